@@ -82,11 +82,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What an engine needs to make one sample. `token_ids` is the whole rendered prompt."""
+    """What an engine needs to make one sample. `token_ids` is the whole rendered prompt.
+
+    `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample.
+    """
 
     ordinal: int
     token_ids: Sequence[int]
     seed: int
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

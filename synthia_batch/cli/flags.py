@@ -1,0 +1,144 @@
+"""The flags that say a job: shared by every command that takes one."""
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from synthia_batch.job.layers import Layer
+
+_JOB_FILE_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(kw_only=True)
+class JobFlags:
+    """What was said on the command line. None or empty: nothing was."""
+
+    source: Annotated[Path | None, typer.Argument(metavar="INPUT|JOB.yaml", help="JSONL, Parquet or a job file.")] = None
+    job: Annotated[Path | None, typer.Option("--job", "-j", help="A job file, with INPUT or without.")] = None
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory. [outputs/NAME-FINGERPRINT]")] = None
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Directory, Hub name, or demo. [demo]")] = None
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None
+    preset: Annotated[str | None, typer.Option(help="What a model card recommends, such as synthia-7b.")] = None
+    system: Annotated[
+        list[str] | None, typer.Option("--system", "-s", help="System message: NAME|@FILE|TEXT. Repeatable. [synthia]")
+    ] = None
+    prompt_column: Annotated[str | None, typer.Option(help="[prompt, question, instruction, input or text]")] = None
+    messages_column: Annotated[str | None, typer.Option(help="Conversations in OpenAI's shape. [messages]")] = None
+    system_column: Annotated[str | None, typer.Option(help="Take each row's system message from here.")] = None
+    id_column: Annotated[str | None, typer.Option(help="[a hash of the row's content]")] = None
+    keep_columns: Annotated[str | None, typer.Option(help="Input columns for the output: a,b,c")] = None
+    num_samples: Annotated[int | None, typer.Option("--num-samples", "-n", help="Per row and system message. [1]")] = None
+    temperature: Annotated[float | None, typer.Option(help="[0.75]")] = None
+    top_p: Annotated[float | None, typer.Option(help="[1.0]")] = None
+    top_k: Annotated[int | None, typer.Option(help="0 takes every token. [50]")] = None
+    max_tokens: Annotated[int | None, typer.Option(help="New tokens per sample. [1024]")] = None
+    stop: Annotated[list[str] | None, typer.Option(help="Ends an answer. Repeatable.")] = None
+    seed: Annotated[int | None, typer.Option(help="[0]")] = None
+    limit: Annotated[int | None, typer.Option(help="Take the first rows only.")] = None
+    workers: Annotated[int | None, typer.Option(help="Engines. [one per GPU group, or per core]")] = None
+    tensor_parallel_size: Annotated[int | None, typer.Option(help="GPUs that share an engine's layers. [1]")] = None
+    pipeline_parallel_size: Annotated[int | None, typer.Option(help="GPUs that take turns of an engine. [1]")] = None
+    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster. [a Ray of its own]")] = None
+    pool: Annotated[str | None, typer.Option(help="ray or local. [ray]")] = None
+    engine: Annotated[str | None, typer.Option(help="vllm or scripted. [vllm]")] = None
+    determinism: Annotated[str | None, typer.Option(help="strict or fast. [strict]")] = None
+    max_failures: Annotated[int | None, typer.Option(help="More failed samples end with exit code 3.")] = None
+    deadline: Annotated[float | None, typer.Option(help="Drain after so many seconds.")] = None
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of a job file. Repeatable.")
+    ] = None
+
+    def read_layers(self) -> "list[Layer]":
+        """Return the layers of flags, environment and job file, the strongest first."""
+        from synthia_batch.job.dotted import merge_values, nest
+        from synthia_batch.job.layers import Layer, parse_assignment, read_environment, read_job_file
+
+        source, job_file = self._split_source()
+        said: dict[str, Any] = {}
+        for field, key in _KEYS.items():
+            value = source if field == "source" else getattr(self, field)
+            if value is not None and value != []:
+                said = merge_values(said, nest(key, _spell(field, value)))
+        for assignment in self.settings or []:
+            said = merge_values(said, parse_assignment(assignment))
+        layers = [Layer(origin="flag", values=said), read_environment(os.environ)]
+        return [*layers, read_job_file(job_file)] if job_file else layers
+
+    def _split_source(self) -> tuple[Path | None, Path | None]:
+        if self.source is not None and self.source.suffix.lower() in _JOB_FILE_SUFFIXES:
+            if self.job is not None:
+                raise typer.BadParameter(f"two job files: {self.source} and {self.job}; name one")
+            return None, self.source
+        return self.source, self.job
+
+
+_KEYS = {
+    "source": "input.path",
+    "output": "output",
+    "model": "model.name",
+    "revision": "model.revision",
+    "preset": "preset",
+    "system": "system",
+    "prompt_column": "input.prompt_column",
+    "messages_column": "input.messages_column",
+    "system_column": "input.system_column",
+    "id_column": "input.id_column",
+    "keep_columns": "input.keep_columns",
+    "num_samples": "num_samples",
+    "temperature": "sampling.temperature",
+    "top_p": "sampling.top_p",
+    "top_k": "sampling.top_k",
+    "max_tokens": "sampling.max_tokens",
+    "stop": "sampling.stop",
+    "seed": "seed",
+    "limit": "input.limit",
+    "workers": "pool.workers",
+    "tensor_parallel_size": "pool.tensor_parallel_size",
+    "pipeline_parallel_size": "pool.pipeline_parallel_size",
+    "ray_address": "pool.ray_address",
+    "pool": "pool.kind",
+    "engine": "engine.kind",
+    "determinism": "determinism",
+    "max_failures": "max_failures",
+    "deadline": "deadline_seconds",
+}
+"""The key of a job file that each flag says."""
+
+
+def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command`, a function of JobFlags and flags of its own, all the flags of a job."""
+    hints = get_type_hints(JobFlags, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in dataclasses.fields(JobFlags)
+    ]
+    own_hints = get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=own_hints[parameter.name])
+        for parameter in list(inspect.signature(command).parameters.values())[1:]
+    ]
+
+    def with_job_flags(**values: Any) -> None:
+        flags = JobFlags(**{parameter.name: values.pop(parameter.name) for parameter in shared})
+        command(flags, **values)
+
+    with_job_flags.__name__ = command.__name__
+    with_job_flags.__doc__ = command.__doc__
+    with_job_flags.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+    with_job_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in (*shared, *own)}
+    return with_job_flags
+
+
+def _spell(field: str, value: Any) -> Any:
+    if field == "keep_columns":
+        return [name.strip() for name in value.split(",") if name.strip()]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,50 @@
+"""`synthia-batch plan` and `validate`: what a job would do, without doing it."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from synthia_batch.cli.flags import JobFlags, takes_job_flags
+
+if TYPE_CHECKING:
+    from synthia_batch.forecast import Forecast
+
+
+@takes_job_flags
+def plan(flags: JobFlags, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
+    """Show what a job would run, where each of its values came from, and its prompts' token counts."""
+    print_plan(flags, as_json)
+
+
+@takes_job_flags
+def validate(flags: JobFlags) -> None:
+    """Check a job and every row of its input; list the faults."""
+    from synthia_batch.display import Display
+    from synthia_batch.forecast import check_input
+    from synthia_batch.resolve import resolve_job
+
+    job = resolve_job(flags.read_layers(), Display().say)
+    rows = check_input(job)
+    print(f"{job.input_path}: {rows} rows, no faults")
+
+
+def print_plan(flags: JobFlags, as_json: bool) -> None:
+    """Print the forecast of the job that `flags` say."""
+    from synthia_batch.display import Display
+    from synthia_batch.forecast import forecast_job
+    from synthia_batch.resolve import resolve_job
+
+    job = resolve_job(flags.read_layers(), Display().say)
+    forecast = forecast_job(job)
+    print(json.dumps(forecast.to_dict(), indent=2, ensure_ascii=False) if as_json else _describe(forecast))
+
+
+def _describe(forecast: "Forecast") -> str:
+    values: dict[str, Any] = forecast.to_dict()
+    settings, tokens = values.pop("settings"), values.pop("prompt_tokens")
+    width = max(len(key) for key in settings)
+    lines = [f"{key:<{width}}  {entry['value']!s}  ({entry['origin']})" for key, entry in settings.items()]
+    lines += ["", *(f"{key.replace('_', ' ')}: {value}" for key, value in values.items())]
+    lines.append("prompt tokens: " + ", ".join(f"{name} {count}" for name, count in tokens.items()))
+    return "\n".join(lines)

@@ -1,0 +1,160 @@
+"""Digests of files and values, and a cache that spares reading the same large file again."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from synthia_batch.errors import IntegrityError, UsageError
+
+SETTLE_SECONDS = 2.0
+"""A file modified this recently may change again within its time stamp's resolution."""
+MAX_ENTRIES = 4096
+"""Files remembered; an entry is some 200 bytes. The oldest ones go first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileStamp:
+    """What changes when a file's content does, short of a clock that was turned back."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def read_stamp(path: Path) -> FileStamp:
+    """Return the stamp of the file at `path`. Raises OSError."""
+    return _make_stamp(path.stat())
+
+
+class DigestCache:
+    """Digests of files by real path and stamp, one small file each, in a directory.
+
+    Safe with any number of processes: an entry appears whole or not at all. It is only a cache:
+    an entry that cannot be read or written is one that is not there.
+    """
+
+    def __init__(self, directory: Path, *, read_clock: Callable[[], float] = time.time) -> None:
+        self._directory = directory
+        self._read_clock = read_clock
+
+    def find(self, path: Path, stamp: FileStamp) -> str | None:
+        """Return the digest known for `path` as `stamp` describes it, or None."""
+        if not self._is_settled(stamp):
+            return None
+        try:
+            entry = json.loads(self._entry_path(path).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        if not isinstance(entry, dict) or entry.get("key") != _make_key(path, stamp):
+            return None
+        digest = entry.get("digest")
+        return digest if _is_digest(digest) else None
+
+    def remember(self, path: Path, stamp: FileStamp, digest: str) -> None:
+        """Keep the digest of `path` as `stamp` describes it, unless the file is too fresh to trust."""
+        if not self._is_settled(stamp):
+            return
+        entry = canonical_json({"key": _make_key(path, stamp), "digest": digest})
+        with suppress(OSError):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            _replace_file(self._entry_path(path), entry)
+            self._drop_oldest()
+
+    def _is_settled(self, stamp: FileStamp) -> bool:
+        changed = max(stamp.mtime_ns, stamp.ctime_ns) / 1e9
+        return self._read_clock() - changed > SETTLE_SECONDS
+
+    def _entry_path(self, path: Path) -> Path:
+        name = blake3(os.fsencode(os.path.realpath(path))).hexdigest(length=16)
+        return self._directory / f"{name}.json"
+
+    def _drop_oldest(self) -> None:
+        with os.scandir(self._directory) as entries:
+            paths = [(entry.stat().st_mtime_ns, entry.path) for entry in entries]
+        for _, path in sorted(paths)[: max(0, len(paths) - MAX_ENTRIES)]:
+            Path(path).unlink(missing_ok=True)
+
+
+def open_digest_cache(environment: Mapping[str, str]) -> DigestCache:
+    """Return the user's cache: synthia-batch/digests under XDG_CACHE_HOME, or under ~/.cache."""
+    home = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return DigestCache(Path(home) / "synthia-batch" / "digests")
+
+
+def digest_file(path: Path, cache: DigestCache | None = None) -> str:
+    """Return the BLAKE3 digest of a file's content, 64 hex digits, from the cache where it is known.
+
+    Raises:
+        UsageError: The file cannot be read.
+        IntegrityError: The file changed while it was read.
+    """
+    try:
+        stamp = read_stamp(path)
+        known = cache.find(path, stamp) if cache else None
+        if known is not None:
+            return known
+        digest = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+        unchanged = read_stamp(path) == stamp
+    except OSError as exc:
+        raise UsageError(f"{path}: cannot be read: {exc.strerror}; name a file that can") from exc
+    if not unchanged:
+        raise IntegrityError(f"{path}: changed while it was read; run again once it is complete")
+    if cache:
+        cache.remember(path, stamp, digest)
+    return digest
+
+
+def digest_json(value: Any) -> str:
+    """Return the BLAKE3 digest of the canonical JSON of `value`, 64 hex digits."""
+    return blake3(canonical_json(value)).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one JSON text of `value`: keys sorted, no spaces, UTF-8 unescaped.
+
+    Raises:
+        ValueError: The value holds a NaN, an infinity or a lone surrogate.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def _make_stamp(status: os.stat_result) -> FileStamp:
+    return FileStamp(
+        device=status.st_dev,
+        inode=status.st_ino,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+    )
+
+
+def _make_key(path: Path, stamp: FileStamp) -> list[str | int]:
+    # As fsencoded hex where the path is not UTF-8: an entry must be valid JSON whatever its name.
+    real = os.fsencode(os.path.realpath(path)).hex()
+    return [real, stamp.device, stamp.inode, stamp.size, stamp.mtime_ns, stamp.ctime_ns]
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise

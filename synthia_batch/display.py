@@ -1,0 +1,114 @@
+"""What a person sees while a job runs: a bar on a terminal, a line now and then elsewhere. Always on stderr."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TextIO
+
+from tqdm import tqdm
+
+LINE_SECONDS = 30.0
+"""Between two lines where stderr is not a terminal."""
+_RATE_SECONDS = 60.0
+"""The current rate is that of the last minute."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How far a job is. `tokens` counts those generated since this attempt began."""
+
+    ended: int
+    total: int
+    failed: int
+    tokens: int
+    workers: int
+
+
+class Display:
+    """Shows the standing of one job and prints messages between."""
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Write to `stream`, stderr if None. `quiet` leaves only messages, `verbose` adds details."""
+        self._stream = stream or sys.stderr
+        self._quiet = quiet
+        self._verbose = verbose
+        self._clock = clock
+        self._bar: tqdm[None] | None = None
+        self._history: list[tuple[float, Standing]] = []
+        self._last_line = clock()
+
+    def say(self, text: str) -> None:
+        """Print one message, above the bar where there is one."""
+        tqdm.write(text, file=self._stream)
+        self._stream.flush()
+
+    def detail(self, text: str) -> None:
+        """Print one message where details are wanted."""
+        if self._verbose:
+            self.say(text)
+
+    def show(self, standing: Standing) -> None:
+        """Show `standing`; called often, draws rarely."""
+        now = self._clock()
+        self._remember(now, standing)
+        if self._quiet:
+            return
+        if self._stream.isatty():
+            self._draw(standing)
+        elif now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            self.say(self._describe(standing))
+
+    def close(self) -> None:
+        """Leave the bar as it stands and end its line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _draw(self, standing: Standing) -> None:
+        if self._bar is None:
+            self._bar = tqdm(
+                total=standing.total,
+                initial=standing.ended,
+                unit="sample",
+                file=self._stream,
+                dynamic_ncols=True,
+                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+            )
+        self._bar.set_postfix_str(self._describe_rates(standing), refresh=False)
+        self._bar.update(standing.ended - self._bar.n)
+
+    def _describe(self, standing: Standing) -> str:
+        share = 100 * standing.ended / standing.total
+        return f"{standing.ended}/{standing.total} samples ({share:.0f}%), {self._describe_rates(standing)}"
+
+    def _describe_rates(self, standing: Standing) -> str:
+        first_time, first = self._history[0]
+        seconds = self._history[-1][0] - first_time
+        tokens = (standing.tokens - first.tokens) / seconds if seconds > 0 else 0.0
+        samples = (standing.ended - first.ended) / seconds if seconds > 0 else 0.0
+        left = f"{format_seconds((standing.total - standing.ended) / samples)} left" if samples else "? left"
+        return f"{tokens:.0f} tokens/s, {standing.failed} failed, {left}, {standing.workers} workers"
+
+    def _remember(self, now: float, standing: Standing) -> None:
+        if self._history and now - self._history[-1][0] < 0.5:
+            return
+        self._history.append((now, standing))
+        while len(self._history) > 2 and now - self._history[1][0] > _RATE_SECONDS:
+            self._history.pop(0)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return `seconds` as a person says it: 42 s, 3 min, 2 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

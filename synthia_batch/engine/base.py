@@ -1,0 +1,65 @@
+"""What a worker expects of an engine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from synthia_batch.engine.environment import prepare_environment
+from synthia_batch.engine.seat import Seat
+from synthia_batch.job.resolved import EngineSpec
+from synthia_batch.rows import Outcome, Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What an engine says of itself once it is loaded.
+
+    `capacity` is the number of requests that keep it busy: its batch, and enough more that a
+    finished one is replaced without a round trip. `device` is the hardware's own name.
+    """
+
+    engine: str
+    version: str
+    device: str
+    capacity: int
+    max_model_len: int
+
+
+class Engine(Protocol):
+    """A loaded model. Driven by one thread."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What the engine says of itself."""
+
+    def add(self, request: Request) -> None:
+        """Queue one request.
+
+        Raises:
+            SampleRefused: The engine will not take this prompt. Any other error is the engine's
+                own and ends its worker.
+        """
+
+    def step(self) -> Sequence[Outcome]:
+        """Advance every running request and return those that ended. Blocks for one step."""
+
+    def abort(self) -> None:
+        """Drop every request that has not ended. They yield no outcome."""
+
+    def close(self) -> None:
+        """Give back the device. The engine is not used afterwards."""
+
+
+def load_engine(spec: EngineSpec, seat: Seat) -> Engine:
+    """Return the engine that `spec` describes, loaded: seconds for a small model, minutes for a large.
+
+    Call it in the thread that will own the engine's memory, before anything has imported vllm.
+    """
+    if spec.kind == "scripted":
+        from synthia_batch.engine.scripted_engine import ScriptedEngine
+
+        return ScriptedEngine(spec)
+    prepare_environment(spec, seat)
+    from synthia_batch.engine.vllm_engine import VllmEngine
+
+    return VllmEngine(spec, seat)

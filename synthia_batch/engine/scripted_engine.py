@@ -1,0 +1,170 @@
+"""A deterministic engine without weights, for rehearsing a job and for testing faults.
+
+Its text is a function of the prompt's token ids and the seed alone, so a run on it can be killed,
+resumed and compared byte for byte in seconds.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from blake3 import blake3
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from synthia_batch.engine.base import EngineFacts
+from synthia_batch.errors import SampleRefused, UsageError
+from synthia_batch.job.resolved import EngineSpec
+from synthia_batch.rows import Failed, Finished, Outcome, Request
+
+VERSION = "1"
+"""Changes with the text that a prompt and a seed give."""
+MAX_WORDS = 24
+_WORDS = tuple(
+    first + last
+    for first in ("ba", "ce", "di", "fo", "gu", "ha", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu", "va", "we")
+    for last in ("l", "n", "r", "s", "m", "t", "la", "ne", "ri", "so", "mu", "ta", "lin", "nor", "ras", "tem")
+)
+
+
+class ScriptedOptions(BaseModel):
+    """The settings of the scripted engine: `--set engine.latency_ms=20`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    latency_ms: Annotated[float, Field(ge=0)] = 0.0
+    """From a request's start to its end."""
+    max_num_seqs: Annotated[int, Field(ge=1)] = 64
+    """Requests that run at the same time."""
+    call_log: Path | None = None
+    """Gets one line per generation, the sample's ordinal, written as the generation ends."""
+    fail_every: Annotated[int, Field(ge=1)] | None = None
+    """Fails each sample whose ordinal is a multiple of this, with the code `scripted_failure`."""
+    crash_on: str | None = None
+    """Ends the engine's whole process, as a segmentation fault would, at a prompt with this text."""
+    hang_on: str | None = None
+    """Never returns from a step that runs a prompt with this text."""
+    load_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long loading takes."""
+
+
+OPTIONS_OF_TEXT = ("fail_every",)
+"""The options that change what is written, and so belong to the job's identity."""
+
+
+def parse_options(settings: Mapping[str, Any]) -> ScriptedOptions:
+    """Return the options that `settings` give.
+
+    Raises:
+        UsageError: A setting is unknown or has a value that does not fit.
+    """
+    try:
+        return ScriptedOptions.model_validate(dict(settings))
+    except ValidationError as exc:
+        faults = "; ".join(f"engine.{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in exc.errors())
+        known = ", ".join(ScriptedOptions.model_fields)
+        raise UsageError(f"the scripted engine's settings: {faults}; it knows {known}") from exc
+
+
+class ScriptedEngine:
+    """Implements `Engine`; see the module."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._options = parse_options(spec.settings)
+        self._max_tokens = spec.sampling.max_tokens
+        self._max_model_len = spec.max_model_len
+        self._waiting: deque[Request] = deque()
+        self._running: deque[tuple[float, Request]] = deque()
+        self._call_log = _open_call_log(self._options.call_log)
+        time.sleep(self._options.load_seconds)
+
+    @property
+    def facts(self) -> EngineFacts:
+        """Capacity is twice the batch: an idle scripted engine would only measure its feed."""
+        return EngineFacts(
+            engine="scripted",
+            version=VERSION,
+            device="none",
+            capacity=2 * self._options.max_num_seqs,
+            max_model_len=self._max_model_len,
+        )
+
+    def add(self, request: Request) -> None:
+        """Queue `request`, refused where its prompt leaves no room for an answer."""
+        if len(request.token_ids) >= self._max_model_len:
+            raise SampleRefused(
+                "prompt_too_long",
+                f"the prompt has {len(request.token_ids)} tokens; max_model_len is {self._max_model_len}",
+            )
+        self._waiting.append(request)
+
+    def step(self) -> Sequence[Outcome]:
+        """Start what there is room for, wait until the first is due, and return all that are due."""
+        while self._waiting and len(self._running) < self._options.max_num_seqs:
+            request = self._waiting.popleft()
+            self._misbehave_on(request)
+            self._running.append((time.monotonic() + self._options.latency_ms / 1000, request))
+        if not self._running:
+            return ()
+        # Equal latencies: the oldest is due first.
+        wait_seconds = self._running[0][0] - time.monotonic()
+        if wait_seconds > 0:
+            time.sleep(wait_seconds)
+        now = time.monotonic()
+        outcomes = []
+        while self._running and self._running[0][0] <= now:
+            outcomes.append(self._generate(self._running.popleft()[1]))
+        return outcomes
+
+    def abort(self) -> None:
+        """Forget every request."""
+        self._waiting.clear()
+        self._running.clear()
+
+    def close(self) -> None:
+        """Close the call log."""
+        if self._call_log is not None:
+            os.close(self._call_log)
+            self._call_log = None
+
+    def _generate(self, request: Request) -> Outcome:
+        if self._call_log is not None and request.ordinal >= 0:
+            # One write on an O_APPEND descriptor: lines of several workers never mix.
+            os.write(self._call_log, b"%d\n" % request.ordinal)
+        if self._options.fail_every and request.ordinal % self._options.fail_every == 0:
+            return Failed(ordinal=request.ordinal, code="scripted_failure", message="failed as scripted")
+        prompt = _encode_ids(request.token_ids)
+        picks = blake3(b"%d\0" % request.seed + prompt).digest(length=MAX_WORDS + 1)
+        room = min(self._max_tokens, self._max_model_len - len(request.token_ids))
+        length = 1 + picks[-1] % MAX_WORDS
+        words = [_WORDS[pick] for pick in picks[: min(length, room)]]
+        return Finished(
+            ordinal=request.ordinal,
+            response=" ".join(words),
+            reasoning=None,
+            finish_reason="stop" if length <= room else "length",
+            prompt_tokens=len(request.token_ids),
+            completion_tokens=len(words),
+        )
+
+    def _misbehave_on(self, request: Request) -> None:
+        if self._options.crash_on is None and self._options.hang_on is None:
+            return
+        prompt = _encode_ids(request.token_ids)
+        if self._options.crash_on and self._options.crash_on.encode() in prompt:
+            os.abort()
+        if self._options.hang_on and self._options.hang_on.encode() in prompt:
+            time.sleep(10**9)
+
+
+def _encode_ids(token_ids: Sequence[int]) -> bytes:
+    """Return the ids as bytes: themselves where they are UTF-8 bytes, decimal text otherwise."""
+    return token_ids if isinstance(token_ids, bytes) else b" ".join(b"%d" % token for token in token_ids)
+
+
+def _open_call_log(path: Path | None) -> int | None:
+    if path is None:
+        return None
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)

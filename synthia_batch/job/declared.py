@@ -1,0 +1,139 @@
+"""What a user may say about a job: the shape of a job file, of `--set` keys and of the Python API.
+
+Everything is optional but the input. What is left unsaid is filled, in this order, from the
+preset, the model's generation_config and the defaults below; see `layers`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Determinism = Literal["strict", "fast"]
+EngineKind = Literal["vllm", "scripted"]
+PoolKind = Literal["ray", "local"]
+PromptFormat = Literal["auto", "chat", "synthia"]
+
+
+class Section(BaseModel):
+    """A part of a job file. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Input(Section):
+    """Where the rows come from, and which of them."""
+
+    path: Path
+    """JSONL or Parquet. In a job file, relative to the job file."""
+    prompt_column: str | None = None
+    """Default: the first of prompt, question, instruction, input, text that there is."""
+    messages_column: str | None = None
+    """A column of conversations in OpenAI's shape. Default: `messages`, where there is one."""
+    system_column: str | None = None
+    """Takes each row's system message from this column, instead of `system`."""
+    id_column: str | None = None
+    """Default: a hash of the row's content and an occurrence number."""
+    keep_columns: tuple[str, ...] = ()
+    """Input columns to carry into the output."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Take the first `limit` rows only."""
+
+
+class Model(Section):
+    """What answers."""
+
+    name: str = "demo"
+    """A directory, a name on the Hugging Face Hub, or `demo` for the embedded model."""
+    revision: str | None = None
+    """A branch, tag or commit on the Hub."""
+    trust_remote_code: bool = False
+    dtype: str = "auto"
+    quantization: str | None = None
+    max_model_len: Annotated[int, Field(ge=16)] | None = None
+    """Tokens of prompt and answer together. Default: what the model was trained for."""
+
+
+class Sampling(Section):
+    """How tokens are drawn. The defaults are those of the Synthia model cards."""
+
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.75
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 50
+    """0 considers every token."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    max_tokens: Annotated[int, Field(ge=1)] = 1024
+    """New tokens per sample; fewer where prompt and answer would exceed max_model_len."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer and are not part of it."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _accept_one_string(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class Engine(Section):
+    """What makes text from token ids. Any further key is a setting of that engine.
+
+    vllm: the fields of vLLM's EngineArgs. scripted: see `engine.scripted_engine.ScriptedOptions`.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: EngineKind = "vllm"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is what the installed build of vLLM is for."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The engine's own settings, by name."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Pool(Section):
+    """Where the engines live."""
+
+    kind: PoolKind = "ray"
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Engines. Default: one per GPU group, or one per CPU core where there is no GPU."""
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    pipeline_parallel_size: Annotated[int, Field(ge=1)] = 1
+    ray_address: str | None = None
+    """A running Ray cluster. Default: a Ray of the job's own, gone when the job is."""
+
+
+class Job(Section):
+    """One job. `Job(input={"path": "questions.parquet"})` is the smallest."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run directory. Default: the input's file name without its suffix."""
+    input: Input
+    model: Model = Model()
+    preset: str | None = None
+    system: tuple[str, ...] = ("synthia",)
+    """NAME of the library, @FILE or TEXT; each row is made once per system message."""
+    prompt_format: PromptFormat = "auto"
+    """`chat` is the model's own template, `synthia` the cards' SYSTEM:/USER:/ASSISTANT: format.
+    `auto` takes the template where the model has one."""
+    num_samples: Annotated[int, Field(ge=1)] = 1
+    """Samples per row and system message."""
+    sampling: Sampling = Sampling()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    determinism: Determinism = "strict"
+    engine: Engine = Engine()
+    pool: Pool = Pool()
+    output: Path | None = None
+    """The run directory. Default: outputs/NAME-FINGERPRINT."""
+    max_failures: Annotated[int, Field(ge=0)] | None = None
+    """More failed samples than this end the job with exit code 3. Default: no limit."""
+    deadline_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Drain after this long, to be resumed later."""
+
+    @field_validator("system", mode="before")
+    @classmethod
+    def _accept_one_system_message(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value

@@ -1,0 +1,110 @@
+"""A job with no maybes: what the plan, the engines and the store work from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from synthia_batch.job.declared import Determinism, EngineKind, Job, PoolKind, Sampling
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """A model that is there. `name` goes into the output's model column.
+
+    `path` is its directory on this machine; a worker on another node that has no such directory
+    falls back on `repo_id` at `revision`. The scripted engine has neither.
+    """
+
+    name: str
+    path: Path | None
+    repo_id: str | None
+    revision: str | None
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """All that a worker needs to make its engine. `settings` are the engine's own, by name."""
+
+    kind: EngineKind
+    model: ModelRef
+    device: Device
+    dtype: str
+    quantization: str | None
+    max_model_len: int
+    sampling: Sampling
+    determinism: Determinism
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec:
+    """Where the engines live. `workers` is None where the pool counts what there is."""
+
+    kind: PoolKind
+    workers: int | None
+    ray_address: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemText:
+    """A system message by name. `text` is empty where there is none."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSpec:
+    """What decides, with the rows, which samples there are and their seeds.
+
+    A row's own system message stays in place unless `replace_own_system`. With `system_column`,
+    `systems` holds one entry of that name and the text comes from each row.
+    """
+
+    systems: tuple[SystemText, ...]
+    system_column: str | None
+    replace_own_system: bool
+    num_samples: int
+    seed: int
+
+    @property
+    def samples_per_row(self) -> int:
+        """Samples made of each row."""
+        return len(self.systems) * self.num_samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSpec:
+    """How conversations are written. `tokenizer` is None for engines that read bytes."""
+
+    format: Literal["chat", "synthia", "plain"]
+    template: str | None
+    special_tokens: Mapping[str, str]
+    tokenizer: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedJob:
+    """A job with every value found, and the identity that those values make.
+
+    `origins` tells for each dotted key of the job file where its value came from.
+    """
+
+    name: str
+    declared: Job
+    input_path: Path
+    output: Path
+    model: ModelRef
+    plan: PlanSpec
+    prompt: PromptSpec
+    engine: EngineSpec
+    pool: PoolSpec
+    identity: Mapping[str, Any]
+    fingerprint: str
+    origins: Mapping[str, str]

@@ -1,0 +1,150 @@
+"""The store's side of a run: takes ended samples in, and turns full shards into parts."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from synthia_batch.assemble import Assembler
+from synthia_batch.rows import Failed, Outcome, Shard
+from synthia_batch.store.attempt import Attempt
+from synthia_batch.store.events import EventLog
+from synthia_batch.store.intents import Intents
+from synthia_batch.store.journal import Journal, replay
+from synthia_batch.store.manifest import ManifestPart
+from synthia_batch.store.publish import publish_shard
+from synthia_batch.store.recovery import ShardState, Unfinished
+from synthia_batch.store.run_dir import RunDir
+
+
+@dataclass(slots=True)
+class _OpenShard:
+    """A shard with samples still to come. `ended` counts those that are in its journal."""
+
+    shard: Shard
+    journal: Journal
+    ended: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Keeper:
+    """Records samples in their shards' journals and publishes each shard as it fills.
+
+    `states` says for every shard, in order, what earlier attempts left. Memory is bounded: of a
+    sample that is recorded nothing stays here.
+    """
+
+    run_dir: RunDir
+    shards: Sequence[Shard]
+    states: Sequence[ShardState]
+    attempt: Attempt
+    intents: Intents
+    events: EventLog
+    assembler: Assembler
+    clock: Callable[[], float] = time.monotonic
+    finished: int = 0
+    failed: int = 0
+    _open: dict[int, _OpenShard] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Count what earlier attempts have ended."""
+        self.finished = sum(state.finished for state in self.states)
+        self.failed = sum(state.failed for state in self.states)
+
+    @property
+    def samples(self) -> int:
+        """The number of samples of the job."""
+        return self.shards[-1].stop
+
+    @property
+    def unfinished(self) -> Iterator[Unfinished]:
+        """The shards that lack samples or their publication, in order."""
+        return (state for state in self.states if isinstance(state, Unfinished))
+
+    def list_ended(self, shard: Shard) -> set[int]:
+        """Return the ordinals of `shard` that need not be made again; opens its journal."""
+        return set(self._open_shard(shard).journal.replayed.outcomes)
+
+    def publish_filled(self) -> None:
+        """Publish the shards that earlier attempts filled and did not come to publish."""
+        for state in self.unfinished:
+            if state.finished + state.failed == state.shard.samples:
+                self._publish(self._open_shard(state.shard))
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Make these samples finished: once this returns, no later attempt makes them again."""
+        size = self.shards[0].samples  # All shards but the last are of one size.
+        by_shard: dict[int, list[Outcome]] = {}
+        for outcome in outcomes:
+            by_shard.setdefault(outcome.ordinal // size, []).append(self.assembler.read_answer(outcome))
+        for number, group in by_shard.items():
+            current = self._open_shard(self.shards[number])
+            current.journal.append(group)
+            current.ended += len(group)
+            failed = sum(isinstance(outcome, Failed) for outcome in group)
+            self.failed += failed
+            self.finished += len(group) - failed
+            current.journal.sync_if_due(self.clock())
+            if current.ended == current.shard.samples:
+                self._publish(current)
+
+    def list_parts(self) -> tuple[ManifestPart, ...]:
+        """Return every part that is published, in the order of shards, data before failed."""
+        root = self.run_dir.root
+        paths_and_entries = (
+            pair
+            for shard in self.shards
+            if (intent := self.intents.latest.get(shard.number)) is not None
+            for pair in (
+                (self.run_dir.data_part(shard), intent.data),
+                (self.run_dir.failed_part(shard), intent.failed),
+            )
+        )
+        return tuple(
+            ManifestPart(path=path.relative_to(root).as_posix(), **dataclasses.asdict(entry))
+            for path, entry in paths_and_entries
+            if entry is not None
+        )
+
+    def tick(self) -> None:
+        """Sync what has waited long enough."""
+        for current in self._open.values():
+            current.journal.sync_if_due(self.clock())
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """Add to the run's history."""
+        self.events.append(kind, **fields)
+
+    def close(self) -> None:
+        """Sync and let go of every journal and of the ledger."""
+        for current in self._open.values():
+            current.journal.sync()
+            current.journal.close()
+        self._open.clear()
+        self.intents.close()
+
+    def _open_shard(self, shard: Shard) -> _OpenShard:
+        current = self._open.get(shard.number)
+        if current is None:
+            journal = Journal.open(self.run_dir.journal(shard), shard, self.attempt)
+            current = _OpenShard(shard, journal, len(journal.replayed.outcomes))
+            self._open[shard.number] = current
+        return current
+
+    def _publish(self, current: _OpenShard) -> None:
+        # From the journal, not from memory: a resumed run then writes its parts on the same path
+        # as an undisturbed one, and memory does not grow with the shard.
+        current.journal.sync()
+        outcomes = replay(current.journal.path, current.shard, self.attempt)
+        encoded = self.assembler.encode(current.shard, outcomes)
+        intent = publish_shard(self.run_dir, encoded, current.journal, self.intents)
+        del self._open[current.shard.number]
+        self.note(
+            "shard_published",
+            shard=current.shard.number,
+            finished=intent.data.rows if intent.data else 0,
+            failed=intent.failed.rows if intent.failed else 0,
+        )
+
+

@@ -1,0 +1,1 @@
+"""Models that the package can make by itself."""

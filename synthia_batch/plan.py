@@ -1,0 +1,84 @@
+"""From rows to samples and shards: pure functions of the job and the rows.
+
+Nothing here knows workers, time or files, so the plan of a job is the same wherever and however
+often it is made.
+"""
+
+from collections.abc import Iterator
+
+from blake3 import blake3
+
+from synthia_batch.job.resolved import PlanSpec, SystemText
+from synthia_batch.rows import Message, Row, Sample, Shard
+
+ROWS_STEP = 1000
+"""Shards of more than one are whole multiples of this many rows; sources keep a checkpoint for each."""
+MAX_SHARDS = 1000
+"""Beyond this, shards grow instead of becoming more: file systems and readers prefer it."""
+ROW_SYSTEM = "row"
+"""The name of a system message that the row brought with it."""
+
+
+def plan_shards(rows: int, samples_per_row: int) -> tuple[Shard, ...]:
+    """Return the shards of `rows` rows, in order.
+
+    A shard has at least 1,000 rows' worth of samples, in multiples of 1,000 rows; there are at
+    most 1,000 shards.
+
+    Raises:
+        ValueError: There are no rows.
+    """
+    if rows < 1:
+        raise ValueError("a plan needs at least one row")
+    steps = -(-rows // ROWS_STEP)
+    rows_per_shard = -(-steps // MAX_SHARDS) * ROWS_STEP
+    starts = range(0, rows, rows_per_shard)
+    return tuple(
+        _make_shard(number, len(starts), start, min(start + rows_per_shard, rows), samples_per_row)
+        for number, start in enumerate(starts)
+    )
+
+
+def make_samples(row: Row, spec: PlanSpec) -> Iterator[Sample]:
+    """Yield the samples of `row` in the order of their ordinals: by system message, then by index."""
+    ordinal = row.index * spec.samples_per_row
+    for system in spec.systems:
+        name, messages = _apply_system(row, system, spec)
+        for index in range(spec.num_samples):
+            yield Sample(
+                ordinal=ordinal,
+                row=row,
+                system=name,
+                messages=messages,
+                index=index,
+                seed=derive_seed(spec.seed, row.id, name, index),
+            )
+            ordinal += 1
+
+
+def derive_seed(job_seed: int, row_id: str, system: str, index: int) -> int:
+    """Return the 63-bit seed of a sample: a hash of what it is, never of when or where it is made."""
+    # A length before the id keeps "a" + "b..." and "ab" + "..." apart whatever the ids hold.
+    identifier = row_id.encode()
+    text = b"%d\0%d\0%s\0%s\0%d" % (job_seed, len(identifier), identifier, system.encode(), index)
+    return int.from_bytes(blake3(text).digest(length=8), "big") >> 1
+
+
+def _make_shard(number: int, count: int, first_row: int, stop_row: int, samples_per_row: int) -> Shard:
+    return Shard(
+        number=number,
+        count=count,
+        first_row=first_row,
+        stop_row=stop_row,
+        first=first_row * samples_per_row,
+        stop=stop_row * samples_per_row,
+    )
+
+
+def _apply_system(row: Row, system: SystemText, spec: PlanSpec) -> tuple[str, tuple[Message, ...]]:
+    own = row.messages[0].role == "system"
+    if own and not spec.replace_own_system:
+        return ROW_SYSTEM, row.messages
+    turns = row.messages[1:] if own else row.messages
+    text = (row.system or "") if spec.system_column else system.text
+    return system.name, (Message("system", text), *turns) if text else turns

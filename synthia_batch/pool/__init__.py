@@ -1,0 +1,17 @@
+"""Pools hold the workers. `base` is the contract, `ray_pool` and `local_pool` keep it."""
+
+from collections.abc import Callable
+
+from synthia_batch.job.resolved import PoolSpec
+from synthia_batch.pool.base import Pool, Staffing
+
+
+def open_pool(spec: PoolSpec, staffing: Staffing, say: Callable[[str], None]) -> Pool:
+    """Return the pool that `spec` names, not started. `say` gets what a person should know."""
+    if spec.kind == "local":
+        from synthia_batch.pool.local_pool import LocalPool
+
+        return LocalPool(spec, staffing)
+    from synthia_batch.pool.ray_pool import RayPool
+
+    return RayPool(spec, staffing, say)

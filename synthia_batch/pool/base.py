@@ -1,0 +1,94 @@
+"""What the driver expects of a pool, and the messages that it gets from one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from synthia_batch.engine.base import EngineFacts
+from synthia_batch.job.resolved import EngineSpec
+from synthia_batch.rows import Outcome, Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staffing:
+    """What every worker of a pool is made from.
+
+    `canaries` are asked at each worker's start; none in fast determinism. `log_path` gives the
+    file of worker `index` on the driver's machine.
+    """
+
+    engine: EngineSpec
+    canaries: tuple[Request, ...]
+    log_path: Callable[[int], Path]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReady:
+    """A worker has loaded its engine. `canary` is the digest of its canary answers, if asked."""
+
+    worker: int
+    epoch: int
+    facts: EngineFacts
+    canary: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplesEnded:
+    """A worker hands over samples that ended, finished or failed."""
+
+    worker: int
+    epoch: int
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLost:
+    """A worker is gone, with everything it had not handed over.
+
+    `refused` says that its start can never succeed, as with a wrong setting or a broken canary:
+    no use in starting another.
+    """
+
+    worker: int
+    epoch: int
+    reason: str
+    refused: Exception | None = None
+
+
+PoolEvent = WorkerReady | SamplesEnded | WorkerLost
+
+
+class Pool(Protocol):
+    """The workers of a job. Called by one thread.
+
+    Each start of a worker has an epoch of its own, counted up over the pool. A message of an
+    epoch that was reported lost may still arrive; whoever reads it must drop it.
+    """
+
+    @property
+    def size(self) -> int:
+        """The number of workers that the pool starts with."""
+
+    def start(self) -> None:
+        """Begin to start every worker; each reports as WorkerReady or WorkerLost.
+
+        Raises:
+            PoolFailed: There is nothing to run workers on.
+            UsageError: The settings ask for what the pool cannot give.
+        """
+
+    def restart(self, worker: int) -> None:
+        """Begin to start the lost `worker` again, under a new epoch."""
+
+    def feed(self, worker: int, requests: Sequence[Request]) -> None:
+        """Send `requests` to a worker that is ready. Does not wait."""
+
+    def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
+        """Return what has happened, waiting up to `timeout_seconds` where nothing has."""
+
+    def abort(self) -> None:
+        """Have every worker drop what it has not ended."""
+
+    def stop(self) -> None:
+        """End every worker and give back the devices. May be called at any time, also twice."""

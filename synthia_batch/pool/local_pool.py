@@ -1,0 +1,96 @@
+"""Workers as threads of this process: no Ray, for scripted engines or a single vLLM."""
+
+import contextlib
+import itertools
+import queue
+import threading
+import traceback
+from collections.abc import Sequence
+
+from synthia_batch.canary import ask_canaries
+from synthia_batch.engine.base import load_engine
+from synthia_batch.engine.seat import Seat
+from synthia_batch.errors import SynthiaBatchError, UsageError
+from synthia_batch.job.resolved import PoolSpec
+from synthia_batch.pool.base import PoolEvent, SamplesEnded, Staffing, WorkerLost, WorkerReady
+from synthia_batch.rows import Request
+from synthia_batch.worker import Worker
+
+_COLLECT_SECONDS = 0.5
+_STOP_SECONDS = 30.0
+
+
+class LocalPool:
+    """Implements `Pool`; see the module. Each worker has a thread that collects from it."""
+
+    def __init__(self, spec: PoolSpec, staffing: Staffing) -> None:
+        self._size = spec.workers or 1
+        self._staffing = staffing
+        self._events: queue.SimpleQueue[PoolEvent] = queue.SimpleQueue()
+        self._workers: dict[int, Worker] = {}
+        self._epochs = itertools.count(1)
+        self._stopping = threading.Event()
+
+    @property
+    def size(self) -> int:
+        """The number of threads."""
+        return self._size
+
+    def start(self) -> None:
+        """Start a thread for each worker."""
+        if self._staffing.engine.kind == "vllm" and self._size > 1:
+            raise UsageError("--pool local holds one vLLM engine; drop --workers, or use --pool ray")
+        for worker in range(self._size):
+            self.restart(worker)
+
+    def restart(self, worker: int) -> None:
+        """Start a thread for `worker`."""
+        name = f"worker-{worker}"
+        threading.Thread(target=self._run, args=(worker, next(self._epochs)), name=name, daemon=True).start()
+
+    def feed(self, worker: int, requests: Sequence[Request]) -> None:
+        """Put `requests` into the worker's inbox."""
+        self._workers[worker].feed(requests)
+
+    def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
+        """Return everything in the queue, waiting for the first."""
+        events: list[PoolEvent] = []
+        with contextlib.suppress(queue.Empty):
+            events.append(self._events.get(timeout=timeout_seconds))
+            while True:
+                events.append(self._events.get_nowait())
+        return events
+
+    def abort(self) -> None:
+        """Have every worker drop what it has not ended."""
+        for worker in self._workers.values():
+            worker.abort()
+
+    def stop(self) -> None:
+        """End every loop."""
+        self._stopping.set()
+        for worker in self._workers.values():
+            worker.stop(_STOP_SECONDS)
+
+    def _run(self, index: int, epoch: int) -> None:
+        try:
+            worker = self._load(index, epoch)
+            while not self._stopping.is_set():
+                delivery = worker.collect(_COLLECT_SECONDS)
+                if delivery.outcomes:
+                    self._events.put(SamplesEnded(worker=index, epoch=epoch, outcomes=delivery.outcomes))
+                if delivery.error is not None:
+                    self._events.put(WorkerLost(worker=index, epoch=epoch, reason=delivery.error))
+                    return
+        except Exception as exc:
+            refused = exc if isinstance(exc, SynthiaBatchError) else None
+            reason = traceback.format_exc()
+            self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, refused=refused))
+
+    def _load(self, index: int, epoch: int) -> Worker:
+        engine = load_engine(self._staffing.engine, Seat())
+        canary = ask_canaries(engine, self._staffing.canaries) if self._staffing.canaries else None
+        worker = self._workers[index] = Worker(engine)
+        worker.start()
+        self._events.put(WorkerReady(worker=index, epoch=epoch, facts=engine.facts, canary=canary))
+        return worker

@@ -1,0 +1,1 @@
+"""What the model is told: system messages, prompt formats, and their rendering."""

@@ -1,0 +1,116 @@
+"""The library of system messages, and how a user names one.
+
+The texts are data files in library/, beside library.toml, which says where each comes from.
+"""
+
+import difflib
+import re
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from blake3 import blake3
+
+from synthia_batch.errors import UsageError
+
+NO_SYSTEM_MESSAGE = "none"
+LITERAL_PREFIX = "text:"
+
+_SINGLE_WORD = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemMessage:
+    """A system message. `name` goes into the output; an empty `text` means that there is none.
+
+    `source` is the address of the model card for one of the library, the path for one of a file,
+    and empty for literal text.
+    """
+
+    name: str
+    text: str
+    source: str
+
+
+def select_system_message(spec: str, *, folder: Path | None = None) -> SystemMessage:
+    """Return the system message that `NAME`, `@FILE`, `TEXT` or `text:TEXT` means.
+
+    A relative FILE is looked for in `folder`, or in the working directory. One word of letters,
+    digits, `_` and `-` is always a name, so that a slip is not sent to a model as an instruction.
+
+    Raises:
+        UsageError: The name is not in the library, the file cannot be used, or the text is empty.
+    """
+    if spec.startswith("@"):
+        return _read_file(spec[1:], folder or Path())
+    if spec.startswith(LITERAL_PREFIX):
+        return _make_literal(spec.removeprefix(LITERAL_PREFIX))
+    if _SINGLE_WORD.fullmatch(spec):
+        return load_system_message(spec)
+    return _make_literal(spec)
+
+
+def load_system_message(name: str) -> SystemMessage:
+    """Return the system message of the library called `name`.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    cards = _load_index()
+    if name not in cards:
+        raise UsageError(_describe_unknown(name, list(cards)))
+    if name == NO_SYSTEM_MESSAGE:
+        return SystemMessage(name=name, text="", source="")
+    text = _data(f"{name}.txt").removesuffix("\n")
+    return SystemMessage(name=name, text=text, source=cards[name]["url"])
+
+
+def list_system_messages() -> list[SystemMessage]:
+    """Return the whole library, in the order of library.toml."""
+    return [load_system_message(name) for name in _load_index()]
+
+
+def _load_index() -> dict[str, dict[str, str]]:
+    return tomllib.loads(_data("library.toml"))
+
+
+def _data(name: str) -> str:
+    return (resources.files(__package__) / "library" / name).read_text(encoding="utf-8")
+
+
+def _describe_unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), known, n=2)
+    suggestion = f"did you mean {' or '.join(near)}? " if near else ""
+    return (
+        f"no system message is called {name!r}; {suggestion}the library has {', '.join(known)}. "
+        f"For the word itself write {LITERAL_PREFIX}{name}, for a file @{name}.txt"
+    )
+
+
+def _read_file(name: str, folder: Path) -> SystemMessage:
+    path = folder / name
+    try:
+        # utf-8-sig: a byte order mark is the editor's, not the user's.
+        text = path.read_bytes().decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+    except OSError as exc:
+        raise UsageError(f"the system message file {path} cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise UsageError(
+            f"the system message file {path} is not UTF-8 (byte {exc.start}): save it as UTF-8"
+        ) from exc
+    if not text.strip():
+        raise UsageError(f"the system message file {path} is empty; for none at all say {NO_SYSTEM_MESSAGE}")
+    return SystemMessage(name=path.stem, text=text, source=str(path))
+
+
+def _make_literal(text: str) -> SystemMessage:
+    if not text.strip():
+        raise UsageError(f"the system message is empty; for none at all say {NO_SYSTEM_MESSAGE}")
+    try:
+        digest = blake3(text.encode("utf-8")).hexdigest()
+    except UnicodeEncodeError as exc:
+        raise UsageError(
+            f"the system message is not UTF-8 (character {exc.start}): put it in a file, @FILE"
+        ) from exc
+    return SystemMessage(name=f"text-{digest[:8]}", text=text, source="")

@@ -1,0 +1,177 @@
+"""run_job(): the whole flow of a run, top to bottom."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from synthia_batch.canary_record import check_canary, make_canaries
+from synthia_batch.dispatch import Dispatcher
+from synthia_batch.display import Display
+from synthia_batch.drain import DrainReason, DrainRequest
+from synthia_batch.drive import Driver
+from synthia_batch.errors import SampleRefused
+from synthia_batch.job.declared import Job
+from synthia_batch.job.layers import Layer
+from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.keeper import Keeper
+from synthia_batch.opening import OpenRun, open_run, refuse_other_identity
+from synthia_batch.pool import open_pool
+from synthia_batch.pool.base import Staffing
+from synthia_batch.prompts.tokenizer import Renderer
+from synthia_batch.report.card import CardFacts, write_card
+from synthia_batch.resolve import open_renderer, resolve_job
+from synthia_batch.rows import Failed, Request
+from synthia_batch.store.manifest import Manifest, read_manifest, write_manifest
+from synthia_batch.store.run_dir import RunDir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run came to. `made` counts the samples that this attempt made.
+
+    `drained` says why it stopped before the end, None where the dataset is complete.
+    """
+
+    directory: Path
+    samples: int
+    finished: int
+    failed: int
+    made: int
+    seconds: float
+    max_failures: int | None
+    drained: DrainReason | None
+
+    @property
+    def has_too_many_failures(self) -> bool:
+        """Whether more samples failed than the job allows."""
+        return self.max_failures is not None and self.failed > self.max_failures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drive:
+    """What driving the pool came to."""
+
+    made: int
+    drained: DrainReason | None
+
+
+def run_job(job: Job, *, display: Display | None = None) -> RunResult:
+    """Make every sample of `job` that is not made yet, and return what the run came to.
+
+    Raises:
+        SynthiaBatchError: See `errors`; each says what to do next. What was finished is kept.
+    """
+    display = display or Display(quiet=True)
+    said = Layer(origin="argument", values=job.model_dump(exclude_unset=True))
+    return run_resolved_job(resolve_job([said], display.say), display)
+
+
+def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
+    """Make every sample of `job` that is not made yet: its run directory says which those are.
+
+    Raises:
+        SynthiaBatchError: As for run_job.
+    """
+    started = time.monotonic()
+    run_dir = RunDir(job.output)
+    refuse_other_identity(job, run_dir)
+    manifest = read_manifest(run_dir.manifest)
+    if manifest is not None:
+        return _tell(job, manifest, _Drive(made=0, drained=None), started)
+    drain = DrainRequest(job.declared.deadline_seconds)
+    with drain.listen(), open_run(job) as run:
+        run.keeper.publish_filled()
+        drive = _drive(job, run, display, drain)
+        if drive.drained is None:
+            _finish(job, run)
+        run.keeper.note("attempt_ended", made=drive.made, drained=drive.drained and drive.drained.label)
+        return _tell(job, run.keeper, drive, started)
+
+
+def _tell(job: ResolvedJob, counts: Manifest | Keeper, drive: _Drive, started: float) -> RunResult:
+    return RunResult(
+        directory=job.output,
+        samples=counts.samples,
+        finished=counts.finished,
+        failed=counts.failed,
+        made=drive.made,
+        seconds=time.monotonic() - started,
+        max_failures=job.declared.max_failures,
+        drained=drive.drained,
+    )
+
+
+def _drive(job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest) -> _Drive:
+    """Have the pool make what is missing."""
+    keeper = run.keeper
+    ended = keeper.finished + keeper.failed
+    if ended == keeper.samples:
+        return _Drive(made=0, drained=None)
+    if ended:
+        display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
+    renderer = open_renderer(job.prompt)
+    staffing = Staffing(
+        engine=job.engine,
+        canaries=make_canaries(renderer) if job.declared.determinism == "strict" else (),
+        log_path=run.run_dir.worker_log,
+    )
+    with ExitStack() as stack:
+        stack.callback(display.close)
+        pool = open_pool(job.pool, staffing, display.say)
+        stack.callback(pool.stop)
+        driver = Driver(
+            pool=pool,
+            recorder=keeper,
+            drain=drain,
+            display=display,
+            check_canary=lambda ready: check_canary(run.run_dir, ready),
+            log_path=run.run_dir.worker_log,
+        )
+        requests = _list_requests(keeper, renderer, driver.take_unsent)
+        drained = driver.run(Dispatcher(requests, keeper.samples - ended))
+        return _Drive(made=driver.made, drained=drained)
+
+
+def _list_requests(
+    keeper: Keeper, renderer: Renderer, take_unsent: Callable[[Failed], None]
+) -> Iterator[Request]:
+    """Yield a request for every sample that has not ended, in order, rendered as it is asked for."""
+    for state in keeper.unfinished:
+        ended = keeper.list_ended(state.shard)
+        for sample in keeper.assembler.list_samples(state.shard):
+            if sample.ordinal in ended:
+                continue
+            try:
+                token_ids = renderer.render(sample.messages)
+            except SampleRefused as refused:
+                take_unsent(Failed(ordinal=sample.ordinal, code=refused.code, message=str(refused)))
+                continue
+            yield Request(ordinal=sample.ordinal, token_ids=token_ids, seed=sample.seed)
+
+
+def _finish(job: ResolvedJob, run: OpenRun) -> None:
+    """Write the dataset card, then the manifest: from then on the run is complete."""
+    parts = run.keeper.list_parts()
+    manifest = Manifest(
+        plan_digest=run.plan_digest,
+        fingerprint=job.fingerprint,
+        rows=run.scan.rows,
+        samples=run.keeper.samples,
+        finished=run.keeper.finished,
+        failed=run.keeper.failed,
+        parts=parts,
+    )
+    facts = CardFacts(
+        name=job.name,
+        model=job.model.name,
+        source=job.input_path.name,
+        systems={system.name: system.text for system in job.plan.systems},
+        system_digests=job.identity["system"],
+        sampling=job.identity["sampling"],
+        determinism=job.declared.determinism,
+        seed=job.plan.seed,
+    )
+    write_card(run.run_dir, facts, manifest)
+    write_manifest(run.run_dir.manifest, manifest)

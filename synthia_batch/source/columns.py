@@ -1,0 +1,106 @@
+"""Which column gives what: named by the job, or detected."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from synthia_batch.errors import UsageError
+from synthia_batch.source.base import Columns, Selection
+
+MESSAGES_COLUMN = "messages"
+PROMPT_COLUMNS = ("prompt", "question", "instruction", "input", "text")
+OUTPUT_COLUMNS = (
+    "id",
+    "row_index",
+    "sample_index",
+    "system",
+    "messages",
+    "response",
+    "reasoning",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "seed",
+    "model",
+)
+MAX_NAMES_SHOWN = 30
+
+
+def resolve_columns(selection: Selection, names: Sequence[str], path: Path) -> Columns:
+    """Return the columns to read, given the names of those that the input has.
+
+    Where neither a prompt nor a messages column is named, it is `messages` if there is such a
+    column, else the first there is of prompt, question, instruction, input, text. Whether the
+    system and kept columns exist is left to `require_columns`: a JSONL row need not have them.
+
+    Raises:
+        UsageError: Both are named, a named one is missing, none can be detected, or a kept
+            column has the name of one that every output has.
+    """
+    if selection.prompt_column is not None and selection.messages_column is not None:
+        raise UsageError(
+            f"{path}: a prompt column ({selection.prompt_column!r}) and a messages column "
+            f"({selection.messages_column!r}) are named; name the one that holds the conversation"
+        )
+    prompt, messages = selection.prompt_column, selection.messages_column
+    if prompt is None and messages is None:
+        if MESSAGES_COLUMN in names:
+            messages = MESSAGES_COLUMN
+        else:
+            prompt = _detect_prompt(names, path)
+    columns = Columns(
+        prompt=prompt,
+        messages=messages,
+        system=selection.system_column,
+        id=selection.id_column,
+        keep=_resolve_keep(selection, path),
+    )
+    require_columns([columns.text, *([columns.id] if columns.id is not None else [])], names, path)
+    return columns
+
+
+def require_columns(wanted: Iterable[str], names: Sequence[str], path: Path) -> None:
+    """Make sure that every `wanted` column is among `names`.
+
+    Raises:
+        UsageError: One is not; the columns that exist are named, and the nearest suggested.
+    """
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"{path}: there is no column {name!r}{hint} {_show_names(names)}")
+
+
+def _detect_prompt(names: Sequence[str], path: Path) -> str:
+    for name in PROMPT_COLUMNS:
+        if name in names:
+            return name
+    raise UsageError(
+        f"{path}: none of the columns {MESSAGES_COLUMN}, {', '.join(PROMPT_COLUMNS)} is there; "
+        f"name one with --prompt-column or --messages-column. {_show_names(names)}"
+    )
+
+
+def _resolve_keep(selection: Selection, path: Path) -> tuple[str, ...]:
+    """Return the columns to keep, once each.
+
+    The id column under the name `id` is in every output already, as text: keeping it is no more
+    than that. Any other name of an output column would hide one of the two.
+    """
+    keep = dict.fromkeys(selection.keep_columns)
+    if selection.id_column == "id":
+        keep.pop("id", None)
+    for name in keep:
+        if name in OUTPUT_COLUMNS:
+            raise UsageError(
+                f"{path}: column {name!r} cannot be kept, the output has one of that name; "
+                "rename it in the input, or leave it out of --keep-columns"
+            )
+    return tuple(keep)
+
+
+def _show_names(names: Sequence[str]) -> str:
+    shown = ", ".join(ascii(name) if not name.isprintable() else name for name in names[:MAX_NAMES_SHOWN])
+    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+    return f"(there are: {shown or 'none'}{more})"

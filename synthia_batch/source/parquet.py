@@ -1,0 +1,309 @@
+"""Parquet, read by row group in small batches, its page checksums verified where it has any."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from synthia_batch.errors import InputRefused, UsageError
+from synthia_batch.rows import KeptColumn, Row
+from synthia_batch.source.base import PROGRESS_ROWS, Columns, Scan, Selection
+from synthia_batch.source.columns import require_columns, resolve_columns
+from synthia_batch.source.cursor import Cursor
+from synthia_batch.source.faults import FaultList, RowFault
+from synthia_batch.source.files import Watched, changed
+from synthia_batch.source.ids import HashIndex, find_duplicates
+from synthia_batch.source.parquet_types import (
+    is_id,
+    is_messages,
+    is_text,
+    list_values,
+    make_kept_column,
+)
+from synthia_batch.source.record import RecordParser
+
+BATCH_ROWS = 1024
+"""At most this many rows are decoded at a time."""
+BATCH_BYTES = 8 * 1024 * 1024
+"""Fewer than BATCH_ROWS where rows are so long that these many bytes would be passed."""
+READ_BUFFER_BYTES = 1024 * 1024
+LIBRARY_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+"""What pyarrow raises on damaged files, as fuzzing shows: tests/test_source_fuzz.py."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The Python values of some rows, by column. `first` is the index of the first of them."""
+
+    first: int
+    rows: int
+    texts: list[Any]
+    systems: list[Any]
+    ids: list[Any]
+    kept: list[list[Any]]
+
+    def iterate_values(self) -> Iterator[tuple[Any, Any, Any]]:
+        """Yield the text, system and id values of each row."""
+        return zip(self.texts, self.systems, self.ids, strict=True)
+
+
+class ParquetSource:
+    """A Parquet file. Only the columns that are used are read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._watched = Watched(path)
+        self._cursor = Cursor()
+
+    @property
+    def path(self) -> Path:
+        """The file, as the user named it."""
+        return self._path
+
+    def scan(
+        self, selection: Selection, scratch: Path, on_progress: Callable[[int], None] | None = None
+    ) -> Scan:
+        """Check every selected row in one pass; see `Source.scan`."""
+        size = self._watched.begin_scan()
+        with HashIndex(scratch) as index, self._refuse_damage():
+            file = _open(self._path)
+            columns = self._resolve_columns(selection, file.schema_arrow)
+            scanner = _Scanner(self._path, columns, index)
+            wanted = min(file.metadata.num_rows, selection.limit or file.metadata.num_rows)
+            for batch in _iterate_batches(file, columns, 0, wanted):
+                scanner.take(batch, on_progress)
+            if scanner.rows != wanted:
+                raise InputRefused([f"{self._path}: holds {scanner.rows} rows, its footer says {wanted}"])
+            scan = scanner.finish(size, self._make_kept(columns, file.schema_arrow))
+        self._watched.end_scan()
+        if on_progress:
+            on_progress(scan.rows)
+        if columns.id is not None:
+            self._refuse_duplicates(scan)
+        return scan
+
+    def read_rows(self, scan: Scan, first: int, stop: int) -> Iterator[Row]:
+        """Yield the rows `first` to `stop` (excluded); see `Source.read_rows`."""
+        self._watched.check(scan.size)
+        return self._cursor.read(scan, first, min(stop, scan.rows), self._iterate_rows)
+
+    def _iterate_rows(self, scan: Scan, first: int) -> Iterator[Row]:
+        """Yield every row from `first` on, from the row group that it is in."""
+        parser = RecordParser(scan.columns)
+        following = first
+        try:
+            file = _open(self._path)
+            for located in _iterate_batches(file, scan.columns, first, scan.rows):
+                batch = _convert(located.batch, located.first, scan.columns)
+                yield from _make_rows(batch, scan, parser)
+                following = batch.first + batch.rows
+        except (RowFault, *LIBRARY_ERRORS) as exc:
+            raise changed(self._path, _describe(exc)) from exc
+        if following != scan.rows:
+            raise changed(self._path, f"{following} rows instead of {scan.rows}")
+
+    def _resolve_columns(self, selection: Selection, schema: pa.Schema) -> Columns:
+        names = schema.names
+        columns = resolve_columns(selection, names, self._path)
+        require_columns(columns.used, names, self._path)
+        for name in columns.used:
+            if names.count(name) > 1:
+                raise UsageError(f"{self._path}: there are several columns {name!r}; rename all but one")
+        faults = FaultList()
+        checks = (
+            (columns.prompt, is_text, "a string"),
+            (columns.messages, is_messages, "a list of structs with role and content, or JSON text"),
+            (columns.system, is_text, "a string"),
+            (columns.id, is_id, "a string or an integer"),
+        )
+        for column, is_fit, wanted in checks:
+            if column is not None and not is_fit(schema.field(column).type):
+                found = schema.field(column).type
+                faults.add(str(self._path), f"column {column!r} must be {wanted}, not {found}")
+        faults.raise_if_any()
+        self._make_kept(columns, schema)
+        return columns
+
+    def _make_kept(self, columns: Columns, schema: pa.Schema) -> tuple[KeptColumn, ...]:
+        kept = []
+        for name in columns.keep:
+            column = make_kept_column(schema.field(name))
+            if column is None:
+                raise UsageError(
+                    f"{self._path}: column {name!r} cannot be kept, its type {schema.field(name).type} "
+                    "has no exact Python values; cast it in the input (nanoseconds to microseconds, "
+                    "say), or leave it out of --keep-columns"
+                )
+            kept.append(column)
+        return tuple(kept)
+
+    def _refuse_duplicates(self, scan: Scan) -> None:
+        faults = FaultList()
+        for pair in find_duplicates(scan.occurrences, lambda first, stop: self.read_rows(scan, first, stop)):
+            place = f"{self._path}: row {pair.second.line}"
+            faults.add(place, f"the id {pair.second.id[:200]!r} was used before, in row {pair.first.line}")
+        faults.raise_if_any()
+
+    @contextmanager
+    def _refuse_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except LIBRARY_ERRORS as exc:
+            raise InputRefused(
+                [f"{self._path}: not a Parquet file that can be read, or damaged: {_describe(exc)}"]
+            ) from exc
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Located:
+    """A record batch, and the index of its first row."""
+
+    first: int
+    batch: pa.RecordBatch
+
+
+class _Scanner:
+    """The state of one pass."""
+
+    def __init__(self, path: Path, columns: Columns, index: HashIndex) -> None:
+        self.rows = 0
+        self._path = path
+        self._columns = columns
+        self._index = index
+        self._parser = RecordParser(columns)
+        self._faults = FaultList()
+
+    def take(self, located: _Located, on_progress: Callable[[int], None] | None) -> None:
+        """Check the rows of one batch and note their hashes."""
+        self._check(located.batch, located.first)
+        before, self.rows = self.rows, located.first + located.batch.num_rows
+        if on_progress and before // PROGRESS_ROWS < self.rows // PROGRESS_ROWS:
+            on_progress(self.rows)
+
+    def finish(self, size: int, kept: tuple[KeptColumn, ...]) -> Scan:
+        """Return what the pass found, or refuse the input."""
+        self._faults.raise_if_any()
+        if not self.rows:
+            raise InputRefused([f"{self._path}: there are no rows"])
+        return Scan(
+            rows=self.rows,
+            size=size,
+            columns=self._columns,
+            kept=kept,
+            checkpoints=(),
+            occurrences=self._index.finish(self.rows),
+        )
+
+    def _check(self, batch: pa.RecordBatch, first: int) -> None:
+        try:
+            values = _convert(batch, first, self._columns)
+        except ValueError as exc:
+            # Some value has no Python counterpart: row by row, to find which.
+            if batch.num_rows == 1:
+                self._add_fault(first, _describe(exc))
+            else:
+                for offset in range(batch.num_rows):
+                    self._check(batch.slice(offset, 1), first + offset)
+            return
+        hash_record = self._parser.hash_record
+        hashes = []
+        for index, (text, system, identifier) in enumerate(values.iterate_values(), start=first):
+            try:
+                hashes.append(hash_record(text, system, identifier))
+            except RowFault as fault:
+                self._add_fault(index, str(fault))
+        self._index.add(b"".join(hashes))
+
+    def _add_fault(self, index: int, text: str) -> None:
+        self._faults.add(f"{self._path}: row {index + 1}", text)
+
+
+def _open(path: Path) -> parquet.ParquetFile:
+    # Without pre-buffering a column chunk is read by pages: memory stays small in huge row groups.
+    return parquet.ParquetFile(
+        path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+    )
+
+
+def _iterate_batches(
+    file: parquet.ParquetFile, columns: Columns, first: int, stop: int
+) -> Iterator[_Located]:
+    """Yield the rows `first` to `stop` of the columns used, starting with the row group of `first`."""
+    groups = file.metadata.num_row_groups
+    group, start = 0, 0
+    while group < groups and start + file.metadata.row_group(group).num_rows <= first:
+        start += file.metadata.row_group(group).num_rows
+        group += 1
+    batches = file.iter_batches(
+        batch_size=_choose_batch_rows(file.metadata),
+        row_groups=range(group, groups),
+        columns=list(columns.used),
+        use_threads=False,
+    )
+    for batch in batches:
+        end = start + batch.num_rows
+        if end > first:
+            from_, to = max(first, start), min(stop, end)
+            yield _Located(first=from_, batch=batch.slice(from_ - start, to - from_))
+        start = end
+        if start >= stop:
+            return
+
+
+def _choose_batch_rows(metadata: parquet.FileMetaData) -> int:
+    """Return the rows of a batch: fewer than the most where the longest row group has long rows."""
+    widths: Iterator[int] = (
+        metadata.row_group(group).total_byte_size // max(1, metadata.row_group(group).num_rows)
+        for group in range(metadata.num_row_groups)
+    )
+    width = max(widths, default=1)
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, width)))
+
+
+def _convert(batch: pa.RecordBatch, first: int, columns: Columns) -> Batch:
+    """Return the Python values of `batch`. Raises ValueError where one has none."""
+
+    def values(name: str | None) -> list[Any]:
+        if name is None:
+            return [None] * batch.num_rows
+        try:
+            return list_values(batch.column(batch.schema.get_field_index(name)))
+        except (ValueError, OverflowError) as exc:
+            raise ValueError(f"column {name!r}: {_describe(exc)}") from exc
+
+    return Batch(
+        first=first,
+        rows=batch.num_rows,
+        texts=values(columns.text),
+        systems=values(columns.system),
+        ids=values(columns.id),
+        kept=[values(name) for name in columns.keep],
+    )
+
+
+def _make_rows(batch: Batch, scan: Scan, parser: RecordParser) -> Iterator[Row]:
+    stop = batch.first + batch.rows
+    names = [column.name for column in scan.kept]
+    kept = zip(*batch.kept, strict=True) if names else repeat((), batch.rows)
+    numbers = scan.occurrences.list_numbers(batch.first, stop)
+    for index, values, occurrence, own in zip(
+        range(batch.first, stop), batch.iterate_values(), numbers, kept, strict=True
+    ):
+        yield parser.make_row(
+            *values,
+            index=index,
+            occurrence=occurrence,
+            kept=dict(zip(names, own, strict=True)) if names else {},
+            line=index + 1,
+        )
+
+
+def _describe(exc: BaseException) -> str:
+    """Return the first line of an error's text, without the library's own stack."""
+    lines = str(exc).strip().splitlines()
+    return lines[0][:300] if lines else type(exc).__name__

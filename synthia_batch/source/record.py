@@ -1,0 +1,117 @@
+"""From the values of one record to a row and its hash: the same for every format.
+
+Scanning needs only the hash, which is made without a Row for speed; both ways check the same.
+"""
+
+from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring
+from typing import Any
+
+from blake3 import blake3
+
+from synthia_batch.rows import Message, Row
+from synthia_batch.source.base import Columns
+from synthia_batch.source.faults import RowFault
+from synthia_batch.source.messages import describe, parse_messages
+
+HASH_BYTES = 8
+
+
+class RecordParser:
+    """Checks the values of records, as the columns say, and makes their hashes and rows."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._parse_content: Callable[[Any], tuple[Message, ...]] = (
+            self._parse_prompt if columns.prompt is not None else self._parse_messages
+        )
+
+    def hash_record(self, text: Any, system: Any, identifier: Any) -> bytes:
+        """Return the 8 bytes that the record's id is told apart by.
+
+        `text` is the value of the prompt or messages column; `system` and `identifier` are None
+        where there is no such column.
+
+        Raises:
+            RowFault: A value is not what it must be.
+        """
+        messages = self._parse_content(text)
+        system = self._parse_system(system)
+        if self._columns.id is None:
+            return hash_content(messages, system)
+        return hash_id(self._parse_id(identifier))
+
+    def make_row(
+        self,
+        text: Any,
+        system: Any,
+        identifier: Any,
+        *,
+        index: int,
+        occurrence: int,
+        kept: Mapping[str, Any],
+        line: int,
+    ) -> Row:
+        """Return the row of a record. `occurrence` tells apart records of one content.
+
+        Raises:
+            RowFault: A value is not what it must be.
+        """
+        messages = self._parse_content(text)
+        system = self._parse_system(system)
+        if self._columns.id is None:
+            row_id = f"{hash_content(messages, system).hex()}-{occurrence}"
+        else:
+            row_id = self._parse_id(identifier)
+        return Row(index=index, id=row_id, messages=messages, system=system, kept=kept, line=line)
+
+    def _parse_prompt(self, value: Any) -> tuple[Message, ...]:
+        if type(value) is not str:
+            raise RowFault(f"column {self._columns.prompt!r} must be a string, not {describe(value)}")
+        if not value or value.isspace():
+            raise RowFault(f"column {self._columns.prompt!r} is blank")
+        return (Message("user", value),)
+
+    def _parse_messages(self, value: Any) -> tuple[Message, ...]:
+        try:
+            return parse_messages(value)
+        except RowFault as exc:
+            raise RowFault(f"column {self._columns.messages!r}: {exc}") from exc
+
+    def _parse_system(self, value: Any) -> str | None:
+        if value is None:
+            return None
+        if type(value) is not str:
+            raise RowFault(f"column {self._columns.system!r} must be a string, not {describe(value)}")
+        return None if not value or value.isspace() else value
+
+    def _parse_id(self, value: Any) -> str:
+        if type(value) is int:
+            return str(value)
+        if type(value) is not str:
+            raise RowFault(
+                f"column {self._columns.id!r} must be a string or an integer, not {describe(value)}"
+            )
+        if not value or value.isspace():
+            raise RowFault(f"column {self._columns.id!r} is blank; every row needs an id")
+        return value
+
+
+def hash_content(messages: tuple[Message, ...], system: str | None) -> bytes:
+    """Return 8 bytes of the BLAKE3 of the canonical JSON of {"messages": ..., "system": ...}.
+
+    Written out by hand, as it is made for every row, twice: a fifth of the encoder's time.
+    """
+    turns = ",".join(
+        [
+            f'{{"content":{encode_basestring(message.content)},"role":"{message.role}"}}'
+            for message in messages
+        ]
+    )
+    own = "null" if system is None else encode_basestring(system)
+    return blake3(f'{{"messages":[{turns}],"system":{own}}}'.encode()).digest(length=HASH_BYTES)
+
+
+def hash_id(row_id: str) -> bytes:
+    """Return 8 bytes of the BLAKE3 of an id."""
+    return blake3(row_id.encode()).digest(length=HASH_BYTES)

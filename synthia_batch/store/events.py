@@ -1,0 +1,78 @@
+"""The history of a run for people and the report: `.synthia/events.jsonl`."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from synthia_batch.store.atomic import storage_errors, write_all
+
+
+class EventLog:
+    """Appends one JSON line per event.
+
+    Never synced: nothing is decided from it, so power may take its last lines. A failed write ends
+    the run all the same, as every failed write does: the disk that refuses this line will refuse
+    the journal's next.
+    """
+
+    def __init__(self, path: Path, fd: int, clock: Callable[[], datetime]) -> None:
+        self._path = path
+        self._fd = fd
+        self._clock = clock
+
+    @classmethod
+    def open(cls, path: Path, clock: Callable[[], datetime]) -> Self:
+        """Open the log at `path`, or begin it. `clock` gives the wall time, with its zone.
+
+        Raises:
+            StorageFailed: It cannot be opened or written.
+        """
+        is_torn = _is_torn(path)
+        with storage_errors("open", path):
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            if is_torn:
+                write_all(fd, b"\n")  # so that the next event does not become part of the torn line
+        return cls(path, fd, clock)
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Add an event of this kind with its fields, which JSON must know.
+
+        Raises:
+            StorageFailed: The write failed.
+        """
+        event = {"time": self._clock().isoformat(timespec="milliseconds"), "kind": kind, **fields}
+        with storage_errors("append to", self._path):
+            write_all(self._fd, json.dumps(event).encode() + b"\n")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with storage_errors("close", self._path):
+            os.close(self._fd)
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events in order; lines torn by a crash are passed over. No file, no events."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict):
+                yield event
+
+
+def _is_torn(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b"\n"
+    except OSError:  # no file, or an empty one
+        return False

@@ -1,0 +1,161 @@
+"""The ledger of parts: what each published file must be, on the disk before the file exists.
+
+Through it a run knows the checksum of every part without reading one, and a part that is missing,
+altered or foreign is told from one that was never made. Frames as in frames.py: a header, then one
+frame per publication. A later frame of a shard replaces the earlier ones.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from synthia_batch.errors import IntegrityError
+from synthia_batch.store.append_file import AppendFile
+from synthia_batch.store.atomic import storage_errors
+from synthia_batch.store.attempt import Attempt
+from synthia_batch.store.frames import Frame, encode_frame, scan_frames
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartEntry:
+    """What a published file must be. `sha256` is in hex, of the whole file."""
+
+    sha256: str
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """The parts of one shard, made in `epoch`. None where the shard has no such part."""
+
+    shard: int
+    epoch: int
+    data: PartEntry | None
+    failed: PartEntry | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadIntents:
+    """What the ledger holds: the latest intent of each shard, by its number.
+
+    `kept_bytes` is where its sound part ends.
+    """
+
+    latest: dict[int, Intent]
+    kept_bytes: int
+
+
+class Intents:
+    """The open ledger. `latest` has the latest intent of each shard, by its number."""
+
+    def __init__(self, file: AppendFile, latest: dict[int, Intent], epoch: int) -> None:
+        self.latest = latest
+        self.epoch = epoch
+        self._file = file
+
+    @classmethod
+    def open(cls, path: Path, attempt: Attempt) -> Self:
+        """Read the ledger at `path`, or begin it, and make it ready for more.
+
+        Raises:
+            IntegrityError: As for read_intents. Nothing was touched.
+            StorageFailed: A system call failed.
+        """
+        read = read_intents(path, attempt.plan_digest)
+        file = AppendFile.open(path, kept_bytes=read.kept_bytes)
+        try:
+            if read.kept_bytes == 0:
+                file.append(encode_frame({"plan": attempt.plan_digest}))
+            # From here on at most one frame is ever not on the disk, so that even power loss can
+            # damage no frame but the last.
+            file.sync_with_name()
+        except BaseException:
+            file.close()
+            raise
+        return cls(file, read.latest, attempt.epoch)
+
+    def append(self, intent: Intent) -> None:
+        """Record what the parts of a shard are about to be, durably.
+
+        Raises:
+            StorageFailed: It may not be on the disk: the parts must not be written.
+        """
+        self._file.append(encode_frame(asdict(intent)))
+        # A part without its intent would be taken for a foreign file, so the intent goes first.
+        self._file.sync()
+        _apply(self.latest, intent)
+
+    def withdraw(self, shard: int) -> None:
+        """Record that the shard has no parts any more, durably: it will be made again.
+
+        Raises:
+            StorageFailed: As for append.
+        """
+        self.append(Intent(shard=shard, epoch=self.epoch, data=None, failed=None))
+
+    def close(self) -> None:
+        """Let go of the file. Safe to call twice."""
+        self._file.close()
+
+
+def read_intents(path: Path, plan_digest: str) -> ReadIntents:
+    """Return what the ledger at `path` holds, without touching it. No file is an empty ledger.
+
+    A torn last frame is dropped: its parts were not begun.
+
+    Raises:
+        IntegrityError: A frame before the last is damaged, or the ledger is of another plan.
+        StorageFailed: The file cannot be read.
+    """
+    latest: dict[int, Intent] = {}
+    kept_bytes = 0
+    with storage_errors("read", path):
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return ReadIntents(latest={}, kept_bytes=0)
+        with file:
+            frames = scan_frames(file)
+            for frame in frames:
+                if frame.value is None:
+                    if any(later.value is not None for later in frames):
+                        raise _refuse(path, frame, "the frame fails its checksum")
+                    break
+                if frame.offset == 0:
+                    _check_header(path, frame, frame.value, plan_digest)
+                else:
+                    _apply(latest, _decode_intent(path, frame, frame.value))
+                kept_bytes = frame.stop
+    return ReadIntents(latest=latest, kept_bytes=kept_bytes)
+
+
+def _apply(latest: dict[int, Intent], intent: Intent) -> None:
+    if intent.data is None and intent.failed is None:
+        latest.pop(intent.shard, None)
+    else:
+        latest[intent.shard] = intent
+
+
+def _check_header(path: Path, frame: Frame, value: dict[str, Any], plan_digest: str) -> None:
+    if value.get("plan") != plan_digest:
+        raise _refuse(path, frame, f"the ledger is of another plan, {value.get('plan')}")
+
+
+def _decode_intent(path: Path, frame: Frame, value: dict[str, Any]) -> Intent:
+    try:
+        return Intent(
+            shard=value["shard"],
+            epoch=value["epoch"],
+            data=value["data"] and PartEntry(**value["data"]),
+            failed=value["failed"] and PartEntry(**value["failed"]),
+        )
+    except (KeyError, TypeError) as exc:
+        raise _refuse(path, frame, "the frame is of no kind that this version writes") from exc
+
+
+def _refuse(path: Path, frame: Frame, reason: str) -> IntegrityError:
+    return IntegrityError(
+        f"{path}: byte {frame.offset}: {reason}\n"
+        "  restore the file from a copy, or start the run afresh in another directory"
+    )

@@ -1,0 +1,72 @@
+"""What a run became: `manifest.json`, written last. Its existence says that the run is complete."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.errors import IntegrityError
+from synthia_batch.store.atomic import publish_bytes
+from synthia_batch.store.sealed import read_sealed, seal
+
+FORMAT_VERSION = 1
+"""Of the run directory as a whole. Readers refuse any other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestPart:
+    """A published file. `path` is relative to the run directory, with forward slashes."""
+
+    path: str
+    sha256: str
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The whole result. Holds nothing of time, host, workers or attempts: same run, same bytes.
+
+    `samples` is `finished` + `failed`.
+    """
+
+    plan_digest: str
+    fingerprint: str
+    rows: int
+    samples: int
+    finished: int
+    failed: int
+    parts: tuple[ManifestPart, ...]
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Declare the run complete. Every part must be published, and so durable, before.
+
+    Raises:
+        StorageFailed: It could not be written.
+    """
+    publish_bytes(path, seal({"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)}))
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Return the manifest of a complete run, or None where the run is not complete.
+
+    Raises:
+        IntegrityError: It was altered, or another version of the package wrote it.
+    """
+    value = read_sealed(path)
+    if value is None:
+        return None
+    version = value.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise IntegrityError(
+            f"{path} has format version {version}; this version of synthia-batch reads {FORMAT_VERSION}\n"
+            "  use the version that made it"
+        )
+    return _decode(value)
+
+
+def _decode(value: dict[str, Any]) -> Manifest:
+    # The digest was right, so the fields are those that this format version writes.
+    parts = tuple(ManifestPart(**part) for part in value.pop("parts"))
+    return Manifest(**value, parts=parts)

@@ -1,0 +1,217 @@
+"""What a crash left of each shard, and what to do about it.
+
+First everything is looked at and nothing touched, so that a refusal leaves the directory as it
+was; only then are leftovers removed. With intents (I), journal (J) and parts (P):
+
+    no I, no J, no P      not begun
+    no I, J, no P         unfinished: go on from the journal
+    I, J, P or not        killed while publishing: publish again from the journal
+    I, J, P as intended   killed before the unlink: published; the journal is left over, unless it
+                          was opened after the publication, by a retry
+    I, no J, P as intended      published
+    I, no J, P otherwise        refused: a published file was altered or removed
+    no I, P                     refused: nobody writes a part before its intent
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from synthia_batch.errors import IntegrityError
+from synthia_batch.rows import Failed, Shard
+from synthia_batch.store.atomic import remove_file, storage_errors, temporary_path
+from synthia_batch.store.attempt import Attempt
+from synthia_batch.store.intents import Intent, PartEntry
+from synthia_batch.store.journal import read_journal
+from synthia_batch.store.run_dir import RunDir
+
+HASH_THREADS = 4
+"""hashlib works outside the interpreter's lock; beyond a few threads the disk is the limit."""
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The shard's parts are in place. `has_leftover_journal`: a journal is, too, and may go."""
+
+    shard: Shard
+    intent: Intent
+    has_leftover_journal: bool
+
+    @property
+    def finished(self) -> int:
+        """The rows of its data part."""
+        return self.intent.data.rows if self.intent.data else 0
+
+    @property
+    def failed(self) -> int:
+        """The rows of its failed part."""
+        return self.intent.failed.rows if self.intent.failed else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """The shard is to be made, or made to its end.
+
+    `finished` and `failed` count the samples in its journal; where they are all, it is still to be
+    published. `dropped_bytes` is the length of the journal's torn tail.
+    """
+
+    shard: Shard
+    finished: int
+    failed: int
+    dropped_bytes: int
+
+
+ShardState = Published | Unfinished
+
+
+def inspect_shard(
+    run_dir: RunDir, shard: Shard, intents: Mapping[int, Intent], attempt: Attempt
+) -> ShardState:
+    """Return what is there of `shard`. Touches nothing; compares parts by size, see check_parts.
+
+    Raises:
+        IntegrityError: A part is missing, has another size than was published, or is not of this run.
+        JournalCorrupt: As for read_journal.
+        StorageFailed: A file cannot be read.
+    """
+    intent = intents.get(shard.number)
+    if intent is None:
+        _refuse_foreign_parts(run_dir, shard)
+    if not run_dir.journal(shard).exists():
+        if intent is None:
+            return Unfinished(shard=shard, finished=0, failed=0, dropped_bytes=0)
+        _check_sizes(run_dir, shard, intent)
+        return Published(shard=shard, intent=intent, has_leftover_journal=False)
+    return _inspect_journal(run_dir, shard, intent, attempt)
+
+
+def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: Callable[[int], None]) -> None:
+    """Read every published part and compare it with its intent. Touches nothing.
+
+    `on_progress` gets the bytes of each part that was read, in the caller's thread.
+
+    Raises:
+        IntegrityError: A part is missing or was altered.
+        StorageFailed: A part cannot be read.
+    """
+    parts = [
+        pair
+        for state in states
+        if isinstance(state, Published)
+        for pair in _expected_parts(run_dir, state.shard, state.intent)
+    ]
+    with ThreadPoolExecutor(HASH_THREADS) as threads:
+        futures = [threads.submit(check_part, path, entry) for path, entry in parts]
+        try:
+            for future in as_completed(futures):
+                on_progress(future.result())
+        finally:
+            # After a refusal nobody waits for the rest to be read.
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def check_part(path: Path, entry: PartEntry | None) -> int:
+    """Return the size in bytes of the part at `path`, once it is found to be what it must be.
+
+    Raises:
+        IntegrityError: It is missing or was altered, or is there and must not be.
+        StorageFailed: It cannot be read.
+    """
+    _check_size(path, entry)
+    if entry is None:
+        return 0
+    if _hash_file(path) != entry.sha256:
+        raise _refuse(path, f"was altered: its SHA-256 is not {entry.sha256}, with which it was published")
+    return entry.bytes
+
+
+def remove_leftovers(run_dir: RunDir, states: Iterable[ShardState]) -> None:
+    """Remove what a crash left and nobody needs: temporary files, and journals of published shards.
+
+    Call it once every shard was inspected. Power may bring all of it back: then it goes again.
+
+    Raises:
+        StorageFailed: A file cannot be removed.
+    """
+    for path in (run_dir.readme, run_dir.report, run_dir.manifest):
+        remove_file(temporary_path(path))
+    for directory in (run_dir.data, run_dir.failed, run_dir.hidden, run_dir.journals):
+        for temporary in directory.glob(temporary_path(Path("*")).name):
+            remove_file(temporary)
+    for state in states:
+        if isinstance(state, Published) and state.has_leftover_journal:
+            remove_file(run_dir.journal(state.shard))
+
+
+def _inspect_journal(run_dir: RunDir, shard: Shard, intent: Intent | None, attempt: Attempt) -> ShardState:
+    replayed = read_journal(run_dir.journal(shard), shard, attempt)
+    # A journal that was opened after the publication holds newer samples than the parts.
+    is_older = intent is not None and (replayed.epoch is None or replayed.epoch <= intent.epoch)
+    if intent is not None and is_older and _is_published(run_dir, shard, intent):
+        return Published(shard=shard, intent=intent, has_leftover_journal=True)
+    failed = sum(1 for outcome in replayed.outcomes.values() if isinstance(outcome, Failed))
+    return Unfinished(
+        shard=shard,
+        finished=len(replayed.outcomes) - failed,
+        failed=failed,
+        dropped_bytes=replayed.dropped_bytes,
+    )
+
+
+def _is_published(run_dir: RunDir, shard: Shard, intent: Intent) -> bool:
+    # By checksum, not by size: on the answer hangs the only other copy of these samples.
+    try:
+        for path, entry in _expected_parts(run_dir, shard, intent):
+            check_part(path, entry)
+    except IntegrityError:
+        return False
+    return True
+
+
+def _expected_parts(
+    run_dir: RunDir, shard: Shard, intent: Intent
+) -> tuple[tuple[Path, PartEntry | None], ...]:
+    return ((run_dir.failed_part(shard), intent.failed), (run_dir.data_part(shard), intent.data))
+
+
+def _refuse_foreign_parts(run_dir: RunDir, shard: Shard) -> None:
+    for path in (run_dir.failed_part(shard), run_dir.data_part(shard)):
+        _check_size(path, None)
+
+
+def _check_sizes(run_dir: RunDir, shard: Shard, intent: Intent) -> None:
+    for path, entry in _expected_parts(run_dir, shard, intent):
+        _check_size(path, entry)
+
+
+def _check_size(path: Path, entry: PartEntry | None) -> None:
+    with storage_errors("look at", path):
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            size = None
+    if entry is None and size is not None:
+        raise _refuse(path, "is not of this run: it was never published")
+    if entry is not None and size is None:
+        raise _refuse(path, "was published and is missing")
+    if entry is not None and size != entry.bytes:
+        raise _refuse(path, f"was altered: it has {size} bytes and was published with {entry.bytes}")
+
+
+def _hash_file(path: Path) -> str:
+    with storage_errors("read", path), path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+def _refuse(path: Path, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{path} {what}; nothing was touched\n"
+        "  put the file back as it was, or let `synthia-batch verify DIR --repair` drop it to make it again"
+    )

@@ -1,0 +1,114 @@
+"""Every path of a run directory, once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from synthia_batch.rows import Shard
+from synthia_batch.store.atomic import make_directory
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Where the files of one run are. Knows names, never contents."""
+
+    root: Path
+
+    def create(self) -> None:
+        """Make the directories that every run has. Does nothing where they are there.
+
+        Raises:
+            StorageFailed: A directory cannot be made.
+        """
+        for directory in (self.data, self.journals, self.logs):
+            make_directory(directory)
+
+    @property
+    def readme(self) -> Path:
+        """The dataset card."""
+        return self.root / "README.md"
+
+    @property
+    def report(self) -> Path:
+        """The report for people."""
+        return self.root / "report.html"
+
+    @property
+    def manifest(self) -> Path:
+        """Written last: its existence says that the run is complete."""
+        return self.root / "manifest.json"
+
+    @property
+    def data(self) -> Path:
+        """The directory of finished samples."""
+        return self.root / "data"
+
+    @property
+    def failed(self) -> Path:
+        """The directory of samples that could not be made. Only there where there are some."""
+        return self.root / "failed"
+
+    @property
+    def hidden(self) -> Path:
+        """The run's own memory. Readers of datasets pass over names that begin with a dot."""
+        return self.root / ".synthia"
+
+    @property
+    def plan(self) -> Path:
+        """What the run is: written once."""
+        return self.hidden / "plan.json"
+
+    @property
+    def occurrences(self) -> Path:
+        """Which rows of the input repeat others: what their ids need beside their content."""
+        return self.hidden / "occurrences.bin"
+
+    @property
+    def canary(self) -> Path:
+        """What the engines answer to the canary prompts, written once."""
+        return self.hidden / "canary.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one process that may write here."""
+        return self.hidden / "lock"
+
+    @property
+    def owner(self) -> Path:
+        """Who holds the lock, or held it last, and the epoch."""
+        return self.hidden / "owner.json"
+
+    @property
+    def intents(self) -> Path:
+        """The ledger of parts."""
+        return self.hidden / "intents.wal"
+
+    @property
+    def events(self) -> Path:
+        """The history of the run."""
+        return self.hidden / "events.jsonl"
+
+    @property
+    def journals(self) -> Path:
+        """The directory of the journals of unfinished shards."""
+        return self.hidden / "journal"
+
+    @property
+    def logs(self) -> Path:
+        """The directory of the workers' logs."""
+        return self.hidden / "logs"
+
+    def data_part(self, shard: Shard) -> Path:
+        """The finished samples of `shard`: named as `datasets` looks for them."""
+        return self.data / f"train-{shard.number:05d}-of-{shard.count:05d}.parquet"
+
+    def failed_part(self, shard: Shard) -> Path:
+        """The samples of `shard` that could not be made."""
+        return self.failed / f"failed-{shard.number:05d}-of-{shard.count:05d}.parquet"
+
+    def journal(self, shard: Shard) -> Path:
+        """The finished samples of `shard` until its parts are published."""
+        return self.journals / f"shard-{shard.number:05d}.wal"
+
+    def worker_log(self, index: int) -> Path:
+        """What worker `index` and its engine have to say."""
+        return self.logs / f"worker-{index}.log"

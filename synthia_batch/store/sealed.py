@@ -1,0 +1,57 @@
+"""JSON files that carry their own digest, for people to read and for the run to trust."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.errors import IntegrityError
+
+_DIGEST = "digest"
+
+
+def digest_of(value: Mapping[str, Any]) -> str:
+    """Return the SHA-256, in hex, of the one canonical JSON text of `value`.
+
+    Raises:
+        ValueError: A string holds a lone surrogate, or a number is not finite.
+        TypeError: JSON has no such value.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(value: Mapping[str, Any]) -> bytes:
+    """Return `value` as an indented JSON file in its own order of keys, with its digest last.
+
+    Raises:
+        ValueError: As for digest_of, or `value` has a key "digest".
+        TypeError: As for digest_of.
+    """
+    if _DIGEST in value:
+        raise ValueError(f"a sealed file keeps the key {_DIGEST!r} for itself")
+    sealed = {**value, _DIGEST: digest_of(value)}
+    return (json.dumps(sealed, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """Return the value sealed in `path`, without its digest, or None where there is no such file.
+
+    Raises:
+        IntegrityError: The file cannot be read, or is not what was written.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as exc:
+        raise IntegrityError(
+            f"{path} cannot be read: {exc}\n  restore it from a copy, if there is one"
+        ) from exc
+    if not isinstance(value, dict) or value.pop(_DIGEST, None) != digest_of(value):
+        raise IntegrityError(
+            f"{path} was altered: its content does not give the digest that it ends with\n"
+            "  restore it from a copy, or start the run afresh in another directory"
+        )
+    return value

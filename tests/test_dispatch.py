@@ -1,0 +1,69 @@
+"""Dispatch without processes."""
+
+from synthia_batch.dispatch import Dispatcher
+from synthia_batch.rows import Request
+
+
+def make_dispatcher(total: int) -> Dispatcher:
+    return Dispatcher((Request(ordinal=n, token_ids=b"x", seed=n) for n in range(total)), total)
+
+
+def test_every_sample_is_given_to_exactly_one_worker() -> None:
+    dispatcher = make_dispatcher(10)
+    dispatcher.open_desk(0, 4)
+    dispatcher.open_desk(1, 4)
+    first = [request.ordinal for request in dispatcher.top_up(0, 2)]
+    second = [request.ordinal for request in dispatcher.top_up(1, 2)]
+    assert (first, second) == ([0, 1, 2, 3], [4, 5, 6, 7])
+    assert dispatcher.top_up(0, 2) == []
+
+
+def test_the_first_worker_to_be_ready_leaves_the_others_their_share() -> None:
+    dispatcher = make_dispatcher(28)
+    dispatcher.open_desk(0, 140)
+    assert len(dispatcher.top_up(0, 2)) == 14
+
+
+def test_what_a_lost_worker_held_goes_to_another_and_only_once() -> None:
+    dispatcher = make_dispatcher(4)
+    dispatcher.open_desk(0, 4)
+    given = dispatcher.top_up(0, 1)
+    assert dispatcher.accept(0, 0)
+    assert dispatcher.close_desk(0) == 3
+    assert not dispatcher.accept(0, 1), "a late word from a closed desk must not count"
+    dispatcher.open_desk(1, 10)
+    again = dispatcher.top_up(1, 1)
+    assert [request.ordinal for request in again] == [1, 2, 3]
+    assert again == given[1:]
+
+
+def test_a_sample_counts_once_however_often_it_is_reported() -> None:
+    dispatcher = make_dispatcher(2)
+    dispatcher.open_desk(0, 2)
+    dispatcher.top_up(0, 1)
+    assert dispatcher.accept(0, 0)
+    assert not dispatcher.accept(0, 0)
+    assert not dispatcher.accept(0, 7)
+    assert not dispatcher.is_done
+    assert dispatcher.accept(0, 1)
+    assert dispatcher.is_done
+
+
+def test_samples_are_read_only_as_far_as_workers_can_take_them() -> None:
+    read = []
+
+    def requests():  # type: ignore[no-untyped-def]
+        for n in range(1_000_000):
+            read.append(n)
+            yield Request(ordinal=n, token_ids=b"x", seed=n)
+
+    dispatcher = Dispatcher(requests(), 1_000_000)
+    dispatcher.open_desk(0, 8)
+    dispatcher.top_up(0, 1)
+    assert len(read) == 8
+
+
+def test_samples_that_never_reach_a_worker_still_count() -> None:
+    dispatcher = make_dispatcher(1)
+    dispatcher.end_unsent()
+    assert dispatcher.is_done

@@ -1,0 +1,119 @@
+"""Who may import whom. The table stands in ARCHITECTURE.md; this is the check."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "synthia_batch"
+EVERYTHING = {
+    "assemble", "canary", "canary_record", "cli", "digest", "dispatch", "display", "drain", "drive", "engine", "errors", "forecast",
+    "hardware", "job", "keeper", "models", "opening", "plan", "pool", "prompts", "report", "resolve", "rows", "run",
+    "source", "store", "user_cache", "worker",
+}  # fmt: skip
+MAY_IMPORT = {
+    "rows": set(),
+    "errors": set(),
+    "user_cache": set(),
+    "digest": {"errors", "user_cache"},
+    "hardware": set(),
+    "display": set(),
+    "drain": set(),
+    "job": {"errors", "digest"},
+    "prompts": {"rows", "errors", "digest"},
+    "source": {"rows", "errors", "digest"},
+    "store": {"rows", "errors"},
+    "models": {"errors", "digest", "user_cache"},
+    "plan": {"job", "rows"},
+    "dispatch": {"plan", "rows"},
+    "engine": {"job", "rows", "errors", "hardware"},
+    "canary": {"engine", "rows", "errors"},
+    "worker": {"engine", "rows", "errors"},
+    "pool": {"canary", "worker", "engine", "job", "rows", "errors", "hardware"},
+    "report": {"store", "plan", "rows", "errors"},
+    "resolve": {"job", "prompts", "models", "source", "engine", "digest", "errors", "hardware"},
+    "forecast": {"opening", "resolve", "job", "source", "plan", "errors"},
+    "drive": {"pool", "dispatch", "display", "drain", "rows", "errors"},
+    "assemble": {"store", "source", "plan", "prompts", "job", "rows"},
+    "keeper": {"assemble", "store", "rows"},
+    "canary_record": {"pool", "prompts", "store", "rows", "errors"},
+    "opening": {"assemble", "keeper", "store", "source", "plan", "resolve", "job", "errors"},
+    "run": EVERYTHING - {"cli"},
+    "cli": {"run", "report", "job", "store", "errors", "resolve", "forecast", "display"},
+    "__init__": {"job", "run"},
+    "__main__": {"cli"},
+}
+ONLY_IN = {
+    "vllm": {"engine/vllm_engine.py"},
+    "torch": {"engine/vllm_engine.py"},
+    "ray": {"pool/ray_pool.py"},
+    "pyarrow": {"source/parquet.py", "source/parquet_types.py", "store/part.py"},
+    "typer": {"cli"},
+    "transformers": {"models/demo.py", "models/tokenizer_file.py"},
+}
+
+
+def list_modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def list_imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the package that is meant"
+            names.add(node.module or "")
+            if node.module == "synthia_batch":
+                names.update(f"synthia_batch.{alias.name}" for alias in node.names)
+    return names
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", list_modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_what_the_table_allows(path: Path) -> None:
+    room = room_of(path)
+    imported = {name.split(".")[1] for name in list_imports(path) if name.startswith("synthia_batch.")}
+    assert imported - {room} <= MAY_IMPORT[room], f"{path} imports {imported - {room} - MAY_IMPORT[room]}"
+
+
+def test_the_table_has_every_room_and_no_other() -> None:
+    assert {room_of(path) for path in list_modules()} == set(MAY_IMPORT)
+
+
+def test_a_worker_knows_engines_by_their_contract_only() -> None:
+    for module in ("worker.py", "canary.py"):
+        engines = {name for name in list_imports(PACKAGE / module) if name.startswith("synthia_batch.engine")}
+        assert engines == {"synthia_batch.engine.base"}
+
+
+@pytest.mark.parametrize("library", sorted(ONLY_IN))
+def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in list_modules()
+        if any(name.split(".")[0] == library for name in list_imports(path))
+    }
+    assert users, f"nothing imports {library}: the table is out of date"
+    assert all(any(user.startswith(place) for place in ONLY_IN[library]) for user in users), users
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "--help"], ["status", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    probe = (
+        "import sys; sys.argv = ['synthia-batch', *sys.argv[1:]]\n"
+        "from synthia_batch.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", probe, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout

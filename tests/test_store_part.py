@@ -1,0 +1,238 @@
+"""Parts: fixed columns, the same bytes for the same rows, and no altered byte unseen."""
+
+import base64
+import hashlib
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from synthia_batch.errors import IntegrityError, UsageError
+from synthia_batch.rows import Failed, Finished, KeptColumn, Message, Row, Sample
+from synthia_batch.store.part import (
+    DataRecord,
+    FailedRecord,
+    PartFormat,
+    data_schema,
+    encode_data_part,
+    encode_failed_part,
+    failed_schema,
+    read_part,
+    read_row_count,
+)
+
+FORMAT = PartFormat(model="demo", source_file="inputs/q.jsonl", metadata={"plan": "c0ffee"})
+
+
+def make_sample(index, kept=None):
+    question = Message("user", f"question {index}?")
+    row = Row(
+        index=index, id=f"id-{index}", messages=(question,), system=None, kept=kept or {}, line=index + 1
+    )
+    messages = (Message("system", "Be brief."), question)
+    return Sample(
+        ordinal=index, row=row, system="synthia", messages=messages, index=0, seed=2**63 - 1 - index
+    )
+
+
+def make_record(index, kept=None):
+    finished = Finished(
+        ordinal=index,
+        response=f"naïve answer {index} 🙂",
+        reasoning=None,
+        finish_reason="stop",
+        prompt_tokens=12,
+        completion_tokens=5,
+    )
+    return DataRecord(make_sample(index, kept), finished)
+
+
+def make_failed(index):
+    failed = Failed(ordinal=index, code="prompt_too_long", message="the prompt has 9999 tokens")
+    return FailedRecord(make_sample(index), failed)
+
+
+def read_back(tmp_path, encoded):
+    path = tmp_path / "train-00000-of-00001.parquet"
+    path.write_bytes(encoded.content)
+    return read_part(path)
+
+
+def test_a_finished_sample_is_one_row_with_the_whole_conversation(tmp_path):
+    table = read_back(tmp_path, encode_data_part([make_record(0), make_record(1)], FORMAT))
+
+    assert table.to_pylist()[1] == {
+        "id": "id-1",
+        "row_index": 1,
+        "sample_index": 0,
+        "system": "synthia",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "question 1?"},
+            {"role": "assistant", "content": "naïve answer 1 🙂"},
+        ],
+        "response": "naïve answer 1 🙂",
+        "reasoning": None,
+        "finish_reason": "stop",
+        "prompt_tokens": 12,
+        "completion_tokens": 5,
+        "seed": 2**63 - 2,
+        "model": "demo",
+    }
+
+
+def test_a_failed_sample_is_one_row_with_its_reason_and_its_line(tmp_path):
+    table = read_back(tmp_path, encode_failed_part([make_failed(3)], FORMAT))
+
+    assert table.to_pylist() == [
+        {
+            "id": "id-3",
+            "row_index": 3,
+            "sample_index": 0,
+            "code": "prompt_too_long",
+            "message": "the prompt has 9999 tokens",
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "question 3?"},
+            ],
+            "source_file": "inputs/q.jsonl",
+            "source_line": 4,
+        }
+    ]
+
+
+def test_the_columns_have_one_order_and_one_type_in_every_file(tmp_path):
+    messages = "list<element: struct<role: string, content: string>>"
+    assert [(field.name, str(field.type)) for field in data_schema([])] == [
+        ("id", "string"),
+        ("row_index", "int64"),
+        ("sample_index", "int32"),
+        ("system", "string"),
+        ("messages", messages),
+        ("response", "string"),
+        ("reasoning", "string"),
+        ("finish_reason", "string"),
+        ("prompt_tokens", "int32"),
+        ("completion_tokens", "int32"),
+        ("seed", "int64"),
+        ("model", "string"),
+    ]
+    for encoded, schema in (
+        (encode_data_part([make_record(0)], FORMAT), data_schema([])),
+        (encode_failed_part([make_failed(0)], FORMAT), failed_schema()),
+    ):
+        table = read_back(tmp_path, encoded)
+        assert table.schema.equals(schema)
+        assert table.schema.metadata == {b"plan": b"c0ffee"}
+
+
+def test_kept_columns_keep_their_types_also_where_all_values_are_missing(tmp_path):
+    stamp = pa.timestamp("us", tz="UTC")
+    serialized = base64.b64encode(pa.schema([pa.field("at", stamp)]).serialize()).decode()
+    kept = (
+        KeptColumn(name="topic", type="string"),
+        KeptColumn(name="count", type="int64"),
+        KeptColumn(name="score", type="double"),
+        KeptColumn(name="good", type="bool"),
+        KeptColumn(name="extra", type="json"),
+        KeptColumn(name="at", type=f"arrow:{serialized}"),
+    )
+    types = ["string", "int64", "double", "bool", "string", "timestamp[us, tz=UTC]"]
+    part_format = PartFormat(model="demo", source_file="q", kept=kept, metadata={})
+    at = datetime(2026, 11, 21, tzinfo=UTC)
+    values = {"topic": "a", "count": 2**40, "score": 0.5, "good": True, "extra": {"ö": [1]}, "at": at}
+
+    table = read_back(tmp_path, encode_data_part([make_record(0, values), make_record(1)], part_format))
+    empty = read_back(tmp_path, encode_data_part([make_record(0)], part_format))
+
+    assert table.select([column.name for column in kept]).to_pylist() == [
+        {**values, "extra": '{"ö":[1]}'},
+        dict.fromkeys(values),
+    ]
+    for read in (table, empty):
+        assert [str(read.schema.field(column.name).type) for column in kept] == types
+
+
+def test_a_kept_column_that_cannot_be_written_is_the_users_to_mend():
+    with pytest.raises(UsageError, match="two columns 'response'"):
+        data_schema([KeptColumn(name="response", type="string")])
+    with pytest.raises(UsageError, match="unknown type, decimal"):
+        data_schema([KeptColumn(name="price", type="decimal")])
+    with pytest.raises(UsageError, match="unknown type, arrow:AAAA"):
+        data_schema([KeptColumn(name="price", type="arrow:AAAA")])
+    count = KeptColumn(name="count", type="int64")
+    part_format = PartFormat(model="demo", source_file="q", kept=(count,), metadata={})
+    with pytest.raises(UsageError, match="'count' has a value that is no int64"):
+        encode_data_part([make_record(0, {"count": "many"})], part_format)
+
+
+def test_a_file_without_rows_is_never_made():
+    with pytest.raises(ValueError, match="at least one row"):
+        encode_data_part([], FORMAT)
+    with pytest.raises(ValueError, match="at least one row"):
+        encode_failed_part([], FORMAT)
+
+
+def print_digest():
+    records = [make_record(index) for index in range(12_000)]
+    metadata = {key: "x" for key in {"b", "a", "c"}}
+    part_format = PartFormat(model="demo", source_file="q", metadata=metadata)
+    print(hashlib.sha256(encode_data_part(records, part_format).content).hexdigest())
+
+
+def test_the_same_rows_give_the_same_bytes_in_every_process():
+    def run(hash_seed):
+        command = [sys.executable, "-c", "import test_store_part; test_store_part.print_digest()"]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "TZ": f"UTC+{hash_seed}"}
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    assert run("1") == run("2") != ""
+
+
+def test_rows_are_in_groups_of_ten_thousand(tmp_path):
+    encoded = encode_data_part([make_record(index) for index in range(10_001)], FORMAT)
+    path = tmp_path / "part.parquet"
+    path.write_bytes(encoded.content)
+
+    assert encoded.rows == read_row_count(path) == 10_001
+    assert pq.read_metadata(path).num_row_groups == 2
+
+
+def test_no_flipped_bit_gives_other_rows(tmp_path):
+    encoded = encode_data_part([make_record(0), make_record(1)], FORMAT)
+    path = tmp_path / "part.parquet"
+    path.write_bytes(encoded.content)
+    rows = read_part(path).to_pylist()
+    data_pages = pq.read_metadata(path).row_group(0)
+    end = max(
+        data_pages.column(place).data_page_offset + data_pages.column(place).total_compressed_size
+        for place in range(data_pages.num_columns)
+    )
+
+    for position in range(4, min(end, len(encoded.content))):
+        flipped = bytearray(encoded.content)
+        flipped[position] ^= 1
+        path.write_bytes(flipped)
+        try:
+            assert read_part(path).to_pylist() == rows, position
+        except IntegrityError as exc:
+            assert str(path) in str(exc)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1", b"no parquet at all"])
+def test_a_file_that_is_no_part_is_named(tmp_path, content):
+    path = tmp_path / "train-00000-of-00001.parquet"
+    if content is not None:
+        path.write_bytes(content)
+
+    for read in (read_part, read_row_count):
+        with pytest.raises(IntegrityError, match=r"train-00000-of-00001\.parquet cannot be read as a part"):
+            read(path)
