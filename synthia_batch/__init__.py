@@ -1,8 +1,8 @@
 """Turn a file of prompts into a finished dataset with vLLM in Ray workers.
 
-    from synthia_batch import Job, run_job
+from synthia_batch import Job, run_job
 
-    result = run_job(Job(input={"path": "questions.parquet"}))
+result = run_job(Job(input={"path": "questions.parquet"}))
 """
 
 from typing import TYPE_CHECKING, Any

@@ -9,7 +9,13 @@ from synthia_batch.plan import make_samples
 from synthia_batch.prompts.formats import PromptFormat
 from synthia_batch.rows import Failed, Finished, Outcome, Sample, Shard
 from synthia_batch.source import Scan, Source
-from synthia_batch.store.part import DataRecord, FailedRecord, PartFormat, encode_data_part, encode_failed_part
+from synthia_batch.store.part import (
+    DataRecord,
+    FailedRecord,
+    PartFormat,
+    encode_data_part,
+    encode_failed_part,
+)
 from synthia_batch.store.publish import EncodedShard
 
 

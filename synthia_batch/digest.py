@@ -87,8 +87,10 @@ class DigestCache:
 
 def open_digest_cache(environment: Mapping[str, str]) -> DigestCache:
     """Return the user's cache: synthia-batch/digests under XDG_CACHE_HOME, or under ~/.cache."""
-    home = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return DigestCache(Path(home) / "synthia-batch" / "digests")
+    home = environment.get("XDG_CACHE_HOME", "")
+    # The XDG base directory specification has relative paths ignored.
+    root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
+    return DigestCache(root / "synthia-batch" / "digests")
 
 
 def digest_file(path: Path, cache: DigestCache | None = None) -> str:

@@ -1,10 +1,10 @@
-"""What a person sees while a job runs: a bar on a terminal, a line now and then elsewhere. Always on stderr."""
+"""What a person sees while a job runs: a bar on a terminal, a line now and then elsewhere. On stderr."""
 
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Never, TextIO
 
 from tqdm import tqdm
 
@@ -41,7 +41,7 @@ class Display:
         self._quiet = quiet
         self._verbose = verbose
         self._clock = clock
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Never] | None = None
         self._history: list[tuple[float, Standing]] = []
         self._last_line = clock()
 
@@ -75,16 +75,19 @@ class Display:
 
     def _draw(self, standing: Standing) -> None:
         if self._bar is None:
-            self._bar = tqdm(
-                total=standing.total,
-                initial=standing.ended,
-                unit="sample",
-                file=self._stream,
-                dynamic_ncols=True,
-                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
-            )
+            self._bar = self._make_bar(standing)
         self._bar.set_postfix_str(self._describe_rates(standing), refresh=False)
         self._bar.update(standing.ended - self._bar.n)
+
+    def _make_bar(self, standing: Standing) -> "tqdm[Never]":
+        return tqdm(
+            total=standing.total,
+            initial=standing.ended,
+            unit="sample",
+            file=self._stream,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+        )
 
     def _describe(self, standing: Standing) -> str:
         share = 100 * standing.ended / standing.total

@@ -189,8 +189,8 @@ class Driver:
         """Give samples in flight a little time, then have the engines drop them."""
         if self._dispatcher.in_flight:
             self.display.say(
-                f"draining: {self._dispatcher.in_flight} samples in flight have {DRAIN_SECONDS:.0f} s to finish; "
-                "Ctrl-C stops at once"
+                f"draining: {self._dispatcher.in_flight} samples in flight have {DRAIN_SECONDS:.0f} s to "
+                "finish; Ctrl-C stops at once"
             )
         until = self.clock() + DRAIN_SECONDS
         while self._dispatcher.in_flight and self.clock() < until:

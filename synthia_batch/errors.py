@@ -1,17 +1,17 @@
 """Every error that the package raises on purpose, and the exit code of each.
 
-    SynthiaBatchError
-    ├── UsageError            2   a flag, a job file or an input that cannot be used
-    │   └── InputRefused      2   faults found in the input, up to ten of them listed
-    ├── ModelUnavailable      2   the model named cannot be found or prepared
-    ├── IdentityMismatch      4   the run directory belongs to another job
-    ├── IntegrityError        4   a file of the run is not what it must be
-    │   └── JournalCorrupt    4   a complete frame fails its checksum, or names another shard
-    ├── RunLocked             4   another process owns the run directory
-    ├── DeterminismBroken     4   the same prompt gave two answers in strict mode
-    ├── StorageFailed         74  a write, fsync or rename failed; the run ended where it stood
-    ├── PoolFailed            69  no engine is left to go on
-    └── SampleRefused         -   the engine will not take this one prompt: data, not an error
+SynthiaBatchError
+├── UsageError            2   a flag, a job file or an input that cannot be used
+│   └── InputRefused      2   faults found in the input, up to ten of them listed
+├── ModelUnavailable      2   the model named cannot be found or prepared
+├── IdentityMismatch      4   the run directory belongs to another job
+├── IntegrityError        4   a file of the run is not what it must be
+│   └── JournalCorrupt    4   a complete frame fails its checksum, or names another shard
+├── RunLocked             4   another process owns the run directory
+├── DeterminismBroken     4   the same prompt gave two answers in strict mode
+├── StorageFailed         74  a write, fsync or rename failed; the run ended where it stood
+├── PoolFailed            69  no engine is left to go on
+└── SampleRefused         -   the engine will not take this one prompt: data, not an error
 """
 
 from collections.abc import Sequence

@@ -146,5 +146,3 @@ class Keeper:
             finished=intent.data.rows if intent.data else 0,
             failed=intent.failed.rows if intent.failed else 0,
         )
-
-

@@ -122,8 +122,8 @@ def _resolve(merged: Merged, found: _Found, cache: DigestCache) -> ResolvedJob:
     job = merged.job
     if job.input.system_column and merged.origins["system"] != "default":
         raise UsageError(
-            "a system message was named, and a column to take it from as well (--system and --system-column); "
-            "name one of the two"
+            "a system message was named, and a column to take it from as well (--system and "
+            "--system-column); name one of the two"
         )
     if not job.input.path.is_file():
         raise UsageError(f"{job.input.path}: no such file; name a JSONL or Parquet file of prompts")
@@ -173,15 +173,15 @@ def _choose_format(job: Job, found: _Found) -> PromptSpec:
 def _choose_systems(merged: Merged) -> PlanSpec:
     job = merged.job
     if job.input.system_column:
-        systems = (SystemText(name=SYSTEM_COLUMN, text=""),)
+        systems = [SystemText(name=SYSTEM_COLUMN, text="")]
     else:
         chosen = [select_system_message(spec) for spec in job.system]
-        systems = tuple(SystemText(name=message.name, text=message.text) for message in chosen)
+        systems = [SystemText(name=message.name, text=message.text) for message in chosen]
     names = [system.name for system in systems]
     if not names or len(set(names)) < len(names):
         raise UsageError(f"--system: {', '.join(names) or 'none at all'}; name each system message once")
     return PlanSpec(
-        systems=systems,
+        systems=tuple(systems),
         system_column=job.input.system_column,
         replace_own_system=bool(job.input.system_column) or merged.origins["system"] != "default",
         num_samples=job.num_samples,

@@ -9,9 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "synthia_batch"
 EVERYTHING = {
-    "assemble", "canary", "canary_record", "cli", "digest", "dispatch", "display", "drain", "drive", "engine", "errors", "forecast",
-    "hardware", "job", "keeper", "models", "opening", "plan", "pool", "prompts", "report", "resolve", "rows", "run",
-    "source", "store", "user_cache", "worker",
+    "assemble", "canary", "canary_record", "cli", "digest", "dispatch", "display", "drain", "drive",
+    "engine", "errors", "forecast", "hardware", "job", "keeper", "models", "opening", "plan", "pool",
+    "prompts", "report", "resolve", "rows", "run", "source", "store", "user_cache", "worker",
 }  # fmt: skip
 MAY_IMPORT = {
     "rows": set(),
@@ -104,7 +104,9 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
     assert all(any(user.startswith(place) for place in ONLY_IN[library]) for user in users), users
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "--help"], ["status", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["plan", "--help"], ["status", "--help"]]
+)
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     probe = (
         "import sys; sys.argv = ['synthia-batch', *sys.argv[1:]]\n"
@@ -114,6 +116,8 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", probe, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", probe, *arguments], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout

@@ -1,5 +1,6 @@
 """The plan: shards and seeds as pure functions."""
 
+import itertools
 import subprocess
 import sys
 
@@ -29,7 +30,7 @@ def test_shards_cover_every_row_once_and_in_order(rows: int, per_row: int) -> No
     shards = plan_shards(rows, per_row)
     assert shards[0].first_row == 0
     assert shards[-1].stop_row == rows
-    assert all(left.stop_row == right.first_row for left, right in zip(shards, shards[1:], strict=False))
+    assert all(left.stop_row == right.first_row for left, right in itertools.pairwise(shards))
     assert all(shard.first == shard.first_row * per_row for shard in shards)
     assert shards[-1].stop == rows * per_row
     assert all(shard.count == len(shards) and shard.samples > 0 for shard in shards)
@@ -80,7 +81,13 @@ def test_a_system_column_gives_each_row_its_own() -> None:
 def test_a_seed_has_63_bits_and_depends_on_each_of_its_parts() -> None:
     seeds = {
         derive_seed(*parts)
-        for parts in [(0, "a", "s", 0), (1, "a", "s", 0), (0, "b", "s", 0), (0, "a", "t", 0), (0, "a", "s", 1)]
+        for parts in [
+            (0, "a", "s", 0),
+            (1, "a", "s", 0),
+            (0, "b", "s", 0),
+            (0, "a", "t", 0),
+            (0, "a", "s", 1),
+        ]
     }
     assert len(seeds) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)

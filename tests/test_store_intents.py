@@ -97,7 +97,8 @@ def test_a_bit_flipped_before_the_last_frame_is_refused(path):
     for position in range((before_last - 1) * 8):
         flipped = bytearray(whole)
         flipped[position // 8] ^= 1 << position % 8
-        path.write_bytes(flipped)
+        with path.open("r+b") as file:
+            file.write(flipped)
         with pytest.raises(IntegrityError, match=r"intents.wal: byte \d+: the frame fails its checksum"):
             Intents.open(path, ATTEMPT)
         assert path.read_bytes() == flipped

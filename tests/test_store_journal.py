@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 from dataclasses import replace
 
 import pytest
@@ -134,15 +133,15 @@ def test_a_bit_flipped_anywhere_is_dropped_with_what_follows_or_refused_at_its_f
     for position in range(len(whole) * 8):
         flipped = bytearray(whole)
         flipped[position // 8] ^= 1 << position % 8
-        path.write_bytes(flipped)
+        with path.open("r+b") as file:
+            file.write(flipped)
         try:
             assert replay(path, SHARD, attempt) in prefixes
         except JournalCorrupt as exc:
             refused += 1
-            offset = int(re.search(r": byte (\d+):", str(exc))[1])
             damaged = next(start for start, stop, _ in bounds if start <= position // 8 < stop)
-            assert offset == damaged, position
-            assert str(path) in str(exc)
+            if not str(exc).startswith(f"{path}: byte {damaged}:"):
+                raise
 
     assert refused > 0  # at least the header, which the first mark proves synced
 
@@ -200,7 +199,8 @@ def test_power_loss_never_takes_a_synced_sample_and_never_blocks_the_next_run(pa
 
     for start in range(synced, len(content), 3):
         for stop in range(start + 1, len(content) + 1, 3):
-            path.write_bytes(content[:start] + bytes(stop - start) + content[stop:])
+            with path.open("r+b") as file:
+                file.write(content[:start] + bytes(stop - start) + content[stop:])
             outcomes = replay(path, SHARD, AFTER_POWER_LOSS)
             assert outcomes.items() >= by_ordinal(OUTCOMES[:2]).items()
             assert outcomes.items() <= by_ordinal(OUTCOMES).items()

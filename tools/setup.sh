@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 venv=.venv
 stamp=$venv/.setup-done
-inputs=(pyproject.toml constraints.txt constraints-cpu.txt overrides-cpu.txt tools/setup.sh)
+inputs=(pyproject.toml constraints.txt constraints-cpu.txt constraints-cuda.txt overrides-cpu.txt tools/setup.sh)
 
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -82,6 +82,8 @@ install() {
         options+=(--constraints constraints-cpu.txt --overrides overrides-cpu.txt)
         # The CPU build of torch is in the given folders, or else in PyTorch's own index.
         if [[ -z ${UV_FIND_LINKS:-} ]]; then options+=(--torch-backend=cpu); fi
+    else
+        options+=(--constraints constraints-cuda.txt)
     fi
     "$venv/bin/uv" pip install --quiet "${options[@]}" --editable ".[$accelerator,demo,dev]"
     # Without its dependencies: they would build llama.cpp, only to run the model that vLLM runs.

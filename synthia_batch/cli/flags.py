@@ -20,21 +20,38 @@ _JOB_FILE_SUFFIXES = (".yaml", ".yml")
 class JobFlags:
     """What was said on the command line. None or empty: nothing was."""
 
-    source: Annotated[Path | None, typer.Argument(metavar="INPUT|JOB.yaml", help="JSONL, Parquet or a job file.")] = None
-    job: Annotated[Path | None, typer.Option("--job", "-j", help="A job file, with INPUT or without.")] = None
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory. [outputs/NAME-FINGERPRINT]")] = None
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Directory, Hub name, or demo. [demo]")] = None
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None
-    preset: Annotated[str | None, typer.Option(help="What a model card recommends, such as synthia-7b.")] = None
-    system: Annotated[
-        list[str] | None, typer.Option("--system", "-s", help="System message: NAME|@FILE|TEXT. Repeatable. [synthia]")
+    source: Annotated[
+        Path | None, typer.Argument(metavar="INPUT|JOB.yaml", help="JSONL, Parquet or a job file.")
     ] = None
-    prompt_column: Annotated[str | None, typer.Option(help="[prompt, question, instruction, input or text]")] = None
-    messages_column: Annotated[str | None, typer.Option(help="Conversations in OpenAI's shape. [messages]")] = None
-    system_column: Annotated[str | None, typer.Option(help="Take each row's system message from here.")] = None
+    job: Annotated[Path | None, typer.Option("--job", "-j", help="A job file, with INPUT or without.")] = None
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run directory. [outputs/NAME-FINGERPRINT]")
+    ] = None
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Directory, Hub name, or demo. [demo]")
+    ] = None
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None
+    preset: Annotated[str | None, typer.Option(help="What a model card recommends, such as synthia-7b.")] = (
+        None
+    )
+    system: Annotated[
+        list[str] | None,
+        typer.Option("--system", "-s", help="System message: NAME|@FILE|TEXT. Repeatable. [synthia]"),
+    ] = None
+    prompt_column: Annotated[
+        str | None, typer.Option(help="[prompt, question, instruction, input or text]")
+    ] = None
+    messages_column: Annotated[
+        str | None, typer.Option(help="Conversations in OpenAI's shape. [messages]")
+    ] = None
+    system_column: Annotated[str | None, typer.Option(help="Take each row's system message from here.")] = (
+        None
+    )
     id_column: Annotated[str | None, typer.Option(help="[a hash of the row's content]")] = None
     keep_columns: Annotated[str | None, typer.Option(help="Input columns for the output: a,b,c")] = None
-    num_samples: Annotated[int | None, typer.Option("--num-samples", "-n", help="Per row and system message. [1]")] = None
+    num_samples: Annotated[
+        int | None, typer.Option("--num-samples", "-n", help="Per row and system message. [1]")
+    ] = None
     temperature: Annotated[float | None, typer.Option(help="[0.75]")] = None
     top_p: Annotated[float | None, typer.Option(help="[1.0]")] = None
     top_k: Annotated[int | None, typer.Option(help="0 takes every token. [50]")] = None
@@ -43,8 +60,12 @@ class JobFlags:
     seed: Annotated[int | None, typer.Option(help="[0]")] = None
     limit: Annotated[int | None, typer.Option(help="Take the first rows only.")] = None
     workers: Annotated[int | None, typer.Option(help="Engines. [one per GPU group, or per core]")] = None
-    tensor_parallel_size: Annotated[int | None, typer.Option(help="GPUs that share an engine's layers. [1]")] = None
-    pipeline_parallel_size: Annotated[int | None, typer.Option(help="GPUs that take turns of an engine. [1]")] = None
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option(help="GPUs that share an engine's layers. [1]")
+    ] = None
+    pipeline_parallel_size: Annotated[
+        int | None, typer.Option(help="GPUs that take turns of an engine. [1]")
+    ] = None
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster. [a Ray of its own]")] = None
     pool: Annotated[str | None, typer.Option(help="ray or local. [ray]")] = None
     engine: Annotated[str | None, typer.Option(help="vllm or scripted. [vllm]")] = None
@@ -52,7 +73,8 @@ class JobFlags:
     max_failures: Annotated[int | None, typer.Option(help="More failed samples end with exit code 3.")] = None
     deadline: Annotated[float | None, typer.Option(help="Drain after so many seconds.")] = None
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of a job file. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any key of a job file. Repeatable."),
     ] = None
 
     def read_layers(self) -> "list[Layer]":

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 @takes_job_flags
-def plan(flags: JobFlags, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
+def plan(
+    flags: JobFlags, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False
+) -> None:
     """Show what a job would run, where each of its values came from, and its prompts' token counts."""
     print_plan(flags, as_json)
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from synthia_batch.engine.environment import prepare_environment
 from synthia_batch.engine.seat import Seat
+from synthia_batch.errors import SampleRefused
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Outcome, Request
 
@@ -48,6 +49,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back the device. The engine is not used afterwards."""
+
+
+def check_prompt_length(request: Request, max_model_len: int) -> None:
+    """Return if the prompt of `request` leaves room for at least one token of an answer.
+
+    Raises:
+        SampleRefused: It does not.
+    """
+    length = len(request.token_ids)
+    if length >= max_model_len:
+        message = f"the prompt has {length} tokens; max_model_len is {max_model_len}"
+        raise SampleRefused("prompt_too_long", message)
 
 
 def load_engine(spec: EngineSpec, seat: Seat) -> Engine:

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from synthia_batch.engine.base import EngineFacts
-from synthia_batch.errors import SampleRefused, UsageError
+from synthia_batch.engine.base import EngineFacts, check_prompt_length
+from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Failed, Finished, Outcome, Request
 
@@ -24,7 +24,24 @@ VERSION = "1"
 MAX_WORDS = 24
 _WORDS = tuple(
     first + last
-    for first in ("ba", "ce", "di", "fo", "gu", "ha", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu", "va", "we")
+    for first in (
+        "ba",
+        "ce",
+        "di",
+        "fo",
+        "gu",
+        "ha",
+        "ki",
+        "lo",
+        "mu",
+        "na",
+        "pe",
+        "ri",
+        "so",
+        "tu",
+        "va",
+        "we",
+    )
     for last in ("l", "n", "r", "s", "m", "t", "la", "ne", "ri", "so", "mu", "ta", "lin", "nor", "ras", "tem")
 )
 
@@ -93,11 +110,7 @@ class ScriptedEngine:
 
     def add(self, request: Request) -> None:
         """Queue `request`, refused where its prompt leaves no room for an answer."""
-        if len(request.token_ids) >= self._max_model_len:
-            raise SampleRefused(
-                "prompt_too_long",
-                f"the prompt has {len(request.token_ids)} tokens; max_model_len is {self._max_model_len}",
-            )
+        check_prompt_length(request, self._max_model_len)
         self._waiting.append(request)
 
     def step(self) -> Sequence[Outcome]:

@@ -18,9 +18,8 @@ from vllm.model_executor.layers import utils as vllm_layers
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from synthia_batch.engine.base import EngineFacts
+from synthia_batch.engine.base import EngineFacts, check_prompt_length
 from synthia_batch.engine.seat import Seat
-from synthia_batch.errors import SampleRefused
 from synthia_batch.hardware import name_cpu, total_memory_bytes
 from synthia_batch.job.declared import Sampling
 from synthia_batch.job.resolved import EngineSpec
@@ -50,7 +49,8 @@ class VllmEngine:
         if self._room is not None and not self._room.holds(spec.max_model_len):
             raise ValueError(
                 f"the KV cache does not hold one sample of {spec.max_model_len} tokens; give it more memory "
-                "with --set engine.kv_cache_memory_bytes=BYTES, or less to hold with --set model.max_model_len=N"
+                "with --set engine.kv_cache_memory_bytes=BYTES, or less to hold with --set "
+                "model.max_model_len=TOKENS"
             )
         self._waiting: deque[Request] = deque()
         self._running: dict[str, Request] = {}
@@ -70,11 +70,7 @@ class VllmEngine:
 
     def add(self, request: Request) -> None:
         """Queue `request`, refused where its prompt leaves no room for an answer."""
-        if len(request.token_ids) >= self._spec.max_model_len:
-            raise SampleRefused(
-                "prompt_too_long",
-                f"the prompt has {len(request.token_ids)} tokens; max_model_len is {self._spec.max_model_len}",
-            )
+        check_prompt_length(request, self._spec.max_model_len)
         self._waiting.append(request)
 
     def step(self) -> Sequence[Outcome]:
@@ -83,7 +79,7 @@ class VllmEngine:
         if not self._running:
             return outcomes
         for output in self._engine.step():
-            if output.finished:
+            if isinstance(output, RequestOutput) and output.finished:
                 outcomes += self._end(output)
         return outcomes
 
@@ -134,7 +130,7 @@ class VllmEngine:
                 ordinal=request.ordinal,
                 response=answer.text,
                 reasoning=None,
-                finish_reason=answer.finish_reason,
+                finish_reason=answer.finish_reason or "unknown",
                 prompt_tokens=len(request.token_ids),
                 completion_tokens=len(answer.token_ids),
             )
@@ -196,7 +192,7 @@ class _KvRoom:
 
 
 def engine_arguments(spec: EngineSpec, seat: Seat) -> dict[str, Any]:
-    """Return the arguments of `vllm.LLM`: throughput defaults, then what determinism needs, then the user's."""
+    """Return the arguments of `vllm.LLM`: defaults, then what determinism needs, then the user's own."""
     model = spec.model
     local = model.path is not None and model.path.is_dir()
     arguments: dict[str, Any] = {
@@ -261,7 +257,7 @@ def _pad_small_gemms() -> None:
         dispatch(layer, remove_weight)
         linear = getattr(layer, "cpu_linear", None)
         if linear is not None:
-            layer.cpu_linear = _pad_rows(linear)
+            layer.cpu_linear = _pad_rows(linear)  # type: ignore[assignment]
 
     dispatch_padded.pads_small_gemms = True  # type: ignore[attr-defined]
     vllm_layers.dispatch_cpu_unquantized_gemm = dispatch_padded

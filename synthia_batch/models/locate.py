@@ -120,7 +120,7 @@ def _digest(file: Path, cache: DigestCache) -> str:
 
 def _download(name: str, revision: str | None) -> LocatedModel:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES)))

@@ -5,6 +5,7 @@ loading (the engine loads and answers the canaries), running (a long poll for wh
 """
 
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -133,7 +134,7 @@ class RayPool:
         """Place `worker` in a new actor."""
         self._discard(worker)
         group = self._reserve_gpus()
-        actor = ray.remote(_EngineActor).options(**self._actor_options(group)).remote()
+        actor: Any = ray.remote(_EngineActor).options(**self._actor_options(group)).remote()
         epoch = next(self._epochs)
         pending = actor.locate.remote()
         self._hands[worker] = _Hand(index=worker, epoch=epoch, actor=actor, group=group, pending=pending)
@@ -177,18 +178,19 @@ class RayPool:
     def _connect(self) -> None:
         if ray.is_initialized():
             return
-        quiet = {"log_to_driver": False, "include_dashboard": False, "logging_level": "ERROR"}
         try:
             if self._spec.ray_address:
-                ray.init(address=self._spec.ray_address, log_to_driver=False, logging_level="ERROR")
+                ray.init(self._spec.ray_address, log_to_driver=False, logging_level=logging.ERROR)
                 return
-            # "local" keeps RAY_ADDRESS or a Ray left running on this machine out of it.
             ray.init(
-                address="local",
+                # Keeps RAY_ADDRESS, and a Ray that was left running on this machine, out of it.
+                "local",
                 num_cpus=max(len(list_cores()), self._spec.workers or 0),
                 object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
                 _node_ip_address="127.0.0.1",
-                **quiet,
             )
         except (RayError, OSError, RuntimeError, ConnectionError, ValueError) as exc:
             where = self._spec.ray_address or "on this machine"
@@ -196,7 +198,7 @@ class RayPool:
         self._owns_ray = True
 
     def _count_engines(self) -> int:
-        resources = ray.cluster_resources()
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         kind, each = ("GPU", self._gpus) if self._gpus else ("CPU", 1)
         count = int(resources.get(kind, 0)) // each
         if count < 1:
@@ -209,7 +211,8 @@ class RayPool:
     def _reserve_gpus(self) -> PlacementGroup | None:
         if not self._gpus:
             return None
-        return placement_group([{"GPU": self._gpus, "CPU": 1}], strategy="STRICT_PACK")
+        group: PlacementGroup = placement_group([{"GPU": self._gpus, "CPU": 1}], strategy="STRICT_PACK")
+        return group
 
     def _actor_options(self, group: PlacementGroup | None) -> dict[str, Any]:
         options: dict[str, Any] = {

@@ -44,6 +44,9 @@ class PromptFormat(Protocol):
         """Return the answer that the generated `text` is."""
 
 
+_SYNTHIA_HEADS = {"system": "SYSTEM:", "user": "USER:", "assistant": "ASSISTANT:"}
+
+
 class SynthiaFormat:
     """The model cards' SYSTEM:/USER:/ASSISTANT: lines, answers cut at the next USER: and stripped.
 
@@ -52,12 +55,10 @@ class SynthiaFormat:
 
     name = "synthia"
     adds_special_tokens = True
-    stop = ("USER:",)
-    _heads = {"system": "SYSTEM:", "user": "USER:", "assistant": "ASSISTANT:"}
-
+    stop: tuple[str, ...] = ("USER:",)
     def write(self, messages: Sequence[Message]) -> str:
         """Return one line for each turn and an open ASSISTANT: at the end."""
-        turns = [f"{self._heads[message.role]} {message.content}" for message in messages]
+        turns = [f"{_SYNTHIA_HEADS[message.role]} {message.content}" for message in messages]
         return "\n".join([*turns, "ASSISTANT:"])
 
     def read(self, text: str) -> Answer:

@@ -49,17 +49,30 @@ def describe_dataset(facts: CardFacts, manifest: Manifest) -> str:
 
 def _describe_head(manifest: Manifest) -> list[str]:
     size = next((label for bound, label in SIZES if manifest.finished < bound), "n>100M")
-    head = ["---", "task_categories: [text-generation]", f"size_categories: ['{size}']", "tags: [synthetic]", "configs:"]
+    head = [
+        "---",
+        "task_categories: [text-generation]",
+        f"size_categories: ['{size}']",
+        "tags: [synthetic]",
+        "configs:",
+    ]
     configs = [("default", "train", "data/train-*.parquet", manifest.finished)]
     configs += [("failed", "failed", "failed/failed-*.parquet", manifest.failed)]
     for config, split, pattern, rows in configs:
         if rows:
-            head += [f"- config_name: {config}", "  data_files:", f"  - split: {split}", f"    path: {pattern}"]
+            head += [
+                f"- config_name: {config}",
+                "  data_files:",
+                f"  - split: {split}",
+                f"    path: {pattern}",
+            ]
     return [*head, "---"]
 
 
 def _describe_body(facts: CardFacts, manifest: Manifest) -> list[str]:
-    sampling = ", ".join(f"{name} {value}" for name, value in facts.sampling.items() if value not in ([], None))
+    sampling = ", ".join(
+        f"{name} {value}" for name, value in facts.sampling.items() if value not in ([], None)
+    )
     lines = [
         f"# {facts.name}",
         "",

@@ -154,8 +154,8 @@ class HashIndex:
             block = self._take_block()
             numbers = np.zeros(len(block), _NUMBER)
             _Counter(numbers).count(block)
-            rows = np.flatnonzero(numbers)
-            return Occurrences(rows.astype(_ROW), numbers[rows])
+            repeats = np.flatnonzero(numbers)
+            return Occurrences(repeats.astype(_ROW), numbers[repeats])
         with self._report_disk():
             self._spill()
             return self._count_buckets(self._directory)

@@ -14,7 +14,7 @@ from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.rows import KeptColumn, Row
 from synthia_batch.source.base import PROGRESS_ROWS, Columns, Scan, Selection
 from synthia_batch.source.columns import require_columns, resolve_columns
-from synthia_batch.source.cursor import Cursor
+from synthia_batch.source.cursors import Cursors
 from synthia_batch.source.faults import FaultList, RowFault
 from synthia_batch.source.files import Watched, changed
 from synthia_batch.source.ids import HashIndex, find_duplicates
@@ -58,7 +58,7 @@ class ParquetSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._watched = Watched(path)
-        self._cursor = Cursor()
+        self._cursors = Cursors()
 
     @property
     def path(self) -> Path:
@@ -90,7 +90,7 @@ class ParquetSource:
     def read_rows(self, scan: Scan, first: int, stop: int) -> Iterator[Row]:
         """Yield the rows `first` to `stop` (excluded); see `Source.read_rows`."""
         self._watched.check(scan.size)
-        return self._cursor.read(scan, first, min(stop, scan.rows), self._iterate_rows)
+        return self._cursors.read(scan, first, min(stop, scan.rows), self._iterate_rows)
 
     def _iterate_rows(self, scan: Scan, first: int) -> Iterator[Row]:
         """Yield every row from `first` on, from the row group that it is in."""

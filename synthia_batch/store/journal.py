@@ -22,7 +22,7 @@ states what was true before it. A header is on the disk before any frame follows
 under which a byte was written is known whatever is lost.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -216,10 +216,22 @@ def repair_journal(path: Path, shard: Shard, attempt: Attempt) -> tuple[Damage, 
                 reader.take(frame)
             except JournalCorrupt as exc:
                 damages.append(Damage(offset=frame.offset, length=frame.stop - frame.offset, reason=str(exc)))
-    # Marks are left out: they speak of offsets in the old file.
-    frames = (_encode_outcome(outcome, shard) for outcome in reader.outcomes.values())
-    publish_bytes(path, b"".join((_encode_header(shard, attempt), *frames)))
+    write_journal(path, shard, attempt, reader.outcomes.values())
     return tuple(damages)
+
+
+def write_journal(path: Path, shard: Shard, attempt: Attempt, outcomes: Iterable[Outcome]) -> None:
+    """Put a journal of exactly these samples at `path`: durably, the old one or the whole new one.
+
+    This is how a published shard is opened again, with the samples that are to be kept: a journal
+    of an epoch after the publication goes before the parts. Call it under the run's lock.
+
+    Raises:
+        StorageFailed: It could not be written.
+        ValueError: As for Journal.append.
+    """
+    frames = (_encode_outcome(outcome, shard) for outcome in outcomes)
+    publish_bytes(path, b"".join((_encode_header(shard, attempt), *frames)))
 
 
 @dataclass(slots=True)

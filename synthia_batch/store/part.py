@@ -182,6 +182,8 @@ def read_row_count(path: Path) -> int:
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the file's rows, of all columns or of those named, with every page's checksum verified.
 
+    The footer has no checksum of its own: only the SHA-256 in the ledger speaks for the whole file.
+
     Raises:
         IntegrityError: The file is missing, no Parquet, or a page was altered.
     """

@@ -1,0 +1,60 @@
+"""Helpers that several test files share."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def synthia(tmp_path: Path) -> Command:
+    """Run the command line in `tmp_path`, as a user would; returns what it printed and its exit code."""
+
+    def run(
+        *arguments: str | Path, timeout: float = 120, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command_of(*arguments),
+            cwd=tmp_path,
+            env=make_environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+def command_of(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "synthia_batch", *map(str, arguments)]
+
+
+def make_environment(**more: str) -> dict[str, str]:
+    import os
+
+    return {**os.environ, **more}
+
+
+def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def read_bytes_of_data(run_directory: Path) -> dict[str, bytes]:
+    """Return every file of the dataset proper by its relative name: the same for the same job."""
+    files = [path for part in ("data", "failed") for path in sorted((run_directory / part).glob("*"))]
+    files += [run_directory / name for name in ("README.md", "manifest.json")]
+    return {str(path.relative_to(run_directory)): path.read_bytes() for path in files if path.exists()}
+
+
+def read_call_log(path: Path) -> list[int]:
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
