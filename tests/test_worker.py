@@ -1,0 +1,131 @@
+"""A worker and its feed loop, on small engines made for one fault each."""
+
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from synthia_batch.canary import ask_canaries
+from synthia_batch.engine.base import EngineFacts
+from synthia_batch.errors import DeterminismBroken, SampleRefused
+from synthia_batch.rows import Finished, Outcome, Request
+from synthia_batch.worker import Delivery, Worker
+
+
+class EchoEngine:
+    """Ends everything it holds at each step. Refuses ordinal 13, dies of 666, and tells how full it was."""
+
+    def __init__(self, tells_batch: bool = False) -> None:
+        self.held: list[Request] = []
+        self.tells_batch = tells_batch
+        self.closed = False
+        self.may_step = threading.Event()
+        self.may_step.set()
+
+    facts = EngineFacts(engine="echo", version="1", device="none", capacity=4, max_model_len=100)
+
+    def add(self, request: Request) -> None:
+        if request.ordinal == 13:
+            raise SampleRefused("unlucky", "not this one")
+        self.held.append(request)
+
+    def step(self) -> Sequence[Outcome]:
+        self.may_step.wait()
+        if any(request.ordinal == 666 for request in self.held):
+            raise RuntimeError("the device is gone")
+        held, self.held = self.held, []
+        text = f"among {len(held)}" if self.tells_batch else "the same"
+        return [
+            Finished(
+                ordinal=request.ordinal, response=text, reasoning=None, finish_reason="stop",
+                prompt_tokens=1, completion_tokens=1,
+            )
+            for request in held
+        ]  # fmt: skip
+
+    def abort(self) -> None:
+        self.held.clear()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def ask(*ordinals: int) -> list[Request]:
+    return [Request(ordinal=ordinal, token_ids=[1], seed=0) for ordinal in ordinals]
+
+
+def collect_until(worker: Worker, count: int) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    deadline = time.monotonic() + 10
+    while len(outcomes) < count:
+        assert time.monotonic() < deadline, "the worker went quiet"
+        outcomes += worker.collect(0.1).outcomes
+    return outcomes
+
+
+def test_what_is_fed_is_delivered_once() -> None:
+    worker = Worker(EchoEngine())
+    worker.start()
+    worker.feed(ask(1, 2))
+    worker.feed(ask(3))
+    assert sorted(outcome.ordinal for outcome in collect_until(worker, 3)) == [1, 2, 3]
+    quiet: Delivery = worker.collect(0.01)
+    assert (quiet.outcomes, quiet.unfinished, quiet.error) == ((), 0, None)
+    worker.stop(5)
+
+
+def test_a_refused_prompt_becomes_a_failed_sample() -> None:
+    worker = Worker(EchoEngine())
+    worker.start()
+    worker.feed(ask(12, 13))
+    outcomes = {outcome.ordinal: outcome for outcome in collect_until(worker, 2)}
+    assert getattr(outcomes[13], "code", None) == "unlucky"
+    assert isinstance(outcomes[12], Finished)
+    worker.stop(5)
+
+
+def test_an_engines_death_is_told_with_its_reason() -> None:
+    worker = Worker(EchoEngine())
+    worker.start()
+    worker.feed(ask(666))
+    deadline = time.monotonic() + 10
+    while (delivery := worker.collect(0.1)).error is None:
+        assert time.monotonic() < deadline
+    assert "the device is gone" in delivery.error
+    assert delivery.unfinished == 1
+
+
+def test_stopping_ends_the_loop_and_closes_the_engine() -> None:
+    engine = EchoEngine()
+    worker = Worker(engine)
+    worker.start()
+    worker.stop(5)
+    assert engine.closed
+
+
+def test_aborted_samples_yield_nothing() -> None:
+    engine = EchoEngine()
+    engine.may_step.clear()
+    worker = Worker(engine)
+    worker.start()
+    worker.feed(ask(1))
+    time.sleep(0.1)  # Sample 1 is in the step; sample 2 is still in the inbox.
+    worker.feed(ask(2))
+    worker.abort()
+    engine.may_step.set()
+    worker.feed(ask(3))
+    ended = {outcome.ordinal for outcome in collect_until(worker, 1)}
+    time.sleep(0.2)
+    ended |= {outcome.ordinal for outcome in worker.collect(0.1).outcomes}
+    assert 2 not in ended
+    worker.stop(5)
+
+
+def test_canaries_pass_where_the_batch_does_not_show() -> None:
+    assert ask_canaries(EchoEngine(), ask(-1, -2)) == ask_canaries(EchoEngine(), ask(-1, -2))
+
+
+def test_canaries_catch_an_engine_whose_answers_depend_on_the_batch() -> None:
+    with pytest.raises(DeterminismBroken, match="(?s)among 1.*among 2"):
+        ask_canaries(EchoEngine(tells_batch=True), ask(-1, -2))
