@@ -81,7 +81,7 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
     if manifest is not None:
         return _tell(job, manifest, _Drive(made=0, drained=None), started)
     drain = DrainRequest(job.declared.deadline_seconds)
-    with drain.listen(), open_run(job) as run:
+    with drain.listen(), open_run(job, display.show_scan) as run:
         run.keeper.publish_filled()
         drive = _drive(job, run, display, drain)
         if drive.drained is None:
@@ -107,8 +107,8 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest
     """Have the pool make what is missing."""
     keeper = run.keeper
     ended = keeper.finished + keeper.failed
-    if ended == keeper.samples:
-        return _Drive(made=0, drained=None)
+    if ended == keeper.samples or drain.reason is not None:
+        return _Drive(made=0, drained=None if ended == keeper.samples else drain.reason)
     if ended:
         display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
     renderer = open_renderer(job.prompt)

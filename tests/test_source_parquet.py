@@ -178,6 +178,15 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         assert "not a Parquet file that can be read, or damaged" in list_faults(path)[0]
 
 
+def test_a_footer_that_counts_less_than_no_rows_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, pa.table({"prompt": ["a"] * 60}))
+    content = path.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    place = content.index(b"\x16\x78", footer)  # Thrift's i64, zigzag: 60, first of all in num_rows.
+    path.write_bytes(content[:place] + b"\x16\x77" + content[place + 2 :])
+    assert "its footer counts -60 rows, but 60 in its groups" in list_faults(path)[0]
+
+
 def test_a_flipped_bit_is_found_by_the_page_checksum(tmp_path: Path) -> None:
     table = pa.table({"prompt": [f"Question {number}" for number in range(500)]})
     path = write(tmp_path, table, write_page_checksum=True, compression="none", use_dictionary=False)
