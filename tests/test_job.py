@@ -129,9 +129,8 @@ def test_another_process_finds_the_same_identity(source: Path) -> None:
         "from pathlib import Path; from test_job import resolve\n"
         "print(resolve(Path(sys.argv[1])).fingerprint)"
     )
-    other = subprocess.run(
-        [sys.executable, "-c", code, str(source)], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code, str(source), str(Path(__file__).parent)]
+    other = subprocess.run(command, capture_output=True, text=True, check=True)
     assert other.stdout.strip() == resolve(source).fingerprint
 
 
