@@ -51,7 +51,7 @@ def resolve_job(layers: Sequence[Layer], say: Callable[[str], None]) -> Resolved
         UsageError: The job cannot be used as it was said.
         ModelUnavailable: Its model is not to be had.
     """
-    cache = open_digest_cache(os.environ)
+    cache = open_digest_cache()
     merged = _add_preset(layers)
     found = _find_model(merged, cache, say)
     if found.facts is not None and found.facts.generation:
