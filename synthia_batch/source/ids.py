@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from synthia_batch.errors import IntegrityError, StorageFailed
 from synthia_batch.rows import Row
 from synthia_batch.source.faults import MAX_FAULTS
-from synthia_batch.source.record import HASH_BYTES
 
+HASH_BYTES = 8
+"""Of the hash by which rows are told apart."""
 BLOCK_ROWS = 1 << 19
 """Rows held in memory: 4 MiB of hashes, some 30 MiB while they are sorted."""
 BUCKET_BITS = 7
