@@ -14,7 +14,7 @@ from synthia_batch.store.intents import Intents
 from synthia_batch.store.journal import Journal, replay
 from synthia_batch.store.manifest import ManifestPart
 from synthia_batch.store.publish import publish_shard
-from synthia_batch.store.recovery import ShardState, Unfinished
+from synthia_batch.store.recovery import Published, ShardState, Unfinished
 from synthia_batch.store.run_dir import RunDir
 
 
@@ -31,13 +31,13 @@ class _OpenShard:
 class Keeper:
     """Records samples in their shards' journals and publishes each shard as it fills.
 
-    `states` says for every shard, in order, what earlier attempts left. Memory is bounded: of a
-    sample that is recorded nothing stays here.
+    `states` says for every shard, in order, what earlier attempts left, and which are published
+    since. Memory is bounded: of a sample that is recorded nothing stays here.
     """
 
     run_dir: RunDir
     shards: Sequence[Shard]
-    states: Sequence[ShardState]
+    states: list[ShardState]
     attempt: Attempt
     intents: Intents
     events: EventLog
@@ -90,7 +90,14 @@ class Keeper:
                 self._publish(current)
 
     def list_parts(self) -> tuple[ManifestPart, ...]:
-        """Return every part that is published, in the order of shards, data before failed."""
+        """Return every part of the run, in the order of shards, data before failed.
+
+        Raises:
+            ValueError: A shard is not published: the run is not complete.
+        """
+        missing = [state.shard.number for state in self.unfinished]
+        if missing:
+            raise ValueError(f"shards {missing} are not published")
         root = self.run_dir.root
         paths_and_entries = (
             pair
@@ -140,6 +147,10 @@ class Keeper:
         encoded = self.assembler.encode(current.shard, outcomes)
         intent = publish_shard(self.run_dir, encoded, current.journal, self.intents)
         del self._open[current.shard.number]
+        # Or it would be taken for a shard that nothing is made of yet.
+        self.states[current.shard.number] = Published(
+            shard=current.shard, intent=intent, has_leftover_journal=False
+        )
         self.note(
             "shard_published",
             shard=current.shard.number,

@@ -16,6 +16,7 @@ from synthia_batch.plan import plan_shards
 from synthia_batch.resolve import open_format, select_rows
 from synthia_batch.source import Scan, Source, open_source
 from synthia_batch.source.ids import Occurrences
+from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.attempt import Attempt, read_boot_id
 from synthia_batch.store.events import EventLog
 from synthia_batch.store.intents import Intents, read_intents
@@ -111,7 +112,7 @@ def _keep_plan(job: ResolvedJob, run_dir: RunDir, scan: Scan | None) -> _KeptPla
     if scan is None:
         raise IntegrityError(f"{run_dir.plan} has gone while it was opened; run the same command again")
     # Before the plan: where a plan is, everything that it needs must be.
-    scan.occurrences.save(run_dir.occurrences)
+    publish_bytes(run_dir.occurrences, *scan.occurrences.encode())
     plan = {
         "name": job.name,
         "fingerprint": job.fingerprint,

@@ -190,7 +190,7 @@ def test_a_scan_survives_a_process(write: Write, tmp_path: Path) -> None:
     source = open_source(path)
     found = source.scan(Selection(keep_columns=("score",)), tmp_path)
     everything = list(source.read_rows(found, 0, 3500))
-    found.occurrences.save(tmp_path / "occurrences")
+    (tmp_path / "occurrences").write_bytes(b"".join(found.occurrences.encode()))
     data = json.loads(json.dumps(found.to_dict()))
     again = Scan.from_dict(data, Occurrences.load(tmp_path / "occurrences"))
     assert again == found
