@@ -221,7 +221,6 @@ def _place(path: Path, table: pa.Table, grid: SampleGrid) -> Places:
 
 
 def _place_systems(column: pa.ChunkedArray, grid: SampleGrid) -> NDArray[np.int64]:
-    # By way of a dictionary: pa.array() of the names would import pandas, which takes a second.
     known = {name: number for number, name in enumerate(grid.systems)}
     if grid.own_system is not None:
         known.setdefault(grid.own_system, 0)  # in place of the only one that the job names
@@ -229,14 +228,15 @@ def _place_systems(column: pa.ChunkedArray, grid: SampleGrid) -> NDArray[np.int6
     numbers = np.array([known.get(name, -1) for name in encoded.dictionary.to_pylist()], dtype=np.int64)
     if encoded.null_count or not len(numbers):
         return np.full(len(column), -1, dtype=np.int64)
-    places: NDArray[np.int64] = numbers[encoded.indices.to_numpy()]
+    places: NDArray[np.int64] = numbers[np.from_dlpack(encoded.indices)]
     return places
 
 
 def _to_numpy(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64]:
     if column.null_count:
         raise _refuse(path, "has a row without a row_index or a sample_index")
-    values: NDArray[Any] = column.to_numpy()
+    # Not to_numpy(): it imports pandas, which takes a second.
+    values: NDArray[Any] = np.from_dlpack(column.combine_chunks())
     return values.astype(np.int64)
 
 
