@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Never, TextIO
+from typing import Never, Self, TextIO
 
 from tqdm import tqdm
 
@@ -124,3 +124,47 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class ReadingDisplay:
+    """Shows how much of a number of bytes was read, and how fast. A context manager."""
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Write to `stream`, stderr if None."""
+        self._stream = stream or sys.stderr
+        self._quiet = quiet
+        self._clock = clock
+        self._bar: tqdm[Never] | None = None
+        self._started = self._last_line = clock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, done_bytes: int, total_bytes: int) -> None:
+        """Show that `done_bytes` of `total_bytes` were read; called often, draws rarely."""
+        if self._quiet or not total_bytes:
+            return
+        if self._stream.isatty():
+            if self._bar is None:
+                self._bar = tqdm(
+                    total=total_bytes, unit="B", unit_scale=True, file=self._stream, dynamic_ncols=True
+                )
+            self._bar.update(done_bytes - self._bar.n)
+        elif self._clock() - self._last_line >= LINE_SECONDS:
+            self._last_line = self._clock()
+            rate = done_bytes / 1e6 / (self._last_line - self._started)
+            print(
+                f"{done_bytes / 1e6:.0f}/{total_bytes / 1e6:.0f} MB read, {rate:.0f} MB/s",
+                file=self._stream,
+                flush=True,
+            )

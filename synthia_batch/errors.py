@@ -59,9 +59,18 @@ class IdentityMismatch(SynthiaBatchError):
 
 
 class IntegrityError(SynthiaBatchError):
-    """A file of the run directory is not what the run wrote."""
+    """A file of the run directory is not what the run wrote.
+
+    `reason` says it without the file and the advice, `offset` where in the file, in bytes; both
+    are for `verify`, which lists what it finds, and empty where the text alone says it.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, *, reason: str = "", offset: int | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.offset = offset
 
 
 class JournalCorrupt(IntegrityError):

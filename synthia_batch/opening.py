@@ -1,29 +1,36 @@
 """Opening a run: whose directory it is, what is planned, and what earlier attempts left of it."""
 
+import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from synthia_batch.assemble import Assembler
 from synthia_batch.errors import IdentityMismatch, IntegrityError, UsageError
 from synthia_batch.job.fingerprint import compare_identities
-from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.job.resolved import PlanSpec, ResolvedJob
+from synthia_batch.job_file import write_job
 from synthia_batch.keeper import Keeper
-from synthia_batch.plan import plan_shards
+from synthia_batch.plan import ROW_SYSTEM, plan_shards
+from synthia_batch.reopening import FailureChoice, Reopener
 from synthia_batch.resolve import open_format, select_rows
+from synthia_batch.rows import Shard
 from synthia_batch.source import Scan, Source, open_source
 from synthia_batch.source.ids import Occurrences
-from synthia_batch.store.atomic import publish_bytes
+from synthia_batch.store.atomic import make_directory, publish_bytes
 from synthia_batch.store.attempt import Attempt, read_boot_id
 from synthia_batch.store.events import EventLog
 from synthia_batch.store.intents import Intents, read_intents
 from synthia_batch.store.lock import RunLock
+from synthia_batch.store.manifest import withdraw_manifest
 from synthia_batch.store.part import PartFormat
+from synthia_batch.store.part_rows import SampleGrid
 from synthia_batch.store.plan_file import plan_digest, read_plan, write_plan_once
-from synthia_batch.store.recovery import check_parts, inspect_shard, remove_leftovers
+from synthia_batch.store.recovery import ShardState, check_parts, inspect_shard, remove_leftovers
 from synthia_batch.store.run_dir import RunDir
 
 
@@ -38,9 +45,25 @@ class OpenRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _KeptPlan:
-    scan: Scan
-    digest: str
+class LockedRun:
+    """A run directory whose lock is ours, looked at and found sound, and not touched yet.
+
+    `states` is what earlier attempts left of each shard. `plan` is that of plan.json, or what is to
+    be written there.
+    """
+
+    run_dir: RunDir
+    lock: RunLock
+    plan: Mapping[str, Any]
+    assembler: Assembler
+    attempt: Attempt
+    shards: Sequence[Shard]
+    states: Sequence[ShardState]
+
+    @property
+    def reopener(self) -> Reopener:
+        """What reads its samples back."""
+        return Reopener(run_dir=self.run_dir, grid=make_grid(self.assembler.plan), attempt=self.attempt)
 
 
 def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
@@ -79,48 +102,131 @@ def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], No
 def open_run(job: ResolvedJob, on_progress: Callable[[int], None] | None = None) -> Iterator[OpenRun]:
     """Open the job's run directory for writing, begun first where it is new, for the block.
 
-    The input is read through before anything is made, so that a bad one leaves nothing behind.
+    Raises:
+        SynthiaBatchError: As for lock_run and begin_attempt.
+    """
+    with lock_run(job, on_progress) as locked, begin_attempt(job, locked) as run:
+        yield run
+
+
+@contextmanager
+def lock_run(job: ResolvedJob, on_progress: Callable[[int], None] | None = None) -> Iterator[LockedRun]:
+    """Take the job's run directory for the block, and look at everything that is there.
+
+    Nothing is changed: of a directory that was not there, `.synthia/lock` is made. The input of a
+    new run is read through before, so that a bad one leaves not even that behind.
 
     Raises:
         InputRefused: The input has faults.
         RunLocked: Another process has the directory.
+        IdentityMismatch: Another process has just begun another job there.
         IntegrityError: Something in it is not as it was written.
-        StorageFailed: It cannot be written.
+        StorageFailed: It cannot be read.
     """
     run_dir = RunDir(job.output)
     source = open_source(job.input_path)
     scan = None if run_dir.plan.exists() else scan_input(job, source, on_progress)
-    run_dir.create()
-    with ExitStack() as stack:
-        owner = stack.enter_context(RunLock(run_dir, _now()))
+    make_directory(run_dir.hidden)
+    lock = RunLock(run_dir, _now())
+    lock.take()
+    try:
         refuse_other_identity(job, run_dir)  # Another process may have begun it since it was looked at.
-        kept = _keep_plan(job, run_dir, scan)
-        attempt = Attempt(plan_digest=kept.digest, epoch=owner.epoch, boot=read_boot_id())
+        yield _look(job, run_dir, lock, source, scan)
+    finally:
+        lock.release()
+
+
+@contextmanager
+def begin_attempt(
+    job: ResolvedJob, locked: LockedRun, again: FailureChoice | None = None
+) -> Iterator[OpenRun]:
+    """Begin the next epoch of a run that was looked at, and open it for writing for the block.
+
+    The failed samples that `again` takes are to be made again.
+
+    Raises:
+        IntegrityError: A part is not what it was when it was looked at.
+        StorageFailed: Something cannot be written.
+    """
+    run_dir = locked.run_dir
+    owner = locked.lock.begin_epoch()
+    run_dir.create()
+    _keep_plan(job, locked)
+    attempt = dataclasses.replace(locked.attempt, epoch=owner.epoch)
+    with ExitStack() as stack:
         events = stack.enter_context(closing(EventLog.open(run_dir.events, _now)))
         events.append("attempt_started", epoch=owner.epoch, pid=owner.pid, host=owner.host)
-        keeper = _open_keeper(job, run_dir, _make_assembler(job, source, kept.scan), attempt, events)
+        states = locked.states
+        if again is not None:
+            # A crash between the two leaves a run that only lacks its manifest: the next one writes it.
+            withdraw_manifest(run_dir)
+            states = dataclasses.replace(locked.reopener, attempt=attempt).reopen(states, again)
+        remove_leftovers(run_dir, states)
+        keeper = Keeper(
+            run_dir=run_dir,
+            shards=locked.shards,
+            states=list(states),
+            attempt=attempt,
+            intents=Intents.open(run_dir.intents, attempt),
+            events=events,
+            assembler=locked.assembler,
+        )
         stack.enter_context(closing(keeper))
-        yield OpenRun(run_dir=run_dir, scan=kept.scan, plan_digest=kept.digest, keeper=keeper)
+        scan = locked.assembler.scan
+        yield OpenRun(run_dir=run_dir, scan=scan, plan_digest=attempt.plan_digest, keeper=keeper)
 
 
-def _keep_plan(job: ResolvedJob, run_dir: RunDir, scan: Scan | None) -> _KeptPlan:
-    """Write the plan of a new run, or read that of one that was begun before."""
+def make_grid(spec: PlanSpec) -> SampleGrid:
+    """Return how the samples of a row follow each other in the parts."""
+    return SampleGrid(
+        systems=tuple(system.name for system in spec.systems),
+        num_samples=spec.num_samples,
+        own_system=None if spec.replace_own_system else ROW_SYSTEM,
+    )
+
+
+def _look(job: ResolvedJob, run_dir: RunDir, lock: RunLock, source: Source, scan: Scan | None) -> LockedRun:
     plan = read_plan(run_dir.plan)
     if plan is not None:
-        occurrences = Occurrences.load(run_dir.occurrences)
-        return _KeptPlan(scan=Scan.from_dict(plan["scan"], occurrences), digest=plan_digest(plan))
-    if scan is None:
+        scan = Scan.from_dict(plan["scan"], Occurrences.load(run_dir.occurrences))
+    elif scan is None:
         raise IntegrityError(f"{run_dir.plan} has gone while it was opened; run the same command again")
-    # Before the plan: where a plan is, everything that it needs must be.
-    publish_bytes(run_dir.occurrences, *scan.occurrences.encode())
-    plan = {
+    else:
+        plan = _make_plan(job, scan)
+    attempt = Attempt(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id())
+    shards = plan_shards(scan.rows, job.plan.samples_per_row)
+    latest = read_intents(run_dir.intents, attempt.plan_digest).latest
+    states = [inspect_shard(run_dir, shard, latest, attempt) for shard in shards]
+    check_parts(run_dir, states, lambda size: None)
+    return LockedRun(
+        run_dir=run_dir,
+        lock=lock,
+        plan=plan,
+        assembler=_make_assembler(job, source, scan),
+        attempt=attempt,
+        shards=shards,
+        states=states,
+    )
+
+
+def _make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:
+    return {
         "name": job.name,
         "fingerprint": job.fingerprint,
         "identity": job.identity,
         "samples_per_row": job.plan.samples_per_row,
         "scan": scan.to_dict(),
     }
-    return _KeptPlan(scan=scan, digest=write_plan_once(run_dir.plan, plan))
+
+
+def _keep_plan(job: ResolvedJob, locked: LockedRun) -> None:
+    """Write the plan of a new run, and how the job was last said."""
+    run_dir = locked.run_dir
+    if not run_dir.plan.exists():
+        # Before the plan: where a plan is, everything that it needs must be.
+        publish_bytes(run_dir.occurrences, *locked.assembler.scan.occurrences.encode())
+    write_job(run_dir.job, job.declared)
+    write_plan_once(run_dir.plan, locked.plan)
 
 
 def _make_assembler(job: ResolvedJob, source: Source, scan: Scan) -> Assembler:
@@ -138,26 +244,6 @@ def _make_assembler(job: ResolvedJob, source: Source, scan: Scan) -> Assembler:
                 **{f"synthia_batch.system.{name}": digest for name, digest in job.identity["system"].items()},
             },
         ),
-    )
-
-
-def _open_keeper(
-    job: ResolvedJob, run_dir: RunDir, assembler: Assembler, attempt: Attempt, events: EventLog
-) -> Keeper:
-    """Look at all that earlier attempts left before anything is touched, then go on from there."""
-    shards = plan_shards(assembler.scan.rows, job.plan.samples_per_row)
-    latest = read_intents(run_dir.intents, attempt.plan_digest).latest
-    states = [inspect_shard(run_dir, shard, latest, attempt) for shard in shards]
-    check_parts(run_dir, states, lambda size: None)
-    remove_leftovers(run_dir, states)
-    return Keeper(
-        run_dir=run_dir,
-        shards=shards,
-        states=states,
-        attempt=attempt,
-        intents=Intents.open(run_dir.intents, attempt),
-        events=events,
-        assembler=assembler,
     )
 
 

@@ -230,6 +230,8 @@ def _identify(
         "output_format": OUTPUT_FORMAT,
         "input": {"digest": input_digest, **selection},
         "system": {system.name: _digest_text(system.text) for system in plan.systems},
+        # The digest of an object does not know the order of its keys; ordinals depend on it.
+        "system_order": [system.name for system in plan.systems],
         "replace_own_system": plan.replace_own_system,
         "prompt": {
             "format": prompt.format,

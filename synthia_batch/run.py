@@ -24,6 +24,7 @@ from synthia_batch.report.card import CardFacts, write_card
 from synthia_batch.resolve import open_renderer, resolve_job
 from synthia_batch.rows import Failed, Request
 from synthia_batch.store.manifest import Manifest, read_manifest, write_manifest
+from synthia_batch.store.recovery import check_complete
 from synthia_batch.store.run_dir import RunDir
 
 
@@ -79,15 +80,30 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
     refuse_other_identity(job, run_dir)
     manifest = read_manifest(run_dir.manifest)
     if manifest is not None:
+        # Nobody is told that it is complete on the word of the manifest alone.
+        check_complete(run_dir, manifest, lambda size: None)
         return _tell(job, manifest, _Drive(made=0, drained=None), started)
     drain = DrainRequest(job.declared.deadline_seconds)
     with drain.listen(), open_run(job, display.show_scan) as run:
-        run.keeper.publish_filled()
-        drive = _drive(job, run, display, drain)
-        if drive.drained is None:
-            _finish(job, run)
-        run.keeper.note("attempt_ended", made=drive.made, drained=drive.drained and drive.drained.label)
-        return _tell(job, run.keeper, drive, started)
+        return make_missing(job, run, display, drain, started)
+
+
+def make_missing(
+    job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest, started: float
+) -> RunResult:
+    """Make every sample of an open run that is not made yet, and complete it unless it drains.
+
+    `started` is when the command was, on the monotonic clock.
+
+    Raises:
+        SynthiaBatchError: As for run_job.
+    """
+    run.keeper.publish_filled()
+    drive = _drive(job, run, display, drain)
+    if drive.drained is None:
+        _finish(job, run)
+    run.keeper.note("attempt_ended", made=drive.made, drained=drive.drained and drive.drained.label)
+    return _tell(job, run.keeper, drive, started)
 
 
 def _tell(job: ResolvedJob, counts: Manifest | Keeper, drive: _Drive, started: float) -> RunResult:

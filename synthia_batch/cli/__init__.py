@@ -8,8 +8,10 @@ import sys
 import typer
 
 from synthia_batch.cli.plan import plan, validate
+from synthia_batch.cli.retry import retry
 from synthia_batch.cli.run import run
 from synthia_batch.cli.status import status
+from synthia_batch.cli.verify import verify
 from synthia_batch.errors import SynthiaBatchError
 
 app = typer.Typer(
@@ -24,6 +26,8 @@ app.command()(run)
 app.command()(plan)
 app.command()(validate)
 app.command()(status)
+app.command()(retry)
+app.command()(verify)
 
 
 def main() -> None:

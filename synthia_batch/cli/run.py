@@ -36,17 +36,23 @@ def run(
     display = Display(quiet=quiet, verbose=verbose)
     job = resolve_job(flags.read_layers(), display.say)
     result = run_resolved_job(job, display)
-    _print_json(result) if as_json else _print_result(result)
-    raise typer.Exit(_choose_exit_code(result))
+    print_result(result, as_json)
+    raise typer.Exit(choose_exit_code(result))
 
 
-def _choose_exit_code(result: "RunResult") -> int:
+def choose_exit_code(result: "RunResult") -> int:
+    """Return the exit code that tells what the run came to."""
     if result.drained is not None:
         return result.drained.exit_code
     return EXIT_TOO_MANY_FAILURES if result.has_too_many_failures else 0
 
 
-def _print_result(result: "RunResult") -> None:
+def print_result(result: "RunResult", as_json: bool) -> None:
+    """Print what the run came to: its directory, or JSON, on stdout; words for people on stderr."""
+    _print_json(result) if as_json else _print_words(result)
+
+
+def _print_words(result: "RunResult") -> None:
     counts = f"{result.finished} of {result.samples} samples finished"
     if result.failed:
         counts += f", {result.failed} failed (see {result.directory / 'failed'})"

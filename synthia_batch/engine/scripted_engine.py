@@ -59,6 +59,8 @@ class ScriptedOptions(BaseModel):
     """Gets one line per generation, the sample's ordinal, written as the generation ends."""
     fail_every: Annotated[int, Field(ge=1)] | None = None
     """Fails each sample whose ordinal is a multiple of this, with the code `scripted_failure`."""
+    fail_while_missing: Path | None = None
+    """`fail_every` stops once there is this file: a cause of failures that someone mends."""
     crash_on: str | None = None
     """Ends the engine's whole process, as a segmentation fault would, at a prompt with this text."""
     hang_on: str | None = None
@@ -146,7 +148,7 @@ class ScriptedEngine:
         if self._call_log is not None and request.ordinal >= 0:
             # One write on an O_APPEND descriptor: lines of several workers never mix.
             os.write(self._call_log, b"%d\n" % request.ordinal)
-        if self._options.fail_every and request.ordinal % self._options.fail_every == 0:
+        if self._is_to_fail(request.ordinal):
             return Failed(ordinal=request.ordinal, code="scripted_failure", message="failed as scripted")
         prompt = _encode_ids(request.token_ids)
         picks = blake3(b"%d\0" % request.seed + prompt).digest(length=MAX_WORDS + 1)
@@ -161,6 +163,12 @@ class ScriptedEngine:
             prompt_tokens=len(request.token_ids),
             completion_tokens=len(words),
         )
+
+    def _is_to_fail(self, ordinal: int) -> bool:
+        every, mended = self._options.fail_every, self._options.fail_while_missing
+        if every is None or ordinal < 0 or ordinal % every:  # canaries, below 0, never fail
+            return False
+        return mended is None or not mended.exists()
 
     def _misbehave_on(self, request: Request) -> None:
         if self._options.crash_on is None and self._options.hang_on is None:

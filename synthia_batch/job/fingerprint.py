@@ -22,6 +22,7 @@ NOT_IDENTITY = {
     "latency_ms": "the scripted engine's speed",
     "load_seconds": "the scripted engine's speed",
     "call_log": "where the scripted engine logs",
+    "fail_while_missing": "a rehearsed cause of failures that goes away: `retry` is then to make them",
     "crash_on": "a rehearsed fault: resuming without it is the point",
     "hang_on": "a rehearsed fault",
 }

@@ -1,6 +1,5 @@
 """How far a run is, read from its directory while it goes on or afterwards."""
 
-import os
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from synthia_batch.plan import plan_shards
 from synthia_batch.store.attempt import Attempt, read_boot_id
 from synthia_batch.store.events import read_events
 from synthia_batch.store.intents import read_intents
-from synthia_batch.store.lock import Owner, read_owner
+from synthia_batch.store.lock import find_running, read_owner
 from synthia_batch.store.manifest import read_manifest
 from synthia_batch.store.plan_file import plan_digest, read_plan
 from synthia_batch.store.recovery import Published, inspect_shard
@@ -62,7 +61,7 @@ def read_status(directory: Path) -> RunStatus:
         directory=str(directory),
         name=plan["name"],
         fingerprint=plan["fingerprint"],
-        state="complete" if read_manifest(run_dir.manifest) else _guess_state(owner),
+        state="complete" if read_manifest(run_dir.manifest) else _describe_state(run_dir),
         samples=shards[-1].stop,
         finished=sum(state.finished for state in states),
         failed=sum(state.failed for state in states),
@@ -73,23 +72,11 @@ def read_status(directory: Path) -> RunStatus:
     )
 
 
-def _guess_state(owner: Owner | None) -> str:
-    """Tell a run that goes on from one that was ended, by its process: trying the lock would take it."""
+def _describe_state(run_dir: RunDir) -> str:
+    owner = find_running(run_dir)
     if owner is None:
         return "interrupted"
-    if owner.host != socket.gethostname():
-        return f"unknown: started on {owner.host}"
-    return "running" if _is_alive(owner.pid) else "interrupted"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return "running" if owner.host == socket.gethostname() else f"unknown: started on {owner.host}"
 
 
 def _describe_last_event(run_dir: RunDir) -> str:

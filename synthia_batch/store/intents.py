@@ -5,13 +5,15 @@ altered or foreign is told from one that was never made. Frames as in frames.py:
 frame per publication. A later frame of a shard replaces the earlier ones.
 """
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.store.append_file import AppendFile
-from synthia_batch.store.atomic import storage_errors
+from synthia_batch.store.atomic import publish_bytes, storage_errors
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.frames import Frame, encode_frame, scan_frames
 
@@ -130,6 +132,25 @@ def read_intents(path: Path, plan_digest: str) -> ReadIntents:
     return ReadIntents(latest=latest, kept_bytes=kept_bytes)
 
 
+def repair_intents(path: Path, attempt: Attempt, known: Mapping[int, Intent]) -> None:
+    """Write the ledger anew from its sound frames and from what is `known` of lost ones, by shard.
+
+    What is known goes before what the frames say. A shard whose frame was lost and that is not
+    known has no intent any more: its parts are then taken for foreign. Call it under the run's lock.
+
+    Raises:
+        StorageFailed: The file cannot be read or written. The old one is then still there.
+    """
+    latest: dict[int, Intent] = {}
+    with storage_errors("read", path), path.open("rb") as file:
+        for frame in scan_frames(file):
+            if frame.value is not None and "plan" not in frame.value:
+                with suppress(IntegrityError):
+                    _apply(latest, _decode_intent(path, frame, frame.value))
+    frames = [encode_frame(asdict(intent)) for _, intent in sorted({**latest, **known}.items())]
+    publish_bytes(path, b"".join((encode_frame({"plan": attempt.plan_digest}), *frames)))
+
+
 def _apply(latest: dict[int, Intent], intent: Intent) -> None:
     if intent.data is None and intent.failed is None:
         latest.pop(intent.shard, None)
@@ -157,5 +178,7 @@ def _decode_intent(path: Path, frame: Frame, value: dict[str, Any]) -> Intent:
 def _refuse(path: Path, frame: Frame, reason: str) -> IntegrityError:
     return IntegrityError(
         f"{path}: byte {frame.offset}: {reason}\n"
-        "  restore the file from a copy, or start the run afresh in another directory"
+        "  restore the file from a copy, or let `synthia-batch verify DIR --repair` drop the damaged frames",
+        reason=reason,
+        offset=frame.offset,
     )

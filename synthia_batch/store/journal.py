@@ -22,7 +22,7 @@ states what was true before it. A header is on the disk before any frame follows
 under which a byte was written is known whatever is lost.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -207,17 +207,36 @@ def repair_journal(path: Path, shard: Shard, attempt: Attempt) -> tuple[Damage, 
     """
     reader = _Reader(path, shard, attempt)
     reader.epoch = attempt.epoch  # the header that is written below speaks for every frame after it
-    damages: list[Damage] = []
+    damages = tuple(_list_damages(reader))
+    write_journal(path, shard, attempt, reader.outcomes.values())
+    return damages
+
+
+def find_damages(path: Path, shard: Shard, attempt: Attempt) -> tuple[Damage, ...]:
+    """Return what repair_journal would cut out of the journal. Touches nothing.
+
+    Only for a journal that read_journal refuses: what a crash may leave is listed here as well.
+
+    Raises:
+        StorageFailed: The file cannot be read.
+    """
+    reader = _Reader(path, shard, attempt)
+    reader.epoch = attempt.epoch
+    return tuple(_list_damages(reader))
+
+
+def find_last_epoch(path: Path) -> int | None:
+    """Return the epoch of the last sound header, or None where there is none.
+
+    Raises:
+        StorageFailed: The file cannot be read.
+    """
+    epoch = None
     with storage_errors("read", path), path.open("rb") as file:
         for frame in scan_frames(file):
-            try:
-                if frame.value is None:
-                    raise reader.refuse(frame, "the frame fails its checksum")
-                reader.take(frame)
-            except JournalCorrupt as exc:
-                damages.append(Damage(offset=frame.offset, length=frame.stop - frame.offset, reason=str(exc)))
-    write_journal(path, shard, attempt, reader.outcomes.values())
-    return tuple(damages)
+            if frame.value is not None and isinstance(frame.value.get("epoch"), int):
+                epoch = frame.value["epoch"]
+    return epoch
 
 
 def write_journal(path: Path, shard: Shard, attempt: Attempt, outcomes: Iterable[Outcome]) -> None:
@@ -280,7 +299,9 @@ class _Reader:
         """Return the error that names this frame."""
         return JournalCorrupt(
             f"{self.path}: byte {frame.offset}: {reason}\n"
-            "  `synthia-batch verify DIR --repair` drops exactly the damaged frames; then run again"
+            "  `synthia-batch verify DIR --repair` drops exactly the damaged frames; then run again",
+            reason=reason,
+            offset=frame.offset,
         )
 
     def _take_header(self, frame: Frame, value: dict[str, Any]) -> None:
@@ -299,6 +320,17 @@ class _Reader:
         known = self.outcomes.setdefault(ordinal, outcome)
         if known is not outcome and known != outcome:
             raise self.refuse(frame, f"sample {ordinal} was finished before, with another content")
+
+
+def _list_damages(reader: _Reader) -> Iterator[Damage]:
+    with storage_errors("read", reader.path), reader.path.open("rb") as file:
+        for frame in scan_frames(file):
+            try:
+                if frame.value is None:
+                    raise reader.refuse(frame, "the frame fails its checksum")
+                reader.take(frame)
+            except JournalCorrupt as exc:
+                yield Damage(offset=frame.offset, length=frame.stop - frame.offset, reason=exc.reason)
 
 
 def _encode_header(shard: Shard, attempt: Attempt) -> bytes:

@@ -15,6 +15,8 @@ from synthia_batch.errors import IntegrityError, RunLocked
 from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.run_dir import RunDir
 
+_LOCKS = Path("/proc/locks")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
@@ -52,9 +54,22 @@ class RunLock:
         """Take the lock, begin the next epoch, and return it with who we are.
 
         Raises:
+            RunLocked: As for take.
+            IntegrityError: As for begin_epoch.
+            StorageFailed: As for begin_epoch.
+        """
+        self.take()
+        try:
+            return self.begin_epoch()
+        except BaseException:
+            self.release()
+            raise
+
+    def take(self) -> None:
+        """Take the lock, and change nothing yet: what is found may be a reason to leave it all alone.
+
+        Raises:
             RunLocked: Another process has it, or the file system has no working locks.
-            IntegrityError: The record of the last owner, and with it the epoch, was altered.
-            StorageFailed: The new record could not be written.
         """
         try:
             self._lock.acquire()
@@ -64,10 +79,27 @@ class RunLock:
             raise RunLocked(self._describe_missing_locks(exc.strerror or str(exc))) from exc
         try:
             self._check_exclusion()
-            return self._begin_epoch()
         except BaseException:
             self.release()
             raise
+
+    def begin_epoch(self) -> Owner:
+        """Begin the next epoch under the lock that was taken, and return it with who we are.
+
+        Raises:
+            IntegrityError: The record of the last owner, and with it the epoch, was altered.
+            StorageFailed: The new record could not be written.
+        """
+        last = read_owner(self._run_dir.owner)
+        owner = Owner(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            started_at=self._started_at.isoformat(timespec="seconds"),
+            epoch=last.epoch + 1 if last else 1,
+        )
+        # On the disk before anything is written under this epoch: no two openings may share one.
+        publish_bytes(self._run_dir.owner, json.dumps(asdict(owner)).encode() + b"\n")
+        return owner
 
     def release(self) -> None:
         """Give the lock back. The record of the owner stays: the next epoch counts from it."""
@@ -93,22 +125,14 @@ class RunLock:
             os.close(fd)
         raise RunLocked(self._describe_missing_locks("it grants one lock twice"))
 
-    def _begin_epoch(self) -> Owner:
-        last = read_owner(self._run_dir.owner)
-        owner = Owner(
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            started_at=self._started_at.isoformat(timespec="seconds"),
-            epoch=last.epoch + 1 if last else 1,
-        )
-        # On the disk before anything is written under this epoch: no two openings may share one.
-        publish_bytes(self._run_dir.owner, json.dumps(asdict(owner)).encode() + b"\n")
-        return owner
-
     def _describe_owner(self) -> str:
-        # In the moment between the owner's lock and its record this names the owner before it.
         owner = read_owner(self._run_dir.owner)
-        who = f"pid {owner.pid} on {owner.host}, since {owner.started_at}" if owner else "another process"
+        pid = _find_holder(self._run_dir.lock)
+        if pid is not None and (owner is None or owner.pid != pid):
+            # The owner looks at what there is before it writes its record, which is still the last one's.
+            who = f"pid {pid} on {socket.gethostname()}"
+        else:
+            who = f"pid {owner.pid} on {owner.host}, since {owner.started_at}" if owner else "another process"
         return (
             f"{self._run_dir.root} is in use by {who}; nothing was touched\n"
             "  wait for it, end it (it drains and keeps what is finished), or name another directory with -o"
@@ -136,3 +160,44 @@ def read_owner(path: Path) -> Owner | None:
             f"{path} cannot be read: {exc}\n"
             "  if no run is using the directory, remove the file and run the same command again"
         ) from exc
+
+
+def find_running(run_dir: RunDir) -> Owner | None:
+    """Return who is writing to the run now, or None. Never tries the lock: that would take it.
+
+    An owner on another host cannot be asked, and is taken to be running.
+
+    Raises:
+        IntegrityError: As for read_owner.
+    """
+    owner = read_owner(run_dir.owner)
+    if owner is None or (owner.host == socket.gethostname() and not _is_running(owner, run_dir)):
+        return None
+    return owner
+
+
+def _is_running(owner: Owner, run_dir: RunDir) -> bool:
+    if _LOCKS.exists():
+        return _find_holder(run_dir.lock) is not None
+    # Without the kernel's list only the process can be asked for, and its number may be another's by now.
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _find_holder(path: Path) -> int | None:
+    """Return the process on this host that has the flock of `path`, where Linux tells."""
+    try:
+        inode = str(path.stat().st_ino)
+        for line in _LOCKS.read_text().splitlines():
+            # "1: FLOCK  ADVISORY  WRITE 1234 08:01:567 0 EOF"; one that waits has "->" in second place.
+            _, kind, _, _, pid, place, *_ = line.split()
+            if kind == "FLOCK" and place.rpartition(":")[2] == inode and int(pid) > 0:
+                return int(pid)
+    except (OSError, ValueError):
+        return None
+    return None

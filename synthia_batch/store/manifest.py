@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import IntegrityError
-from synthia_batch.store.atomic import publish_bytes
+from synthia_batch.store.atomic import publish_bytes, remove_file, sync_directory
+from synthia_batch.store.run_dir import RunDir
 from synthia_batch.store.sealed import read_sealed, seal
 
 FORMAT_VERSION = 1
@@ -46,6 +47,20 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         StorageFailed: It could not be written.
     """
     publish_bytes(path, seal({"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)}))
+
+
+def withdraw_manifest(run_dir: RunDir) -> None:
+    """Declare the run not complete any more, durably: parts of it are about to change or to go.
+
+    The card goes with the manifest, since its counts are no longer true.
+
+    Raises:
+        StorageFailed: The manifest may still be there: nothing that it claims may be touched.
+    """
+    remove_file(run_dir.manifest)
+    # Before anything else: a manifest that power brings back would claim parts that are gone.
+    sync_directory(run_dir.root)
+    remove_file(run_dir.readme)
 
 
 def read_manifest(path: Path) -> Manifest | None:

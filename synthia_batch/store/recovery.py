@@ -25,6 +25,7 @@ from synthia_batch.store.atomic import remove_file, storage_errors, temporary_pa
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.intents import Intent, PartEntry
 from synthia_batch.store.journal import read_journal
+from synthia_batch.store.manifest import Manifest
 from synthia_batch.store.run_dir import RunDir
 
 HASH_THREADS = 4
@@ -104,6 +105,26 @@ def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: Call
         if isinstance(state, Published)
         for pair in _expected_parts(run_dir, state.shard, state.intent)
     ]
+    _check_files(parts, on_progress)
+
+
+def check_complete(run_dir: RunDir, manifest: Manifest, on_progress: Callable[[int], None]) -> None:
+    """Read every part that the manifest names and compare it. Otherwise as check_parts.
+
+    Raises:
+        IntegrityError: As for check_parts.
+        StorageFailed: As for check_parts.
+    """
+    _check_files(
+        [
+            (run_dir.root / part.path, PartEntry(sha256=part.sha256, bytes=part.bytes, rows=part.rows))
+            for part in manifest.parts
+        ],
+        on_progress,
+    )
+
+
+def _check_files(parts: Iterable[tuple[Path, PartEntry | None]], on_progress: Callable[[int], None]) -> None:
     with ThreadPoolExecutor(HASH_THREADS) as threads:
         futures = [threads.submit(check_part, path, entry) for path, entry in parts]
         try:
@@ -137,14 +158,20 @@ def remove_leftovers(run_dir: RunDir, states: Iterable[ShardState]) -> None:
     Raises:
         StorageFailed: A file cannot be removed.
     """
-    for path in (run_dir.readme, run_dir.report, run_dir.manifest):
-        remove_file(temporary_path(path))
-    for directory in (run_dir.data, run_dir.failed, run_dir.hidden, run_dir.journals):
-        for temporary in directory.glob(temporary_path(Path("*")).name):
-            remove_file(temporary)
+    for temporary in list_temporary_files(run_dir):
+        remove_file(temporary)
     for state in states:
         if isinstance(state, Published) and state.has_leftover_journal:
             remove_file(run_dir.journal(state.shard))
+
+
+def list_temporary_files(run_dir: RunDir) -> list[Path]:
+    """Return the files that were being written when a crash came, and never got their names."""
+    root = (run_dir.readme, run_dir.report, run_dir.manifest)
+    found = [path for path in map(temporary_path, root) if path.exists()]
+    for directory in (run_dir.data, run_dir.failed, run_dir.hidden, run_dir.journals):
+        found += sorted(directory.glob(temporary_path(Path("*")).name))
+    return found
 
 
 def _inspect_journal(run_dir: RunDir, shard: Shard, intent: Intent | None, attempt: Attempt) -> ShardState:
@@ -213,5 +240,6 @@ def _hash_file(path: Path) -> str:
 def _refuse(path: Path, what: str) -> IntegrityError:
     return IntegrityError(
         f"{path} {what}; nothing was touched\n"
-        "  put the file back as it was, or let `synthia-batch verify DIR --repair` drop it to make it again"
+        "  put the file back as it was, or let `synthia-batch verify DIR --repair` drop it to make it again",
+        reason=what,
     )

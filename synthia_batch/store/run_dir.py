@@ -59,6 +59,11 @@ class RunDir:
         return self.hidden / "plan.json"
 
     @property
+    def job(self) -> Path:
+        """The job as it was last said: what `retry` runs again. No part of the run's identity."""
+        return self.hidden / "job.json"
+
+    @property
     def occurrences(self) -> Path:
         """Which rows of the input repeat others: what their ids need beside their content."""
         return self.hidden / "occurrences.bin"

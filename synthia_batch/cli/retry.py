@@ -1,0 +1,49 @@
+"""`synthia-batch retry`: failed samples made again."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def retry(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    code: Annotated[
+        str | None, typer.Option(help="Only samples that failed with this code. [every failed one]")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the job that is no identity. Repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Make failed samples again, with other settings if need be, and publish their files anew."""
+    from synthia_batch.cli.run import choose_exit_code, print_result
+    from synthia_batch.display import Display
+    from synthia_batch.job.dotted import merge_values
+    from synthia_batch.job.layers import Layer, parse_assignment, read_environment
+    from synthia_batch.reopening import FailureChoice
+    from synthia_batch.retry import retry_failed
+
+    said: dict[str, object] = {}
+    for assignment in settings or []:
+        said = merge_values(said, parse_assignment(assignment))
+    display = Display(quiet=quiet)
+    layers = [Layer(origin="flag", values=said), read_environment(os.environ)]
+    result = retry_failed(directory, FailureChoice(code=code), layers, display)
+    if result.run is None:
+        which = f"with the code {code}" if code else "failed"
+        display.say(f"{directory}: there are no samples {which}; nothing was touched")
+        print(_to_json(directory) if as_json else directory)
+        return
+    display.say(f"{result.chosen} failed samples were to be made again")
+    print_result(result.run, as_json)
+    raise typer.Exit(choose_exit_code(result.run))
+
+
+def _to_json(directory: Path) -> str:
+    import json
+
+    return json.dumps({"directory": str(directory), "chosen": 0, "made_now": 0})

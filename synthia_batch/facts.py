@@ -1,0 +1,79 @@
+"""What a run directory says of its run: all that it takes to check or mend it without its job."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.errors import UsageError
+from synthia_batch.plan import ROW_SYSTEM, plan_shards
+from synthia_batch.rows import KeptColumn, Shard
+from synthia_batch.store.attempt import Attempt, read_boot_id
+from synthia_batch.store.intents import Intent, PartEntry
+from synthia_batch.store.manifest import Manifest
+from synthia_batch.store.part_rows import SampleGrid
+from synthia_batch.store.plan_file import plan_digest, read_plan
+from synthia_batch.store.run_dir import RunDir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """A run as its plan.json says it. `attempt` is that of a reader, unless it holds the lock."""
+
+    run_dir: RunDir
+    fingerprint: str
+    attempt: Attempt
+    shards: tuple[Shard, ...]
+    grid: SampleGrid
+    kept: tuple[KeptColumn, ...]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What every part must say of its run."""
+        return {"synthia_batch.fingerprint": self.fingerprint}
+
+    def name(self, path: Path) -> str:
+        """Return `path` relative to the run directory, with forward slashes."""
+        return path.relative_to(self.run_dir.root).as_posix()
+
+
+def read_facts(directory: Path) -> RunFacts:
+    """Return what the run in `directory` is.
+
+    Raises:
+        UsageError: It is no run directory.
+        IntegrityError: Its plan was altered.
+    """
+    run_dir = RunDir(directory)
+    plan = read_plan(run_dir.plan)
+    if plan is None:
+        raise UsageError(f"{directory}: not a run directory; name one under outputs/")
+    identity: Mapping[str, Any] = plan["identity"]
+    return RunFacts(
+        run_dir=run_dir,
+        fingerprint=plan["fingerprint"],
+        attempt=Attempt(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
+        shards=plan_shards(plan["scan"]["rows"], plan["samples_per_row"]),
+        grid=SampleGrid(
+            systems=tuple(identity["system_order"]),
+            num_samples=identity["num_samples"],
+            own_system=None if identity["replace_own_system"] else ROW_SYSTEM,
+        ),
+        kept=tuple(KeptColumn(**column) for column in plan["scan"]["kept"]),
+    )
+
+
+def list_intents(facts: RunFacts, manifest: Manifest, epoch: int) -> dict[int, Intent]:
+    """Return what the ledger must hold, as of `epoch`, where the run has come to `manifest`."""
+    entries = {
+        part.path: PartEntry(sha256=part.sha256, bytes=part.bytes, rows=part.rows) for part in manifest.parts
+    }
+    return {
+        shard.number: Intent(
+            shard=shard.number,
+            epoch=epoch,
+            data=entries.get(facts.name(facts.run_dir.data_part(shard))),
+            failed=entries.get(facts.name(facts.run_dir.failed_part(shard))),
+        )
+        for shard in facts.shards
+    }

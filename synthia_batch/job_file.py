@@ -1,0 +1,69 @@
+"""The job as it was last said, kept with its run: what `retry` runs again.
+
+No part of the run's identity or of its output: it holds paths and speeds, and follows the latest
+attempt, since that is the one that got on.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.errors import IntegrityError
+from synthia_batch.job.declared import Job
+from synthia_batch.job.layers import Layer
+from synthia_batch.models.locate import DEMO_MODEL
+from synthia_batch.store.atomic import publish_bytes
+from synthia_batch.store.sealed import read_sealed, seal
+
+
+def write_job(path: Path, job: Job) -> None:
+    """Keep what was said of `job` at `path`, its paths absolute, unless just that is there.
+
+    A job that JSON cannot say, with a file name that is no UTF-8, is not kept.
+
+    Raises:
+        StorageFailed: It could not be written.
+    """
+    try:
+        content = seal({"job": _anchor(job.model_dump(mode="json", exclude_unset=True))})
+    except ValueError:
+        return
+    with suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    publish_bytes(path, content)
+
+
+def read_job(path: Path, output: Path) -> Layer | None:
+    """Return what was said of the job kept at `path`, with `output` as its run directory.
+
+    None where no job is kept.
+
+    Raises:
+        IntegrityError: The file was altered.
+    """
+    value = read_sealed(path)
+    if value is None:
+        return None
+    if not isinstance(value.get("job"), dict):
+        raise IntegrityError(
+            f"{path} holds no job\n  run the job itself once, as it was said: it is kept anew"
+        )
+    return Layer(origin="the run", values={**value["job"], "output": str(output)})
+
+
+def _anchor(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what was said, with its paths as they are from anywhere."""
+    section = values["input"]
+    values["input"] = {**section, "path": os.path.abspath(section["path"])}
+    if "system" in values:
+        values["system"] = [_anchor_file(spec) for spec in values["system"]]
+    name = values.get("model", {}).get("name")
+    if name is not None and name != DEMO_MODEL and Path(name).expanduser().is_dir():
+        values["model"] = {**values["model"], "name": str(Path(name).expanduser().resolve())}
+    return values
+
+
+def _anchor_file(spec: str) -> str:
+    return "@" + os.path.abspath(spec[1:]) if spec.startswith("@") else spec

@@ -1,0 +1,87 @@
+"""Failed samples made again: their shards are opened anew, with everything else that they hold kept.
+
+A journal of the kept samples, of an epoch after the publication, goes before the parts: from the
+moment it is there the shard is unfinished, and whoever runs next makes what is missing and
+publishes in place of the old parts. A crash before that moment changes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from synthia_batch.rows import Failed, Outcome, Shard
+from synthia_batch.store.attempt import Attempt
+from synthia_batch.store.journal import replay, write_journal
+from synthia_batch.store.part_rows import SampleGrid, read_failed, read_made
+from synthia_batch.store.recovery import Published, ShardState, Unfinished
+from synthia_batch.store.run_dir import RunDir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureChoice:
+    """The failed samples to make again: those with `code`, or all of them where it is None."""
+
+    code: str | None
+
+    def takes(self, outcome: Outcome) -> bool:
+        """Return whether the sample is to be made again."""
+        return isinstance(outcome, Failed) and self.code in (None, outcome.code)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reopener:
+    """Reads the samples of a run back. `attempt` is the one that looks, or the one that writes."""
+
+    run_dir: RunDir
+    grid: SampleGrid
+    attempt: Attempt
+
+    def count_chosen(self, states: Sequence[ShardState], choice: FailureChoice) -> int:
+        """Return how many samples `choice` takes. Touches nothing.
+
+        Raises:
+            IntegrityError: A part or a journal cannot be read.
+        """
+        return sum(
+            sum(map(choice.takes, self.read_outcomes(state).values())) for state in states if state.failed
+        )
+
+    def reopen(self, states: Sequence[ShardState], choice: FailureChoice) -> list[ShardState]:
+        """Drop the samples that `choice` takes from what their shards hold; return the new states.
+
+        The manifest must be withdrawn before.
+
+        Raises:
+            IntegrityError: As for count_chosen.
+            StorageFailed: A journal could not be written.
+        """
+        return [self._reopen(state, choice) if state.failed else state for state in states]
+
+    def read_outcomes(self, state: ShardState) -> dict[int, Outcome]:
+        """Return every sample of the shard that has ended, exactly as it was journaled.
+
+        Raises:
+            IntegrityError: As for count_chosen.
+        """
+        if isinstance(state, Unfinished):
+            return replay(self.run_dir.journal(state.shard), state.shard, self.attempt)
+        return self._read_parts(state)
+
+    def _read_parts(self, state: Published) -> dict[int, Outcome]:
+        shard, intent = state.shard, state.intent
+        made = read_made(self.run_dir.data_part(shard), shard, self.grid) if intent.data else {}
+        failed = read_failed(self.run_dir.failed_part(shard), shard, self.grid, made) if intent.failed else {}
+        return {**made, **failed}
+
+    def _reopen(self, state: ShardState, choice: FailureChoice) -> ShardState:
+        outcomes = self.read_outcomes(state)
+        kept = [outcome for outcome in outcomes.values() if not choice.takes(outcome)]
+        if len(kept) == len(outcomes):
+            return state
+        write_journal(self.run_dir.journal(state.shard), state.shard, self.attempt, kept)
+        return describe_kept(state.shard, kept)
+
+
+def describe_kept(shard: Shard, kept: Sequence[Outcome]) -> Unfinished:
+    """Return the state of a shard whose journal holds exactly `kept`."""
+    failed = sum(isinstance(outcome, Failed) for outcome in kept)
+    return Unfinished(shard=shard, finished=len(kept) - failed, failed=failed, dropped_bytes=0)

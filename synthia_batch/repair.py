@@ -1,0 +1,137 @@
+"""repair_run(): what is damaged taken out of a run directory, and nothing else, so that a run can go on.
+
+A shard with a damaged part is opened again, as for a retry: a journal of the samples in its sound
+part goes first, so that a crash at any moment leaves either the damage or a shard that is to be
+made. The manifest goes before everything else. Repeating a repair that was killed finishes it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from synthia_batch.errors import IntegrityError
+from synthia_batch.facts import RunFacts, list_intents, read_facts
+from synthia_batch.findings import Finding, Kind
+from synthia_batch.rows import Finished, Shard
+from synthia_batch.shard_check import ShardCheck
+from synthia_batch.store.atomic import remove_file, sync_directory
+from synthia_batch.store.intents import repair_intents
+from synthia_batch.store.journal import repair_journal, write_journal
+from synthia_batch.store.lock import RunLock
+from synthia_batch.store.manifest import withdraw_manifest
+from synthia_batch.store.part_rows import read_made
+from synthia_batch.verification import Inspection, OnProgress, inspect_run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairResult:
+    """What a repair came to: `done` says it file by file, `remaining` is what it cannot mend.
+
+    `is_to_run`: the run is not complete, and the next one makes what was dropped.
+    """
+
+    done: tuple[str, ...]
+    remaining: tuple[Finding, ...]
+    is_to_run: bool
+
+
+def repair_run(directory: Path, on_progress: OnProgress) -> RepairResult:
+    """Take what is damaged or left over out of the run in `directory`. Touches nothing that is sound.
+
+    Raises:
+        UsageError: It is no run directory.
+        RunLocked: A run goes on there.
+        IntegrityError: Its plan, or the record of its epochs, was altered: that cannot be mended.
+        StorageFailed: Something cannot be read, written or removed.
+    """
+    facts = read_facts(directory)
+    lock = RunLock(facts.run_dir, datetime.now().astimezone())
+    lock.take()
+    try:
+        found = inspect_run(facts, on_progress)
+        if not (found.findings or found.temporary_files or found.leftover_journals):
+            is_to_run = found.manifest is None
+            return RepairResult(done=(), remaining=(), is_to_run=is_to_run)
+        epoch = lock.begin_epoch().epoch
+        facts = replace(facts, attempt=replace(facts.attempt, epoch=epoch))
+        done = list(_repair_ledger(facts, found))
+        if done:
+            found = inspect_run(facts, on_progress)
+        done += _repair(facts, found)
+        return RepairResult(
+            done=tuple(done),
+            remaining=tuple(item for item in found.findings if item.kind in (Kind.UNKNOWN, Kind.PLAN)),
+            is_to_run=not facts.run_dir.manifest.exists(),
+        )
+    finally:
+        lock.release()
+
+
+def _repair_ledger(facts: RunFacts, found: Inspection) -> Iterator[str]:
+    """Write the ledger anew where it is damaged: first of all, since it judges everything else."""
+    damaged = [finding for finding in found.findings if finding.kind is Kind.LEDGER]
+    if not damaged:
+        return
+    known = list_intents(facts, found.manifest, facts.attempt.epoch) if found.manifest else {}
+    repair_intents(facts.run_dir.intents, facts.attempt, known)
+    source = "from its sound frames and the manifest" if known else "from its sound frames"
+    yield f"{damaged[0].file}: written again {source}"
+
+
+def _repair(facts: RunFacts, found: Inspection) -> Iterator[str]:
+    run_dir = facts.run_dir
+    if any(finding.kind in (Kind.PART, Kind.MANIFEST) for finding in found.findings):
+        is_there = run_dir.manifest.exists()
+        withdraw_manifest(run_dir)
+        if is_there:
+            name = facts.name(run_dir.manifest)
+            yield f"{name}: removed, and the card with it; the next run writes both again"
+    for check in found.checks:
+        yield from _repair_shard(facts, check)
+    for path in found.temporary_files:
+        remove_file(path)
+        yield f"{facts.name(path)}: removed; it was never finished"
+
+
+def _repair_shard(facts: RunFacts, check: ShardCheck) -> Iterator[str]:
+    shard, journal = check.shard, facts.run_dir.journal(check.shard)
+    damaged = [facts.run_dir.root / found.file for found in check.findings if found.kind is Kind.PART]
+    if check.has_leftover_journal:
+        remove_file(journal)
+        yield f"{facts.name(journal)}: removed; its samples are published"
+    elif any(found.kind is Kind.JOURNAL for found in check.findings):
+        yield from _repair_journal(facts, shard)
+    if damaged and check.is_published:
+        kept = _salvage(facts, shard, damaged)
+        write_journal(journal, shard, facts.attempt, kept)
+        lost = shard.samples - len(kept)
+        yield f"shard {shard.number}: {lost} of {shard.samples} samples will be made again"
+    yield from _remove_parts(facts, damaged)
+
+
+def _repair_journal(facts: RunFacts, shard: Shard) -> Iterator[str]:
+    path = facts.run_dir.journal(shard)
+    for damage in repair_journal(path, shard, facts.attempt):
+        yield (
+            f"{facts.name(path)}: byte {damage.offset}: {damage.length} bytes dropped; "
+            "what they said will be made again"
+        )
+
+
+def _salvage(facts: RunFacts, shard: Shard, damaged: Sequence[Path]) -> list[Finished]:
+    """Return the samples of the shard's data part where that is sound: failed ones are made again."""
+    path = facts.run_dir.data_part(shard)
+    if path not in damaged and path.exists():
+        with suppress(IntegrityError):
+            return list(read_made(path, shard, facts.grid).values())
+    return []
+
+
+def _remove_parts(facts: RunFacts, damaged: Sequence[Path]) -> Iterator[str]:
+    for path in damaged:
+        if path.exists():
+            remove_file(path)
+            sync_directory(path.parent)
+            yield f"{facts.name(path)}: removed"

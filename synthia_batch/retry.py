@@ -1,0 +1,70 @@
+"""retry_failed(): the failed samples of a run made again, with settings that are not its identity."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from synthia_batch.display import Display
+from synthia_batch.drain import DrainRequest
+from synthia_batch.errors import UsageError
+from synthia_batch.job.layers import Layer
+from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.job_file import read_job
+from synthia_batch.opening import begin_attempt, lock_run, refuse_other_identity
+from synthia_batch.reopening import FailureChoice
+from synthia_batch.resolve import resolve_job
+from synthia_batch.run import RunResult, make_missing
+from synthia_batch.store.manifest import read_manifest
+from synthia_batch.store.plan_file import read_plan
+from synthia_batch.store.run_dir import RunDir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryResult:
+    """What a retry came to: `chosen` samples were to be made again.
+
+    `run` is what the run came to with them, None where there were none in a complete run and nothing
+    was touched.
+    """
+
+    directory: Path
+    chosen: int
+    run: RunResult | None
+
+
+def retry_failed(
+    directory: Path, choice: FailureChoice, said: Sequence[Layer], display: Display
+) -> RetryResult:
+    """Make the failed samples that `choice` takes again, and publish their parts anew.
+
+    `said` goes before the job as it was run. A run that is not complete is completed as well.
+
+    Raises:
+        UsageError: `directory` is no run, or keeps no job.
+        IdentityMismatch: `said`, or the input or model as it is now, makes it another job.
+        SynthiaBatchError: As for run_job.
+    """
+    started = time.monotonic()
+    job = _resolve(directory, said, display)
+    drain = DrainRequest(job.declared.deadline_seconds)
+    with drain.listen(), lock_run(job) as locked:
+        chosen = locked.reopener.count_chosen(locked.states, choice)
+        # Without its manifest it may be a retry that was killed once its samples were reopened.
+        if not chosen and read_manifest(locked.run_dir.manifest) is not None:
+            return RetryResult(directory=directory, chosen=0, run=None)
+        with begin_attempt(job, locked, choice) as run:
+            result = make_missing(job, run, display, drain, started)
+    return RetryResult(directory=directory, chosen=chosen, run=result)
+
+
+def _resolve(directory: Path, said: Sequence[Layer], display: Display) -> ResolvedJob:
+    run_dir = RunDir(directory)
+    if read_plan(run_dir.plan) is None:
+        raise UsageError(f"{directory}: not a run directory; name one under outputs/")
+    kept = read_job(run_dir.job, directory)
+    if kept is None:
+        raise UsageError(f"{directory} does not keep its job; type the command that made it once, then retry")
+    job = resolve_job([*said, kept], display.say)
+    refuse_other_identity(job, run_dir)
+    return job

@@ -1,0 +1,173 @@
+"""Whether what is on the disk of one shard is what must be there."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from synthia_batch.errors import IntegrityError, JournalCorrupt
+from synthia_batch.facts import RunFacts
+from synthia_batch.findings import Finding, Kind, explain_error
+from synthia_batch.rows import Shard
+from synthia_batch.store.intents import Intent, PartEntry
+from synthia_batch.store.journal import find_damages, find_last_epoch, read_journal
+from synthia_batch.store.part_pages import find_page_damage
+from synthia_batch.store.part_rows import (
+    Places,
+    describe_sample,
+    list_missing,
+    number_failed,
+    number_made,
+    place_data_rows,
+    place_failed_rows,
+)
+from synthia_batch.store.recovery import check_part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardCheck:
+    """What was found of one shard. `samples` and `bytes` are those of the parts that were read.
+
+    `is_published`: its parts, sound or not, are the only copy of its samples.
+    `has_leftover_journal`: there is a journal beside them that nobody needs.
+    """
+
+    shard: Shard
+    is_published: bool
+    has_leftover_journal: bool = False
+    samples: int = 0
+    bytes: int = 0
+    findings: tuple[Finding, ...] = ()
+
+
+def check_shard(facts: RunFacts, shard: Shard, intent: Intent | None) -> ShardCheck:
+    """Read all that there is of `shard`; `intent` is the ledger's latest word on it. Only reads.
+
+    Raises:
+        StorageFailed: A file cannot be read.
+    """
+    journal = _look_at_journal(facts, shard)
+    if intent is None:
+        return ShardCheck(
+            shard=shard,
+            is_published=False,
+            findings=(*journal.findings, *_find_foreign_parts(facts, shard)),
+        )
+    if journal.is_there and journal.epoch is not None and journal.epoch > intent.epoch:
+        # Opened again after the publication: the journal replaces the parts.
+        return ShardCheck(shard=shard, is_published=False, findings=journal.findings)
+    parts = check_parts_of_shard(facts, shard, intent)
+    if not journal.is_there:
+        return parts
+    if parts.findings:
+        # Killed while publishing: it is published again from the journal.
+        return ShardCheck(shard=shard, is_published=False, findings=journal.findings)
+    return replace(parts, has_leftover_journal=True)
+
+
+def check_parts_of_shard(facts: RunFacts, shard: Shard, intent: Intent) -> ShardCheck:
+    """Read the parts of a published shard: their checksums, pages, columns, order and completeness.
+
+    Raises:
+        StorageFailed: A part cannot be read.
+    """
+    paths = facts.run_dir.data_part(shard), facts.run_dir.failed_part(shard)
+    entries = intent.data, intent.failed
+    findings: list[Finding] = []
+    places: list[Places | None] = []
+    for path, entry in zip(paths, entries, strict=True):
+        try:
+            places.append(_check_part(facts, path, entry))
+        except IntegrityError as exc:
+            found = explain_error(Kind.PART, path, facts.run_dir.root, exc, shard.number)
+            findings.append(_locate(found, path))
+    if not findings:
+        findings = _check_samples(facts, shard, places)
+    return ShardCheck(
+        shard=shard,
+        is_published=True,
+        samples=sum(entry.rows for entry in entries if entry),
+        bytes=sum(entry.bytes for entry in entries if entry),
+        findings=tuple(findings),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _JournalLook:
+    is_there: bool
+    epoch: int | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+def _look_at_journal(facts: RunFacts, shard: Shard) -> _JournalLook:
+    path = facts.run_dir.journal(shard)
+    if not path.exists():
+        return _JournalLook(is_there=False)
+    try:
+        return _JournalLook(is_there=True, epoch=read_journal(path, shard, facts.attempt).epoch)
+    except JournalCorrupt:
+        findings = tuple(
+            Finding(
+                kind=Kind.JOURNAL,
+                file=facts.name(path),
+                offset=damage.offset,
+                what=f"{damage.reason} ({damage.length} bytes)",
+                shard=shard.number,
+            )
+            for damage in find_damages(path, shard, facts.attempt)
+        )
+        return _JournalLook(is_there=True, epoch=find_last_epoch(path), findings=findings)
+
+
+def _find_foreign_parts(facts: RunFacts, shard: Shard) -> list[Finding]:
+    paths = facts.run_dir.data_part(shard), facts.run_dir.failed_part(shard)
+    what = "is not of this run: it was never published"
+    return [
+        Finding(kind=Kind.PART, file=facts.name(path), what=what, shard=shard.number)
+        for path in paths
+        if path.exists()
+    ]
+
+
+def _check_part(facts: RunFacts, path: Path, entry: PartEntry | None) -> Places | None:
+    check_part(path, entry)
+    if entry is None:
+        return None
+    damage = find_page_damage(path)
+    if damage is not None:
+        raise IntegrityError(f"{path}: {damage.reason}", reason=damage.reason, offset=damage.offset)
+    if path.parent == facts.run_dir.data:
+        places = place_data_rows(path, facts.grid, facts.kept, facts.metadata)
+    else:
+        places = place_failed_rows(path, facts.grid, facts.metadata)
+    if len(places.row) != entry.rows:
+        reason = f"has {len(places.row)} rows and was published with {entry.rows}"
+        raise IntegrityError(f"{path} {reason}", reason=reason)
+    return places
+
+
+def _locate(found: Finding, path: Path) -> Finding:
+    """Return the finding with the place of the damage, where a page or the footer tells it."""
+    damage = find_page_damage(path) if found.offset is None and path.exists() else None
+    if damage is None:
+        return found
+    return replace(found, offset=damage.offset, what=f"{found.what} ({damage.reason})")
+
+
+def _check_samples(facts: RunFacts, shard: Shard, places: list[Places | None]) -> list[Finding]:
+    """Return what is wrong with the samples of a shard whose parts are sound files."""
+    data, failed = places
+    where = data or failed
+    if where is None:
+        return []
+    try:
+        made = number_made(shard, facts.grid, data) if data else np.empty(0, dtype=np.int64)
+        if failed is not None:
+            where = failed
+            number_failed(shard, facts.grid, failed, made)
+        elif len(missing := list_missing(shard, made)):
+            reason = f"{describe_sample(facts.grid, int(missing[0]))} is missing, of {len(missing)} in all"
+            raise IntegrityError(f"{where.path}: {reason}", reason=reason)
+    except IntegrityError as exc:
+        return [explain_error(Kind.PART, where.path, facts.run_dir.root, exc, shard.number)]
+    return []

@@ -1,0 +1,252 @@
+"""Published parts read back: which samples they hold, and what became of each.
+
+A row says its place by row_index, system and sample_index. failed/ has no system: its rows are told
+by their order, since the two parts of a shard together hold each of its samples exactly once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from synthia_batch.errors import IntegrityError
+from synthia_batch.rows import Failed, Finished, KeptColumn, Shard
+from synthia_batch.store.part import data_schema, failed_schema, read_part
+
+_PLACE_COLUMNS = ("row_index", "sample_index", "system")
+_DATA_COLUMNS = (
+    "row_index", "sample_index", "system", "response", "reasoning", "finish_reason", "prompt_tokens",
+    "completion_tokens",
+)  # fmt: skip
+_FAILED_COLUMNS = ("row_index", "sample_index", "code", "message")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleGrid:
+    """How the samples of a row follow each other: by system message, then by index.
+
+    `own_system` is what the column says of a row that brought its own message in place of the one
+    that the job names; None where rows cannot.
+    """
+
+    systems: tuple[str, ...]
+    num_samples: int
+    own_system: str | None
+
+    @property
+    def samples_per_row(self) -> int:
+        """Samples made of each row."""
+        return len(self.systems) * self.num_samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the rows of the part at `path` belong, one entry of each array per row.
+
+    `system` counts the grid's from 0, and is -1 for one that is unknown; None in failed/, which
+    does not say it.
+    """
+
+    path: Path
+    row: NDArray[np.int64]
+    index: NDArray[np.int64]
+    system: NDArray[np.int64] | None
+
+
+def place_data_rows(
+    path: Path, grid: SampleGrid, kept: Sequence[KeptColumn], metadata: Mapping[str, str]
+) -> Places:
+    """Return where the rows of a data part belong, once its columns are found to be its run's.
+
+    Reads those columns only that say it, a row group at a time.
+
+    Raises:
+        IntegrityError: It cannot be read, has other columns than its run's, or lacks some of `metadata`.
+    """
+    return _place_rows(path, grid, data_schema(kept), metadata)
+
+
+def place_failed_rows(path: Path, grid: SampleGrid, metadata: Mapping[str, str]) -> Places:
+    """Like place_data_rows, for a failed part.
+
+    Raises:
+        IntegrityError: As for place_data_rows.
+    """
+    return _place_rows(path, grid, failed_schema(), metadata)
+
+
+def number_made(shard: Shard, grid: SampleGrid, data: Places) -> NDArray[np.int64]:
+    """Return the ordinals of the rows of a data part.
+
+    Raises:
+        IntegrityError: A row is out of order, there twice, or not of this shard.
+    """
+    system = np.zeros_like(data.row) if data.system is None else data.system
+    ordinals = data.row * grid.samples_per_row + system * grid.num_samples + data.index
+    inside = (shard.first <= ordinals) & (ordinals < shard.stop)
+    known = inside & (system >= 0) & (data.index >= 0) & (data.index < grid.num_samples)
+    if not known.all():
+        at = int(np.argmin(known))
+        raise _refuse(data.path, f"row {at} ({_name(data, at)}) is no sample of shard {shard.number}")
+    rising = np.diff(ordinals) > 0
+    if not rising.all():
+        at = int(np.argmin(rising)) + 1
+        what = "is there twice" if ordinals[at] in ordinals[:at] else "is out of order"
+        raise _refuse(data.path, f"row {at} ({_name(data, at)}) {what}")
+    return ordinals
+
+
+def number_failed(
+    shard: Shard, grid: SampleGrid, failed: Places, made: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the ordinals of the rows of a failed part: those that `made` leaves, in their order.
+
+    Raises:
+        IntegrityError: The rows are not those.
+    """
+    missing = list_missing(shard, made)
+    shared = min(len(missing), len(failed.row))
+    rows, indexes = missing // grid.samples_per_row, missing % grid.num_samples
+    fits = (rows[:shared] == failed.row[:shared]) & (indexes[:shared] == failed.index[:shared])
+    if not fits.all():
+        at = int(np.argmin(fits))
+        raise _refuse(
+            failed.path,
+            f"row {at} ({_name(failed, at)}) stands where {describe_sample(grid, int(missing[at]))} must be",
+        )
+    if len(failed.row) > shared:
+        raise _refuse(failed.path, f"row {shared} ({_name(failed, shared)}) is in data/ as well, or twice")
+    if len(missing) > shared:
+        sample = describe_sample(grid, int(missing[shared]))
+        raise _refuse(failed.path, f"{sample} is neither here nor in data/")
+    return missing
+
+
+def list_missing(shard: Shard, made: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the ordinals of `shard` that are not among `made`, in order."""
+    everything = np.arange(shard.first, shard.stop, dtype=np.int64)
+    return np.setdiff1d(everything, made, assume_unique=True)
+
+
+def describe_sample(grid: SampleGrid, ordinal: int) -> str:
+    """Return the sample of that ordinal in words."""
+    row, offset = divmod(ordinal, grid.samples_per_row)
+    system, index = divmod(offset, grid.num_samples)
+    return f"sample {ordinal} (row {row}, system {grid.systems[system]!r}, sample {index})"
+
+
+def read_made(path: Path, shard: Shard, grid: SampleGrid) -> dict[int, Finished]:
+    """Return the samples of a data part by ordinal, each exactly as it was journaled.
+
+    Raises:
+        IntegrityError: The part cannot be read, or holds what it must not.
+    """
+    table = read_part(path, _DATA_COLUMNS)
+    ordinals = number_made(shard, grid, _place(path, table, grid))
+    return {
+        ordinal: Finished(
+            ordinal=ordinal,
+            response=row["response"],
+            reasoning=row["reasoning"],
+            finish_reason=row["finish_reason"],
+            prompt_tokens=row["prompt_tokens"],
+            completion_tokens=row["completion_tokens"],
+        )
+        for ordinal, row in zip(ordinals.tolist(), table.to_pylist(), strict=True)
+    }
+
+
+def read_failed(
+    path: Path, shard: Shard, grid: SampleGrid, made: Mapping[int, Finished]
+) -> dict[int, Failed]:
+    """Return the samples of a failed part by ordinal; `made` are those of the shard's data part.
+
+    Raises:
+        IntegrityError: As for read_made.
+    """
+    table = read_part(path, _FAILED_COLUMNS)
+    known = np.fromiter(made, dtype=np.int64, count=len(made))
+    ordinals = number_failed(shard, grid, _place(path, table, grid), known)
+    return {
+        ordinal: Failed(ordinal=ordinal, code=row["code"], message=row["message"])
+        for ordinal, row in zip(ordinals.tolist(), table.to_pylist(), strict=True)
+    }
+
+
+def _place_rows(path: Path, grid: SampleGrid, schema: pa.Schema, metadata: Mapping[str, str]) -> Places:
+    columns = [name for name in _PLACE_COLUMNS if name in schema.names]
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            _check_schema(path, file.schema_arrow, schema, metadata)
+            groups = [
+                _place(path, file.read_row_group(number, columns, use_threads=False), grid)
+                for number in range(file.num_row_groups)
+            ]
+    except (pa.ArrowException, OSError) as exc:
+        raise _refuse(path, f"cannot be read: {exc}") from exc
+    if not groups:
+        raise _refuse(path, "has no rows")
+    systems = [group.system for group in groups if group.system is not None]
+    return Places(
+        path=path,
+        row=np.concatenate([group.row for group in groups]),
+        index=np.concatenate([group.index for group in groups]),
+        system=np.concatenate(systems) if systems else None,
+    )
+
+
+def _check_schema(path: Path, found: pa.Schema, wanted: pa.Schema, metadata: Mapping[str, str]) -> None:
+    if not found.remove_metadata().equals(wanted):
+        here = {str(field) for field in found} ^ {str(field) for field in wanted}
+        what = ", ".join(sorted(here)) or "their order"
+        raise _refuse(path, f"has other columns than its run; what differs: {what}")
+    kept = found.metadata or {}
+    for key, value in metadata.items():
+        if kept.get(key.encode()) != value.encode():
+            raise _refuse(path, f"is of another run: its {key} is not {value}")
+
+
+def _place(path: Path, table: pa.Table, grid: SampleGrid) -> Places:
+    return Places(
+        path=path,
+        row=_to_numpy(path, table["row_index"]),
+        index=_to_numpy(path, table["sample_index"]),
+        system=_place_systems(table["system"], grid) if "system" in table.column_names else None,
+    )
+
+
+def _place_systems(column: pa.ChunkedArray, grid: SampleGrid) -> NDArray[np.int64]:
+    known = {name: number for number, name in enumerate(grid.systems)}
+    if grid.own_system is not None:
+        known.setdefault(grid.own_system, 0)  # in place of the only one that the job names
+    encoded = column.combine_chunks().dictionary_encode()
+    numbers = np.array([known.get(name, -1) for name in encoded.dictionary.to_pylist()], dtype=np.int64)
+    if encoded.null_count or not len(numbers):
+        return np.full(len(column), -1, dtype=np.int64)
+    places: NDArray[np.int64] = numbers[np.from_dlpack(encoded.indices)]
+    return places
+
+
+def _to_numpy(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64]:
+    if column.null_count:
+        raise _refuse(path, "has a row without a row_index or a sample_index")
+    # Not to_numpy(): it imports pandas, which takes a second.
+    values: NDArray[Any] = np.from_dlpack(column.combine_chunks())
+    return values.astype(np.int64)
+
+
+def _name(places: Places, at: int) -> str:
+    return f"row_index {places.row[at]}, sample_index {places.index[at]}"
+
+
+def _refuse(path: Path, reason: str) -> IntegrityError:
+    return IntegrityError(
+        f"{path}: {reason}\n"
+        "  `synthia-batch verify DIR --repair` drops a damaged part; the next run makes it again",
+        reason=reason,
+    )

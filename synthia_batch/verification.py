@@ -1,0 +1,319 @@
+"""verify_run(): whether a run directory holds what its run wrote, all of it and nothing else.
+
+A part is read once for its SHA-256 and then, from the page cache, for the checksum of every page and
+for the places of its rows. Memory holds a page per thread and the places of the rows of a shard.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.errors import IntegrityError
+from synthia_batch.facts import RunFacts, list_intents, read_facts
+from synthia_batch.findings import Finding, Kind, explain_error
+from synthia_batch.rows import Shard
+from synthia_batch.shard_check import ShardCheck, check_parts_of_shard, check_shard
+from synthia_batch.source.ids import Occurrences
+from synthia_batch.store.intents import Intent, read_intents
+from synthia_batch.store.lock import Owner, find_running
+from synthia_batch.store.manifest import Manifest, ManifestPart, read_manifest
+from synthia_batch.store.recovery import HASH_THREADS, list_temporary_files
+from synthia_batch.store.run_dir import RunDir
+from synthia_batch.store.sealed import read_sealed
+
+OnProgress = Callable[[int, int], None]
+"""Gets the bytes of the parts that were read so far, and of all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was found. `state` is complete, unfinished or running; `owner` is then who runs it.
+
+    `samples` and `bytes` are those of the published parts. `leftovers` counts the files that a
+    crash left of an unfinished run: the next one removes them, and nothing is wrong with that.
+    """
+
+    directory: str
+    state: str
+    owner: Owner | None
+    shards: int
+    shards_published: int
+    samples: int
+    bytes: int
+    leftovers: int
+    findings: tuple[Finding, ...]
+    seconds: float
+
+    @property
+    def megabytes_per_second(self) -> float:
+        """How fast the parts were read."""
+        return self.bytes / 1e6 / self.seconds if self.seconds > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able values."""
+        return {
+            "directory": self.directory,
+            "state": self.state,
+            "shards": self.shards,
+            "shards_published": self.shards_published,
+            "samples": self.samples,
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "megabytes_per_second": round(self.megabytes_per_second, 1),
+            "leftovers": self.leftovers,
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What a look at all of a run directory found. `manifest` is None where there is no sound one."""
+
+    manifest: Manifest | None
+    checks: tuple[ShardCheck, ...]
+    temporary_files: tuple[Path, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def leftover_journals(self) -> list[Shard]:
+        """The published shards that have a journal all the same."""
+        return [check.shard for check in self.checks if check.has_leftover_journal]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ledger:
+    """The latest intents: the manifest's where the ledger is damaged, which `findings` then says."""
+
+    latest: dict[int, Intent]
+    findings: tuple[Finding, ...] = ()
+
+
+def verify_run(directory: Path, on_progress: OnProgress) -> Verification:
+    """Check the run in `directory`, complete or not. Only reads, and takes no lock.
+
+    While a run goes on there, only what it has published is checked.
+
+    Raises:
+        UsageError: It is no run directory.
+        StorageFailed: A file cannot be read.
+    """
+    started = time.monotonic()
+    try:
+        facts = read_facts(directory)
+    except IntegrityError as exc:
+        return _tell_without_plan(directory, exc)
+    is_complete = facts.run_dir.manifest.exists()
+    owner = None if is_complete else find_running(facts.run_dir)
+    found = inspect_running(facts, on_progress) if owner else inspect_run(facts, on_progress)
+    return Verification(
+        directory=str(directory),
+        state="complete" if is_complete else "running" if owner else "unfinished",
+        owner=owner,
+        shards=len(facts.shards),
+        shards_published=sum(check.is_published for check in found.checks),
+        samples=sum(check.samples for check in found.checks),
+        bytes=sum(check.bytes for check in found.checks),
+        leftovers=len(found.temporary_files) + len(found.leftover_journals),
+        findings=found.findings,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _tell_without_plan(directory: Path, exc: IntegrityError) -> Verification:
+    """Return the one finding that there can be: without its plan nothing of a run can be judged."""
+    return Verification(
+        directory=str(directory),
+        state="unknown",
+        owner=None,
+        shards=0,
+        shards_published=0,
+        samples=0,
+        bytes=0,
+        leftovers=0,
+        findings=(explain_error(Kind.PLAN, RunDir(directory).plan, directory, exc),),
+        seconds=0.0,
+    )
+
+
+def inspect_run(facts: RunFacts, on_progress: OnProgress) -> Inspection:
+    """Look at everything in a run directory to which nobody writes. Only reads.
+
+    Raises:
+        StorageFailed: A file cannot be read.
+    """
+    findings: list[Finding] = [*_check_kept_files(facts)]
+    manifest = None
+    try:
+        manifest = read_manifest(facts.run_dir.manifest)
+    except IntegrityError as exc:
+        findings.append(explain_error(Kind.MANIFEST, facts.run_dir.manifest, facts.run_dir.root, exc))
+    ledger = _read_ledger(facts, manifest)
+    checks = _check_all(
+        [(shard, ledger.latest.get(shard.number)) for shard in facts.shards],
+        lambda shard, intent: check_shard(facts, shard, intent),
+        on_progress,
+    )
+    for check in checks:
+        # Without its ledger no part is foreign: nobody knows which were published.
+        is_judged = check.is_published or not ledger.findings
+        findings += [found for found in check.findings if is_judged or found.kind is Kind.JOURNAL]
+    if manifest is not None:
+        findings += _check_manifest(facts, manifest, checks, ledger.latest)
+    temporary_files = tuple(list_temporary_files(facts.run_dir))
+    if facts.run_dir.manifest.exists():
+        findings += _find_leftovers(facts, temporary_files, checks)
+    findings += [*ledger.findings, *_find_unknown_files(facts, temporary_files)]
+    return Inspection(
+        manifest=manifest,
+        checks=checks,
+        temporary_files=temporary_files,
+        findings=tuple(sorted(findings, key=lambda finding: (finding.file, finding.offset or 0))),
+    )
+
+
+def inspect_running(facts: RunFacts, on_progress: OnProgress) -> Inspection:
+    """Look at what a run has published so far while it goes on. Only reads.
+
+    Raises:
+        StorageFailed: A file cannot be read.
+    """
+    before = _read_ledger(facts, None)
+    published = [
+        (shard, before.latest[shard.number])
+        for shard in facts.shards
+        if shard.number in before.latest and not facts.run_dir.journal(shard).exists()
+    ]
+    checks = _check_all(published, lambda shard, intent: _check_known(facts, shard, intent), on_progress)
+    after = _read_ledger(facts, None)
+    # A retry may have published a shard again while its parts were read.
+    unchanged = [
+        check for check in checks if before.latest[check.shard.number] == after.latest.get(check.shard.number)
+    ]
+    findings = [found for check in unchanged for found in check.findings]
+    return Inspection(
+        manifest=None,
+        checks=tuple(unchanged),
+        temporary_files=(),
+        findings=(*before.findings, *findings),
+    )
+
+
+def _check_known(facts: RunFacts, shard: Shard, intent: Intent | None) -> ShardCheck:
+    if intent is None:
+        raise ValueError(f"shard {shard.number} has no intent")
+    return check_parts_of_shard(facts, shard, intent)
+
+
+def _check_all(
+    shards: list[tuple[Shard, Intent | None]] | list[tuple[Shard, Intent]],
+    check: Callable[[Shard, Intent | None], ShardCheck],
+    on_progress: OnProgress,
+) -> tuple[ShardCheck, ...]:
+    sizes = [
+        sum(entry.bytes for entry in (intent.data, intent.failed) if entry) if intent else 0
+        for _, intent in shards
+    ]
+    total, done = sum(sizes), 0
+    on_progress(0, total)
+    with ThreadPoolExecutor(HASH_THREADS) as threads:
+        futures = {threads.submit(check, *pair): size for pair, size in zip(shards, sizes, strict=True)}
+        try:
+            for future in as_completed(futures):
+                done += futures[future]
+                on_progress(done, total)
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+        return tuple(future.result() for future in futures)
+
+
+def _read_ledger(facts: RunFacts, manifest: Manifest | None) -> _Ledger:
+    path = facts.run_dir.intents
+    try:
+        return _Ledger(latest=read_intents(path, facts.attempt.plan_digest).latest)
+    except IntegrityError as exc:
+        finding = explain_error(Kind.LEDGER, path, facts.run_dir.root, exc)
+        known = list_intents(facts, manifest, facts.attempt.epoch) if manifest else {}
+        return _Ledger(latest=known, findings=(finding,))
+
+
+def _check_kept_files(facts: RunFacts) -> Iterator[Finding]:
+    """Yield what is wrong with the files beside the plan that the run cannot do without."""
+    run_dir = facts.run_dir
+    for path, read in ((run_dir.occurrences, Occurrences.load), (run_dir.canary, read_sealed)):
+        try:
+            read(path)
+        except IntegrityError as exc:
+            yield explain_error(Kind.PLAN, path, run_dir.root, exc)
+
+
+def _check_manifest(
+    facts: RunFacts, manifest: Manifest, checks: tuple[ShardCheck, ...], latest: dict[int, Intent]
+) -> Iterator[Finding]:
+    """Yield where the manifest disagrees with the plan, with the ledger, or with itself."""
+    rows = facts.shards[-1].stop_row
+    samples = facts.shards[-1].stop
+    claims = {
+        "plan_digest": (manifest.plan_digest, facts.attempt.plan_digest),
+        "fingerprint": (manifest.fingerprint, facts.fingerprint),
+        "rows": (manifest.rows, rows),
+        "samples": (manifest.samples, samples),
+        "finished + failed": (manifest.finished + manifest.failed, samples),
+        "parts' rows": (sum(part.rows for part in manifest.parts), samples),
+    }
+    faults = [f"{name} is {said}, must be {true}" for name, (said, true) in claims.items() if said != true]
+    if {part.path: part for part in manifest.parts} != _list_expected(facts, latest):
+        faults.append("its parts are not those of the ledger")
+    unpublished = [check.shard.number for check in checks if not check.is_published]
+    if unpublished:
+        faults.append(f"it says that the run is complete, and shard {unpublished[0]} is not published")
+    file = facts.name(facts.run_dir.manifest)
+    yield from (Finding(kind=Kind.MANIFEST, file=file, what=fault) for fault in faults)
+    if not facts.run_dir.readme.exists():
+        card = facts.name(facts.run_dir.readme)
+        yield Finding(kind=Kind.MANIFEST, file=card, what="the dataset card is missing")
+
+
+def _list_expected(facts: RunFacts, latest: dict[int, Intent]) -> dict[str, ManifestPart]:
+    expected = {}
+    for shard in facts.shards:
+        intent = latest.get(shard.number)
+        if intent is None:
+            continue
+        pairs = (
+            (facts.run_dir.data_part(shard), intent.data),
+            (facts.run_dir.failed_part(shard), intent.failed),
+        )
+        for path, entry in pairs:
+            if entry is not None:
+                name = facts.name(path)
+                expected[name] = ManifestPart(
+                    path=name, sha256=entry.sha256, bytes=entry.bytes, rows=entry.rows
+                )
+    return expected
+
+
+def _find_leftovers(
+    facts: RunFacts, temporary_files: tuple[Path, ...], checks: tuple[ShardCheck, ...]
+) -> Iterator[Finding]:
+    for path in temporary_files:
+        yield Finding(kind=Kind.LEFTOVER, file=facts.name(path), what="a file that was never finished")
+    for check in checks:
+        if check.has_leftover_journal:
+            file = facts.name(facts.run_dir.journal(check.shard))
+            what = "a journal whose samples are published"
+            yield Finding(kind=Kind.LEFTOVER, file=file, what=what, shard=check.shard.number)
+
+
+def _find_unknown_files(facts: RunFacts, temporary_files: tuple[Path, ...]) -> Iterator[Finding]:
+    run_dir: RunDir = facts.run_dir
+    known = {*temporary_files}
+    for shard in facts.shards:
+        known |= {run_dir.data_part(shard), run_dir.failed_part(shard), run_dir.journal(shard)}
+    for directory in (run_dir.data, run_dir.failed, run_dir.journals):
+        for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+            if path not in known:
+                yield Finding(kind=Kind.UNKNOWN, file=facts.name(path), what="is no file of this run")
