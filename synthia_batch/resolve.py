@@ -146,6 +146,7 @@ def _resolve(merged: Merged, found: _Found, cache: DigestCache) -> ResolvedJob:
             kind=job.pool.kind,
             workers=job.pool.workers,
             ray_address=job.pool.ray_address or os.environ.get("RAY_ADDRESS") or None,
+            watchdog_seconds=job.pool.watchdog_seconds,
         ),
         identity=identity,
         fingerprint=mark,

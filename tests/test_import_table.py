@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "synthia_batch"
 EVERYTHING = {
     "assemble", "canary", "canary_record", "cli", "digest", "dispatch", "display", "drain", "drive",
     "engine", "errors", "forecast", "hardware", "job", "keeper", "models", "opening", "plan", "pool",
-    "prompts", "report", "resolve", "rows", "run", "source", "store", "user_cache", "worker",
+    "prompts", "report", "resolve", "rows", "run", "source", "store", "supervise", "suspects", "user_cache",
+    "worker",
 }  # fmt: skip
 MAY_IMPORT = {
     "rows": set(),
@@ -27,7 +28,9 @@ MAY_IMPORT = {
     "store": {"rows", "errors"},
     "models": {"errors", "digest", "user_cache"},
     "plan": {"job", "rows"},
-    "dispatch": {"plan", "rows"},
+    "dispatch": {"suspects", "rows"},
+    "suspects": {"rows"},
+    "supervise": set(),
     "engine": {"job", "rows", "errors", "hardware"},
     "canary": {"engine", "rows", "errors"},
     "worker": {"engine", "rows", "errors"},
@@ -35,7 +38,7 @@ MAY_IMPORT = {
     "report": {"store", "plan", "rows", "errors"},
     "resolve": {"job", "prompts", "models", "source", "engine", "digest", "errors", "hardware"},
     "forecast": {"opening", "resolve", "job", "source", "plan", "errors"},
-    "drive": {"pool", "dispatch", "display", "drain", "rows", "errors"},
+    "drive": {"pool", "dispatch", "supervise", "suspects", "display", "drain", "rows", "errors"},
     "assemble": {"store", "source", "plan", "prompts", "job", "rows"},
     "keeper": {"assemble", "store", "rows"},
     "canary_record": {"pool", "prompts", "store", "rows", "errors"},
@@ -48,7 +51,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "vllm": {"engine/vllm_engine.py"},
     "torch": {"engine/vllm_engine.py"},
-    "ray": {"pool/ray_pool.py"},
+    "ray": {"pool/ray_pool.py", "pool/ray_session.py"},
     "pyarrow": {"source/parquet.py", "source/parquet_types.py", "store/part.py"},
     "typer": {"cli"},
     "transformers": {"models/demo.py", "models/tokenizer_file.py"},
