@@ -173,15 +173,17 @@ class Driver:
     def _bury(self, event: WorkerLost) -> None:
         if not self._supervisor.is_news(event.worker, event.epoch):
             return
-        needs_less = event.cause is Cause.OUT_OF_MEMORY and self._supervisor.halve(event.worker)
-        is_innocent = needs_less or event.cause is Cause.NODE_LOST
+        is_short = event.cause is Cause.OUT_OF_MEMORY
+        tries_less = is_short or (event.cause is Cause.DIED and self._supervisor.fails_to_load(event.worker))
+        has_less = tries_less and self._supervisor.halve(event.worker)
+        is_innocent = (is_short and has_less) or event.cause is Cause.NODE_LOST
         loss = self._dispatcher.close_desk(event.worker, blames_samples=not is_innocent)
         pause = self._supervisor.bury(
             event.worker, event.epoch, is_strike=not (is_innocent or loss.narrowed), now=self.clock()
         )
         what = "is given up" if pause is None else f"starts again in {pause:.1f} s"
-        if needs_less:
-            what += " with a batch or a KV cache half the size"
+        if has_less and pause is not None:
+            what += " with less memory: half the batch, or a smaller KV cache"
         self._tell(
             f"worker {event.worker} {event.cause.value} and {what}; {loss.unfinished} unfinished samples go "
             f"back to the queue (log: {self.log_path(event.worker)})",

@@ -9,6 +9,7 @@ from typing import Any
 from blake3 import blake3
 
 from synthia_batch.digest import DigestCache, digest_file, open_digest_cache
+from synthia_batch.engine.vllm_settings import check_settings
 from synthia_batch.errors import UsageError
 from synthia_batch.hardware import detect_device, installed_vllm, name_cpu, name_gpus
 from synthia_batch.job.declared import Job
@@ -207,6 +208,8 @@ def _specify_engine(job: Job, found: _Found, prompt: PromptSpec) -> EngineSpec:
             "vLLM is not installed: `pip install 'synthia-batch[cuda]'` on a GPU machine, "
             "'synthia-batch[cpu]' elsewhere; or rehearse with --engine scripted"
         )
+    else:
+        check_settings(job.engine.settings)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     return EngineSpec(
         kind=job.engine.kind,

@@ -99,6 +99,15 @@ class Supervisor:
         post.restart_at = now + pause
         return pause
 
+    def fails_to_load(self, worker: int) -> bool:
+        """Whether `worker`, which died now, has died before it was ready more than once in a row.
+
+        An engine whose core is a process of its own does not say what that died of. At the start
+        the likeliest is memory.
+        """
+        post = self._posts[worker]
+        return post.epoch is None and post.strikes >= 1
+
     def halve(self, worker: int) -> bool:
         """Have `worker` start with half the memory from now on; False where that has been done enough."""
         post = self._posts[worker]
