@@ -142,6 +142,7 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest
             recorder=keeper,
             drain=drain,
             display=display,
+            watchdog_seconds=job.pool.watchdog_seconds,
             check_canary=lambda ready: check_canary(run.run_dir, ready),
             log_path=run.run_dir.worker_log,
         )
