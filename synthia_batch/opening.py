@@ -99,7 +99,7 @@ def open_run(job: ResolvedJob, on_progress: Callable[[int], None] | None = None)
         events = stack.enter_context(closing(EventLog.open(run_dir.events, _now)))
         events.append("attempt_started", epoch=owner.epoch, pid=owner.pid, host=owner.host)
         keeper = _open_keeper(job, run_dir, _make_assembler(job, source, kept.scan), attempt, events)
-        stack.enter_context(closing(keeper))
+        stack.enter_context(keeper)
         yield OpenRun(run_dir=run_dir, scan=kept.scan, plan_digest=kept.digest, keeper=keeper)
 
 

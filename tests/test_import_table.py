@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "forecast": {"opening", "resolve", "job", "source", "plan", "errors"},
     "drive": {"pool", "dispatch", "display", "drain", "rows", "errors"},
     "assemble": {"store", "source", "plan", "prompts", "job", "rows"},
-    "keeper": {"assemble", "store", "rows"},
+    "keeper": {"assemble", "store", "rows", "errors"},
     "canary_record": {"pool", "prompts", "store", "rows", "errors"},
     "opening": {"assemble", "keeper", "store", "source", "plan", "resolve", "job", "errors"},
     "run": EVERYTHING - {"cli"},
