@@ -4,9 +4,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from synthia_batch.assemble import Assembler
+from synthia_batch.errors import StorageFailed
 from synthia_batch.rows import Failed, Outcome, Shard
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.events import EventLog
@@ -123,13 +125,23 @@ class Keeper:
         """Add to the run's history."""
         self.events.append(kind, **fields)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Sync and let go of every journal and of the ledger."""
-        for current in self._open.values():
-            current.journal.sync()
-            current.journal.close()
-        self._open.clear()
-        self.intents.close()
+        try:
+            # A disk that failed is not asked again: its answer would hide the error that matters.
+            if not isinstance(error, StorageFailed):
+                for current in self._open.values():
+                    current.journal.sync()
+        finally:
+            for current in self._open.values():
+                current.journal.close()
+            self._open.clear()
+            self.intents.close()
 
     def _open_shard(self, shard: Shard) -> _OpenShard:
         current = self._open.get(shard.number)

@@ -171,7 +171,7 @@ def begin_attempt(
             events=events,
             assembler=locked.assembler,
         )
-        stack.enter_context(closing(keeper))
+        stack.enter_context(keeper)
         scan = locked.assembler.scan
         yield OpenRun(run_dir=run_dir, scan=scan, plan_digest=attempt.plan_digest, keeper=keeper)
 

@@ -23,6 +23,7 @@ from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.report.card import CardFacts, write_card
 from synthia_batch.resolve import open_renderer, resolve_job
 from synthia_batch.rows import Failed, Request
+from synthia_batch.store.atomic import sync_directory
 from synthia_batch.store.manifest import Manifest, read_manifest, write_manifest
 from synthia_batch.store.recovery import check_complete
 from synthia_batch.store.run_dir import RunDir
@@ -191,4 +192,6 @@ def _finish(job: ResolvedJob, run: OpenRun) -> None:
         seed=job.plan.seed,
     )
     write_card(run.run_dir, facts, manifest)
+    # Nobody looks for leftovers in a complete run, so power must not bring a journal back to it.
+    sync_directory(run.run_dir.journals)
     write_manifest(run.run_dir.manifest, manifest)

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "forecast": {"opening", "resolve", "job", "source", "plan", "errors"},
     "drive": {"pool", "dispatch", "supervise", "suspects", "display", "drain", "rows", "errors"},
     "assemble": {"store", "source", "plan", "prompts", "job", "rows"},
-    "keeper": {"assemble", "store", "rows"},
+    "keeper": {"assemble", "store", "rows", "errors"},
     "canary_record": {"pool", "prompts", "store", "rows", "errors"},
     "job_file": {"job", "models", "store", "errors"},
     "reopening": {"store", "rows"},
