@@ -1,0 +1,148 @@
+"""Whatever the input is, the answer is a dataset or a refusal that names something: never a traceback.
+
+Mutations are drawn from a fixed seed, so that a failure names the case that repeats it.
+"""
+
+import json
+import random
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from inside import call
+
+CASES = 100
+ALLOWED = {0, 2, 4}
+RUN = ("--engine", "scripted", "--pool", "local", "-q", "--json")
+ODD_VALUES: list[Any] = [
+    None, True, 0, -1, 2**63, 2**64, 1e308, "", " ", "\x00", "\ufeff", "\U0001f600", "a\r\nb", [], {}, [[]],
+    [{"role": "user", "content": "Hi"}], [{"role": "user"}], [{"role": "assistant", "content": "Hi"}],
+    [{"role": 1, "content": None}], {"role": "user", "content": "Hi"}, "x" * 20_000, {"a": [1, {"b": None}]},
+]  # fmt: skip
+ODD_LINES = [
+    b"", b"null", b"[]", b"7", b'"text"', b"{", b"}", b'{"question": NaN}', b'{"question": 1e999}',
+    b'{"question": "\\ud800"}', b'{"question": "\xff"}', b'{"question": "a", "question": "b"}',
+    b"[" * 5000, b'{"question":' + b"[" * 3000 + b"]" * 3000 + b"}", b'{"question": ' + b"9" * 5000 + b"}",
+    b"\xef\xbb\xbf{}", b"\x00", b'{"": ""}', b'{"question": "a"}\x1e', b"\xe2\x80\xa8",
+]  # fmt: skip
+FLAGS: list[tuple[str, ...]] = [
+    (), (), ("--keep-columns", "topic,number"), ("--id-column", "id"), ("--prompt-column", "question"),
+    ("--messages-column", "messages"), ("--system-column", "topic"), ("--limit", "3"),
+    ("-n", "2", "-s", "none"),
+]  # fmt: skip
+ODD_COLUMNS: list[Callable[[int], pa.Array]] = [
+    pa.nulls,
+    lambda rows: pa.array([b"\xff\xfe"] * rows, pa.binary()),
+    lambda rows: pa.array(range(rows), pa.int8()),
+    lambda rows: pa.array([None, *range(rows - 1)], pa.uint64()),
+    lambda rows: pa.array([float("nan")] * rows, pa.float16()),
+    lambda rows: pa.array([1] * rows, pa.timestamp("ns", tz="UTC")),
+    lambda rows: pa.array([1] * rows, pa.duration("us")),
+    lambda rows: pa.array([1] * rows, pa.decimal128(38, 5)),
+    lambda rows: pa.array(["x"] * rows).dictionary_encode(),
+    lambda rows: pa.array(["large"] * rows, pa.large_string()),
+    lambda rows: pa.array(["view"] * rows, pa.string_view()),
+    lambda rows: pa.array([["a", None]] * rows, pa.list_(pa.string())),
+    lambda rows: pa.array([[("k", 1)]] * rows, pa.map_(pa.string(), pa.int64())),
+    lambda rows: pa.array([{"role": "user", "content": "Hi"}] * rows),
+    lambda rows: pa.array([[{"role": "user", "content": "Hi"}]] * rows),
+    lambda rows: pa.array([[{"content": "Hi", "name": None, "role": "user"}]] * rows),
+    lambda rows: pa.array([[{"role": "assistant", "content": None}]] * rows),
+    lambda rows: pa.array([[]] * rows, pa.list_(pa.struct([("role", pa.string())]))),
+]  # fmt: skip
+
+
+def make_records(chance: random.Random) -> list[dict[str, Any]]:
+    return [
+        {"id": f"row-{n}", "question": f"What is {n}?", "topic": "numbers", "number": n}
+        for n in range(chance.randint(1, 12))
+    ]
+
+
+def mutate_bytes(content: bytes, chance: random.Random) -> bytes:
+    data = bytearray(content)
+    for _ in range(chance.choice([1, 1, 2, 20])):
+        at = chance.randrange(len(data) + 1)
+        match chance.randrange(5):
+            case 0 if data:
+                data[at % len(data)] ^= 1 << chance.randrange(8)
+            case 1:
+                data[at:at] = chance.randbytes(chance.randint(1, 9))
+            case 2:
+                del data[at : at + chance.randint(1, 40)]
+            case 3:
+                del data[at:]
+            case _:
+                data[at:at] = data[at : at + 30]
+    return bytes(data)
+
+
+def make_jsonl(chance: random.Random) -> bytes:
+    records = make_records(chance)
+    for _ in range(chance.choice([0, 1, 1, 3])):
+        record = chance.choice(records)
+        key = chance.choice([*record, "messages", "text", "response", "seed"])
+        record[key] = chance.choice(ODD_VALUES)
+        if chance.random() < 0.2:
+            record.pop(chance.choice(list(record)))
+    lines = [json.dumps(record, ensure_ascii=chance.random() < 0.5).encode() for record in records]
+    if chance.random() < 0.5:
+        lines.insert(chance.randrange(len(lines) + 1), chance.choice(ODD_LINES))
+    content = chance.choice([b"\n", b"\n", b"\r\n", b"\n\n", b"\r"]).join(lines)
+    if chance.random() < 0.1:
+        content = content.decode(errors="replace").encode("utf-16")
+    return mutate_bytes(content, chance) if chance.random() < 0.4 else content
+
+
+def make_parquet(chance: random.Random) -> bytes:
+    records = make_records(chance)
+    table = pa.Table.from_pylist(records)
+    for _ in range(chance.choice([0, 1, 1, 2])):
+        name = chance.choice([*table.column_names, "messages", "text", "response", "", "a.b"])
+        column = chance.choice(ODD_COLUMNS)(len(records))
+        if name in table.column_names and chance.random() < 0.9:
+            table = table.set_column(table.column_names.index(name), name, column)
+        else:
+            table = table.append_column(name, column)
+    if chance.random() < 0.05:
+        table = table.slice(0, 0)
+    sink = BytesIO()
+    pq.write_table(
+        table, sink, compression=chance.choice(["none", "snappy", "zstd", "gzip"]), row_group_size=5
+    )
+    content = sink.getvalue()
+    return mutate_bytes(content, chance) if chance.random() < 0.6 else content
+
+
+@pytest.mark.parametrize(("suffix", "make"), [("jsonl", make_jsonl), ("parquet", make_parquet)])
+def test_mutated_inputs_never_end_in_a_traceback(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    suffix: str,
+    make: Callable[[random.Random], bytes],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    codes: dict[int, int] = {}
+    for case in range(CASES):
+        chance = random.Random(f"{suffix} {case}")
+        path = tmp_path / f"case-{case}.{suffix}"
+        path.write_bytes(make(chance))
+        flags = chance.choice(FLAGS)
+        try:
+            answer = call(capsys, "run", path.name, *RUN, *flags)
+        except Exception as exc:
+            raise AssertionError(f"{path} with {flags} ended in {exc!r}") from exc
+        assert answer.code in ALLOWED, f"{path} with {flags}: {answer}"
+        assert "Traceback" not in answer.err, f"{path} with {flags}: {answer.err}"
+        if answer.code == 0:
+            directory = json.loads(answer.out)["directory"]
+            assert call(capsys, "verify", directory, "-q").code == 0, f"{path} with {flags}"
+        else:
+            assert path.name in answer.err or "column" in answer.err, f"it names nothing: {answer.err}"
+        codes[answer.code] = codes.get(answer.code, 0) + 1
+    assert min(codes.get(0, 0), codes.get(2, 0)) > CASES // 10, f"one-sided: {codes}"

@@ -1,0 +1,137 @@
+"""retry makes failed samples again, keeps every other byte, and survives being killed anywhere."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import read_bytes_of_data, read_call_log, write_jsonl
+from inside import Killed, call, dying_at, snapshot
+
+from synthia_batch.store.manifest import read_manifest
+
+LONG = 7  # the row whose prompt fits no engine: it fails however often it is tried
+ROWS = 1100
+FLAGS = (
+    "--engine", "scripted", "--pool", "local", "-q", "-s", "synthia", "-s", "none", "-n", "2",
+    "--set", "model.max_model_len=900", "--set", "engine.fail_every=5",
+    "--set", "engine.fail_while_missing=mended",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds "failing", a complete run with failed samples, and "whole", the same job without a cause."""
+    home = tmp_path_factory.mktemp("retry")
+    questions = [f"What is {n} squared?" for n in range(ROWS)]
+    questions[LONG] = "long " * 300
+    write_jsonl(home / "q.jsonl", [{"question": question} for question in questions])
+    return home
+
+
+@pytest.fixture
+def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Path:
+    monkeypatch.chdir(finished)
+    if not (finished / "whole").exists():
+        assert call(capsys, "run", "q.jsonl", *FLAGS, "-o", "failing").code == 0
+        (finished / "mended").touch()
+        assert call(capsys, "run", "q.jsonl", *FLAGS, "-o", "whole").code == 0
+        (finished / "mended").unlink()
+    home = tmp_path / "home"
+    shutil.copytree(finished, home)
+    # What the run keeps of its job names the input where it was: that is what is read here, too.
+    monkeypatch.chdir(home)
+    return home
+
+
+def test_failed_samples_are_made_again_and_all_others_keep_their_bytes(home: Path, capsys: Any) -> None:
+    (home / "mended").touch()
+    log = home / "calls"
+    answer = call(capsys, "retry", "failing", "--set", f"engine.call_log={log}", "--json")
+    assert answer.code == 0, answer
+    told = json.loads(answer.out)
+    assert (told["failed"], told["state"]) == (4, "complete")
+    assert told["made_now"] == len(range(0, 4 * ROWS, 5)) + 3, "and the three others that are too long"
+    assert set(read_call_log(log)) == set(range(0, 4 * ROWS, 5)) - set(range(4 * LONG, 4 * LONG + 4))
+    assert read_bytes_of_data(home / "failing") == read_bytes_of_data(home / "whole")
+    assert call(capsys, "verify", "failing", "-q").code == 0
+
+
+def test_only_those_with_the_code_are_made_again(home: Path, capsys: Any) -> None:
+    (home / "mended").touch()
+    answer = call(capsys, "retry", "failing", "--code", "scripted_failure", "--json")
+    assert json.loads(answer.out)["made_now"] == len(range(0, 4 * ROWS, 5)) - 1
+    assert call(capsys, "retry", "failing", "--code", "scripted_failure").code == 0
+
+
+def test_a_cause_that_is_still_there_gives_the_same_bytes_again(home: Path, capsys: Any) -> None:
+    before = read_bytes_of_data(home / "failing")
+    assert call(capsys, "retry", "failing", "-q").code == 0
+    assert read_bytes_of_data(home / "failing") == before
+
+
+def test_where_nothing_matches_nothing_is_touched(home: Path, capsys: Any) -> None:
+    before = snapshot(home)
+    answer = call(capsys, "retry", "failing", "--code", "engine_died")
+    assert (answer.code, answer.out) == (0, "failing\n")
+    assert "no samples with the code engine_died; nothing was touched" in answer.err
+    assert snapshot(home) == before
+
+
+def test_another_identity_is_refused_by_field(home: Path, capsys: Any) -> None:
+    before = snapshot(home)
+    answer = call(capsys, "retry", "failing", "--set", "seed=3", "--set", "sampling.top_k=1")
+    assert answer.code == 4
+    assert "seed: 0 before, 3 now" in answer.err
+    assert "sampling.top_k: 50 before, 1 now" in answer.err
+    assert snapshot(home) == before
+
+
+def test_it_works_from_anywhere_and_for_a_run_that_was_moved(
+    home: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "mended").touch()
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    shutil.move(home / "failing", home / "elsewhere" / "moved")
+    cause = f"engine.fail_while_missing={home / 'mended'}"
+    assert call(capsys, "retry", "moved", "--set", cause, "-q").code == 0
+    assert read_bytes_of_data(home / "elsewhere" / "moved") == read_bytes_of_data(home / "whole")
+
+
+def test_no_run_and_no_job_are_usage_errors(home: Path, capsys: Any) -> None:
+    assert "not a run directory" in call(capsys, "retry", ".").err
+    (home / "failing/.synthia/job.json").unlink()
+    answer = call(capsys, "retry", "failing")
+    assert (answer.code, "does not keep its job" in answer.err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["run", "retry"])
+def test_a_retry_killed_anywhere_is_completed_by_the_next_command(
+    home: Path, capsys: Any, command: str
+) -> None:
+    (home / "mended").touch()
+    shutil.copytree(home / "failing", home / "before")
+    out = home / "failing"
+    again = ("retry", "failing") if command == "retry" else ("run", "q.jsonl", *FLAGS, "-o", "failing")
+    step = 5 if command == "retry" else 7
+    for number in range(1, 1000, step):
+        shutil.rmtree(out)
+        shutil.copytree(home / "before", out)
+        try:
+            with dying_at(number):
+                call(capsys, "retry", "failing", "--code", "scripted_failure", "-q")
+        except Killed:
+            is_untouched = read_manifest(out / "manifest.json") is not None
+            assert call(capsys, *again).code == 0
+            wanted = home / ("before" if is_untouched and command == "run" else "whole")
+            found = read_bytes_of_data(out)
+            # Killed before a shard was opened again, that shard keeps its failures under `run`.
+            if command == "retry" or is_untouched:
+                assert found == read_bytes_of_data(wanted)
+            assert call(capsys, "verify", "failing", "-q").code == 0
+        else:
+            assert number > 20
+            return
+    pytest.fail("the retry has no end")

@@ -1,0 +1,288 @@
+"""verify finds what is wrong, with file and offset; verify --repair takes out just that."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import command_of, read_bytes_of_data, write_jsonl
+from inside import Answer, Killed, call, dying_at, snapshot
+
+from synthia_batch.errors import IntegrityError
+from synthia_batch.facts import read_facts
+from synthia_batch.rows import Shard
+from synthia_batch.store.intents import Intents
+from synthia_batch.store.journal import write_journal
+from synthia_batch.store.manifest import read_manifest, write_manifest
+from synthia_batch.store.part_pages import find_page_damage
+from synthia_batch.store.part_rows import Places, SampleGrid, number_failed, number_made, read_made
+
+ROWS = 1300
+RUN = (
+    "run", "q.jsonl", "--engine", "scripted", "--pool", "local", "-q", "-o", "out",
+    "--set", "engine.fail_every=9", "-s", "synthia", "-s", "none",
+)  # fmt: skip
+DATA = "data/train-00000-of-00002.parquet"
+LEDGER = ".synthia/intents.wal"
+TORN = "data/.train-00000-of-00002.parquet.tmp"
+FAILED = "failed/failed-00001-of-00002.parquet"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with an input and, under "out", the complete run of it. Copied, never changed."""
+
+    home = tmp_path_factory.mktemp("finished")
+    write_jsonl(home / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(ROWS)])
+    subprocess.run(command_of(*RUN), cwd=home, check=True, capture_output=True)
+    return home
+
+
+@pytest.fixture
+def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = tmp_path / "home"
+    shutil.copytree(finished, home)
+    monkeypatch.chdir(home)
+    return home
+
+
+def flip(path: Path, offset: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def leave_journal(out: Path) -> None:
+    """Put shard 1 where a killed publication would have left it: nearly journaled, not published."""
+    facts = read_facts(out)
+    shard = facts.shards[1]
+    made = list(read_made(facts.run_dir.data_part(shard), shard, facts.grid).values())
+    attempt = replace(facts.attempt, epoch=2)
+    write_journal(facts.run_dir.journal(shard), shard, attempt, made[:100])
+    for path in (facts.run_dir.manifest, facts.run_dir.readme):
+        path.unlink()
+
+
+def leave_damaged_journal(out: Path) -> None:
+    leave_journal(out)
+    flip(out / ".synthia/journal/shard-00001.wal", 2000)
+
+
+def leave_published_journal(out: Path) -> None:
+    facts = read_facts(out)
+    write_journal(
+        facts.run_dir.journal(facts.shards[0]), facts.shards[0], replace(facts.attempt, epoch=1), []
+    )
+
+
+def claim_more(out: Path) -> None:
+    manifest = read_manifest(out / "manifest.json")
+    assert manifest is not None
+    write_manifest(out / "manifest.json", replace(manifest, finished=manifest.finished + 1))
+
+
+def forget_a_part(out: Path) -> None:
+    facts = read_facts(out)
+    intents = Intents.open(facts.run_dir.intents, replace(facts.attempt, epoch=2))
+    intents.withdraw(1)
+    intents.close()
+
+
+Harm = Callable[[Path], object]
+HARMS: dict[str, tuple[Harm, str]] = {
+    "a flipped bit in a page": (lambda out: flip(out / DATA, 9000), f"{DATA}: byte "),
+    "a flipped bit in failed/": (lambda out: flip(out / FAILED, 600), f"{FAILED}: byte "),
+    "a flipped bit in the footer": (lambda out: flip(out / DATA, -100), f"{DATA}: "),
+    "a damaged magic": (lambda out: flip(out / DATA, -1), f"{DATA}: byte "),
+    "a part cut short": (lambda out: (out / DATA).write_bytes((out / DATA).read_bytes()[:5000]), f"{DATA}: "),
+    "an empty part": (lambda out: (out / DATA).write_bytes(b""), f"{DATA}: "),
+    "a missing data part": (lambda out: (out / DATA).unlink(), f"{DATA}: was published and is missing"),
+    "a missing failed part": (lambda out: (out / FAILED).unlink(), f"{FAILED}: was published and is missing"),
+    "a part that the ledger lacks": (forget_a_part, "is not of this run"),
+    "a flipped bit in the ledger": (lambda out: flip(out / LEDGER, 200), f"{LEDGER}: byte "),
+    "a flipped bit in the ledger's header": (lambda out: flip(out / LEDGER, 3), f"{LEDGER}: byte 0: "),
+    "an altered manifest": (lambda out: flip(out / "manifest.json", 60), "manifest.json: "),
+    "a manifest that claims more": (claim_more, "manifest.json: finished + failed is 2601, must be 2600"),
+    "a missing card": (lambda out: (out / "README.md").unlink(), "README.md: the dataset card is missing"),
+    "a file never finished": (lambda out: (out / TORN).write_bytes(b"PAR1"), f"{TORN}: "),
+    "a leftover journal": (leave_published_journal, ".synthia/journal/shard-00000.wal: "),
+    "a damaged journal": (leave_damaged_journal, ".synthia/journal/shard-00001.wal: byte "),
+}  # fmt: skip
+
+
+def verify(capsys: Any, *flags: str) -> Answer:
+    return call(capsys, "verify", "out", "-q", *flags)
+
+
+def test_a_complete_run_is_clean_and_its_speed_is_told(home: Path, capsys: Any) -> None:
+    before = snapshot(home)
+    answer = verify(capsys)
+    assert answer.code == 0, answer
+    assert "out: nothing is wrong: complete, 2 of 2 shards published, 2600 samples" in answer.out
+    assert "MB/s)" in answer.out
+    told = json.loads(verify(capsys, "--json").out)
+    assert (told["state"], told["findings"], told["samples"]) == ("complete", [], 2600)
+    assert verify(capsys, "--repair").out == "out: there was nothing to repair\n"
+    assert snapshot(home) == before
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_harm_is_found_repaired_and_made_again_byte_for_byte(
+    home: Path, finished: Path, capsys: Any, harm: str
+) -> None:
+    do_harm, words = HARMS[harm]
+    do_harm(home / "out")
+    before = snapshot(home)
+    found = verify(capsys)
+    assert found.code == 4, found
+    assert words in found.out
+    assert json.loads(verify(capsys, "--json").out)["findings"]
+    assert snapshot(home) == before, "a check must only read"
+    repaired = verify(capsys, "--repair")
+    assert repaired.code == 0, repaired
+    assert verify(capsys).code == 0, verify(capsys)
+    again = call(capsys, *RUN)
+    assert again.code == 0, again
+    assert read_bytes_of_data(home / "out") == read_bytes_of_data(finished / "out")
+    assert verify(capsys).code == 0
+
+
+def test_an_unfinished_run_is_clean(home: Path, capsys: Any) -> None:
+    leave_journal(home / "out")
+    (home / "out/data/.train-00001-of-00002.parquet.tmp").write_bytes(b"half")
+    answer = verify(capsys)
+    assert answer.code == 0, answer
+    assert "1 files are left of a crash: the next run removes them" in answer.out
+    assert "unfinished, 1 of 2 shards published" in answer.out
+
+
+def test_a_file_of_nobody_is_named_and_left_alone(home: Path, capsys: Any) -> None:
+    (home / "out/data/train-extra.parquet").write_bytes(b"mine")
+    assert verify(capsys, "--repair").code == 4
+    answer = verify(capsys)
+    assert (answer.code, answer.out.splitlines()[0]) == (
+        4, "data/train-extra.parquet: is no file of this run: move it out of the run directory",
+    )  # fmt: skip
+    assert (home / "out/data/train-extra.parquet").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("file", ["plan.json", "occurrences.bin", "canary.json"])
+def test_what_cannot_be_mended_is_said_and_not_touched(home: Path, capsys: Any, file: str) -> None:
+    flip(home / "out/.synthia" / file, 5)
+    assert f".synthia/{file}: " in verify(capsys).out
+    before = read_bytes_of_data(home / "out")
+    assert verify(capsys, "--repair").code == 4
+    assert read_bytes_of_data(home / "out") == before
+
+
+def test_every_flipped_byte_of_a_part_is_found_at_or_before_its_place(home: Path, capsys: Any) -> None:
+    path = home / "out" / DATA
+    whole = path.read_bytes()
+    for offset in range(0, len(whole), len(whole) // 60):
+        flip(path, offset, bit=offset % 8)
+        damage = find_page_damage(path)
+        # Headers and the footer carry no checksum of their own: the SHA-256 speaks for those.
+        assert damage is None or damage.offset <= offset
+        assert f"{DATA}: " in verify(capsys).out
+        path.write_bytes(whole)
+    assert find_page_damage(path) is None
+
+
+def test_only_the_samples_of_a_damaged_part_are_made_again(home: Path, capsys: Any) -> None:
+    (home / "out" / FAILED).unlink()
+    assert "shard 1: 66 of 600 samples will be made again" in verify(capsys, "--repair").out
+    made = call(capsys, *RUN, "--json")
+    assert json.loads(made.out)["made_now"] == 66
+
+
+def test_a_repair_killed_anywhere_can_be_repeated(home: Path, finished: Path, capsys: Any) -> None:
+    out = home / "out"
+    flip(out / DATA, 9000)
+    (out / FAILED).unlink()
+    flip(out / LEDGER, 200)
+    shutil.copytree(out, home / "harmed")
+    for number in range(1, 200):
+        shutil.rmtree(out)
+        shutil.copytree(home / "harmed", out)
+        try:
+            with dying_at(number):
+                verify(capsys, "--repair")
+        except Killed:
+            assert_manifest_is_true(out)
+            assert verify(capsys, "--repair").code == 0
+            if number % 4 == 0:
+                assert call(capsys, *RUN).code == 0
+                assert read_bytes_of_data(out) == read_bytes_of_data(finished / "out")
+            assert verify(capsys).code == 0
+        else:
+            assert number > 20
+            return
+    pytest.fail("the repair has no end")
+
+
+def assert_manifest_is_true(out: Path) -> None:
+    """The harm was done outside; the repair itself must not take away what the manifest claims."""
+    manifest = read_manifest(out / "manifest.json")
+    if manifest is not None:
+        there = {str(path.relative_to(out)) for path in out.glob("*/*.parquet")}
+        assert {part.path for part in manifest.parts} - there <= {FAILED}
+
+
+GRID = SampleGrid(systems=("a", "b"), num_samples=2, own_system=None)
+SHARD = Shard(number=0, count=1, first_row=0, stop_row=3, first=0, stop=12)
+
+
+def place(ordinals: list[int], *, with_system: bool = True) -> Places:
+    numbers = np.array(ordinals, dtype=np.int64)
+    return Places(
+        path=Path("part"),
+        row=numbers // 4,
+        index=numbers % 2,
+        system=numbers % 4 // 2 if with_system else None,
+    )
+
+
+def test_rows_are_numbered_as_the_plan_orders_them() -> None:
+    made = number_made(SHARD, GRID, place([0, 1, 3, 6, 11]))
+    assert made.tolist() == [0, 1, 3, 6, 11]
+    failed = number_failed(SHARD, GRID, place([2, 4, 5, 7, 8, 9, 10], with_system=False), made)
+    assert failed.tolist() == [2, 4, 5, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("ordinals", "words"),
+    [
+        ([0, 2, 1], r"row 2 .* is out of order"),
+        ([0, 1, 1], r"row 2 .* is there twice"),
+        ([0, 12], r"row 1 .* is no sample of shard 0"),
+        ([-4], r"row 0 .* is no sample of shard 0"),
+    ],
+)
+def test_rows_in_the_wrong_place_are_refused(ordinals: list[int], words: str) -> None:
+    with pytest.raises(IntegrityError, match=words):
+        number_made(SHARD, GRID, place(ordinals))
+
+
+@pytest.mark.parametrize(
+    ("failed", "words"),
+    [
+        ([5, 6, 7, 8, 9, 10], r"sample 11 \(row 2, system 'b', sample 1\) is neither here nor in data"),
+        ([5, 6, 7, 8, 9, 10, 11, 11], r"is in data/ as well, or twice"),
+        ([6, 5, 7, 8, 9, 10, 11], r"row 0 .* stands where sample 5 "),
+    ],
+)
+def test_failed_rows_must_be_those_that_data_lacks(failed: list[int], words: str) -> None:
+    made = np.arange(5, dtype=np.int64)
+    with pytest.raises(IntegrityError, match=words):
+        number_failed(SHARD, GRID, place(failed, with_system=False), made)
+
+
+def test_an_unknown_system_is_refused() -> None:
+    places = replace(place([0, 1]), system=np.array([0, -1], dtype=np.int64))
+    with pytest.raises(IntegrityError, match=r"row 1 .* is no sample"):
+        number_made(SHARD, GRID, places)
