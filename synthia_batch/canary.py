@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from blake3 import blake3
 
 from synthia_batch.engine.base import Engine
-from synthia_batch.errors import DeterminismBroken
+from synthia_batch.errors import DeterminismBroken, UsageError
 from synthia_batch.rows import Failed, Finished, Outcome, Request
 
 
@@ -16,6 +16,7 @@ def ask_canaries(engine: Engine, canaries: Sequence[Request]) -> str:
 
     Raises:
         DeterminismBroken: The first answer differs between the two.
+        UsageError: The engine answers none of them.
     """
     alone = _answer(engine, canaries[:1])
     together = _answer(engine, canaries)
@@ -46,4 +47,7 @@ def _text_of(outcome: Outcome) -> str:
         case Finished():
             return outcome.response
         case Failed():
-            return f"{outcome.code}: {outcome.message}"
+            raise UsageError(
+                f"the engine would not answer a plain prompt: {outcome.code}: {outcome.message}\n"
+                "it would not answer any other: look at the sampling and engine settings"
+            )

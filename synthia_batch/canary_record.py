@@ -7,7 +7,7 @@ that answers otherwise would write other bytes, and is refused before it writes 
 from synthia_batch.errors import DeterminismBroken
 from synthia_batch.pool.base import WorkerReady
 from synthia_batch.prompts.tokenizer import Renderer
-from synthia_batch.rows import Message, Request
+from synthia_batch.rows import Request
 from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.run_dir import RunDir
 from synthia_batch.store.sealed import read_sealed, seal
@@ -17,13 +17,17 @@ CANARY_TOKENS = 12
 _TEXT = "Say something worth knowing about the number"
 
 
-def make_canaries(renderer: Renderer) -> tuple[Request, ...]:
-    """Return the canaries, of different lengths, with ordinals below 0."""
+def make_canaries(renderer: Renderer, max_model_len: int) -> tuple[Request, ...]:
+    """Return the canaries, of different lengths, with ordinals below 0.
+
+    They are plain text, which every model and template takes, cut to what the model can hold.
+    """
+    room = max(1, max_model_len - CANARY_TOKENS)
     prompts = (f"{_TEXT} {'and '.join([f'{n} '] * n)}" for n in range(1, CANARIES + 1))
     return tuple(
         Request(
             ordinal=-n,
-            token_ids=renderer.render([Message("user", prompt)]),
+            token_ids=renderer.encode(prompt)[:room],
             seed=n,
             max_tokens=CANARY_TOKENS,
         )

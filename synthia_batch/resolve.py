@@ -209,7 +209,7 @@ def _specify_engine(job: Job, found: _Found, prompt: PromptSpec) -> EngineSpec:
             "'synthia-batch[cpu]' elsewhere; or rehearse with --engine scripted"
         )
     else:
-        check_settings(job.engine.settings)
+        check_settings(job.engine.settings, job.determinism)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     return EngineSpec(
         kind=job.engine.kind,

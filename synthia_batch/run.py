@@ -131,7 +131,9 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest
     renderer = open_renderer(job.prompt)
     staffing = Staffing(
         engine=job.engine,
-        canaries=make_canaries(renderer) if job.declared.determinism == "strict" else (),
+        canaries=make_canaries(renderer, job.engine.max_model_len)
+        if job.declared.determinism == "strict"
+        else (),
         log_path=run.run_dir.worker_log,
     )
     with ExitStack() as stack:

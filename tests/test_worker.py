@@ -8,8 +8,8 @@ import pytest
 
 from synthia_batch.canary import ask_canaries
 from synthia_batch.engine.base import EngineFacts
-from synthia_batch.errors import DeterminismBroken, SampleRefused
-from synthia_batch.rows import Finished, Outcome, Request
+from synthia_batch.errors import DeterminismBroken, SampleRefused, UsageError
+from synthia_batch.rows import Failed, Finished, Outcome, Request
 from synthia_batch.worker import Delivery, Worker
 
 
@@ -120,6 +120,18 @@ def test_aborted_samples_yield_nothing() -> None:
     ended |= {outcome.ordinal for outcome in worker.collect(0.1).outcomes}
     assert 2 not in ended
     worker.stop(5)
+
+
+def test_an_engine_that_answers_no_canary_is_refused() -> None:
+    class Refusing(EchoEngine):
+        def step(self) -> Sequence[Outcome]:
+            held, self.held = self.held, []
+            return [
+                Failed(ordinal=request.ordinal, code="refused_by_engine", message="no") for request in held
+            ]
+
+    with pytest.raises(UsageError, match="refused_by_engine: no"):
+        ask_canaries(Refusing(), ask(-1, -2))
 
 
 def test_canaries_pass_where_the_batch_does_not_show() -> None:

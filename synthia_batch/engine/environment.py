@@ -16,8 +16,9 @@ PRIVACY = {
 
 
 def prepare_environment(spec: EngineSpec, seat: Seat) -> None:
-    """Set this process up for the engine of `spec`; what the user has set stays as it is."""
-    for name, value in environment_of(spec).items():
+    """Set this process up for the engine of `spec`; of the rest, what the user has set stays as it is."""
+    os.environ.update(required_environment(spec))
+    for name, value in preferred_environment(spec).items():
         os.environ.setdefault(name, value)
     if seat.core is not None:
         # Threads inherit their creator's cores, and vLLM's are yet to be created. Left to itself
@@ -25,19 +26,23 @@ def prepare_environment(spec: EngineSpec, seat: Seat) -> None:
         os.sched_setaffinity(0, {seat.core})
 
 
-def environment_of(spec: EngineSpec) -> dict[str, str]:
-    """Return the variables that the engine of `spec` wants."""
-    variables = {**PRIVACY, "VLLM_LOGGING_LEVEL": "INFO", "TOKENIZERS_PARALLELISM": "false"}
-    if spec.model.path is not None:
-        variables["HF_HUB_OFFLINE"] = "1"  # All files are there; asking the Hub only costs time.
+def required_environment(spec: EngineSpec) -> dict[str, str]:
+    """Return the variables that the tokens of `spec`'s engine rest on, whatever the user's shell says."""
     if spec.device == "cpu":
         # In one process an engine starts in a third of the time, at the same speed. One thread
         # per engine is also what makes a batch's size invisible in its tokens.
-        variables |= {
+        return {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": "1",
         }
-    elif spec.determinism == "strict":
-        variables["VLLM_BATCH_INVARIANT"] = "1"
+    # Written out also where it is off: left over in a shell, it would change a fast run's tokens.
+    return {"VLLM_BATCH_INVARIANT": "1" if spec.determinism == "strict" else "0"}
+
+
+def preferred_environment(spec: EngineSpec) -> dict[str, str]:
+    """Return the variables that `spec`'s engine gets where the user has not set them."""
+    variables = {**PRIVACY, "VLLM_LOGGING_LEVEL": "INFO", "TOKENIZERS_PARALLELISM": "false"}
+    if spec.model.path is not None:
+        variables["HF_HUB_OFFLINE"] = "1"  # All files are there; asking the Hub only costs time.
     return variables

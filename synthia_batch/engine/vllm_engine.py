@@ -21,7 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
 from synthia_batch.engine.seat import Seat
-from synthia_batch.errors import EngineOutOfMemory
+from synthia_batch.errors import DeterminismBroken, EngineOutOfMemory, UsageError
 from synthia_batch.hardware import name_cpu, total_memory_bytes
 from synthia_batch.job.declared import Sampling
 from synthia_batch.job.resolved import EngineSpec
@@ -51,14 +51,16 @@ class VllmEngine:
         self._spec = spec
         if spec.device == "cpu" and spec.determinism == "strict":
             _pad_small_gemms()
-        with _memory_errors():
+        with _memory_errors(), _setting_errors():
+            SamplingParams(**sampling_arguments(spec.sampling))
             self._llm = LLM(**engine_arguments(spec, seat))
+        _check_threads(spec)
         self._engine = self._llm.llm_engine
         config = self._engine.vllm_config
         self._max_num_seqs = config.scheduler_config.max_num_seqs
         self._room = _KvRoom(config.cache_config) if spec.determinism == "strict" else None
         if self._room is not None and not self._room.holds(spec.max_model_len):
-            raise ValueError(
+            raise UsageError(
                 f"the KV cache does not hold one sample of {spec.max_model_len} tokens; give it more memory "
                 "with --set engine.kv_cache_memory_bytes=BYTES, or less to hold with --set "
                 "model.max_model_len=TOKENS"
@@ -225,6 +227,9 @@ def engine_arguments(spec: EngineSpec, seat: Seat) -> dict[str, Any]:
     if spec.determinism == "strict":
         # A prefix taken from the cache was computed in another batch shape than one that was not.
         arguments["enable_prefix_caching"] = False
+        if spec.device == "cuda":
+            # FlashAttention 3 was seen to break batch invariance on H100 (vllm#51902, #47069).
+            arguments["attention_backend"] = "TRITON_ATTN"
     return _shrink(arguments | dict(spec.settings), seat.halvings)
 
 
@@ -257,6 +262,27 @@ def _memory_errors() -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError) as exc:
         raise EngineOutOfMemory(f"{type(exc).__name__}: {exc}") from exc
+
+
+@contextmanager
+def _setting_errors() -> Iterator[None]:
+    """Turn what vLLM says of arguments that it cannot use into UsageError: loading again would not help."""
+    try:
+        yield
+    except (TypeError, ValueError) as exc:  # pydantic's and vLLM's own validation errors are ValueErrors
+        raise UsageError(
+            f"vLLM cannot start with these settings: {exc}\n"
+            "change what it names, with --set engine.KEY=VALUE or the model's and sampling's own flags"
+        ) from exc
+
+
+def _check_threads(spec: EngineSpec) -> None:
+    threads = torch.get_num_threads()
+    if spec.device == "cpu" and spec.determinism == "strict" and threads != 1:
+        raise DeterminismBroken(
+            f"the CPU engine runs {threads} threads, which split attention otherwise than one does; "
+            "something here sets them after OMP_NUM_THREADS: find it, or use --determinism fast"
+        )
 
 
 def sampling_arguments(sampling: Sampling) -> dict[str, Any]:

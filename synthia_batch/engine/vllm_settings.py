@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import UsageError
+from synthia_batch.job.declared import Determinism
 
 _SAID_ELSEWHERE = {
     "model": "--model",
@@ -19,11 +20,19 @@ _SAID_ELSEWHERE = {
     "revision": "--revision",
     "trust_remote_code": "--set model.trust_remote_code=true",
     "max_model_len": "--set model.max_model_len=TOKENS",
+    "dtype": "--set model.dtype=TYPE",
+    "quantization": "--set model.quantization=METHOD",
     "seed": "--seed",
     "tensor_parallel_size": "--tensor-parallel-size",
     "pipeline_parallel_size": "--pipeline-parallel-size",
 }
 """What the job itself must know, for its prompts, its seeds or its identity."""
+_BREAKS_STRICT = {
+    "enable_prefix_caching": "a prefix from the cache may differ in its last bits from one computed afresh",
+    "enable_chunked_prefill": "how a prompt is cut depends on what else is in the batch",
+    "speculative_config": "which tokens are proposed together depends on what else is in the batch",
+}
+"""What strict determinism cannot be kept with, and why."""
 _PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {
     "bool": (bool,),
     "int": (int,),
@@ -32,8 +41,10 @@ _PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
+def check_settings(settings: Mapping[str, Any], determinism: Determinism) -> None:
     """Return if vLLM has every field of `settings`, and those of a plain type have a value of it.
+
+    In strict determinism none of them may undo what that rests on.
 
     Raises:
         UsageError: One does not; says which was probably meant.
@@ -50,6 +61,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f"did you mean engine.{near[0]}?" if near else "see `vllm serve --help=all` for the list"
             raise UsageError(f"engine.{name}: vLLM has no such setting; {hint}")
+        if determinism == "strict" and name in _BREAKS_STRICT and value not in (None, False):
+            raise UsageError(
+                f"engine.{name}: {_BREAKS_STRICT[name]}; leave it out, or use --determinism fast"
+            )
         if not _fits(value, fields[name]):
             raise UsageError(f"engine.{name}: {value!r} is no {fields[name]}, which vLLM takes here")
 

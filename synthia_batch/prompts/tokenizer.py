@@ -62,14 +62,17 @@ class Renderer:
         self._format = prompt_format
         self._tokenizer = tokenizer
 
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the token ids of `text` as it stands, behind a start token if the format writes none."""
+        return self._tokenizer.encode(text, self._format.adds_special_tokens)
+
     def render(self, messages: Sequence[Message]) -> Sequence[int]:
         """Return the token ids of the whole prompt.
 
         Raises:
             SampleRefused: The format cannot express the conversation, or it has no tokens.
         """
-        text = self._format.write(messages)
-        ids = self._tokenizer.encode(text, self._format.adds_special_tokens)
+        ids = self.encode(self._format.write(messages))
         if not ids:
             raise SampleRefused("prompt_empty", "the prompt has no tokens")
         return ids

@@ -1,0 +1,90 @@
+"""What a process is given before vllm is imported in it, and the canaries that a small model can hold."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Command, write_jsonl
+
+from synthia_batch.canary_record import make_canaries
+from synthia_batch.engine.environment import preferred_environment, required_environment
+from synthia_batch.job.declared import Sampling
+from synthia_batch.job.resolved import EngineSpec, ModelRef
+from synthia_batch.prompts.formats import ChatFormat
+from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
+
+SPEC = EngineSpec(
+    kind="vllm",
+    model=ModelRef(name="m", path=Path("/m"), repo_id=None, revision=None, trust_remote_code=False),
+    device="cpu",
+    dtype="auto",
+    quantization=None,
+    max_model_len=100,
+    sampling=Sampling(),
+    determinism="strict",
+    tensor_parallel_size=1,
+    pipeline_parallel_size=1,
+    settings={},
+)
+
+
+def test_what_determinism_rests_on_wins_over_the_users_shell() -> None:
+    code = (
+        "from test_engine_environment import SPEC\n"
+        "from synthia_batch.engine.environment import prepare_environment\n"
+        "from synthia_batch.engine.seat import Seat\n"
+        "prepare_environment(SPEC, Seat())\n"
+        "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['VLLM_LOGGING_LEVEL'])"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "4", "VLLM_LOGGING_LEVEL": "DEBUG"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1", "DEBUG"]
+
+
+def test_batch_invariance_is_asked_for_on_gpus_and_only_where_it_is_meant() -> None:
+    on_gpu = dataclasses.replace(SPEC, device="cuda")
+    assert required_environment(on_gpu) == {"VLLM_BATCH_INVARIANT": "1"}
+    assert required_environment(dataclasses.replace(on_gpu, determinism="fast")) == {
+        "VLLM_BATCH_INVARIANT": "0"
+    }
+    assert "VLLM_BATCH_INVARIANT" not in required_environment(SPEC)
+
+
+def test_nothing_phones_home() -> None:
+    off = preferred_environment(SPEC)
+    assert (off["VLLM_NO_USAGE_STATS"], off["HF_HUB_DISABLE_TELEMETRY"], off["RAY_USAGE_STATS_ENABLED"]) == (
+        "1",
+        "1",
+        "0",
+    )
+
+
+@pytest.mark.parametrize("max_model_len", [16, 64, 8192])
+def test_canaries_fit_the_model_and_need_no_template(max_model_len: int) -> None:
+    refuses_all = ChatFormat("{{ raise_exception('a system message is needed') }}", {})
+    canaries = make_canaries(Renderer(refuses_all, ByteTokenizer()), max_model_len)
+    assert len({bytes(canary.token_ids) for canary in canaries}) >= 1
+    assert all(0 < len(canary.token_ids) < max_model_len and canary.ordinal < 0 for canary in canaries)
+
+
+def test_a_very_short_model_still_runs(synthia: Command, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "Hi"}])
+    done = synthia(
+        "run",
+        source,
+        "--engine",
+        "scripted",
+        "--pool",
+        "local",
+        "-s",
+        "none",
+        "--set",
+        "model.max_model_len=30",
+    )
+    assert done.returncode == 0, done.stderr
