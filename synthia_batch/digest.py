@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from blake3 import blake3
 
 from synthia_batch.errors import IntegrityError, UsageError
+from synthia_batch.user_cache import find_user_cache
 
 SETTLE_SECONDS = 2.0
 """A file modified this recently may change again within its time stamp's resolution."""
@@ -85,12 +86,9 @@ class DigestCache:
             Path(path).unlink(missing_ok=True)
 
 
-def open_digest_cache(environment: Mapping[str, str]) -> DigestCache:
-    """Return the user's cache: synthia-batch/digests under XDG_CACHE_HOME, or under ~/.cache."""
-    home = environment.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification has relative paths ignored.
-    root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
-    return DigestCache(root / "synthia-batch" / "digests")
+def open_digest_cache() -> DigestCache:
+    """Return the cache of this user."""
+    return DigestCache(find_user_cache() / "digests")
 
 
 def digest_file(path: Path, cache: DigestCache | None = None) -> str:

@@ -1,7 +1,9 @@
 """Which worker makes which sample next. Pure: no processes, no clock, no files.
 
-Samples come from the plan in order and wait in a window; workers are topped up from it. What a
-lost worker had goes back to the front.
+Samples come from the plan in order, a window at a time, and within it the longest prompts go
+first. Equal prompts (several samples of a row) stay neighbours and so reach the same engine, where
+a prefix cache finds them. What a lost worker had comes first again, or, where it may be what
+killed the worker, is tried apart from the rest: see `suspects`.
 """
 
 import itertools
@@ -9,29 +11,47 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from synthia_batch.rows import Request
+from synthia_batch.rows import Finished, Outcome, Request
+from synthia_batch.suspects import Suspects
+
+WINDOW_SAMPLES = 512
+"""Read ahead and sorted together; a sample is never held back longer than that. Bounds memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """What a closed desk leaves. `narrowed` says that the death was part of a search for the
+    sample that causes it, and has brought that search on.
+    """
+
+    unfinished: int
+    narrowed: bool
 
 
 @dataclass(slots=True)
 class _Desk:
-    """What one worker is busy with. `capacity` is 0 until it is ready."""
+    """What one worker is busy with. `capacity` is the number of requests that it can hold."""
 
-    capacity: int = 0
+    capacity: int
     held: dict[int, Request] = field(default_factory=dict)
+    on_trial: bool = False
 
 
 class Dispatcher:
-    """Hands out the samples of a job.
+    """Hands out the samples of a job, each to one worker at a time until it ends.
 
-    `requests` is read only as far as workers can take, so memory is bounded by what is in flight.
-    `total` is the number of requests that it will give.
+    `requests` is read a window ahead of what workers can take. `total` is the number of requests
+    that it will give.
     """
 
     def __init__(self, requests: Iterator[Request], total: int) -> None:
         self._requests = requests
         self._total = total
+        self._window: deque[Request] = deque()
         self._returned: deque[Request] = deque()
         self._desks: dict[int, _Desk] = {}
+        self._suspects = Suspects()
+        self._quarantine: set[int] = set()
         self._ended = 0
 
     @property
@@ -44,15 +64,39 @@ class Dispatcher:
         """Samples that some worker holds."""
         return sum(len(desk.held) for desk in self._desks.values())
 
+    @property
+    def busy(self) -> set[int]:
+        """The workers that hold samples."""
+        return {worker for worker, desk in self._desks.items() if desk.held}
+
     def open_desk(self, worker: int, capacity: int) -> None:
         """Count `worker` in: it can hold `capacity` requests."""
         self._desks[worker] = _Desk(capacity=capacity)
 
-    def close_desk(self, worker: int) -> int:
-        """Count `worker` out and put back what it held; return how many samples that were."""
-        desk = self._desks.pop(worker, _Desk())
-        self._returned.extend(desk.held.values())
-        return len(desk.held)
+    def close_desk(self, worker: int, *, blames_samples: bool) -> Loss:
+        """Count `worker` out; what it held is given out again.
+
+        With `blames_samples` one of them may have ended the worker: they are tried apart from the
+        others, by this worker once it is back, or by any that has nothing else to do.
+        """
+        desk = self._desks.pop(worker, None)
+        held = list(desk.held.values()) if desk else []
+        if desk is None or not held:
+            return Loss(unfinished=0, narrowed=False)
+        if blames_samples:
+            self._quarantine.add(worker)
+            spread = self._suspects.blame(worker, held)
+            return Loss(unfinished=len(held), narrowed=desk.on_trial and spread)
+        if desk.on_trial:
+            self._quarantine.add(worker)
+            self._suspects.put_back(held)
+        else:
+            self._returned.extend(held)
+        return Loss(unfinished=len(held), narrowed=False)
+
+    def give_up(self, worker: int) -> None:
+        """Never count `worker` in again, and believe nothing that its deaths seemed to say."""
+        self._suspects.overturn(worker)
 
     def top_up(self, worker: int, workers: int) -> list[Request]:
         """Return the requests to send to `worker` now, of `workers` that share the job.
@@ -61,28 +105,68 @@ class Dispatcher:
         no engine sits idle while another has a queue.
         """
         desk = self._desks[worker]
-        share = -(-(self._total - self._ended) // workers)
-        wanted = min(desk.capacity, share) - len(desk.held)
-        if wanted <= 0:
-            return []
-        batch = self._draw(wanted)
+        if self._is_apart(worker, desk):
+            batch = self._draw_suspects(desk)
+        else:
+            batch = self._draw(self._count_room(desk, workers))
+            desk.on_trial = False if batch else desk.on_trial
+            if not batch and not desk.held:
+                batch = self._draw_suspects(desk)
         desk.held.update((request.ordinal, request) for request in batch)
         return batch
 
-    def accept(self, worker: int, ordinal: int) -> bool:
+    def accept(self, worker: int, outcome: Outcome) -> bool:
         """Take note that `worker` ended a sample; False where it was not its to end."""
         desk = self._desks.get(worker)
-        if desk is None or desk.held.pop(ordinal, None) is None:
+        if desk is None or desk.held.pop(outcome.ordinal, None) is None:
             return False
         self._ended += 1
+        if isinstance(outcome, Finished):
+            self._suspects.prove(worker)
         return True
+
+    def take_convicted(self) -> list[Request]:
+        """Return the samples that were found to end engines; with that they have ended."""
+        if self._suspects.convicted and self._ended + self._suspects.convicted == self._total:
+            self._suspects.close_trial()
+        convicted = self._suspects.take_proven()
+        self._ended += len(convicted)
+        return convicted
 
     def end_unsent(self) -> None:
         """Take note that a sample ended before it was sent: its prompt could not be rendered."""
         self._ended += 1
 
+    def _is_apart(self, worker: int, desk: _Desk) -> bool:
+        """Whether `worker` is to try suspects only. With none left it comes back to the others."""
+        if desk.on_trial and desk.held:
+            return True
+        if worker in self._quarantine and not self._suspects.are_waiting:
+            self._quarantine.discard(worker)
+        return worker in self._quarantine
+
+    def _draw_suspects(self, desk: _Desk) -> list[Request]:
+        if desk.held or not self._suspects.are_waiting:
+            return []
+        desk.on_trial = True
+        return self._suspects.take_group()
+
+    def _count_room(self, desk: _Desk, workers: int) -> int:
+        share = -(-(self._total - self._ended) // workers)
+        return max(0, min(desk.capacity, share) - len(desk.held))
+
     def _draw(self, count: int) -> list[Request]:
         """Return up to `count` requests, those that came back first."""
         batch = [self._returned.popleft() for _ in range(min(count, len(self._returned)))]
-        batch += itertools.islice(self._requests, count - len(batch))
+        while len(batch) < count and self._fill_window():
+            batch.append(self._window.popleft())
         return batch
+
+    def _fill_window(self) -> bool:
+        """Read the next window where the last is used up; False at the end."""
+        if not self._window:
+            ahead = list(itertools.islice(self._requests, WINDOW_SAMPLES))
+            # Stable, so equal prompts stay together.
+            ahead.sort(key=lambda request: len(request.token_ids), reverse=True)
+            self._window.extend(ahead)
+        return bool(self._window)

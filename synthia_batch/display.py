@@ -55,6 +55,13 @@ class Display:
         if self._verbose:
             self.say(text)
 
+    def show_scan(self, rows: int) -> None:
+        """Tell, now and then, how many rows of the input have been read."""
+        now = self._clock()
+        if not self._quiet and now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            self.say(f"reading the input: {rows} rows so far")
+
     def show(self, standing: Standing) -> None:
         """Show `standing`; called often, draws rarely."""
         now = self._clock()
@@ -94,6 +101,8 @@ class Display:
         return f"{standing.ended}/{standing.total} samples ({share:.0f}%), {self._describe_rates(standing)}"
 
     def _describe_rates(self, standing: Standing) -> str:
+        if not standing.workers and not standing.tokens:
+            return "the engines are loading"
         first_time, first = self._history[0]
         seconds = self._history[-1][0] - first_time
         tokens = (standing.tokens - first.tokens) / seconds if seconds > 0 else 0.0

@@ -14,16 +14,22 @@ from synthia_batch.dispatch import Dispatcher
 from synthia_batch.display import Display, Standing
 from synthia_batch.drain import DrainReason, DrainRequest
 from synthia_batch.errors import PoolFailed
-from synthia_batch.pool.base import Pool, SamplesEnded, WorkerLost, WorkerReady
-from synthia_batch.rows import Failed, Finished, Outcome, Request
+from synthia_batch.pool.base import (
+    Cause,
+    Pool,
+    SamplesEnded,
+    WorkerAdded,
+    WorkerLost,
+    WorkerReady,
+    WorkerStepped,
+)
+from synthia_batch.rows import Failed, Finished, Outcome
+from synthia_batch.supervise import Supervisor
+from synthia_batch.suspects import fail_convicted
 
 POLL_SECONDS = 0.2
 DRAIN_SECONDS = 10.0
 """How long samples in flight may go on once a run was asked to drain."""
-RESTARTS_PER_WORKER = 5
-"""Deaths in a row, with no sample finished between, after which a worker is given up."""
-FIRST_PAUSE_SECONDS = 1.0
-"""Before the first restart; doubled with each death that follows."""
 LOG_TAIL_LINES = 20
 
 
@@ -52,16 +58,6 @@ class Recorder(Protocol):
         """Add to the run's history."""
 
 
-@dataclass(slots=True)
-class _Seat:
-    """What the driver knows of one worker. `epoch` is None while it is not ready."""
-
-    epoch: int | None = None
-    deaths: int = 0
-    restart_at: float | None = None
-    given_up: bool = False
-
-
 @dataclass(slots=True, kw_only=True)
 class Driver:
     """Drives one pool until every sample has ended or the run is to drain.
@@ -75,12 +71,13 @@ class Driver:
     drain: DrainRequest
     display: Display
     check_canary: Callable[[WorkerReady], None]
+    watchdog_seconds: float
     log_path: Callable[[int], Path]
     clock: Callable[[], float] = time.monotonic
     made: int = 0
     dropped: int = 0
     _tokens: int = 0
-    _seats: dict[int, _Seat] = field(default_factory=dict)
+    _supervisor: Supervisor = field(init=False)
     _dispatcher: Dispatcher = field(init=False)
 
     def run(self, dispatcher: Dispatcher) -> DrainReason | None:
@@ -92,13 +89,16 @@ class Driver:
             StorageFailed: What had ended could not be written.
         """
         self._dispatcher = dispatcher
+        self._supervisor = Supervisor(self.watchdog_seconds)
         self.pool.start()
-        self._seats = {worker: _Seat() for worker in range(self.pool.size)}
+        for worker in range(self.pool.size):
+            self._supervisor.enlist(worker)
         while not self._dispatcher.is_done:
             if self.drain.reason is not None:
                 self._finish_in_flight()
                 return self.drain.reason
             self._poll()
+            self._kill_hung()
             self._restart_due()
             self._top_up()
         return None
@@ -113,23 +113,26 @@ class Driver:
             match event:
                 case SamplesEnded():
                     self._take(event)
+                case WorkerStepped():
+                    self._supervisor.note_steps(event.worker, event.steps, self.clock())
                 case WorkerReady():
                     self._welcome(event)
                 case WorkerLost():
                     self._bury(event)
+                case WorkerAdded():
+                    self._supervisor.enlist(event.worker)
+                    self._tell(f"worker {event.worker} joins: there is room for it", "worker_added", event)
+        self._fail_convicted()
         self.recorder.tick()
         self._show()
 
     def _take(self, event: SamplesEnded) -> None:
-        seat = self._seats[event.worker]
-        known = [
-            outcome
-            for outcome in event.outcomes
-            if event.epoch == seat.epoch and self._dispatcher.accept(event.worker, outcome.ordinal)
-        ]
+        is_known = self._supervisor.believes(event.worker, event.epoch)
+        known = [o for o in event.outcomes if is_known and self._dispatcher.accept(event.worker, o)]
         self.dropped += len(event.outcomes) - len(known)
+        if any(isinstance(outcome, Finished) for outcome in known):
+            self._supervisor.note_made(event.worker)
         if known:
-            seat.deaths = 0
             self._record(known)
 
     def _record(self, outcomes: Sequence[Outcome]) -> None:
@@ -137,9 +140,19 @@ class Driver:
         self.made += len(outcomes)
         self._tokens += sum(o.completion_tokens for o in outcomes if isinstance(o, Finished))
 
+    def _fail_convicted(self) -> None:
+        convicted = [fail_convicted(request) for request in self._dispatcher.take_convicted()]
+        if convicted:
+            self._record(convicted)
+        for failed in convicted:
+            self.recorder.note("sample_convicted", ordinal=failed.ordinal)
+            self.display.say(f"sample {failed.ordinal} is set aside: {failed.message}")
+
     def _welcome(self, event: WorkerReady) -> None:
+        if not self._supervisor.is_news(event.worker, event.epoch):
+            return
         self.check_canary(event)
-        self._seats[event.worker].epoch = event.epoch
+        self._supervisor.welcome(event.worker, event.epoch, self.clock())
         self._dispatcher.open_desk(event.worker, event.facts.capacity)
         facts = event.facts
         self.recorder.note(
@@ -151,39 +164,54 @@ class Driver:
             capacity=facts.capacity,
         )
 
+    def _kill_hung(self) -> None:
+        for worker, epoch in self._supervisor.find_hung(self._dispatcher.busy, self.clock()):
+            self.pool.kill(worker)
+            reason = f"its engine made no step for {self.watchdog_seconds:g} s"
+            self._bury(WorkerLost(worker=worker, epoch=epoch, reason=reason, cause=Cause.HUNG))
+
     def _bury(self, event: WorkerLost) -> None:
-        seat = self._seats[event.worker]
-        seat.epoch = None
-        unfinished = self._dispatcher.close_desk(event.worker)
-        self.recorder.note("worker_lost", worker=event.worker, epoch=event.epoch, unfinished=unfinished)
+        if not self._supervisor.is_news(event.worker, event.epoch):
+            return
+        is_short = event.cause is Cause.OUT_OF_MEMORY
+        tries_less = is_short or (event.cause is Cause.DIED and self._supervisor.fails_to_load(event.worker))
+        has_less = tries_less and self._supervisor.halve(event.worker)
+        is_innocent = (is_short and has_less) or event.cause is Cause.NODE_LOST
+        loss = self._dispatcher.close_desk(event.worker, blames_samples=not is_innocent)
+        pause = self._supervisor.bury(
+            event.worker, event.epoch, is_strike=not (is_innocent or loss.narrowed), now=self.clock()
+        )
+        what = "is given up" if pause is None else f"starts again in {pause:.1f} s"
+        if has_less and pause is not None:
+            what += " with less memory: half the batch, or a smaller KV cache"
+        self._tell(
+            f"worker {event.worker} {event.cause.value} and {what}; {loss.unfinished} unfinished samples go "
+            f"back to the queue (log: {self.log_path(event.worker)})",
+            "worker_lost",
+            event,
+            unfinished=loss.unfinished,
+            cause=event.cause.name.lower(),
+            epoch=event.epoch,
+            reason=event.reason.strip(),
+            log_tail=_read_tail(self.log_path(event.worker), LOG_TAIL_LINES),
+        )
         if event.refused is not None:
             raise event.refused
-        seat.deaths += 1
-        pause = FIRST_PAUSE_SECONDS * 2 ** (seat.deaths - 1)
-        seat.given_up = seat.deaths > RESTARTS_PER_WORKER
-        seat.restart_at = None if seat.given_up else self.clock() + pause
-        what = "is given up" if seat.given_up else f"starts again in {pause:.0f} s"
-        self.display.say(
-            f"worker {event.worker} died and {what}; {unfinished} unfinished samples go back to the queue "
-            f"(log: {self.log_path(event.worker)})"
-        )
-        if all(other.given_up for other in self._seats.values()):
+        if pause is None:
+            self._dispatcher.give_up(event.worker)
+        if not self._supervisor.staff:
             raise PoolFailed(self._explain_failure(event))
 
     def _restart_due(self) -> None:
-        now = self.clock()
-        for worker, seat in self._seats.items():
-            if seat.restart_at is not None and now >= seat.restart_at:
-                seat.restart_at = None
-                self.pool.restart(worker)
+        for worker in self._supervisor.take_due(self.clock()):
+            self.pool.restart(worker, self._supervisor.count_halvings(worker))
 
     def _top_up(self) -> None:
-        staff = sum(not seat.given_up for seat in self._seats.values())
-        for worker, seat in self._seats.items():
-            if seat.epoch is not None:
-                requests: list[Request] = self._dispatcher.top_up(worker, staff)
-                if requests:
-                    self.pool.feed(worker, requests)
+        staff = max(1, self._supervisor.staff - self.pool.unplaced)
+        for worker in self._supervisor.ready:
+            requests = self._dispatcher.top_up(worker, staff)
+            if requests:
+                self.pool.feed(worker, requests)
 
     def _finish_in_flight(self) -> None:
         """Give samples in flight a little time, then have the engines drop them."""
@@ -204,9 +232,14 @@ class Driver:
                 total=self.recorder.samples,
                 failed=self.recorder.failed,
                 tokens=self._tokens,
-                workers=sum(seat.epoch is not None for seat in self._seats.values()),
+                workers=len(self._supervisor.ready),
             )
         )
+
+    def _tell(self, text: str, kind: str, event: WorkerLost | WorkerAdded, **fields: Any) -> None:
+        """Say what happened to a worker, to the person and to the run's history."""
+        self.recorder.note(kind, worker=event.worker, **fields)
+        self.display.say(text)
 
     def _explain_failure(self, event: WorkerLost) -> str:
         reason = event.reason.strip()

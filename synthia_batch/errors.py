@@ -11,6 +11,7 @@ SynthiaBatchError
 ├── DeterminismBroken     4   the same prompt gave two answers in strict mode
 ├── StorageFailed         74  a write, fsync or rename failed; the run ended where it stood
 ├── PoolFailed            69  no engine is left to go on
+├── EngineOutOfMemory     -   an engine needs more memory than there is: it starts again with less
 └── SampleRefused         -   the engine will not take this one prompt: data, not an error
 """
 
@@ -99,6 +100,13 @@ class PoolFailed(SynthiaBatchError):
     """No engine is left to go on, or none could start."""
 
     exit_code = 69  # EX_UNAVAILABLE of sysexits.h
+
+
+class EngineOutOfMemory(SynthiaBatchError):
+    """An engine needs more memory than there is, at its start or in a step.
+
+    Ends its worker, which starts again with a smaller batch; never an exit.
+    """
 
 
 class SampleRefused(SynthiaBatchError):

@@ -4,9 +4,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from synthia_batch.assemble import Assembler
+from synthia_batch.errors import StorageFailed
 from synthia_batch.rows import Failed, Outcome, Shard
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.events import EventLog
@@ -14,7 +16,7 @@ from synthia_batch.store.intents import Intents
 from synthia_batch.store.journal import Journal, replay
 from synthia_batch.store.manifest import ManifestPart
 from synthia_batch.store.publish import publish_shard
-from synthia_batch.store.recovery import ShardState, Unfinished
+from synthia_batch.store.recovery import Published, ShardState, Unfinished
 from synthia_batch.store.run_dir import RunDir
 
 
@@ -31,13 +33,13 @@ class _OpenShard:
 class Keeper:
     """Records samples in their shards' journals and publishes each shard as it fills.
 
-    `states` says for every shard, in order, what earlier attempts left. Memory is bounded: of a
-    sample that is recorded nothing stays here.
+    `states` says for every shard, in order, what earlier attempts left, and which are published
+    since. Memory is bounded: of a sample that is recorded nothing stays here.
     """
 
     run_dir: RunDir
     shards: Sequence[Shard]
-    states: Sequence[ShardState]
+    states: list[ShardState]
     attempt: Attempt
     intents: Intents
     events: EventLog
@@ -90,7 +92,14 @@ class Keeper:
                 self._publish(current)
 
     def list_parts(self) -> tuple[ManifestPart, ...]:
-        """Return every part that is published, in the order of shards, data before failed."""
+        """Return every part of the run, in the order of shards, data before failed.
+
+        Raises:
+            ValueError: A shard is not published: the run is not complete.
+        """
+        missing = [state.shard.number for state in self.unfinished]
+        if missing:
+            raise ValueError(f"shards {missing} are not published")
         root = self.run_dir.root
         paths_and_entries = (
             pair
@@ -116,13 +125,23 @@ class Keeper:
         """Add to the run's history."""
         self.events.append(kind, **fields)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Sync and let go of every journal and of the ledger."""
-        for current in self._open.values():
-            current.journal.sync()
-            current.journal.close()
-        self._open.clear()
-        self.intents.close()
+        try:
+            # A disk that failed is not asked again: its answer would hide the error that matters.
+            if not isinstance(error, StorageFailed):
+                for current in self._open.values():
+                    current.journal.sync()
+        finally:
+            for current in self._open.values():
+                current.journal.close()
+            self._open.clear()
+            self.intents.close()
 
     def _open_shard(self, shard: Shard) -> _OpenShard:
         current = self._open.get(shard.number)
@@ -140,6 +159,10 @@ class Keeper:
         encoded = self.assembler.encode(current.shard, outcomes)
         intent = publish_shard(self.run_dir, encoded, current.journal, self.intents)
         del self._open[current.shard.number]
+        # Or it would be taken for a shard that nothing is made of yet.
+        self.states[current.shard.number] = Published(
+            shard=current.shard, intent=intent, has_leftover_journal=False
+        )
         self.note(
             "shard_published",
             shard=current.shard.number,

@@ -21,7 +21,7 @@ from synthia_batch.resolve import open_format, select_rows
 from synthia_batch.rows import Shard
 from synthia_batch.source import Scan, Source, open_source
 from synthia_batch.source.ids import Occurrences
-from synthia_batch.store.atomic import make_directory, storage_errors
+from synthia_batch.store.atomic import make_directory, publish_bytes
 from synthia_batch.store.attempt import Attempt, read_boot_id
 from synthia_batch.store.events import EventLog
 from synthia_batch.store.intents import Intents, read_intents
@@ -166,13 +166,13 @@ def begin_attempt(
         keeper = Keeper(
             run_dir=run_dir,
             shards=locked.shards,
-            states=states,
+            states=list(states),
             attempt=attempt,
             intents=Intents.open(run_dir.intents, attempt),
             events=events,
             assembler=locked.assembler,
         )
-        stack.enter_context(closing(keeper))
+        stack.enter_context(keeper)
         scan = locked.assembler.scan
         yield OpenRun(run_dir=run_dir, scan=scan, plan_digest=attempt.plan_digest, keeper=keeper)
 
@@ -225,8 +225,7 @@ def _keep_plan(job: ResolvedJob, locked: LockedRun) -> None:
     run_dir = locked.run_dir
     if not run_dir.plan.exists():
         # Before the plan: where a plan is, everything that it needs must be.
-        with storage_errors("write", run_dir.occurrences):
-            locked.assembler.scan.occurrences.save(run_dir.occurrences)
+        publish_bytes(run_dir.occurrences, *locked.assembler.scan.occurrences.encode())
     write_job(run_dir.job, job.declared)
     write_plan_once(run_dir.plan, locked.plan)
 

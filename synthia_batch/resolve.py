@@ -9,6 +9,7 @@ from typing import Any
 from blake3 import blake3
 
 from synthia_batch.digest import DigestCache, digest_file, open_digest_cache
+from synthia_batch.engine.vllm_settings import check_settings
 from synthia_batch.errors import UsageError
 from synthia_batch.hardware import detect_device, installed_vllm, name_cpu, name_gpus
 from synthia_batch.job.declared import Job
@@ -51,7 +52,7 @@ def resolve_job(layers: Sequence[Layer], say: Callable[[str], None]) -> Resolved
         UsageError: The job cannot be used as it was said.
         ModelUnavailable: Its model is not to be had.
     """
-    cache = open_digest_cache(os.environ)
+    cache = open_digest_cache()
     merged = _add_preset(layers)
     found = _find_model(merged, cache, say)
     if found.facts is not None and found.facts.generation:
@@ -146,6 +147,7 @@ def _resolve(merged: Merged, found: _Found, cache: DigestCache) -> ResolvedJob:
             kind=job.pool.kind,
             workers=job.pool.workers,
             ray_address=job.pool.ray_address or os.environ.get("RAY_ADDRESS") or None,
+            watchdog_seconds=job.pool.watchdog_seconds,
         ),
         identity=identity,
         fingerprint=mark,
@@ -206,6 +208,8 @@ def _specify_engine(job: Job, found: _Found, prompt: PromptSpec) -> EngineSpec:
             "vLLM is not installed: `pip install 'synthia-batch[cuda]'` on a GPU machine, "
             "'synthia-batch[cpu]' elsewhere; or rehearse with --engine scripted"
         )
+    else:
+        check_settings(job.engine.settings)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     return EngineSpec(
         kind=job.engine.kind,

@@ -23,6 +23,7 @@ from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.report.card import CardFacts, write_card
 from synthia_batch.resolve import open_renderer, resolve_job
 from synthia_batch.rows import Failed, Request
+from synthia_batch.store.atomic import sync_directory
 from synthia_batch.store.manifest import Manifest, read_manifest, write_manifest
 from synthia_batch.store.recovery import check_complete
 from synthia_batch.store.run_dir import RunDir
@@ -84,7 +85,7 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
         check_complete(run_dir, manifest, lambda size: None)
         return _tell(job, manifest, _Drive(made=0, drained=None), started)
     drain = DrainRequest(job.declared.deadline_seconds)
-    with drain.listen(), open_run(job) as run:
+    with drain.listen(), open_run(job, display.show_scan) as run:
         return make_missing(job, run, display, drain, started)
 
 
@@ -123,8 +124,8 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest
     """Have the pool make what is missing."""
     keeper = run.keeper
     ended = keeper.finished + keeper.failed
-    if ended == keeper.samples:
-        return _Drive(made=0, drained=None)
+    if ended == keeper.samples or drain.reason is not None:
+        return _Drive(made=0, drained=None if ended == keeper.samples else drain.reason)
     if ended:
         display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
     renderer = open_renderer(job.prompt)
@@ -142,6 +143,7 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest
             recorder=keeper,
             drain=drain,
             display=display,
+            watchdog_seconds=job.pool.watchdog_seconds,
             check_canary=lambda ready: check_canary(run.run_dir, ready),
             log_path=run.run_dir.worker_log,
         )
@@ -190,4 +192,6 @@ def _finish(job: ResolvedJob, run: OpenRun) -> None:
         seed=job.plan.seed,
     )
     write_card(run.run_dir, facts, manifest)
+    # Nobody looks for leftovers in a complete run, so power must not bring a journal back to it.
+    sync_directory(run.run_dir.journals)
     write_manifest(run.run_dir.manifest, manifest)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from synthia_batch.engine.base import Engine
-from synthia_batch.errors import SampleRefused
+from synthia_batch.errors import EngineOutOfMemory, SampleRefused
 from synthia_batch.rows import Failed, Outcome, Request
 
 
@@ -20,13 +20,15 @@ class Delivery:
     """What a worker has to say since it was last asked.
 
     `steps` counts the engine's steps since its start: a watchdog sees progress in it. `error` is
-    the traceback that ended the loop, if one did; its unfinished requests are lost.
+    the traceback that ended the loop, if one did; its unfinished requests are lost. `is_out_of_memory`
+    says that a smaller batch may not have ended it.
     """
 
     outcomes: tuple[Outcome, ...]
     steps: int
     unfinished: int
     error: str | None
+    is_out_of_memory: bool = False
 
 
 class Worker:
@@ -40,6 +42,7 @@ class Worker:
         self._unfinished = 0
         self._steps = 0
         self._error: str | None = None
+        self._is_out_of_memory = False
         self._aborting = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
@@ -61,7 +64,11 @@ class Worker:
             self._changed.wait_for(lambda: self._outbox or self._error is not None, timeout=wait_seconds)
             outcomes, self._outbox = tuple(self._outbox), []
             return Delivery(
-                outcomes=outcomes, steps=self._steps, unfinished=self._unfinished, error=self._error
+                outcomes=outcomes,
+                steps=self._steps,
+                unfinished=self._unfinished,
+                error=self._error,
+                is_out_of_memory=self._is_out_of_memory,
             )
 
     def abort(self) -> None:
@@ -82,9 +89,10 @@ class Worker:
             while self._take_in():
                 self._hand_out(self._engine.step(), steps=1)
             self._engine.close()
-        except BaseException:  # The loop's end must reach the pool, whatever ended it.
+        except BaseException as exc:  # The loop's end must reach the pool, whatever ended it.
             with self._changed:
                 self._error = traceback.format_exc()
+                self._is_out_of_memory = isinstance(exc, EngineOutOfMemory)
                 self._changed.notify_all()
 
     def _take_in(self) -> bool:

@@ -153,9 +153,12 @@ def test_a_missing_file_is_a_usage_error(tmp_path: Path, cache: DigestCache) -> 
         digest_file(tmp_path, cache)
 
 
-def test_the_users_cache_follows_xdg_cache_home(file: Path, tmp_path: Path) -> None:
+def test_the_users_cache_follows_xdg_cache_home(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.utime(file, (0, 0))
-    cache = open_digest_cache({"XDG_CACHE_HOME": str(tmp_path / "xdg")})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    cache = open_digest_cache()
     stamp = read_stamp(file)
     # The change time is now; a stamp made settled by hand shows where the entry goes.
     settled = type(stamp)(device=1, inode=1, size=1, mtime_ns=1, ctime_ns=1)

@@ -1,11 +1,17 @@
 """Dispatch without processes."""
 
-from synthia_batch.dispatch import Dispatcher
-from synthia_batch.rows import Request
+from synthia_batch.dispatch import WINDOW_SAMPLES, Dispatcher
+from synthia_batch.rows import Finished, Request
 
 
 def make_dispatcher(total: int) -> Dispatcher:
     return Dispatcher((Request(ordinal=n, token_ids=b"x", seed=n) for n in range(total)), total)
+
+
+def made(ordinal: int) -> Finished:
+    return Finished(
+        ordinal=ordinal, response="", reasoning=None, finish_reason="stop", prompt_tokens=1, completion_tokens=1
+    )  # fmt: skip
 
 
 def test_every_sample_is_given_to_exactly_one_worker() -> None:
@@ -28,9 +34,9 @@ def test_what_a_lost_worker_held_goes_to_another_and_only_once() -> None:
     dispatcher = make_dispatcher(4)
     dispatcher.open_desk(0, 4)
     given = dispatcher.top_up(0, 1)
-    assert dispatcher.accept(0, 0)
-    assert dispatcher.close_desk(0) == 3
-    assert not dispatcher.accept(0, 1), "a late word from a closed desk must not count"
+    assert dispatcher.accept(0, made(0))
+    assert dispatcher.close_desk(0, blames_samples=False).unfinished == 3
+    assert not dispatcher.accept(0, made(1)), "a late word from a closed desk must not count"
     dispatcher.open_desk(1, 10)
     again = dispatcher.top_up(1, 1)
     assert [request.ordinal for request in again] == [1, 2, 3]
@@ -41,11 +47,11 @@ def test_a_sample_counts_once_however_often_it_is_reported() -> None:
     dispatcher = make_dispatcher(2)
     dispatcher.open_desk(0, 2)
     dispatcher.top_up(0, 1)
-    assert dispatcher.accept(0, 0)
-    assert not dispatcher.accept(0, 0)
-    assert not dispatcher.accept(0, 7)
+    assert dispatcher.accept(0, made(0))
+    assert not dispatcher.accept(0, made(0))
+    assert not dispatcher.accept(0, made(7))
     assert not dispatcher.is_done
-    assert dispatcher.accept(0, 1)
+    assert dispatcher.accept(0, made(1))
     assert dispatcher.is_done
 
 
@@ -60,7 +66,7 @@ def test_samples_are_read_only_as_far_as_workers_can_take_them() -> None:
     dispatcher = Dispatcher(requests(), 1_000_000)
     dispatcher.open_desk(0, 8)
     dispatcher.top_up(0, 1)
-    assert len(read) == 8
+    assert len(read) <= WINDOW_SAMPLES
 
 
 def test_samples_that_never_reach_a_worker_still_count() -> None:

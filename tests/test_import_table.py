@@ -12,7 +12,7 @@ EVERYTHING = {
     "assemble", "canary", "canary_record", "cli", "digest", "dispatch", "display", "drain", "drive",
     "engine", "errors", "facts", "findings", "forecast", "hardware", "job", "job_file", "keeper", "models",
     "opening", "plan", "pool", "prompts", "reopening", "repair", "report", "resolve", "retry", "rows", "run",
-    "shard_check", "source", "store", "user_cache", "verification", "worker",
+    "shard_check", "source", "store", "supervise", "suspects", "user_cache", "verification", "worker",
 }  # fmt: skip
 MAY_IMPORT = {
     "rows": set(),
@@ -28,7 +28,9 @@ MAY_IMPORT = {
     "store": {"rows", "errors"},
     "models": {"errors", "digest", "user_cache"},
     "plan": {"job", "rows"},
-    "dispatch": {"plan", "rows"},
+    "dispatch": {"suspects", "rows"},
+    "suspects": {"rows"},
+    "supervise": set(),
     "engine": {"job", "rows", "errors", "hardware"},
     "canary": {"engine", "rows", "errors"},
     "worker": {"engine", "rows", "errors"},
@@ -36,9 +38,9 @@ MAY_IMPORT = {
     "report": {"store", "plan", "rows", "errors"},
     "resolve": {"job", "prompts", "models", "source", "engine", "digest", "errors", "hardware"},
     "forecast": {"opening", "resolve", "job", "source", "plan", "errors"},
-    "drive": {"pool", "dispatch", "display", "drain", "rows", "errors"},
+    "drive": {"pool", "dispatch", "supervise", "suspects", "display", "drain", "rows", "errors"},
     "assemble": {"store", "source", "plan", "prompts", "job", "rows"},
-    "keeper": {"assemble", "store", "rows"},
+    "keeper": {"assemble", "store", "rows", "errors"},
     "canary_record": {"pool", "prompts", "store", "rows", "errors"},
     "job_file": {"job", "models", "store", "errors"},
     "reopening": {"store", "rows"},
@@ -93,7 +95,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "vllm": {"engine/vllm_engine.py"},
     "torch": {"engine/vllm_engine.py"},
-    "ray": {"pool/ray_pool.py"},
+    "ray": {"pool/ray_pool.py", "pool/ray_session.py"},
     "pyarrow": {
         "source/parquet.py",
         "source/parquet_types.py",

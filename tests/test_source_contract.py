@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from blake3 import blake3
 from pyarrow import parquet
 
 from synthia_batch.digest import canonical_json
@@ -122,14 +123,10 @@ def test_an_id_is_the_hash_of_the_content_and_an_occurrence_number(write: Write)
     assert len(set(ids)) == 5
     assert [row_id.split("-")[1] for row_id in ids] == ["0", "0", "1", "2", "1"]
     content = canonical_json({"messages": [{"role": "user", "content": "a"}], "system": None})
-    from blake3 import blake3
-
     assert ids[0] == f"{blake3(content).hexdigest()[:16]}-0"
 
 
 def test_the_hash_is_that_of_canonical_json() -> None:
-    from blake3 import blake3
-
     messages = (Message("system", 'a"\\\n\x00\u2028'), Message("user", "é\U0001f600\x7f"))
     for system in (None, "", "Be \t brief"):
         turns = [{"role": message.role, "content": message.content} for message in messages]
@@ -193,7 +190,7 @@ def test_a_scan_survives_a_process(write: Write, tmp_path: Path) -> None:
     source = open_source(path)
     found = source.scan(Selection(keep_columns=("score",)), tmp_path)
     everything = list(source.read_rows(found, 0, 3500))
-    found.occurrences.save(tmp_path / "occurrences")
+    (tmp_path / "occurrences").write_bytes(b"".join(found.occurrences.encode()))
     data = json.loads(json.dumps(found.to_dict()))
     again = Scan.from_dict(data, Occurrences.load(tmp_path / "occurrences"))
     assert again == found

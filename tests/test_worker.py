@@ -127,5 +127,5 @@ def test_canaries_pass_where_the_batch_does_not_show() -> None:
 
 
 def test_canaries_catch_an_engine_whose_answers_depend_on_the_batch() -> None:
-    with pytest.raises(DeterminismBroken, match="(?s)among 1.*among 2"):
+    with pytest.raises(DeterminismBroken, match=r"(?s)among 1.*among 2"):
         ask_canaries(EchoEngine(tells_batch=True), ask(-1, -2))

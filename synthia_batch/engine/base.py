@@ -39,6 +39,7 @@ class Engine(Protocol):
         Raises:
             SampleRefused: The engine will not take this prompt. Any other error is the engine's
                 own and ends its worker.
+            EngineOutOfMemory: The batch is too large; also from `step` and from loading.
         """
 
     def step(self) -> Sequence[Outcome]:
@@ -71,7 +72,7 @@ def load_engine(spec: EngineSpec, seat: Seat) -> Engine:
     if spec.kind == "scripted":
         from synthia_batch.engine.scripted_engine import ScriptedEngine
 
-        return ScriptedEngine(spec)
+        return ScriptedEngine(spec, seat)
     prepare_environment(spec, seat)
     from synthia_batch.engine.vllm_engine import VllmEngine
 

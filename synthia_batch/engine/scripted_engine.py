@@ -15,7 +15,8 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
-from synthia_batch.errors import UsageError
+from synthia_batch.engine.seat import Seat
+from synthia_batch.errors import EngineOutOfMemory, UsageError
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Failed, Finished, Outcome, Request
 
@@ -65,6 +66,8 @@ class ScriptedOptions(BaseModel):
     """Ends the engine's whole process, as a segmentation fault would, at a prompt with this text."""
     hang_on: str | None = None
     """Never returns from a step that runs a prompt with this text."""
+    oom_above: Annotated[int, Field(ge=1)] | None = None
+    """Runs out of memory once more requests than this run at the same time."""
     load_seconds: Annotated[float, Field(ge=0)] = 0.0
     """How long loading takes."""
 
@@ -90,8 +93,9 @@ def parse_options(settings: Mapping[str, Any]) -> ScriptedOptions:
 class ScriptedEngine:
     """Implements `Engine`; see the module."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, seat: Seat) -> None:
         self._options = parse_options(spec.settings)
+        self._max_num_seqs = max(1, self._options.max_num_seqs >> seat.halvings)
         self._max_tokens = spec.sampling.max_tokens
         self._max_model_len = spec.max_model_len
         self._waiting: deque[Request] = deque()
@@ -106,7 +110,7 @@ class ScriptedEngine:
             engine="scripted",
             version=VERSION,
             device="none",
-            capacity=2 * self._options.max_num_seqs,
+            capacity=2 * self._max_num_seqs,
             max_model_len=self._max_model_len,
         )
 
@@ -117,10 +121,11 @@ class ScriptedEngine:
 
     def step(self) -> Sequence[Outcome]:
         """Start what there is room for, wait until the first is due, and return all that are due."""
-        while self._waiting and len(self._running) < self._options.max_num_seqs:
+        while self._waiting and len(self._running) < self._max_num_seqs:
             request = self._waiting.popleft()
             self._misbehave_on(request)
             self._running.append((time.monotonic() + self._options.latency_ms / 1000, request))
+        self._check_memory()
         if not self._running:
             return ()
         # Equal latencies: the oldest is due first.
@@ -169,6 +174,11 @@ class ScriptedEngine:
         if every is None or ordinal < 0 or ordinal % every:  # canaries, below 0, never fail
             return False
         return mended is None or not mended.exists()
+
+    def _check_memory(self) -> None:
+        limit = self._options.oom_above
+        if limit is not None and len(self._running) > limit:
+            raise EngineOutOfMemory(f"{len(self._running)} requests run, there is memory for {limit}")
 
     def _misbehave_on(self, request: Request) -> None:
         if self._options.crash_on is None and self._options.hang_on is None:

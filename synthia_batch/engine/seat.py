@@ -6,8 +6,10 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seat:
     """`core` is the CPU core to pin the engine's thread to, None to leave it free. `neighbours` is
-    the number of engines on the machine, itself included: they share its memory.
+    the number of engines on the machine, itself included: they share its memory. `halvings` counts
+    how often the engine has run out of it: each asks for half the batch or half the KV cache.
     """
 
     core: int | None = None
     neighbours: int = 1
+    halvings: int = 0

@@ -6,7 +6,8 @@ tokens that do not depend on what else is in the batch.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
 from synthia_batch.engine.seat import Seat
+from synthia_batch.errors import EngineOutOfMemory
 from synthia_batch.hardware import name_cpu, total_memory_bytes
 from synthia_batch.job.declared import Sampling
 from synthia_batch.job.resolved import EngineSpec
@@ -28,6 +30,14 @@ from synthia_batch.rows import Failed, Finished, Outcome, Request
 CPU_MAX_NUM_SEQS = 128
 CPU_KV_CACHE_BYTES = 4 * 2**30
 """The most that a CPU engine takes for its KV cache unless told otherwise."""
+BATCH_HALVINGS = 3
+"""The first halvings are the batch's: down to an eighth it costs little speed."""
+GPU_MAX_NUM_SEQS = 256
+"""Where halving starts if nobody has said how many; vLLM's own choice depends on the GPU."""
+GPU_MEMORY_SHARE = 0.92
+"""vLLM's default gpu_memory_utilization: weights, activations and KV cache together."""
+GPU_SHARE_KEPT = 0.85
+"""Per further halving: the weights stay as large as they are."""
 MIN_GEMM_ROWS = 16
 """Below a few rows the CPU's GEMM takes another path, which rounds differently."""
 TRIES_AFTER_ENGINE_ERROR = 3
@@ -41,7 +51,8 @@ class VllmEngine:
         self._spec = spec
         if spec.device == "cpu" and spec.determinism == "strict":
             _pad_small_gemms()
-        self._llm = LLM(**engine_arguments(spec, seat))
+        with _memory_errors():
+            self._llm = LLM(**engine_arguments(spec, seat))
         self._engine = self._llm.llm_engine
         config = self._engine.vllm_config
         self._max_num_seqs = config.scheduler_config.max_num_seqs
@@ -78,7 +89,9 @@ class VllmEngine:
         outcomes = self._admit()
         if not self._running:
             return outcomes
-        for output in self._engine.step():
+        with _memory_errors():
+            outputs = self._engine.step()
+        for output in outputs:
             if isinstance(output, RequestOutput) and output.finished:
                 outcomes += self._end(output)
         return outcomes
@@ -212,7 +225,38 @@ def engine_arguments(spec: EngineSpec, seat: Seat) -> dict[str, Any]:
     if spec.determinism == "strict":
         # A prefix taken from the cache was computed in another batch shape than one that was not.
         arguments["enable_prefix_caching"] = False
-    return arguments | dict(spec.settings)
+    return _shrink(arguments | dict(spec.settings), seat.halvings)
+
+
+def _shrink(arguments: dict[str, Any], halvings: int) -> dict[str, Any]:
+    """Return `arguments` for an engine that has run out of memory `halvings` times.
+
+    First the batch is halved; what is still too much then comes from the KV cache.
+    """
+    if not halvings:
+        return arguments
+    of_batch = min(halvings, BATCH_HALVINGS)
+    of_cache = halvings - of_batch
+    sequences = arguments.get("max_num_seqs", GPU_MAX_NUM_SEQS)
+    smaller = {**arguments, "max_num_seqs": max(1, sequences >> of_batch)}
+    if arguments.get("kv_cache_memory_bytes"):
+        smaller["kv_cache_memory_bytes"] = arguments["kv_cache_memory_bytes"] >> of_cache
+    elif of_cache:
+        share = arguments.get("gpu_memory_utilization", GPU_MEMORY_SHARE)
+        smaller["gpu_memory_utilization"] = share * GPU_SHARE_KEPT**of_cache
+    return smaller
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn what torch and Python raise for want of memory into EngineOutOfMemory.
+
+    An engine core in a process of its own dies of it without saying so: see `supervise`.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as exc:
+        raise EngineOutOfMemory(f"{type(exc).__name__}: {exc}") from exc
 
 
 def sampling_arguments(sampling: Sampling) -> dict[str, Any]:

@@ -104,6 +104,8 @@ class Pool(Section):
     pipeline_parallel_size: Annotated[int, Field(ge=1)] = 1
     ray_address: str | None = None
     """A running Ray cluster. Default: a Ray of the job's own, gone when the job is."""
+    watchdog_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """An engine that has work and makes no step for this long is hung, and is killed."""
 
 
 class Job(Section):

@@ -49,6 +49,7 @@ class PoolSpec:
     kind: PoolKind
     workers: int | None
     ray_address: str | None
+    watchdog_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Models that the package can make by itself."""
+"""Models: from a name to a directory of files, and what those files say."""

@@ -1,9 +1,12 @@
 """Pools hold the workers. `base` is the contract, `ray_pool` and `local_pool` keep it."""
 
+import os
 from collections.abc import Callable
 
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.pool.base import Pool, Staffing
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it as it is imported, below here only.
 
 
 def open_pool(spec: PoolSpec, staffing: Staffing, say: Callable[[str], None]) -> Pool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +44,28 @@ class SamplesEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStepped:
+    """A worker is alive; its engine has made `steps` steps since its start."""
+
+    worker: int
+    epoch: int
+    steps: int
+
+
+class Cause(Enum):
+    """Why a worker is gone."""
+
+    DIED = "died"
+    """Its process or its engine ended. One of its samples may be to blame."""
+    HUNG = "hung"
+    """Its engine made no step for too long, and it was killed."""
+    OUT_OF_MEMORY = "ran out of memory"
+    """It may do with a smaller batch."""
+    NODE_LOST = "was on a machine that is gone"
+    """Neither it nor its samples are to blame."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLost:
     """A worker is gone, with everything it had not handed over.
 
@@ -53,10 +76,18 @@ class WorkerLost:
     worker: int
     epoch: int
     reason: str
+    cause: Cause = Cause.DIED
     refused: Exception | None = None
 
 
-PoolEvent = WorkerReady | SamplesEnded | WorkerLost
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerAdded:
+    """The pool found room for another worker and is starting it."""
+
+    worker: int
+
+
+PoolEvent = WorkerReady | SamplesEnded | WorkerStepped | WorkerLost | WorkerAdded
 
 
 class Pool(Protocol):
@@ -78,8 +109,19 @@ class Pool(Protocol):
             UsageError: The settings ask for what the pool cannot give.
         """
 
-    def restart(self, worker: int) -> None:
-        """Begin to start the lost `worker` again, under a new epoch."""
+    @property
+    def unplaced(self) -> int:
+        """Workers that have long waited for room: nothing is to be kept for them."""
+
+    def restart(self, worker: int, halvings: int = 0) -> None:
+        """Begin to start the lost `worker` again, under a new epoch, its memory halved so often."""
+
+    def kill(self, worker: int) -> None:
+        """End `worker` at once, whatever it is doing. No event tells of it.
+
+        Raises:
+            PoolFailed: This kind of pool cannot, and could not start another beside it.
+        """
 
     def feed(self, worker: int, requests: Sequence[Request]) -> None:
         """Send `requests` to a worker that is ready. Does not wait."""

@@ -10,9 +10,17 @@ from collections.abc import Sequence
 from synthia_batch.canary import ask_canaries
 from synthia_batch.engine.base import load_engine
 from synthia_batch.engine.seat import Seat
-from synthia_batch.errors import SynthiaBatchError, UsageError
+from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError, UsageError
 from synthia_batch.job.resolved import PoolSpec
-from synthia_batch.pool.base import PoolEvent, SamplesEnded, Staffing, WorkerLost, WorkerReady
+from synthia_batch.pool.base import (
+    Cause,
+    PoolEvent,
+    SamplesEnded,
+    Staffing,
+    WorkerLost,
+    WorkerReady,
+    WorkerStepped,
+)
 from synthia_batch.rows import Request
 from synthia_batch.worker import Worker
 
@@ -29,6 +37,7 @@ class LocalPool:
         self._events: queue.SimpleQueue[PoolEvent] = queue.SimpleQueue()
         self._workers: dict[int, Worker] = {}
         self._epochs = itertools.count(1)
+        self._present: dict[int, int] = {}
         self._stopping = threading.Event()
 
     @property
@@ -43,10 +52,31 @@ class LocalPool:
         for worker in range(self._size):
             self.restart(worker)
 
-    def restart(self, worker: int) -> None:
+    @property
+    def unplaced(self) -> int:
+        """None: a thread always finds room."""
+        return 0
+
+    def restart(self, worker: int, halvings: int = 0) -> None:
         """Start a thread for `worker`."""
+        epoch = self._present[worker] = next(self._epochs)
         name = f"worker-{worker}"
-        threading.Thread(target=self._run, args=(worker, next(self._epochs)), name=name, daemon=True).start()
+        seat = Seat(halvings=halvings)
+        threading.Thread(target=self._run, args=(worker, epoch, seat), name=name, daemon=True).start()
+
+    def kill(self, worker: int) -> None:
+        """Turn away from the thread of `worker`, which nothing can end: it stays until the process ends.
+
+        Raises:
+            PoolFailed: It holds a vLLM engine, and a process has room for one.
+        """
+        if self._staffing.engine.kind == "vllm":
+            raise PoolFailed(
+                "the engine hangs, and --pool local cannot end it; what was finished is kept. Run the same "
+                "command with --pool ray, which gives each engine a process of its own"
+            )
+        del self._present[worker]
+        self._workers.pop(worker, None)
 
     def feed(self, worker: int, requests: Sequence[Request]) -> None:
         """Put `requests` into the worker's inbox."""
@@ -72,23 +102,30 @@ class LocalPool:
         for worker in self._workers.values():
             worker.stop(_STOP_SECONDS)
 
-    def _run(self, index: int, epoch: int) -> None:
+    def _run(self, index: int, epoch: int, seat: Seat) -> None:
         try:
-            worker = self._load(index, epoch)
-            while not self._stopping.is_set():
+            worker = self._load(index, epoch, seat)
+            while not self._stopping.is_set() and self._present.get(index) == epoch:
                 delivery = worker.collect(_COLLECT_SECONDS)
                 if delivery.outcomes:
                     self._events.put(SamplesEnded(worker=index, epoch=epoch, outcomes=delivery.outcomes))
                 if delivery.error is not None:
-                    self._events.put(WorkerLost(worker=index, epoch=epoch, reason=delivery.error))
+                    cause = Cause.OUT_OF_MEMORY if delivery.is_out_of_memory else Cause.DIED
+                    self._events.put(
+                        WorkerLost(worker=index, epoch=epoch, reason=delivery.error, cause=cause)
+                    )
                     return
+                self._events.put(WorkerStepped(worker=index, epoch=epoch, steps=delivery.steps))
+        except EngineOutOfMemory:
+            reason = traceback.format_exc()
+            self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, cause=Cause.OUT_OF_MEMORY))
         except Exception as exc:
             refused = exc if isinstance(exc, SynthiaBatchError) else None
             reason = traceback.format_exc()
             self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, refused=refused))
 
-    def _load(self, index: int, epoch: int) -> Worker:
-        engine = load_engine(self._staffing.engine, Seat())
+    def _load(self, index: int, epoch: int, seat: Seat) -> Worker:
+        engine = load_engine(self._staffing.engine, seat)
         canary = ask_canaries(engine, self._staffing.canaries) if self._staffing.canaries else None
         worker = self._workers[index] = Worker(engine)
         worker.start()

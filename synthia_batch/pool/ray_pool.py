@@ -1,22 +1,23 @@
-"""Workers as Ray actors, one engine each, on this machine or on a cluster. The only module that imports ray.
+"""Workers as Ray actors, one engine each, on this machine or on a cluster.
+
+`ray_session` is the Ray that they live in; no other module imports ray.
 
 A worker goes through three states, each waiting for one call of its actor: placed (where am I?),
 loading (the engine loads and answers the canaries), running (a long poll for what has ended).
 """
 
+import contextlib
 import itertools
-import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Read by ray as it is imported.
-
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -24,20 +25,32 @@ from synthia_batch.canary import ask_canaries
 from synthia_batch.engine.base import EngineFacts, load_engine
 from synthia_batch.engine.environment import PRIVACY
 from synthia_batch.engine.seat import Seat
-from synthia_batch.errors import PoolFailed, SynthiaBatchError
+from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError
 from synthia_batch.hardware import list_cores
 from synthia_batch.job.resolved import EngineSpec, PoolSpec
-from synthia_batch.pool.base import PoolEvent, SamplesEnded, Staffing, WorkerLost, WorkerReady
+from synthia_batch.pool.base import (
+    Cause,
+    PoolEvent,
+    SamplesEnded,
+    Staffing,
+    WorkerAdded,
+    WorkerLost,
+    WorkerReady,
+    WorkerStepped,
+)
+from synthia_batch.pool.ray_session import RaySession
 from synthia_batch.rows import Request
 from synthia_batch.worker import Delivery, Worker
 
 _COLLECT_SECONDS = 1.0
 """How long a long poll waits for a sample to end before it reports that none has."""
 _STOP_SECONDS = 10.0
-_OBJECT_STORE_BYTES = 128 * 2**20
-"""Ray would take a third of the memory; prompts and answers travel inside the calls."""
+_SPARE_SECONDS = 10.0
+"""How long work is kept for a worker that waits for room."""
 _PATIENCE_SECONDS = 30.0
-"""How long a worker may wait for resources before a person is told."""
+"""How long a worker may wait for room before a person is told."""
+_GROWTH_SECONDS = 3.0
+"""Between two looks at whether machines have joined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +58,7 @@ class _Place:
     """Where Ray has put a worker. `cores` are those that its process may use."""
 
     node: str
+    pid: int
     cores: tuple[int, ...]
 
 
@@ -56,16 +70,21 @@ class _Loaded:
 
 @dataclass(slots=True, kw_only=True)
 class _Hand:
-    """The driver's side of one worker: its actor and the call that it is waiting for."""
+    """The driver's side of one worker: its actor and the call that it is waiting for. `pid` is that
+    of its process, as far as that is known to live.
+    """
 
     index: int
     epoch: int
     actor: Any
     group: PlacementGroup | None
     pending: Any
+    halvings: int
     place: _Place | None = None
+    pid: int | None = None
     core: int | None = None
     since: float = field(default_factory=time.monotonic)
+    is_told: bool = False
 
 
 class _EngineActor:
@@ -75,7 +94,7 @@ class _EngineActor:
         self._worker: Worker | None = None
 
     def locate(self) -> _Place:
-        return _Place(node=ray.get_runtime_context().get_node_id(), cores=list_cores())
+        return _Place(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), cores=list_cores())
 
     def load(self, spec: EngineSpec, seat: Seat, canaries: tuple[Request, ...], log: Path | None) -> _Loaded:
         if log is not None:
@@ -115,7 +134,8 @@ class RayPool:
         self._gpus = _gpus_per_engine(staffing.engine)
         self._hands: dict[int, _Hand] = {}
         self._epochs = itertools.count(1)
-        self._owns_ray = False
+        self._session = RaySession(spec)
+        self._looked_at = 0.0
         self._size = spec.workers or 0
 
     @property
@@ -125,19 +145,40 @@ class RayPool:
 
     def start(self) -> None:
         """Join or start Ray, then place every worker."""
-        self._connect()
+        self._session.open()
         self._size = self._spec.workers or self._count_engines()
+        if self._size < 1:
+            each, kind = self._needs()
+            raise PoolFailed(
+                f"an engine needs {each} {kind}, Ray has {self._session.count(kind)}; "
+                "use fewer GPUs for each engine (--tensor-parallel-size), or a cluster (--ray-address)"
+            )
         for worker in range(self._size):
             self.restart(worker)
 
-    def restart(self, worker: int) -> None:
-        """Place `worker` in a new actor."""
+    @property
+    def unplaced(self) -> int:
+        """Workers for which Ray has found no room for a while."""
+        limit = time.monotonic() - _SPARE_SECONDS
+        return sum(hand.place is None and hand.since < limit for hand in self._hands.values())
+
+    def restart(self, worker: int, halvings: int = 0) -> None:
+        """Place `worker` in a new actor. Ray waits for room where there is none."""
         self._discard(worker)
         group = self._reserve_gpus()
         actor: Any = ray.remote(_EngineActor).options(**self._actor_options(group)).remote()
-        epoch = next(self._epochs)
-        pending = actor.locate.remote()
-        self._hands[worker] = _Hand(index=worker, epoch=epoch, actor=actor, group=group, pending=pending)
+        self._hands[worker] = _Hand(
+            index=worker,
+            epoch=next(self._epochs),
+            actor=actor,
+            group=group,
+            pending=actor.locate.remote(),
+            halvings=halvings,
+        )
+
+    def kill(self, worker: int) -> None:
+        """End the actor's process with SIGKILL."""
+        self._discard(worker)
 
     def feed(self, worker: int, requests: Sequence[Request]) -> None:
         """Send `requests` in one message."""
@@ -145,14 +186,14 @@ class RayPool:
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
         """Return what the answered calls say, and make the next call of each of those workers."""
+        events = self._grow()
         hands = {hand.pending: hand for hand in self._hands.values() if hand.pending is not None}
         if not hands:
             time.sleep(timeout_seconds)
-            return []
+            return events
         answered, _ = ray.wait(list(hands), num_returns=1, timeout=timeout_seconds)
         if answered:
             answered, _ = ray.wait(list(hands), num_returns=len(hands), timeout=0)
-        events: list[PoolEvent] = []
         for call in answered:
             events += self._advance(hands[call])
         self._report_waiting()
@@ -172,41 +213,27 @@ class RayPool:
         ray.wait(stops, num_returns=len(stops), timeout=_STOP_SECONDS) if stops else None
         for worker in list(self._hands):
             self._discard(worker)
-        if self._owns_ray:
-            ray.shutdown()
+        self._session.close()
 
-    def _connect(self) -> None:
-        if ray.is_initialized():
-            return
-        try:
-            if self._spec.ray_address:
-                ray.init(self._spec.ray_address, log_to_driver=False, logging_level=logging.ERROR)
-                return
-            ray.init(
-                # Keeps RAY_ADDRESS, and a Ray that was left running on this machine, out of it.
-                "local",
-                num_cpus=max(len(list_cores()), self._spec.workers or 0),
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-            )
-        except (RayError, OSError, RuntimeError, ConnectionError, ValueError) as exc:
-            where = self._spec.ray_address or "on this machine"
-            raise PoolFailed(f"Ray could not be reached or started ({where}): {exc}") from exc
-        self._owns_ray = True
+    def _needs(self) -> tuple[int, str]:
+        """Return how many of which resource an engine takes."""
+        return (self._gpus, "GPU") if self._gpus else (1, "CPU")
 
     def _count_engines(self) -> int:
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        kind, each = ("GPU", self._gpus) if self._gpus else ("CPU", 1)
-        count = int(resources.get(kind, 0)) // each
-        if count < 1:
-            raise PoolFailed(
-                f"an engine needs {each} {kind}, Ray has {resources.get(kind, 0):g}; "
-                "use fewer GPUs for each engine (--tensor-parallel-size), or a cluster (--ray-address)"
-            )
-        return count
+        each, kind = self._needs()
+        return self._session.count(kind) // each
+
+    def _grow(self) -> list[PoolEvent]:
+        """Start workers on machines that have joined, where the job did not say how many it wants."""
+        now = time.monotonic()
+        if self._spec.workers or not self._session.can_grow or now - self._looked_at < _GROWTH_SECONDS:
+            return []
+        self._looked_at = now
+        added = range(self._size, self._count_engines())
+        for worker in added:
+            self.restart(worker)
+        self._size += len(added)
+        return [WorkerAdded(worker=worker) for worker in added]
 
     def _reserve_gpus(self) -> PlacementGroup | None:
         if not self._gpus:
@@ -233,10 +260,10 @@ class RayPool:
         try:
             answer = ray.get(call)
         except (RayError, SynthiaBatchError) as exc:
-            return [_explain_loss(hand, exc)]
+            return [self._explain_loss(hand, exc)]
         match answer:
             case _Place():
-                hand.place = answer
+                hand.place, hand.pid = answer, answer.pid
                 hand.pending = self._load(hand, answer)
                 return []
             case _Loaded():
@@ -253,32 +280,49 @@ class RayPool:
         if delivery.outcomes:
             events.append(SamplesEnded(worker=hand.index, epoch=hand.epoch, outcomes=delivery.outcomes))
         if delivery.error is not None:
-            events.append(WorkerLost(worker=hand.index, epoch=hand.epoch, reason=delivery.error))
+            cause = Cause.OUT_OF_MEMORY if delivery.is_out_of_memory else Cause.DIED
+            events.append(WorkerLost(worker=hand.index, epoch=hand.epoch, reason=delivery.error, cause=cause))
         else:
+            events.append(WorkerStepped(worker=hand.index, epoch=hand.epoch, steps=delivery.steps))
             hand.pending = hand.actor.collect.remote(_COLLECT_SECONDS)
         return events
 
     def _load(self, hand: _Hand, place: _Place) -> Any:
         staffing = self._staffing
-        here = place.node == ray.get_runtime_context().get_node_id()
-        log = staffing.log_path(hand.index) if here else None  # Elsewhere Ray's own logs have it.
+        # Elsewhere Ray's own logs have what the engine prints.
+        log = staffing.log_path(hand.index) if self._is_here(place) else None
         return hand.actor.load.remote(staffing.engine, self._seat(hand, place), staffing.canaries, log)
 
     def _seat(self, hand: _Hand, place: _Place) -> Seat:
         """Give each CPU engine of a node a core of its own."""
         if self._gpus or self._staffing.engine.kind == "scripted":
-            return Seat()
+            return Seat(halvings=hand.halvings)
         others = [h for h in self._hands.values() if h is not hand and h.place and h.place.node == place.node]
         taken = {other.core for other in others}
         # More engines than cores share them from the first on.
         free = [core for core in place.cores if core not in taken] or list(place.cores)
         hand.core = free[len(others) % len(free)]
-        return Seat(core=hand.core, neighbours=min(self._size, len(place.cores)))
+        return Seat(core=hand.core, neighbours=min(self._size, len(place.cores)), halvings=hand.halvings)
+
+    def _explain_loss(self, hand: _Hand, exc: Exception) -> WorkerLost:
+        """Tell a worker that died from one that was refused for good."""
+        if not isinstance(exc, RayTaskError):
+            hand.pid = None
+        error = exc.cause if isinstance(exc, RayTaskError) else exc
+        cause, refused = Cause.DIED, None
+        if isinstance(error, (EngineOutOfMemory, OutOfMemoryError)):
+            cause = Cause.OUT_OF_MEMORY
+        elif isinstance(error, SynthiaBatchError):
+            refused = error
+        elif hand.place is not None and not self._session.is_alive(hand.place.node):
+            cause = Cause.NODE_LOST
+        return WorkerLost(worker=hand.index, epoch=hand.epoch, reason=str(exc), cause=cause, refused=refused)
 
     def _report_waiting(self) -> None:
         for hand in self._hands.values():
-            if hand.place is None and time.monotonic() - hand.since > _PATIENCE_SECONDS:
-                hand.since = time.monotonic()
+            is_late = time.monotonic() - hand.since > _PATIENCE_SECONDS
+            if hand.place is None and is_late and not hand.is_told:
+                hand.is_told = True
                 needs = f"{self._gpus} GPU and 1 CPU" if self._gpus else "1 CPU"
                 self._say(f"worker {hand.index} waits for Ray to find it {needs}")
 
@@ -287,21 +331,21 @@ class RayPool:
         if hand is None:
             return
         ray.kill(hand.actor)
+        if hand.place is not None and hand.pid is not None and self._is_here(hand.place):
+            # Ray asks the process to end itself, which one that is stopped does not do.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(hand.pid, signal.SIGKILL)
         if hand.group is not None:
             remove_placement_group(hand.group)
+
+    def _is_here(self, place: _Place) -> bool:
+        return place.node == str(ray.get_runtime_context().get_node_id())
 
 
 def _gpus_per_engine(spec: EngineSpec) -> int:
     if spec.kind == "scripted" or spec.device == "cpu":
         return 0
     return spec.tensor_parallel_size * spec.pipeline_parallel_size
-
-
-def _explain_loss(hand: _Hand, exc: Exception) -> WorkerLost:
-    """Tell a worker that died from one that was refused for good."""
-    cause = exc.cause if isinstance(exc, RayTaskError) else exc
-    refused = cause if isinstance(cause, SynthiaBatchError) else None
-    return WorkerLost(worker=hand.index, epoch=hand.epoch, reason=str(exc), refused=refused)
 
 
 def _redirect_output(log: Path) -> None:

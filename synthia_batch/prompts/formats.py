@@ -56,6 +56,7 @@ class SynthiaFormat:
     name = "synthia"
     adds_special_tokens = True
     stop: tuple[str, ...] = ("USER:",)
+
     def write(self, messages: Sequence[Message]) -> str:
         """Return one line for each turn and an open ASSISTANT: at the end."""
         turns = [f"{_SYNTHIA_HEADS[message.role]} {message.content}" for message in messages]

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from synthia_batch.errors import IntegrityError, StorageFailed
 from synthia_batch.rows import Row
 from synthia_batch.source.faults import MAX_FAULTS
-from synthia_batch.source.record import HASH_BYTES
 
+HASH_BYTES = 8
+"""Of the hash by which rows are told apart."""
 BLOCK_ROWS = 1 << 19
 """Rows held in memory: 4 MiB of hashes, some 30 MiB while they are sorted."""
 BUCKET_BITS = 7
@@ -55,7 +56,7 @@ class Occurrences:
 
     @classmethod
     def load(cls, path: Path) -> "Occurrences":
-        """Return what `save` wrote to `path`, mapped into memory and not read into it.
+        """Return what `encode` gave for `path`, mapped into memory and not read into it.
 
         Raises:
             IntegrityError: The file is missing or damaged.
@@ -80,18 +81,10 @@ class Occurrences:
             ) from exc
         return loaded
 
-    def save(self, path: Path) -> None:
-        """Write the occurrences to `path` and sync it. Not atomic: see `write`."""
-        with path.open("wb") as file:
-            self.write(file)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def write(self, file: BinaryIO) -> None:
-        """Write the occurrences to a file that the caller makes durable."""
-        file.write(_HEADER.pack(_MAGIC, len(self), self._digest()))
-        file.write(self._rows.data)
-        file.write(self._numbers.data)
+    def encode(self) -> tuple[bytes | memoryview, ...]:
+        """Return the bytes of the file that `load` reads, in pieces that need not be copied."""
+        header = _HEADER.pack(_MAGIC, len(self), self._digest())
+        return header, self._rows.view(np.uint8).data, self._numbers.view(np.uint8).data
 
     def __len__(self) -> int:
         """Return the number of rows that repeat an earlier one."""

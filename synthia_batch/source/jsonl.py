@@ -207,7 +207,7 @@ def parse_line(line: Line) -> tuple[dict[str, Any], str]:
     if line.content is None:
         raise RowFault(f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB; is this JSONL?")
     try:
-        text = line.content.decode()
+        text = line.content.rstrip(b"\r\n").decode()
         record = parse_json(text)
     except UnicodeDecodeError as exc:
         raise RowFault(

@@ -225,9 +225,14 @@ class _Scanner:
 
 def _open(path: Path) -> parquet.ParquetFile:
     # Without pre-buffering a column chunk is read by pages: memory stays small in huge row groups.
-    return parquet.ParquetFile(
+    file = parquet.ParquetFile(
         path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
     )
+    groups = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+    # The library takes whatever the footer says here, also less than nothing.
+    if min(groups, default=0) < 0 or sum(groups) != file.metadata.num_rows:
+        raise ValueError(f"its footer counts {file.metadata.num_rows} rows, but {sum(groups)} in its groups")
+    return file
 
 
 def _iterate_batches(

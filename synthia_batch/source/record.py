@@ -12,9 +12,8 @@ from blake3 import blake3
 from synthia_batch.rows import Message, Row
 from synthia_batch.source.base import Columns
 from synthia_batch.source.faults import RowFault
+from synthia_batch.source.ids import HASH_BYTES
 from synthia_batch.source.messages import describe, parse_messages
-
-HASH_BYTES = 8
 
 
 class RecordParser:

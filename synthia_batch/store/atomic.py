@@ -8,12 +8,13 @@ Failures?", USENIX ATC 2020).
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from synthia_batch.errors import StorageFailed
 
+Buffer = bytes | memoryview
 _NOTHING_LOST = "nothing finished is lost: run the same command again to go on"
 _ADVICE = {
     errno.ENOSPC: f"free space on this file system; {_NOTHING_LOST}",
@@ -41,7 +42,7 @@ def storage_errors(doing: str, path: Path) -> Iterator[None]:
         raise StorageFailed(f"could not {doing} {path}: {exc.strerror or exc}\n  {advice}") from exc
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: Buffer) -> None:
     """Write all of `data`, however many calls the system takes for it.
 
     Raises:
@@ -49,13 +50,13 @@ def write_all(fd: int, data: bytes) -> None:
     """
     # A full disk, a quota or a signal may cut a write short without an error; the next call then
     # either goes on or says what is wrong.
-    view = memoryview(data)
+    view = memoryview(data)  # of single bytes
     while view:
         view = view[os.write(fd, view) :]
 
 
-def publish_bytes(path: Path, data: bytes) -> None:
-    """Put `data` at `path`: at every moment, also after power loss, the old file or the whole new one.
+def publish_bytes(path: Path, *chunks: Buffer) -> None:
+    """Put `chunks` at `path`: at every moment, also after power loss, the old file or the whole new one.
 
     The name of the temporary file is fixed: there is one writer, and what a crash left behind is
     overwritten by the next attempt or swept up by recovery.
@@ -65,7 +66,7 @@ def publish_bytes(path: Path, data: bytes) -> None:
     """
     temporary = temporary_path(path)
     try:
-        _write_durably(temporary, data)
+        _write_durably(temporary, chunks)
         with storage_errors("rename a finished file to", path):
             os.rename(temporary, path)
     except StorageFailed:
@@ -143,11 +144,12 @@ def sync_directory(path: Path) -> None:
             os.close(fd)
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def _write_durably(path: Path, chunks: Iterable[Buffer]) -> None:
     with storage_errors("write", path):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
-            write_all(fd, data)
+            for chunk in chunks:
+                write_all(fd, chunk)
             # Before the rename: a name must never reach the disk ahead of the bytes it stands for.
             sync_file(fd, path)
         finally:

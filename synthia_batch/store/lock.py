@@ -1,5 +1,6 @@
 """One owner per run directory, and the epoch that tells its writings from those before it."""
 
+import errno
 import fcntl
 import json
 import os
@@ -12,10 +13,12 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from synthia_batch.errors import IntegrityError, RunLocked
-from synthia_batch.store.atomic import publish_bytes
+from synthia_batch.store.atomic import publish_bytes, storage_errors
 from synthia_batch.store.run_dir import RunDir
 
 _LOCKS = Path("/proc/locks")
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+"""What flock gives on file systems that cannot do it: FUSE, NFS without its lock service, 9p."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +73,17 @@ class RunLock:
 
         Raises:
             RunLocked: Another process has it, or the file system has no working locks.
+            StorageFailed: The lock file could not be made.
         """
         try:
             self._lock.acquire()
         except Timeout as exc:
             raise RunLocked(self._describe_owner()) from exc
         except OSError as exc:
-            raise RunLocked(self._describe_missing_locks(exc.strerror or str(exc))) from exc
+            if exc.errno in _NO_LOCKS:
+                raise RunLocked(self._describe_missing_locks(exc.strerror or str(exc))) from exc
+            with storage_errors("lock", self._run_dir.lock):
+                raise
         try:
             self._check_exclusion()
         except BaseException:

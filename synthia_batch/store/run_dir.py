@@ -19,7 +19,8 @@ class RunDir:
         Raises:
             StorageFailed: A directory cannot be made.
         """
-        for directory in (self.data, self.journals, self.logs):
+        # The hidden one first: a directory with `data` and without it is taken for somebody else's.
+        for directory in (self.journals, self.logs, self.data):
             make_directory(directory)
 
     @property

@@ -1,0 +1,87 @@
+"""Sees to it that a Ray of a job's own ends with the job, even where the job is killed with SIGKILL.
+
+Ray's agents outlive their raylet by a minute and more. The guard is a process that waits for its
+input to close, which the kernel does when the job ends, however it ends; then it kills every
+process that carries the job's mark in its environment. It runs this file as a script, so that it
+imports next to nothing. Only Linux tells a process's environment: elsewhere there is no guard.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+MARK = "SYNTHIA_BATCH_RAY"
+_PROC = Path("/proc")
+_SWEEP_SECONDS = 0.3
+_QUIET_SWEEPS = 3
+"""Sweeps in a row that find nothing before the guard is content: a dying raylet may yet spawn."""
+
+
+class Guard:
+    """Marks the processes that are started within `marked`, and ends them when it is closed."""
+
+    def __init__(self) -> None:
+        self._mark = uuid.uuid4().hex
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process. Call it before anything is started that it is to end."""
+        if not (_PROC / "self" / "environ").exists():
+            return
+        # A session of its own, or Ctrl-C in the terminal would end the guard before its work.
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", __file__, self._mark],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @contextlib.contextmanager
+    def marked(self) -> Iterator[None]:
+        """Mark what is started in the block."""
+        os.environ[MARK] = self._mark
+        try:
+            yield
+        finally:
+            del os.environ[MARK]
+
+    def close(self) -> None:
+        """End what is left of the marked processes, and wait for that."""
+        if self._process is None:
+            return
+        self._process.communicate()
+        self._process = None
+
+
+def main(mark: str) -> None:
+    """Wait for the end of the input, then kill all that carries `mark`."""
+    sys.stdin.buffer.read()
+    quiet = 0
+    while quiet < _QUIET_SWEEPS:
+        pids = _find_marked(f"{MARK}={mark}".encode())
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        quiet = 0 if pids else quiet + 1
+        time.sleep(_SWEEP_SECONDS)
+
+
+def _find_marked(entry: bytes) -> list[int]:
+    found = []
+    for directory in _PROC.iterdir():
+        if directory.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if entry in (directory / "environ").read_bytes().split(b"\0"):
+                    found.append(int(directory.name))
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,91 @@
+"""The Ray that a job's workers live in: one of the job's own, or a cluster that was there before.
+
+The job's own listens on loopback only and ends with the job. A cluster is joined and left as it
+was found: nothing of the job is detached, so Ray removes what a killed job leaves there.
+"""
+
+import logging
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray.exceptions import RayError
+
+from synthia_batch.errors import PoolFailed
+from synthia_batch.hardware import list_cores
+from synthia_batch.job.resolved import PoolSpec
+from synthia_batch.pool.guard import Guard
+
+_OBJECT_STORE_BYTES = 128 * 2**20
+"""Ray would take a third of the memory; prompts and answers travel inside the calls."""
+
+
+class RaySession:
+    """A connection to Ray. A Ray that this process is connected to already is used and kept."""
+
+    def __init__(self, spec: PoolSpec) -> None:
+        self._spec = spec
+        self._guard: Guard | None = None
+        self._is_ours = False
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether machines may join while the job runs."""
+        return self._guard is None
+
+    def open(self) -> None:
+        """Join the cluster that the job names, or start a Ray for it.
+
+        Raises:
+            PoolFailed: It cannot be reached or started.
+        """
+        if ray.is_initialized():
+            return
+        try:
+            if self._spec.ray_address:
+                ray.init(self._spec.ray_address, log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                self._start()
+        except (RayError, OSError, RuntimeError, ConnectionError, ValueError) as exc:
+            where = self._spec.ray_address or "on this machine"
+            raise PoolFailed(f"Ray could not be reached or started ({where}): {exc}") from exc
+        self._is_ours = True
+
+    def close(self) -> None:
+        """Leave the cluster; end the Ray that was started here."""
+        if self._is_ours:
+            ray.shutdown()
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
+
+    def count(self, kind: str) -> int:
+        """Return how many CPUs or GPUs all machines have together."""
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return int(resources.get(kind, 0))
+
+    def is_alive(self, node: str) -> bool:
+        """Whether the machine `node` is part of the cluster."""
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
+
+    def _start(self) -> None:
+        self._guard = Guard()
+        self._guard.start()
+        # Ray turns a loopback address that it is given into the machine's own, which others can
+        # reach, and listens everywhere. With this switch, meant for laptops, it stays on loopback.
+        before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+        try:
+            with self._guard.marked():
+                ray.init(
+                    # Keeps RAY_ADDRESS, and a Ray that was left running on this machine, out of it.
+                    "local",
+                    num_cpus=max(len(list_cores()), self._spec.workers or 0),
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _node_ip_address="127.0.0.1",
+                )
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before

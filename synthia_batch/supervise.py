@@ -1,0 +1,128 @@
+"""When a worker starts again, when it is given up, and when its silence counts as death. Pure."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+STRIKES = 5
+"""Deaths in a row, with no sample made between, after which a worker is given up. A death that
+brings the search for a fatal sample on is none of them."""
+FIRST_PAUSE_SECONDS = 0.2
+"""Before the first restart. Short: most deaths are a sample's, and the search for it waits."""
+PAUSE_FACTOR = 3.0
+"""Each strike makes the pause longer: 0.2, 0.6, 1.8, 5.4, 16 s, for what mends itself in time."""
+MOST_HALVINGS = 6
+"""Times that an engine's memory is halved before running out of it is a death like others."""
+
+
+@dataclass(slots=True)
+class _Post:
+    """What is known of one worker. `epoch` is None while it is not ready; `last_epoch` is that of
+    its latest death.
+    """
+
+    epoch: int | None = None
+    last_epoch: int = 0
+    strikes: int = 0
+    halvings: int = 0
+    restart_at: float | None = None
+    is_given_up: bool = False
+    steps: int = -1
+    stepped_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Keeps the books on every worker. Times are seconds of one monotonic clock.
+
+    A worker that holds samples and whose engine makes no step for `watchdog_seconds` is hung.
+    """
+
+    watchdog_seconds: float
+    _posts: dict[int, _Post] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> list[int]:
+        """The workers that can be fed."""
+        return [worker for worker, post in self._posts.items() if post.epoch is not None]
+
+    @property
+    def staff(self) -> int:
+        """Workers that are there or may come back."""
+        return sum(not post.is_given_up for post in self._posts.values())
+
+    def enlist(self, worker: int) -> None:
+        """Count in a worker that is starting."""
+        self._posts[worker] = _Post()
+
+    def welcome(self, worker: int, epoch: int, now: float) -> None:
+        """Take note that `worker` can be fed."""
+        post = self._posts[worker]
+        post.epoch, post.steps, post.stepped_at = epoch, -1, now
+
+    def believes(self, worker: int, epoch: int) -> bool:
+        """Whether a message of samples comes from the worker that is there now."""
+        return self._posts[worker].epoch == epoch
+
+    def is_news(self, worker: int, epoch: int) -> bool:
+        """Whether a message comes from a start of `worker` that is not known to be dead."""
+        return epoch > self._posts[worker].last_epoch
+
+    def note_steps(self, worker: int, steps: int, now: float) -> None:
+        """Take note of how many steps the engine of `worker` has made."""
+        post = self._posts[worker]
+        if steps != post.steps:
+            post.steps, post.stepped_at = steps, now
+
+    def note_made(self, worker: int) -> None:
+        """Take note that `worker` made a sample: what went before is forgiven."""
+        self._posts[worker].strikes = 0
+
+    def find_hung(self, busy: Collection[int], now: float) -> list[tuple[int, int]]:
+        """Return the hung workers with their epochs. Those that are not `busy` have nothing to step for."""
+        hung = []
+        for worker, post in self._posts.items():
+            if post.epoch is None or worker not in busy:
+                post.stepped_at = now
+            elif now - post.stepped_at >= self.watchdog_seconds:
+                hung.append((worker, post.epoch))
+        return hung
+
+    def bury(self, worker: int, epoch: int, *, is_strike: bool, now: float) -> float | None:
+        """Take note of a death; return the seconds until `worker` starts again, None if it never does."""
+        post = self._posts[worker]
+        post.epoch, post.last_epoch = None, epoch
+        post.strikes += is_strike
+        post.is_given_up = post.strikes > STRIKES
+        if post.is_given_up:
+            return None
+        pause = FIRST_PAUSE_SECONDS * PAUSE_FACTOR ** max(0, post.strikes - 1)
+        post.restart_at = now + pause
+        return pause
+
+    def fails_to_load(self, worker: int) -> bool:
+        """Whether `worker`, which died now, has died before it was ready more than once in a row.
+
+        An engine whose core is a process of its own does not say what that died of. At the start
+        the likeliest is memory.
+        """
+        post = self._posts[worker]
+        return post.epoch is None and post.strikes >= 1
+
+    def halve(self, worker: int) -> bool:
+        """Have `worker` start with half the memory from now on; False where that has been done enough."""
+        post = self._posts[worker]
+        if post.halvings == MOST_HALVINGS:
+            return False
+        post.halvings += 1
+        return True
+
+    def count_halvings(self, worker: int) -> int:
+        """Return how many times the memory of `worker` was halved."""
+        return self._posts[worker].halvings
+
+    def take_due(self, now: float) -> list[int]:
+        """Return the workers whose pause is over, once."""
+        due = [w for w, post in self._posts.items() if post.restart_at is not None and now >= post.restart_at]
+        for worker in due:
+            self._posts[worker].restart_at = None
+        return due

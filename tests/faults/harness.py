@@ -1,0 +1,187 @@
+"""What the fault tests share: a small job, processes to run it in, and what must be true afterwards."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from conftest import ROOT, make_environment, read_bytes_of_data, read_call_log, write_jsonl
+
+from synthia_batch.store.frames import scan_frames
+
+ROWS = 12
+SHARD_ROWS = 6
+FAIL_EVERY = 5
+"""Samples 0, 5 and 10 fail: both shards have both kinds of parts."""
+PATCH = {
+    "synthia_batch.plan.ROWS_STEP": SHARD_ROWS,
+    # Small journals get marks, too.
+    "synthia_batch.store.journal.SYNC_SAMPLES": 2,
+    "synthia_batch.store.journal.SYNC_PAUSE_SECONDS": 0.0,
+}
+EXHAUSTIVE = bool(os.environ.get("SYNTHIA_BATCH_EXHAUSTIVE"))
+"""Set by `make test-long`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a process ended: `code` is its exit code, negative for a signal."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class WarmProcess:
+    """See warm.py. One run at a time."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        environment = make_environment(
+            PYTHONPATH=os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
+            TMPDIR=str(scratch),
+            XDG_CACHE_HOME=str(scratch),
+            OPENBLAS_NUM_THREADS="1",
+            OMP_NUM_THREADS="1",
+        )
+        command = [sys.executable, str(Path(__file__).parent / "warm.py")]
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        if self._answer() != "ready":
+            raise RuntimeError("the warm process did not start; its stderr says why")
+
+    def run(
+        self,
+        directory: Path,
+        *arguments: str,
+        root: str = "out",
+        boot: str | None = None,
+        patch: Mapping[str, Any] = PATCH,
+        **faults: Mapping[str, Any],
+    ) -> Ended:
+        """Run `synthia-batch ARGUMENTS` in `directory`, with faults under the run directory `root`."""
+        files = {name: str(self._scratch / name) for name in ("stdout", "stderr")}
+        request = {
+            "directory": str(directory),
+            "arguments": arguments,
+            "root": str(directory / root),
+            "faults": faults,
+            "patch": dict(patch),
+            "boot": boot,
+            **files,
+        }
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        code = json.loads(self._answer())
+        return Ended(code=code, **{name: Path(path).read_text() for name, path in files.items()})
+
+    def close(self) -> None:
+        self._process.communicate(timeout=10)
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@contextmanager
+def start_warm_process(scratch: Path) -> Iterator[WarmProcess]:
+    warm = WarmProcess(scratch)
+    try:
+        yield warm
+    finally:
+        warm.close()
+
+
+@dataclass(slots=True)
+class SmallJob:
+    """A job of 12 samples in 2 shards, 3 of which fail, that lives in `directory`."""
+
+    warm: WarmProcess
+    directory: Path
+    attempts: int = 0
+    expected: dict[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_jsonl(self.directory / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(ROWS)])
+
+    @property
+    def run_directory(self) -> Path:
+        return self.directory / "out"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        settings = {"fail_every": FAIL_EVERY, "max_num_seqs": 1, "latency_ms": 1, "call_log": self.call_log}
+        flags = [flag for name, value in settings.items() for flag in ("--set", f"engine.{name}={value}")]
+        return ("run", "q.jsonl", "--engine", "scripted", "--pool", "local", "-q", *flags, "-o", "out")
+
+    @property
+    def call_log(self) -> Path:
+        return self.directory / f"calls-{self.attempts}"
+
+    def run(self, **faults: Any) -> Ended:
+        """Make one attempt, with a call log of its own."""
+        self.attempts += 1
+        self.call_log.unlink(missing_ok=True)
+        return self.warm.run(self.directory, *self.arguments, **faults)
+
+    def made(self) -> list[int]:
+        """The samples that the last attempt had the engine make."""
+        return read_call_log(self.call_log)
+
+    def run_undisturbed(self) -> None:
+        """Set what every other history must end in."""
+        ended = self.run()
+        assert ended.code == 0, ended.stderr
+        assert sorted(self.made()) == list(range(ROWS))
+        self.expected = read_bytes_of_data(self.run_directory)
+        assert len(self.expected) == 6
+
+    def check_resumed(self, *, ended_before: set[int], context: object = None, **options: Any) -> None:
+        """Run again, and require the same bytes and that nothing finished was made again."""
+        ended = self.run(**options)
+        assert ended.code == 0, (context, ended.stderr)
+        assert read_bytes_of_data(self.run_directory) == self.expected, context
+        made = self.made()
+        assert not set(made) & ended_before, (context, "made again", made, ended_before)
+        assert len(made) == len(set(made)), (context, "made twice", made)
+        assert not list_leftovers(self.run_directory), context
+
+
+def read_ended(run_directory: Path) -> set[int]:
+    """Return the samples that are in a journal or in a part, read without the code under test."""
+    ended = {
+        row
+        for kind in ("data", "failed")
+        for part in (run_directory / kind).glob("*.parquet")
+        for row in pq.ParquetFile(part).read(["row_index"]).column(0).to_pylist()
+    }
+    for journal in (run_directory / ".synthia" / "journal").glob("*.wal"):
+        ended |= list_journaled(journal)
+    return ended
+
+
+def list_journaled(journal: Path) -> set[int]:
+    with journal.open("rb") as file:
+        values = [frame.value for frame in scan_frames(file) if frame.value is not None]
+    return {value[kind] for value in values for kind in ("finished", "failed") if kind in value}
+
+
+def list_leftovers(run_directory: Path) -> list[str]:
+    """What must not be there once a run is complete."""
+    return [str(path) for pattern in ("**/.*.tmp", "**/*.wal") for path in run_directory.glob(pattern)
+            if path.name != "intents.wal"]  # fmt: skip
+
+
+def find_fast_directory(fallback: Path) -> Path:
+    """Return where files live in memory, if anywhere: a killed process asks nothing more of a disk."""
+    memory = Path("/dev/shm")
+    return memory if os.access(memory, os.W_OK) else fallback

@@ -1,0 +1,90 @@
+"""What a person sees: lines where stderr is no terminal, a bar where it is one."""
+
+import io
+
+from synthia_batch.display import Display, Standing, format_seconds
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def stand(ended: int, tokens: int = 0, workers: int = 2) -> Standing:
+    return Standing(ended=ended, total=100, failed=1, tokens=tokens, workers=workers)
+
+
+def test_elsewhere_than_on_a_terminal_a_line_comes_every_thirty_seconds() -> None:
+    stream, clock = io.StringIO(), Clock()
+    display = Display(stream=stream, clock=clock)
+    for second in range(61):
+        clock.now = second
+        display.show(stand(second, tokens=10 * second))
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "30/100 samples (30%), 10 tokens/s, 1 failed, 70 s left, 2 workers",
+        "60/100 samples (60%), 10 tokens/s, 1 failed, 40 s left, 2 workers",
+    ]
+
+
+def test_the_rate_is_that_of_the_last_minute() -> None:
+    stream, clock = io.StringIO(), Clock()
+    display = Display(stream=stream, clock=clock)
+    tokens = 0
+    for second in range(301):
+        clock.now = second
+        tokens += 100 if second < 200 else 10
+        display.show(stand(50, tokens=tokens))
+    assert ", 10 tokens/s," in stream.getvalue().splitlines()[-1]
+
+
+def test_loading_engines_are_named_as_such() -> None:
+    stream, clock = io.StringIO(), Clock()
+    display = Display(stream=stream, clock=clock)
+    clock.now = 31
+    display.show(stand(0, workers=0))
+    assert "the engines are loading" in stream.getvalue()
+
+
+def test_quiet_leaves_only_messages() -> None:
+    stream, clock = io.StringIO(), Clock()
+    display = Display(stream=stream, clock=clock, quiet=True)
+    clock.now = 100
+    display.show(stand(5))
+    display.say("worker 0 died")
+    assert stream.getvalue() == "worker 0 died\n"
+
+
+def test_details_need_verbose() -> None:
+    plain, verbose = io.StringIO(), io.StringIO()
+    Display(stream=plain).detail("canary ok")
+    Display(stream=verbose, verbose=True).detail("canary ok")
+    assert (plain.getvalue(), verbose.getvalue()) == ("", "canary ok\n")
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    stream, clock = Terminal(), Clock()
+    display = Display(stream=stream, clock=clock)
+    for second in range(4):
+        clock.now = second
+        display.show(stand(25 * second, tokens=100 * second))
+    display.close()
+    assert "75/100" in stream.getvalue()
+    assert "100 tokens/s" in stream.getvalue()
+
+
+def test_seconds_are_said_as_people_say_them() -> None:
+    assert [format_seconds(seconds) for seconds in (4.4, 89, 120, 7500)] == [
+        "4 s",
+        "89 s",
+        "2 min",
+        "2 h 05 min",
+    ]

@@ -1,0 +1,54 @@
+"""Stopping on request."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from synthia_batch.drain import DrainReason, DrainRequest
+
+
+def test_nothing_asked_is_no_reason() -> None:
+    assert DrainRequest().reason is None
+
+
+def test_a_deadline_counts_from_the_start() -> None:
+    now = 100.0
+    request = DrainRequest(5.0, clock=lambda: now)
+    now = 104.9
+    assert request.reason is None
+    now = 105.0
+    assert request.reason is DrainReason.DEADLINE
+
+
+def test_the_first_reason_stays() -> None:
+    request = DrainRequest()
+    request.ask(DrainReason.TERMINATE)
+    request.ask(DrainReason.INTERRUPT)
+    assert request.reason is DrainReason.TERMINATE
+
+
+def test_signals_ask_and_a_second_interrupt_stops_at_once() -> None:
+    request = DrainRequest()
+    before = signal.getsignal(signal.SIGINT)
+    with request.listen():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.reason is DrainReason.INTERRUPT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    during = []
+
+    def listen() -> None:
+        with DrainRequest().listen():
+            during.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert during == [before]

@@ -1,0 +1,59 @@
+"""What lies in inputs/ and jobs/ works as it stands."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, Command, read_bytes_of_data
+
+from synthia_batch.job.layers import merge_layers, read_job_file
+from synthia_batch.job.presets import read_preset
+
+INPUTS = ROOT / "inputs"
+
+
+def test_questions_are_the_same_rows_in_both_formats() -> None:
+    by_jsonl = [json.loads(line) for line in (INPUTS / "questions.jsonl").read_text().splitlines()]
+    assert pq.read_table(INPUTS / "questions.parquet").to_pylist() == by_jsonl
+    assert len(by_jsonl) >= 24
+    assert sum(len(row["question"].split()) >= 200 for row in by_jsonl) >= 3
+
+
+def test_the_script_writes_the_parquet_that_is_there(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("make_inputs", INPUTS / "make_inputs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    shutil.copy(INPUTS / "questions.jsonl", tmp_path)
+    module.write_questions(tmp_path)
+    assert pq.read_table(tmp_path / "questions.parquet").equals(pq.read_table(INPUTS / "questions.parquet"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_job_file_is_a_valid_job_whose_input_is_there(path: Path) -> None:
+    layer = read_job_file(path)
+    presets = [read_preset(layer.values["preset"])] if "preset" in layer.values else []
+    assert merge_layers([layer, *presets]).job.input.path.is_file()
+
+
+def test_both_formats_of_the_questions_give_the_same_dataset(synthia: Command, tmp_path: Path) -> None:
+    scripted = ("--engine", "scripted", "--pool", "local")
+    for suffix in ("jsonl", "parquet"):
+        done = synthia("run", INPUTS / f"questions.{suffix}", *scripted, "-o", suffix)
+        assert done.returncode == 0, done.stderr
+    # Not byte for byte: the fingerprint, of the input's bytes, stands in the files' metadata.
+    by_jsonl, by_parquet = (pq.read_table(tmp_path / suffix / "data") for suffix in ("jsonl", "parquet"))
+    assert by_jsonl.to_pylist() == by_parquet.to_pylist()
+
+
+def test_the_rehearsal_job_runs(synthia: Command, tmp_path: Path) -> None:
+    done = synthia("run", ROOT / "jobs" / "rehearsal.yaml", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(tmp_path / "out" / "data").num_rows == 28 * 2 * 2
+    assert set(read_bytes_of_data(tmp_path / "out")) == {
+        "data/train-00000-of-00001.parquet", "README.md", "manifest.json",
+    }  # fmt: skip

@@ -1,0 +1,232 @@
+"""Parquet: its types, its damage, its row groups."""
+
+import datetime
+import decimal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from synthia_batch.errors import InputRefused, UsageError
+from synthia_batch.rows import Row
+from synthia_batch.source import Scan, Selection
+from synthia_batch.source import parquet as parquet_module
+from synthia_batch.source.parquet import ParquetSource
+from synthia_batch.store.part import data_schema
+
+DAY = datetime.datetime(2026, 11, 21, 6, 36, 1, 123456)
+
+
+def write(tmp_path: Path, table: pa.Table, **options: Any) -> Path:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(table, path, **options)
+    return path
+
+
+def scan(path: Path, **selection: Any) -> Scan:
+    return ParquetSource(path).scan(Selection(**selection), path.parent)
+
+
+def read_all(path: Path, **selection: Any) -> list[Row]:
+    source = ParquetSource(path)
+    found = source.scan(Selection(**selection), path.parent)
+    return list(source.read_rows(found, 0, found.rows))
+
+
+def list_faults(path: Path, **selection: Any) -> list[str]:
+    with pytest.raises(InputRefused) as caught:
+        scan(path, **selection)
+    return list(caught.value.faults)
+
+
+@pytest.mark.parametrize(
+    "type_", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+def test_a_prompt_can_be_of_any_text_type(tmp_path: Path, type_: pa.DataType) -> None:
+    texts = ["é", "b", "é"]
+    path = write(tmp_path, pa.table({"prompt": pa.array(texts).cast(type_)}))
+    assert [row.messages[0].content for row in read_all(path)] == texts
+
+
+@pytest.mark.parametrize("type_", [pa.int64(), pa.binary(), pa.list_(pa.string()), pa.null()], ids=str)
+def test_a_prompt_of_another_type_is_refused_by_the_schema(tmp_path: Path, type_: pa.DataType) -> None:
+    path = write(tmp_path, pa.table({"prompt": pa.array([None], type_)}))
+    (fault,) = list_faults(path)
+    assert fault == f"{path}: column 'prompt' must be a string, not {_read_back(type_)}"
+
+
+def _read_back(type_: pa.DataType) -> str:
+    return str(type_).replace("item", "element")
+
+
+@pytest.mark.parametrize("make_list", [pa.list_, pa.large_list, lambda item: pa.list_(item, 1)])
+def test_messages_can_be_of_any_list_type(tmp_path: Path, make_list: Any) -> None:
+    item = pa.struct([("content", pa.large_string()), ("role", pa.string()), ("name", pa.string())])
+    rows = [[{"role": "user", "content": "Why?"}], [{"role": "user", "content": "How?"}]]
+    path = write(tmp_path, pa.table({"messages": pa.array(rows, make_list(item))}))
+    assert [row.messages[0].content for row in read_all(path)] == ["Why?", "How?"]
+
+
+def test_messages_can_have_text_parts(tmp_path: Path) -> None:
+    content = [{"type": "text", "text": "Why"}, {"type": "text", "text": "not?"}]
+    path = write(tmp_path, pa.table({"messages": [[{"role": "user", "content": content}]]}))
+    assert read_all(path)[0].messages[0].content == "Why\nnot?"
+
+
+def test_messages_of_another_type_are_refused_by_the_schema(tmp_path: Path) -> None:
+    path = write(tmp_path, pa.table({"messages": [[{"role": "user"}]]}))
+    assert "must be a list of structs with role and content" in list_faults(path)[0]
+
+
+@pytest.mark.parametrize("type_", [pa.int8(), pa.uint64(), pa.int64()], ids=str)
+def test_integer_ids_become_text(tmp_path: Path, type_: pa.DataType) -> None:
+    path = write(tmp_path, pa.table({"prompt": ["a", "b"], "qid": pa.array([7, 8], type_)}))
+    assert [row.id for row in read_all(path, id_column="qid")] == ["7", "8"]
+
+
+KEPT: list[tuple[pa.DataType, Any]] = [
+    (pa.null(), None),
+    (pa.bool_(), True),
+    (pa.int8(), -5),
+    (pa.uint64(), 2**64 - 1),
+    (pa.float32(), 0.1),
+    (pa.float64(), 0.1),
+    (pa.decimal128(10, 2), decimal.Decimal("1.25")),
+    (pa.string(), "é"),
+    (pa.large_string(), "é"),
+    (pa.binary(), b"\xff"),
+    (pa.binary(2), b"\xff\x00"),
+    (pa.date32(), DAY.date()),
+    (pa.time32("ms"), datetime.time(1, 2, 3, 4000)),
+    (pa.time64("us"), datetime.time(1, 2, 3, 4)),
+    (pa.timestamp("us"), DAY),
+    (pa.timestamp("us", "Europe/Berlin"), DAY.replace(tzinfo=datetime.UTC)),
+    (pa.duration("us"), datetime.timedelta(microseconds=5)),
+    (pa.list_(pa.int16()), [1, None]),
+    (pa.large_list(pa.string()), ["a"]),
+    (pa.struct([("a", pa.int8()), ("b", pa.list_(pa.string()))]), {"a": 1, "b": ["x"]}),
+    (pa.map_(pa.string(), pa.int64()), [("a", 1)]),
+]
+
+
+@pytest.mark.parametrize(("type_", "value"), KEPT, ids=lambda value: str(value)[:30])
+def test_a_kept_column_keeps_its_type_and_its_values(tmp_path: Path, type_: pa.DataType, value: Any) -> None:
+    column = pa.array([value, None], type_)
+    path = write(tmp_path, pa.table({"prompt": ["a", "b"], "x": column}))
+    found = scan(path, keep_columns=("x",))
+    kept_type = data_schema(found.kept).field("x").type
+    values = [row.kept["x"] for row in read_all(path, keep_columns=("x",))]
+    assert pa.array(values, kept_type).cast(type_).equals(column)
+    assert kept_type == type_
+
+
+def test_a_kept_dictionary_is_kept_as_its_values(tmp_path: Path) -> None:
+    column = pa.array(["x", None, "x"]).dictionary_encode()
+    path = write(tmp_path, pa.table({"prompt": ["a", "b", "c"], "x": column}))
+    assert [column.type for column in scan(path, keep_columns=("x",)).kept] == ["string"]
+    assert [row.kept["x"] for row in read_all(path, keep_columns=("x",))] == ["x", None, "x"]
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        pa.timestamp("ns"),
+        pa.time64("ns"),
+        pa.duration("ns"),
+        pa.float16(),
+        pa.list_(pa.timestamp("ns")),
+        pa.struct([("a", pa.struct([("b", pa.duration("ns"))]))]),
+        pa.timestamp("us", "Mars/Olympus"),
+        pa.uuid(),
+    ],
+    ids=str,
+)
+def test_a_column_without_exact_python_values_cannot_be_kept(tmp_path: Path, type_: pa.DataType) -> None:
+    path = write(tmp_path, pa.table({"prompt": ["a"], "x": pa.nulls(1, type_)}))
+    with pytest.raises(UsageError, match="column 'x' cannot be kept"):
+        scan(path, keep_columns=("x",))
+    assert scan(path).rows == 1
+
+
+def test_invalid_utf_8_is_refused_by_its_row(tmp_path: Path) -> None:
+    texts = pa.array([b"a", b"b\xff", b"c", b"\xed\xa0\x80"], pa.binary()).view(pa.string())
+    path = write(tmp_path, pa.table({"prompt": texts}))
+    faults = list_faults(path)
+    assert [fault.removeprefix(f"{path}: ").split(":")[0] for fault in faults] == ["row 2", "row 4"]
+    assert "UTF8" in faults[0]
+
+
+def test_a_date_beyond_pythons_is_refused_by_its_row(tmp_path: Path) -> None:
+    days = pa.array([0, 2**31 - 1], pa.int32()).cast(pa.date32())
+    path = write(tmp_path, pa.table({"prompt": ["a", "b"], "x": days}))
+    assert list_faults(path, keep_columns=("x",))[0].startswith(f"{path}: row 2: column 'x'")
+
+
+def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, pa.table({"prompt": pa.array([], pa.string())}))
+    assert list_faults(path) == [f"{path}: there are no rows"]
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, pa.table({"prompt": [f"Question {number}" for number in range(500)]}))
+    content = path.read_bytes()
+    for size in (1, 4, 12, len(content) // 2, len(content) - 9, len(content) - 1):
+        path.write_bytes(content[:size])
+        assert "not a Parquet file that can be read, or damaged" in list_faults(path)[0]
+
+
+def test_a_footer_that_counts_less_than_no_rows_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, pa.table({"prompt": ["a"] * 60}))
+    content = path.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    place = content.index(b"\x16\x78", footer)  # Thrift's i64, zigzag: 60, first of all in num_rows.
+    path.write_bytes(content[:place] + b"\x16\x77" + content[place + 2 :])
+    assert "its footer counts -60 rows, but 60 in its groups" in list_faults(path)[0]
+
+
+def test_a_flipped_bit_is_found_by_the_page_checksum(tmp_path: Path) -> None:
+    table = pa.table({"prompt": [f"Question {number}" for number in range(500)]})
+    path = write(tmp_path, table, write_page_checksum=True, compression="none", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"Question 250") + 2] ^= 1
+    path.write_bytes(content)
+    assert "damaged" in list_faults(path)[0]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
+    with pytest.raises(UsageError, match="several columns 'prompt'"):
+        scan(write(tmp_path, table))
+
+
+def test_a_name_with_a_dot_is_a_name(tmp_path: Path) -> None:
+    table = pa.table({"a": [{"b": 1}], "a.b": ["x"], "prompt": ["p"]})
+    path = write(tmp_path, table)
+    (row,) = read_all(path, keep_columns=("a.b", "a"))
+    assert row.kept == {"a.b": "x", "a": {"b": 1}}
+
+
+def test_only_the_row_groups_asked_for_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, pa.table({"prompt": [f"q{number}" for number in range(1000)]}), row_group_size=100)
+    found = scan(path)
+    asked: list[list[int]] = []
+    original = parquet.ParquetFile.iter_batches
+
+    def iter_batches(self: Any, *, row_groups: Any, **options: Any) -> Iterator[pa.RecordBatch]:
+        asked.append(list(row_groups))
+        return original(self, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", iter_batches)
+    source = ParquetSource(path)
+    rows = [*source.read_rows(found, 730, 790), *source.read_rows(found, 790, 900)]
+    assert [row.messages[0].content for row in rows] == [f"q{number}" for number in range(730, 900)]
+    assert asked == [[7, 8, 9]]
+
+
+def test_long_rows_are_read_few_at_a_time(tmp_path: Path) -> None:
+    path = write(tmp_path, pa.table({"prompt": ["x" * 2**20 + str(number) for number in range(20)]}))
+    assert parquet_module._choose_batch_rows(parquet.read_metadata(path)) <= 8
+    assert len(read_all(path)) == 20
