@@ -160,6 +160,7 @@ def begin_attempt(
         if again is not None:
             # A crash between the two leaves a run that only lacks its manifest: the next one writes it.
             withdraw_manifest(run_dir)
+            events.append("failed_reopened", code=again.code)
             states = dataclasses.replace(locked.reopener, attempt=attempt).reopen(states, again)
         remove_leftovers(run_dir, states)
         keeper = Keeper(

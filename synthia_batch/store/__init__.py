@@ -23,5 +23,6 @@ a journal too many, which recovery removes; between the two, power decides which
     journal      finished samples of a shard       publish     steps 1 to 6
     intents      what each part must be            recovery    what a crash left, and what to do about it
     attempt      who writes, since which boot      events      the history, for people
-    sealed       JSON files that carry a digest
+    sealed       JSON files that carry a digest    part_rows    parts read back: which samples they hold
+    part_pages   every page's checksum, unread
 """
