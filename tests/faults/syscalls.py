@@ -90,6 +90,8 @@ class Fail(Observer):
     def before(self, call: Call) -> None:
         if call.name != self.name or self.path not in call.path:
             return
+        if call.name == "mkdir" and os.path.exists(call.path):
+            return  # what is there is found to be there before a disk is asked for anything
         self._seen += 1
         if self.first <= self._seen <= self.last:
             with Path(self.log).open("a") as log:
@@ -123,7 +125,8 @@ class Record(Observer):
     def __post_init__(self) -> None:
         self._file = Path(self.log).open("w", buffering=1)  # noqa: SIM115 - open until the process ends
         # What an earlier attempt left is taken to be on the disk already.
-        for path in sorted(Path(self.root).rglob("*")):
+        root = Path(self.root)
+        for path in (root, *sorted(root.rglob("*"))) if root.exists() else ():
             if path.is_file():
                 self._names[str(path)] = self._add(path.read_bytes().hex(), str(path))
             else:

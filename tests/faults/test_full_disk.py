@@ -1,0 +1,129 @@
+"""Full disks, failing fsyncs and short writes: a clear error, its exit code, and a run that goes on."""
+
+import errno
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import PATCH, SmallJob, WarmProcess, read_ended, start_warm_process
+
+STORAGE_FAILED = 74
+TMPFS_KIB = 64
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
+    with start_warm_process(tmp_path_factory.mktemp("warm")) as process:
+        yield process
+
+
+@pytest.fixture
+def job(warm: WarmProcess, tmp_path: Path) -> SmallJob:
+    job = SmallJob(warm, tmp_path / "job")
+    job.run_undisturbed()
+    shutil.rmtree(job.run_directory)
+    return job
+
+
+def check_failure(code: int, stderr: str, reason: str) -> None:
+    assert code == STORAGE_FAILED, stderr
+    assert "Traceback" not in stderr
+    assert stderr.startswith("error: could not ")
+    assert reason in stderr.splitlines()[0], stderr
+    assert "run the same command again" in stderr
+
+
+FAILURES = [
+    ("fsync", errno.EIO, "Input/output error"),
+    ("fdatasync", errno.EIO, "Input/output error"),
+    ("write", errno.ENOSPC, "No space left on device"),
+    ("open", errno.EACCES, "Permission denied"),
+    ("rename", errno.EROFS, "Read-only file system"),
+    ("mkdir", errno.ENOSPC, "No space left on device"),
+]
+
+
+@pytest.mark.parametrize(("call", "code", "reason"), FAILURES)
+def test_a_call_that_fails_anywhere_ends_the_run_and_loses_nothing(
+    job: SmallJob, call: str, code: int, reason: str
+) -> None:
+    log = job.directory / "failed-calls"
+    for first in range(1, 200):
+        shutil.rmtree(job.run_directory, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        ended = job.run(fail={"name": call, "code": code, "log": str(log), "first": first, "last": first})
+        if not log.exists():
+            break
+        check_failure(ended.code, ended.stderr, reason)
+        job.check_resumed(ended_before=read_ended(job.run_directory), context=(call, first))
+    print(f"{first - 1} times {call} failed with {reason}")
+    assert first > 4
+
+
+@pytest.mark.parametrize("call", ["fsync", "fdatasync"])
+def test_a_disk_that_fails_every_sync_is_asked_once(job: SmallJob, call: str) -> None:
+    log = job.directory / "failed-calls"
+    for path in (
+        ".synthia/owner",
+        ".synthia/plan",
+        "intents.wal",
+        "shard-00000.wal",
+        ".synthia/journal",
+        "data",
+    ):
+        shutil.rmtree(job.run_directory, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        ended = job.run(fail={"name": call, "code": errno.EIO, "log": str(log), "path": path})
+        if log.exists():
+            check_failure(ended.code, ended.stderr, "Input/output error")
+            assert "dmesg" in ended.stderr
+            assert len(log.read_text().splitlines()) == 1, log.read_text()
+
+
+@pytest.mark.parametrize("taken", [1, 7, -1])
+def test_short_writes_are_continued(job: SmallJob, taken: int) -> None:
+    job.check_resumed(ended_before=set(), shorten={"taken": taken})
+
+
+@pytest.mark.parametrize("kib", [TMPFS_KIB, 128, 1024])
+def test_a_disk_that_is_really_full_ends_the_run_and_more_room_mends_it(
+    warm: WarmProcess, tmp_path: Path, kib: int
+) -> None:
+    room = tmp_path / "small-disk"
+    room.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(room)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        job = SmallJob(warm, tmp_path / "job")
+        job.run_undisturbed()
+        shutil.rmtree(job.run_directory)
+        (room / "out").mkdir()
+        job.run_directory.symlink_to(room / "out")
+        ballast = room / "ballast"
+        refused = 0
+        # From a full disk on, a little more room each time, until the run gets through.
+        for free_kib in range(0, kib + 1, 4):
+            fill(room, ballast, free_kib)
+            ended = job.run(patch=PATCH)
+            if ended.code == 0:
+                break
+            check_failure(ended.code, ended.stderr, "No space left on device")
+            refused += 1
+        ballast.unlink(missing_ok=True)
+        job.check_resumed(ended_before=read_ended(job.run_directory))
+        print(f"refused {refused} times")
+        assert refused >= 5
+    finally:
+        subprocess.run(["umount", "-l", str(room)], check=True)
+
+
+def fill(room: Path, ballast: Path, free_kib: int) -> None:
+    """Leave `free_kib` on the disk."""
+    ballast.unlink(missing_ok=True)
+    usage = shutil.disk_usage(room)
+    with ballast.open("wb") as file:
+        file.write(bytes(max(0, usage.free - free_kib * 1024)))
