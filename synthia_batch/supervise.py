@@ -95,7 +95,7 @@ class Supervisor:
         post.is_given_up = post.strikes > STRIKES
         if post.is_given_up:
             return None
-        pause = FIRST_PAUSE_SECONDS * PAUSE_FACTOR ** max(0, post.strikes - 1)
+        pause = FIRST_PAUSE_SECONDS * (PAUSE_FACTOR ** (post.strikes - 1) if is_strike else 1)
         post.restart_at = now + pause
         return pause
 

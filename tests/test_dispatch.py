@@ -10,7 +10,8 @@ def make_dispatcher(total: int) -> Dispatcher:
 
 def made(ordinal: int) -> Finished:
     return Finished(
-        ordinal=ordinal, response="", reasoning=None, finish_reason="stop", prompt_tokens=1, completion_tokens=1
+        ordinal=ordinal, response="", reasoning=None, finish_reason="stop",
+        prompt_tokens=1, completion_tokens=1,
     )  # fmt: skip
 
 

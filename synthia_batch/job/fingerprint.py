@@ -24,6 +24,7 @@ NOT_IDENTITY = {
     "call_log": "where the scripted engine logs",
     "crash_on": "a rehearsed fault: resuming without it is the point",
     "hang_on": "a rehearsed fault",
+    "oom_above": "a rehearsed fault",
 }
 """The engine settings that may differ when a run is resumed, each with its reason."""
 
