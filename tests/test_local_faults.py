@@ -39,10 +39,10 @@ def test_an_engine_that_hangs_on_everything_ends_the_run_with_the_reason(
 ) -> None:
     source = write_questions(tmp_path / "q.jsonl", 200)
     done = synthia("run", source, *LOCAL, "--set", "engine.hang_on=squared", "-o", "out", "--set",
-                   "pool.watchdog_seconds=0.1", timeout=100)  # fmt: skip
+                   "pool.watchdog_seconds=0.4", timeout=100)  # fmt: skip
     assert done.returncode == 69, done.stderr
     assert "no worker is left" in done.stderr
-    assert "made no step for 0.1 s" in done.stderr
+    assert "made no step for 0.4 s" in done.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
     again = synthia("run", source, *LOCAL, "-o", "out")
     assert again.returncode == 0, again.stderr
@@ -54,7 +54,7 @@ def test_a_sample_that_hangs_engines_is_set_aside(synthia: Command, tmp_path: Pa
     log = tmp_path / "calls"
     done = synthia(
         "run", source, *LOCAL, "--workers", "2", "--set", "engine.hang_on=tarpit", "--set",
-        "pool.watchdog_seconds=0.5", "--set", f"engine.call_log={log}", "-o", "out",
+        "pool.watchdog_seconds=1", "--set", f"engine.call_log={log}", "-o", "out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (failed,) = pq.read_table(tmp_path / "out" / "failed").to_pylist()

@@ -137,7 +137,7 @@ def test_samples_that_crash_or_hang_engines_are_found_and_all_others_are_made_on
     with start_run(
         tmp_path, source, "--workers", "2",
         "--set", "engine.crash_on=poison", "--set", "engine.hang_on=tarpit",
-        "--set", "pool.watchdog_seconds=1", "--set", "engine.max_num_seqs=16",
+        "--set", "pool.watchdog_seconds=2", "--set", "engine.max_num_seqs=16",
         "--set", "engine.latency_ms=20", "--set", f"engine.call_log={log}",
     ) as child:  # fmt: skip
         wait_until(lambda: read_call_log(log), child, "the first sample")

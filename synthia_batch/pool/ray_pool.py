@@ -25,6 +25,7 @@ from synthia_batch.engine.seat import Seat
 from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError
 from synthia_batch.job.resolved import EngineSpec, PoolSpec
 from synthia_batch.pool.base import (
+    REPORTS_PER_WATCHDOG,
     Cause,
     PoolEvent,
     SamplesEnded,
@@ -81,6 +82,7 @@ class RayPool:
     def __init__(self, spec: PoolSpec, staffing: Staffing, say: Callable[[str], None]) -> None:
         self._spec = spec
         self._staffing = staffing
+        self._collect_seconds = min(_COLLECT_SECONDS, spec.watchdog_seconds / REPORTS_PER_WATCHDOG)
         self._say = say
         self._gpus = _gpus_per_engine(staffing.engine)
         self._hands: dict[int, _Hand] = {}
@@ -139,14 +141,19 @@ class RayPool:
         """Return what the answered calls say, and make the next call of each of those workers."""
         events = [*self._grow(), *self._settle_doubts()]
         hands = {hand.pending: hand for hand in self._hands.values() if hand.pending is not None}
-        if not hands:
+        answered: list[Any] = []
+        if hands:
+            answered, _ = ray.wait(list(hands), num_returns=1, timeout=0 if events else timeout_seconds)
+        elif not events:
             time.sleep(timeout_seconds)
-            return events
-        answered, _ = ray.wait(list(hands), num_returns=1, timeout=timeout_seconds)
         if answered:
             answered, _ = ray.wait(list(hands), num_returns=len(hands), timeout=0)
         for call in answered:
             events += self._advance(hands[call])
+        for event in events:
+            if isinstance(event, WorkerLost):
+                # At once: a process whose engine has died may still hold a GPU's memory.
+                self._discard(event.worker)
         self._report_waiting()
         return events
 
@@ -227,7 +234,7 @@ class RayPool:
                 hand.pending = self._load(hand, answer)
                 return []
             case Loaded():
-                hand.pending = hand.actor.collect.remote(_COLLECT_SECONDS)
+                hand.pending = hand.actor.collect.remote(self._collect_seconds)
                 return [
                     WorkerReady(worker=hand.index, epoch=hand.epoch, facts=answer.facts, canary=answer.canary)
                 ]
@@ -244,7 +251,7 @@ class RayPool:
             events.append(WorkerLost(worker=hand.index, epoch=hand.epoch, reason=delivery.error, cause=cause))
         else:
             events.append(WorkerStepped(worker=hand.index, epoch=hand.epoch, steps=delivery.steps))
-            hand.pending = hand.actor.collect.remote(_COLLECT_SECONDS)
+            hand.pending = hand.actor.collect.remote(self._collect_seconds)
         return events
 
     def _load(self, hand: _Hand, place: Place) -> Any:
