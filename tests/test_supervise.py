@@ -80,6 +80,10 @@ def test_memory_is_halved_only_so_often() -> None:
 
 def test_an_engine_that_dies_twice_while_loading_may_be_short_of_memory() -> None:
     supervisor = make_supervisor()
-    assert not supervisor.fails_to_load(0), "it was ready"
-    supervisor.bury(0, 1, is_strike=True, now=0)
-    assert supervisor.fails_to_load(0)
+    told = []
+    for epoch in range(1, 4):  # It was ready, then it dies twice while loading.
+        told.append(supervisor.fails_to_load(0))
+        supervisor.bury(0, epoch, is_strike=True, now=0)
+    assert told == [False, False, True]
+    supervisor.welcome(0, 4, now=0)
+    assert not supervisor.fails_to_load(0)
