@@ -181,26 +181,31 @@ class Driver:
         pause = self._supervisor.bury(
             event.worker, event.epoch, is_strike=not (is_innocent or loss.narrowed), now=self.clock()
         )
-        what = "is given up" if pause is None else f"starts again in {pause:.1f} s"
-        if has_less and pause is not None:
-            what += " with less memory: half the batch, or a smaller KV cache"
-        self._tell(
-            f"worker {event.worker} {event.cause.value} and {what}; {loss.unfinished} unfinished samples go "
-            f"back to the queue (log: {self.log_path(event.worker)})",
-            "worker_lost",
-            event,
-            unfinished=loss.unfinished,
-            cause=event.cause.name.lower(),
-            epoch=event.epoch,
-            reason=event.reason.strip(),
-            log_tail=_read_tail(self.log_path(event.worker), LOG_TAIL_LINES),
-        )
+        self._report_loss(event, loss.unfinished, pause, has_less)
         if event.refused is not None:
             raise event.refused
         if pause is None:
             self._dispatcher.give_up(event.worker)
         if not self._supervisor.staff:
             raise PoolFailed(self._explain_failure(event))
+
+    def _report_loss(self, event: WorkerLost, unfinished: int, pause: float | None, has_less: bool) -> None:
+        """Say who died and what comes next; the history also gets the evidence."""
+        log = self.log_path(event.worker)
+        what = "is given up" if pause is None else f"starts again in {pause:.1f} s"
+        if has_less and pause is not None:
+            what += " with less memory: half the batch, or a smaller KV cache"
+        self._tell(
+            f"worker {event.worker} {event.cause.value} and {what}; {unfinished} unfinished samples go "
+            f"back to the queue (log: {log})",
+            "worker_lost",
+            event,
+            unfinished=unfinished,
+            cause=event.cause.name.lower(),
+            epoch=event.epoch,
+            reason=event.reason.strip(),
+            log_tail=_read_tail(log, LOG_TAIL_LINES),
+        )
 
     def _restart_due(self) -> None:
         for worker in self._supervisor.take_due(self.clock()):

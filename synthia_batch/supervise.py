@@ -17,12 +17,13 @@ MOST_HALVINGS = 6
 @dataclass(slots=True)
 class _Post:
     """What is known of one worker. `epoch` is None while it is not ready; `last_epoch` is that of
-    its latest death.
+    its latest death, `load_failures` counts deaths in a row before it was ready.
     """
 
     epoch: int | None = None
     last_epoch: int = 0
     strikes: int = 0
+    load_failures: int = 0
     halvings: int = 0
     restart_at: float | None = None
     is_given_up: bool = False
@@ -58,6 +59,7 @@ class Supervisor:
         """Take note that `worker` can be fed."""
         post = self._posts[worker]
         post.epoch, post.steps, post.stepped_at = epoch, -1, now
+        post.load_failures = 0
 
     def believes(self, worker: int, epoch: int) -> bool:
         """Whether a message of samples comes from the worker that is there now."""
@@ -90,23 +92,24 @@ class Supervisor:
     def bury(self, worker: int, epoch: int, *, is_strike: bool, now: float) -> float | None:
         """Take note of a death; return the seconds until `worker` starts again, None if it never does."""
         post = self._posts[worker]
+        post.load_failures += post.epoch is None
         post.epoch, post.last_epoch = None, epoch
         post.strikes += is_strike
         post.is_given_up = post.strikes > STRIKES
         if post.is_given_up:
             return None
-        pause = FIRST_PAUSE_SECONDS * PAUSE_FACTOR ** max(0, post.strikes - 1)
+        pause = FIRST_PAUSE_SECONDS * (PAUSE_FACTOR ** (post.strikes - 1) if is_strike else 1)
         post.restart_at = now + pause
         return pause
 
     def fails_to_load(self, worker: int) -> bool:
-        """Whether `worker`, which died now, has died before it was ready more than once in a row.
+        """Whether `worker`, which has died now, died while it was loading the last time too.
 
         An engine whose core is a process of its own does not say what that died of. At the start
         the likeliest is memory.
         """
         post = self._posts[worker]
-        return post.epoch is None and post.strikes >= 1
+        return post.epoch is None and post.load_failures >= 1
 
     def halve(self, worker: int) -> bool:
         """Have `worker` start with half the memory from now on; False where that has been done enough."""

@@ -1,5 +1,9 @@
 """Dispatch without processes."""
 
+import random
+
+import pytest
+
 from synthia_batch.dispatch import WINDOW_SAMPLES, Dispatcher
 from synthia_batch.rows import Finished, Request
 
@@ -10,7 +14,8 @@ def make_dispatcher(total: int) -> Dispatcher:
 
 def made(ordinal: int) -> Finished:
     return Finished(
-        ordinal=ordinal, response="", reasoning=None, finish_reason="stop", prompt_tokens=1, completion_tokens=1
+        ordinal=ordinal, response="", reasoning=None, finish_reason="stop",
+        prompt_tokens=1, completion_tokens=1,
     )  # fmt: skip
 
 
@@ -73,3 +78,40 @@ def test_samples_that_never_reach_a_worker_still_count() -> None:
     dispatcher = make_dispatcher(1)
     dispatcher.end_unsent()
     assert dispatcher.is_done
+
+
+def test_the_longest_prompts_of_a_window_go_first_and_equal_ones_together() -> None:
+    lengths = [3, 9, 9, 1]
+    requests = (Request(ordinal=n, token_ids=b"x" * length, seed=n) for n, length in enumerate(lengths))
+    dispatcher = Dispatcher(requests, 4)
+    dispatcher.open_desk(0, 4)
+    assert [request.ordinal for request in dispatcher.top_up(0, 1)] == [1, 2, 0, 3]
+
+
+@pytest.mark.parametrize(("workers", "batch", "samples"), [(2, 128, 512), (2, 128, 2048), (8, 128, 16384)])
+def test_no_engine_idles_while_another_works_on_answers_of_any_length(
+    workers: int, batch: int, samples: int
+) -> None:
+    """Engines that make one token per step for each of their batch; the driver looks in every fifth step."""
+    draw = random.Random(1)
+    lengths = [draw.randint(8, 512) for _ in range(samples)]
+    dispatcher = make_dispatcher(samples)
+    waiting: list[list[int]] = [[] for _ in range(workers)]
+    running: list[dict[int, int]] = [{} for _ in range(workers)]
+    for worker in range(workers):
+        dispatcher.open_desk(worker, batch + batch // 10)
+    busy, steps = [0] * workers, 0
+    while not dispatcher.is_done:
+        for worker in range(workers):
+            if steps % 5 == 0:
+                waiting[worker] += [request.ordinal for request in dispatcher.top_up(worker, workers)]
+            while waiting[worker] and len(running[worker]) < batch:
+                ordinal = waiting[worker].pop(0)
+                running[worker][ordinal] = lengths[ordinal]
+            busy[worker] += bool(running[worker])
+            running[worker] = {ordinal: left - 1 for ordinal, left in running[worker].items()}
+            for ordinal in [ordinal for ordinal, left in running[worker].items() if left == 0]:
+                del running[worker][ordinal]
+                assert dispatcher.accept(worker, made(ordinal))
+        steps += 1
+    assert min(busy) / steps >= 0.95

@@ -95,7 +95,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "vllm": {"engine/vllm_engine.py"},
     "torch": {"engine/vllm_engine.py"},
-    "ray": {"pool/ray_pool.py", "pool/ray_session.py"},
+    "ray": {"pool/ray_actor.py", "pool/ray_pool.py", "pool/ray_session.py"},
     "pyarrow": {
         "source/parquet.py",
         "source/parquet_types.py",

@@ -96,7 +96,7 @@ def list_descendants(pid: int) -> set[int]:
 
 def list_engines(pids: set[int]) -> list[int]:
     """Return those of `pids` that are engine actors; Ray names a process after its actor."""
-    return [pid for pid in pids if list_processes().get(pid, (0, ""))[1].startswith("ray::_Engine")]
+    return [pid for pid in pids if list_processes().get(pid, (0, ""))[1].startswith("ray::Engine")]
 
 
 def list_listening(pids: set[int]) -> set[str]:
@@ -135,9 +135,10 @@ def test_samples_that_crash_or_hang_engines_are_found_and_all_others_are_made_on
     log = tmp_path / "calls"
     started = time.monotonic()
     with start_run(
-        tmp_path, source, "--workers", "2", "--set", "engine.crash_on=poison", "--set", "engine.hang_on=tarpit",
-        "--set", "pool.watchdog_seconds=1", "--set", "engine.max_num_seqs=16", "--set",
-        "engine.latency_ms=20", "--set", f"engine.call_log={log}",
+        tmp_path, source, "--workers", "2",
+        "--set", "engine.crash_on=poison", "--set", "engine.hang_on=tarpit",
+        "--set", "pool.watchdog_seconds=2", "--set", "engine.max_num_seqs=16",
+        "--set", "engine.latency_ms=20", "--set", f"engine.call_log={log}",
     ) as child:  # fmt: skip
         wait_until(lambda: read_call_log(log), child, "the first sample")
         descendants = list_descendants(child.pid)
@@ -163,7 +164,8 @@ def test_a_killed_worker_costs_only_what_it_had_in_flight(tmp_path: Path) -> Non
     source = write_questions(tmp_path / "q.jsonl", 400)
     log = tmp_path / "calls"
     with start_run(
-        tmp_path, source, "--workers", "2", "--set", "engine.max_num_seqs=4", "--set", "engine.latency_ms=100",
+        tmp_path, source, "--workers", "2",
+        "--set", "engine.max_num_seqs=4", "--set", "engine.latency_ms=100",
         "--set", f"engine.call_log={log}",
     ) as child:  # fmt: skip
         wait_until(lambda: len(read_events(tmp_path, "worker_ready")) == 2, child, "two workers")

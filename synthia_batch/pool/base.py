@@ -10,6 +10,9 @@ from synthia_batch.engine.base import EngineFacts
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Outcome, Request
 
+REPORTS_PER_WATCHDOG = 4
+"""A worker must be heard of more often than the watchdog's patience is long."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staffing:

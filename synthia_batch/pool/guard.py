@@ -53,10 +53,9 @@ class Guard:
             del os.environ[MARK]
 
     def close(self) -> None:
-        """End what is left of the marked processes, and wait for that."""
-        if self._process is None:
-            return
-        self._process.communicate()
+        """Have the process end what is left of the marked ones, and then itself; does not wait."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
         self._process = None
 
 

@@ -13,6 +13,7 @@ from synthia_batch.engine.seat import Seat
 from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError, UsageError
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.pool.base import (
+    REPORTS_PER_WATCHDOG,
     Cause,
     PoolEvent,
     SamplesEnded,
@@ -34,6 +35,7 @@ class LocalPool:
     def __init__(self, spec: PoolSpec, staffing: Staffing) -> None:
         self._size = spec.workers or 1
         self._staffing = staffing
+        self._collect_seconds = min(_COLLECT_SECONDS, spec.watchdog_seconds / REPORTS_PER_WATCHDOG)
         self._events: queue.SimpleQueue[PoolEvent] = queue.SimpleQueue()
         self._workers: dict[int, Worker] = {}
         self._epochs = itertools.count(1)
@@ -106,7 +108,7 @@ class LocalPool:
         try:
             worker = self._load(index, epoch, seat)
             while not self._stopping.is_set() and self._present.get(index) == epoch:
-                delivery = worker.collect(_COLLECT_SECONDS)
+                delivery = worker.collect(self._collect_seconds)
                 if delivery.outcomes:
                     self._events.put(SamplesEnded(worker=index, epoch=epoch, outcomes=delivery.outcomes))
                 if delivery.error is not None:

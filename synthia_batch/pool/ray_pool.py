@@ -1,6 +1,6 @@
 """Workers as Ray actors, one engine each, on this machine or on a cluster.
 
-`ray_session` is the Ray that they live in; no other module imports ray.
+`ray_session` is the Ray that they live in, `ray_actor` is the far side.
 
 A worker goes through three states, each waiting for one call of its actor: placed (where am I?),
 loading (the engine loads and answers the canaries), running (a long poll for what has ended).
@@ -13,22 +13,19 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from synthia_batch.canary import ask_canaries
-from synthia_batch.engine.base import EngineFacts, load_engine
 from synthia_batch.engine.environment import PRIVACY
 from synthia_batch.engine.seat import Seat
 from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError
-from synthia_batch.hardware import list_cores
 from synthia_batch.job.resolved import EngineSpec, PoolSpec
 from synthia_batch.pool.base import (
+    REPORTS_PER_WATCHDOG,
     Cause,
     PoolEvent,
     SamplesEnded,
@@ -38,40 +35,29 @@ from synthia_batch.pool.base import (
     WorkerReady,
     WorkerStepped,
 )
+from synthia_batch.pool.ray_actor import STOP_SECONDS, EngineActor, Loaded, Place
 from synthia_batch.pool.ray_session import RaySession
 from synthia_batch.rows import Request
-from synthia_batch.worker import Delivery, Worker
+from synthia_batch.worker import Delivery
 
 _COLLECT_SECONDS = 1.0
 """How long a long poll waits for a sample to end before it reports that none has."""
-_STOP_SECONDS = 10.0
 _SPARE_SECONDS = 10.0
 """How long work is kept for a worker that waits for room."""
 _PATIENCE_SECONDS = 30.0
 """How long a worker may wait for room before a person is told."""
+_DOUBT_SECONDS = 30.0
+"""How long Ray may take to find out why an actor does not answer. Longer than its health checks."""
+_PROBE_SECONDS = 0.5
 _GROWTH_SECONDS = 3.0
 """Between two looks at whether machines have joined."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """Where Ray has put a worker. `cores` are those that its process may use."""
-
-    node: str
-    pid: int
-    cores: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Loaded:
-    facts: EngineFacts
-    canary: str | None
 
 
 @dataclass(slots=True, kw_only=True)
 class _Hand:
     """The driver's side of one worker: its actor and the call that it is waiting for. `pid` is that
-    of its process, as far as that is known to live.
+    of its process, as far as that is known to live. `doubt` is set from when the actor does not
+    answer until Ray knows why.
     """
 
     index: int
@@ -80,48 +66,14 @@ class _Hand:
     group: PlacementGroup | None
     pending: Any
     halvings: int
-    place: _Place | None = None
+    place: Place | None = None
     pid: int | None = None
     core: int | None = None
     since: float = field(default_factory=time.monotonic)
     is_told: bool = False
-
-
-class _EngineActor:
-    """The worker's side: runs in a process of its own. Its methods run in threads of it."""
-
-    def __init__(self) -> None:
-        self._worker: Worker | None = None
-
-    def locate(self) -> _Place:
-        return _Place(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), cores=list_cores())
-
-    def load(self, spec: EngineSpec, seat: Seat, canaries: tuple[Request, ...], log: Path | None) -> _Loaded:
-        if log is not None:
-            _redirect_output(log)
-        engine = load_engine(spec, seat)
-        canary = ask_canaries(engine, canaries) if canaries else None
-        self._worker = Worker(engine)
-        self._worker.start()
-        return _Loaded(facts=engine.facts, canary=canary)
-
-    def feed(self, requests: Sequence[Request]) -> None:
-        self._loaded().feed(requests)
-
-    def collect(self, wait_seconds: float) -> Delivery:
-        return self._loaded().collect(wait_seconds)
-
-    def abort(self) -> None:
-        self._loaded().abort()
-
-    def stop(self) -> None:
-        if self._worker is not None:
-            self._worker.stop(_STOP_SECONDS)
-
-    def _loaded(self) -> Worker:
-        if self._worker is None:
-            raise RuntimeError("the engine is not loaded yet")
-        return self._worker
+    doubt: Exception | None = None
+    doubted_at: float = 0.0
+    probed_at: float = 0.0
 
 
 class RayPool:
@@ -130,6 +82,7 @@ class RayPool:
     def __init__(self, spec: PoolSpec, staffing: Staffing, say: Callable[[str], None]) -> None:
         self._spec = spec
         self._staffing = staffing
+        self._collect_seconds = min(_COLLECT_SECONDS, spec.watchdog_seconds / REPORTS_PER_WATCHDOG)
         self._say = say
         self._gpus = _gpus_per_engine(staffing.engine)
         self._hands: dict[int, _Hand] = {}
@@ -166,7 +119,7 @@ class RayPool:
         """Place `worker` in a new actor. Ray waits for room where there is none."""
         self._discard(worker)
         group = self._reserve_gpus()
-        actor: Any = ray.remote(_EngineActor).options(**self._actor_options(group)).remote()
+        actor: Any = ray.remote(EngineActor).options(**self._actor_options(group)).remote()
         self._hands[worker] = _Hand(
             index=worker,
             epoch=next(self._epochs),
@@ -186,16 +139,21 @@ class RayPool:
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
         """Return what the answered calls say, and make the next call of each of those workers."""
-        events = self._grow()
+        events = [*self._grow(), *self._settle_doubts()]
         hands = {hand.pending: hand for hand in self._hands.values() if hand.pending is not None}
-        if not hands:
+        answered: list[Any] = []
+        if hands:
+            answered, _ = ray.wait(list(hands), num_returns=1, timeout=0 if events else timeout_seconds)
+        elif not events:
             time.sleep(timeout_seconds)
-            return events
-        answered, _ = ray.wait(list(hands), num_returns=1, timeout=timeout_seconds)
         if answered:
             answered, _ = ray.wait(list(hands), num_returns=len(hands), timeout=0)
         for call in answered:
             events += self._advance(hands[call])
+        for event in events:
+            if isinstance(event, WorkerLost):
+                # At once: a process whose engine has died may still hold a GPU's memory.
+                self._discard(event.worker)
         self._report_waiting()
         return events
 
@@ -210,7 +168,7 @@ class RayPool:
         if not ray.is_initialized():
             return
         stops = [hand.actor.stop.remote() for hand in self._hands.values() if hand.place is not None]
-        ray.wait(stops, num_returns=len(stops), timeout=_STOP_SECONDS) if stops else None
+        ray.wait(stops, num_returns=len(stops), timeout=STOP_SECONDS) if stops else None
         for worker in list(self._hands):
             self._discard(worker)
         self._session.close()
@@ -259,15 +217,24 @@ class RayPool:
         call, hand.pending = hand.pending, None
         try:
             answer = ray.get(call)
+        except ActorUnavailableError as exc:
+            now = time.monotonic()
+            if hand.doubt is None:
+                hand.doubt, hand.doubted_at = exc, now
+            hand.probed_at = now
+            return []
         except (RayError, SynthiaBatchError) as exc:
             return [self._explain_loss(hand, exc)]
+        if hand.doubt is not None:
+            # It is there after all, but what it said in between is lost, and perhaps samples with it.
+            return [self._lose(hand, hand.doubt, Cause.NODE_LOST)]
         match answer:
-            case _Place():
+            case Place():
                 hand.place, hand.pid = answer, answer.pid
                 hand.pending = self._load(hand, answer)
                 return []
-            case _Loaded():
-                hand.pending = hand.actor.collect.remote(_COLLECT_SECONDS)
+            case Loaded():
+                hand.pending = hand.actor.collect.remote(self._collect_seconds)
                 return [
                     WorkerReady(worker=hand.index, epoch=hand.epoch, facts=answer.facts, canary=answer.canary)
                 ]
@@ -284,16 +251,16 @@ class RayPool:
             events.append(WorkerLost(worker=hand.index, epoch=hand.epoch, reason=delivery.error, cause=cause))
         else:
             events.append(WorkerStepped(worker=hand.index, epoch=hand.epoch, steps=delivery.steps))
-            hand.pending = hand.actor.collect.remote(_COLLECT_SECONDS)
+            hand.pending = hand.actor.collect.remote(self._collect_seconds)
         return events
 
-    def _load(self, hand: _Hand, place: _Place) -> Any:
+    def _load(self, hand: _Hand, place: Place) -> Any:
         staffing = self._staffing
         # Elsewhere Ray's own logs have what the engine prints.
         log = staffing.log_path(hand.index) if self._is_here(place) else None
         return hand.actor.load.remote(staffing.engine, self._seat(hand, place), staffing.canaries, log)
 
-    def _seat(self, hand: _Hand, place: _Place) -> Seat:
+    def _seat(self, hand: _Hand, place: Place) -> Seat:
         """Give each CPU engine of a node a core of its own."""
         if self._gpus or self._staffing.engine.kind == "scripted":
             return Seat(halvings=hand.halvings)
@@ -304,18 +271,41 @@ class RayPool:
         hand.core = free[len(others) % len(free)]
         return Seat(core=hand.core, neighbours=min(self._size, len(place.cores)), halvings=hand.halvings)
 
+    def _settle_doubts(self) -> list[PoolEvent]:
+        """Ask again what does not answer, until Ray knows whether it or its machine is gone.
+
+        Restarted before that, a worker would be placed on the machine that is gone.
+        """
+        events: list[PoolEvent] = []
+        now = time.monotonic()
+        for hand in self._hands.values():
+            if hand.doubt is None or hand.pending is not None or now - hand.probed_at < _PROBE_SECONDS:
+                continue
+            if hand.place is not None and not self._session.is_alive(hand.place.node):
+                events.append(self._lose(hand, hand.doubt, Cause.NODE_LOST))
+            elif now - hand.doubted_at > _DOUBT_SECONDS:
+                events.append(self._lose(hand, hand.doubt, Cause.DIED))
+            else:
+                hand.pending = hand.actor.locate.remote()
+        return events
+
     def _explain_loss(self, hand: _Hand, exc: Exception) -> WorkerLost:
         """Tell a worker that died from one that was refused for good."""
         if not isinstance(exc, RayTaskError):
             hand.pid = None
         error = exc.cause if isinstance(exc, RayTaskError) else exc
-        cause, refused = Cause.DIED, None
         if isinstance(error, (EngineOutOfMemory, OutOfMemoryError)):
-            cause = Cause.OUT_OF_MEMORY
-        elif isinstance(error, SynthiaBatchError):
-            refused = error
-        elif hand.place is not None and not self._session.is_alive(hand.place.node):
-            cause = Cause.NODE_LOST
+            return self._lose(hand, exc, Cause.OUT_OF_MEMORY)
+        if isinstance(error, SynthiaBatchError):
+            return self._lose(hand, exc, Cause.DIED, refused=error)
+        if hand.place is not None and not self._session.is_alive(hand.place.node):
+            return self._lose(hand, exc, Cause.NODE_LOST)
+        return self._lose(hand, exc, Cause.DIED)
+
+    def _lose(
+        self, hand: _Hand, exc: Exception, cause: Cause, refused: SynthiaBatchError | None = None
+    ) -> WorkerLost:
+        hand.doubt = None
         return WorkerLost(worker=hand.index, epoch=hand.epoch, reason=str(exc), cause=cause, refused=refused)
 
     def _report_waiting(self) -> None:
@@ -338,7 +328,7 @@ class RayPool:
         if hand.group is not None:
             remove_placement_group(hand.group)
 
-    def _is_here(self, place: _Place) -> bool:
+    def _is_here(self, place: Place) -> bool:
         return place.node == str(ray.get_runtime_context().get_node_id())
 
 
@@ -346,11 +336,3 @@ def _gpus_per_engine(spec: EngineSpec) -> int:
     if spec.kind == "scripted" or spec.device == "cpu":
         return 0
     return spec.tensor_parallel_size * spec.pipeline_parallel_size
-
-
-def _redirect_output(log: Path) -> None:
-    """Send everything that this process prints, libraries and crashes included, to `log`."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
 from synthia_batch.errors import PoolFailed
@@ -50,6 +51,9 @@ class RaySession:
             where = self._spec.ray_address or "on this machine"
             raise PoolFailed(f"Ray could not be reached or started ({where}): {exc}") from exc
         self._is_ours = True
+        # Ray prints a paragraph on stderr for each process that dies, log_to_driver or not. The
+        # driver says what there is to say.
+        ray_worker.print_to_stdstream = lambda data, ignore_prefix: None
 
     def close(self) -> None:
         """Leave the cluster; end the Ray that was started here."""

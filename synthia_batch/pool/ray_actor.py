@@ -1,0 +1,87 @@
+"""The worker's side of the Ray pool: one actor, which is one process with one engine."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from synthia_batch.canary import ask_canaries
+from synthia_batch.engine.base import EngineFacts, load_engine
+from synthia_batch.engine.seat import Seat
+from synthia_batch.hardware import list_cores
+from synthia_batch.job.resolved import EngineSpec
+from synthia_batch.rows import Request
+from synthia_batch.worker import Delivery, Worker
+
+STOP_SECONDS = 10.0
+"""How long a loop may take to end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where Ray has put a worker. `cores` are those that its process may use."""
+
+    node: str
+    pid: int
+    cores: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What an engine says once it is loaded. `canary` is the digest of its canary answers, if asked."""
+
+    facts: EngineFacts
+    canary: str | None
+
+
+class EngineActor:
+    """The worker's side: runs in a process of its own. Its methods run in threads of it."""
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def locate(self) -> Place:
+        """Return where this process is."""
+        return Place(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), cores=list_cores())
+
+    def load(self, spec: EngineSpec, seat: Seat, canaries: tuple[Request, ...], log: Path | None) -> Loaded:
+        """Load the engine, put the canaries to it and start its loop. What it prints goes to `log`."""
+        if log is not None:
+            _redirect_output(log)
+        engine = load_engine(spec, seat)
+        canary = ask_canaries(engine, canaries) if canaries else None
+        self._worker = Worker(engine)
+        self._worker.start()
+        return Loaded(facts=engine.facts, canary=canary)
+
+    def feed(self, requests: Sequence[Request]) -> None:
+        """Queue `requests` for the engine."""
+        self._loaded().feed(requests)
+
+    def collect(self, wait_seconds: float) -> Delivery:
+        """Return what ended since the last call; see `Worker`."""
+        return self._loaded().collect(wait_seconds)
+
+    def abort(self) -> None:
+        """Drop every request that has not ended."""
+        self._loaded().abort()
+
+    def stop(self) -> None:
+        """End the loop and give back the device."""
+        if self._worker is not None:
+            self._worker.stop(STOP_SECONDS)
+
+    def _loaded(self) -> Worker:
+        if self._worker is None:
+            raise RuntimeError("the engine is not loaded yet")
+        return self._worker
+
+
+def _redirect_output(log: Path) -> None:
+    """Send everything that this process prints, libraries and crashes included, to `log`."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)

@@ -1,0 +1,62 @@
+"""Engines that hang or run out of memory, in threads of one process: no Ray, so quick."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import Command, read_bytes_of_data, read_call_log, write_jsonl
+
+LOCAL = ("--engine", "scripted", "--pool", "local")
+
+
+def write_questions(path: Path, count: int, odd: int | None = None) -> Path:
+    return write_jsonl(
+        path, [{"question": f"What is {n} squared? {'tarpit' if n == odd else ''}"} for n in range(count)]
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_engine_out_of_memory_starts_again_smaller_and_says_so(
+    synthia: Command, tmp_path: Path, workers: int
+) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 200)
+    log = tmp_path / "calls"
+    done = synthia(
+        "run", source, *LOCAL, "--workers", workers, "--set", "engine.max_num_seqs=64", "--set",
+        "engine.oom_above=20", "--set", f"engine.call_log={log}", "-o", "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "ran out of memory and starts again in 0.2 s with less memory" in done.stderr
+    assert done.stderr.count("ran out of memory") == 2 * workers  # 64, 32, 16
+    assert sorted(read_call_log(log)) == list(range(200)), "each sample is made once"
+    plain = synthia("run", source, *LOCAL, "-o", "plain")
+    assert plain.returncode == 0
+    assert read_bytes_of_data(tmp_path / "out") == read_bytes_of_data(tmp_path / "plain")
+
+
+def test_an_engine_that_hangs_on_everything_ends_the_run_with_the_reason(
+    synthia: Command, tmp_path: Path
+) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 200)
+    done = synthia("run", source, *LOCAL, "--set", "engine.hang_on=squared", "-o", "out", "--set",
+                   "pool.watchdog_seconds=0.4", timeout=100)  # fmt: skip
+    assert done.returncode == 69, done.stderr
+    assert "no worker is left" in done.stderr
+    assert "made no step for 0.4 s" in done.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    again = synthia("run", source, *LOCAL, "-o", "out")
+    assert again.returncode == 0, again.stderr
+    assert pq.read_table(tmp_path / "out" / "data").num_rows == 200, "a broken engine convicts no sample"
+
+
+def test_a_sample_that_hangs_engines_is_set_aside(synthia: Command, tmp_path: Path) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 100, odd=31)
+    log = tmp_path / "calls"
+    done = synthia(
+        "run", source, *LOCAL, "--workers", "2", "--set", "engine.hang_on=tarpit", "--set",
+        "pool.watchdog_seconds=1", "--set", f"engine.call_log={log}", "-o", "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (failed,) = pq.read_table(tmp_path / "out" / "failed").to_pylist()
+    assert (failed["row_index"], failed["code"]) == (31, "engine_crash")
+    assert sorted(read_call_log(log)) == [n for n in range(100) if n != 31]

@@ -1,0 +1,151 @@
+"""The search for samples that end engines, on engines that only remember which samples do."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synthia_batch.dispatch import Dispatcher
+from synthia_batch.rows import Finished, Request
+from synthia_batch.suspects import Suspects, fail_convicted
+
+
+def ask(*ordinals: int) -> list[Request]:
+    return [Request(ordinal=ordinal, token_ids=b"x" * (1 + ordinal % 7), seed=0) for ordinal in ordinals]
+
+
+def make(ordinal: int) -> Finished:
+    return Finished(
+        ordinal=ordinal, response="", reasoning=None, finish_reason="stop",
+        prompt_tokens=1, completion_tokens=1,
+    )  # fmt: skip
+
+
+def count_deaths_to_find(culprits: set[int], total: int, capacity: int) -> int:
+    """Play a job on one worker that dies as soon as it holds a culprit; return how often it died."""
+    dispatcher = Dispatcher(iter(ask(*range(total))), total)
+    dispatcher.open_desk(0, capacity)
+    made: Counter[int] = Counter()
+    convicted: set[int] = set()
+    deaths = 0
+    while not dispatcher.is_done:
+        batch = [request.ordinal for request in dispatcher.top_up(0, 1)]
+        if culprits & set(batch):
+            deaths += 1
+            dispatcher.close_desk(0, blames_samples=True)
+            dispatcher.open_desk(0, capacity)
+        else:
+            for ordinal in batch:
+                made[ordinal] += 1
+                assert dispatcher.accept(0, make(ordinal))
+        convicted |= {request.ordinal for request in dispatcher.take_convicted()}
+    assert convicted == culprits
+    assert made == Counter(set(range(total)) - culprits), "the innocent are made, and made once"
+    return deaths
+
+
+@pytest.mark.parametrize(("total", "most"), [(1, 2), (2, 3), (16, 4), (140, 6), (200, 6)])
+def test_one_culprit_costs_few_deaths(total: int, most: int) -> None:
+    assert max(count_deaths_to_find({n}, total, 140) for n in range(total)) <= most
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 300), st.sets(st.integers(0, 299), max_size=6), st.integers(1, 150))
+def test_any_culprits_are_found_and_nobody_else(total: int, wanted: set[int], capacity: int) -> None:
+    culprits = {ordinal for ordinal in wanted if ordinal < total}
+    assert count_deaths_to_find(culprits, total, capacity) <= 6 * len(culprits)
+
+
+def test_a_conviction_waits_until_its_worker_has_proved_itself() -> None:
+    suspects = Suspects()
+    for _ in range(2):
+        suspects.blame(0, ask(5))
+    assert suspects.take_proven() == []
+    suspects.prove(1)
+    assert suspects.take_proven() == [], "another worker proves nothing about this one"
+    suspects.prove(0)
+    assert [request.ordinal for request in suspects.take_proven()] == [5]
+    assert suspects.convicted == 0
+
+
+def test_a_broken_worker_convicts_nobody() -> None:
+    dispatcher = Dispatcher(iter(ask(*range(40))), 40)
+    for _ in range(30):
+        dispatcher.open_desk(0, 10)
+        dispatcher.top_up(0, 2)
+        dispatcher.close_desk(0, blames_samples=True)
+        assert not dispatcher.take_convicted()
+    dispatcher.give_up(0)
+    dispatcher.open_desk(1, 10)
+    while not dispatcher.is_done:
+        batch = dispatcher.top_up(1, 1)
+        assert batch, "what the broken worker had comes to the other"
+        for request in batch:
+            assert dispatcher.accept(1, make(request.ordinal))
+        assert not dispatcher.take_convicted()
+
+
+def test_healthy_workers_keep_to_ordinary_samples_while_there_are_any() -> None:
+    dispatcher = Dispatcher(iter(ask(*range(100))), 100)
+    for worker in (0, 1):
+        dispatcher.open_desk(worker, 10)
+        dispatcher.top_up(worker, 2)
+    dispatcher.close_desk(0, blames_samples=True)
+    suspected = {request.ordinal for request in ask(*range(100))}
+    for _ in range(3):
+        held = dispatcher.top_up(1, 2)
+        for request in held:
+            dispatcher.accept(1, make(request.ordinal))
+    dispatcher.open_desk(0, 10)
+    group = dispatcher.top_up(0, 2)
+    assert 0 < len(group) <= 3 < len(suspected)
+    assert dispatcher.top_up(0, 2) == [], "nothing joins a group on trial"
+
+
+def test_what_happens_to_a_convicted_sample_is_told_the_same_way_every_time() -> None:
+    (request,) = ask(3)
+    assert fail_convicted(request) == fail_convicted(request)
+    assert fail_convicted(request).code == "engine_crash"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 4), st.data())
+def test_every_sample_ends_exactly_once_whatever_happens_to_workers(
+    total: int, workers: int, data: st.DataObject
+) -> None:
+    dispatcher = Dispatcher(iter(ask(*range(total))), total)
+    held: dict[int, set[int]] = {}
+    ended: Counter[int] = Counter()
+
+    def play(action: str, worker: int) -> None:
+        if worker not in held:
+            dispatcher.open_desk(worker, 5)
+            held[worker] = set()
+        elif action == "feed":
+            batch = {request.ordinal for request in dispatcher.top_up(worker, workers)}
+            others = set().union(*held.values())
+            assert not batch & others, "a sample is with one worker at a time"
+            assert not batch & set(ended), "a sample that has ended is not given out again"
+            held[worker] |= batch
+        elif action == "end" and held[worker]:
+            ordinal = min(held[worker])
+            held[worker].remove(ordinal)
+            assert dispatcher.accept(worker, make(ordinal))
+            assert not dispatcher.accept(worker, make(ordinal))
+            ended[ordinal] += 1
+        elif action in ("die", "vanish"):
+            loss = dispatcher.close_desk(worker, blames_samples=action == "die")
+            assert loss.unfinished == len(held.pop(worker))
+        ended.update(request.ordinal for request in dispatcher.take_convicted())
+
+    actions = st.sampled_from(["feed", "feed", "end", "end", "die", "vanish"])
+    moves = st.lists(st.tuples(actions, st.integers(0, workers - 1)), max_size=80)
+    for action, worker in data.draw(moves):
+        play(action, worker)
+    for _ in range(20 * total + 20):  # Then all goes well, and the job must come to its end.
+        for worker in range(workers):
+            play("feed", worker)
+            play("end", worker)
+    assert dispatcher.is_done
+    assert ended == Counter(range(total))
