@@ -4,7 +4,7 @@ export PYTHON ACCELERATOR
 
 BIN := .venv/bin
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test test-long check clean
 .DEFAULT_GOAL := setup
 
 setup:
@@ -15,6 +15,11 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Every pair of kills, every byte, thousands of power losses: an hour or more. Its output is dated and
+# kept in benchmarks/results/.
+test-long: setup
+	@SYNTHIA_BATCH_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/faults -s $(ARGS)
 
 check: setup
 	@$(BIN)/ruff check .

@@ -157,8 +157,8 @@ def _settle_file(file: _File, choose: Choose) -> bytes:
             _put(content, step["offset"], step["data"])
         else:
             data = bytearray(step["data"])
-            start = choose(len(data) + 1)
-            stop = start + choose(len(data) - start + 1)
+            stop = choose(len(data) + 1)
+            start = stop - choose(stop + 1)
             data[start:stop] = bytes(stop - start)
             # A hole in the middle, or the end that never came: the size may say so or not.
             _put(content, step["offset"], data if choose(2) else data[:stop])
