@@ -2,13 +2,15 @@
 
 Ray's agents outlive their raylet by a minute and more. The guard is a process that waits for its
 input to close, which the kernel does when the job ends, however it ends; then it kills every
-process that carries the job's mark in its environment. It runs this file as a script, so that it
-imports next to nothing. Only Linux tells a process's environment: elsewhere there is no guard.
+process that carries the job's mark in its environment or writes to the Ray session's files: some
+of Ray's processes write their title over the environment that they were given. It runs this file as
+a script, so that it imports next to nothing. Only Linux tells either: elsewhere there is no guard.
 """
 
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -52,6 +54,12 @@ class Guard:
         finally:
             del os.environ[MARK]
 
+    def watch_session(self, name: str) -> None:
+        """Have the guard know the Ray session's name, which is part of the paths of its files."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.write(name.encode())
+            self._process.stdin.flush()
+
     def close(self) -> None:
         """Have the process end what is left of the marked ones, and then itself; does not wait."""
         if self._process is not None and self._process.stdin is not None:
@@ -60,11 +68,11 @@ class Guard:
 
 
 def main(mark: str) -> None:
-    """Wait for the end of the input, then kill all that carries `mark`."""
-    sys.stdin.buffer.read()
+    """Wait for the end of the input, which names the session, then kill all that belongs to it."""
+    session = sys.stdin.buffer.read().decode()
     quiet = 0
     while quiet < _QUIET_SWEEPS:
-        pids = _find_marked(f"{MARK}={mark}".encode())
+        pids = _find_processes(f"{MARK}={mark}".encode(), session)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -72,14 +80,24 @@ def main(mark: str) -> None:
         time.sleep(_SWEEP_SECONDS)
 
 
-def _find_marked(entry: bytes) -> list[int]:
+def _find_processes(entry: bytes, session: str) -> list[int]:
     found = []
     for directory in _PROC.iterdir():
-        if directory.name.isdecimal():
+        if directory.name.isdecimal() and int(directory.name) != os.getpid():
             with contextlib.suppress(OSError):
-                if entry in (directory / "environ").read_bytes().split(b"\0"):
+                is_marked = entry in (directory / "environ").read_bytes().split(b"\0")
+                if is_marked or (session and _writes_to(directory / "fd", session)):
                     found.append(int(directory.name))
     return found
+
+
+def _writes_to(descriptors: Path, session: str) -> bool:
+    """Whether a process has a file of `session` open for writing; a person may be reading its logs."""
+    for link in descriptors.iterdir():
+        with contextlib.suppress(OSError):
+            if link.lstat().st_mode & stat.S_IWUSR and f"/{session}/" in str(link.readlink()):
+                return True
+    return False
 
 
 if __name__ == "__main__":

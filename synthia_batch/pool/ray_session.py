@@ -91,5 +91,6 @@ class RaySession:
                     logging_level=logging.ERROR,
                     _node_ip_address="127.0.0.1",
                 )
+            self._guard.watch_session(str(ray.get_runtime_context().get_session_name()))
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = before

@@ -17,13 +17,13 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(installed_vllm() is None, reason="vLLM is not installed: make setup installs it"),
 ]
-ROWS = 48
+ROWS = 24
 
 
 def test_a_killed_vllm_worker_is_replaced_and_every_sample_is_made(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "q.jsonl", [{"question": f"Tell me about {n}."} for n in range(ROWS)])
     command = command_of(
-        "run", source, "--max-tokens", "48", "--set", "model.max_model_len=512", "--workers", "2",
+        "run", source, "--max-tokens", "32", "--set", "model.max_model_len=512", "--workers", "2",
         "--set", "engine.max_num_seqs=2", "-o", "out",
     )  # fmt: skip
     with (tmp_path / "stderr").open("w") as errors:
