@@ -55,7 +55,7 @@ def read_facts(directory: Path) -> RunFacts:
         attempt=Attempt(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
         shards=plan_shards(plan["scan"]["rows"], plan["samples_per_row"]),
         grid=SampleGrid(
-            systems=tuple(identity["system_order"]),
+            systems=tuple(name for name, _ in identity["system"]),
             num_samples=identity["num_samples"],
             own_system=None if identity["replace_own_system"] else ROW_SYSTEM,
         ),

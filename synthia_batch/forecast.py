@@ -1,5 +1,6 @@
 """What a job would do: its samples, shards and prompt tokens, without starting an engine."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,18 +18,27 @@ from synthia_batch.source import Scan, Source, open_source
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptTokens:
-    """Exact token counts over all prompts. `too_long` of them leave no room for an answer."""
+    """Exact token counts over all prompts that the format can express; `refused` it cannot.
+
+    `too_long` of those counted leave no room for an answer.
+    """
 
     total: int
     shortest: int
     median: int
     longest: int
+    refused: int
     too_long: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What `plan` prints."""
+    """What `plan` prints.
+
+    `longest_output_tokens` is what all samples come to where every answer is as long as it may be.
+    `settings` has by dotted key a `value` with its `origin`, and where something else runs, that
+    as `resolved` with what it was `resolved_by`.
+    """
 
     directory: Path
     fingerprint: str
@@ -42,7 +52,7 @@ class Forecast:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able values."""
-        return {**asdict(self), "directory": str(self.directory)}
+        return {**asdict(self), "directory": _spell(self.directory)}
 
 
 def check_input(job: ResolvedJob) -> int:
@@ -59,7 +69,7 @@ def forecast_job(job: ResolvedJob) -> Forecast:
     source = open_source(job.input_path)
     scan = scan_input(job, source)
     shards = plan_shards(scan.rows, job.plan.samples_per_row)
-    tokens = _count_tokens(job, source, scan)
+    prompts = _count_prompts(job, source, scan)
     return Forecast(
         directory=job.output,
         fingerprint=job.fingerprint,
@@ -67,13 +77,72 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         rows=scan.rows,
         samples=shards[-1].stop,
         shards=len(shards),
-        longest_output_tokens=shards[-1].stop * job.engine.sampling.max_tokens,
-        prompt_tokens=tokens,
-        settings=_list_settings(job),
+        longest_output_tokens=_bound_output(job, prompts),
+        prompt_tokens=_sum_up(job, prompts),
+        settings=list_settings(job),
     )
 
 
-def _count_tokens(job: ResolvedJob, source: Source, scan: Scan) -> PromptTokens:
+def list_settings(job: ResolvedJob) -> dict[str, dict[str, Any]]:
+    """Return every key of the job with its value and origin, and what it was resolved to."""
+    settings: dict[str, dict[str, Any]] = {}
+    resolutions = _find_resolutions(job)
+    for key, value in flatten(job.declared.model_dump()).items():
+        shown = _spell(value)
+        settings[key] = {"value": shown, "origin": job.origins.get(key, "default")}
+        resolution = resolutions.get(key)
+        if resolution is not None and resolution.value != shown:
+            settings[key] |= {"resolved": resolution.value, "resolved_by": resolution.by}
+    return settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prompts:
+    """The token counts of the prompts, one for all samples of each; `refused` have none."""
+
+    counts: list[int]
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolution:
+    """What a value came to, and by what."""
+
+    value: Any
+    by: str
+
+
+def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
+    has_model = job.model.path is not None
+    model = "the model's config.json" if has_model else "the scripted engine"
+    format_by = "the model's chat template" if job.prompt.format == "chat" else "no chat template"
+    found = {
+        "name": _Resolution(job.name, "the input's name"),
+        "output": _Resolution(_spell(job.output), "name and fingerprint"),
+        "model.name": _Resolution(job.model.name, "the model" if has_model else "the scripted engine"),
+        "model.revision": _Resolution(job.model.revision, "the Hub"),
+        "model.max_model_len": _Resolution(job.engine.max_model_len, model),
+        "prompt_format": _Resolution(job.prompt.format, format_by),
+        "system": _Resolution([system.name for system in job.plan.systems], "the library, files and rows"),
+        "engine.device": _Resolution(job.engine.device, "the installed vLLM"),
+        "sampling.stop": _Resolution(list(job.engine.sampling.stop), "the prompt format"),
+        "input.prompt_column": _Resolution(job.columns["prompt"], "the input"),
+        "input.messages_column": _Resolution(job.columns["messages"], "the input"),
+        "input.keep_columns": _Resolution(job.columns["keep"], "the input"),
+    }
+    if job.pool.kind == "local":  # How many a Ray pool has, only Ray knows.
+        found["pool.workers"] = _Resolution(job.pool.workers or 1, "the local pool")
+    return found
+
+
+def _spell(value: Any) -> Any:
+    """Return `value` as JSON and a terminal can show it: a path may have a name that is no UTF-8."""
+    if isinstance(value, Path):
+        return os.fsencode(value).decode(errors="backslashreplace")
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _count_prompts(job: ResolvedJob, source: Source, scan: Scan) -> _Prompts:
     renderer = open_renderer(job.prompt)
     counts = []
     refused = 0
@@ -84,16 +153,21 @@ def _count_tokens(job: ResolvedJob, source: Source, scan: Scan) -> PromptTokens:
                     counts.append(len(renderer.render(sample.messages)))
                 except SampleRefused:
                     refused += 1
-    each = job.plan.num_samples
+    return _Prompts(counts=counts, refused=refused)
+
+
+def _bound_output(job: ResolvedJob, prompts: _Prompts) -> int:
+    rooms = (max(0, job.engine.max_model_len - count) for count in prompts.counts)
+    return sum(min(room, job.engine.sampling.max_tokens) for room in rooms) * job.plan.num_samples
+
+
+def _sum_up(job: ResolvedJob, prompts: _Prompts) -> PromptTokens:
+    counts, each = prompts.counts, job.plan.num_samples
     return PromptTokens(
         total=sum(counts) * each,
         shortest=min(counts, default=0),
         median=median_high(counts) if counts else 0,
         longest=max(counts, default=0),
-        too_long=(refused + sum(count >= job.engine.max_model_len for count in counts)) * each,
+        refused=prompts.refused * each,
+        too_long=sum(count >= job.engine.max_model_len for count in counts) * each,
     )
-
-
-def _list_settings(job: ResolvedJob) -> dict[str, dict[str, Any]]:
-    flat = flatten(job.declared.model_dump(mode="json"))
-    return {key: {"value": value, "origin": job.origins.get(key, "default")} for key, value in flat.items()}

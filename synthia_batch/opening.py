@@ -1,6 +1,7 @@
 """Opening a run: whose directory it is, what is planned, and what earlier attempts left of it."""
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -36,9 +37,15 @@ from synthia_batch.store.run_dir import RunDir
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRun:
-    """A run directory that is ours to write to, with its plan. `keeper` knows what is done."""
+    """A run directory that is ours to write to, with its plan. `keeper` knows what is done.
+
+    `name` and `source_file` are the job's and its input's when the run began. Neither is identity,
+    but both are in the output: a run resumed under other names goes on under its first ones.
+    """
 
     run_dir: RunDir
+    name: str
+    source_file: str
     scan: Scan
     plan_digest: str
     keeper: Keeper
@@ -95,7 +102,7 @@ def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], No
         UsageError: The selection does not fit its columns.
     """
     with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
-        return source.scan(select_rows(job), Path(scratch), on_progress)
+        return source.scan(select_rows(job.declared), Path(scratch), on_progress)
 
 
 @contextmanager
@@ -174,7 +181,14 @@ def begin_attempt(
         )
         stack.enter_context(keeper)
         scan = locked.assembler.scan
-        yield OpenRun(run_dir=run_dir, scan=scan, plan_digest=attempt.plan_digest, keeper=keeper)
+        yield OpenRun(
+            run_dir=run_dir,
+            name=locked.plan["name"],
+            source_file=locked.plan["source_file"],
+            scan=scan,
+            plan_digest=attempt.plan_digest,
+            keeper=keeper,
+        )
 
 
 def make_grid(spec: PlanSpec) -> SampleGrid:
@@ -203,7 +217,7 @@ def _look(job: ResolvedJob, run_dir: RunDir, lock: RunLock, source: Source, scan
         run_dir=run_dir,
         lock=lock,
         plan=plan,
-        assembler=_make_assembler(job, source, scan),
+        assembler=_make_assembler(job, source, scan, plan["source_file"]),
         attempt=attempt,
         shards=shards,
         states=states,
@@ -213,6 +227,7 @@ def _look(job: ResolvedJob, run_dir: RunDir, lock: RunLock, source: Source, scan
 def _make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:
     return {
         "name": job.name,
+        "source_file": _spell_name(job.input_path),
         "fingerprint": job.fingerprint,
         "identity": job.identity,
         "samples_per_row": job.plan.samples_per_row,
@@ -226,11 +241,16 @@ def _keep_plan(job: ResolvedJob, locked: LockedRun) -> None:
     if not run_dir.plan.exists():
         # Before the plan: where a plan is, everything that it needs must be.
         publish_bytes(run_dir.occurrences, *locked.assembler.scan.occurrences.encode())
-    write_job(run_dir.job, job.declared)
+    write_job(run_dir.job, job.said)
     write_plan_once(run_dir.plan, locked.plan)
 
 
-def _make_assembler(job: ResolvedJob, source: Source, scan: Scan) -> Assembler:
+def _spell_name(path: Path) -> str:
+    """Return the file's name in UTF-8, with bytes that are not as \\xff."""
+    return os.fsencode(path.name).decode(errors="backslashreplace")
+
+
+def _make_assembler(job: ResolvedJob, source: Source, scan: Scan, source_file: str) -> Assembler:
     return Assembler(
         source=source,
         scan=scan,
@@ -238,11 +258,11 @@ def _make_assembler(job: ResolvedJob, source: Source, scan: Scan) -> Assembler:
         prompt_format=open_format(job.prompt),
         part_format=PartFormat(
             model=job.model.name,
-            source_file=job.input_path.name,
+            source_file=source_file,
             kept=scan.kept,
             metadata={
                 "synthia_batch.fingerprint": job.fingerprint,
-                **{f"synthia_batch.system.{name}": digest for name, digest in job.identity["system"].items()},
+                **{f"synthia_batch.system.{name}": digest for name, digest in job.identity["system"]},
             },
         ),
     )

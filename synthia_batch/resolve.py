@@ -1,19 +1,16 @@
 """From what was said to a job with no maybes: files are looked up, digested and asked here."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from blake3 import blake3
 
 from synthia_batch.digest import DigestCache, digest_file, open_digest_cache
 from synthia_batch.engine.vllm_settings import check_settings
 from synthia_batch.errors import UsageError
 from synthia_batch.hardware import detect_device, installed_vllm, name_cpu, name_gpus
 from synthia_batch.job.declared import Job
-from synthia_batch.job.fingerprint import OUTPUT_FORMAT, fingerprint, select_identity_settings
+from synthia_batch.job.fingerprint import fingerprint
+from synthia_batch.job.identity import IdentityParts, InputIdentity, Numerics, identify
 from synthia_batch.job.layers import Layer, Merged, merge_layers
 from synthia_batch.job.presets import read_preset
 from synthia_batch.job.resolved import (
@@ -29,7 +26,7 @@ from synthia_batch.models.locate import ModelFacts, digest_model, locate_model, 
 from synthia_batch.prompts.formats import ChatFormat, PlainChatFormat, PromptFormat, SynthiaFormat
 from synthia_batch.prompts.library import select_system_message
 from synthia_batch.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
-from synthia_batch.source.base import Selection
+from synthia_batch.source import Columns, Selection, open_source
 
 SCRIPTED_MODEL_LEN = 8192
 SYSTEM_COLUMN = "column"
@@ -45,6 +42,16 @@ class _Found:
     digests: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sources:
+    """All that a job is resolved from: what the user `said`, everything `merged`, what is there."""
+
+    said: Job
+    merged: Merged
+    columns: Columns
+    found: _Found
+
+
 def resolve_job(layers: Sequence[Layer], say: Callable[[str], None]) -> ResolvedJob:
     """Return the job that `layers`, strongest first, come to. Reads files; changes none but caches.
 
@@ -53,14 +60,21 @@ def resolve_job(layers: Sequence[Layer], say: Callable[[str], None]) -> Resolved
         ModelUnavailable: Its model is not to be had.
     """
     cache = open_digest_cache()
-    merged = _add_preset(layers)
+    said = merge_layers(layers).job
+    layers = [*layers, read_preset(said.preset)] if said.preset else layers
+    merged = merge_layers(layers)
+    _refuse_two_systems(merged)
+    # Before the model, which may take an hour to download.
+    columns = open_source(said.input.path).detect(select_rows(said))
     found = _find_model(merged, cache, say)
     if found.facts is not None and found.facts.generation:
         recommended = Layer(
-            origin="the model's generation_config", values={"sampling": dict(found.facts.generation)}
+            origin="the model's generation_config",
+            values={"sampling": dict(found.facts.generation)},
+            is_said=False,
         )
-        merged = merge_layers([*_with_preset(layers, merged.job), recommended])
-    return _resolve(merged, found, cache)
+        merged = merge_layers([*layers, recommended])
+    return _resolve(_Sources(said=said, merged=merged, columns=columns, found=found), cache)
 
 
 def open_renderer(spec: PromptSpec) -> Renderer:
@@ -78,9 +92,9 @@ def open_format(spec: PromptSpec) -> PromptFormat:
     return ChatFormat(spec.template, spec.special_tokens)
 
 
-def select_rows(job: ResolvedJob) -> Selection:
+def select_rows(job: Job) -> Selection:
     """Return what the job asks of its input."""
-    said = job.declared.input
+    said = job.input
     return Selection(
         prompt_column=said.prompt_column,
         messages_column=said.messages_column,
@@ -91,12 +105,12 @@ def select_rows(job: ResolvedJob) -> Selection:
     )
 
 
-def _add_preset(layers: Sequence[Layer]) -> Merged:
-    return merge_layers(_with_preset(layers, merge_layers(layers).job))
-
-
-def _with_preset(layers: Sequence[Layer], job: Job) -> list[Layer]:
-    return [*layers, read_preset(job.preset)] if job.preset else list(layers)
+def _refuse_two_systems(merged: Merged) -> None:
+    if merged.job.input.system_column and merged.is_said("system"):
+        raise UsageError(
+            "a system message was named, and a column to take it from as well (--system and "
+            "--system-column); name one of the two"
+        )
 
 
 def _find_model(merged: Merged, cache: DigestCache, say: Callable[[str], None]) -> _Found:
@@ -119,25 +133,31 @@ def _find_model(merged: Merged, cache: DigestCache, say: Callable[[str], None]) 
     )
 
 
-def _resolve(merged: Merged, found: _Found, cache: DigestCache) -> ResolvedJob:
-    job = merged.job
-    if job.input.system_column and merged.origins["system"] != "default":
-        raise UsageError(
-            "a system message was named, and a column to take it from as well (--system and "
-            "--system-column); name one of the two"
-        )
-    if not job.input.path.is_file():
-        raise UsageError(f"{job.input.path}: no such file; name a JSONL or Parquet file of prompts")
+def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
+    job, found, columns = sources.merged.job, sources.found, sources.columns.to_dict()
     prompt = _choose_format(job, found)
-    plan = _choose_systems(merged)
+    plan = _choose_systems(sources.merged, sources.columns)
     engine = _specify_engine(job, found, prompt)
-    identity = _identify(job, found, prompt, plan, engine, digest_file(job.input.path, cache))
+    identity = identify(
+        IdentityParts(
+            input=InputIdentity(
+                digest=digest_file(job.input.path, cache), columns=columns, limit=job.input.limit
+            ),
+            plan=plan,
+            prompt=prompt,
+            engine=engine,
+            model_digests=found.digests,
+            numerics=_find_numerics(engine),
+        )
+    )
     name = job.name or _name_after(job.input.path)
     mark = fingerprint(identity)
     return ResolvedJob(
         name=name,
         declared=job,
+        said=sources.said,
         input_path=job.input.path,
+        columns=columns,
         output=job.output or Path("outputs") / f"{name}-{mark[:8]}",
         model=found.ref,
         plan=plan,
@@ -146,12 +166,12 @@ def _resolve(merged: Merged, found: _Found, cache: DigestCache) -> ResolvedJob:
         pool=PoolSpec(
             kind=job.pool.kind,
             workers=job.pool.workers,
-            ray_address=job.pool.ray_address or os.environ.get("RAY_ADDRESS") or None,
+            ray_address=job.pool.ray_address or None,
             watchdog_seconds=job.pool.watchdog_seconds,
         ),
         identity=identity,
         fingerprint=mark,
-        origins=merged.origins,
+        origins=sources.merged.origins,
     )
 
 
@@ -172,8 +192,10 @@ def _choose_format(job: Job, found: _Found) -> PromptSpec:
     )
 
 
-def _choose_systems(merged: Merged) -> PlanSpec:
+def _choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
     job = merged.job
+    # A prompt has no system message of its own, and a blank value of the column replaces none.
+    replaces = columns.messages is None or (not columns.system and merged.is_said("system"))
     if job.input.system_column:
         systems = [SystemText(name=SYSTEM_COLUMN, text="")]
     else:
@@ -185,7 +207,7 @@ def _choose_systems(merged: Merged) -> PlanSpec:
     return PlanSpec(
         systems=tuple(systems),
         system_column=job.input.system_column,
-        replace_own_system=bool(job.input.system_column) or merged.origins["system"] != "default",
+        replace_own_system=replaces,
         num_samples=job.num_samples,
         seed=job.seed,
     )
@@ -226,54 +248,13 @@ def _specify_engine(job: Job, found: _Found, prompt: PromptSpec) -> EngineSpec:
     )
 
 
-def _identify(
-    job: Job, found: _Found, prompt: PromptSpec, plan: PlanSpec, engine: EngineSpec, input_digest: str
-) -> dict[str, Any]:
-    selection = job.input.model_dump(mode="json", exclude={"path"})
-    identity: dict[str, Any] = {
-        "output_format": OUTPUT_FORMAT,
-        "input": {"digest": input_digest, **selection},
-        "system": {system.name: _digest_text(system.text) for system in plan.systems},
-        # The digest of an object does not know the order of its keys; ordinals depend on it.
-        "system_order": [system.name for system in plan.systems],
-        "replace_own_system": plan.replace_own_system,
-        "prompt": {
-            "format": prompt.format,
-            "template": _digest_text(prompt.template or ""),
-            "special_tokens": dict(prompt.special_tokens),
-        },
-        "model": {
-            "name": found.ref.name,
-            "revision": found.ref.revision,
-            "trust_remote_code": found.ref.trust_remote_code,
-            "dtype": engine.dtype,
-            "quantization": engine.quantization,
-            "max_model_len": engine.max_model_len,
-            **found.digests,
-        },
-        "sampling": engine.sampling.model_dump(mode="json"),
-        "seed": job.seed,
-        "num_samples": job.num_samples,
-        "determinism": job.determinism,
-        "engine": {"kind": engine.kind, **select_identity_settings(engine.settings)},
-    }
-    if job.determinism == "strict":
-        identity["engine"] |= _identify_numerics(engine)
-    return identity
-
-
-def _identify_numerics(engine: EngineSpec) -> dict[str, Any]:
-    """Return what decides the last bits of a logit: versions, hardware and how the model is split."""
+def _find_numerics(engine: EngineSpec) -> Numerics:
     if engine.kind == "scripted":
         from synthia_batch.engine.scripted_engine import VERSION
 
-        return {"version": VERSION}
-    return {
-        "version": " ".join(installed_vllm() or ()),
-        "hardware": name_cpu() if engine.device == "cpu" else _name_gpu_kind(),
-        "tensor_parallel_size": engine.tensor_parallel_size,
-        "pipeline_parallel_size": engine.pipeline_parallel_size,
-    }
+        return Numerics(version=VERSION, hardware=None)
+    hardware = name_cpu() if engine.device == "cpu" else _name_gpu_kind()
+    return Numerics(version=" ".join(installed_vllm() or ()), hardware=hardware)
 
 
 def _name_gpu_kind() -> str:
@@ -281,10 +262,6 @@ def _name_gpu_kind() -> str:
     resumed run must answer as the first did.
     """
     return ", ".join(sorted(set(name_gpus()))) or "as the canary says"
-
-
-def _digest_text(text: str) -> str:
-    return blake3(text.encode()).hexdigest(length=16)
 
 
 def _name_after(path: Path) -> str:

@@ -1,5 +1,6 @@
 """run_job(): the whole flow of a run, top to bottom."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from synthia_batch.drain import DrainReason, DrainRequest
 from synthia_batch.drive import Driver
 from synthia_batch.errors import SampleRefused
 from synthia_batch.job.declared import Job
-from synthia_batch.job.layers import Layer
+from synthia_batch.job.layers import Layer, read_ray_address
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
 from synthia_batch.opening import OpenRun, open_run, refuse_other_identity
@@ -67,7 +68,8 @@ def run_job(job: Job, *, display: Display | None = None) -> RunResult:
     """
     display = display or Display(quiet=True)
     said = Layer(origin="argument", values=job.model_dump(exclude_unset=True))
-    return run_resolved_job(resolve_job([said], display.say), display)
+    layers = [said, read_ray_address(os.environ)]
+    return run_resolved_job(resolve_job(layers, display.say), display)
 
 
 def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
@@ -184,11 +186,11 @@ def _finish(job: ResolvedJob, run: OpenRun) -> None:
         parts=parts,
     )
     facts = CardFacts(
-        name=job.name,
+        name=run.name,
         model=job.model.name,
-        source=job.input_path.name,
+        source=run.source_file,
         systems={system.name: system.text for system in job.plan.systems},
-        system_digests=job.identity["system"],
+        system_digests=dict(job.identity["system"]),
         sampling=job.identity["sampling"],
         determinism=job.declared.determinism,
         seed=job.plan.seed,

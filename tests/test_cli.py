@@ -238,6 +238,12 @@ def test_when_every_sample_fails_there_is_no_empty_data_file(synthia: Command, t
         (("q.jsonl", "--system", "none", "--system-column", "question"), "name one of the two"),
         (("q.jsonl", "--model", "./no-such-model"), "no such directory"),
         (("broken.yaml",), "broken.yaml:2"),
+        (("q.jsonl", "--set", "sampling.repetition_penalty=.inf"), "sampling.repetition_penalty (flag)"),
+        (("q.jsonl", "--set", "engine.foo=2024-01-01"), "engine.foo (flag)"),
+        (("q.jsonl", "--stop", ""), "sampling.stop.0 (flag)"),
+        (("q.jsonl", "--set", "system=@nowhere.txt"), "nowhere.txt cannot be read"),
+        (("q.jsonl", "--prompt-column", os.fsdecode(b"\xff")), "input.prompt_column (flag)"),
+        (("q.jsonl", "--set", os.fsdecode(b"model.dtype=\xff")), "model.dtype"),
         ((), "name an input file"),
     ],
 )

@@ -78,6 +78,16 @@ def test_a_system_column_gives_each_row_its_own() -> None:
     assert silent.messages == (Message("user", "Why?"),)
 
 
+def test_a_blank_system_column_leaves_a_row_its_own() -> None:
+    turns = (Message("system", "Own."), Message("user", "Why?"))
+    spec = make_spec("column", column="persona", replace=False)
+    (silent,) = make_samples(make_row(0, *turns, system=None), spec)
+    (spoken,) = make_samples(make_row(0, *turns, system="Be a pirate."), spec)
+    assert (silent.system, silent.messages) == ("row", turns)
+    assert (spoken.system, spoken.messages[0].content) == ("column", "Be a pirate.")
+    assert len(spoken.messages) == 2
+
+
 def test_a_seed_has_63_bits_and_depends_on_each_of_its_parts() -> None:
     seeds = {
         derive_seed(*parts)

@@ -40,6 +40,19 @@ def test_every_job_file_is_a_valid_job_whose_input_is_there(path: Path) -> None:
     assert merge_layers([layer, *presets]).job.input.path.is_file()
 
 
+def test_conversations_keep_their_own_system_messages(synthia: Command, tmp_path: Path) -> None:
+    scripted = ("--engine", "scripted", "--pool", "local", "-o", tmp_path / "out")
+    done = synthia("run", ROOT / "jobs" / "conversations.yaml", *scripted)
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    conversations = [json.loads(line) for line in (INPUTS / "conversations.jsonl").read_text().splitlines()]
+    for row, conversation in zip(rows, conversations, strict=True):
+        own = conversation["messages"][0]["role"] == "system"
+        assert row["system"] == ("row" if own else "synthia")
+        assert row["messages"][not own : -1] == conversation["messages"]
+    assert {row["system"] for row in rows} == {"row", "synthia"}
+
+
 def test_both_formats_of_the_questions_give_the_same_dataset(synthia: Command, tmp_path: Path) -> None:
     scripted = ("--engine", "scripted", "--pool", "local")
     for suffix in ("jsonl", "parquet"):

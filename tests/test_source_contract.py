@@ -57,6 +57,31 @@ def list_faults(path: Path, **selection: Any) -> list[str]:
     return list(caught.value.faults)
 
 
+@pytest.mark.parametrize(
+    "selection",
+    [{}, {"prompt_column": "text"}, {"id_column": "id", "keep_columns": ("id", "b", "a")}],
+    ids=str,
+)
+def test_the_columns_detected_are_those_of_the_scan(write: Write, selection: dict[str, Any]) -> None:
+    path = write([{"id": f"{n}", "text": "Why?", "question": "What?", "a": 1, "b": 2} for n in range(3)])
+    assert open_source(path).detect(Selection(**selection)) == scan(path, **selection).columns
+    with pytest.raises(UsageError, match="there is no column 'nope'"):
+        open_source(path).detect(Selection(prompt_column="nope"))
+
+
+def test_columns_are_detected_behind_lines_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('\n{"prompt"\n{"question": "Why?"}\n')
+    assert open_source(path).detect(Selection()).prompt == "question"
+    path.write_text('{"prompt"\n[]\n')
+    with pytest.raises(InputRefused) as refused:
+        open_source(path).detect(Selection())
+    assert len(refused.value.faults) == 2
+    path.write_text("\n\n")
+    with pytest.raises(InputRefused, match="only blank lines"):
+        open_source(path).detect(Selection())
+
+
 MANY = [{"prompt": f"Question é {number % 900}", "score": number} for number in range(3500)]
 
 

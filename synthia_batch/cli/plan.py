@@ -8,6 +8,8 @@ import typer
 from synthia_batch.cli.flags import JobFlags, takes_job_flags
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from synthia_batch.forecast import Forecast
 
 
@@ -28,7 +30,8 @@ def validate(flags: JobFlags) -> None:
 
     job = resolve_job(flags.read_layers(), Display().say)
     rows = check_input(job)
-    print(f"{job.input_path}: {rows} rows, no faults")
+    name = str(job.input_path).encode(errors="backslashreplace").decode()  # It may be no UTF-8.
+    print(f"{name}: {rows} rows, no faults")
 
 
 def print_plan(flags: JobFlags, as_json: bool) -> None:
@@ -46,7 +49,12 @@ def _describe(forecast: "Forecast") -> str:
     values: dict[str, Any] = forecast.to_dict()
     settings, tokens = values.pop("settings"), values.pop("prompt_tokens")
     width = max(len(key) for key in settings)
-    lines = [f"{key:<{width}}  {entry['value']!s}  ({entry['origin']})" for key, entry in settings.items()]
+    lines = [f"{key:<{width}}  {_describe_setting(entry)}" for key, entry in settings.items()]
     lines += ["", *(f"{key.replace('_', ' ')}: {value}" for key, value in values.items())]
     lines.append("prompt tokens: " + ", ".join(f"{name} {count}" for name, count in tokens.items()))
     return "\n".join(lines)
+
+
+def _describe_setting(entry: "Mapping[str, Any]") -> str:
+    said = f"{entry['value']!s}  ({entry['origin']})"
+    return f"{said} -> {entry['resolved']!s}  ({entry['resolved_by']})" if "resolved" in entry else said

@@ -4,15 +4,33 @@ Everything is optional but the input. What is left unsaid is filled, in this ord
 preset, the model's generation_config and the defaults below; see `layers`.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 Determinism = Literal["strict", "fast"]
 EngineKind = Literal["vllm", "scripted"]
 PoolKind = Literal["ray", "local"]
 PromptFormat = Literal["auto", "chat", "synthia"]
+
+
+def _refuse_bool(value: Any) -> Any:
+    # Pydantic takes true for 1, and a slip in YAML for a temperature.
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number, not true or false")
+    return value
+
+
+def _expand_home(path: Path) -> Path:
+    return Path(os.path.expanduser(path))
+
+
+Whole = Annotated[int, BeforeValidator(_refuse_bool)]
+Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_refuse_bool)]
+HomePath = Annotated[Path, AfterValidator(_expand_home)]
+"""A path that may start with `~`, the home directory."""
 
 
 class Section(BaseModel):
@@ -24,19 +42,20 @@ class Section(BaseModel):
 class Input(Section):
     """Where the rows come from, and which of them."""
 
-    path: Path
+    path: HomePath
     """JSONL or Parquet. In a job file, relative to the job file."""
     prompt_column: str | None = None
     """Default: the first of prompt, question, instruction, input, text that there is."""
     messages_column: str | None = None
     """A column of conversations in OpenAI's shape. Default: `messages`, where there is one."""
     system_column: str | None = None
-    """Takes each row's system message from this column, instead of `system`."""
+    """Takes each row's system message from this column, instead of `system`. Where it is blank, a
+    conversation keeps its own, and a prompt has none."""
     id_column: str | None = None
     """Default: a hash of the row's content and an occurrence number."""
     keep_columns: tuple[str, ...] = ()
     """Input columns to carry into the output."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Annotated[Whole, Field(ge=1)] | None = None
     """Take the first `limit` rows only."""
 
 
@@ -44,30 +63,31 @@ class Model(Section):
     """What answers."""
 
     name: str = "demo"
-    """A directory, a name on the Hugging Face Hub, or `demo` for the embedded model."""
+    """A directory, a name on the Hugging Face Hub, or `demo` for the embedded model. In a job file, a
+    directory is relative to the job file."""
     revision: str | None = None
     """A branch, tag or commit on the Hub."""
     trust_remote_code: bool = False
     dtype: str = "auto"
     quantization: str | None = None
-    max_model_len: Annotated[int, Field(ge=16)] | None = None
+    max_model_len: Annotated[Whole, Field(ge=16)] | None = None
     """Tokens of prompt and answer together. Default: what the model was trained for."""
 
 
 class Sampling(Section):
     """How tokens are drawn. The defaults are those of the Synthia model cards."""
 
-    temperature: Annotated[float, Field(ge=0, le=10)] = 0.75
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 50
+    temperature: Annotated[Number, Field(ge=0, le=10)] = 0.75
+    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[Whole, Field(ge=0)] = 50
     """0 considers every token."""
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    max_tokens: Annotated[int, Field(ge=1)] = 1024
+    min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[Number, Field(gt=0)] = 1.0
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
+    max_tokens: Annotated[Whole, Field(ge=1)] = 1024
     """New tokens per sample; fewer where prompt and answer would exceed max_model_len."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end an answer and are not part of it."""
 
     @field_validator("stop", mode="before")
@@ -98,13 +118,13 @@ class Pool(Section):
     """Where the engines live."""
 
     kind: PoolKind = "ray"
-    workers: Annotated[int, Field(ge=1)] | None = None
+    workers: Annotated[Whole, Field(ge=1)] | None = None
     """Engines. Default: one per GPU group, or one per CPU core where there is no GPU."""
-    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
-    pipeline_parallel_size: Annotated[int, Field(ge=1)] = 1
+    tensor_parallel_size: Annotated[Whole, Field(ge=1)] = 1
+    pipeline_parallel_size: Annotated[Whole, Field(ge=1)] = 1
     ray_address: str | None = None
     """A running Ray cluster. Default: a Ray of the job's own, gone when the job is."""
-    watchdog_seconds: Annotated[float, Field(gt=0)] = 300.0
+    watchdog_seconds: Annotated[Number, Field(gt=0)] = 300.0
     """An engine that has work and makes no step for this long is hung, and is killed."""
 
 
@@ -121,18 +141,18 @@ class Job(Section):
     prompt_format: PromptFormat = "auto"
     """`chat` is the model's own template, `synthia` the cards' SYSTEM:/USER:/ASSISTANT: format.
     `auto` takes the template where the model has one."""
-    num_samples: Annotated[int, Field(ge=1)] = 1
+    num_samples: Annotated[Whole, Field(ge=1)] = 1
     """Samples per row and system message."""
     sampling: Sampling = Sampling()
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     determinism: Determinism = "strict"
     engine: Engine = Engine()
     pool: Pool = Pool()
-    output: Path | None = None
+    output: HomePath | None = None
     """The run directory. Default: outputs/NAME-FINGERPRINT."""
-    max_failures: Annotated[int, Field(ge=0)] | None = None
+    max_failures: Annotated[Whole, Field(ge=0)] | None = None
     """More failed samples than this end the job with exit code 3. Default: no limit."""
-    deadline_seconds: Annotated[float, Field(gt=0)] | None = None
+    deadline_seconds: Annotated[Number, Field(gt=0)] | None = None
     """Drain after this long, to be resumed later."""
 
     @field_validator("system", mode="before")

@@ -64,8 +64,9 @@ class SystemText:
 class PlanSpec:
     """What decides, with the rows, which samples there are and their seeds.
 
-    A row's own system message stays in place unless `replace_own_system`. With `system_column`,
-    `systems` holds one entry of that name and the text comes from each row.
+    A row's own system message stays in place unless `replace_own_system`, which is True as well
+    where rows are prompts and have none. With `system_column`, `systems` holds one entry of that
+    name and the text comes from each row; a row where it is blank keeps its own.
     """
 
     systems: tuple[SystemText, ...]
@@ -94,12 +95,16 @@ class PromptSpec:
 class ResolvedJob:
     """A job with every value found, and the identity that those values make.
 
+    `declared` has every value filled, `said` those only that the user said: no preset's and none
+    of the model's. `columns` are the input's, as `Columns.to_dict` of the source gives them.
     `origins` tells for each dotted key of the job file where its value came from.
     """
 
     name: str
     declared: Job
+    said: Job
     input_path: Path
+    columns: Mapping[str, Any]
     output: Path
     model: ModelRef
     plan: PlanSpec

@@ -59,6 +59,16 @@ class Columns:
         named = (self.text, self.system, self.id, *self.keep)
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return them as plain JSON values."""
+        return {
+            "prompt": self.prompt,
+            "messages": self.messages,
+            "system": self.system,
+            "id": self.id,
+            "keep": list(self.keep),
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
@@ -85,17 +95,10 @@ class Scan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the occurrences as plain JSON values."""
-        columns = self.columns
         return {
             "rows": self.rows,
             "size": self.size,
-            "columns": {
-                "prompt": columns.prompt,
-                "messages": columns.messages,
-                "system": columns.system,
-                "id": columns.id,
-                "keep": list(columns.keep),
-            },
+            "columns": self.columns.to_dict(),
             "kept": [{"name": column.name, "type": column.type} for column in self.kept],
             "checkpoints": [[checkpoint.offset, checkpoint.line] for checkpoint in self.checkpoints],
         }
@@ -131,6 +134,14 @@ class Source(Protocol):
     @property
     def path(self) -> Path:
         """The file, as the user named it."""
+
+    def detect(self, selection: Selection) -> Columns:
+        """Return the columns that a scan will settle on, from no more of the file than it takes.
+
+        Raises:
+            UsageError: The selection does not fit the columns that there are.
+            InputRefused: The file has faults before its columns are known.
+        """
 
     def scan(
         self, selection: Selection, scratch: Path, on_progress: Callable[[int], None] | None = None

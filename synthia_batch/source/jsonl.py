@@ -46,6 +46,20 @@ class JsonlSource:
         """The file, as the user named it."""
         return self._path
 
+    def detect(self, selection: Selection) -> Columns:
+        """Return the columns, by the first record that can be read; see `Source.detect`."""
+        faults = FaultList()
+        with report_unreadable(self._path), _open(self._path) as file:
+            for line in islice(_iterate_lines(file, Checkpoint(offset=0, line=1)), selection.limit):
+                try:
+                    record, _ = parse_line(line)
+                except RowFault as fault:
+                    faults.add(f"{self._path}:{line.number}", str(fault))
+                else:
+                    return resolve_columns(selection, tuple(record), self._path)
+        faults.raise_if_any()
+        raise _refuse_blank(self._path)
+
     def scan(
         self, selection: Selection, scratch: Path, on_progress: Callable[[int], None] | None = None
     ) -> Scan:
@@ -128,7 +142,7 @@ class _Scanner:
         """Return what the pass found, or refuse the input."""
         self._faults.raise_if_any()
         if self._columns is None:
-            raise InputRefused([f"{self._path}: there are no rows, only blank lines"])
+            raise _refuse_blank(self._path)
         require_columns(sorted(self._unseen), self._names, self._path)
         return Scan(
             rows=self.rows,
@@ -265,6 +279,10 @@ def _skip_line(file: BinaryIO) -> int:
         if content.endswith(b"\n"):
             break
     return size
+
+
+def _refuse_blank(path: Path) -> InputRefused:
+    return InputRefused([f"{path}: there are no rows, only blank lines"])
 
 
 def _open(path: Path) -> BinaryIO:

@@ -65,6 +65,11 @@ class ParquetSource:
         """The file, as the user named it."""
         return self._path
 
+    def detect(self, selection: Selection) -> Columns:
+        """Return the columns, by the file's footer; see `Source.detect`."""
+        with self._refuse_damage():
+            return self._resolve_columns(selection, _open(self._path).schema_arrow)
+
     def scan(
         self, selection: Selection, scratch: Path, on_progress: Callable[[int], None] | None = None
     ) -> Scan:

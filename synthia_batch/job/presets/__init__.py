@@ -27,4 +27,4 @@ def read_preset(name: str) -> Layer:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         raise UsageError(f"--preset {name}: no such preset; {hint}")
     text = resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return Layer(origin=f"preset {name}", values=YAML(typ="safe").load(text))
+    return Layer(origin=f"preset {name}", values=YAML(typ="safe").load(text), is_said=False)

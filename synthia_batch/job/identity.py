@@ -1,0 +1,96 @@
+"""What belongs to a job's identity: all that decides about the bytes of its output."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from blake3 import blake3
+
+from synthia_batch.job.fingerprint import OUTPUT_FORMAT, select_identity_settings
+from synthia_batch.job.resolved import EngineSpec, PlanSpec, PromptSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputIdentity:
+    """Which rows a job has. `columns` are the ones that the input was found to have."""
+
+    digest: str
+    columns: Mapping[str, Any]
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numerics:
+    """What decides about the last bits of a logit, beside the engine's specification.
+
+    `hardware` is None for an engine that computes alike on any.
+    """
+
+    version: str
+    hardware: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityParts:
+    """All that an identity is made of. `model_digests` are those of weights and tokenizer."""
+
+    input: InputIdentity
+    plan: PlanSpec
+    prompt: PromptSpec
+    engine: EngineSpec
+    model_digests: Mapping[str, str]
+    numerics: Numerics
+
+
+def identify(parts: IdentityParts) -> dict[str, Any]:
+    """Return the identity, as JSON can say it: two jobs whose output may differ differ in it."""
+    plan, engine = parts.plan, parts.engine
+    return {
+        "output_format": OUTPUT_FORMAT,
+        "input": {
+            "digest": parts.input.digest,
+            # As found, so that a default said aloud changes nothing.
+            "columns": dict(parts.input.columns),
+            # As said: whether a limit leaves a row out takes the whole input to know.
+            "limit": parts.input.limit,
+        },
+        # A list, since a sample's ordinal depends on the order.
+        "system": [[system.name, digest_text(system.text)] for system in plan.systems],
+        "replace_own_system": plan.replace_own_system,
+        "prompt": {
+            "format": parts.prompt.format,
+            "template": digest_text(parts.prompt.template or ""),
+            "special_tokens": dict(parts.prompt.special_tokens),
+        },
+        "model": {
+            "name": engine.model.name,
+            "revision": engine.model.revision,
+            "trust_remote_code": engine.model.trust_remote_code,
+            "dtype": engine.dtype,
+            "quantization": engine.quantization,
+            "max_model_len": engine.max_model_len,
+            **parts.model_digests,
+        },
+        "sampling": engine.sampling.model_dump(mode="json"),
+        "seed": plan.seed,
+        "num_samples": plan.num_samples,
+        "determinism": engine.determinism,
+        "engine": _identify_engine(engine, parts.numerics),
+    }
+
+
+def digest_text(text: str) -> str:
+    """Return the first 16 bytes of the text's BLAKE3, in hex."""
+    return blake3(text.encode()).hexdigest(length=16)
+
+
+def _identify_engine(engine: EngineSpec, numerics: Numerics) -> dict[str, Any]:
+    identity = {"kind": engine.kind, **select_identity_settings(engine.settings)}
+    if engine.determinism == "fast":
+        return identity
+    identity["version"] = numerics.version
+    if numerics.hardware is not None:
+        identity["hardware"] = numerics.hardware
+        identity["tensor_parallel_size"] = engine.tensor_parallel_size
+        identity["pipeline_parallel_size"] = engine.pipeline_parallel_size
+    return identity
