@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "synthia_batch"
 EVERYTHING = {
     "assemble", "canary", "canary_record", "cli", "digest", "dispatch", "display", "drain", "drive",
-    "engine", "errors", "facts", "findings", "forecast", "hardware", "job", "job_file", "keeper", "models",
-    "opening", "plan", "pool", "prompts", "reopening", "repair", "report", "resolve", "retry", "rows", "run",
-    "shard_check", "source", "store", "supervise", "suspects", "user_cache", "verification", "worker",
+    "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper", "models",
+    "opening", "plan", "pool", "prompts", "reopening", "report", "resolve", "retry", "rows", "run",
+    "source", "store", "supervise", "suspects", "user_cache", "verify", "worker",
 }  # fmt: skip
 MAY_IMPORT = {
     "rows": set(),
@@ -57,11 +57,7 @@ MAY_IMPORT = {
         "job",
         "errors",
     },
-    "facts": {"store", "plan", "rows", "errors"},
-    "findings": {"errors"},
-    "shard_check": {"facts", "findings", "store", "rows", "errors"},
-    "verification": {"facts", "findings", "shard_check", "store", "source", "rows", "errors"},
-    "repair": {"verification", "facts", "findings", "shard_check", "store", "rows", "errors"},
+    "verify": {"store", "plan", "source", "rows", "errors"},
     "retry": {
         "run",
         "opening",
@@ -74,13 +70,12 @@ MAY_IMPORT = {
         "store",
         "errors",
     },
-    "run": EVERYTHING - {"cli", "retry", "repair", "verification", "shard_check", "facts", "findings"},
+    "run": EVERYTHING - {"cli", "retry", "verify"},
     "cli": {
         "run",
         "retry",
         "reopening",
-        "verification",
-        "repair",
+        "verify",
         "report",
         "job",
         "store",

@@ -14,13 +14,13 @@ from conftest import command_of, read_bytes_of_data, write_jsonl
 from inside import Answer, Killed, call, dying_at, snapshot
 
 from synthia_batch.errors import IntegrityError
-from synthia_batch.facts import read_facts
 from synthia_batch.rows import Shard
 from synthia_batch.store.intents import Intents
 from synthia_batch.store.journal import write_journal
 from synthia_batch.store.manifest import read_manifest, write_manifest
 from synthia_batch.store.part_pages import find_page_damage
 from synthia_batch.store.part_rows import Places, SampleGrid, number_failed, number_made, read_made
+from synthia_batch.verify.facts import read_facts
 
 ROWS = 1300
 RUN = (

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from synthia_batch.repair import RepairResult
-    from synthia_batch.verification import Verification
+    from synthia_batch.verify.repair import RepairResult
+    from synthia_batch.verify.verification import Verification
 
 EXIT_DAMAGED = 4
 
@@ -26,13 +26,13 @@ def verify(
 
     with ReadingDisplay(quiet=quiet) as display:
         if repair:
-            from synthia_batch.repair import repair_run
+            from synthia_batch.verify.repair import repair_run
 
             repaired = repair_run(directory, display.show)
             damaged = bool(repaired.remaining)
             text = _repair_to_json(directory, repaired) if as_json else _describe_repair(directory, repaired)
         else:
-            from synthia_batch.verification import verify_run
+            from synthia_batch.verify.verification import verify_run
 
             found = verify_run(directory, display.show)
             damaged = bool(found.findings)

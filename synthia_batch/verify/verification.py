@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import IntegrityError
-from synthia_batch.facts import RunFacts, list_intents, read_facts
-from synthia_batch.findings import Finding, Kind, explain_error
 from synthia_batch.rows import Shard
-from synthia_batch.shard_check import ShardCheck, check_parts_of_shard, check_shard
 from synthia_batch.source.ids import Occurrences
 from synthia_batch.store.intents import Intent, read_intents
 from synthia_batch.store.lock import Owner, find_running
@@ -23,6 +20,9 @@ from synthia_batch.store.manifest import Manifest, ManifestPart, read_manifest
 from synthia_batch.store.recovery import HASH_THREADS, list_temporary_files
 from synthia_batch.store.run_dir import RunDir
 from synthia_batch.store.sealed import read_sealed
+from synthia_batch.verify.facts import RunFacts, list_intents, read_facts
+from synthia_batch.verify.findings import Finding, Kind, explain_error
+from synthia_batch.verify.shard_check import ShardCheck, check_parts_of_shard, check_shard
 
 OnProgress = Callable[[int, int], None]
 """Gets the bytes of the parts that were read so far, and of all of them."""

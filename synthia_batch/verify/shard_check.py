@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from synthia_batch.errors import IntegrityError, JournalCorrupt
-from synthia_batch.facts import RunFacts
-from synthia_batch.findings import Finding, Kind, explain_error
 from synthia_batch.rows import Shard
 from synthia_batch.store.intents import Intent, PartEntry
 from synthia_batch.store.journal import find_damages, find_last_epoch, read_journal
@@ -22,6 +20,8 @@ from synthia_batch.store.part_rows import (
     place_failed_rows,
 )
 from synthia_batch.store.recovery import check_part
+from synthia_batch.verify.facts import RunFacts
+from synthia_batch.verify.findings import Finding, Kind, explain_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

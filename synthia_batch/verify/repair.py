@@ -12,17 +12,17 @@ from datetime import datetime
 from pathlib import Path
 
 from synthia_batch.errors import IntegrityError
-from synthia_batch.facts import RunFacts, list_intents, read_facts
-from synthia_batch.findings import Finding, Kind
 from synthia_batch.rows import Finished, Shard
-from synthia_batch.shard_check import ShardCheck
 from synthia_batch.store.atomic import remove_file, sync_directory
 from synthia_batch.store.intents import repair_intents
 from synthia_batch.store.journal import repair_journal, write_journal
 from synthia_batch.store.lock import RunLock
 from synthia_batch.store.manifest import withdraw_manifest
 from synthia_batch.store.part_rows import read_made
-from synthia_batch.verification import Inspection, OnProgress, inspect_run
+from synthia_batch.verify.facts import RunFacts, list_intents, read_facts
+from synthia_batch.verify.findings import Finding, Kind
+from synthia_batch.verify.shard_check import ShardCheck
+from synthia_batch.verify.verification import Inspection, OnProgress, inspect_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
