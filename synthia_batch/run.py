@@ -48,7 +48,9 @@ class RunResult:
 
     @property
     def has_too_many_failures(self) -> bool:
-        """Whether more samples failed than the job allows."""
+        """Whether more samples failed than the job allows, or every one of them."""
+        if self.failed and not self.finished:
+            return True
         return self.max_failures is not None and self.failed > self.max_failures
 
 
@@ -141,7 +143,8 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest
     with ExitStack() as stack:
         stack.callback(display.close)
         pool = open_pool(job.pool, staffing, display.say)
-        stack.callback(pool.stop)
+        # A second Ctrl-C arrives here as KeyboardInterrupt.
+        stack.push(lambda kind, error, trace: pool.stop(at_once=kind is KeyboardInterrupt))
         driver = Driver(
             pool=pool,
             recorder=keeper,

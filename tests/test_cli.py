@@ -216,12 +216,14 @@ def test_a_prompt_that_is_too_long_fails_alone(synthia: Command, tmp_path: Path)
     assert pq.read_table(tmp_path / "out" / "data").num_rows == 2
 
 
-def test_when_every_sample_fails_there_is_no_empty_data_file(synthia: Command, tmp_path: Path) -> None:
+def test_when_every_sample_fails_there_is_no_empty_data_file_and_no_success(
+    synthia: Command, tmp_path: Path
+) -> None:
     source = write_questions(tmp_path / "q.jsonl", 3)
-    done = synthia("run", source, *SCRIPTED, "--set", "engine.fail_every=1", "-o", "out")
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "out" / "data").iterdir()) == []
-    assert synthia("run", source, *SCRIPTED, "--set", "engine.fail_every=1", "-o", "out").returncode == 0
+    for _ in range(2):
+        done = synthia("run", source, *SCRIPTED, "--set", "engine.fail_every=1", "-o", "out")
+        assert done.returncode == 3, done.stderr
+        assert list((tmp_path / "out" / "data").iterdir()) == []
 
 
 @pytest.mark.parametrize(

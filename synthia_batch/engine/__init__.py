@@ -1,1 +1,21 @@
-"""Engines make text from token ids. `base` is the contract; each other module is one engine."""
+"""Engines make text from token ids. `base` is the contract; each other engine module is one engine."""
+
+from synthia_batch.engine.base import Engine
+from synthia_batch.engine.environment import prepare_environment
+from synthia_batch.engine.seat import Seat
+from synthia_batch.job.resolved import EngineSpec
+
+
+def load_engine(spec: EngineSpec, seat: Seat) -> Engine:
+    """Return the engine that `spec` describes, loaded: seconds for a small model, minutes for a large.
+
+    Call it in the thread that will own the engine's memory, before anything has imported vllm.
+    """
+    if spec.kind == "scripted":
+        from synthia_batch.engine.scripted_engine import ScriptedEngine
+
+        return ScriptedEngine(spec, seat)
+    prepare_environment(spec, seat)
+    from synthia_batch.engine.vllm_engine import VllmEngine
+
+    return VllmEngine(spec, seat)

@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from synthia_batch.engine.environment import prepare_environment
-from synthia_batch.engine.seat import Seat
 from synthia_batch.errors import SampleRefused
-from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Outcome, Request
 
 
@@ -62,18 +59,3 @@ def check_prompt_length(request: Request, max_model_len: int) -> None:
     if length >= max_model_len:
         message = f"the prompt has {length} tokens; max_model_len is {max_model_len}"
         raise SampleRefused("prompt_too_long", message)
-
-
-def load_engine(spec: EngineSpec, seat: Seat) -> Engine:
-    """Return the engine that `spec` describes, loaded: seconds for a small model, minutes for a large.
-
-    Call it in the thread that will own the engine's memory, before anything has imported vllm.
-    """
-    if spec.kind == "scripted":
-        from synthia_batch.engine.scripted_engine import ScriptedEngine
-
-        return ScriptedEngine(spec, seat)
-    prepare_environment(spec, seat)
-    from synthia_batch.engine.vllm_engine import VllmEngine
-
-    return VllmEngine(spec, seat)

@@ -221,6 +221,7 @@ def engine_arguments(spec: EngineSpec, seat: Seat) -> dict[str, Any]:
         "pipeline_parallel_size": spec.pipeline_parallel_size,
         "seed": 0,
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
     }
     if spec.device == "cpu":
         arguments |= _cpu_arguments(spec, seat)

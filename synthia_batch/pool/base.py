@@ -135,5 +135,8 @@ class Pool(Protocol):
     def abort(self) -> None:
         """Have every worker drop what it has not ended."""
 
-    def stop(self) -> None:
-        """End every worker and give back the devices. May be called at any time, also twice."""
+    def stop(self, at_once: bool = False) -> None:
+        """End every worker and give back the devices. May be called at any time, also twice.
+
+        `at_once` waits for no engine to come to the end of its step.
+        """

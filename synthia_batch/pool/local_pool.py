@@ -2,13 +2,16 @@
 
 import contextlib
 import itertools
+import logging
+import os
 import queue
 import threading
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from synthia_batch.canary import ask_canaries
-from synthia_batch.engine.base import load_engine
+from synthia_batch.engine import load_engine
 from synthia_batch.engine.seat import Seat
 from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError, UsageError
 from synthia_batch.job.resolved import PoolSpec
@@ -98,11 +101,11 @@ class LocalPool:
         for worker in self._workers.values():
             worker.abort()
 
-    def stop(self) -> None:
-        """End every loop."""
+    def stop(self, at_once: bool = False) -> None:
+        """End every loop; `at_once`, do not wait for the steps that they are in."""
         self._stopping.set()
         for worker in self._workers.values():
-            worker.stop(_STOP_SECONDS)
+            worker.stop(0 if at_once else _STOP_SECONDS)
 
     def _run(self, index: int, epoch: int, seat: Seat) -> None:
         try:
@@ -127,9 +130,22 @@ class LocalPool:
             self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, refused=refused))
 
     def _load(self, index: int, epoch: int, seat: Seat) -> Worker:
+        if self._staffing.engine.kind == "vllm":
+            _send_logs_to(self._staffing.log_path(index))
         engine = load_engine(self._staffing.engine, seat)
         canary = ask_canaries(engine, self._staffing.canaries) if self._staffing.canaries else None
         worker = self._workers[index] = Worker(engine)
         worker.start()
         self._events.put(WorkerReady(worker=index, epoch=epoch, facts=engine.facts, canary=canary))
         return worker
+
+
+def _send_logs_to(path: Path) -> None:
+    """Have vLLM, which is not imported yet, log into `path` and not onto the terminal."""
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(name)s: %(message)s"))
+    logger = logging.getLogger("vllm")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -8,7 +8,8 @@ from pathlib import Path
 import ray
 
 from synthia_batch.canary import ask_canaries
-from synthia_batch.engine.base import EngineFacts, load_engine
+from synthia_batch.engine import load_engine
+from synthia_batch.engine.base import EngineFacts
 from synthia_batch.engine.seat import Seat
 from synthia_batch.hardware import list_cores
 from synthia_batch.job.resolved import EngineSpec

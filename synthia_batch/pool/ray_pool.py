@@ -163,12 +163,14 @@ class RayPool:
             if hand.place is not None:
                 hand.actor.abort.remote()
 
-    def stop(self) -> None:
-        """Stop the loops, then end the processes, and Ray where it was started here."""
+    def stop(self, at_once: bool = False) -> None:
+        """Stop the loops, unless `at_once`; then end the processes, and Ray where it was started here."""
         if not ray.is_initialized():
             return
-        stops = [hand.actor.stop.remote() for hand in self._hands.values() if hand.place is not None]
-        ray.wait(stops, num_returns=len(stops), timeout=STOP_SECONDS) if stops else None
+        placed = [hand for hand in self._hands.values() if hand.place is not None]
+        if placed and not at_once:
+            stops = [hand.actor.stop.remote() for hand in placed]
+            ray.wait(stops, num_returns=len(stops), timeout=STOP_SECONDS)
         for worker in list(self._hands):
             self._discard(worker)
         self._session.close()
