@@ -38,7 +38,7 @@ class Guard:
             return
         # A session of its own, or Ctrl-C in the terminal would end the guard before its work.
         self._process = subprocess.Popen(
-            [sys.executable, "-I", __file__, self._mark],
+            [sys.executable, "-I", __file__, self._mark, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -67,12 +67,15 @@ class Guard:
         self._process = None
 
 
-def main(mark: str) -> None:
-    """Wait for the end of the input, which names the session, then kill all that belongs to it."""
+def main(mark: str, job: int) -> None:
+    """Wait for the end of the input, which names the session, then kill all that belongs to it.
+
+    All but the process `job`, which may go on after its Ray and have the session's files open.
+    """
     session = sys.stdin.buffer.read().decode()
     quiet = 0
     while quiet < _QUIET_SWEEPS:
-        pids = _find_processes(f"{MARK}={mark}".encode(), session)
+        pids = _find_processes(f"{MARK}={mark}".encode(), session) - {os.getpid(), job}
         for pid in pids:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -80,14 +83,14 @@ def main(mark: str) -> None:
         time.sleep(_SWEEP_SECONDS)
 
 
-def _find_processes(entry: bytes, session: str) -> list[int]:
-    found = []
+def _find_processes(entry: bytes, session: str) -> set[int]:
+    found = set()
     for directory in _PROC.iterdir():
-        if directory.name.isdecimal() and int(directory.name) != os.getpid():
+        if directory.name.isdecimal():
             with contextlib.suppress(OSError):
                 is_marked = entry in (directory / "environ").read_bytes().split(b"\0")
                 if is_marked or (session and _writes_to(directory / "fd", session)):
-                    found.append(int(directory.name))
+                    found.add(int(directory.name))
     return found
 
 
@@ -101,4 +104,4 @@ def _writes_to(descriptors: Path, session: str) -> bool:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))
