@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -181,7 +182,10 @@ def list_leftovers(run_directory: Path) -> list[str]:
             if path.name != "intents.wal"]  # fmt: skip
 
 
-def find_fast_directory(fallback: Path) -> Path:
-    """Return where files live in memory, if anywhere: a killed process asks nothing more of a disk."""
+def make_fast_directory(fallback: Path) -> Path:
+    """Return a new directory in memory, if files can live there: a killed process asks no more of a disk."""
     memory = Path("/dev/shm")
-    return memory if os.access(memory, os.W_OK) else fallback
+    # A name of its own: another session of the same tests may run at the same time.
+    return Path(
+        tempfile.mkdtemp(prefix="synthia-batch-", dir=memory if os.access(memory, os.W_OK) else fallback)
+    )

@@ -10,7 +10,7 @@ from harness import (
     EXHAUSTIVE,
     SmallJob,
     WarmProcess,
-    find_fast_directory,
+    make_fast_directory,
     read_ended,
     start_warm_process,
 )
@@ -29,7 +29,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
 
 @pytest.fixture
 def job(warm: WarmProcess, tmp_path: Path) -> Iterator[SmallJob]:
-    directory = find_fast_directory(tmp_path) / f"synthia-batch-{tmp_path.name}"
+    directory = make_fast_directory(tmp_path)
     job = SmallJob(warm, directory)
     job.run_undisturbed()
     yield job

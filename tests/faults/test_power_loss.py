@@ -14,8 +14,8 @@ from harness import (
     EXHAUSTIVE,
     SmallJob,
     WarmProcess,
-    find_fast_directory,
     list_journaled,
+    make_fast_directory,
     start_warm_process,
 )
 from hypothesis import HealthCheck, given, settings
@@ -79,7 +79,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
 @pytest.fixture(scope="module")
 def recorded(warm: WarmProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     temporary = tmp_path_factory.mktemp("power")
-    directory = find_fast_directory(temporary) / f"synthia-batch-{temporary.name}"
+    directory = make_fast_directory(temporary)
     job = SmallJob(warm, directory)
     job.run_undisturbed()
     shutil.rmtree(job.run_directory)

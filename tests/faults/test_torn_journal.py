@@ -10,8 +10,8 @@ from harness import (
     SHARD_ROWS,
     SmallJob,
     WarmProcess,
-    find_fast_directory,
     list_journaled,
+    make_fast_directory,
     start_warm_process,
 )
 
@@ -38,7 +38,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
 @pytest.fixture
 def job(warm: WarmProcess, tmp_path: Path) -> Iterator[SmallJob]:
     """A run that was killed just before its second shard was published."""
-    directory = find_fast_directory(tmp_path) / f"synthia-batch-{tmp_path.name}"
+    directory = make_fast_directory(tmp_path)
     job = SmallJob(warm, directory)
     job.run_undisturbed()
     shutil.rmtree(job.run_directory)
