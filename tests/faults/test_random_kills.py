@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,6 @@ IN_FLIGHT = 2 * 2 * 4
 """Samples that two workers hold at most: what one kill may have made for nothing."""
 ROUNDS = 4 if EXHAUSTIVE else 1
 GONE_SECONDS = 20.0
-RAY_HELPERS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "default_worker.py")
-"""Of Ray 2.60: agents, and workers that were still starting, wait a minute and more for a cluster
-that is gone. None of them holds an engine."""
 
 
 def list_descendants(pid: int) -> dict[int, str]:
@@ -50,7 +46,7 @@ def list_descendants(pid: int) -> dict[int, str]:
 
 
 def find_actors(pid: int) -> list[int]:
-    return [child for child, title in list_descendants(pid).items() if title.startswith("ray::_EngineActor")]
+    return [child for child, title in list_descendants(pid).items() if title.startswith("ray::EngineActor")]
 
 
 def wait_until_gone(pids: Sequence[int]) -> list[int]:
@@ -116,14 +112,8 @@ def kill_attempt(tmp_path: Path, log: Path, workers: int, worker_kills: int, dra
         below = list_descendants(driver.pid)
         driver.kill()
         driver.wait()
-    titles = {
-        pid: title for pid, title in below.items() if not any(helper in title for helper in RAY_HELPERS)
-    }
-    left = wait_until_gone(list(titles))
-    for pid in below.keys() - titles.keys():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    assert not left, f"these outlive their driver: {[titles[pid] for pid in left]}"
+    left = wait_until_gone(list(below))
+    assert not left, f"these outlive their driver: {[below[pid] for pid in left]}"
     return kills + 1
 
 
