@@ -19,6 +19,8 @@ from conftest import (
     write_jsonl,
 )
 
+from synthia_batch.report.statistics import read_status
+
 QUESTIONS = ROOT / "inputs" / "questions.parquet"
 SCRIPTED = ("--engine", "scripted", "--pool", "local")
 
@@ -233,6 +235,7 @@ def test_when_every_sample_fails_there_is_no_empty_data_file(synthia: Command, t
         (("q.jsonl", "--prompt-column", "qustion"), "question"),
         (("q.jsonl", "--set", "sampling.temprature=1"), "did you mean sampling.temperature"),
         (("q.jsonl", "--set", "engine.latency=1"), "latency_ms"),
+        (("q.jsonl", "--set", "engine.call_log=no/such/log"), "there is no directory no/such"),
         (("q.jsonl", "--temperature", "-1"), "sampling.temperature (flag)"),
         (("q.jsonl", "--system", "synthia", "--system", "synthia"), "name each system message once"),
         (("q.jsonl", "--system", "none", "--system-column", "question"), "name one of the two"),
@@ -303,7 +306,34 @@ def test_validate_and_dry_run_make_nothing(synthia: Command, tmp_path: Path) -> 
     assert sorted(os.listdir(tmp_path)) == ["q.jsonl"]
 
 
-def test_status_of_no_run_is_a_usage_error(synthia: Command, tmp_path: Path) -> None:
-    done = synthia("status", tmp_path)
-    assert done.returncode == 2
+@pytest.mark.parametrize("command", ["status", "verify", "retry"])
+@pytest.mark.parametrize("name", [".", "q.jsonl", "nowhere"])
+def test_what_is_no_run_is_a_usage_error(synthia: Command, tmp_path: Path, command: str, name: str) -> None:
+    write_questions(tmp_path / "q.jsonl", 1)
+    done = synthia(command, name)
+    assert done.returncode == 2, done.stderr
     assert "not a run directory" in done.stderr
+
+
+def test_a_file_cannot_be_the_run_directory(synthia: Command, tmp_path: Path) -> None:
+    write_questions(tmp_path / "q.jsonl", 1)
+    done = synthia("run", "q.jsonl", *SCRIPTED, "-o", "q.jsonl")
+    assert done.returncode == 2, done.stderr
+    assert "is a file; name a directory" in done.stderr
+
+
+def test_a_killed_run_is_no_longer_running_though_its_process_was_not_reaped(
+    synthia: Command, tmp_path: Path
+) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 300)
+    log = tmp_path / "calls"
+    slow = ("--set", "engine.latency_ms=50", "--set", f"engine.call_log={log}")
+    command = command_of("run", source, *SCRIPTED, *slow, "-o", "out")
+    with subprocess.Popen(command, cwd=tmp_path, env=make_environment(), stderr=subprocess.DEVNULL) as victim:
+        while not read_call_log(log):
+            assert victim.poll() is None
+            time.sleep(0.01)
+        assert read_status(tmp_path / "out").state == "running"
+        victim.kill()
+        os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the process table
+        assert read_status(tmp_path / "out").state == "interrupted"
