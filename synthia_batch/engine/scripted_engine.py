@@ -86,9 +86,8 @@ def parse_options(settings: Mapping[str, Any]) -> ScriptedOptions:
         known = ", ".join(ScriptedOptions.model_fields)
         raise UsageError(f"the scripted engine's settings: {faults}; it knows {known}") from exc
     if options.call_log is not None and not options.call_log.parent.is_dir():
-        raise UsageError(
-            f"engine.call_log={options.call_log}: there is no directory {options.call_log.parent}; make it first"
-        )
+        folder = options.call_log.parent
+        raise UsageError(f"engine.call_log={options.call_log}: there is no directory {folder}; make it first")
     return options
 
 
