@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -139,6 +140,89 @@ def test_a_signal_drains_and_the_command_to_resume_is_printed(
     resumed = synthia(*arguments, "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["made_now"] == 300 - finished
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), id="local"),
+        pytest.param(("--pool", "ray", "--workers", "1"), id="ray", marks=pytest.mark.long),
+    ],
+)
+def test_a_second_ctrl_c_stops_at_once_and_says_how_to_resume(
+    synthia: Command, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 40)
+    log = tmp_path / "calls"
+    arguments = ("run", source, *SCRIPTED, *options, "--set", "engine.max_num_seqs=4", "-o", "out")
+    slow = ("--set", "engine.latency_ms=2000", "--set", f"engine.call_log={log}")
+    child = subprocess.Popen(
+        command_of(*arguments, *slow), cwd=tmp_path, env=make_environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert child.stderr is not None
+    while len(read_call_log(log)) < 4:
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    while "Ctrl-C stops at once" not in child.stderr.readline():
+        assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors
+    assert "stopped at once; what was finished is kept, resume with: synthia-batch run" in errors
+    assert "drained on" not in errors
+    assert "Traceback" not in errors
+    resumed = synthia(*arguments, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["made_now"] <= 36
+
+
+def test_stdout_has_the_result_alone(synthia: Command, tmp_path: Path) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 200)
+    arguments = ("run", source, *SCRIPTED, "--set", "engine.max_num_seqs=2", "-o", "out")
+    drained = synthia(*arguments, "--json", "--set", "engine.latency_ms=100", "--deadline", "1")
+    assert drained.returncode == 75
+    assert json.loads(drained.stdout)["state"] == "drained"
+    assert "resume with: synthia-batch run" in drained.stderr
+    complete = synthia(*arguments, "--json")
+    assert json.loads(complete.stdout)["state"] == "complete"
+    quiet = synthia(*arguments, "-q")
+    assert quiet.stdout == "out\n"
+    assert json.loads(synthia(*arguments, "-q", "--json").stdout)["made_now"] == 0
+
+
+def test_verbose_tells_the_identity_and_the_workers(synthia: Command, tmp_path: Path) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 4)
+    arguments = ("run", source, *SCRIPTED, "--workers", "2", "-o", "out")
+    plain = synthia(*arguments, "--seed", "7", "-o", "plain")
+    verbose = synthia(*arguments, "-v")
+    for words in (
+        "fingerprint ",
+        "directory out",
+        "sampling.temperature: 0.75",
+        "worker 1",
+        "engine scripted",
+    ):
+        assert words in verbose.stderr
+        assert words not in plain.stderr
+    assert verbose.stdout == "out\n"
+    assert "worker ready" not in synthia(*arguments, "-v").stderr, "that was another attempt"
+
+
+def test_a_bug_asks_to_be_reported(tmp_path: Path) -> None:
+    probe = (
+        "import sys; from synthia_batch import cli; from synthia_batch.report import statistics\n"
+        "statistics.read_status = lambda directory: 1 / 0\n"
+        "sys.argv = ['synthia-batch', 'status', '.']; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    first, second, *_ = done.stderr.splitlines()
+    assert first.startswith("this is a bug in synthia-batch: please report it with the traceback below")
+    assert second.startswith("Traceback")
+    assert "ZeroDivisionError" in done.stderr
 
 
 def test_a_deadline_drains_too(synthia: Command, tmp_path: Path) -> None:
