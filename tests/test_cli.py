@@ -193,14 +193,14 @@ def test_stdout_has_the_result_alone(synthia: Command, tmp_path: Path) -> None:
 
 def test_verbose_tells_the_identity_and_the_workers(synthia: Command, tmp_path: Path) -> None:
     source = write_questions(tmp_path / "q.jsonl", 4)
-    arguments = ("run", source, *SCRIPTED, "--workers", "2", "-o", "out")
+    arguments = ("run", source, *SCRIPTED, "--workers", "1", "-o", "out")
     plain = synthia(*arguments, "--seed", "7", "-o", "plain")
     verbose = synthia(*arguments, "-v")
     for words in (
         "fingerprint ",
         "directory out",
         "sampling.temperature: 0.75",
-        "worker 1",
+        "worker 0",
         "engine scripted",
     ):
         assert words in verbose.stderr
@@ -401,7 +401,7 @@ def test_what_is_no_run_is_a_usage_error(synthia: Command, tmp_path: Path, comma
 
 def test_a_file_cannot_be_the_run_directory(synthia: Command, tmp_path: Path) -> None:
     write_questions(tmp_path / "q.jsonl", 1)
-    done = synthia("run", "q.jsonl", *SCRIPTED, "-o", "q.jsonl")
+    done = synthia("run", "q.jsonl", *SCRIPTED, "-v", "-o", "q.jsonl")
     assert done.returncode == 2, done.stderr
     assert "is a file; name a directory" in done.stderr
 

@@ -12,7 +12,8 @@ EVERYTHING = {
     "assemble", "canary", "canary_record", "cli", "digest", "dispatch", "display", "drain", "drive",
     "engine", "errors", "facts", "findings", "forecast", "hardware", "job", "job_file", "keeper", "models",
     "opening", "plan", "pool", "privacy", "prompts", "reopening", "repair", "report", "resolve", "retry",
-    "rows", "run", "shard_check", "source", "store", "supervise", "suspects", "user_cache", "verification", "worker",
+    "rows", "run", "shard_check", "source", "store", "supervise", "suspects", "user_cache", "verification",
+    "worker",
 }  # fmt: skip
 MAY_IMPORT = {
     "rows": set(),

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,7 +41,7 @@ def run(
         return
     display = Display(quiet=quiet, verbose=verbose)
     job = resolve_job(flags.read_layers(), display.say)
-    with _told_in_detail(job, display):
+    with _told_in_detail(job, display) if verbose else nullcontext():
         result = run_resolved_job(job, display)
     print_result(result, as_json)
     raise typer.Exit(choose_exit_code(result))
