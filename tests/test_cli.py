@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from conftest import (
     read_call_log,
     write_jsonl,
 )
+
+from synthia_batch.report.statistics import read_status
 
 QUESTIONS = ROOT / "inputs" / "questions.parquet"
 SCRIPTED = ("--engine", "scripted", "--pool", "local")
@@ -139,6 +142,89 @@ def test_a_signal_drains_and_the_command_to_resume_is_printed(
     assert json.loads(resumed.stdout)["made_now"] == 300 - finished
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), id="local"),
+        pytest.param(("--pool", "ray", "--workers", "1"), id="ray", marks=pytest.mark.long),
+    ],
+)
+def test_a_second_ctrl_c_stops_at_once_and_says_how_to_resume(
+    synthia: Command, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 40)
+    log = tmp_path / "calls"
+    arguments = ("run", source, *SCRIPTED, *options, "--set", "engine.max_num_seqs=4", "-o", "out")
+    slow = ("--set", "engine.latency_ms=2000", "--set", f"engine.call_log={log}")
+    child = subprocess.Popen(
+        command_of(*arguments, *slow), cwd=tmp_path, env=make_environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert child.stderr is not None
+    while len(read_call_log(log)) < 4:
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    while "Ctrl-C stops at once" not in child.stderr.readline():
+        assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors
+    assert "stopped at once; what was finished is kept, resume with: synthia-batch run" in errors
+    assert "drained on" not in errors
+    assert "Traceback" not in errors
+    resumed = synthia(*arguments, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["made_now"] <= 36
+
+
+def test_stdout_has_the_result_alone(synthia: Command, tmp_path: Path) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 200)
+    arguments = ("run", source, *SCRIPTED, "--set", "engine.max_num_seqs=2", "-o", "out")
+    drained = synthia(*arguments, "--json", "--set", "engine.latency_ms=100", "--deadline", "1")
+    assert drained.returncode == 75
+    assert json.loads(drained.stdout)["state"] == "drained"
+    assert "resume with: synthia-batch run" in drained.stderr
+    complete = synthia(*arguments, "--json")
+    assert json.loads(complete.stdout)["state"] == "complete"
+    quiet = synthia(*arguments, "-q")
+    assert quiet.stdout == "out\n"
+    assert json.loads(synthia(*arguments, "-q", "--json").stdout)["made_now"] == 0
+
+
+def test_verbose_tells_the_identity_and_the_workers(synthia: Command, tmp_path: Path) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 4)
+    arguments = ("run", source, *SCRIPTED, "--workers", "1", "-o", "out")
+    plain = synthia(*arguments, "--seed", "7", "-o", "plain")
+    verbose = synthia(*arguments, "-v")
+    for words in (
+        "fingerprint ",
+        "directory out",
+        "sampling.temperature: 0.75",
+        "worker 0",
+        "engine scripted",
+    ):
+        assert words in verbose.stderr
+        assert words not in plain.stderr
+    assert verbose.stdout == "out\n"
+    assert "worker ready" not in synthia(*arguments, "-v").stderr, "that was another attempt"
+
+
+def test_a_bug_asks_to_be_reported(tmp_path: Path) -> None:
+    probe = (
+        "import sys; from synthia_batch import cli; from synthia_batch.report import statistics\n"
+        "statistics.read_status = lambda directory: 1 / 0\n"
+        "sys.argv = ['synthia-batch', 'status', '.']; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    first, second, *_ = done.stderr.splitlines()
+    assert first.startswith("this is a bug in synthia-batch: please report it with the traceback below")
+    assert second.startswith("Traceback")
+    assert "ZeroDivisionError" in done.stderr
+
+
 def test_a_deadline_drains_too(synthia: Command, tmp_path: Path) -> None:
     source = write_questions(tmp_path / "q.jsonl", 500)
     done = synthia(
@@ -235,6 +321,7 @@ def test_when_every_sample_fails_there_is_no_empty_data_file_and_no_success(
         (("q.jsonl", "--prompt-column", "qustion"), "question"),
         (("q.jsonl", "--set", "sampling.temprature=1"), "did you mean sampling.temperature"),
         (("q.jsonl", "--set", "engine.latency=1"), "latency_ms"),
+        (("q.jsonl", "--set", "engine.call_log=no/such/log"), "there is no directory no/such"),
         (("q.jsonl", "--temperature", "-1"), "sampling.temperature (flag)"),
         (("q.jsonl", "--system", "synthia", "--system", "synthia"), "name each system message once"),
         (("q.jsonl", "--system", "none", "--system-column", "question"), "name one of the two"),
@@ -311,7 +398,34 @@ def test_validate_and_dry_run_make_nothing(synthia: Command, tmp_path: Path) -> 
     assert sorted(os.listdir(tmp_path)) == ["q.jsonl"]
 
 
-def test_status_of_no_run_is_a_usage_error(synthia: Command, tmp_path: Path) -> None:
-    done = synthia("status", tmp_path)
-    assert done.returncode == 2
+@pytest.mark.parametrize("command", ["status", "verify", "retry"])
+@pytest.mark.parametrize("name", [".", "q.jsonl", "nowhere"])
+def test_what_is_no_run_is_a_usage_error(synthia: Command, tmp_path: Path, command: str, name: str) -> None:
+    write_questions(tmp_path / "q.jsonl", 1)
+    done = synthia(command, name)
+    assert done.returncode == 2, done.stderr
     assert "not a run directory" in done.stderr
+
+
+def test_a_file_cannot_be_the_run_directory(synthia: Command, tmp_path: Path) -> None:
+    write_questions(tmp_path / "q.jsonl", 1)
+    done = synthia("run", "q.jsonl", *SCRIPTED, "-v", "-o", "q.jsonl")
+    assert done.returncode == 2, done.stderr
+    assert "is a file; name a directory" in done.stderr
+
+
+def test_a_killed_run_is_no_longer_running_though_its_process_was_not_reaped(
+    synthia: Command, tmp_path: Path
+) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 300)
+    log = tmp_path / "calls"
+    slow = ("--set", "engine.latency_ms=50", "--set", f"engine.call_log={log}")
+    command = command_of("run", source, *SCRIPTED, *slow, "-o", "out")
+    with subprocess.Popen(command, cwd=tmp_path, env=make_environment(), stderr=subprocess.DEVNULL) as victim:
+        while not read_call_log(log):
+            assert victim.poll() is None
+            time.sleep(0.01)
+        assert read_status(tmp_path / "out").state == "running"
+        victim.kill()
+        os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the process table
+        assert read_status(tmp_path / "out").state == "interrupted"

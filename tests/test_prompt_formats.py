@@ -87,9 +87,70 @@ def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
         chat.write(CONVERSATION)
 
 
-def test_a_template_never_sees_the_date() -> None:
-    template = "{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% else %}fixed{% endif %}"
-    assert ChatFormat(template, {}).write(CONVERSATION) == "fixed"
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}26 Jul 2024{% endif %}",
+    ],
+)
+def test_a_template_always_sees_the_same_date(template: str) -> None:
+    assert ChatFormat(template, {}).write(CONVERSATION) == "26 Jul 2024"
+
+
+def test_a_template_that_marks_what_the_model_wrote_gives_what_transformers_gives(demo_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    template = """
+    {%- for message in messages %}
+        {%- if message.role == 'assistant' %}
+            {%- generation %}
+                {%- set own = 'kept inside' %}
+                {{- message.content + eos_token }}
+            {%- endgeneration %}
+        {%- else %}
+            {{- message.role + ': ' + message.content }}
+        {% endif %}
+        {{- own is defined }}{% generation %} {% endgeneration %}
+    {%- endfor %}
+    {%- if tools is none and documents is none %} no tools{% endif %}"""
+    reference = AutoTokenizer.from_pretrained(demo_model)
+    turns = [{"role": message.role, "content": message.content} for message in CONVERSATION]
+    expected = reference.apply_chat_template(
+        turns, chat_template=template, add_generation_prompt=True, tokenize=False
+    )
+    assert ChatFormat(template, {"eos_token": reference.eos_token}).write(CONVERSATION) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 1 // (messages|length - 4) }}", "ZeroDivisionError"),
+        ("{% macro deeper() %}{{ deeper() }}{% endmacro %}{{ deeper() }}", "it recurses without end"),
+        ("{{ messages[0].content() }}", "TypeError"),
+        ("{{ nothing.at_all }}", "'nothing' is undefined"),
+        ("{% for n in range(10**9) %}{% endfor %}", "OverflowError"),
+        ("{% macro name() %}{% endmacro %}{{ {}[cycler] }}{{ strftime_now(range) }}", "TypeError"),
+    ],
+)
+def test_whatever_a_template_fails_with_fails_that_sample_only(template: str, reason: str) -> None:
+    chat = ChatFormat(template, {})
+    messages = set()
+    for depth in (0, 50):
+        with pytest.raises(SampleRefused, match=reason) as refused:
+            write_from_depth(chat, depth)
+        messages.add(str(refused.value))
+    assert len(messages) == 1, "the same conversation must fail with the same words"
+
+
+def write_from_depth(chat: ChatFormat, depth: int) -> str:
+    return write_from_depth(chat, depth - 1) if depth else chat.write(CONVERSATION)
+
+
+def test_a_failure_does_not_tell_where_in_memory_something_was() -> None:
+    chat = ChatFormat("{{ raise_exception(raise_exception ~ '') }}", {})
+    with pytest.raises(SampleRefused, match=r"at 0x\.\.\.>"):
+        chat.write(CONVERSATION)
 
 
 def test_reasoning_is_split_off_where_the_template_knows_of_it() -> None:
@@ -99,6 +160,31 @@ def test_reasoning_is_split_off_where_the_template_knows_of_it() -> None:
     assert thinking.read("Blue.").reasoning is None
     plain = ChatFormat("{{ messages[-1].content }}", {})
     assert plain.read("a </think> b").response == "a </think> b"
+
+
+THINKS_BY_ITSELF = "{{ messages[-1].content.split('</think>')[-1] }}<assistant>\n"
+THINKS_AT_ONCE = THINKS_BY_ITSELF + "<think>\n"
+THINKS_NEVER = THINKS_BY_ITSELF + "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "reasoning", "response"),
+    [
+        (THINKS_BY_ITSELF, "<think>\nhmm", "hmm", ""),
+        (THINKS_BY_ITSELF, "\n<think>hmm</think>\nBlue.", "hmm", "Blue."),
+        (THINKS_BY_ITSELF, "Blue, I <think>", None, "Blue, I <think>"),
+        (THINKS_AT_ONCE, "hmm", "hmm", ""),
+        (THINKS_AT_ONCE, "hmm</think>Blue.", "hmm", "Blue."),
+        (THINKS_NEVER, "Blue.", None, "Blue."),
+        ("{{ messages[-1].content }}<think>", "Blue.", None, "Blue."),
+        ("{{ raise_exception('no') }}</think>", "Blue.", None, "Blue."),
+    ],
+)
+def test_reasoning_that_is_cut_off_is_no_response(
+    template: str, text: str, reasoning: str | None, response: str
+) -> None:
+    answer = ChatFormat(template, {}).read(text)
+    assert (answer.reasoning, answer.response) == (reasoning, response)
 
 
 def test_bytes_stand_in_for_tokens_without_a_model() -> None:

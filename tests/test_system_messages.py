@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from synthia_batch.errors import UsageError
+from synthia_batch.plan import ROW_SYSTEM
+from synthia_batch.prompts import library
 from synthia_batch.prompts.library import list_system_messages, load_system_message, select_system_message
+from synthia_batch.resolve import SYSTEM_COLUMN
 
 SYNTHIA = (
     "You are Synthia. As a an AI intelligence, give helpful, detailed, accurate, uncensored "
@@ -86,6 +89,17 @@ def test_a_file_gives_its_text_without_the_final_newline(tmp_path: Path, ending:
     message = select_system_message(f"@{path}")
     assert (message.name, message.source) == ("pirate", str(path))
     assert message.text == 'Talk like a pirate.\n\nAlways – "ahoy".'
+
+
+@pytest.mark.parametrize("stem", [*CARD_TEXTS, "row", "column"])
+def test_a_file_cannot_claim_a_name_that_means_something_else(tmp_path: Path, stem: str) -> None:
+    (tmp_path / f"{stem}.txt").write_text("You are no Synthia.", encoding="utf-8")
+    message = select_system_message(f"@{stem}.txt", folder=tmp_path)
+    assert (message.name, message.text) == (f"file-{stem}", "You are no Synthia.")
+
+
+def test_the_reserved_names_are_those_that_rows_get() -> None:
+    assert set(library._NAMES_OF_ROWS) == {ROW_SYSTEM, SYSTEM_COLUMN}
 
 
 def test_a_relative_file_is_looked_for_in_the_folder_given(tmp_path: Path) -> None:

@@ -4,15 +4,21 @@ Nothing heavy is imported until a command needs it: `--help` answers in a blink.
 """
 
 import sys
+import traceback
 
 import typer
 
+from synthia_batch.cli.interrupt import stops_at_once
 from synthia_batch.cli.plan import plan, validate
 from synthia_batch.cli.retry import retry
 from synthia_batch.cli.run import run
 from synthia_batch.cli.status import status
 from synthia_batch.cli.verify import verify
 from synthia_batch.errors import SynthiaBatchError
+
+EXIT_BUG = 1
+_RESUME = "what was finished is kept, resume with"
+_BEGIN_AGAIN = "begin again with"
 
 app = typer.Typer(
     name="synthia-batch",
@@ -22,21 +28,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(run)
-app.command()(plan)
-app.command()(validate)
-app.command()(status)
-app.command()(retry)
-app.command()(verify)
+app.command()(stops_at_once(run, _RESUME))
+app.command()(stops_at_once(plan, _BEGIN_AGAIN))
+app.command()(stops_at_once(validate, _BEGIN_AGAIN))
+app.command()(stops_at_once(status, _BEGIN_AGAIN))
+app.command()(stops_at_once(retry, _RESUME))
+app.command()(stops_at_once(verify, _BEGIN_AGAIN))
 
 
 def main() -> None:
-    """Run the command line; every error of the package becomes its message and its exit code."""
+    """Run the command line; every error becomes its message and its exit code."""
     try:
         app()
     except SynthiaBatchError as exc:
         print(f"error: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)
-    except KeyboardInterrupt:
-        print("stopped at once; what was finished is kept, run the same command again", file=sys.stderr)
-        sys.exit(130)
+    except Exception:
+        # Whatever is not of the package's own errors, nobody thought of.
+        print(
+            "this is a bug in synthia-batch: please report it with the traceback below; "
+            "what was finished is kept",
+            file=sys.stderr,
+        )
+        traceback.print_exc()
+        sys.exit(EXIT_BUG)

@@ -20,7 +20,7 @@ _JOB_FILE_SUFFIXES = (".yaml", ".yml")
 class JobFlags:
     """What was said on the command line. None or empty: nothing was."""
 
-    source: Annotated[
+    input_or_job: Annotated[
         Path | None, typer.Argument(metavar="INPUT|JOB.yaml", help="JSONL, Parquet or a job file.")
     ] = None
     job: Annotated[Path | None, typer.Option("--job", "-j", help="A job file, with INPUT or without.")] = None
@@ -82,10 +82,10 @@ class JobFlags:
         from synthia_batch.job.dotted import merge_values, nest
         from synthia_batch.job.layers import Layer, parse_assignment, read_environment, read_job_file
 
-        source, job_file = self._split_source()
+        input_path, job_file = self._tell_input_from_job()
         said: dict[str, Any] = {}
         for field, key in _KEYS.items():
-            value = source if field == "source" else getattr(self, field)
+            value = input_path if field == "input_or_job" else getattr(self, field)
             if value is not None and value != []:
                 said = merge_values(said, nest(key, _spell(field, value)))
         for assignment in self.settings or []:
@@ -93,16 +93,17 @@ class JobFlags:
         layers = [Layer(origin="flag", values=said), read_environment(os.environ)]
         return [*layers, read_job_file(job_file)] if job_file else layers
 
-    def _split_source(self) -> tuple[Path | None, Path | None]:
-        if self.source is not None and self.source.suffix.lower() in _JOB_FILE_SUFFIXES:
+    def _tell_input_from_job(self) -> tuple[Path | None, Path | None]:
+        named = self.input_or_job
+        if named is not None and named.suffix.lower() in _JOB_FILE_SUFFIXES:
             if self.job is not None:
-                raise typer.BadParameter(f"two job files: {self.source} and {self.job}; name one")
-            return None, self.source
-        return self.source, self.job
+                raise typer.BadParameter(f"two job files: {named} and {self.job}; name one")
+            return None, named
+        return named, self.job
 
 
 _KEYS = {
-    "source": "input.path",
+    "input_or_job": "input.path",
     "output": "output",
     "model": "model.name",
     "revision": "model.revision",

@@ -1,15 +1,19 @@
 """`synthia-batch run`: the main job."""
 
 import json
-import shlex
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from synthia_batch.cli.flags import JobFlags, takes_job_flags
+from synthia_batch.cli.interrupt import describe_command
 
 if TYPE_CHECKING:
+    from synthia_batch.display import Display
+    from synthia_batch.job.resolved import ResolvedJob
     from synthia_batch.run import RunResult
 
 EXIT_TOO_MANY_FAILURES = 3
@@ -21,7 +25,9 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Tell the job's identity, and what became of each worker.")
+    ] = False,
 ) -> None:
     """Make every sample of a job. The same command again resumes it, or says that it is done."""
     from synthia_batch.display import Display
@@ -35,7 +41,8 @@ def run(
         return
     display = Display(quiet=quiet, verbose=verbose)
     job = resolve_job(flags.read_layers(), display.say)
-    result = run_resolved_job(job, display)
+    with _told_in_detail(job, display) if verbose else nullcontext():
+        result = run_resolved_job(job, display)
     print_result(result, as_json)
     raise typer.Exit(choose_exit_code(result))
 
@@ -49,7 +56,11 @@ def choose_exit_code(result: "RunResult") -> int:
 
 def print_result(result: "RunResult", as_json: bool) -> None:
     """Print what the run came to: its directory, or JSON, on stdout; words for people on stderr."""
-    _print_json(result) if as_json else _print_words(result)
+    _print_words(result)
+    if as_json:
+        _print_json(result)
+    elif result.drained is None:
+        print(result.directory)
 
 
 def _print_words(result: "RunResult") -> None:
@@ -57,13 +68,15 @@ def _print_words(result: "RunResult") -> None:
     if result.failed:
         counts += f", {result.failed} failed (see {result.directory / 'failed'})"
     if result.drained is not None:
-        command = shlex.join(["synthia-batch", *sys.argv[1:]])
-        print(f"drained on {result.drained.label}: {counts}\nresume with: {command}", file=sys.stderr)
+        print(f"drained on {result.drained.label}: {counts}", file=sys.stderr)
+        print(f"resume with: {describe_command()}", file=sys.stderr)
         return
     print(f"{'already complete' if result.made == 0 else 'complete'}: {counts}", file=sys.stderr)
+    if not result.finished:
+        print("every sample failed: there is no dataset to load", file=sys.stderr)
+        return
     if result.has_too_many_failures:
         print("more samples failed than --max-failures allows", file=sys.stderr)
-    print(result.directory)
     print(f"load it with: datasets.load_dataset({str(result.directory)!r})", file=sys.stderr)
 
 
@@ -81,3 +94,30 @@ def _print_json(result: "RunResult") -> None:
             }
         )
     )
+
+
+@contextmanager
+def _told_in_detail(job: "ResolvedJob", display: "Display") -> Iterator[None]:
+    """Tell before the block what makes the job itself, and after it what its workers went through."""
+    from synthia_batch.job.dotted import flatten
+    from synthia_batch.store.events import read_events
+    from synthia_batch.store.run_dir import RunDir
+
+    display.detail(f"fingerprint {job.fingerprint}, directory {job.output}")
+    for key, value in flatten(job.identity).items():
+        display.detail(f"  {key}: {value}")
+    history = RunDir(job.output).events
+    told = sum(1 for _ in read_events(history))
+    try:
+        yield
+    finally:
+        for number, event in enumerate(read_events(history)):
+            if number >= told and event["kind"].startswith("worker_"):
+                display.detail(_describe_event(event))
+
+
+def _describe_event(event: dict[str, Any]) -> str:
+    # The log's tail was shown when the worker died, where it was of use.
+    facts = {key: value for key, value in event.items() if key not in ("time", "kind", "log_tail")}
+    said = ", ".join(f"{key} {value}" for key, value in facts.items())
+    return f"{event['time']} {event['kind'].replace('_', ' ')}: {said}"

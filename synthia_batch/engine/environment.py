@@ -4,15 +4,7 @@ import os
 
 from synthia_batch.engine.seat import Seat
 from synthia_batch.job.resolved import EngineSpec
-
-PRIVACY = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_DO_NOT_TRACK": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-"""Nothing phones home: the usage statistics of vLLM, the Hub and Ray, each off by its own switch."""
+from synthia_batch.privacy import PRIVACY
 
 
 def prepare_environment(spec: EngineSpec, seat: Seat) -> None:

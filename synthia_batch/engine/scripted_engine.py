@@ -72,22 +72,23 @@ class ScriptedOptions(BaseModel):
     """How long loading takes."""
 
 
-OPTIONS_OF_TEXT = ("fail_every",)
-"""The options that change what is written, and so belong to the job's identity."""
-
-
 def parse_options(settings: Mapping[str, Any]) -> ScriptedOptions:
     """Return the options that `settings` give.
 
     Raises:
-        UsageError: A setting is unknown or has a value that does not fit.
+        UsageError: A setting is unknown or has a value that does not fit, or the call log's folder
+            is not there.
     """
     try:
-        return ScriptedOptions.model_validate(dict(settings))
+        options = ScriptedOptions.model_validate(dict(settings))
     except ValidationError as exc:
         faults = "; ".join(f"engine.{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in exc.errors())
         known = ", ".join(ScriptedOptions.model_fields)
         raise UsageError(f"the scripted engine's settings: {faults}; it knows {known}") from exc
+    if options.call_log is not None and not options.call_log.parent.is_dir():
+        folder = options.call_log.parent
+        raise UsageError(f"engine.call_log={options.call_log}: there is no directory {folder}; make it first")
+    return options
 
 
 class ScriptedEngine:

@@ -1,7 +1,7 @@
 """From a model's name to a directory with its files, and what those files say about it."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,19 @@ from typing import Any
 from synthia_batch.digest import DigestCache, digest_file, digest_json
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models.demo import prepare_demo_model
+from synthia_batch.models.tokenizer_file import TOKENIZER_FILES, find_tokenizer_file
+from synthia_batch.privacy import keep_private
 
 DEMO_MODEL = "demo"
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
+_HUB_WEIGHTS = (".safetensors", ".bin", ".pt")
+"""The kinds of weights that a repository may have, the one that an engine takes first in front."""
+_WEIGHTS = (*_HUB_WEIGHTS, ".gguf")
+_NOT_WEIGHTS = frozenset(
+    ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt", "scaler.pt")
 )
-_HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "*.py")
+"""What training leaves beside the weights; engines pass it over as well."""
+_HUB_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.py")
+"""What is fetched beside the weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +56,10 @@ def locate_model(name: str, revision: str | None) -> LocatedModel:
     """Return where the model `name` is, made or downloaded first where it is not there yet.
 
     Raises:
-        ModelUnavailable: There is no such directory or repository, or it cannot be reached.
+        ModelUnavailable: There is no such directory or repository, it cannot be reached, or it has
+            no weights.
     """
+    keep_private()
     if name == DEMO_MODEL:
         return LocatedModel(
             name="SmolLM2-135M-Instruct", path=prepare_demo_model(), repo_id=None, revision=None
@@ -67,6 +69,8 @@ def locate_model(name: str, revision: str | None) -> LocatedModel:
         path = path.resolve()
         if not (path / "config.json").is_file():
             raise ModelUnavailable(f"{path}: no config.json; name a directory that holds a model")
+        if _choose_weights(file.name for file in path.iterdir()) is None:
+            raise ModelUnavailable(f"{path}: no weights ({', '.join(_WEIGHTS)}); fetch the model again")
         return LocatedModel(name=path.name, path=path, repo_id=None, revision=None)
     if path.is_absolute() or name.startswith((".", "~")):
         raise ModelUnavailable(f"{name}: no such directory; name an existing one, or a Hub repository")
@@ -79,8 +83,6 @@ def read_model_facts(path: Path) -> ModelFacts:
     Raises:
         ModelUnavailable: A file cannot be read, or there is no tokenizer to be had.
     """
-    from synthia_batch.models.tokenizer_file import find_tokenizer_file
-
     config = _read_json(path / "config.json")
     tokenizer_config = _read_json(path / "tokenizer_config.json")
     text_config = config.get("text_config") or config
@@ -98,13 +100,18 @@ def digest_model(
 ) -> dict[str, str]:
     """Return the digests of a model's `weights` (its config with them) and of its `tokenizer`.
 
+    Of weights in several kinds only those count that an engine takes: what else has been fetched
+    into a shared cache makes no other model.
+
     A file that the Hub's cache keeps under its SHA-256 is not read: the name says it.
     """
     weights: dict[str, str] = {}
     tokenizer: dict[str, str] = {}
-    for file in sorted(path.iterdir()):
-        target = tokenizer if file.name in _TOKENIZER_FILES else weights
-        if target is tokenizer or file.suffix in _WEIGHT_SUFFIXES or file.suffix in (".json", ".py"):
+    files = sorted(path.iterdir())
+    kind = _choose_weights(file.name for file in files)
+    for file in files:
+        target = tokenizer if file.name in TOKENIZER_FILES else weights
+        if target is tokenizer or _is_weight(file.name, kind) or file.suffix in (".json", ".py"):
             if on_file is not None:
                 on_file(file)
             target[file.name] = _digest(file, cache)
@@ -118,21 +125,62 @@ def _digest(file: Path, cache: DigestCache) -> str:
     return digest_file(file, cache)
 
 
-def _download(name: str, revision: str | None) -> LocatedModel:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _choose_weights(names: Iterable[str]) -> str | None:
+    """Return the suffix of the weights that an engine takes among the files `names`; None: there are none."""
+    listed = list(names)
+    return next((kind for kind in _WEIGHTS if any(_is_weight(name, kind) for name in listed)), None)
 
+
+def _is_weight(name: str, kind: str | None) -> bool:
+    """Whether the file `name`, at the top of a model's directory, is a weight file of this kind."""
+    return kind is not None and name.endswith(kind) and "/" not in name and name not in _NOT_WEIGHTS
+
+
+def _download(name: str, revision: str | None) -> LocatedModel:
+    """Fetch the model `name` from the Hub: its weights in one kind only, as an engine reads no more."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    unreachable: Exception | None = None
+    kinds: tuple[str, ...] = _HUB_WEIGHTS
     try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES)))
+        kind = _choose_weights(HfApi().list_repo_files(name, revision=revision))
+        kinds = (kind,) if kind in _HUB_WEIGHTS else ()
     except HFValidationError as exc:
         raise ModelUnavailable(f"--model {name}: no such directory, and not a Hub name: {exc}") from exc
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as exc:
+    except Exception as exc:
+        # Which errors the network has depends on the HTTP library under the Hub's: whatever it was,
+        # the files may be in the cache.
+        unreachable = exc
+    for suffix in kinds:
+        path = _fetch(name, revision, f"*{suffix}", unreachable)
+        if _choose_weights(file.name for file in path.iterdir()) is not None:
+            # A snapshot's directory is named after its commit.
+            return LocatedModel(name=name, path=path, repo_id=name, revision=path.name)
+    where = "the Hub's cache here, and the Hub was not reached," if unreachable else "its repository"
+    raise ModelUnavailable(
+        f"--model {name}: {where} has no weights ({', '.join(_HUB_WEIGHTS)}); name another model or revision"
+    ) from unreachable
+
+
+def _fetch(name: str, revision: str | None, weights: str, unreachable: Exception | None) -> Path:
+    """Return the snapshot's directory, fetched; from the cache alone where the Hub is `unreachable`."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=[*_HUB_FILES, weights],
+                local_files_only=unreachable is not None,
+            )
+        )
+    except Exception as exc:  # As for the list of files.
         raise ModelUnavailable(
-            f"--model {name}: not a directory here, and the Hub did not give it: {exc}; "
+            f"--model {name}: not a directory here, and the Hub did not give it: {unreachable or exc}; "
             "check the name, the network and HF_TOKEN, or run without --model for the embedded one"
         ) from exc
-    # A snapshot's directory is named after its commit.
-    return LocatedModel(name=name, path=path, repo_id=name, revision=path.name)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -140,7 +188,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise ModelUnavailable(f"{path}: cannot be read: {exc}; fetch the model again") from exc
     return value if isinstance(value, dict) else {}
 
@@ -149,12 +197,16 @@ def _find_template(path: Path, tokenizer_config: Mapping[str, Any]) -> str | Non
     """Return the chat template: a file of its own goes before the tokenizer's config."""
     file = path / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ModelUnavailable(f"{file}: cannot be read as UTF-8: {exc}; fetch the model again") from exc
     template = tokenizer_config.get("chat_template") or _read_json(path / "chat_template.json").get(
         "chat_template"
     )
     if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
     return template if isinstance(template, str) else None
 
 

@@ -5,12 +5,14 @@ from collections.abc import Callable
 
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.pool.base import Pool, Staffing
+from synthia_batch.privacy import keep_private
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it as it is imported, below here only.
 
 
 def open_pool(spec: PoolSpec, staffing: Staffing, say: Callable[[str], None]) -> Pool:
     """Return the pool that `spec` names, not started. `say` gets what a person should know."""
+    keep_private()  # Before ray is imported, which reads its switch then.
     if spec.kind == "local":
         from synthia_batch.pool.local_pool import LocalPool
 

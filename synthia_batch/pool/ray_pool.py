@@ -20,7 +20,6 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, Ra
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from synthia_batch.engine.environment import PRIVACY
 from synthia_batch.engine.seat import Seat
 from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError
 from synthia_batch.job.resolved import EngineSpec, PoolSpec
@@ -37,6 +36,7 @@ from synthia_batch.pool.base import (
 )
 from synthia_batch.pool.ray_actor import STOP_SECONDS, EngineActor, Loaded, Place
 from synthia_batch.pool.ray_session import RaySession
+from synthia_batch.privacy import PRIVACY
 from synthia_batch.rows import Request
 from synthia_batch.worker import Delivery
 

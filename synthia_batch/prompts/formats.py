@@ -1,17 +1,32 @@
 """How a conversation becomes the text that a model reads, and its text an answer."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from synthia_batch.errors import SampleRefused, UsageError
 from synthia_batch.rows import Message
 
+THINK_START = "<think>"
 THINK_END = "</think>"
+TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=UTC)
+"""What a chat template is told when it asks for the time: always this day, at midnight.
+
+A prompt that held today's date would be another prompt tomorrow, and a run that is resumed would
+not be one run. The day is the one that the template of Llama 3 writes where it cannot ask; it is
+part of what OUTPUT_FORMAT stands for.
+"""
+
+_ADDRESS = re.compile(r"0x[0-9A-Fa-f]{6,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,21 +104,45 @@ class ChatFormat:
             ) from exc
         self._special_tokens = dict(special_tokens)
         self._thinks = THINK_END in template
+        self._begins_thinking = self._thinks and self._opens_reasoning()
 
     def write(self, messages: Sequence[Message]) -> str:
         """Return what the template makes of `messages` with the head of an answer added."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return self._template.render(messages=turns, add_generation_prompt=True, **self._special_tokens)
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as exc:
-            raise SampleRefused("prompt_not_expressible", f"the model's chat template: {exc}") from exc
+            return self._template.render(
+                messages=turns,
+                # Templates ask whether these are none, and transformers gives them that.
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._special_tokens,
+            )
+        except Exception as exc:
+            # A template is a program of somebody else's: it divides by zero, recurses without end and
+            # calls what is no function, and each of these is this conversation's failure alone.
+            raise SampleRefused("prompt_not_expressible", _describe_failure(exc)) from exc
 
     def read(self, text: str) -> Answer:
-        """Return `text` as it is, or split behind its reasoning where the template knows of any."""
-        if self._thinks and THINK_END in text:
-            reasoning, _, response = text.partition(THINK_END)
-            return Answer(response=response.strip(), reasoning=reasoning.removeprefix("<think>").strip())
+        """Return `text` as it is, or split behind its reasoning where the template knows of any.
+
+        Reasoning that was cut off before its end is all there is: the response is empty.
+        """
+        if not self._thinks:
+            return Answer(response=text, reasoning=None)
+        reasoning, end, response = text.partition(THINK_END)
+        if end or self._begins_thinking or text.lstrip().startswith(THINK_START):
+            reasoning = reasoning.lstrip().removeprefix(THINK_START).strip()
+            return Answer(response=response.strip(), reasoning=reasoning)
         return Answer(response=text, reasoning=None)
+
+    def _opens_reasoning(self) -> bool:
+        """Whether prompts end inside a reasoning, so that the model goes on with it at once."""
+        try:
+            prompt = self.write([Message("user", "?")])
+        except SampleRefused:
+            return False
+        return prompt.rfind(THINK_START) > prompt.rfind(THINK_END)
 
 
 class PlainChatFormat:
@@ -123,17 +162,37 @@ class PlainChatFormat:
 
 
 def _make_environment() -> ImmutableSandboxedEnvironment:
-    """Return the Jinja dialect of chat templates, as transformers documents it.
-
-    One name is missing on purpose: `strftime_now`. A prompt that holds today's date would be
-    another prompt tomorrow; templates that know the name fall back on a fixed date without it.
-    """
+    """Return the Jinja dialect of chat templates, as transformers documents it, in a world without time."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlocks]
     )
     environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = TEMPLATE_DATE.strftime
     environment.filters["tojson"] = _to_json
     return environment
+
+
+class _GenerationBlocks(Extension):
+    """`{% generation %}...{% endgeneration %}`: marks for training what the model wrote. Here only text."""
+
+    tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Return what stands within the block, its variables its own as in transformers."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+def _describe_failure(exc: Exception) -> str:
+    """Return why a template failed: for the same conversation the same text in every process."""
+    if isinstance(exc, RecursionError):
+        what = "it recurses without end"  # The interpreter's own words depend on where the stack ended.
+    elif isinstance(exc, jinja2.TemplateError):
+        what = str(exc)
+    else:
+        what = f"{type(exc).__name__}: {exc}"
+    return f"the model's chat template: {_ADDRESS.sub('0x...', what)}"
 
 
 def _raise_exception(message: str) -> None:

@@ -17,6 +17,9 @@ from synthia_batch.errors import UsageError
 NO_SYSTEM_MESSAGE = "none"
 LITERAL_PREFIX = "text:"
 
+_NAMES_OF_ROWS = ("row", "column")
+"""What the output calls a system message that comes with a row (plan.ROW_SYSTEM) or from its column
+(resolve.SYSTEM_COLUMN)."""
 _SINGLE_WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -38,6 +41,8 @@ def select_system_message(spec: str, *, folder: Path | None = None) -> SystemMes
 
     A relative FILE is looked for in `folder`, or in the working directory. One word of letters,
     digits, `_` and `-` is always a name, so that a slip is not sent to a model as an instruction.
+    A file gives its stem as the name, with `file-` before it where the stem means something else
+    already: a name of the library, `none`, `row` or `column`.
 
     Raises:
         UsageError: The name is not in the library, the file cannot be used, or the text is empty.
@@ -101,7 +106,13 @@ def _read_file(name: str, folder: Path) -> SystemMessage:
         ) from exc
     if not text.strip():
         raise UsageError(f"the system message file {path} is empty; for none at all say {NO_SYSTEM_MESSAGE}")
-    return SystemMessage(name=path.stem, text=text, source=str(path))
+    return SystemMessage(name=_name_file(path), text=text, source=str(path))
+
+
+def _name_file(path: Path) -> str:
+    """Return the stem of `path`, never one that would claim the text of a card or of the rows."""
+    is_taken = path.stem in _NAMES_OF_ROWS or path.stem in _load_index()
+    return f"file-{path.stem}" if is_taken else path.stem
 
 
 def _make_literal(text: str) -> SystemMessage:

@@ -57,7 +57,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the events in order; lines torn by a crash are passed over. No file, no events."""
     try:
         file = path.open("rb")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # or a part of its path is a file
         return
     with file:
         for line in file:

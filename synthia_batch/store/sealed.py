@@ -43,7 +43,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     """
     try:
         value = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # or a part of its path is a file
         return None
     except (OSError, ValueError) as exc:
         raise IntegrityError(
