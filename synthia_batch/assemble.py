@@ -1,8 +1,8 @@
 """From a shard's rows and what was made of them to the files that it becomes."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from synthia_batch.job.resolved import PlanSpec
 from synthia_batch.plan import make_samples
@@ -18,8 +18,19 @@ from synthia_batch.store.part import (
 )
 from synthia_batch.store.publish import EncodedShard
 
+KEPT_BYTES = 100_000_000
+"""What samples may take, at most, between being made and being published."""
+SAMPLE_BYTES = 700
+"""What a sample takes beside its text, about."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True)
+class _KeptSamples:
+    samples: list[Sample]
+    size_bytes: int
+
+
+@dataclass(slots=True, kw_only=True)
 class Assembler:
     """Knows, of one job, how to make samples of its rows and parts of its samples."""
 
@@ -28,24 +39,44 @@ class Assembler:
     plan: PlanSpec
     prompt_format: PromptFormat
     part_format: PartFormat
+    _kept: dict[int, _KeptSamples] = field(default_factory=dict)
 
     def list_samples(self, shard: Shard) -> Iterator[Sample]:
-        """Yield the samples of `shard` in order, read from the input."""
+        """Yield the samples of `shard` in order, read from the input.
+
+        They are needed twice, to be made and to be published. Those of a shard that was listed to
+        its end are kept for the second time, as long as there is room: reading rows again and
+        making their ids and seeds is the largest cost of a sample beside its engine.
+        """
+        kept: list[Sample] | None = []
+        size_bytes = 0
+        room_bytes = KEPT_BYTES - sum(other.size_bytes for other in self._kept.values())
         for row in self.source.read_rows(self.scan, shard.first_row, shard.stop_row):
-            yield from make_samples(row, self.plan)
+            for sample in make_samples(row, self.plan):
+                yield sample
+                if kept is not None:
+                    kept.append(sample)
+            size_bytes += SAMPLE_BYTES * self.plan.samples_per_row
+            size_bytes += sum(len(message.content) for message in row.messages)
+            if size_bytes > room_bytes:
+                kept = None
+        if kept is not None:
+            self._kept[shard.number] = _KeptSamples(kept, size_bytes)
 
     def read_answer(self, outcome: Outcome) -> Outcome:
         """Return `outcome` with what the engine generated read as an answer in the job's format."""
         if isinstance(outcome, Failed):
             return outcome
         answer = self.prompt_format.read(outcome.response)
+        if answer.response is outcome.response and answer.reasoning is None:
+            return outcome
         return dataclasses.replace(outcome, response=answer.response, reasoning=answer.reasoning)
 
     def encode(self, shard: Shard, outcomes: Mapping[int, Outcome]) -> EncodedShard:
         """Return the parts of `shard`, all of whose samples have ended as `outcomes` says."""
         made: list[DataRecord] = []
         failed: list[FailedRecord] = []
-        for sample in self.list_samples(shard):
+        for sample in self._take_samples(shard):
             match outcomes[sample.ordinal]:
                 case Finished() as outcome:
                     made.append(DataRecord(sample, outcome))
@@ -56,3 +87,10 @@ class Assembler:
             data=encode_data_part(made, self.part_format) if made else None,
             failed=encode_failed_part(failed, self.part_format) if failed else None,
         )
+
+    def _take_samples(self, shard: Shard) -> Sequence[Sample]:
+        kept = self._kept.pop(shard.number, None)
+        if kept is not None:
+            return kept.samples
+        rows = self.source.read_rows(self.scan, shard.first_row, shard.stop_row)
+        return [sample for row in rows for sample in make_samples(row, self.plan)]
