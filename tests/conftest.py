@@ -11,7 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
+TAKE_THE_MACHINE = ("engine/", "test_ray_", "test_random_kills")
+"""Tests with engines or Rays of their own, which two cores cannot have twice at the same time."""
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+# First: xdist reads the marks in the same hook.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the tests that take the machine run one after the other, by the same process."""
+    for item in items:
+        if any(word in item.nodeid for word in TAKE_THE_MACHINE):
+            item.add_marker(pytest.mark.xdist_group("machine"))
 
 
 @pytest.fixture
