@@ -13,9 +13,8 @@ setup:
 demo: setup
 	@$(BIN)/synthia-batch run jobs/quickstart.yaml
 
-# Two at a time, but what takes the whole machine one after the other: see tests/conftest.py.
 test: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@tools/test.sh $(ARGS)
 
 # Every pair of kills, every byte, thousands of power losses: an hour or more. Its output is dated and
 # kept in benchmarks/results/.

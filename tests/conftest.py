@@ -11,19 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-TAKE_THE_MACHINE = ("engine/", "test_ray_", "test_random_kills")
-"""Tests with engines or Rays of their own, which two cores cannot have twice at the same time."""
+TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills")
+"""Tests with engines or clusters of their own, of which two cores have room for one at a time."""
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-# First: xdist reads the marks in the same hook.
+# First: `-m machine` is decided in the same hook.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have the tests that take the machine run one after the other, by the same process."""
+    """Mark the tests that take the machine: tools/test.sh runs them one after the other."""
     for item in items:
         if any(word in item.nodeid for word in TAKE_THE_MACHINE):
-            item.add_marker(pytest.mark.xdist_group("machine"))
+            item.add_marker(pytest.mark.machine)
 
 
 @pytest.fixture

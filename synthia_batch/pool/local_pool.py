@@ -98,13 +98,13 @@ class LocalPool:
 
     def abort(self) -> None:
         """Have every worker drop what it has not ended."""
-        for worker in self._workers.values():
+        for worker in list(self._workers.values()):  # Worker threads add and remove themselves.
             worker.abort()
 
     def stop(self, at_once: bool = False) -> None:
         """End every loop; `at_once`, do not wait for the steps that they are in."""
         self._stopping.set()
-        for worker in self._workers.values():
+        for worker in list(self._workers.values()):  # Worker threads add and remove themselves.
             worker.stop(0 if at_once else _STOP_SECONDS)
 
     def _run(self, index: int, epoch: int, seat: Seat) -> None:

@@ -19,7 +19,7 @@ from synthia_batch.display import Display
 from synthia_batch.drain import DrainRequest
 from synthia_batch.drive import Driver
 from synthia_batch.engine.base import EngineFacts
-from synthia_batch.pool.base import PoolEvent, SamplesEnded, WorkerLost, WorkerReady
+from synthia_batch.pool.base import Cause, PoolEvent, SamplesEnded, WorkerLost, WorkerReady
 from synthia_batch.rows import Finished, Outcome, Request
 
 ROWS = 120
@@ -106,6 +106,7 @@ class ZombiePool:
     """Loses its worker, starts it again, and then hears from both."""
 
     size: int = 1
+    unplaced: int = 0
     fed: list[list[int]] = field(default_factory=list)
     events: list[Sequence[PoolEvent]] = field(default_factory=list)
     restarted: bool = False
@@ -125,9 +126,11 @@ class ZombiePool:
                 [SamplesEnded(worker=0, epoch=2, outcomes=answers["heir"])],
             ]
         else:
-            self.events = [[WorkerLost(worker=0, epoch=1, reason="not heard of for a while")]]
+            self.events = [
+                [WorkerLost(worker=0, epoch=1, reason="not heard of for a while", cause=Cause.NODE_LOST)]
+            ]
 
-    def restart(self, worker: int) -> None:
+    def restart(self, worker: int, halvings: int = 0) -> None:
         self.restarted = True
         self.events = [
             [SamplesEnded(worker=0, epoch=1, outcomes=(finish(0, "zombie, before its heir was ready"),))],
@@ -171,6 +174,7 @@ def test_a_late_message_of_a_worker_that_was_given_up_is_counted_and_dropped(tmp
         drain=DrainRequest(),
         display=Display(quiet=True),
         check_canary=lambda ready: None,
+        watchdog_seconds=300,
         log_path=lambda index: tmp_path / "log",
     )
     requests = iter([Request(ordinal=n, token_ids=b"x", seed=n) for n in range(4)])
