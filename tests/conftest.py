@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills")
+TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills", "[ray]")
 """Tests with engines or clusters of their own, of which two cores have room for one at a time."""
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
