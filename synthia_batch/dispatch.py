@@ -69,6 +69,10 @@ class Dispatcher:
         """The workers that hold samples."""
         return {worker for worker, desk in self._desks.items() if desk.held}
 
+    def read_ahead(self) -> None:
+        """Read the first window now, so that the first worker does not wait for it."""
+        self._fill_window()
+
     def open_desk(self, worker: int, capacity: int) -> None:
         """Count `worker` in: it can hold `capacity` requests."""
         self._desks[worker] = _Desk(capacity=capacity)

@@ -17,6 +17,7 @@ from synthia_batch.errors import PoolFailed
 from synthia_batch.pool.base import (
     Cause,
     Pool,
+    PoolEvent,
     SamplesEnded,
     WorkerAdded,
     WorkerLost,
@@ -24,6 +25,7 @@ from synthia_batch.pool.base import (
     WorkerStepped,
 )
 from synthia_batch.rows import Failed, Finished, Outcome
+from synthia_batch.starting import StartedPool
 from synthia_batch.supervise import Supervisor
 from synthia_batch.suspects import fail_convicted
 
@@ -60,13 +62,12 @@ class Recorder(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Driver:
-    """Drives one pool until every sample has ended or the run is to drain.
+    """Drives the pool that it is given until every sample has ended or the run is to drain.
 
     `made` counts the samples that ended, `dropped` those that were not believed.
     `check_canary` gets each worker's canary digest and raises DeterminismBroken on a wrong one.
     """
 
-    pool: Pool
     recorder: Recorder
     drain: DrainRequest
     display: Display
@@ -77,11 +78,14 @@ class Driver:
     made: int = 0
     dropped: int = 0
     _tokens: int = 0
+    _pool: Pool = field(init=False)
     _supervisor: Supervisor = field(init=False)
     _dispatcher: Dispatcher = field(init=False)
 
-    def run(self, dispatcher: Dispatcher) -> DrainReason | None:
+    def run(self, dispatcher: Dispatcher, take_over: Callable[[], StartedPool]) -> DrainReason | None:
         """Drive `dispatcher` to its end; return why the run drained before it, None if it did not.
+
+        `take_over` gives the pool, which is starting: the first prompts are rendered meanwhile.
 
         Raises:
             PoolFailed: No worker is left, or none can start.
@@ -90,9 +94,12 @@ class Driver:
         """
         self._dispatcher = dispatcher
         self._supervisor = Supervisor(self.watchdog_seconds)
-        self.pool.start()
-        for worker in range(self.pool.size):
+        dispatcher.read_ahead()
+        started = take_over()
+        self._pool = started.pool
+        for worker in range(self._pool.size):
             self._supervisor.enlist(worker)
+        self._handle(started.events)
         while not self._dispatcher.is_done:
             if self.drain.reason is not None:
                 self._finish_in_flight()
@@ -109,7 +116,13 @@ class Driver:
         self._record([failed])
 
     def _poll(self) -> None:
-        for event in self.pool.poll(POLL_SECONDS):
+        self._handle(self._pool.poll(POLL_SECONDS))
+        self._fail_convicted()
+        self.recorder.tick()
+        self._show()
+
+    def _handle(self, events: Sequence[PoolEvent]) -> None:
+        for event in events:
             match event:
                 case SamplesEnded():
                     self._take(event)
@@ -122,9 +135,6 @@ class Driver:
                 case WorkerAdded():
                     self._supervisor.enlist(event.worker)
                     self._tell(f"worker {event.worker} joins: there is room for it", "worker_added", event)
-        self._fail_convicted()
-        self.recorder.tick()
-        self._show()
 
     def _take(self, event: SamplesEnded) -> None:
         is_known = self._supervisor.believes(event.worker, event.epoch)
@@ -166,7 +176,7 @@ class Driver:
 
     def _kill_hung(self) -> None:
         for worker, epoch in self._supervisor.find_hung(self._dispatcher.busy, self.clock()):
-            self.pool.kill(worker)
+            self._pool.kill(worker)
             reason = f"its engine made no step for {self.watchdog_seconds:g} s"
             self._bury(WorkerLost(worker=worker, epoch=epoch, reason=reason, cause=Cause.HUNG))
 
@@ -209,14 +219,14 @@ class Driver:
 
     def _restart_due(self) -> None:
         for worker in self._supervisor.take_due(self.clock()):
-            self.pool.restart(worker, self._supervisor.count_halvings(worker))
+            self._pool.restart(worker, self._supervisor.count_halvings(worker))
 
     def _top_up(self) -> None:
-        staff = max(1, self._supervisor.staff - self.pool.unplaced)
+        staff = max(1, self._supervisor.staff - self._pool.unplaced)
         for worker in self._supervisor.ready:
             requests = self._dispatcher.top_up(worker, staff)
             if requests:
-                self.pool.feed(worker, requests)
+                self._pool.feed(worker, requests)
 
     def _finish_in_flight(self) -> None:
         """Give samples in flight a little time, then have the engines drop them."""
@@ -228,7 +238,7 @@ class Driver:
         until = self.clock() + DRAIN_SECONDS
         while self._dispatcher.in_flight and self.clock() < until:
             self._poll()
-        self.pool.abort()
+        self._pool.abort()
 
     def _show(self) -> None:
         self.display.show(

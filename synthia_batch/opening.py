@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.assemble import Assembler
-from synthia_batch.errors import IdentityMismatch, IntegrityError, UsageError
+from synthia_batch.errors import IdentityMismatch, UsageError
 from synthia_batch.job.fingerprint import compare_identities
 from synthia_batch.job.resolved import PlanSpec, ResolvedJob
 from synthia_batch.job_file import write_job
@@ -31,7 +31,13 @@ from synthia_batch.store.manifest import withdraw_manifest
 from synthia_batch.store.part import PartFormat
 from synthia_batch.store.part_rows import SampleGrid
 from synthia_batch.store.plan_file import plan_digest, read_plan, write_plan_once
-from synthia_batch.store.recovery import ShardState, check_parts, inspect_shard, remove_leftovers
+from synthia_batch.store.recovery import (
+    ShardState,
+    check_parts,
+    inspect_shard,
+    remove_leftovers,
+    remove_unbegun,
+)
 from synthia_batch.store.run_dir import RunDir
 
 
@@ -106,41 +112,63 @@ def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], No
 
 
 @contextmanager
-def open_run(job: ResolvedJob, on_progress: Callable[[int], None] | None = None) -> Iterator[OpenRun]:
-    """Open the job's run directory for writing, begun first where it is new, for the block.
+def lock_run(job: ResolvedJob) -> Iterator[RunLock]:
+    """Take the job's run directory for the block; it is made where it was not there.
+
+    A directory that was made here, and in which no run has begun by the end of the block, is
+    removed again: a refused input leaves nothing behind.
 
     Raises:
-        SynthiaBatchError: As for lock_run and begin_attempt.
-    """
-    with lock_run(job, on_progress) as locked, begin_attempt(job, locked) as run:
-        yield run
-
-
-@contextmanager
-def lock_run(job: ResolvedJob, on_progress: Callable[[int], None] | None = None) -> Iterator[LockedRun]:
-    """Take the job's run directory for the block, and look at everything that is there.
-
-    Nothing is changed: of a directory that was not there, `.synthia/lock` is made. The input of a
-    new run is read through before, so that a bad one leaves not even that behind.
-
-    Raises:
-        InputRefused: The input has faults.
         RunLocked: Another process has the directory.
         IdentityMismatch: Another process has just begun another job there.
-        IntegrityError: Something in it is not as it was written.
-        StorageFailed: It cannot be read.
+        StorageFailed: It cannot be made.
     """
     run_dir = RunDir(job.output)
-    source = open_source(job.input_path)
-    scan = None if run_dir.plan.exists() else scan_input(job, source, on_progress)
+    made = _list_missing(run_dir.hidden)
     make_directory(run_dir.hidden)
     lock = RunLock(run_dir, _now())
     lock.take()
     try:
         refuse_other_identity(job, run_dir)  # Another process may have begun it since it was looked at.
-        yield _look(job, run_dir, lock, source, scan)
+        yield lock
     finally:
+        if run_dir.hidden in made and not run_dir.plan.exists():
+            remove_unbegun(run_dir, made)
         lock.release()
+
+
+def inspect_run(job: ResolvedJob, lock: RunLock, on_rows: Callable[[int], None] | None = None) -> LockedRun:
+    """Return what is in the run directory whose lock is ours; changes nothing.
+
+    The input of a new run is read through: `on_rows` is told how far that is.
+
+    Raises:
+        InputRefused: The input has faults.
+        IntegrityError: Something in the directory is not as it was written.
+        StorageFailed: It cannot be read.
+    """
+    run_dir = RunDir(job.output)
+    source = open_source(job.input_path)
+    plan = read_plan(run_dir.plan)
+    if plan is None:
+        scan = scan_input(job, source, on_rows)
+        plan = _make_plan(job, scan)
+    else:
+        scan = Scan.from_dict(plan["scan"], Occurrences.load(run_dir.occurrences))
+    attempt = Attempt(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id())
+    shards = plan_shards(scan.rows, job.plan.samples_per_row)
+    latest = read_intents(run_dir.intents, attempt.plan_digest).latest
+    states = [inspect_shard(run_dir, shard, latest, attempt) for shard in shards]
+    check_parts(run_dir, states, lambda size: None)
+    return LockedRun(
+        run_dir=run_dir,
+        lock=lock,
+        plan=plan,
+        assembler=_make_assembler(job, source, scan, plan["source_file"]),
+        attempt=attempt,
+        shards=shards,
+        states=states,
+    )
 
 
 @contextmanager
@@ -200,28 +228,9 @@ def make_grid(spec: PlanSpec) -> SampleGrid:
     )
 
 
-def _look(job: ResolvedJob, run_dir: RunDir, lock: RunLock, source: Source, scan: Scan | None) -> LockedRun:
-    plan = read_plan(run_dir.plan)
-    if plan is not None:
-        scan = Scan.from_dict(plan["scan"], Occurrences.load(run_dir.occurrences))
-    elif scan is None:
-        raise IntegrityError(f"{run_dir.plan} has gone while it was opened; run the same command again")
-    else:
-        plan = _make_plan(job, scan)
-    attempt = Attempt(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id())
-    shards = plan_shards(scan.rows, job.plan.samples_per_row)
-    latest = read_intents(run_dir.intents, attempt.plan_digest).latest
-    states = [inspect_shard(run_dir, shard, latest, attempt) for shard in shards]
-    check_parts(run_dir, states, lambda size: None)
-    return LockedRun(
-        run_dir=run_dir,
-        lock=lock,
-        plan=plan,
-        assembler=_make_assembler(job, source, scan, plan["source_file"]),
-        attempt=attempt,
-        shards=shards,
-        states=states,
-    )
+def _list_missing(path: Path) -> list[Path]:
+    """Return `path` and its parents as far as they are not there, the innermost first."""
+    return [directory for directory in (path, *path.parents) if not directory.exists()]
 
 
 def _make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:

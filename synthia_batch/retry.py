@@ -11,10 +11,10 @@ from synthia_batch.errors import UsageError
 from synthia_batch.job.layers import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job_file import read_job
-from synthia_batch.opening import begin_attempt, lock_run, refuse_other_identity
+from synthia_batch.opening import begin_attempt, inspect_run, lock_run, refuse_other_identity
 from synthia_batch.reopening import FailureChoice
 from synthia_batch.resolve import resolve_job
-from synthia_batch.run import RunResult, make_missing
+from synthia_batch.run import RunResult, make_missing, start_pool
 from synthia_batch.store.manifest import read_manifest
 from synthia_batch.store.plan_file import read_plan
 from synthia_batch.store.run_dir import RunDir
@@ -48,13 +48,14 @@ def retry_failed(
     started = time.monotonic()
     job = _resolve(directory, said, display)
     drain = DrainRequest(job.declared.deadline_seconds)
-    with drain.listen(), lock_run(job) as locked:
+    with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
+        locked = inspect_run(job, lock)
         chosen = locked.reopener.count_chosen(locked.states, choice)
         # Without its manifest it may be a retry that was killed once its samples were reopened.
         if not chosen and read_manifest(locked.run_dir.manifest) is not None:
             return RetryResult(directory=directory, chosen=0, run=None)
         with begin_attempt(job, locked, choice) as run:
-            result = make_missing(job, run, display, drain, started)
+            result = make_missing(job, run, display, drain, starter, started)
     return RetryResult(directory=directory, chosen=chosen, run=result)
 
 

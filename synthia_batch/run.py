@@ -17,14 +17,15 @@ from synthia_batch.job.declared import Job
 from synthia_batch.job.layers import Layer, read_ray_address
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
-from synthia_batch.opening import OpenRun, open_run, refuse_other_identity
+from synthia_batch.opening import OpenRun, begin_attempt, inspect_run, lock_run, refuse_other_identity
 from synthia_batch.pool import open_pool
-from synthia_batch.pool.base import Staffing
+from synthia_batch.pool.base import Pool, Staffing
 from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.report.card import CardFacts, write_card
 from synthia_batch.resolve import open_renderer, resolve_job
 from synthia_batch.rows import Failed, Request
-from synthia_batch.store.atomic import sync_directory
+from synthia_batch.starting import PoolStarter
+from synthia_batch.store.atomic import make_directory, sync_directory
 from synthia_batch.store.manifest import Manifest, read_manifest, write_manifest
 from synthia_batch.store.recovery import check_complete
 from synthia_batch.store.run_dir import RunDir
@@ -89,12 +90,42 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
         check_complete(run_dir, manifest, lambda size: None)
         return _tell(job, manifest, _Drive(made=0, drained=None), started)
     drain = DrainRequest(job.declared.deadline_seconds)
-    with drain.listen(), open_run(job, display.show_scan) as run:
-        return make_missing(job, run, display, drain, started)
+    with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
+
+        def on_rows(rows: int) -> None:
+            display.show_scan(rows)
+            starter.note_scan()
+
+        locked = inspect_run(job, lock, on_rows)
+        with begin_attempt(job, locked) as run:
+            return make_missing(job, run, display, drain, starter, started)
+
+
+def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
+    """Return what starts the job's pool once that is wanted, and stops it in the end."""
+
+    def make_pool() -> Pool:
+        is_strict = job.declared.determinism == "strict"
+        renderer = open_renderer(job.prompt)
+        run_dir = RunDir(job.output)
+        make_directory(run_dir.logs)
+        staffing = Staffing(
+            engine=job.engine,
+            canaries=make_canaries(renderer, job.engine.max_model_len) if is_strict else (),
+            log_path=run_dir.worker_log,
+        )
+        return open_pool(job.pool, staffing, display.say)
+
+    return PoolStarter(make_pool)
 
 
 def make_missing(
-    job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest, started: float
+    job: ResolvedJob,
+    run: OpenRun,
+    display: Display,
+    drain: DrainRequest,
+    starter: PoolStarter,
+    started: float,
 ) -> RunResult:
     """Make every sample of an open run that is not made yet, and complete it unless it drains.
 
@@ -104,7 +135,7 @@ def make_missing(
         SynthiaBatchError: As for run_job.
     """
     run.keeper.publish_filled()
-    drive = _drive(job, run, display, drain)
+    drive = _drive(job, run, display, drain, starter)
     if drive.drained is None:
         _finish(job, run)
     run.keeper.note("attempt_ended", made=drive.made, drained=drive.drained and drive.drained.label)
@@ -124,38 +155,29 @@ def _tell(job: ResolvedJob, counts: Manifest | Keeper, drive: _Drive, started: f
     )
 
 
-def _drive(job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest) -> _Drive:
+def _drive(
+    job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest, starter: PoolStarter
+) -> _Drive:
     """Have the pool make what is missing."""
     keeper = run.keeper
     ended = keeper.finished + keeper.failed
     if ended == keeper.samples or drain.reason is not None:
         return _Drive(made=0, drained=None if ended == keeper.samples else drain.reason)
+    starter.begin()
     if ended:
         display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
-    renderer = open_renderer(job.prompt)
-    staffing = Staffing(
-        engine=job.engine,
-        canaries=make_canaries(renderer, job.engine.max_model_len)
-        if job.declared.determinism == "strict"
-        else (),
+    driver = Driver(
+        recorder=keeper,
+        drain=drain,
+        display=display,
+        watchdog_seconds=job.pool.watchdog_seconds,
+        check_canary=lambda ready: check_canary(run.run_dir, ready),
         log_path=run.run_dir.worker_log,
     )
+    requests = _list_requests(keeper, open_renderer(job.prompt), driver.take_unsent)
     with ExitStack() as stack:
         stack.callback(display.close)
-        pool = open_pool(job.pool, staffing, display.say)
-        # A second Ctrl-C arrives here as KeyboardInterrupt.
-        stack.push(lambda kind, error, trace: pool.stop(at_once=kind is KeyboardInterrupt))
-        driver = Driver(
-            pool=pool,
-            recorder=keeper,
-            drain=drain,
-            display=display,
-            watchdog_seconds=job.pool.watchdog_seconds,
-            check_canary=lambda ready: check_canary(run.run_dir, ready),
-            log_path=run.run_dir.worker_log,
-        )
-        requests = _list_requests(keeper, renderer, driver.take_unsent)
-        drained = driver.run(Dispatcher(requests, keeper.samples - ended))
+        drained = driver.run(Dispatcher(requests, keeper.samples - ended), starter.take_over)
         return _Drive(made=driver.made, drained=drained)
 
 

@@ -12,7 +12,7 @@ EVERYTHING = {
     "assemble", "canary", "canary_record", "cli", "digest", "dispatch", "display", "drain", "drive",
     "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper", "models",
     "opening", "plan", "pool", "privacy", "prompts", "reopening", "report", "resolve", "retry", "rows", "run",
-    "source", "store", "supervise", "suspects", "user_cache", "verify", "worker",
+    "source", "starting", "store", "supervise", "suspects", "user_cache", "verify", "worker",
 }  # fmt: skip
 MAY_IMPORT = {
     "rows": set(),
@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "report": {"store", "plan", "rows", "errors"},
     "resolve": {"job", "prompts", "models", "source", "engine", "digest", "errors", "hardware"},
     "forecast": {"opening", "resolve", "job", "source", "plan", "errors"},
-    "drive": {"pool", "dispatch", "supervise", "suspects", "display", "drain", "rows", "errors"},
+    "starting": {"pool", "errors"},
+    "drive": {"pool", "starting", "dispatch", "supervise", "suspects", "display", "drain", "rows", "errors"},
     "assemble": {"store", "source", "plan", "prompts", "job", "rows"},
     "keeper": {"assemble", "store", "rows", "errors"},
     "canary_record": {"pool", "prompts", "store", "rows", "errors"},
@@ -90,7 +91,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "vllm": {"engine/vllm_engine.py"},
-    "torch": {"engine/vllm_engine.py"},
+    "torch": {"engine/vllm_engine.py", "engine/vllm_memory.py"},
     "ray": {"pool/ray_actor.py", "pool/ray_pool.py", "pool/ray_session.py"},
     "pyarrow": {
         "source/parquet.py",

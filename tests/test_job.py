@@ -20,7 +20,7 @@ from synthia_batch.job.fingerprint import NOT_IDENTITY, compare_identities, fing
 from synthia_batch.job.layers import Layer, merge_layers, parse_assignment, read_environment, read_job_file
 from synthia_batch.job.presets import list_presets, read_preset
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.opening import open_run
+from synthia_batch.opening import begin_attempt, inspect_run, lock_run
 from synthia_batch.prompts.formats import PlainChatFormat
 from synthia_batch.reopening import FailureChoice
 from synthia_batch.resolve import resolve_job
@@ -283,7 +283,7 @@ def test_a_run_resumed_under_other_names_writes_equal_bytes(source: Path, tmp_pa
     fails = {"kind": "scripted", "fail_every": 1}
 
     def begin(job: ResolvedJob) -> None:
-        with open_run(job):
+        with lock_run(job) as lock, begin_attempt(job, inspect_run(job, lock)):
             pass
 
     def finish(job: ResolvedJob) -> None:

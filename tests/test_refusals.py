@@ -109,9 +109,9 @@ def test_a_second_run_names_the_first(synthia: Command, tmp_path: Path, is_stopp
     log = tmp_path / "calls"
     slow = (
         "--set",
-        "engine.latency_ms=50",
+        "engine.latency_ms=500",
         "--set",
-        "engine.max_num_seqs=4",
+        "engine.max_num_seqs=16",
         "--set",
         f"engine.call_log={log}",
     )
@@ -137,10 +137,12 @@ def test_a_second_run_names_the_first(synthia: Command, tmp_path: Path, is_stopp
         if is_stopped:
             assert after == before
             first.send_signal(signal.SIGCONT)
-        assert first.wait(60) == 0
+        first.terminate()
+        assert first.wait(60) == 75
     finally:
         first.kill()
         first.wait()
+    assert synthia(*RUN).returncode == 0
     assert synthia("verify", "out").returncode == 0
 
 

@@ -37,4 +37,7 @@ def preferred_environment(spec: EngineSpec) -> dict[str, str]:
     variables = {**PRIVACY, "VLLM_LOGGING_LEVEL": "INFO", "TOKENIZERS_PARALLELISM": "false"}
     if spec.model.path is not None:
         variables["HF_HUB_OFFLINE"] = "1"  # All files are there; asking the Hub only costs time.
+    if spec.device == "cpu":
+        # Weights in huge pages where the system grants them on request.
+        variables["THP_MEM_ALLOC_ENABLE"] = "1"
     return variables

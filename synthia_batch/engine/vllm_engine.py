@@ -7,7 +7,7 @@ tokens that do not depend on what else is in the batch.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
 from synthia_batch.engine.seat import Seat
+from synthia_batch.engine.vllm_memory import lazy_zeros
 from synthia_batch.errors import DeterminismBroken, EngineOutOfMemory, UsageError
 from synthia_batch.hardware import name_cpu, total_memory_bytes
 from synthia_batch.job.declared import Sampling
@@ -51,7 +52,8 @@ class VllmEngine:
         self._spec = spec
         if spec.device == "cpu" and spec.determinism == "strict":
             _pad_small_gemms()
-        with _memory_errors(), _setting_errors():
+        lazily = lazy_zeros() if spec.device == "cpu" else nullcontext()
+        with _memory_errors(), _setting_errors(), lazily:
             SamplingParams(**sampling_arguments(spec.sampling))
             self._llm = LLM(**engine_arguments(spec, seat))
         _check_threads(spec)

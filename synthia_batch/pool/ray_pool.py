@@ -36,7 +36,6 @@ from synthia_batch.pool.base import (
 )
 from synthia_batch.pool.ray_actor import STOP_SECONDS, EngineActor, Loaded, Place
 from synthia_batch.pool.ray_session import RaySession
-from synthia_batch.privacy import PRIVACY
 from synthia_batch.rows import Request
 from synthia_batch.worker import Delivery
 
@@ -209,7 +208,6 @@ class RayPool:
             "max_concurrency": 4,
             # The driver restarts workers itself, under a new epoch.
             "max_restarts": 0,
-            "runtime_env": {"env_vars": PRIVACY},
         }
         if group is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(placement_group=group)

@@ -14,8 +14,9 @@ was; only then are leftovers removed. With intents (I), journal (J) and parts (P
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,6 +170,25 @@ def remove_leftovers(run_dir: RunDir, states: Iterable[ShardState]) -> None:
     for state in states:
         if isinstance(state, Published) and state.has_leftover_journal:
             remove_file(run_dir.journal(state.shard))
+
+
+def remove_unbegun(run_dir: RunDir, made: Sequence[Path]) -> None:
+    """Remove the directories `made` for a run that never began, the innermost first.
+
+    There is nothing in them but the lock, which is ours, and perhaps logs of engines that began to
+    load. Nothing is synced: power may bring them back, and the next run then begins in them.
+
+    Raises:
+        StorageFailed: A file cannot be removed.
+    """
+    for log in run_dir.logs.glob("*"):
+        remove_file(log)
+    remove_file(run_dir.lock)
+    with suppress(OSError):  # Somebody else has put something there, which stays.
+        if run_dir.logs.exists():
+            run_dir.logs.rmdir()
+        for directory in made:
+            directory.rmdir()
 
 
 def list_temporary_files(run_dir: RunDir) -> list[Path]:

@@ -21,6 +21,7 @@ from synthia_batch.drive import Driver
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.pool.base import Cause, PoolEvent, SamplesEnded, WorkerLost, WorkerReady
 from synthia_batch.rows import Finished, Outcome, Request
+from synthia_batch.starting import StartedPool
 
 ROWS = 120
 FLAGS = ("--engine", "scripted", "--pool", "local", "-q", "--set", "engine.max_num_seqs=2")
@@ -169,7 +170,6 @@ class Notebook:
 def test_a_late_message_of_a_worker_that_was_given_up_is_counted_and_dropped(tmp_path: Path) -> None:
     pool, notebook = ZombiePool(), Notebook()
     driver = Driver(
-        pool=pool,
         recorder=notebook,
         drain=DrainRequest(),
         display=Display(quiet=True),
@@ -178,7 +178,8 @@ def test_a_late_message_of_a_worker_that_was_given_up_is_counted_and_dropped(tmp
         log_path=lambda index: tmp_path / "log",
     )
     requests = iter([Request(ordinal=n, token_ids=b"x", seed=n) for n in range(4)])
-    assert driver.run(Dispatcher(requests, 4)) is None
+    pool.start()
+    assert driver.run(Dispatcher(requests, 4), lambda: StartedPool(pool=pool)) is None
     assert pool.fed == [[0, 1, 2, 3], [0, 1, 2, 3]]
     assert notebook.recorded == [finish(n, f"heir {n}") for n in range(4)]
     # One before the heir was ready, four and two of the zombie, one foreign, two made twice.

@@ -1,0 +1,144 @@
+"""A pool that starts beside other work."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_jsonl
+
+from synthia_batch import Job, run_job
+from synthia_batch.errors import PoolFailed, UsageError
+from synthia_batch.pool.base import PoolEvent, WorkerAdded, WorkerLost
+from synthia_batch.source.base import PROGRESS_ROWS
+from synthia_batch.source.jsonl import JsonlSource
+from synthia_batch.starting import GRACE_SECONDS, PoolStarter
+
+
+@dataclass
+class WaitingPool:
+    """Tells the same once, when it is first asked."""
+
+    events: list[PoolEvent] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    error: Exception | None = None
+    polled: threading.Event = field(default_factory=threading.Event)
+    size: int = 1
+    unplaced: int = 0
+
+    def start(self) -> None:
+        self.calls.append("start")
+        if self.error is not None:
+            raise self.error
+
+    def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
+        told, self.events = self.events, []
+        self.polled.wait(0 if told else timeout_seconds)
+        if not told:
+            self.polled.set()
+        return told
+
+    def stop(self, at_once: bool = False) -> None:
+        self.calls.append("stop at once" if at_once else "stop")
+
+    def restart(self, worker: int, halvings: int = 0) -> None: ...
+    def kill(self, worker: int) -> None: ...
+    def feed(self, worker: int, requests: Sequence[object]) -> None: ...
+    def abort(self) -> None: ...
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_pool_starts_once_the_input_was_sound_for_a_while() -> None:
+    pool, clock = WaitingPool(), Clock()
+    with PoolStarter(lambda: pool, clock) as starter:
+        starter.note_scan()
+        assert pool.calls == []
+        clock.now = GRACE_SECONDS
+        starter.note_scan()
+        starter.note_scan()
+        assert starter.take_over().pool is pool
+    assert pool.calls == ["start", "stop"]
+
+
+def test_what_a_starting_pool_has_told_is_handed_over_with_it() -> None:
+    pool = WaitingPool(events=[WorkerAdded(worker=1)])
+    with PoolStarter(lambda: pool) as starter:
+        starter.begin()
+        assert pool.polled.wait(10), "the pool must be polled before it is wanted"
+        assert list(starter.take_over().events) == [WorkerAdded(worker=1)]
+
+
+def test_a_pool_that_was_never_wanted_is_never_made() -> None:
+    def refuse() -> WaitingPool:
+        raise AssertionError("nobody asked for a pool")
+
+    with PoolStarter(refuse):
+        pass
+
+
+def test_a_pool_that_cannot_start_ends_the_scan_and_is_told_to_whoever_wants_it() -> None:
+    pool = WaitingPool(error=PoolFailed("no room"))
+    with PoolStarter(lambda: pool) as starter:
+        starter.begin()
+        with pytest.raises(PoolFailed, match="no room"):
+            starter.take_over()
+        with pytest.raises(PoolFailed, match="no room"):
+            starter.note_scan()
+    assert pool.calls == ["start", "stop"], "it may have started a part of what it needs"
+
+
+def test_an_engine_that_refuses_its_settings_ends_the_scan() -> None:
+    lost = WorkerLost(worker=0, epoch=1, reason="no", refused=UsageError("engine.x: no such setting"))
+    pool = WaitingPool(events=[lost])
+    with PoolStarter(lambda: pool) as starter:
+        starter.begin()
+        assert pool.polled.wait(10)
+        with pytest.raises(UsageError, match="no such setting"):
+            starter.note_scan()
+
+
+def test_a_second_interrupt_stops_the_pool_at_once() -> None:
+    pool = WaitingPool()
+    starter = PoolStarter(lambda: pool)
+    starter.take_over()
+    starter.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert pool.calls == ["start", "stop at once"]
+
+
+def test_the_thread_that_started_the_pool_lives_until_it_has_stopped() -> None:
+    """Linux ends a local Ray's processes with the thread that started them."""
+    pool = WaitingPool()
+    with PoolStarter(lambda: pool) as starter:
+        starter.take_over()
+        assert "pool-start" in {thread.name for thread in threading.enumerate()}
+    assert "pool-start" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_engines_load_while_a_long_input_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = write_jsonl(tmp_path / "q.jsonl", [{"question": "?"}] * (PROGRESS_ROWS + 1))
+    scan, loading = JsonlSource.scan, []
+
+    def scan_and_look(source: JsonlSource, *arguments: Any) -> Any:
+        result = scan(source, *arguments)
+        loading.append("pool-start" in {thread.name for thread in threading.enumerate()})
+        return result
+
+    monkeypatch.setattr(JsonlSource, "scan", scan_and_look)
+    monkeypatch.setattr("synthia_batch.starting.GRACE_SECONDS", 0.0)
+    job = Job(
+        input={"path": questions},
+        engine={"kind": "scripted"},
+        pool={"kind": "local"},
+        output=tmp_path / "out",
+    )
+    assert run_job(job).finished == PROGRESS_ROWS + 1
+    assert loading == [True]
