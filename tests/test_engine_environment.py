@@ -35,8 +35,8 @@ def test_what_determinism_rests_on_wins_over_the_users_shell() -> None:
     code = (
         "from test_engine_environment import SPEC\n"
         "from synthia_batch.engine.environment import prepare_environment\n"
-        "from synthia_batch.engine.seat import Seat\n"
-        "prepare_environment(SPEC, Seat())\n"
+        "from synthia_batch.engine.placement import Placement\n"
+        "prepare_environment(SPEC, Placement())\n"
         "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['VLLM_LOGGING_LEVEL'])"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "4", "VLLM_LOGGING_LEVEL": "DEBUG"}

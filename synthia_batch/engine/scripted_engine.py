@@ -15,7 +15,7 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
-from synthia_batch.engine.seat import Seat
+from synthia_batch.engine.placement import Placement
 from synthia_batch.errors import EngineOutOfMemory, UsageError
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Failed, Finished, Outcome, Request
@@ -94,9 +94,9 @@ def parse_options(settings: Mapping[str, Any]) -> ScriptedOptions:
 class ScriptedEngine:
     """Implements `Engine`; see the module."""
 
-    def __init__(self, spec: EngineSpec, seat: Seat) -> None:
+    def __init__(self, spec: EngineSpec, placement: Placement) -> None:
         self._options = parse_options(spec.settings)
-        self._max_num_seqs = max(1, self._options.max_num_seqs >> seat.halvings)
+        self._max_num_seqs = max(1, self._options.max_num_seqs >> placement.halvings)
         self._max_tokens = spec.sampling.max_tokens
         self._max_model_len = spec.max_model_len
         self._waiting: deque[Request] = deque()

@@ -20,7 +20,7 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, Ra
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from synthia_batch.engine.seat import Seat
+from synthia_batch.engine.placement import Placement
 from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError
 from synthia_batch.job.resolved import EngineSpec, PoolSpec
 from synthia_batch.pool.base import (
@@ -34,7 +34,7 @@ from synthia_batch.pool.base import (
     WorkerReady,
     WorkerStepped,
 )
-from synthia_batch.pool.ray_actor import STOP_SECONDS, EngineActor, Loaded, Place
+from synthia_batch.pool.ray_actor import STOP_SECONDS, EngineActor, Loaded, Location
 from synthia_batch.pool.ray_session import RaySession
 from synthia_batch.privacy import PRIVACY
 from synthia_batch.rows import Request
@@ -54,7 +54,7 @@ _GROWTH_SECONDS = 3.0
 
 
 @dataclass(slots=True, kw_only=True)
-class _Hand:
+class _ActorHandle:
     """The driver's side of one worker: its actor and the call that it is waiting for. `pid` is that
     of its process, as far as that is known to live. `doubt` is set from when the actor does not
     answer until Ray knows why.
@@ -66,7 +66,7 @@ class _Hand:
     group: PlacementGroup | None
     pending: Any
     halvings: int
-    place: Place | None = None
+    location: Location | None = None
     pid: int | None = None
     core: int | None = None
     since: float = field(default_factory=time.monotonic)
@@ -85,7 +85,7 @@ class RayPool:
         self._collect_seconds = min(_COLLECT_SECONDS, spec.watchdog_seconds / REPORTS_PER_WATCHDOG)
         self._say = say
         self._gpus = _gpus_per_engine(staffing.engine)
-        self._hands: dict[int, _Hand] = {}
+        self._handles: dict[int, _ActorHandle] = {}
         self._epochs = itertools.count(1)
         self._session = RaySession(spec)
         self._looked_at = 0.0
@@ -113,14 +113,14 @@ class RayPool:
     def unplaced(self) -> int:
         """Workers for which Ray has found no room for a while."""
         limit = time.monotonic() - _SPARE_SECONDS
-        return sum(hand.place is None and hand.since < limit for hand in self._hands.values())
+        return sum(handle.location is None and handle.since < limit for handle in self._handles.values())
 
     def restart(self, worker: int, halvings: int = 0) -> None:
-        """Place `worker` in a new actor. Ray waits for room where there is none."""
+        """Location `worker` in a new actor. Ray waits for room where there is none."""
         self._discard(worker)
         group = self._reserve_gpus()
         actor: Any = ray.remote(EngineActor).options(**self._actor_options(group)).remote()
-        self._hands[worker] = _Hand(
+        self._handles[worker] = _ActorHandle(
             index=worker,
             epoch=next(self._epochs),
             actor=actor,
@@ -135,21 +135,21 @@ class RayPool:
 
     def feed(self, worker: int, requests: Sequence[Request]) -> None:
         """Send `requests` in one message."""
-        self._hands[worker].actor.feed.remote(tuple(requests))
+        self._handles[worker].actor.feed.remote(tuple(requests))
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
         """Return what the answered calls say, and make the next call of each of those workers."""
         events = [*self._grow(), *self._settle_doubts()]
-        hands = {hand.pending: hand for hand in self._hands.values() if hand.pending is not None}
+        handles = {handle.pending: handle for handle in self._handles.values() if handle.pending is not None}
         answered: list[Any] = []
-        if hands:
-            answered, _ = ray.wait(list(hands), num_returns=1, timeout=0 if events else timeout_seconds)
+        if handles:
+            answered, _ = ray.wait(list(handles), num_returns=1, timeout=0 if events else timeout_seconds)
         elif not events:
             time.sleep(timeout_seconds)
         if answered:
-            answered, _ = ray.wait(list(hands), num_returns=len(hands), timeout=0)
+            answered, _ = ray.wait(list(handles), num_returns=len(handles), timeout=0)
         for call in answered:
-            events += self._advance(hands[call])
+            events += self._advance(handles[call])
         for event in events:
             if isinstance(event, WorkerLost):
                 # At once: a process whose engine has died may still hold a GPU's memory.
@@ -159,19 +159,19 @@ class RayPool:
 
     def abort(self) -> None:
         """Have every loaded worker drop what it has not ended."""
-        for hand in self._hands.values():
-            if hand.place is not None:
-                hand.actor.abort.remote()
+        for handle in self._handles.values():
+            if handle.location is not None:
+                handle.actor.abort.remote()
 
     def stop(self, at_once: bool = False) -> None:
         """Stop the loops, unless `at_once`; then end the processes, and Ray where it was started here."""
         if not ray.is_initialized():
             return
-        placed = [hand for hand in self._hands.values() if hand.place is not None]
+        placed = [handle for handle in self._handles.values() if handle.location is not None]
         if placed and not at_once:
-            stops = [hand.actor.stop.remote() for hand in placed]
+            stops = [handle.actor.stop.remote() for handle in placed]
             ray.wait(stops, num_returns=len(stops), timeout=STOP_SECONDS)
-        for worker in list(self._hands):
+        for worker in list(self._handles):
             self._discard(worker)
         self._session.close()
 
@@ -215,63 +215,75 @@ class RayPool:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(placement_group=group)
         return options
 
-    def _advance(self, hand: _Hand) -> list[PoolEvent]:
-        call, hand.pending = hand.pending, None
+    def _advance(self, handle: _ActorHandle) -> list[PoolEvent]:
+        call, handle.pending = handle.pending, None
         try:
             answer = ray.get(call)
         except ActorUnavailableError as exc:
             now = time.monotonic()
-            if hand.doubt is None:
-                hand.doubt, hand.doubted_at = exc, now
-            hand.probed_at = now
+            if handle.doubt is None:
+                handle.doubt, handle.doubted_at = exc, now
+            handle.probed_at = now
             return []
         except (RayError, SynthiaBatchError) as exc:
-            return [self._explain_loss(hand, exc)]
-        if hand.doubt is not None:
+            return [self._explain_loss(handle, exc)]
+        if handle.doubt is not None:
             # It is there after all, but what it said in between is lost, and perhaps samples with it.
-            return [self._lose(hand, hand.doubt, Cause.NODE_LOST)]
+            return [self._lose(handle, handle.doubt, Cause.NODE_LOST)]
         match answer:
-            case Place():
-                hand.place, hand.pid = answer, answer.pid
-                hand.pending = self._load(hand, answer)
+            case Location():
+                handle.location, handle.pid = answer, answer.pid
+                handle.pending = self._load(handle, answer)
                 return []
             case Loaded():
-                hand.pending = hand.actor.collect.remote(self._collect_seconds)
+                handle.pending = handle.actor.collect.remote(self._collect_seconds)
                 return [
-                    WorkerReady(worker=hand.index, epoch=hand.epoch, facts=answer.facts, canary=answer.canary)
+                    WorkerReady(
+                        worker=handle.index, epoch=handle.epoch, facts=answer.facts, canary=answer.canary
+                    )
                 ]
             case Delivery():
-                return self._take(hand, answer)
+                return self._take(handle, answer)
         raise TypeError(f"a worker answered {answer!r}")
 
-    def _take(self, hand: _Hand, delivery: Delivery) -> list[PoolEvent]:
+    def _take(self, handle: _ActorHandle, delivery: Delivery) -> list[PoolEvent]:
         events: list[PoolEvent] = []
         if delivery.outcomes:
-            events.append(SamplesEnded(worker=hand.index, epoch=hand.epoch, outcomes=delivery.outcomes))
+            events.append(SamplesEnded(worker=handle.index, epoch=handle.epoch, outcomes=delivery.outcomes))
         if delivery.error is not None:
             cause = Cause.OUT_OF_MEMORY if delivery.is_out_of_memory else Cause.DIED
-            events.append(WorkerLost(worker=hand.index, epoch=hand.epoch, reason=delivery.error, cause=cause))
+            events.append(
+                WorkerLost(worker=handle.index, epoch=handle.epoch, reason=delivery.error, cause=cause)
+            )
         else:
-            events.append(WorkerStepped(worker=hand.index, epoch=hand.epoch, steps=delivery.steps))
-            hand.pending = hand.actor.collect.remote(self._collect_seconds)
+            events.append(WorkerStepped(worker=handle.index, epoch=handle.epoch, steps=delivery.steps))
+            handle.pending = handle.actor.collect.remote(self._collect_seconds)
         return events
 
-    def _load(self, hand: _Hand, place: Place) -> Any:
+    def _load(self, handle: _ActorHandle, location: Location) -> Any:
         staffing = self._staffing
         # Elsewhere Ray's own logs have what the engine prints.
-        log = staffing.log_path(hand.index) if self._is_here(place) else None
-        return hand.actor.load.remote(staffing.engine, self._seat(hand, place), staffing.canaries, log)
+        log = staffing.log_path(handle.index) if self._is_here(location) else None
+        return handle.actor.load.remote(
+            staffing.engine, self._choose_placement(handle, location), staffing.canaries, log
+        )
 
-    def _seat(self, hand: _Hand, place: Place) -> Seat:
+    def _choose_placement(self, handle: _ActorHandle, location: Location) -> Placement:
         """Give each CPU engine of a node a core of its own."""
         if self._gpus or self._staffing.engine.kind == "scripted":
-            return Seat(halvings=hand.halvings)
-        others = [h for h in self._hands.values() if h is not hand and h.place and h.place.node == place.node]
+            return Placement(halvings=handle.halvings)
+        others = [
+            h
+            for h in self._handles.values()
+            if h is not handle and h.location and h.location.node == location.node
+        ]
         taken = {other.core for other in others}
         # More engines than cores share them from the first on.
-        free = [core for core in place.cores if core not in taken] or list(place.cores)
-        hand.core = free[len(others) % len(free)]
-        return Seat(core=hand.core, neighbours=min(self._size, len(place.cores)), halvings=hand.halvings)
+        free = [core for core in location.cores if core not in taken] or list(location.cores)
+        handle.core = free[len(others) % len(free)]
+        return Placement(
+            core=handle.core, neighbours=min(self._size, len(location.cores)), halvings=handle.halvings
+        )
 
     def _settle_doubts(self) -> list[PoolEvent]:
         """Ask again what does not answer, until Ray knows whether it or its machine is gone.
@@ -280,58 +292,60 @@ class RayPool:
         """
         events: list[PoolEvent] = []
         now = time.monotonic()
-        for hand in self._hands.values():
-            if hand.doubt is None or hand.pending is not None or now - hand.probed_at < _PROBE_SECONDS:
+        for handle in self._handles.values():
+            if handle.doubt is None or handle.pending is not None or now - handle.probed_at < _PROBE_SECONDS:
                 continue
-            if hand.place is not None and not self._session.is_alive(hand.place.node):
-                events.append(self._lose(hand, hand.doubt, Cause.NODE_LOST))
-            elif now - hand.doubted_at > _DOUBT_SECONDS:
-                events.append(self._lose(hand, hand.doubt, Cause.DIED))
+            if handle.location is not None and not self._session.is_alive(handle.location.node):
+                events.append(self._lose(handle, handle.doubt, Cause.NODE_LOST))
+            elif now - handle.doubted_at > _DOUBT_SECONDS:
+                events.append(self._lose(handle, handle.doubt, Cause.DIED))
             else:
-                hand.pending = hand.actor.locate.remote()
+                handle.pending = handle.actor.locate.remote()
         return events
 
-    def _explain_loss(self, hand: _Hand, exc: Exception) -> WorkerLost:
+    def _explain_loss(self, handle: _ActorHandle, exc: Exception) -> WorkerLost:
         """Tell a worker that died from one that was refused for good."""
         if not isinstance(exc, RayTaskError):
-            hand.pid = None
+            handle.pid = None
         error = exc.cause if isinstance(exc, RayTaskError) else exc
         if isinstance(error, (EngineOutOfMemory, OutOfMemoryError)):
-            return self._lose(hand, exc, Cause.OUT_OF_MEMORY)
+            return self._lose(handle, exc, Cause.OUT_OF_MEMORY)
         if isinstance(error, SynthiaBatchError):
-            return self._lose(hand, exc, Cause.DIED, refused=error)
-        if hand.place is not None and not self._session.is_alive(hand.place.node):
-            return self._lose(hand, exc, Cause.NODE_LOST)
-        return self._lose(hand, exc, Cause.DIED)
+            return self._lose(handle, exc, Cause.DIED, refused=error)
+        if handle.location is not None and not self._session.is_alive(handle.location.node):
+            return self._lose(handle, exc, Cause.NODE_LOST)
+        return self._lose(handle, exc, Cause.DIED)
 
     def _lose(
-        self, hand: _Hand, exc: Exception, cause: Cause, refused: SynthiaBatchError | None = None
+        self, handle: _ActorHandle, exc: Exception, cause: Cause, refused: SynthiaBatchError | None = None
     ) -> WorkerLost:
-        hand.doubt = None
-        return WorkerLost(worker=hand.index, epoch=hand.epoch, reason=str(exc), cause=cause, refused=refused)
+        handle.doubt = None
+        return WorkerLost(
+            worker=handle.index, epoch=handle.epoch, reason=str(exc), cause=cause, refused=refused
+        )
 
     def _report_waiting(self) -> None:
-        for hand in self._hands.values():
-            is_late = time.monotonic() - hand.since > _PATIENCE_SECONDS
-            if hand.place is None and is_late and not hand.is_told:
-                hand.is_told = True
+        for handle in self._handles.values():
+            is_late = time.monotonic() - handle.since > _PATIENCE_SECONDS
+            if handle.location is None and is_late and not handle.is_told:
+                handle.is_told = True
                 needs = f"{self._gpus} GPU and 1 CPU" if self._gpus else "1 CPU"
-                self._say(f"worker {hand.index} waits for Ray to find it {needs}")
+                self._say(f"worker {handle.index} waits for Ray to find it {needs}")
 
     def _discard(self, worker: int) -> None:
-        hand = self._hands.pop(worker, None)
-        if hand is None:
+        handle = self._handles.pop(worker, None)
+        if handle is None:
             return
-        ray.kill(hand.actor)
-        if hand.place is not None and hand.pid is not None and self._is_here(hand.place):
+        ray.kill(handle.actor)
+        if handle.location is not None and handle.pid is not None and self._is_here(handle.location):
             # Ray asks the process to end itself, which one that is stopped does not do.
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(hand.pid, signal.SIGKILL)
-        if hand.group is not None:
-            remove_placement_group(hand.group)
+                os.kill(handle.pid, signal.SIGKILL)
+        if handle.group is not None:
+            remove_placement_group(handle.group)
 
-    def _is_here(self, place: Place) -> bool:
-        return place.node == str(ray.get_runtime_context().get_node_id())
+    def _is_here(self, location: Location) -> bool:
+        return location.node == str(ray.get_runtime_context().get_node_id())
 
 
 def _gpus_per_engine(spec: EngineSpec) -> int:
