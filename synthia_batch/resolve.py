@@ -168,6 +168,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             workers=job.pool.workers,
             ray_address=job.pool.ray_address or None,
             watchdog_seconds=job.pool.watchdog_seconds,
+            load_timeout_seconds=job.pool.load_timeout_seconds,
         ),
         identity=identity,
         fingerprint=mark,

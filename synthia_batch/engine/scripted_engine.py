@@ -70,6 +70,8 @@ class ScriptedOptions(BaseModel):
     """Runs out of memory once more requests than this run at the same time."""
     load_seconds: Annotated[float, Field(ge=0)] = 0.0
     """How long loading takes."""
+    hang_load_once: Path | None = None
+    """Never returns from loading where there is no such file; it is made first, so the next loads."""
 
 
 def parse_options(settings: Mapping[str, Any]) -> ScriptedOptions:
@@ -103,6 +105,7 @@ class ScriptedEngine:
         self._running: deque[tuple[float, Request]] = deque()
         self._call_log = _open_call_log(self._options.call_log)
         time.sleep(self._options.load_seconds)
+        self._hang_on_first_load()
 
     @property
     def facts(self) -> EngineFacts:
@@ -149,6 +152,14 @@ class ScriptedEngine:
         if self._call_log is not None:
             os.close(self._call_log)
             self._call_log = None
+
+    def _hang_on_first_load(self) -> None:
+        if self._options.hang_load_once is not None:
+            try:
+                self._options.hang_load_once.touch(exist_ok=False)
+            except FileExistsError:
+                return
+            time.sleep(10**9)
 
     def _generate(self, request: Request) -> Outcome:
         if self._call_log is not None and request.ordinal >= 0:

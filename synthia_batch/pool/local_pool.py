@@ -21,6 +21,7 @@ from synthia_batch.pool.base import (
     PoolEvent,
     SamplesEnded,
     Staffing,
+    WorkerLoading,
     WorkerLost,
     WorkerReady,
     WorkerStepped,
@@ -108,6 +109,7 @@ class LocalPool:
             worker.stop(0 if at_once else _STOP_SECONDS)
 
     def _run(self, index: int, epoch: int, placement: Placement) -> None:
+        self._events.put(WorkerLoading(worker=index, epoch=epoch))
         try:
             worker = self._load(index, epoch, placement)
             while not self._stopping.is_set() and self._present.get(index) == epoch:

@@ -30,6 +30,7 @@ from synthia_batch.pool.base import (
     SamplesEnded,
     Staffing,
     WorkerAdded,
+    WorkerLoading,
     WorkerLost,
     WorkerReady,
     WorkerStepped,
@@ -234,7 +235,7 @@ class RayPool:
             case Location():
                 handle.location, handle.pid = answer, answer.pid
                 handle.pending = self._load(handle, answer)
-                return []
+                return [WorkerLoading(worker=handle.index, epoch=handle.epoch)]
             case Loaded():
                 handle.pending = handle.actor.collect.remote(self._collect_seconds)
                 return [
