@@ -39,6 +39,10 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
     }
     if spec.device == "cpu":
         arguments |= _cpu_arguments(spec, placement)
+    elif spec.tensor_parallel_size * spec.pipeline_parallel_size > 1:
+        # Left to itself, vLLM takes the placement group that it finds itself in for one whose
+        # bundles have a GPU each, and refuses that of an engine on one machine.
+        arguments["distributed_executor_backend"] = "ray" if placement.spans_nodes else "mp"
     if spec.determinism == "strict":
         # A prefix taken from the cache was computed in another batch shape than one that was not.
         arguments["enable_prefix_caching"] = False

@@ -24,7 +24,7 @@ from synthia_batch.engine.vllm_core import watch_core
 from synthia_batch.engine.vllm_errors import memory_errors, setting_errors
 from synthia_batch.engine.vllm_padding import pad_small_gemms
 from synthia_batch.errors import DeterminismBroken, UsageError
-from synthia_batch.hardware import name_cpu
+from synthia_batch.hardware import name_cpu, name_gpus
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Failed, Finished, Outcome, Request
 
@@ -37,6 +37,7 @@ class VllmEngine:
 
     def __init__(self, spec: EngineSpec, placement: Placement) -> None:
         self._spec = spec
+        self._spans_nodes = placement.spans_nodes
         if spec.device == "cpu" and spec.determinism == "strict":
             pad_small_gemms()
         with memory_errors(), setting_errors():
@@ -61,11 +62,10 @@ class VllmEngine:
     @property
     def facts(self) -> EngineFacts:
         """Capacity is a tenth more than the batch, so that a place never waits for the driver."""
-        on_gpu = self._spec.device == "cuda"
         return EngineFacts(
             engine="vllm",
             version=vllm.__version__,
-            device=torch.cuda.get_device_name(0) if on_gpu else name_cpu(),
+            device=self._name_device(),
             capacity=self._max_num_seqs + max(2, self._max_num_seqs // 10),
             max_model_len=self._engine.model_config.max_model_len,
         )
@@ -99,6 +99,12 @@ class VllmEngine:
         """Shut the engine core down: its processes, if it has any, and the device's memory."""
         self.abort()
         self._engine.engine_core.shutdown()
+
+    def _name_device(self) -> str:
+        if self._spec.device == "cpu":
+            return name_cpu()
+        # A worker whose GPUs are other actors' has none that torch may use.
+        return next(iter(name_gpus()), "") if self._spans_nodes else torch.cuda.get_device_name(0)
 
     def _admit(self) -> list[Outcome]:
         """Hand waiting requests to vLLM, in strict mode only while all fit at their longest.

@@ -53,6 +53,9 @@ class EngineActor:
         """Load the engine, put the canaries to it and start its loop. What it prints goes to `log`."""
         if log is not None:
             _redirect_output(log)
+        if placement.spans_nodes:
+            # vLLM's core is a process below this one and joins the cluster by itself.
+            os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         engine = load_engine(spec, placement)
         canary = ask_canaries(engine, canaries) if canaries else None
         self._worker = Worker(engine)

@@ -63,15 +63,18 @@ class RaySession:
             self._guard.close()
             self._guard = None
 
-    def count(self, kind: str) -> int:
-        """Return how many CPUs or GPUs all machines have together."""
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return int(resources.get(kind, 0))
+    def list_counts(self, kind: str) -> list[int]:
+        """Return how many CPUs or GPUs each machine has, those that have any."""
+        counts = [int(node["Resources"].get(kind, 0)) for node in self._list_nodes()]
+        return [count for count in counts if count]
 
     def is_alive(self, node: str) -> bool:
         """Whether the machine `node` is part of the cluster."""
+        return any(entry["NodeID"] == node for entry in self._list_nodes())
+
+    def _list_nodes(self) -> list[dict[str, Any]]:
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        return any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
+        return [node for node in nodes if node["Alive"]]
 
     def _start(self) -> None:
         self._guard = Guard()

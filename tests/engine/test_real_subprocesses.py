@@ -21,6 +21,7 @@ from test_ray_faults import (
     wait_until,
     wait_until_gone,
 )
+from test_real_engine import count_journaled
 
 from synthia_batch.hardware import installed_vllm
 
@@ -29,7 +30,9 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(installed_vllm() is None, reason="vLLM is not installed: make setup installs it"),
 ]
-ROWS = 24
+ROWS = 40
+MADE_BETWEEN = 8
+"""More than were in flight at a death: those are tried alone, and a second death would convict one."""
 NOTICED_SECONDS = 30
 """Far below the watchdog's 300: it is the death that is noticed, not the silence."""
 
@@ -37,7 +40,7 @@ NOTICED_SECONDS = 30
 def start_run_of_processes(directory: Path) -> subprocess.Popen[bytes]:
     source = write_jsonl(directory / "q.jsonl", [{"question": f"Tell me about {n}."} for n in range(ROWS)])
     command = command_of(
-        "run", source, "--determinism", "fast", "--workers", "1", "--max-tokens", "96",
+        "run", source, "--determinism", "fast", "--workers", "1", "--max-tokens", "48",
         "--set", "model.max_model_len=512", "--set", "engine.max_num_seqs=2",
         "--set", f"engine.kv_cache_memory_bytes={2**28}", "-o", "out",
     )  # fmt: skip
@@ -66,6 +69,11 @@ def test_the_death_of_any_of_vllms_processes_is_noticed_and_leaves_none_behind(t
             (worker,) = list_engines(list_descendants(child.pid))
             family = {worker, *list_descendants(worker)}
             seen |= family
+            made = count_journaled(tmp_path / "out")
+            wait_until(
+                lambda enough=made + MADE_BETWEEN: count_journaled(tmp_path / "out") >= enough,
+                child, "samples", seconds=120,
+            )  # fmt: skip
             os.kill(find_below_worker(child.pid, name), signal.SIGKILL)
             wait_until(
                 lambda count=deaths + 1: len(read_events(tmp_path, "worker_lost")) == count,
