@@ -49,7 +49,7 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
         if spec.device == "cuda":
             # FlashAttention 3 was seen to break batch invariance on H100 (vllm#51902, #47069).
             arguments["attention_backend"] = "TRITON_ATTN"
-    return _shrink(arguments | dict(spec.settings), placement.halvings)
+    return _shrink(arguments | dict(spec.settings), placement.halvings, on_cpu=spec.device == "cpu")
 
 
 def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
@@ -66,15 +66,16 @@ def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _shrink(arguments: dict[str, Any], halvings: int) -> dict[str, Any]:
+def _shrink(arguments: dict[str, Any], halvings: int, *, on_cpu: bool) -> dict[str, Any]:
     """Return `arguments` for an engine that has run out of memory `halvings` times.
 
-    First the batch is halved; what is still too much then comes from the KV cache.
+    First the batch is halved; what is still too much then comes from the KV cache. A CPU engine's
+    cache, which is most of what it takes beside its weights, is halved each time.
     """
     if not halvings:
         return arguments
     of_batch = min(halvings, BATCH_HALVINGS)
-    of_cache = halvings - of_batch
+    of_cache = halvings if on_cpu else halvings - of_batch
     sequences = arguments.get("max_num_seqs", GPU_MAX_NUM_SEQS)
     smaller = {**arguments, "max_num_seqs": max(1, sequences >> of_batch)}
     if arguments.get("kv_cache_memory_bytes"):
