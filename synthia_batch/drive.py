@@ -4,6 +4,7 @@ The driver is the only writer. What comes from a worker is believed only if it i
 worker's present epoch and of a sample that the worker was given: all else is counted and dropped.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from synthia_batch.pool.base import (
     PoolEvent,
     SamplesEnded,
     WorkerAdded,
+    WorkerLoading,
     WorkerLost,
     WorkerReady,
     WorkerStepped,
@@ -74,6 +76,7 @@ class Driver:
     check_canary: Callable[[WorkerReady], None]
     watchdog_seconds: float
     log_path: Callable[[int], Path]
+    load_timeout_seconds: float = math.inf
     clock: Callable[[], float] = time.monotonic
     made: int = 0
     dropped: int = 0
@@ -93,7 +96,7 @@ class Driver:
             StorageFailed: What had ended could not be written.
         """
         self._dispatcher = dispatcher
-        self._supervisor = Supervisor(self.watchdog_seconds)
+        self._supervisor = Supervisor(self.watchdog_seconds, self.load_timeout_seconds)
         dispatcher.read_ahead()
         started = take_over()
         self._pool = started.pool
@@ -128,6 +131,9 @@ class Driver:
                     self._take(event)
                 case WorkerStepped():
                     self._supervisor.note_steps(event.worker, event.steps, self.clock())
+                case WorkerLoading():
+                    if self._supervisor.is_news(event.worker, event.epoch):
+                        self._supervisor.note_loading(event.worker, event.epoch, self.clock())
                 case WorkerReady():
                     self._welcome(event)
                 case WorkerLost():
@@ -176,9 +182,17 @@ class Driver:
 
     def _kill_hung(self) -> None:
         for worker, epoch in self._supervisor.find_hung(self._dispatcher.busy, self.clock()):
-            self._pool.kill(worker)
-            reason = f"its engine made no step for {self.watchdog_seconds:g} s"
-            self._bury(WorkerLost(worker=worker, epoch=epoch, reason=reason, cause=Cause.HUNG))
+            self._kill(worker, epoch, f"its engine made no step for {self.watchdog_seconds:g} s")
+        for worker, epoch in self._supervisor.find_stuck_loads(self.clock()):
+            self._kill(
+                worker,
+                epoch,
+                f"its engine did not load in {self.load_timeout_seconds:g} s (pool.load_timeout_seconds)",
+            )
+
+    def _kill(self, worker: int, epoch: int, reason: str) -> None:
+        self._pool.kill(worker)
+        self._bury(WorkerLost(worker=worker, epoch=epoch, reason=reason, cause=Cause.HUNG))
 
     def _bury(self, event: WorkerLost) -> None:
         if not self._supervisor.is_news(event.worker, event.epoch):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.digest import DigestCache, digest_file, open_digest_cache
-from synthia_batch.engine.vllm_settings import check_settings
+from synthia_batch.engine.vllm_settings import check_settings, check_split
 from synthia_batch.errors import UsageError
 from synthia_batch.hardware import detect_device, installed_vllm, name_cpu, name_gpus
 from synthia_batch.job.declared import Job
@@ -168,6 +168,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             workers=job.pool.workers,
             ray_address=job.pool.ray_address or None,
             watchdog_seconds=job.pool.watchdog_seconds,
+            load_timeout_seconds=job.pool.load_timeout_seconds,
         ),
         identity=identity,
         fingerprint=mark,
@@ -233,7 +234,7 @@ def _specify_engine(job: Job, found: _Found, prompt: PromptSpec) -> EngineSpec:
     else:
         check_settings(job.engine.settings, job.determinism)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
-    return EngineSpec(
+    spec = EngineSpec(
         kind=job.engine.kind,
         model=found.ref,
         device=detect_device() if job.engine.device == "auto" else job.engine.device,
@@ -246,6 +247,9 @@ def _specify_engine(job: Job, found: _Found, prompt: PromptSpec) -> EngineSpec:
         pipeline_parallel_size=job.pool.pipeline_parallel_size,
         settings=job.engine.settings,
     )
+    if spec.kind == "vllm":
+        check_split(spec)
+    return spec
 
 
 def _find_numerics(engine: EngineSpec) -> Numerics:

@@ -171,6 +171,7 @@ def _drive(
         drain=drain,
         display=display,
         watchdog_seconds=job.pool.watchdog_seconds,
+        load_timeout_seconds=job.pool.load_timeout_seconds,
         check_canary=lambda ready: check_canary(run.run_dir, ready),
         log_path=run.run_dir.worker_log,
     )

@@ -1,5 +1,6 @@
 """When a worker starts again, when it is given up, and when its silence counts as death. Pure."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -10,6 +11,8 @@ FIRST_PAUSE_SECONDS = 0.2
 """Before the first restart. Short: most deaths are a sample's, and the search for it waits."""
 PAUSE_FACTOR = 3.0
 """Each strike makes the pause longer: 0.2, 0.6, 1.8, 5.4, 16 s, for what mends itself in time."""
+STUCK_LOADS = 2
+"""Loads in a row that did not end in time after which a worker is given up: each costs an hour."""
 MOST_HALVINGS = 6
 """Times that an engine's memory is halved before running out of it is a death like others."""
 
@@ -17,13 +20,17 @@ MOST_HALVINGS = 6
 @dataclass(slots=True)
 class _Post:
     """What is known of one worker. `epoch` is None while it is not ready; `last_epoch` is that of
-    its latest death, `load_failures` counts deaths in a row before it was ready.
+    its latest death, `load_failures` counts deaths in a row before it was ready. `loading` is the
+    epoch under which it loads since `loading_since`, None while it waits for room or is ready.
     """
 
     epoch: int | None = None
     last_epoch: int = 0
     strikes: int = 0
     load_failures: int = 0
+    loading: int | None = None
+    loading_since: float = 0.0
+    stuck_loads: int = 0
     halvings: int = 0
     restart_at: float | None = None
     is_given_up: bool = False
@@ -35,10 +42,13 @@ class _Post:
 class Supervisor:
     """Keeps the books on every worker. Times are seconds of one monotonic clock.
 
-    A worker that holds samples and whose engine makes no step for `watchdog_seconds` is hung.
+    A worker that holds samples and whose engine makes no step for `watchdog_seconds` is hung, and so
+    is one that has not loaded its engine in `load_timeout_seconds`. No sign of progress makes that
+    longer: vLLM's log grows while it hangs, too (it says every minute what it waits for).
     """
 
     watchdog_seconds: float
+    load_timeout_seconds: float = math.inf
     _posts: dict[int, _Post] = field(default_factory=dict)
 
     @property
@@ -55,11 +65,17 @@ class Supervisor:
         """Count in a worker that is starting."""
         self._posts[worker] = _Post()
 
+    def note_loading(self, worker: int, epoch: int, now: float) -> None:
+        """Take note that `worker` has found room and begins to load."""
+        post = self._posts[worker]
+        post.loading, post.loading_since = epoch, now
+
     def welcome(self, worker: int, epoch: int, now: float) -> None:
         """Take note that `worker` can be fed."""
         post = self._posts[worker]
         post.epoch, post.steps, post.stepped_at = epoch, -1, now
-        post.load_failures = 0
+        post.loading = None
+        post.load_failures = post.stuck_loads = 0
 
     def believes(self, worker: int, epoch: int) -> bool:
         """Whether a message of samples comes from the worker that is there now."""
@@ -89,13 +105,22 @@ class Supervisor:
                 hung.append((worker, post.epoch))
         return hung
 
+    def find_stuck_loads(self, now: float) -> list[tuple[int, int]]:
+        """Return the workers, with their epochs, whose engines should have been loaded by now."""
+        return [
+            (worker, post.loading)
+            for worker, post in self._posts.items()
+            if post.loading is not None and now - post.loading_since >= self.load_timeout_seconds
+        ]
+
     def bury(self, worker: int, epoch: int, *, is_strike: bool, now: float) -> float | None:
         """Take note of a death; return the seconds until `worker` starts again, None if it never does."""
         post = self._posts[worker]
+        post.stuck_loads += (worker, epoch) in self.find_stuck_loads(now)
         post.load_failures += post.epoch is None
-        post.epoch, post.last_epoch = None, epoch
+        post.epoch, post.loading, post.last_epoch = None, None, epoch
         post.strikes += is_strike
-        post.is_given_up = post.strikes > STRIKES
+        post.is_given_up = post.strikes > STRIKES or post.stuck_loads >= STUCK_LOADS
         if post.is_given_up:
             return None
         pause = FIRST_PAUSE_SECONDS * (PAUSE_FACTOR ** (post.strikes - 1) if is_strike else 1)

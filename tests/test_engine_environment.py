@@ -11,6 +11,8 @@ from conftest import Command, write_jsonl
 
 from synthia_batch.canary_record import make_canaries
 from synthia_batch.engine.environment import preferred_environment, required_environment
+from synthia_batch.engine.vllm_settings import check_split
+from synthia_batch.errors import UsageError
 from synthia_batch.job.declared import Sampling
 from synthia_batch.job.resolved import EngineSpec, ModelRef
 from synthia_batch.prompts.formats import ChatFormat
@@ -35,8 +37,8 @@ def test_what_determinism_rests_on_wins_over_the_users_shell() -> None:
     code = (
         "from test_engine_environment import SPEC\n"
         "from synthia_batch.engine.environment import prepare_environment\n"
-        "from synthia_batch.engine.seat import Seat\n"
-        "prepare_environment(SPEC, Seat())\n"
+        "from synthia_batch.engine.placement import Placement\n"
+        "prepare_environment(SPEC, Placement())\n"
         "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['VLLM_LOGGING_LEVEL'])"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "4", "VLLM_LOGGING_LEVEL": "DEBUG"}
@@ -54,6 +56,24 @@ def test_batch_invariance_is_asked_for_on_gpus_and_only_where_it_is_meant() -> N
         "VLLM_BATCH_INVARIANT": "0"
     }
     assert "VLLM_BATCH_INVARIANT" not in required_environment(SPEC)
+
+
+def test_strict_determinism_keeps_a_cpu_engine_in_one_process_and_fast_leaves_it_to_the_user() -> None:
+    name = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    assert required_environment(SPEC)[name] == "0"
+    fast = dataclasses.replace(SPEC, determinism="fast")
+    assert name not in required_environment(fast)
+    assert preferred_environment(fast)[name] == "0"
+    assert name not in preferred_environment(dataclasses.replace(fast, device="cuda"))
+
+
+def test_a_cpu_engine_of_several_processes_is_refused_in_strict_determinism() -> None:
+    split = dataclasses.replace(SPEC, tensor_parallel_size=3)
+    with pytest.raises(UsageError, match="--determinism fast"):
+        check_split(split)
+    check_split(SPEC)
+    check_split(dataclasses.replace(split, determinism="fast"))
+    check_split(dataclasses.replace(split, device="cuda"))
 
 
 def test_nothing_phones_home() -> None:

@@ -60,3 +60,12 @@ def test_a_sample_that_hangs_engines_is_set_aside(synthia: Command, tmp_path: Pa
     (failed,) = pq.read_table(tmp_path / "out" / "failed").to_pylist()
     assert (failed["row_index"], failed["code"]) == (31, "engine_crash")
     assert sorted(read_call_log(log)) == [n for n in range(100) if n != 31]
+
+
+def test_engines_that_never_end_loading_end_the_run_with_the_reason(synthia: Command, tmp_path: Path) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 10)
+    done = synthia("run", source, *LOCAL, "--set", "engine.load_seconds=10000", "-o", "out", "--set",
+                   "pool.load_timeout_seconds=0.5", timeout=60)  # fmt: skip
+    assert done.returncode == 69, done.stderr
+    assert done.stderr.count("worker 0 hung") == 2
+    assert "did not load in 0.5 s (pool.load_timeout_seconds)" in done.stderr

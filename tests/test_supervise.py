@@ -1,10 +1,10 @@
 """Restarts, giving up and the watchdog, on a clock of the test's own."""
 
-from synthia_batch.supervise import MOST_HALVINGS, STRIKES, Supervisor
+from synthia_batch.supervise import MOST_HALVINGS, STRIKES, STUCK_LOADS, Supervisor
 
 
 def make_supervisor(watchdog_seconds: float = 10) -> Supervisor:
-    supervisor = Supervisor(watchdog_seconds)
+    supervisor = Supervisor(watchdog_seconds, load_timeout_seconds=1000)
     supervisor.enlist(0)
     supervisor.welcome(0, 1, now=0)
     return supervisor
@@ -87,3 +87,40 @@ def test_an_engine_that_dies_twice_while_loading_may_be_short_of_memory() -> Non
     assert told == [False, False, True]
     supervisor.welcome(0, 4, now=0)
     assert not supervisor.fails_to_load(0)
+
+
+def test_an_engine_that_does_not_load_in_time_is_stuck_however_long_it_waited_for_room() -> None:
+    supervisor = make_supervisor()
+    supervisor.bury(0, 1, is_strike=True, now=0)
+    assert supervisor.find_stuck_loads(now=5000) == [], "it has no room yet"
+    supervisor.note_loading(0, 2, now=5000)
+    assert supervisor.find_stuck_loads(now=5999) == []
+    assert supervisor.find_stuck_loads(now=6000) == [(0, 2)]
+    supervisor.welcome(0, 2, now=6000)
+    assert supervisor.find_stuck_loads(now=9000) == []
+
+
+def test_a_worker_is_given_up_after_two_stuck_loads_in_a_row() -> None:
+    supervisor = make_supervisor()
+    told = []
+    for epoch in range(1, STUCK_LOADS + 1):
+        supervisor.note_loading(0, epoch, now=0)
+        told.append(supervisor.bury(0, epoch, is_strike=True, now=1000))
+    assert [pause is None for pause in told] == [False, True]
+
+
+def test_a_load_that_succeeds_forgives_a_stuck_one() -> None:
+    supervisor = make_supervisor()
+    for epoch in range(1, 11, 2):
+        supervisor.note_loading(0, epoch, now=0)
+        assert supervisor.bury(0, epoch, is_strike=True, now=1000) is not None
+        supervisor.note_loading(0, epoch + 1, now=0)
+        supervisor.welcome(0, epoch + 1, now=0)
+        supervisor.note_made(0)
+
+
+def test_a_death_while_loading_is_no_stuck_load() -> None:
+    supervisor = make_supervisor()
+    for epoch in range(1, STUCK_LOADS + 2):
+        supervisor.note_loading(0, epoch, now=0)
+        assert supervisor.bury(0, epoch, is_strike=True, now=999) is not None

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 from synthia_batch.engine.base import Engine
 from synthia_batch.engine.environment import prepare_environment
-from synthia_batch.engine.seat import Seat
+from synthia_batch.engine.placement import Placement
 from synthia_batch.job.resolved import EngineSpec
 
 
-def load_engine(spec: EngineSpec, seat: Seat) -> Engine:
+def load_engine(spec: EngineSpec, placement: Placement) -> Engine:
     """Return the engine that `spec` describes, loaded: seconds for a small model, minutes for a large.
 
     Call it in the thread that will own the engine's memory, before anything has imported vllm.
@@ -18,11 +18,11 @@ def load_engine(spec: EngineSpec, seat: Seat) -> Engine:
     if spec.kind == "scripted":
         from synthia_batch.engine.scripted_engine import ScriptedEngine
 
-        return ScriptedEngine(spec, seat)
-    prepare_environment(spec, seat)
+        return ScriptedEngine(spec, placement)
+    prepare_environment(spec, placement)
     with _paused_collector():
         from synthia_batch.engine.vllm_engine import VllmEngine
-    return VllmEngine(spec, seat)
+    return VllmEngine(spec, placement)
 
 
 @contextmanager

@@ -2,32 +2,32 @@
 
 import os
 
-from synthia_batch.engine.seat import Seat
+from synthia_batch.engine.placement import Placement
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.privacy import PRIVACY
 
+_IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
+"""0 keeps vLLM's core in the process that makes the engine."""
 
-def prepare_environment(spec: EngineSpec, seat: Seat) -> None:
+
+def prepare_environment(spec: EngineSpec, placement: Placement) -> None:
     """Set this process up for the engine of `spec`; of the rest, what the user has set stays as it is."""
     os.environ.update(required_environment(spec))
     for name, value in preferred_environment(spec).items():
         os.environ.setdefault(name, value)
-    if seat.core is not None:
+    if placement.core is not None:
         # Threads inherit their creator's cores, and vLLM's are yet to be created. Left to itself
         # every CPU engine takes core 0.
-        os.sched_setaffinity(0, {seat.core})
+        os.sched_setaffinity(0, {placement.core})
 
 
 def required_environment(spec: EngineSpec) -> dict[str, str]:
     """Return the variables that the tokens of `spec`'s engine rest on, whatever the user's shell says."""
     if spec.device == "cpu":
-        # In one process an engine starts in a third of the time, at the same speed. One thread
-        # per engine is also what makes a batch's size invisible in its tokens.
-        return {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": "1",
-        }
+        # One thread per engine is what makes a batch's size invisible in its tokens.
+        variables = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+        # The padded GEMM is this process's own: a core in another would compute without it.
+        return variables | ({_IN_PROCESS: "0"} if spec.determinism == "strict" else {})
     # Written out also where it is off: left over in a shell, it would change a fast run's tokens.
     return {"VLLM_BATCH_INVARIANT": "1" if spec.determinism == "strict" else "0"}
 
@@ -40,4 +40,6 @@ def preferred_environment(spec: EngineSpec) -> dict[str, str]:
     if spec.device == "cpu":
         # Weights in huge pages where the system grants them on request.
         variables["THP_MEM_ALLOC_ENABLE"] = "1"
+        # In one process an engine starts in a third of the time, at the same speed.
+        variables[_IN_PROCESS] = "0"
     return variables

@@ -15,7 +15,7 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
-from synthia_batch.engine.seat import Seat
+from synthia_batch.engine.placement import Placement
 from synthia_batch.errors import EngineOutOfMemory, UsageError
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Failed, Finished, Outcome, Request
@@ -70,6 +70,8 @@ class ScriptedOptions(BaseModel):
     """Runs out of memory once more requests than this run at the same time."""
     load_seconds: Annotated[float, Field(ge=0)] = 0.0
     """How long loading takes."""
+    hang_load_once: Path | None = None
+    """Never returns from loading where there is no such file; it is made first, so the next loads."""
 
 
 def parse_options(settings: Mapping[str, Any]) -> ScriptedOptions:
@@ -94,15 +96,16 @@ def parse_options(settings: Mapping[str, Any]) -> ScriptedOptions:
 class ScriptedEngine:
     """Implements `Engine`; see the module."""
 
-    def __init__(self, spec: EngineSpec, seat: Seat) -> None:
+    def __init__(self, spec: EngineSpec, placement: Placement) -> None:
         self._options = parse_options(spec.settings)
-        self._max_num_seqs = max(1, self._options.max_num_seqs >> seat.halvings)
+        self._max_num_seqs = max(1, self._options.max_num_seqs >> placement.halvings)
         self._max_tokens = spec.sampling.max_tokens
         self._max_model_len = spec.max_model_len
         self._waiting: deque[Request] = deque()
         self._running: deque[tuple[float, Request]] = deque()
         self._call_log = _open_call_log(self._options.call_log)
         time.sleep(self._options.load_seconds)
+        self._hang_on_first_load()
 
     @property
     def facts(self) -> EngineFacts:
@@ -149,6 +152,14 @@ class ScriptedEngine:
         if self._call_log is not None:
             os.close(self._call_log)
             self._call_log = None
+
+    def _hang_on_first_load(self) -> None:
+        if self._options.hang_load_once is not None:
+            try:
+                self._options.hang_load_once.touch(exist_ok=False)
+            except FileExistsError:
+                return
+            time.sleep(10**9)
 
     def _generate(self, request: Request) -> Outcome:
         if self._call_log is not None and request.ordinal >= 0:

@@ -13,6 +13,7 @@ from typing import Any
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.declared import Determinism
+from synthia_batch.job.resolved import EngineSpec
 
 _SAID_ELSEWHERE = {
     "model": "--model",
@@ -67,6 +68,21 @@ def check_settings(settings: Mapping[str, Any], determinism: Determinism) -> Non
             )
         if not _fits(value, fields[name]):
             raise UsageError(f"engine.{name}: {value!r} is no {fields[name]}, which vLLM takes here")
+
+
+def check_split(spec: EngineSpec) -> None:
+    """Return if the model may be split as `spec` has it.
+
+    Raises:
+        UsageError: It may not: on CPUs strict determinism rests on this package's own arithmetic,
+            which is in the worker's process and not in those that vLLM starts for the parts.
+    """
+    parts = spec.tensor_parallel_size * spec.pipeline_parallel_size
+    if spec.device == "cpu" and spec.determinism == "strict" and parts > 1:
+        raise UsageError(
+            f"on CPUs an engine of {parts} processes cannot be strictly deterministic; leave out "
+            "--tensor-parallel-size and --pipeline-parallel-size, or use --determinism fast"
+        )
 
 
 def list_fields() -> Mapping[str, str]:

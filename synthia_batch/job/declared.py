@@ -126,6 +126,9 @@ class Pool(Section):
     """A running Ray cluster. Default: a Ray of the job's own, gone when the job is."""
     watchdog_seconds: Annotated[Number, Field(gt=0)] = 300.0
     """An engine that has work and makes no step for this long is hung, and is killed."""
+    load_timeout_seconds: Annotated[Number, Field(gt=0)] = 3600.0
+    """A worker that has room and has not loaded its engine after this long is hung, too. An hour is
+    140 GB, a 70B model, at 40 MB/s: a slow network disc, or a download on a node that lacks it."""
 
 
 class Job(Section):

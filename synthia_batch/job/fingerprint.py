@@ -25,6 +25,7 @@ NOT_IDENTITY = {
     "fail_while_missing": "a rehearsed cause of failures that goes away: `retry` is then to make them",
     "crash_on": "a rehearsed fault: resuming without it is the point",
     "hang_on": "a rehearsed fault",
+    "hang_load_once": "a rehearsed fault",
     "oom_above": "a rehearsed fault",
 }
 """The engine settings that may differ when a run is resumed, each with its reason."""

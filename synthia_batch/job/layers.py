@@ -24,7 +24,13 @@ from synthia_batch.job.dotted import flatten, merge_values, nest
 
 ENVIRONMENT_PREFIX = "SYNTHIA_BATCH_"
 _ABSENT = object()
-_PATHS = (("input", "path"), ("", "output"), ("engine", "call_log"), ("engine", "fail_while_missing"))
+_PATHS = (
+    ("input", "path"),
+    ("", "output"),
+    ("engine", "call_log"),
+    ("engine", "fail_while_missing"),
+    ("engine", "hang_load_once"),
+)
 """The keys, section and name, that hold a path; in a job file it is relative to that file."""
 
 

@@ -50,6 +50,7 @@ class PoolSpec:
     workers: int | None
     ray_address: str | None
     watchdog_seconds: float
+    load_timeout_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,14 @@ class Staffing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLoading:
+    """A worker has found room and begins to load its engine."""
+
+    worker: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReady:
     """A worker has loaded its engine. `canary` is the digest of its canary answers, if asked."""
 
@@ -90,7 +98,7 @@ class WorkerAdded:
     worker: int
 
 
-PoolEvent = WorkerReady | SamplesEnded | WorkerStepped | WorkerLost | WorkerAdded
+PoolEvent = WorkerLoading | WorkerReady | SamplesEnded | WorkerStepped | WorkerLost | WorkerAdded
 
 
 class Pool(Protocol):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from synthia_batch.canary import ask_canaries
 from synthia_batch.engine import load_engine
-from synthia_batch.engine.seat import Seat
+from synthia_batch.engine.placement import Placement
 from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError, UsageError
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.pool.base import (
@@ -21,6 +21,7 @@ from synthia_batch.pool.base import (
     PoolEvent,
     SamplesEnded,
     Staffing,
+    WorkerLoading,
     WorkerLost,
     WorkerReady,
     WorkerStepped,
@@ -66,8 +67,8 @@ class LocalPool:
         """Start a thread for `worker`."""
         epoch = self._present[worker] = next(self._epochs)
         name = f"worker-{worker}"
-        seat = Seat(halvings=halvings)
-        threading.Thread(target=self._run, args=(worker, epoch, seat), name=name, daemon=True).start()
+        placement = Placement(halvings=halvings)
+        threading.Thread(target=self._run, args=(worker, epoch, placement), name=name, daemon=True).start()
 
     def kill(self, worker: int) -> None:
         """Turn away from the thread of `worker`, which nothing can end: it stays until the process ends.
@@ -107,9 +108,10 @@ class LocalPool:
         for worker in list(self._workers.values()):  # Worker threads add and remove themselves.
             worker.stop(0 if at_once else _STOP_SECONDS)
 
-    def _run(self, index: int, epoch: int, seat: Seat) -> None:
+    def _run(self, index: int, epoch: int, placement: Placement) -> None:
+        self._events.put(WorkerLoading(worker=index, epoch=epoch))
         try:
-            worker = self._load(index, epoch, seat)
+            worker = self._load(index, epoch, placement)
             while not self._stopping.is_set() and self._present.get(index) == epoch:
                 delivery = worker.collect(self._collect_seconds)
                 if delivery.outcomes:
@@ -129,10 +131,10 @@ class LocalPool:
             reason = traceback.format_exc()
             self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, refused=refused))
 
-    def _load(self, index: int, epoch: int, seat: Seat) -> Worker:
+    def _load(self, index: int, epoch: int, placement: Placement) -> Worker:
         if self._staffing.engine.kind == "vllm":
             _send_logs_to(self._staffing.log_path(index))
-        engine = load_engine(self._staffing.engine, seat)
+        engine = load_engine(self._staffing.engine, placement)
         canary = ask_canaries(engine, self._staffing.canaries) if self._staffing.canaries else None
         worker = self._workers[index] = Worker(engine)
         worker.start()

@@ -10,7 +10,7 @@ import ray
 from synthia_batch.canary import ask_canaries
 from synthia_batch.engine import load_engine
 from synthia_batch.engine.base import EngineFacts
-from synthia_batch.engine.seat import Seat
+from synthia_batch.engine.placement import Placement
 from synthia_batch.hardware import list_cores
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Request
@@ -21,7 +21,7 @@ STOP_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Location:
     """Where Ray has put a worker. `cores` are those that its process may use."""
 
     node: str
@@ -43,15 +43,20 @@ class EngineActor:
     def __init__(self) -> None:
         self._worker: Worker | None = None
 
-    def locate(self) -> Place:
+    def locate(self) -> Location:
         """Return where this process is."""
-        return Place(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), cores=list_cores())
+        return Location(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), cores=list_cores())
 
-    def load(self, spec: EngineSpec, seat: Seat, canaries: tuple[Request, ...], log: Path | None) -> Loaded:
+    def load(
+        self, spec: EngineSpec, placement: Placement, canaries: tuple[Request, ...], log: Path | None
+    ) -> Loaded:
         """Load the engine, put the canaries to it and start its loop. What it prints goes to `log`."""
         if log is not None:
             _redirect_output(log)
-        engine = load_engine(spec, seat)
+        if placement.spans_nodes:
+            # vLLM's core is a process below this one and joins the cluster by itself.
+            os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        engine = load_engine(spec, placement)
         canary = ask_canaries(engine, canaries) if canaries else None
         self._worker = Worker(engine)
         self._worker.start()

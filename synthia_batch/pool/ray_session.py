@@ -10,11 +10,13 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
+from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import RayError
 
 from synthia_batch.errors import PoolFailed
 from synthia_batch.hardware import list_cores
 from synthia_batch.job.resolved import PoolSpec
+from synthia_batch.pool.address import check_form, probe_head
 from synthia_batch.pool.guard import Guard
 
 _OBJECT_STORE_BYTES = 128 * 2**20
@@ -39,14 +41,15 @@ class RaySession:
 
         Raises:
             PoolFailed: It cannot be reached or started.
+            UsageError: The address is of a kind that cannot be joined.
         """
         if ray.is_initialized():
             return
         try:
-            if self._spec.ray_address:
-                ray.init(self._spec.ray_address, log_to_driver=False, logging_level=logging.ERROR)
-            else:
+            if self._spec.ray_address in (None, "local"):
                 self._start()
+            else:
+                self._join(str(self._spec.ray_address))
         except (RayError, OSError, RuntimeError, ConnectionError, ValueError) as exc:
             where = self._spec.ray_address or "on this machine"
             raise PoolFailed(f"Ray could not be reached or started ({where}): {exc}") from exc
@@ -63,15 +66,25 @@ class RaySession:
             self._guard.close()
             self._guard = None
 
-    def count(self, kind: str) -> int:
-        """Return how many CPUs or GPUs all machines have together."""
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return int(resources.get(kind, 0))
+    def list_counts(self, kind: str) -> list[int]:
+        """Return how many CPUs or GPUs each machine has, those that have any."""
+        counts = [int(node["Resources"].get(kind, 0)) for node in self._list_nodes()]
+        return [count for count in counts if count]
 
     def is_alive(self, node: str) -> bool:
         """Whether the machine `node` is part of the cluster."""
+        return any(entry["NodeID"] == node for entry in self._list_nodes())
+
+    def _list_nodes(self) -> list[dict[str, Any]]:
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        return any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
+        return [node for node in nodes if node["Alive"]]
+
+    def _join(self, address: str) -> None:
+        check_form(address)
+        # Ray's own way to find a cluster on this machine; other addresses are probed as they were said.
+        head = canonicalize_bootstrap_address(address) if address == "auto" else address
+        probe_head(str(head))
+        ray.init(head, log_to_driver=False, logging_level=logging.ERROR)
 
     def _start(self) -> None:
         self._guard = Guard()

@@ -1,0 +1,100 @@
+"""The arguments that vLLM is made and asked with. Imports nothing of vLLM."""
+
+from typing import Any
+
+from synthia_batch.engine.placement import Placement
+from synthia_batch.hardware import total_memory_bytes
+from synthia_batch.job.declared import Sampling
+from synthia_batch.job.resolved import EngineSpec
+
+CPU_MAX_NUM_SEQS = 128
+CPU_KV_CACHE_BYTES = 4 * 2**30
+"""The most that a CPU engine takes for its KV cache unless told otherwise."""
+BATCH_HALVINGS = 3
+"""The first halvings are the batch's: down to an eighth it costs little speed."""
+GPU_MAX_NUM_SEQS = 256
+"""Where halving starts if nobody has said how many; vLLM's own choice depends on the GPU."""
+GPU_MEMORY_SHARE = 0.92
+"""vLLM's default gpu_memory_utilization: weights, activations and KV cache together."""
+GPU_SHARE_KEPT = 0.85
+"""Per further halving: the weights stay as large as they are."""
+
+
+def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
+    """Return the arguments of `vllm.LLM`: defaults, then what determinism needs, then the user's own."""
+    model = spec.model
+    local = model.path is not None and model.path.is_dir()
+    arguments: dict[str, Any] = {
+        "model": str(model.path) if local else model.repo_id,
+        "revision": None if local else model.revision,
+        "trust_remote_code": model.trust_remote_code,
+        "dtype": spec.dtype,
+        "quantization": spec.quantization,
+        "max_model_len": spec.max_model_len,
+        "tensor_parallel_size": spec.tensor_parallel_size,
+        "pipeline_parallel_size": spec.pipeline_parallel_size,
+        "seed": 0,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if spec.device == "cpu":
+        arguments |= _cpu_arguments(spec, placement)
+    elif spec.tensor_parallel_size * spec.pipeline_parallel_size > 1:
+        # Left to itself, vLLM takes the placement group that it finds itself in for one whose
+        # bundles have a GPU each, and refuses that of an engine on one machine.
+        arguments["distributed_executor_backend"] = "ray" if placement.spans_nodes else "mp"
+    if spec.determinism == "strict":
+        # A prefix taken from the cache was computed in another batch shape than one that was not.
+        arguments["enable_prefix_caching"] = False
+        if spec.device == "cuda":
+            # FlashAttention 3 was seen to break batch invariance on H100 (vllm#51902, #47069).
+            arguments["attention_backend"] = "TRITON_ATTN"
+    return _shrink(arguments | dict(spec.settings), placement.halvings, on_cpu=spec.device == "cpu")
+
+
+def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
+    """Return the arguments of `SamplingParams` that are the same for every sample of a job."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "stop": list(sampling.stop) or None,
+    }
+
+
+def _shrink(arguments: dict[str, Any], halvings: int, *, on_cpu: bool) -> dict[str, Any]:
+    """Return `arguments` for an engine that has run out of memory `halvings` times.
+
+    First the batch is halved; what is still too much then comes from the KV cache. A CPU engine's
+    cache, which is most of what it takes beside its weights, is halved each time.
+    """
+    if not halvings:
+        return arguments
+    of_batch = min(halvings, BATCH_HALVINGS)
+    of_cache = halvings if on_cpu else halvings - of_batch
+    sequences = arguments.get("max_num_seqs", GPU_MAX_NUM_SEQS)
+    smaller = {**arguments, "max_num_seqs": max(1, sequences >> of_batch)}
+    if arguments.get("kv_cache_memory_bytes"):
+        smaller["kv_cache_memory_bytes"] = arguments["kv_cache_memory_bytes"] >> of_cache
+    elif of_cache:
+        share = arguments.get("gpu_memory_utilization", GPU_MEMORY_SHARE)
+        smaller["gpu_memory_utilization"] = share * GPU_SHARE_KEPT**of_cache
+    return smaller
+
+
+def _cpu_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
+    share = total_memory_bytes() // (4 * placement.neighbours)
+    return {
+        "max_num_seqs": CPU_MAX_NUM_SEQS,
+        # Compiling gains 7% of speed and costs 40 s of start (shared measurements of 2026-11-21).
+        "enforce_eager": True,
+        # Seeded sampling with a chunked prefill kills vLLM's CPU engine; a prefill that is not
+        # chunked must fit one step.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(spec.max_model_len, 2048),
+        "kv_cache_memory_bytes": min(CPU_KV_CACHE_BYTES, share),
+    }
