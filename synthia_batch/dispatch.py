@@ -65,6 +65,11 @@ class Dispatcher:
         return sum(len(desk.held) for desk in self._desks.values())
 
     @property
+    def held(self) -> dict[int, int]:
+        """How many samples each worker holds."""
+        return {worker: len(desk.held) for worker, desk in self._desks.items()}
+
+    @property
     def busy(self) -> set[int]:
         """The workers that hold samples."""
         return {worker for worker, desk in self._desks.items() if desk.held}

@@ -23,6 +23,7 @@ from synthia_batch.pool.base import (
     WorkerReady,
     WorkerStepped,
 )
+from synthia_batch.progress import Progress
 from synthia_batch.rows import Failed, Finished, Outcome
 from synthia_batch.supervise import Supervisor
 from synthia_batch.suspects import fail_convicted
@@ -76,9 +77,13 @@ class Driver:
     clock: Callable[[], float] = time.monotonic
     made: int = 0
     dropped: int = 0
-    _tokens: int = 0
+    _progress: Progress = field(init=False)
     _supervisor: Supervisor = field(init=False)
     _dispatcher: Dispatcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Open the books: an event's `elapsed_seconds` counts from here."""
+        self._progress = Progress(self.clock())
 
     def run(self, dispatcher: Dispatcher) -> DrainReason | None:
         """Drive `dispatcher` to its end; return why the run drained before it, None if it did not.
@@ -96,11 +101,13 @@ class Driver:
         while not self._dispatcher.is_done:
             if self.drain.reason is not None:
                 self._finish_in_flight()
+                self._note_progress()
                 return self.drain.reason
             self._poll()
             self._kill_hung()
             self._restart_due()
             self._top_up()
+        self._note_progress()
         return None
 
     def take_unsent(self, failed: Failed) -> None:
@@ -114,7 +121,7 @@ class Driver:
                 case SamplesEnded():
                     self._take(event)
                 case WorkerStepped():
-                    self._supervisor.note_steps(event.worker, event.steps, self.clock())
+                    self._note_steps(event)
                 case WorkerReady():
                     self._welcome(event)
                 case WorkerLost():
@@ -124,6 +131,8 @@ class Driver:
                     self._tell(f"worker {event.worker} joins: there is room for it", "worker_added", event)
         self._fail_convicted()
         self.recorder.tick()
+        if self._progress.is_due(self.clock()):
+            self._note_progress()
         self._show()
 
     def _take(self, event: SamplesEnded) -> None:
@@ -138,7 +147,22 @@ class Driver:
     def _record(self, outcomes: Sequence[Outcome]) -> None:
         self.recorder.record(outcomes)
         self.made += len(outcomes)
-        self._tokens += sum(o.completion_tokens for o in outcomes if isinstance(o, Finished))
+        self._progress.note_ended(outcomes)
+
+    def _note_steps(self, event: WorkerStepped) -> None:
+        now = self.clock()
+        self._supervisor.note_steps(event.worker, event.steps, now)
+        self._progress.note_worker(
+            event.worker,
+            event.epoch,
+            steps=event.steps,
+            busy_seconds=event.busy_seconds,
+            cached_prompt_tokens=event.cached_prompt_tokens,
+            now=now,
+        )
+
+    def _note_progress(self) -> None:
+        self.recorder.note("progress", **self._progress.describe(self.clock(), self._dispatcher.held))
 
     def _fail_convicted(self) -> None:
         convicted = [fail_convicted(request) for request in self._dispatcher.take_convicted()]
@@ -236,7 +260,7 @@ class Driver:
                 ended=self.recorder.finished + self.recorder.failed,
                 total=self.recorder.samples,
                 failed=self.recorder.failed,
-                tokens=self._tokens,
+                tokens=self._progress.tokens,
                 workers=len(self._supervisor.ready),
             )
         )

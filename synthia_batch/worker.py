@@ -5,9 +5,10 @@ queues, so an engine step is followed at once by the next.
 """
 
 import threading
+import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from synthia_batch.engine.base import Engine
@@ -21,7 +22,8 @@ class Delivery:
 
     `steps` counts the engine's steps since its start: a watchdog sees progress in it. `error` is
     the traceback that ended the loop, if one did; its unfinished requests are lost. `is_out_of_memory`
-    says that a smaller batch may not have ended it.
+    says that a smaller batch may not have ended it. `busy_seconds` is how long the engine has had
+    requests, `cached_prompt_tokens` what its prefix cache has served, both since its start.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -29,13 +31,19 @@ class Delivery:
     unfinished: int
     error: str | None
     is_out_of_memory: bool = False
+    busy_seconds: float = 0.0
+    cached_prompt_tokens: int = 0
 
 
 class Worker:
     """Feeds one engine and hands on what ends, as it ends."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
+        self._clock = clock
+        self._busy_seconds = 0.0
+        self._busy_since: float | None = None
+        self._cached_prompt_tokens = engine.cached_prompt_tokens
         self._changed = threading.Condition()
         self._inbox: deque[Request] = deque()
         self._outbox: list[Outcome] = []
@@ -69,6 +77,8 @@ class Worker:
                 unfinished=self._unfinished,
                 error=self._error,
                 is_out_of_memory=self._is_out_of_memory,
+                busy_seconds=self._busy_seconds + self._count_busy(),
+                cached_prompt_tokens=self._cached_prompt_tokens,
             )
 
     def abort(self) -> None:
@@ -93,6 +103,7 @@ class Worker:
             with self._changed:
                 self._error = traceback.format_exc()
                 self._is_out_of_memory = isinstance(exc, EngineOutOfMemory)
+                self._rest()
                 self._changed.notify_all()
 
     def _take_in(self) -> bool:
@@ -106,8 +117,11 @@ class Worker:
                 self._unfinished = 0
                 self._aborting = False
                 requests = ()
+                self._rest()
             if self._stopping:
                 return False
+            if self._unfinished and self._busy_since is None:
+                self._busy_since = self._clock()
         refused = [failed for request in requests if (failed := self._add(request)) is not None]
         if refused:
             self._hand_out(refused, steps=0)
@@ -123,7 +137,19 @@ class Worker:
     def _hand_out(self, outcomes: Sequence[Outcome], steps: int) -> None:
         with self._changed:
             self._steps += steps
+            self._cached_prompt_tokens = self._engine.cached_prompt_tokens
             if outcomes:
                 self._outbox.extend(outcomes)
                 self._unfinished -= len(outcomes)
+                if not self._unfinished:
+                    self._rest()
                 self._changed.notify_all()
+
+    def _rest(self) -> None:
+        """Take note that the engine has nothing to do."""
+        self._busy_seconds += self._count_busy()
+        self._busy_since = None
+
+    def _count_busy(self) -> float:
+        """Return how long the engine has had something to do, if it has."""
+        return 0.0 if self._busy_since is None else self._clock() - self._busy_since

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "synthia_batch"
 EVERYTHING = {
     "assemble", "canary", "canary_record", "cli", "digest", "dispatch", "display", "drain", "drive",
     "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper", "models",
-    "opening", "plan", "pool", "privacy", "prompts", "reopening", "report", "resolve", "retry", "rows", "run",
-    "source", "store", "supervise", "suspects", "user_cache", "verify", "worker",
+    "opening", "plan", "pool", "privacy", "progress", "prompts", "reopening", "report", "resolve", "retry",
+    "rows", "run", "source", "store", "supervise", "suspects", "user_cache", "verify", "worker",
 }  # fmt: skip
 MAY_IMPORT = {
     "rows": set(),
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "dispatch": {"suspects", "rows"},
     "suspects": {"rows"},
     "supervise": set(),
+    "progress": {"rows"},
     "engine": {"job", "rows", "errors", "hardware", "privacy"},
     "canary": {"engine", "rows", "errors"},
     "worker": {"engine", "rows", "errors"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "report": {"store", "plan", "rows", "errors"},
     "resolve": {"job", "prompts", "models", "source", "engine", "digest", "errors", "hardware"},
     "forecast": {"opening", "resolve", "job", "source", "plan", "errors"},
-    "drive": {"pool", "dispatch", "supervise", "suspects", "display", "drain", "rows", "errors"},
+    "drive": {"pool", "dispatch", "progress", "supervise", "suspects", "display", "drain", "rows", "errors"},
     "assemble": {"store", "source", "plan", "prompts", "job", "rows"},
     "keeper": {"assemble", "store", "rows", "errors"},
     "canary_record": {"pool", "prompts", "store", "rows", "errors"},

@@ -23,6 +23,7 @@ class EchoEngine:
         self.may_step = threading.Event()
         self.may_step.set()
 
+    cached_prompt_tokens = 0
     facts = EngineFacts(engine="echo", version="1", device="none", capacity=4, max_model_len=100)
 
     def add(self, request: Request) -> None:
@@ -64,6 +65,13 @@ def collect_until(worker: Worker, count: int) -> list[Outcome]:
     return outcomes
 
 
+def wait_for_step(engine: EchoEngine) -> None:
+    deadline = time.monotonic() + 10
+    while not engine.held:
+        assert time.monotonic() < deadline, "the worker took nothing in"
+        time.sleep(0.001)
+
+
 def test_what_is_fed_is_delivered_once() -> None:
     worker = Worker(EchoEngine())
     worker.start()
@@ -72,6 +80,25 @@ def test_what_is_fed_is_delivered_once() -> None:
     assert sorted(outcome.ordinal for outcome in collect_until(worker, 3)) == [1, 2, 3]
     quiet: Delivery = worker.collect(0.01)
     assert (quiet.outcomes, quiet.unfinished, quiet.error) == ((), 0, None)
+    worker.stop(5)
+
+
+def test_an_engine_is_busy_from_taking_in_to_handing_out() -> None:
+    engine, now = EchoEngine(), [100.0]
+    engine.may_step.clear()
+    worker = Worker(engine, clock=lambda: now[0])
+    worker.start()
+    now[0] = 200.0
+    assert worker.collect(0).busy_seconds == 0, "waiting for requests is no work"
+    worker.feed(ask(1))
+    wait_for_step(engine)
+    now[0] = 203.0
+    assert worker.collect(0).busy_seconds == 3, "told in the middle of a step too"
+    now[0] = 205.0
+    engine.may_step.set()
+    collect_until(worker, 1)
+    now[0] = 300.0
+    assert worker.collect(0).busy_seconds == 5
     worker.stop(5)
 
 

@@ -115,6 +115,11 @@ class ScriptedEngine:
             max_model_len=self._max_model_len,
         )
 
+    @property
+    def cached_prompt_tokens(self) -> int:
+        """None: there is no cache."""
+        return 0
+
     def add(self, request: Request) -> None:
         """Queue `request`, refused where its prompt leaves no room for an answer."""
         check_prompt_length(request, self._max_model_len)

@@ -68,6 +68,7 @@ class VllmEngine:
         self._waiting: deque[Request] = deque()
         self._running: dict[str, Request] = {}
         self._errors: dict[int, int] = {}
+        self._cached_prompt_tokens = 0
 
     @property
     def facts(self) -> EngineFacts:
@@ -80,6 +81,11 @@ class VllmEngine:
             capacity=self._max_num_seqs + max(2, self._max_num_seqs // 10),
             max_model_len=self._engine.model_config.max_model_len,
         )
+
+    @property
+    def cached_prompt_tokens(self) -> int:
+        """What vLLM's prefix cache has served; nothing in strict mode, where it is off."""
+        return self._cached_prompt_tokens
 
     def add(self, request: Request) -> None:
         """Queue `request`, refused where its prompt leaves no room for an answer."""
@@ -137,6 +143,7 @@ class VllmEngine:
     def _end(self, output: RequestOutput) -> list[Outcome]:
         request = self._running.pop(output.request_id)
         self._release(request)
+        self._cached_prompt_tokens += output.num_cached_tokens or 0
         answer = output.outputs[0]
         if answer.finish_reason == "error":
             return self._try_again(request)

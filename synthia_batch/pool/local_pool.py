@@ -112,6 +112,7 @@ class LocalPool:
             worker = self._load(index, epoch, seat)
             while not self._stopping.is_set() and self._present.get(index) == epoch:
                 delivery = worker.collect(self._collect_seconds)
+                self._events.put(WorkerStepped.tell(index, epoch, delivery))
                 if delivery.outcomes:
                     self._events.put(SamplesEnded(worker=index, epoch=epoch, outcomes=delivery.outcomes))
                 if delivery.error is not None:
@@ -120,7 +121,6 @@ class LocalPool:
                         WorkerLost(worker=index, epoch=epoch, reason=delivery.error, cause=cause)
                     )
                     return
-                self._events.put(WorkerStepped(worker=index, epoch=epoch, steps=delivery.steps))
         except EngineOutOfMemory:
             reason = traceback.format_exc()
             self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, cause=Cause.OUT_OF_MEMORY))

@@ -245,14 +245,13 @@ class RayPool:
         raise TypeError(f"a worker answered {answer!r}")
 
     def _take(self, hand: _Hand, delivery: Delivery) -> list[PoolEvent]:
-        events: list[PoolEvent] = []
+        events: list[PoolEvent] = [WorkerStepped.tell(hand.index, hand.epoch, delivery)]
         if delivery.outcomes:
             events.append(SamplesEnded(worker=hand.index, epoch=hand.epoch, outcomes=delivery.outcomes))
         if delivery.error is not None:
             cause = Cause.OUT_OF_MEMORY if delivery.is_out_of_memory else Cause.DIED
             events.append(WorkerLost(worker=hand.index, epoch=hand.epoch, reason=delivery.error, cause=cause))
         else:
-            events.append(WorkerStepped(worker=hand.index, epoch=hand.epoch, steps=delivery.steps))
             hand.pending = hand.actor.collect.remote(self._collect_seconds)
         return events
 
