@@ -1,8 +1,12 @@
 """Which worker makes which sample next. Pure: no processes, no clock, no files.
 
 Samples come from the plan in order, a window at a time, and within it the longest prompts go
-first. Equal prompts (several samples of a row) stay neighbours and so reach the same engine, where
-a prefix cache finds them. What a lost worker had comes first again, or, where it may be what
+first. Where engines have a prefix cache, prompts that begin alike go to one engine, a group at a
+time (see `prefixes`), and the groups go longest first; one engine asks for a sample or two at a
+time, so without that each would get some of every group. In strict determinism there is no cache,
+and only the length counts. At the tail an engine takes over what is left of another's group.
+
+What a lost worker had comes first again, or, where it may be what
 killed the worker, is tried apart from the rest: see `suspects`.
 """
 
@@ -11,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from synthia_batch.prefixes import group_by_prefix, group_singly
 from synthia_batch.rows import Finished, Outcome, Request
 from synthia_batch.suspects import Suspects
 
@@ -30,10 +35,13 @@ class Loss:
 
 @dataclass(slots=True)
 class _Desk:
-    """What one worker is busy with. `capacity` is the number of requests that it can hold."""
+    """What one worker is busy with. `capacity` is the number of requests that it can hold, `lane`
+    the rest of the group that it was given the first of.
+    """
 
     capacity: int
     held: dict[int, Request] = field(default_factory=dict)
+    lane: deque[Request] = field(default_factory=deque)
     on_trial: bool = False
 
 
@@ -41,13 +49,14 @@ class Dispatcher:
     """Hands out the samples of a job, each to one worker at a time until it ends.
 
     `requests` is read a window ahead of what workers can take. `total` is the number of requests
-    that it will give.
+    that it will give. `groups_prefixes` says that the engines have a prefix cache.
     """
 
-    def __init__(self, requests: Iterator[Request], total: int) -> None:
+    def __init__(self, requests: Iterator[Request], total: int, *, groups_prefixes: bool = False) -> None:
         self._requests = requests
         self._total = total
-        self._window: deque[Request] = deque()
+        self._group = group_by_prefix if groups_prefixes else group_singly
+        self._window: deque[list[Request]] = deque()
         self._returned: deque[Request] = deque()
         self._desks: dict[int, _Desk] = {}
         self._suspects = Suspects()
@@ -85,6 +94,8 @@ class Dispatcher:
         others, by this worker once it is back, or by any that has nothing else to do.
         """
         desk = self._desks.pop(worker, None)
+        if desk is not None and desk.lane:
+            self._window.appendleft(list(desk.lane))
         held = list(desk.held.values()) if desk else []
         if desk is None or not held:
             return Loss(unfinished=0, narrowed=False)
@@ -113,7 +124,7 @@ class Dispatcher:
         if self._is_apart(worker, desk):
             batch = self._draw_suspects(desk)
         else:
-            batch = self._draw(self._count_room(desk, workers))
+            batch = self._draw(desk, self._count_room(desk, workers))
             desk.on_trial = False if batch else desk.on_trial
             if not batch and not desk.held:
                 batch = self._draw_suspects(desk)
@@ -160,18 +171,22 @@ class Dispatcher:
         share = -(-(self._total - self._ended) // workers)
         return max(0, min(desk.capacity, share) - len(desk.held))
 
-    def _draw(self, count: int) -> list[Request]:
+    def _draw(self, desk: _Desk, count: int) -> list[Request]:
         """Return up to `count` requests, those that came back first."""
         batch = [self._returned.popleft() for _ in range(min(count, len(self._returned)))]
-        while len(batch) < count and self._fill_window():
-            batch.append(self._window.popleft())
+        while len(batch) < count and (lane := self._find_lane(desk)):
+            batch.append(lane.popleft())
         return batch
+
+    def _find_lane(self, desk: _Desk) -> deque[Request]:
+        """Return what `desk` draws from: its group, the next, or the rest of another's; empty at the end."""
+        if not desk.lane and self._fill_window():
+            desk.lane = deque(self._window.popleft())
+        return desk.lane or max((other.lane for other in self._desks.values()), key=len)
 
     def _fill_window(self) -> bool:
         """Read the next window where the last is used up; False at the end."""
         if not self._window:
             ahead = list(itertools.islice(self._requests, WINDOW_SAMPLES))
-            # Stable, so equal prompts stay together.
-            ahead.sort(key=lambda request: len(request.token_ids), reverse=True)
-            self._window.extend(ahead)
+            self._window.extend(self._group(ahead))
         return bool(self._window)

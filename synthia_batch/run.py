@@ -155,7 +155,9 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest
             log_path=run.run_dir.worker_log,
         )
         requests = _list_requests(keeper, renderer, driver.take_unsent)
-        drained = driver.run(Dispatcher(requests, keeper.samples - ended))
+        drained = driver.run(
+            Dispatcher(requests, keeper.samples - ended, groups_prefixes=job.engine.caches_prefixes)
+        )
         return _Drive(made=driver.made, drained=drained)
 
 

@@ -1,5 +1,6 @@
 """Dispatch without processes."""
 
+import itertools
 import random
 
 import pytest
@@ -86,6 +87,90 @@ def test_the_longest_prompts_of_a_window_go_first_and_equal_ones_together() -> N
     dispatcher = Dispatcher(requests, 4)
     dispatcher.open_desk(0, 4)
     assert [request.ordinal for request in dispatcher.top_up(0, 1)] == [1, 2, 0, 3]
+
+
+def write_prompts(prefixes: int, each: int, prefix_tokens: int = 64) -> list[Request]:
+    """Prompts as a job with several system messages has them: each row once with each, row by row."""
+    draw = random.Random(2)
+    starts = [[1, *(draw.randrange(1000) for _ in range(prefix_tokens))] for _ in range(prefixes)]
+    rows = [[draw.randrange(1000) for _ in range(draw.randint(4, 40))] for _ in range(each)]
+    pairs = [(start, row) for row in rows for start in starts]
+    return [Request(ordinal=n, token_ids=start + row, seed=n) for n, (start, row) in enumerate(pairs)]
+
+
+def serve(dispatcher: Dispatcher, workers: int, capacity: int) -> list[list[Request]]:
+    """Have workers take one sample as soon as one ends, in turn; return what each was given."""
+    given: list[list[Request]] = [[] for _ in range(workers)]
+    for worker in range(workers):
+        dispatcher.open_desk(worker, capacity)
+        given[worker] += dispatcher.top_up(worker, workers)
+    ended = 0
+    while not dispatcher.is_done:
+        for worker in range(workers):
+            if given[worker][ended:]:
+                assert dispatcher.accept(worker, made(given[worker][ended].ordinal))
+            given[worker] += dispatcher.top_up(worker, workers)
+        ended += 1
+    return given
+
+
+@pytest.mark.parametrize("groups_prefixes", [True, False])
+def test_prompts_that_begin_alike_meet_in_few_engines_only_where_there_is_a_cache(
+    groups_prefixes: bool,
+) -> None:
+    prefixes, each, workers = 63, 8, 4
+    requests = write_prompts(prefixes, each)
+    given = serve(Dispatcher(iter(requests), len(requests), groups_prefixes=groups_prefixes), workers, 8)
+    assert sorted(r.ordinal for requests in given for r in requests) == list(range(prefixes * each))
+    computed = sum(len({tuple(r.token_ids[:65]) for r in requests}) for requests in given)
+    if groups_prefixes:
+        assert computed <= 1.25 * prefixes, "each prefix is computed once, but at the ends"
+    else:
+        assert computed > 2 * prefixes
+        for requests in given:
+            lengths = [len(request.token_ids) for request in requests]
+            assert lengths == sorted(lengths, reverse=True), "without a cache only the length counts"
+
+
+def test_two_system_messages_take_turns_so_that_the_longest_still_go_first() -> None:
+    requests = write_prompts(prefixes=2, each=200)
+    dispatcher = Dispatcher(iter(requests), len(requests), groups_prefixes=True)
+    (given,) = serve(dispatcher, 1, 8)
+    switches = sum(a.token_ids[:65] != b.token_ids[:65] for a, b in itertools.pairwise(given))
+    assert switches <= len(requests) / 16, "in groups of sixteen"
+    longest, shortest = given[: len(given) // 4], given[-len(given) // 4 :]
+    assert min(len(r.token_ids) for r in longest) >= max(len(r.token_ids) for r in shortest)
+
+
+def test_the_samples_of_one_prompt_stay_together() -> None:
+    """Four samples of each of 40 prompts that have little in common."""
+    draw = random.Random(3)
+    prompts = [[draw.randrange(1000) for _ in range(30)] for _ in range(40)]
+    requests = [Request(ordinal=n, token_ids=prompts[n // 4], seed=n) for n in range(160)]
+    given = serve(Dispatcher(iter(requests), 160, groups_prefixes=True), 2, 8)
+    assert sum(len({r.ordinal // 4 for r in requests}) for requests in given) <= 42
+
+
+def test_what_is_left_of_a_lost_workers_group_is_not_lost() -> None:
+    requests = write_prompts(prefixes=1, each=32)
+    dispatcher = Dispatcher(iter(requests), 32, groups_prefixes=True)
+    dispatcher.open_desk(0, 4)
+    begun = dispatcher.top_up(0, 1)
+    dispatcher.close_desk(0, blames_samples=False)
+    dispatcher.open_desk(1, 32)
+    assert sorted(r.ordinal for r in dispatcher.top_up(1, 1)) == list(range(32))
+    assert len(begun) == 4
+
+
+def test_at_the_tail_an_engine_takes_over_the_rest_of_anothers_group() -> None:
+    requests = write_prompts(prefixes=1, each=16)
+    dispatcher = Dispatcher(iter(requests), 16, groups_prefixes=True)
+    dispatcher.open_desk(0, 2)
+    dispatcher.open_desk(1, 2)
+    first = [request.ordinal for request in dispatcher.top_up(0, 2)]
+    second = [request.ordinal for request in dispatcher.top_up(1, 2)]
+    assert len(first) == len(second) == 2
+    assert not set(first) & set(second)
 
 
 @pytest.mark.parametrize(("workers", "batch", "samples"), [(2, 128, 512), (2, 128, 2048), (8, 128, 16384)])

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "synthia_batch"
 EVERYTHING = {
     "assemble", "canary", "canary_record", "cli", "digest", "dispatch", "display", "drain", "drive",
     "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper", "models",
-    "opening", "plan", "pool", "privacy", "progress", "prompts", "reopening", "report", "resolve", "retry",
-    "rows", "run", "source", "store", "supervise", "suspects", "user_cache", "verify", "worker",
+    "opening", "plan", "pool", "prefixes", "privacy", "progress", "prompts", "reopening", "report", "resolve",
+    "retry", "rows", "run", "source", "store", "supervise", "suspects", "user_cache", "verify", "worker",
 }  # fmt: skip
 MAY_IMPORT = {
     "rows": set(),
@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "store": {"rows", "errors"},
     "models": {"errors", "digest", "privacy", "user_cache"},
     "plan": {"job", "rows"},
-    "dispatch": {"suspects", "rows"},
+    "dispatch": {"prefixes", "suspects", "rows"},
+    "prefixes": {"rows"},
     "suspects": {"rows"},
     "supervise": set(),
     "progress": {"rows"},

@@ -41,6 +41,12 @@ class EngineSpec:
     pipeline_parallel_size: int
     settings: Mapping[str, Any]
 
+    @property
+    def caches_prefixes(self) -> bool:
+        """Whether the engine keeps what it computed of a prompt's beginning for the next: vLLM's default."""
+        is_off = self.settings.get("enable_prefix_caching") is False
+        return self.kind == "vllm" and self.determinism == "fast" and not is_off
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSpec:
