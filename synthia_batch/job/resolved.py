@@ -103,7 +103,8 @@ class ResolvedJob:
 
     `declared` has every value filled, `said` those only that the user said: no preset's and none
     of the model's. `columns` are the input's, as `Columns.to_dict` of the source gives them.
-    `origins` tells for each dotted key of the job file where its value came from.
+    `origins` tells for each dotted key of the job file where its value came from. `tuning_place`
+    is the model, hardware and engine that tuned settings are remembered for.
     """
 
     name: str
@@ -120,3 +121,4 @@ class ResolvedJob:
     identity: Mapping[str, Any]
     fingerprint: str
     origins: Mapping[str, str]
+    tuning_place: Mapping[str, Any]
