@@ -4,7 +4,12 @@ Samples come from the plan in order, a window at a time, and within it the longe
 first. Where engines have a prefix cache, prompts that begin alike go to one engine, a group at a
 time (see `prefixes`), and the groups go longest first; one engine asks for a sample or two at a
 time, so without that each would get some of every group. In strict determinism there is no cache,
-and only the length counts. At the tail an engine takes over what is left of another's group.
+and only the length counts.
+
+At the tail no engine gets more than its share of what is left, and takes over the rest of another's
+group. That leaves what is inside a slower worker, waiting: a tenth of a batch as a rule, but most of
+it where the KV cache has room for few samples at their longest. So an engine that has nothing
+recalls what others have not begun, and it is dealt out again.
 
 What a lost worker had comes first again, or, where it may be what
 killed the worker, is tried apart from the rest: see `suspects`.
@@ -12,7 +17,7 @@ killed the worker, is tried apart from the rest: see `suspects`.
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from synthia_batch.prefixes import group_by_prefix, group_singly
@@ -36,13 +41,15 @@ class Loss:
 @dataclass(slots=True)
 class _Desk:
     """What one worker is busy with. `capacity` is the number of requests that it can hold, `lane`
-    the rest of the group that it was given the first of.
+    the rest of the group that it was given the first of. `is_recalled` says that it was asked for
+    what it has not begun since it was last given something.
     """
 
     capacity: int
     held: dict[int, Request] = field(default_factory=dict)
     lane: deque[Request] = field(default_factory=deque)
     on_trial: bool = False
+    is_recalled: bool = False
 
 
 class Dispatcher:
@@ -129,7 +136,33 @@ class Dispatcher:
             if not batch and not desk.held:
                 batch = self._draw_suspects(desk)
         desk.held.update((request.ordinal, request) for request in batch)
+        if batch:
+            desk.is_recalled = False
         return batch
+
+    def choose_recalls(self) -> list[int]:
+        """Return the workers to ask for what they have not begun: another was topped up and has nothing.
+
+        Each is asked once until it is given more.
+        """
+        is_idle = any(
+            not desk.held and worker not in self._quarantine for worker, desk in self._desks.items()
+        )
+        chosen = [
+            worker
+            for worker, desk in self._desks.items()
+            if is_idle and len(desk.held) > 1 and not desk.on_trial and not desk.is_recalled
+        ]
+        for worker in chosen:
+            self._desks[worker].is_recalled = True
+        return chosen
+
+    def take_back(self, worker: int, ordinals: Sequence[int]) -> None:
+        """Take note that `worker` will not make these samples of those that it held."""
+        desk = self._desks.get(worker)
+        if desk is not None:
+            returned = (desk.held.pop(ordinal, None) for ordinal in ordinals)
+            self._returned.extend(request for request in returned if request is not None)
 
     def accept(self, worker: int, outcome: Outcome) -> bool:
         """Take note that `worker` ended a sample; False where it was not its to end."""

@@ -18,6 +18,7 @@ from synthia_batch.pool.base import (
     Cause,
     Pool,
     SamplesEnded,
+    SamplesReturned,
     WorkerAdded,
     WorkerLost,
     WorkerReady,
@@ -120,6 +121,9 @@ class Driver:
             match event:
                 case SamplesEnded():
                     self._take(event)
+                case SamplesReturned():
+                    if self._supervisor.believes(event.worker, event.epoch):
+                        self._dispatcher.take_back(event.worker, event.ordinals)
                 case WorkerStepped():
                     self._note_steps(event)
                 case WorkerReady():
@@ -241,6 +245,8 @@ class Driver:
             requests = self._dispatcher.top_up(worker, staff)
             if requests:
                 self.pool.feed(worker, requests)
+        for worker in self._dispatcher.choose_recalls():
+            self.pool.recall(worker)
 
     def _finish_in_flight(self) -> None:
         """Give samples in flight a little time, then have the engines drop them."""

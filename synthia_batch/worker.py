@@ -24,6 +24,7 @@ class Delivery:
     the traceback that ended the loop, if one did; its unfinished requests are lost. `is_out_of_memory`
     says that a smaller batch may not have ended it. `busy_seconds` is how long the engine has had
     requests, `cached_prompt_tokens` what its prefix cache has served, both since its start.
+    `returned` are the requests that were recalled in time: this worker will not make them.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -33,6 +34,7 @@ class Delivery:
     is_out_of_memory: bool = False
     busy_seconds: float = 0.0
     cached_prompt_tokens: int = 0
+    returned: tuple[int, ...] = ()
 
 
 class Worker:
@@ -47,10 +49,12 @@ class Worker:
         self._changed = threading.Condition()
         self._inbox: deque[Request] = deque()
         self._outbox: list[Outcome] = []
+        self._returned: list[int] = []
         self._unfinished = 0
         self._steps = 0
         self._error: str | None = None
         self._is_out_of_memory = False
+        self._recalling = False
         self._aborting = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
@@ -69,8 +73,11 @@ class Worker:
     def collect(self, wait_seconds: float) -> Delivery:
         """Return what ended since the last call, waiting up to `wait_seconds` where nothing has."""
         with self._changed:
-            self._changed.wait_for(lambda: self._outbox or self._error is not None, timeout=wait_seconds)
+            self._changed.wait_for(
+                lambda: self._outbox or self._returned or self._error is not None, timeout=wait_seconds
+            )
             outcomes, self._outbox = tuple(self._outbox), []
+            returned, self._returned = tuple(self._returned), []
             return Delivery(
                 outcomes=outcomes,
                 steps=self._steps,
@@ -79,7 +86,14 @@ class Worker:
                 is_out_of_memory=self._is_out_of_memory,
                 busy_seconds=self._busy_seconds + self._count_busy(),
                 cached_prompt_tokens=self._cached_prompt_tokens,
+                returned=returned,
             )
+
+    def recall(self) -> None:
+        """Give back every request that the engine has not begun."""
+        with self._changed:
+            self._recalling = True
+            self._changed.notify_all()
 
     def abort(self) -> None:
         """Drop every request that has not ended; they yield no outcome."""
@@ -109,7 +123,11 @@ class Worker:
     def _take_in(self) -> bool:
         """Move the inbox into the engine, waiting while there is nothing to do; False ends the loop."""
         with self._changed:
-            self._changed.wait_for(lambda: self._unfinished or self._aborting or self._stopping)
+            self._changed.wait_for(
+                lambda: self._unfinished or self._recalling or self._aborting or self._stopping
+            )
+            if self._recalling:
+                self._give_back()
             requests = tuple(self._inbox)
             self._inbox.clear()
             if self._aborting:
@@ -126,6 +144,16 @@ class Worker:
         if refused:
             self._hand_out(refused, steps=0)
         return True
+
+    def _give_back(self) -> None:
+        self._recalling = False
+        ordinals = [*self._engine.withdraw(), *(request.ordinal for request in self._inbox)]
+        self._inbox.clear()
+        self._unfinished -= len(ordinals)
+        self._returned.extend(ordinals)
+        if not self._unfinished:
+            self._rest()
+        self._changed.notify_all()
 
     def _add(self, request: Request) -> Failed | None:
         try:

@@ -200,3 +200,50 @@ def test_no_engine_idles_while_another_works_on_answers_of_any_length(
                 assert dispatcher.accept(worker, made(ordinal))
         steps += 1
     assert min(busy) / steps >= 0.95
+
+
+@pytest.mark.parametrize("speeds", [(1, 10), (1, 1), (1, 3, 30)])
+@pytest.mark.parametrize("samples", [6, 60, 300, 1000])
+def test_at_the_tail_no_engine_idles_while_another_has_samples_that_it_has_not_begun(
+    speeds: tuple[int, ...], samples: int
+) -> None:
+    """Engines of unequal speeds with places for 16 samples, which were taken to hold 140."""
+    places, capacity, tokens = 16, 140, 300
+    dispatcher = make_dispatcher(samples)
+    waiting: list[list[int]] = [[] for _ in speeds]
+    running: list[dict[int, int]] = [{} for _ in speeds]
+    for worker in range(len(speeds)):
+        dispatcher.open_desk(worker, capacity)
+    idle = 0
+    while not dispatcher.is_done:
+        for worker, _ in enumerate(speeds):
+            waiting[worker] += [request.ordinal for request in dispatcher.top_up(worker, len(speeds))]
+        for worker in dispatcher.choose_recalls():
+            dispatcher.take_back(worker, waiting[worker])
+            waiting[worker].clear()
+        for worker, speed in enumerate(speeds):
+            while waiting[worker] and len(running[worker]) < places:
+                running[worker][waiting[worker].pop(0)] = tokens
+            running[worker] = {ordinal: left - speed for ordinal, left in running[worker].items()}
+            for ordinal in [ordinal for ordinal, left in running[worker].items() if left <= 0]:
+                del running[worker][ordinal]
+                assert dispatcher.accept(worker, made(ordinal))
+        if any(waiting):
+            idle = 0 if all(running) else idle + 1
+            assert idle <= 2, "what waits must go to the idle one in the next round"
+
+
+def test_a_worker_is_asked_once_for_what_it_has_not_begun() -> None:
+    dispatcher = make_dispatcher(8)
+    dispatcher.open_desk(0, 8)
+    assert len(dispatcher.top_up(0, 1)) == 8
+    assert dispatcher.choose_recalls() == [], "nobody else could take it"
+    dispatcher.open_desk(1, 8)
+    assert dispatcher.top_up(1, 2) == []
+    assert dispatcher.choose_recalls() == [0]
+    assert dispatcher.choose_recalls() == []
+    dispatcher.take_back(0, [5, 6, 7])
+    assert [request.ordinal for request in dispatcher.top_up(1, 2)] == [5, 6, 7]
+    assert not dispatcher.accept(0, made(5)), "it was given back"
+    assert dispatcher.accept(1, made(5))
+    assert dispatcher.held == {0: 5, 1: 2}

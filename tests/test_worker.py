@@ -18,6 +18,7 @@ class EchoEngine:
 
     def __init__(self, tells_batch: bool = False) -> None:
         self.held: list[Request] = []
+        self.begun = 0
         self.tells_batch = tells_batch
         self.closed = False
         self.may_step = threading.Event()
@@ -32,7 +33,9 @@ class EchoEngine:
         self.held.append(request)
 
     def step(self) -> Sequence[Outcome]:
+        self.begun = len(self.held)
         self.may_step.wait()
+        self.begun = 0
         if any(request.ordinal == 666 for request in self.held):
             raise RuntimeError("the device is gone")
         held, self.held = self.held, []
@@ -44,6 +47,10 @@ class EchoEngine:
             )
             for request in held
         ]  # fmt: skip
+
+    def withdraw(self) -> Sequence[int]:
+        waiting, self.held = self.held[self.begun :], self.held[: self.begun]
+        return [request.ordinal for request in waiting]
 
     def abort(self) -> None:
         self.held.clear()
@@ -146,6 +153,25 @@ def test_aborted_samples_yield_nothing() -> None:
     time.sleep(0.2)
     ended |= {outcome.ordinal for outcome in worker.collect(0.1).outcomes}
     assert 2 not in ended
+    worker.stop(5)
+
+
+def test_what_was_not_begun_is_given_back_and_yields_nothing() -> None:
+    engine = EchoEngine()
+    engine.may_step.clear()
+    worker = Worker(engine)
+    worker.start()
+    worker.feed(ask(1))
+    wait_for_step(engine)
+    worker.feed(ask(2, 3))
+    worker.recall()
+    engine.may_step.set()
+    deliveries = [worker.collect(1.0), worker.collect(0.2)]
+    assert [outcome.ordinal for delivery in deliveries for outcome in delivery.outcomes] == [1]
+    assert [ordinal for delivery in deliveries for ordinal in delivery.returned] == [2, 3]
+    assert deliveries[-1].unfinished == 0
+    worker.feed(ask(4))
+    assert [outcome.ordinal for outcome in collect_until(worker, 1)] == [4], "it goes on afterwards"
     worker.stop(5)
 
 

@@ -49,6 +49,9 @@ class Engine(Protocol):
     def step(self) -> Sequence[Outcome]:
         """Advance every running request and return those that ended. Blocks for one step."""
 
+    def withdraw(self) -> Sequence[int]:
+        """Forget the requests that no step has begun, and return their ordinals."""
+
     def abort(self) -> None:
         """Drop every request that has not ended. They yield no outcome."""
 

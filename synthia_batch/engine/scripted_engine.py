@@ -144,6 +144,12 @@ class ScriptedEngine:
             outcomes.append(self._generate(self._running.popleft()[1]))
         return outcomes
 
+    def withdraw(self) -> Sequence[int]:
+        """Forget what waits for a place in the batch."""
+        ordinals = [request.ordinal for request in self._waiting]
+        self._waiting.clear()
+        return ordinals
+
     def abort(self) -> None:
         """Forget every request."""
         self._waiting.clear()

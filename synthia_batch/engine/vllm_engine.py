@@ -104,6 +104,15 @@ class VllmEngine:
                 outcomes += self._end(output)
         return outcomes
 
+    def withdraw(self) -> Sequence[int]:
+        """Forget what waits for a place in the batch or for room in the KV cache.
+
+        On GPUs, a tenth of a batch that vLLM has in its own queue counts as begun.
+        """
+        ordinals = [request.ordinal for request in self._waiting]
+        self._waiting.clear()
+        return ordinals
+
     def abort(self) -> None:
         """Drop every request."""
         self._engine.abort_request(list(self._running))
@@ -125,6 +134,9 @@ class VllmEngine:
         """
         refused: list[Outcome] = []
         while self._waiting:
+            # On a CPU vLLM steps in this process, so that what is kept back here is not late.
+            if self._spec.device == "cpu" and len(self._running) >= self._max_num_seqs:
+                break
             request = self._waiting[0]
             if self._room is not None and not self._room.take(self._longest(request)):
                 break

@@ -73,6 +73,15 @@ class WorkerStepped:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplesReturned:
+    """A worker gives back samples that it was recalled in time: its engine has not begun them."""
+
+    worker: int
+    epoch: int
+    ordinals: tuple[int, ...]
+
+
 class Cause(Enum):
     """Why a worker is gone."""
 
@@ -108,7 +117,7 @@ class WorkerAdded:
     worker: int
 
 
-PoolEvent = WorkerReady | SamplesEnded | WorkerStepped | WorkerLost | WorkerAdded
+PoolEvent = WorkerReady | SamplesEnded | SamplesReturned | WorkerStepped | WorkerLost | WorkerAdded
 
 
 class Pool(Protocol):
@@ -146,6 +155,9 @@ class Pool(Protocol):
 
     def feed(self, worker: int, requests: Sequence[Request]) -> None:
         """Send `requests` to a worker that is ready. Does not wait."""
+
+    def recall(self, worker: int) -> None:
+        """Ask a worker that is ready for what its engine has not begun. Does not wait."""
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
         """Return what has happened, waiting up to `timeout_seconds` where nothing has."""

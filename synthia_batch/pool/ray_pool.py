@@ -28,6 +28,7 @@ from synthia_batch.pool.base import (
     Cause,
     PoolEvent,
     SamplesEnded,
+    SamplesReturned,
     Staffing,
     WorkerAdded,
     WorkerLost,
@@ -136,6 +137,10 @@ class RayPool:
     def feed(self, worker: int, requests: Sequence[Request]) -> None:
         """Send `requests` in one message."""
         self._hands[worker].actor.feed.remote(tuple(requests))
+
+    def recall(self, worker: int) -> None:
+        """Have the worker give back what waits."""
+        self._hands[worker].actor.recall.remote()
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
         """Return what the answered calls say, and make the next call of each of those workers."""
@@ -248,6 +253,8 @@ class RayPool:
         events: list[PoolEvent] = [WorkerStepped.tell(hand.index, hand.epoch, delivery)]
         if delivery.outcomes:
             events.append(SamplesEnded(worker=hand.index, epoch=hand.epoch, outcomes=delivery.outcomes))
+        if delivery.returned:
+            events.append(SamplesReturned(worker=hand.index, epoch=hand.epoch, ordinals=delivery.returned))
         if delivery.error is not None:
             cause = Cause.OUT_OF_MEMORY if delivery.is_out_of_memory else Cause.DIED
             events.append(WorkerLost(worker=hand.index, epoch=hand.epoch, reason=delivery.error, cause=cause))
