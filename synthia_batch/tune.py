@@ -25,7 +25,7 @@ from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import Staffing
 from synthia_batch.resolve import open_renderer
 from synthia_batch.rows import Outcome, Request
-from synthia_batch.search import Settings, is_gain, list_axes, search
+from synthia_batch.search import Settings, explain_no_drafts, is_gain, list_axes, search
 from synthia_batch.source import open_source
 from synthia_batch.tuned import Tuned, keep_tuned
 
@@ -99,8 +99,9 @@ def tune_job(job: ResolvedJob, effort: Effort, tell: Callable[[str], None]) -> T
         engines = job.pool.workers or 1
         wanted = effort.prompts or engines * PROMPTS_PER_ENGINE[job.engine.device]
         requests = choose_requests(job, wanted)
-        if job.engine.kind == "vllm" and job.engine.determinism == "strict":
-            tell("speculative decoding is not tried: it breaks strict determinism (--determinism fast)")
+        why = explain_no_drafts(job.engine)
+        if why is not None and job.engine.kind == "vllm":
+            tell(f"speculative decoding is not tried: {why}")
         trials = tuple(_try_all(_Bench(job, requests, drain, tell), len(requests) // engines))
     tuning = Tuning(trials=trials, stopped=drain.reason, kept=None)
     if tuning.is_interrupted:
@@ -183,7 +184,8 @@ class _Meter:
 
     def note(self, kind: str, **fields: Any) -> None:
         if kind == "worker_lost":
-            self.lost = f"{fields['reason']}\n{fields['log_tail']}".strip()
+            # The reason last: its last line says most, see _shorten.
+            self.lost = f"{fields['log_tail']}\n{fields['reason']}".strip()
         elif kind == "progress":
             self.totals = fields
 

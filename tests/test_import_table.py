@@ -177,7 +177,7 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["plan", "--help"], ["status", "--help"], ["verify", "--help"]],
+    [["--help"], *([command, "--help"] for command in ("run", "plan", "status", "verify", "tune"))],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     probe = (

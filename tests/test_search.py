@@ -7,7 +7,7 @@ import pytest
 
 from synthia_batch.job.declared import Sampling
 from synthia_batch.job.resolved import EngineSpec, ModelRef
-from synthia_batch.search import Axis, Settings, list_axes, search
+from synthia_batch.search import Axis, Settings, explain_no_drafts, list_axes, search
 
 SPEC = EngineSpec(
     kind="vllm",
@@ -50,11 +50,11 @@ def test_a_smaller_batch_is_tried_where_a_larger_one_is_slower() -> None:
 
 def test_each_setting_starts_from_the_best_of_those_before() -> None:
     def measure(settings: Settings) -> float:
-        return 100 + 50 * (settings.get("max_num_seqs") == 256) + 50 * ("speculative_config" in settings)
+        return 100 + 50 * (settings.get("max_num_seqs") == 512) + 50 * ("speculative_config" in settings)
 
-    tried = walk(list_axes(replace(SPEC, determinism="fast"), prompts=256), measure)
-    assert tried[1] == {"max_num_seqs": 256}
-    assert tried[2] == {"max_num_seqs": 256, "max_num_batched_tokens": 8192}
+    tried = walk(list_axes(replace(SPEC, determinism="fast", device="cuda"), prompts=512), measure)
+    assert tried[1] == {"max_num_seqs": 512}
+    assert tried[2] == {"max_num_seqs": 512, "max_num_batched_tokens": 16384}
     assert tried[3].keys() == {"max_num_seqs", "speculative_config"}
     assert len(tried) <= 8, "every try is an engine that loads"
 
@@ -64,10 +64,14 @@ def test_what_does_not_work_is_no_gain() -> None:
     assert tried == [{}, {"max_num_seqs": 256}, {"max_num_seqs": 64}, {"max_num_batched_tokens": 8192}]
 
 
-def test_strict_determinism_leaves_speculative_decoding_out() -> None:
-    assert [axis.key for axis in list_axes(SPEC, 256)] == ["max_num_seqs", "max_num_batched_tokens"]
-    fast = list_axes(replace(SPEC, determinism="fast"), 256)
-    assert [axis.key for axis in fast] == ["max_num_seqs", "max_num_batched_tokens", "speculative_config"]
+def test_strict_determinism_and_cpus_leave_speculative_decoding_out_and_say_why() -> None:
+    on_gpu = replace(SPEC, device="cuda")
+    fast = replace(on_gpu, determinism="fast")
+    for spec, why in ((on_gpu, "strict"), (replace(fast, device="cpu"), "on CPUs")):
+        assert [axis.key for axis in list_axes(spec, 256)] == ["max_num_seqs", "max_num_batched_tokens"]
+        assert why in str(explain_no_drafts(spec))
+    keys = [axis.key for axis in list_axes(fast, 256)]
+    assert keys == ["max_num_seqs", "max_num_batched_tokens", "speculative_config"]
 
 
 def test_what_was_said_is_not_varied() -> None:
