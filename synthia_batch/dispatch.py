@@ -1,16 +1,26 @@
 """Which worker makes which sample next. Pure: no processes, no clock, no files.
 
 Samples come from the plan in order, a window at a time, and within it the longest prompts go
-first. Equal prompts (several samples of a row) stay neighbours and so reach the same engine, where
-a prefix cache finds them. What a lost worker had comes first again, or, where it may be what
+first. Where engines have a prefix cache, prompts that begin alike go to one engine, a group at a
+time (see `prefixes`), and the groups go longest first; one engine asks for a sample or two at a
+time, so without that each would get some of every group. In strict determinism there is no cache,
+and only the length counts.
+
+At the tail no engine gets more than its share of what is left, and takes over the rest of another's
+group. That leaves what is inside a slower worker, waiting: a tenth of a batch as a rule, but most of
+it where the KV cache has room for few samples at their longest. So an engine that has nothing
+recalls what others have not begun, and it is dealt out again.
+
+What a lost worker had comes first again, or, where it may be what
 killed the worker, is tried apart from the rest: see `suspects`.
 """
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from synthia_batch.prefixes import group_by_prefix, group_singly
 from synthia_batch.rows import Finished, Outcome, Request
 from synthia_batch.suspects import Suspects
 
@@ -30,24 +40,30 @@ class Loss:
 
 @dataclass(slots=True)
 class _Desk:
-    """What one worker is busy with. `capacity` is the number of requests that it can hold."""
+    """What one worker is busy with. `capacity` is the number of requests that it can hold, `lane`
+    the rest of the group that it was given the first of. `is_recalled` says that it was asked for
+    what it has not begun since it was last given something.
+    """
 
     capacity: int
     held: dict[int, Request] = field(default_factory=dict)
+    lane: deque[Request] = field(default_factory=deque)
     on_trial: bool = False
+    is_recalled: bool = False
 
 
 class Dispatcher:
     """Hands out the samples of a job, each to one worker at a time until it ends.
 
     `requests` is read a window ahead of what workers can take. `total` is the number of requests
-    that it will give.
+    that it will give. `groups_prefixes` says that the engines have a prefix cache.
     """
 
-    def __init__(self, requests: Iterator[Request], total: int) -> None:
+    def __init__(self, requests: Iterator[Request], total: int, *, groups_prefixes: bool = False) -> None:
         self._requests = requests
         self._total = total
-        self._window: deque[Request] = deque()
+        self._group = group_by_prefix if groups_prefixes else group_singly
+        self._window: deque[list[Request]] = deque()
         self._returned: deque[Request] = deque()
         self._desks: dict[int, _Desk] = {}
         self._suspects = Suspects()
@@ -63,6 +79,11 @@ class Dispatcher:
     def in_flight(self) -> int:
         """Samples that some worker holds."""
         return sum(len(desk.held) for desk in self._desks.values())
+
+    @property
+    def held(self) -> dict[int, int]:
+        """How many samples each worker holds."""
+        return {worker: len(desk.held) for worker, desk in self._desks.items()}
 
     @property
     def busy(self) -> set[int]:
@@ -84,6 +105,8 @@ class Dispatcher:
         others, by this worker once it is back, or by any that has nothing else to do.
         """
         desk = self._desks.pop(worker, None)
+        if desk is not None and desk.lane:
+            self._window.appendleft(list(desk.lane))
         held = list(desk.held.values()) if desk else []
         if desk is None or not held:
             return Loss(unfinished=0, narrowed=False)
@@ -112,12 +135,38 @@ class Dispatcher:
         if self._is_apart(worker, desk):
             batch = self._draw_suspects(desk)
         else:
-            batch = self._draw(self._count_room(desk, workers))
+            batch = self._draw(desk, self._count_room(desk, workers))
             desk.on_trial = False if batch else desk.on_trial
             if not batch and not desk.held:
                 batch = self._draw_suspects(desk)
         desk.held.update((request.ordinal, request) for request in batch)
+        if batch:
+            desk.is_recalled = False
         return batch
+
+    def choose_recalls(self) -> list[int]:
+        """Return the workers to ask for what they have not begun: another was topped up and has nothing.
+
+        Each is asked once until it is given more.
+        """
+        is_idle = any(
+            not desk.held and worker not in self._quarantine for worker, desk in self._desks.items()
+        )
+        chosen = [
+            worker
+            for worker, desk in self._desks.items()
+            if is_idle and len(desk.held) > 1 and not desk.on_trial and not desk.is_recalled
+        ]
+        for worker in chosen:
+            self._desks[worker].is_recalled = True
+        return chosen
+
+    def take_back(self, worker: int, ordinals: Sequence[int]) -> None:
+        """Take note that `worker` will not make these samples of those that it held."""
+        desk = self._desks.get(worker)
+        if desk is not None:
+            returned = (desk.held.pop(ordinal, None) for ordinal in ordinals)
+            self._returned.extend(request for request in returned if request is not None)
 
     def accept(self, worker: int, outcome: Outcome) -> bool:
         """Take note that `worker` ended a sample; False where it was not its to end."""
@@ -159,18 +208,22 @@ class Dispatcher:
         share = -(-(self._total - self._ended) // workers)
         return max(0, min(desk.capacity, share) - len(desk.held))
 
-    def _draw(self, count: int) -> list[Request]:
+    def _draw(self, desk: _Desk, count: int) -> list[Request]:
         """Return up to `count` requests, those that came back first."""
         batch = [self._returned.popleft() for _ in range(min(count, len(self._returned)))]
-        while len(batch) < count and self._fill_window():
-            batch.append(self._window.popleft())
+        while len(batch) < count and (lane := self._find_lane(desk)):
+            batch.append(lane.popleft())
         return batch
+
+    def _find_lane(self, desk: _Desk) -> deque[Request]:
+        """Return what `desk` draws from: its group, the next, or the rest of another's; empty at the end."""
+        if not desk.lane and self._fill_window():
+            desk.lane = deque(self._window.popleft())
+        return desk.lane or max((other.lane for other in self._desks.values()), key=len)
 
     def _fill_window(self) -> bool:
         """Read the next window where the last is used up; False at the end."""
         if not self._window:
             ahead = list(itertools.islice(self._requests, WINDOW_SAMPLES))
-            # Stable, so equal prompts stay together.
-            ahead.sort(key=lambda request: len(request.token_ids), reverse=True)
-            self._window.extend(ahead)
+            self._window.extend(self._group(ahead))
         return bool(self._window)

@@ -20,12 +20,14 @@ from synthia_batch.pool.base import (
     Pool,
     PoolEvent,
     SamplesEnded,
+    SamplesReturned,
     WorkerAdded,
     WorkerLoading,
     WorkerLost,
     WorkerReady,
     WorkerStepped,
 )
+from synthia_batch.progress import Progress
 from synthia_batch.rows import Failed, Finished, Outcome
 from synthia_batch.starting import StartedPool
 from synthia_batch.supervise import Supervisor
@@ -80,10 +82,14 @@ class Driver:
     clock: Callable[[], float] = time.monotonic
     made: int = 0
     dropped: int = 0
-    _tokens: int = 0
+    _progress: Progress = field(init=False)
     _pool: Pool = field(init=False)
     _supervisor: Supervisor = field(init=False)
     _dispatcher: Dispatcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Open the books: an event's `elapsed_seconds` counts from here."""
+        self._progress = Progress(self.clock())
 
     def run(self, dispatcher: Dispatcher, take_over: Callable[[], StartedPool]) -> DrainReason | None:
         """Drive `dispatcher` to its end; return why the run drained before it, None if it did not.
@@ -106,11 +112,13 @@ class Driver:
         while not self._dispatcher.is_done:
             if self.drain.reason is not None:
                 self._finish_in_flight()
+                self._note_progress()
                 return self.drain.reason
             self._poll()
             self._kill_hung()
             self._restart_due()
             self._top_up()
+        self._note_progress()
         return None
 
     def take_unsent(self, failed: Failed) -> None:
@@ -122,6 +130,8 @@ class Driver:
         self._handle(self._pool.poll(POLL_SECONDS))
         self._fail_convicted()
         self.recorder.tick()
+        if self._progress.is_due(self.clock()):
+            self._note_progress()
         self._show()
 
     def _handle(self, events: Sequence[PoolEvent]) -> None:
@@ -129,8 +139,11 @@ class Driver:
             match event:
                 case SamplesEnded():
                     self._take(event)
+                case SamplesReturned():
+                    if self._supervisor.believes(event.worker, event.epoch):
+                        self._dispatcher.take_back(event.worker, event.ordinals)
                 case WorkerStepped():
-                    self._supervisor.note_steps(event.worker, event.steps, self.clock())
+                    self._note_steps(event)
                 case WorkerLoading():
                     if self._supervisor.is_news(event.worker, event.epoch):
                         self._supervisor.note_loading(event.worker, event.epoch, self.clock())
@@ -154,7 +167,22 @@ class Driver:
     def _record(self, outcomes: Sequence[Outcome]) -> None:
         self.recorder.record(outcomes)
         self.made += len(outcomes)
-        self._tokens += sum(o.completion_tokens for o in outcomes if isinstance(o, Finished))
+        self._progress.note_ended(outcomes)
+
+    def _note_steps(self, event: WorkerStepped) -> None:
+        now = self.clock()
+        self._supervisor.note_steps(event.worker, event.steps, now)
+        self._progress.note_worker(
+            event.worker,
+            event.epoch,
+            steps=event.steps,
+            busy_seconds=event.busy_seconds,
+            cached_prompt_tokens=event.cached_prompt_tokens,
+            now=now,
+        )
+
+    def _note_progress(self) -> None:
+        self.recorder.note("progress", **self._progress.describe(self.clock(), self._dispatcher.held))
 
     def _fail_convicted(self) -> None:
         convicted = [fail_convicted(request) for request in self._dispatcher.take_convicted()]
@@ -241,6 +269,8 @@ class Driver:
             requests = self._dispatcher.top_up(worker, staff)
             if requests:
                 self._pool.feed(worker, requests)
+        for worker in self._dispatcher.choose_recalls():
+            self._pool.recall(worker)
 
     def _finish_in_flight(self) -> None:
         """Give samples in flight a little time, then have the engines drop them."""
@@ -260,7 +290,7 @@ class Driver:
                 ended=self.recorder.finished + self.recorder.failed,
                 total=self.recorder.samples,
                 failed=self.recorder.failed,
-                tokens=self._tokens,
+                tokens=self._progress.tokens,
                 workers=len(self._supervisor.ready),
             )
         )

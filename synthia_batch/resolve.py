@@ -1,5 +1,6 @@
 """From what was said to a job with no maybes: files are looked up, digested and asked here."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from synthia_batch.prompts.formats import ChatFormat, PlainChatFormat, PromptFor
 from synthia_batch.prompts.library import select_system_message
 from synthia_batch.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
 from synthia_batch.source import Columns, Selection, open_source
+from synthia_batch.tuned import read_tuned
 
 SCRIPTED_MODEL_LEN = 8192
 SYSTEM_COLUMN = "column"
@@ -52,8 +54,12 @@ class _Sources:
     found: _Found
 
 
-def resolve_job(layers: Sequence[Layer], say: Callable[[str], None]) -> ResolvedJob:
+def resolve_job(
+    layers: Sequence[Layer], say: Callable[[str], None], *, takes_tuned: bool = True
+) -> ResolvedJob:
     """Return the job that `layers`, strongest first, come to. Reads files; changes none but caches.
+
+    With `takes_tuned`, what `tune` has found for its model and hardware is the weakest layer.
 
     Raises:
         UsageError: The job cannot be used as it was said.
@@ -73,8 +79,14 @@ def resolve_job(layers: Sequence[Layer], say: Callable[[str], None]) -> Resolved
             values={"sampling": dict(found.facts.generation)},
             is_said=False,
         )
-        merged = merge_layers([*layers, recommended])
-    return _resolve(_Sources(said=said, merged=merged, columns=columns, found=found), cache)
+        layers = [*layers, recommended]
+        merged = merge_layers(layers)
+    sources = _Sources(said=said, merged=merged, columns=columns, found=found)
+    job = _resolve(sources, cache)
+    tuned = read_tuned(job.tuning_place) if takes_tuned else None
+    if tuned is None:
+        return job
+    return _resolve(dataclasses.replace(sources, merged=merge_layers([*layers, tuned])), cache)
 
 
 def open_renderer(spec: PromptSpec) -> Renderer:
@@ -138,6 +150,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     prompt = _choose_format(job, found)
     plan = _choose_systems(sources.merged, sources.columns)
     engine = _specify_engine(job, found, prompt)
+    numerics = _find_numerics(engine)
     identity = identify(
         IdentityParts(
             input=InputIdentity(
@@ -147,7 +160,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             prompt=prompt,
             engine=engine,
             model_digests=found.digests,
-            numerics=_find_numerics(engine),
+            numerics=numerics,
         )
     )
     name = job.name or _name_after(job.input.path)
@@ -173,6 +186,15 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
         identity=identity,
         fingerprint=mark,
         origins=sources.merged.origins,
+        tuning_place={
+            "model": identity["model"],
+            "engine": engine.kind,
+            "version": numerics.version,
+            "hardware": numerics.hardware,
+            "determinism": engine.determinism,
+            "tensor_parallel_size": engine.tensor_parallel_size,
+            "pipeline_parallel_size": engine.pipeline_parallel_size,
+        },
     )
 
 

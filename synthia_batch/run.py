@@ -178,7 +178,8 @@ def _drive(
     requests = _list_requests(keeper, open_renderer(job.prompt), driver.take_unsent)
     with ExitStack() as stack:
         stack.callback(display.close)
-        drained = driver.run(Dispatcher(requests, keeper.samples - ended), starter.take_over)
+        dispatcher = Dispatcher(requests, keeper.samples - ended, groups_prefixes=job.engine.caches_prefixes)
+        drained = driver.run(dispatcher, starter.take_over)
         return _Drive(made=driver.made, drained=drained)
 
 

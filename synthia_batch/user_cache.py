@@ -1,4 +1,4 @@
-"""Where this user's caches are: the embedded model, converted tokenizers, digests."""
+"""Where this user's caches are: the embedded model, converted tokenizers, digests, tuned settings."""
 
 import os
 from pathlib import Path

@@ -1,5 +1,6 @@
 """Dispatch without processes."""
 
+import itertools
 import random
 
 import pytest
@@ -88,6 +89,90 @@ def test_the_longest_prompts_of_a_window_go_first_and_equal_ones_together() -> N
     assert [request.ordinal for request in dispatcher.top_up(0, 1)] == [1, 2, 0, 3]
 
 
+def write_prompts(prefixes: int, each: int, prefix_tokens: int = 64) -> list[Request]:
+    """Prompts as a job with several system messages has them: each row once with each, row by row."""
+    draw = random.Random(2)
+    starts = [[1, *(draw.randrange(1000) for _ in range(prefix_tokens))] for _ in range(prefixes)]
+    rows = [[draw.randrange(1000) for _ in range(draw.randint(4, 40))] for _ in range(each)]
+    pairs = [(start, row) for row in rows for start in starts]
+    return [Request(ordinal=n, token_ids=start + row, seed=n) for n, (start, row) in enumerate(pairs)]
+
+
+def serve(dispatcher: Dispatcher, workers: int, capacity: int) -> list[list[Request]]:
+    """Have workers take one sample as soon as one ends, in turn; return what each was given."""
+    given: list[list[Request]] = [[] for _ in range(workers)]
+    for worker in range(workers):
+        dispatcher.open_desk(worker, capacity)
+        given[worker] += dispatcher.top_up(worker, workers)
+    ended = 0
+    while not dispatcher.is_done:
+        for worker in range(workers):
+            if given[worker][ended:]:
+                assert dispatcher.accept(worker, made(given[worker][ended].ordinal))
+            given[worker] += dispatcher.top_up(worker, workers)
+        ended += 1
+    return given
+
+
+@pytest.mark.parametrize("groups_prefixes", [True, False])
+def test_prompts_that_begin_alike_meet_in_few_engines_only_where_there_is_a_cache(
+    groups_prefixes: bool,
+) -> None:
+    prefixes, each, workers = 63, 8, 4
+    requests = write_prompts(prefixes, each)
+    given = serve(Dispatcher(iter(requests), len(requests), groups_prefixes=groups_prefixes), workers, 8)
+    assert sorted(r.ordinal for requests in given for r in requests) == list(range(prefixes * each))
+    computed = sum(len({tuple(r.token_ids[:65]) for r in requests}) for requests in given)
+    if groups_prefixes:
+        assert computed <= 1.25 * prefixes, "each prefix is computed once, but at the ends"
+    else:
+        assert computed > 2 * prefixes
+        for requests in given:
+            lengths = [len(request.token_ids) for request in requests]
+            assert lengths == sorted(lengths, reverse=True), "without a cache only the length counts"
+
+
+def test_two_system_messages_take_turns_so_that_the_longest_still_go_first() -> None:
+    requests = write_prompts(prefixes=2, each=200)
+    dispatcher = Dispatcher(iter(requests), len(requests), groups_prefixes=True)
+    (given,) = serve(dispatcher, 1, 8)
+    switches = sum(a.token_ids[:65] != b.token_ids[:65] for a, b in itertools.pairwise(given))
+    assert switches <= len(requests) / 16, "in groups of sixteen"
+    longest, shortest = given[: len(given) // 4], given[-len(given) // 4 :]
+    assert min(len(r.token_ids) for r in longest) >= max(len(r.token_ids) for r in shortest)
+
+
+def test_the_samples_of_one_prompt_stay_together() -> None:
+    """Four samples of each of 40 prompts that have little in common."""
+    draw = random.Random(3)
+    prompts = [[draw.randrange(1000) for _ in range(30)] for _ in range(40)]
+    requests = [Request(ordinal=n, token_ids=prompts[n // 4], seed=n) for n in range(160)]
+    given = serve(Dispatcher(iter(requests), 160, groups_prefixes=True), 2, 8)
+    assert sum(len({r.ordinal // 4 for r in requests}) for requests in given) <= 42
+
+
+def test_what_is_left_of_a_lost_workers_group_is_not_lost() -> None:
+    requests = write_prompts(prefixes=1, each=32)
+    dispatcher = Dispatcher(iter(requests), 32, groups_prefixes=True)
+    dispatcher.open_desk(0, 4)
+    begun = dispatcher.top_up(0, 1)
+    dispatcher.close_desk(0, blames_samples=False)
+    dispatcher.open_desk(1, 32)
+    assert sorted(r.ordinal for r in dispatcher.top_up(1, 1)) == list(range(32))
+    assert len(begun) == 4
+
+
+def test_at_the_tail_an_engine_takes_over_the_rest_of_anothers_group() -> None:
+    requests = write_prompts(prefixes=1, each=16)
+    dispatcher = Dispatcher(iter(requests), 16, groups_prefixes=True)
+    dispatcher.open_desk(0, 2)
+    dispatcher.open_desk(1, 2)
+    first = [request.ordinal for request in dispatcher.top_up(0, 2)]
+    second = [request.ordinal for request in dispatcher.top_up(1, 2)]
+    assert len(first) == len(second) == 2
+    assert not set(first) & set(second)
+
+
 @pytest.mark.parametrize(("workers", "batch", "samples"), [(2, 128, 512), (2, 128, 2048), (8, 128, 16384)])
 def test_no_engine_idles_while_another_works_on_answers_of_any_length(
     workers: int, batch: int, samples: int
@@ -115,3 +200,50 @@ def test_no_engine_idles_while_another_works_on_answers_of_any_length(
                 assert dispatcher.accept(worker, made(ordinal))
         steps += 1
     assert min(busy) / steps >= 0.95
+
+
+@pytest.mark.parametrize("speeds", [(1, 10), (1, 1), (1, 3, 30)])
+@pytest.mark.parametrize("samples", [6, 60, 300, 1000])
+def test_at_the_tail_no_engine_idles_while_another_has_samples_that_it_has_not_begun(
+    speeds: tuple[int, ...], samples: int
+) -> None:
+    """Engines of unequal speeds with places for 16 samples, which were taken to hold 140."""
+    places, capacity, tokens = 16, 140, 300
+    dispatcher = make_dispatcher(samples)
+    waiting: list[list[int]] = [[] for _ in speeds]
+    running: list[dict[int, int]] = [{} for _ in speeds]
+    for worker in range(len(speeds)):
+        dispatcher.open_desk(worker, capacity)
+    idle = 0
+    while not dispatcher.is_done:
+        for worker, _ in enumerate(speeds):
+            waiting[worker] += [request.ordinal for request in dispatcher.top_up(worker, len(speeds))]
+        for worker in dispatcher.choose_recalls():
+            dispatcher.take_back(worker, waiting[worker])
+            waiting[worker].clear()
+        for worker, speed in enumerate(speeds):
+            while waiting[worker] and len(running[worker]) < places:
+                running[worker][waiting[worker].pop(0)] = tokens
+            running[worker] = {ordinal: left - speed for ordinal, left in running[worker].items()}
+            for ordinal in [ordinal for ordinal, left in running[worker].items() if left <= 0]:
+                del running[worker][ordinal]
+                assert dispatcher.accept(worker, made(ordinal))
+        if any(waiting):
+            idle = 0 if all(running) else idle + 1
+            assert idle <= 2, "what waits must go to the idle one in the next round"
+
+
+def test_a_worker_is_asked_once_for_what_it_has_not_begun() -> None:
+    dispatcher = make_dispatcher(8)
+    dispatcher.open_desk(0, 8)
+    assert len(dispatcher.top_up(0, 1)) == 8
+    assert dispatcher.choose_recalls() == [], "nobody else could take it"
+    dispatcher.open_desk(1, 8)
+    assert dispatcher.top_up(1, 2) == []
+    assert dispatcher.choose_recalls() == [0]
+    assert dispatcher.choose_recalls() == []
+    dispatcher.take_back(0, [5, 6, 7])
+    assert [request.ordinal for request in dispatcher.top_up(1, 2)] == [5, 6, 7]
+    assert not dispatcher.accept(0, made(5)), "it was given back"
+    assert dispatcher.accept(1, made(5))
+    assert dispatcher.held == {0: 5, 1: 2}

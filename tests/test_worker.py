@@ -18,11 +18,13 @@ class EchoEngine:
 
     def __init__(self, tells_batch: bool = False) -> None:
         self.held: list[Request] = []
+        self.begun = 0
         self.tells_batch = tells_batch
         self.closed = False
         self.may_step = threading.Event()
         self.may_step.set()
 
+    cached_prompt_tokens = 0
     facts = EngineFacts(engine="echo", version="1", device="none", capacity=4, max_model_len=100)
 
     def add(self, request: Request) -> None:
@@ -31,7 +33,9 @@ class EchoEngine:
         self.held.append(request)
 
     def step(self) -> Sequence[Outcome]:
+        self.begun = len(self.held)
         self.may_step.wait()
+        self.begun = 0
         if any(request.ordinal == 666 for request in self.held):
             raise RuntimeError("the device is gone")
         held, self.held = self.held, []
@@ -43,6 +47,10 @@ class EchoEngine:
             )
             for request in held
         ]  # fmt: skip
+
+    def withdraw(self) -> Sequence[int]:
+        waiting, self.held = self.held[self.begun :], self.held[: self.begun]
+        return [request.ordinal for request in waiting]
 
     def abort(self) -> None:
         self.held.clear()
@@ -64,6 +72,13 @@ def collect_until(worker: Worker, count: int) -> list[Outcome]:
     return outcomes
 
 
+def wait_for_step(engine: EchoEngine) -> None:
+    deadline = time.monotonic() + 10
+    while not engine.held:
+        assert time.monotonic() < deadline, "the worker took nothing in"
+        time.sleep(0.001)
+
+
 def test_what_is_fed_is_delivered_once() -> None:
     worker = Worker(EchoEngine())
     worker.start()
@@ -72,6 +87,25 @@ def test_what_is_fed_is_delivered_once() -> None:
     assert sorted(outcome.ordinal for outcome in collect_until(worker, 3)) == [1, 2, 3]
     quiet: Delivery = worker.collect(0.01)
     assert (quiet.outcomes, quiet.unfinished, quiet.error) == ((), 0, None)
+    worker.stop(5)
+
+
+def test_an_engine_is_busy_from_taking_in_to_handing_out() -> None:
+    engine, now = EchoEngine(), [100.0]
+    engine.may_step.clear()
+    worker = Worker(engine, clock=lambda: now[0])
+    worker.start()
+    now[0] = 200.0
+    assert worker.collect(0).busy_seconds == 0, "waiting for requests is no work"
+    worker.feed(ask(1))
+    wait_for_step(engine)
+    now[0] = 203.0
+    assert worker.collect(0).busy_seconds == 3, "told in the middle of a step too"
+    now[0] = 205.0
+    engine.may_step.set()
+    collect_until(worker, 1)
+    now[0] = 300.0
+    assert worker.collect(0).busy_seconds == 5
     worker.stop(5)
 
 
@@ -119,6 +153,25 @@ def test_aborted_samples_yield_nothing() -> None:
     time.sleep(0.2)
     ended |= {outcome.ordinal for outcome in worker.collect(0.1).outcomes}
     assert 2 not in ended
+    worker.stop(5)
+
+
+def test_what_was_not_begun_is_given_back_and_yields_nothing() -> None:
+    engine = EchoEngine()
+    engine.may_step.clear()
+    worker = Worker(engine)
+    worker.start()
+    worker.feed(ask(1))
+    wait_for_step(engine)
+    worker.feed(ask(2, 3))
+    worker.recall()
+    engine.may_step.set()
+    deliveries = [worker.collect(1.0), worker.collect(0.2)]
+    assert [outcome.ordinal for delivery in deliveries for outcome in delivery.outcomes] == [1]
+    assert [ordinal for delivery in deliveries for ordinal in delivery.returned] == [2, 3]
+    assert deliveries[-1].unfinished == 0
+    worker.feed(ask(4))
+    assert [outcome.ordinal for outcome in collect_until(worker, 1)] == [4], "it goes on afterwards"
     worker.stop(5)
 
 

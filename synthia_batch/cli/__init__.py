@@ -13,6 +13,7 @@ from synthia_batch.cli.plan import plan, validate
 from synthia_batch.cli.retry import retry
 from synthia_batch.cli.run import run
 from synthia_batch.cli.status import status
+from synthia_batch.cli.tune import tune
 from synthia_batch.cli.verify import verify
 from synthia_batch.errors import SynthiaBatchError
 
@@ -34,6 +35,7 @@ app.command()(stops_at_once(validate, _BEGIN_AGAIN))
 app.command()(stops_at_once(status, _BEGIN_AGAIN))
 app.command()(stops_at_once(retry, _RESUME))
 app.command()(stops_at_once(verify, _BEGIN_AGAIN))
+app.command()(stops_at_once(tune, _BEGIN_AGAIN))
 
 
 def main() -> None:

@@ -19,4 +19,5 @@ def status(
         print(json.dumps(found.to_dict(), ensure_ascii=False))
         return
     for key, value in found.to_dict().items():
-        print(f"{key.replace('_', ' ')}: {value}")
+        if value is not None:
+            print(f"{key.replace('_', ' ')}: {value}")

@@ -30,6 +30,13 @@ class Engine(Protocol):
     def facts(self) -> EngineFacts:
         """What the engine says of itself."""
 
+    @property
+    def cached_prompt_tokens(self) -> int:
+        """Prompt tokens of ended requests that came from a prefix cache, since the start.
+
+        They depend on what was asked before, so they are counted and never written with a sample.
+        """
+
     def add(self, request: Request) -> None:
         """Queue one request.
 
@@ -41,6 +48,9 @@ class Engine(Protocol):
 
     def step(self) -> Sequence[Outcome]:
         """Advance every running request and return those that ended. Blocks for one step."""
+
+    def withdraw(self) -> Sequence[int]:
+        """Forget the requests that no step has begun, and return their ordinals."""
 
     def abort(self) -> None:
         """Drop every request that has not ended. They yield no outcome."""

@@ -118,6 +118,11 @@ class ScriptedEngine:
             max_model_len=self._max_model_len,
         )
 
+    @property
+    def cached_prompt_tokens(self) -> int:
+        """None: there is no cache."""
+        return 0
+
     def add(self, request: Request) -> None:
         """Queue `request`, refused where its prompt leaves no room for an answer."""
         check_prompt_length(request, self._max_model_len)
@@ -141,6 +146,12 @@ class ScriptedEngine:
         while self._running and self._running[0][0] <= now:
             outcomes.append(self._generate(self._running.popleft()[1]))
         return outcomes
+
+    def withdraw(self) -> Sequence[int]:
+        """Forget what waits for a place in the batch."""
+        ordinals = [request.ordinal for request in self._waiting]
+        self._waiting.clear()
+        return ordinals
 
     def abort(self) -> None:
         """Forget every request."""

@@ -61,6 +61,7 @@ class VllmEngine:
         self._waiting: deque[Request] = deque()
         self._running: dict[str, Request] = {}
         self._errors: dict[int, int] = {}
+        self._cached_prompt_tokens = 0
 
     @property
     def facts(self) -> EngineFacts:
@@ -72,6 +73,11 @@ class VllmEngine:
             capacity=self._max_num_seqs + max(2, self._max_num_seqs // 10),
             max_model_len=self._engine.model_config.max_model_len,
         )
+
+    @property
+    def cached_prompt_tokens(self) -> int:
+        """What vLLM's prefix cache has served; nothing in strict mode, where it is off."""
+        return self._cached_prompt_tokens
 
     def add(self, request: Request) -> None:
         """Queue `request`, refused where its prompt leaves no room for an answer."""
@@ -89,6 +95,15 @@ class VllmEngine:
             if isinstance(output, RequestOutput) and output.finished:
                 outcomes += self._end(output)
         return outcomes
+
+    def withdraw(self) -> Sequence[int]:
+        """Forget what waits for a place in the batch or for room in the KV cache.
+
+        On GPUs, a tenth of a batch that vLLM has in its own queue counts as begun.
+        """
+        ordinals = [request.ordinal for request in self._waiting]
+        self._waiting.clear()
+        return ordinals
 
     def abort(self) -> None:
         """Drop every request."""
@@ -117,6 +132,9 @@ class VllmEngine:
         """
         refused: list[Outcome] = []
         while self._waiting:
+            # On a CPU vLLM steps in this process, so that what is kept back here is not late.
+            if self._spec.device == "cpu" and len(self._running) >= self._max_num_seqs:
+                break
             request = self._waiting[0]
             if self._room is not None and not self._room.take(self._longest(request)):
                 break
@@ -135,6 +153,7 @@ class VllmEngine:
     def _end(self, output: RequestOutput) -> list[Outcome]:
         request = self._running.pop(output.request_id)
         self._release(request)
+        self._cached_prompt_tokens += output.num_cached_tokens or 0
         answer = output.outputs[0]
         if answer.finish_reason == "error":
             return self._try_again(request)

@@ -2,7 +2,7 @@
 
 A layer is a nested dict in the shape of a job file. The first layer that says something wins:
 
-    flag > environment > job file > preset > the model's generation_config > default
+    flag > environment > job file > preset > the model's generation_config > tuned > default
 """
 
 import difflib
@@ -38,7 +38,8 @@ _PATHS = (
 class Layer:
     """What one place says about the job. `origin` is how `plan` names that place.
 
-    `is_said` is False where nobody said it: a preset's values, or what the model recommends.
+    `is_said` is False where nobody said it: a preset's values, what the model recommends, what
+    `tune` has found.
     """
 
     origin: str

@@ -41,6 +41,12 @@ class EngineSpec:
     pipeline_parallel_size: int
     settings: Mapping[str, Any]
 
+    @property
+    def caches_prefixes(self) -> bool:
+        """Whether the engine keeps what it computed of a prompt's beginning for the next: vLLM's default."""
+        is_off = self.settings.get("enable_prefix_caching") is False
+        return self.kind == "vllm" and self.determinism == "fast" and not is_off
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSpec:
@@ -98,7 +104,8 @@ class ResolvedJob:
 
     `declared` has every value filled, `said` those only that the user said: no preset's and none
     of the model's. `columns` are the input's, as `Columns.to_dict` of the source gives them.
-    `origins` tells for each dotted key of the job file where its value came from.
+    `origins` tells for each dotted key of the job file where its value came from. `tuning_place`
+    is the model, hardware and engine that tuned settings are remembered for.
     """
 
     name: str
@@ -115,3 +122,4 @@ class ResolvedJob:
     identity: Mapping[str, Any]
     fingerprint: str
     origins: Mapping[str, str]
+    tuning_place: Mapping[str, Any]

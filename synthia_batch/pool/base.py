@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Outcome, Request
+from synthia_batch.worker import Delivery
 
 REPORTS_PER_WATCHDOG = 4
 """A worker must be heard of more often than the watchdog's patience is long."""
@@ -56,11 +57,37 @@ class SamplesEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStepped:
-    """A worker is alive; its engine has made `steps` steps since its start."""
+    """A worker is alive; its engine has made `steps` steps since its start.
+
+    `busy_seconds` and `cached_prompt_tokens` are those of its `Delivery`. Comes before the samples
+    that it is told with: once the last of them has ended, nobody listens.
+    """
 
     worker: int
     epoch: int
     steps: int
+    busy_seconds: float = 0.0
+    cached_prompt_tokens: int = 0
+
+    @classmethod
+    def tell(cls, worker: int, epoch: int, delivery: Delivery) -> Self:
+        """Return what `delivery` says of the engine."""
+        return cls(
+            worker=worker,
+            epoch=epoch,
+            steps=delivery.steps,
+            busy_seconds=delivery.busy_seconds,
+            cached_prompt_tokens=delivery.cached_prompt_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplesReturned:
+    """A worker gives back samples that it was recalled in time: its engine has not begun them."""
+
+    worker: int
+    epoch: int
+    ordinals: tuple[int, ...]
 
 
 class Cause(Enum):
@@ -98,7 +125,9 @@ class WorkerAdded:
     worker: int
 
 
-PoolEvent = WorkerLoading | WorkerReady | SamplesEnded | WorkerStepped | WorkerLost | WorkerAdded
+PoolEvent = (
+    WorkerLoading | WorkerReady | SamplesEnded | SamplesReturned | WorkerStepped | WorkerLost | WorkerAdded
+)
 
 
 class Pool(Protocol):
@@ -136,6 +165,9 @@ class Pool(Protocol):
 
     def feed(self, worker: int, requests: Sequence[Request]) -> None:
         """Send `requests` to a worker that is ready. Does not wait."""
+
+    def recall(self, worker: int) -> None:
+        """Ask a worker that is ready for what its engine has not begun. Does not wait."""
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
         """Return what has happened, waiting up to `timeout_seconds` where nothing has."""

@@ -20,6 +20,7 @@ from synthia_batch.pool.base import (
     Cause,
     PoolEvent,
     SamplesEnded,
+    SamplesReturned,
     Staffing,
     WorkerLoading,
     WorkerLost,
@@ -88,6 +89,10 @@ class LocalPool:
         """Put `requests` into the worker's inbox."""
         self._workers[worker].feed(requests)
 
+    def recall(self, worker: int) -> None:
+        """Have the worker give back what waits."""
+        self._workers[worker].recall()
+
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
         """Return everything in the queue, waiting for the first."""
         events: list[PoolEvent] = []
@@ -114,15 +119,17 @@ class LocalPool:
             worker = self._load(index, epoch, placement)
             while not self._stopping.is_set() and self._present.get(index) == epoch:
                 delivery = worker.collect(self._collect_seconds)
+                self._events.put(WorkerStepped.tell(index, epoch, delivery))
                 if delivery.outcomes:
                     self._events.put(SamplesEnded(worker=index, epoch=epoch, outcomes=delivery.outcomes))
+                if delivery.returned:
+                    self._events.put(SamplesReturned(worker=index, epoch=epoch, ordinals=delivery.returned))
                 if delivery.error is not None:
                     cause = Cause.OUT_OF_MEMORY if delivery.is_out_of_memory else Cause.DIED
                     self._events.put(
                         WorkerLost(worker=index, epoch=epoch, reason=delivery.error, cause=cause)
                     )
                     return
-                self._events.put(WorkerStepped(worker=index, epoch=epoch, steps=delivery.steps))
         except EngineOutOfMemory:
             reason = traceback.format_exc()
             self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, cause=Cause.OUT_OF_MEMORY))

@@ -66,6 +66,10 @@ class EngineActor:
         """Queue `requests` for the engine."""
         self._loaded().feed(requests)
 
+    def recall(self) -> None:
+        """Give back what the engine has not begun."""
+        self._loaded().recall()
+
     def collect(self, wait_seconds: float) -> Delivery:
         """Return what ended since the last call; see `Worker`."""
         return self._loaded().collect(wait_seconds)

@@ -21,6 +21,7 @@ from synthia_batch.pool.base import (
     Cause,
     PoolEvent,
     SamplesEnded,
+    SamplesReturned,
     Staffing,
     WorkerAdded,
     WorkerLoading,
@@ -103,6 +104,10 @@ class RayPool:
         """Send `requests` in one message."""
         self._handles[worker].actor.feed.remote(tuple(requests))
 
+    def recall(self, worker: int) -> None:
+        """Have the worker give back what waits."""
+        self._handles[worker].actor.recall.remote()
+
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
         """Return what the answered calls say, and make the next call of each of those workers."""
         events = self._grow()
@@ -174,14 +179,15 @@ class RayPool:
 
     def _take(self, handle: ActorHandle, delivery: Delivery) -> list[PoolEvent]:
         worker, epoch = handle.index, handle.epoch
-        events: list[PoolEvent] = []
+        events: list[PoolEvent] = [WorkerStepped.tell(worker, epoch, delivery)]
         if delivery.outcomes:
             events.append(SamplesEnded(worker=worker, epoch=epoch, outcomes=delivery.outcomes))
+        if delivery.returned:
+            events.append(SamplesReturned(worker=worker, epoch=epoch, ordinals=delivery.returned))
         if delivery.error is not None:
             cause = Cause.OUT_OF_MEMORY if delivery.is_out_of_memory else Cause.DIED
             events.append(WorkerLost(worker=worker, epoch=epoch, reason=delivery.error, cause=cause))
         else:
-            events.append(WorkerStepped(worker=worker, epoch=epoch, steps=delivery.steps))
             handle.pending = handle.actor.collect.remote(self._collect_seconds)
         return events
 

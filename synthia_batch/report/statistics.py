@@ -2,6 +2,7 @@
 
 import socket
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ class RunStatus:
     """Where a run stands. `state` is complete, running, interrupted, or unknown for another host's.
 
     `attempts` counts the times that it was started; `last_event` is the newest of its history.
+    The last three are of the latest attempt since its first engine was ready, None where it has
+    told nothing yet: generated tokens, the share of prompt tokens that came from a prefix cache,
+    and the share of the time that an engine had requests, on average.
     """
 
     directory: str
@@ -35,6 +39,9 @@ class RunStatus:
     shards_published: int
     attempts: int
     last_event: str
+    tokens_per_second: float | None
+    cached_prompt_share: float | None
+    busy_share: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able values."""
@@ -57,6 +64,7 @@ def read_status(directory: Path) -> RunStatus:
     latest = read_intents(run_dir.intents, attempt.plan_digest).latest
     states = [inspect_shard(run_dir, shard, latest, attempt) for shard in shards]
     owner = read_owner(run_dir.owner)
+    history = _read_history(run_dir)
     return RunStatus(
         directory=str(directory),
         name=plan["name"],
@@ -68,7 +76,8 @@ def read_status(directory: Path) -> RunStatus:
         shards=len(shards),
         shards_published=sum(isinstance(state, Published) for state in states),
         attempts=owner.epoch if owner else 0,
-        last_event=_describe_last_event(run_dir),
+        last_event=f"{history.last['kind']} at {history.last['time']}" if history.last else "none",
+        **_measure_speed(history),
     )
 
 
@@ -79,8 +88,45 @@ def _describe_state(run_dir: RunDir) -> str:
     return "running" if owner.host == socket.gethostname() else f"unknown: started on {owner.host}"
 
 
-def _describe_last_event(run_dir: RunDir) -> str:
-    last: dict[str, Any] = {}
+@dataclass(slots=True)
+class _History:
+    """The events that matter: the newest, and of the latest attempt the first engine and the progress."""
+
+    last: dict[str, Any] | None = None
+    ready: dict[str, Any] | None = None
+    progress: dict[str, Any] | None = None
+
+
+def _read_history(run_dir: RunDir) -> _History:
+    history = _History()
     for event in read_events(run_dir.events):
-        last = event
-    return f"{last['kind']} at {last['time']}" if last else "none"
+        history.last = event
+        match event.get("kind"):
+            case "attempt_started":
+                history.ready = history.progress = None
+            case "worker_ready" if history.ready is None:
+                history.ready = event
+            case "progress":
+                history.progress = event
+    return history
+
+
+def _measure_speed(history: _History) -> dict[str, float | None]:
+    ready, progress = history.ready, history.progress
+    nothing = dict.fromkeys(("tokens_per_second", "cached_prompt_share", "busy_share"))
+    if ready is None or progress is None or not progress["samples"] or not progress["workers"]:
+        return nothing
+    # Both by the same clock, that of the wall: a run that had it set back meanwhile tells nothing.
+    seconds = (_read_time(progress) - _read_time(ready)).total_seconds()
+    if seconds <= 0:
+        return nothing
+    busy = sum(worker["busy_seconds"] for worker in progress["workers"])
+    return {
+        "tokens_per_second": round(progress["tokens"] / seconds, 1),
+        "cached_prompt_share": round(progress["cached_prompt_tokens"] / max(1, progress["prompt_tokens"]), 3),
+        "busy_share": round(min(1.0, busy / (len(progress["workers"]) * seconds)), 3),
+    }
+
+
+def _read_time(event: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(event["time"])

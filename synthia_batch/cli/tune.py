@@ -1,0 +1,114 @@
+"""`synthia-batch tune`: which engine settings are the fastest for this model on this hardware."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from synthia_batch.cli.flags import JobFlags, takes_job_flags
+
+if TYPE_CHECKING:
+    from synthia_batch.tune import Tuning
+
+_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+@takes_job_flags
+def tune(
+    flags: JobFlags,
+    budget: Annotated[str, typer.Option(help="Stop measuring after this long: 90s, 10m, 1h.")] = "10m",
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Prompts per measurement. [as many as fill two batches]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Measure a few engine settings on prompts of the input; later runs of the model take the best.
+
+    Takes the flags of `run`. What they say of the engine stays as it is. No run directory is touched.
+    """
+    from synthia_batch.display import Display
+    from synthia_batch.resolve import resolve_job
+    from synthia_batch.tune import Effort, tune_job
+
+    effort = Effort(budget_seconds=_parse_seconds(budget), prompts=prompts)
+    display = Display(quiet=quiet)
+    job = resolve_job(flags.read_layers(), display.say, takes_tuned=False)
+    tuning = tune_job(job, effort, (lambda text: None) if quiet else display.say)
+    print(json.dumps(_to_dict(tuning), ensure_ascii=False) if as_json else _describe(tuning))
+    _print_words(tuning)
+    if tuning.is_interrupted and tuning.stopped is not None:
+        raise typer.Exit(tuning.stopped.exit_code)
+
+
+def _describe(tuning: "Tuning") -> str:
+    from synthia_batch.tune import describe_settings
+
+    if not tuning.trials:
+        return "nothing was measured"
+    first = tuning.trials[0].speed
+    rows = [
+        (describe_settings(trial.settings), f"{trial.speed:.1f}", f"{trial.speed / first:.2f}")
+        if trial.reason is None
+        else (describe_settings(trial.settings), "failed", trial.reason)
+        for trial in tuning.trials
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'settings':<{width}}  {'tokens/s':>9}  relative"]
+    lines += [f"{name:<{width}}  {speed:>9}  {relative}" for name, speed, relative in rows]
+    said = " ".join(_spell_flags(tuning.best.settings))
+    return "\n".join([*lines, f"best: {said or 'the job as it is'}"])
+
+
+def _to_dict(tuning: "Tuning") -> dict[str, Any]:
+    first = tuning.trials[0].speed if tuning.trials else 0.0
+    return {
+        "trials": [
+            {
+                "settings": dict(trial.settings),
+                "tokens_per_second": trial.tokens_per_second,
+                "relative": round(trial.speed / first, 3),
+                "reason": trial.reason,
+            }
+            for trial in tuning.trials
+        ],
+        "best": dict(tuning.best.settings) if tuning.trials else None,
+        "flags": _spell_flags(tuning.best.settings) if tuning.trials else [],
+        "remembered": None if tuning.kept is None else dict(tuning.kept),
+        "stopped": tuning.stopped and tuning.stopped.label,
+    }
+
+
+def _print_words(tuning: "Tuning") -> None:
+    if tuning.stopped is not None:
+        why = f"on {tuning.stopped.label}" if tuning.is_interrupted else "by the budget"
+        print(f"stopped {why}: the best of what was measured is not the end of the search", file=sys.stderr)
+    if tuning.kept is None:
+        print("nothing is remembered", file=sys.stderr)
+        return
+    if tuning.kept:
+        said = " ".join(_spell_flags(tuning.kept))
+        print(f"remembered: later jobs with this model on this hardware take {said}", file=sys.stderr)
+    else:
+        print("remembered: later jobs take the default batch", file=sys.stderr)
+    if tuning.kept.keys() != tuning.best.settings.keys():
+        print("the rest is part of a job's identity: say it as a flag where you want it", file=sys.stderr)
+
+
+def _spell_flags(settings: Mapping[str, Any]) -> list[str]:
+    flags = []
+    for key, value in settings.items():
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        flags.append(f"--set {shlex.quote(f'engine.{key}={text}')}")
+    return flags
+
+
+def _parse_seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if found is None or not float(found[1]):
+        raise typer.BadParameter(f"--budget {text}: write it as 90s, 10m or 1h")
+    return float(found[1]) * _UNIT_SECONDS[found[2]]

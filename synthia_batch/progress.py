@@ -1,0 +1,115 @@
+"""How fast a run goes and how busy its engines are, as events for the report and the plots. Pure.
+
+Every number is a total of this attempt, so an event that is lost costs nothing, and a rate over
+any stretch is the difference of two events.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from synthia_batch.rows import Finished, Outcome
+
+FIRST_INTERVAL_SECONDS = 2.0
+ELAPSED_PER_INTERVAL = 3600
+"""After two hours the interval is this part of the time that has passed: 10,100 events in 12 hours,
+where every 2 s would be 21,600 and without end."""
+
+
+@dataclass(slots=True)
+class _Log:
+    """One worker. `past` are the totals of its earlier starts, the others count since this one."""
+
+    epoch: int = 0
+    steps: int = 0
+    busy_seconds: float = 0.0
+    cached_prompt_tokens: int = 0
+    heard_at: float = 0.0
+    past_steps: int = 0
+    past_busy_seconds: float = 0.0
+    past_cached_prompt_tokens: int = 0
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.past_steps += self.steps
+        self.past_busy_seconds += self.busy_seconds
+        self.past_cached_prompt_tokens += self.cached_prompt_tokens
+        self.epoch, self.steps, self.busy_seconds, self.cached_prompt_tokens = epoch, 0, 0.0, 0
+
+
+@dataclass(slots=True)
+class Progress:
+    """Keeps the books of one attempt. Times are seconds of one monotonic clock."""
+
+    started: float
+    samples: int = 0
+    tokens: int = 0
+    prompt_tokens: int = 0
+    _logs: dict[int, _Log] = field(default_factory=dict)
+    _due_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Have the first event wait as long as the second."""
+        self._due_at = self.started + FIRST_INTERVAL_SECONDS
+
+    def note_ended(self, outcomes: Sequence[Outcome]) -> None:
+        """Take note of samples that ended."""
+        self.samples += len(outcomes)
+        for outcome in outcomes:
+            if isinstance(outcome, Finished):
+                self.tokens += outcome.completion_tokens
+                self.prompt_tokens += outcome.prompt_tokens
+
+    def note_worker(
+        self,
+        worker: int,
+        epoch: int,
+        *,
+        steps: int,
+        busy_seconds: float,
+        cached_prompt_tokens: int,
+        now: float,
+    ) -> None:
+        """Take note of what an engine has done since its start.
+
+        A late word of an earlier start is dropped.
+        """
+        log = self._logs.setdefault(worker, _Log())
+        if epoch < log.epoch:
+            return
+        if epoch > log.epoch:
+            log.begin_epoch(epoch)
+        log.steps, log.busy_seconds, log.heard_at = steps, busy_seconds, now
+        log.cached_prompt_tokens = cached_prompt_tokens
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time for another event."""
+        return now >= self._due_at
+
+    def describe(self, now: float, in_flight: Mapping[int, int]) -> dict[str, Any]:
+        """Return the fields of the event of `now`, and put the next one off.
+
+        `in_flight` counts the samples that each worker holds. A worker's `heard_seconds` is when
+        its numbers were its own: between two events it was busy for the difference of
+        `busy_seconds` out of that of `heard_seconds`.
+        """
+        elapsed = now - self.started
+        self._due_at = now + max(FIRST_INTERVAL_SECONDS, elapsed / ELAPSED_PER_INTERVAL)
+        return {
+            "elapsed_seconds": round(elapsed, 3),
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_prompt_tokens": sum(
+                log.past_cached_prompt_tokens + log.cached_prompt_tokens for log in self._logs.values()
+            ),
+            "workers": [
+                {
+                    "worker": worker,
+                    "busy_seconds": round(log.past_busy_seconds + log.busy_seconds, 3),
+                    "heard_seconds": round(log.heard_at - self.started, 3),
+                    "in_flight": in_flight.get(worker, 0),
+                    "steps": log.past_steps + log.steps,
+                }
+                for worker, log in sorted(self._logs.items())
+            ],
+        }
