@@ -154,6 +154,19 @@ def test_damage_in_the_middle_is_refused_while_no_machine_restarted(path):
         Journal.open(path, SHARD, ATTEMPT)
 
 
+@pytest.mark.parametrize("attempt", [ATTEMPT, AFTER_POWER_LOSS])
+def test_a_damaged_first_header_is_refused_whenever_frames_follow_it(path, attempt):
+    write(path, OUTCOMES)
+    content = bytearray(path.read_bytes())
+    _, stop, _ = frame_bounds(path)[0]
+    content[stop - 1] ^= 1  # its newline: the mark behind it, which tells of its sync, goes with it
+    path.write_bytes(content)
+
+    with pytest.raises(JournalCorrupt, match="byte 0: "):
+        Journal.open(path, SHARD, attempt)
+    assert path.read_bytes() == content
+
+
 def test_damage_that_a_mark_proves_synced_is_refused_after_a_restart(path):
     write(path, OUTCOMES, syncs=(1,))
     offset = _damage_frame(path, 3)

@@ -287,6 +287,9 @@ class _Reader:
         """
         if not behind:
             return
+        if self.epoch is None:
+            # Nothing follows the first header before it is on the disk.
+            raise self.refuse(damaged, "the frame fails its checksum, and it was synced")
         values = [frame.value or {} for frame in behind]
         synced_bytes = max(value.get("synced", 0) for value in values)
         if damaged.offset < synced_bytes:

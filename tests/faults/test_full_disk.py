@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATCH, SmallJob, WarmProcess, read_ended, start_warm_process
+from harness import SmallJob, WarmProcess, read_ended, start_warm_process
 
 STORAGE_FAILED = 74
 TMPFS_KIB = 64
@@ -103,7 +103,7 @@ def test_a_disk_that_is_really_full_ends_the_run_and_more_room_mends_it(
         # From a full disk on, a little more room each time, until the run gets through.
         for free_kib in range(0, kib + 1, 4):
             fill(room, ballast, free_kib)
-            ended = job.run(patch=PATCH)
+            ended = job.run()
             if ended.code == 0:
                 break
             check_failure(ended.code, ended.stderr, "No space left on device")
