@@ -29,9 +29,9 @@ ROW_SYSTEM = "row"
 def plan_shards(rows: int, samples_per_row: int) -> tuple[Shard, ...]:
     """Return the shards of `rows` rows, in order.
 
-    A shard has 1,000 rows or a multiple of them, or fewer where 1,000 rows have more than 4,000
-    samples; all but the last are of one size. Up to 1,000 shards have 1,000 rows each, then shards grow to 4,000
-    samples, then they become more.
+    All but the last are of one size: 1,000 rows or a multiple of them, or fewer where 1,000 rows have
+    more than 4,000 samples. Up to 1,000 shards have 1,000 rows each; then shards grow to 4,000 samples;
+    then they become more.
 
     Raises:
         ValueError: There are no rows.

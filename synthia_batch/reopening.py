@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from synthia_batch.rows import Failed, Outcome, Shard
 from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.journal import replay, write_journal
+from synthia_batch.store.journal import write_journal
+from synthia_batch.store.journal_reader import replay
 from synthia_batch.store.part_rows import SampleGrid, read_failed, read_made
 from synthia_batch.store.recovery import Published, ShardState, Unfinished
 from synthia_batch.store.run_dir import RunDir

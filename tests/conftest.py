@@ -24,9 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # First: `-m machine` is decided in the same hook.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that take the machine, which tools/test.sh runs one after the other; say what is left out."""
+    """Mark the tests that take the machine, and say which are left to `make test-long`."""
     for item in items:
-        if any(word in item.nodeid for word in TAKE_THE_MACHINE):
+        if any(word in item.nodeid for word in TAKE_THE_MACHINE):  # tools/test.sh: one after the other
             item.add_marker(pytest.mark.machine)
         exhaustive = item.get_closest_marker("exhaustive")
         if exhaustive is not None and not config.getoption("exhaustive"):

@@ -11,7 +11,8 @@ from synthia_batch.errors import IntegrityError, StorageFailed
 from synthia_batch.rows import Failed, Finished, Shard
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.intents import Intents, read_intents
-from synthia_batch.store.journal import Journal, replay, write_journal
+from synthia_batch.store.journal import Journal, write_journal
+from synthia_batch.store.journal_reader import replay
 from synthia_batch.store.publish import EncodedPart, EncodedShard, publish_shard
 from synthia_batch.store.recovery import Published, Unfinished, check_parts, inspect_shard, remove_leftovers
 from synthia_batch.store.run_dir import RunDir

@@ -24,7 +24,7 @@ from synthia_batch.rows import Failed, Shard
 from synthia_batch.store.atomic import remove_file, storage_errors, temporary_path
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.intents import Intent, PartEntry
-from synthia_batch.store.journal import read_journal
+from synthia_batch.store.journal_reader import read_journal
 from synthia_batch.store.manifest import Manifest
 from synthia_batch.store.run_dir import RunDir
 

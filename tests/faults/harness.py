@@ -29,6 +29,7 @@ PATCH = {
     "synthia_batch.store.journal.SYNC_PAUSE_SECONDS": 0.0,
 }
 
+
 def exhaustively(value: object, what: str) -> Any:
     """Return a parameter for `make test-long` only; `what` is printed where it is left out."""
     return pytest.param(value, marks=[pytest.mark.exhaustive(what), pytest.mark.timeout(3600)])
@@ -118,7 +119,9 @@ class SmallJob:
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        write_jsonl(self.directory / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(self.rows)])
+        write_jsonl(
+            self.directory / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(self.rows)]
+        )
 
     @property
     def patch(self) -> dict[str, Any]:
@@ -130,7 +133,12 @@ class SmallJob:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        settings = {"fail_every": self.fail_every, "max_num_seqs": 1, "latency_ms": 1, "call_log": self.call_log}
+        settings = {
+            "fail_every": self.fail_every,
+            "max_num_seqs": 1,
+            "latency_ms": 1,
+            "call_log": self.call_log,
+        }
         flags = [flag for name, value in settings.items() for flag in ("--set", f"engine.{name}={value}")]
         return ("run", "q.jsonl", "--engine", "scripted", "--pool", "local", "-q", *flags, "-o", "out")
 
