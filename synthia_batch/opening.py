@@ -31,7 +31,7 @@ from synthia_batch.store.manifest import withdraw_manifest
 from synthia_batch.store.part import PartFormat
 from synthia_batch.store.part_rows import SampleGrid
 from synthia_batch.store.plan_file import plan_digest, read_plan, write_plan_once
-from synthia_batch.store.recovery import ShardState, check_parts, inspect_shard, remove_leftovers
+from synthia_batch.store.recovery import OnProgress, ShardState, check_parts, inspect_shard, remove_leftovers
 from synthia_batch.store.run_dir import RunDir
 
 
@@ -106,19 +106,25 @@ def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], No
 
 
 @contextmanager
-def open_run(job: ResolvedJob, on_progress: Callable[[int], None] | None = None) -> Iterator[OpenRun]:
+def open_run(
+    job: ResolvedJob, on_progress: Callable[[int], None] | None = None, on_check: OnProgress | None = None
+) -> Iterator[OpenRun]:
     """Open the job's run directory for writing, begun first where it is new, for the block.
 
     Raises:
         SynthiaBatchError: As for lock_run and begin_attempt.
     """
-    with lock_run(job, on_progress) as locked, begin_attempt(job, locked) as run:
+    with lock_run(job, on_progress, on_check) as locked, begin_attempt(job, locked) as run:
         yield run
 
 
 @contextmanager
-def lock_run(job: ResolvedJob, on_progress: Callable[[int], None] | None = None) -> Iterator[LockedRun]:
+def lock_run(
+    job: ResolvedJob, on_progress: Callable[[int], None] | None = None, on_check: OnProgress | None = None
+) -> Iterator[LockedRun]:
     """Take the job's run directory for the block, and look at everything that is there.
+
+    `on_progress` gets the rows of a new run's input, `on_check` the bytes of what is published.
 
     Nothing is changed: of a directory that was not there, `.synthia/lock` is made. The input of a
     new run is read through before, so that a bad one leaves not even that behind.
@@ -138,7 +144,9 @@ def lock_run(job: ResolvedJob, on_progress: Callable[[int], None] | None = None)
     lock.take()
     try:
         refuse_other_identity(job, run_dir)  # Another process may have begun it since it was looked at.
-        yield _look(job, run_dir, lock, source, scan)
+        locked = _look(job, run_dir, lock, source, scan)
+        check_parts(run_dir, locked.states, on_check or (lambda done, total: None))
+        yield locked
     finally:
         lock.release()
 
@@ -212,7 +220,6 @@ def _look(job: ResolvedJob, run_dir: RunDir, lock: RunLock, source: Source, scan
     shards = plan_shards(scan.rows, job.plan.samples_per_row)
     latest = read_intents(run_dir.intents, attempt.plan_digest).latest
     states = [inspect_shard(run_dir, shard, latest, attempt) for shard in shards]
-    check_parts(run_dir, states, lambda size: None)
     return LockedRun(
         run_dir=run_dir,
         lock=lock,

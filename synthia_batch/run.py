@@ -86,10 +86,10 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
     manifest = read_manifest(run_dir.manifest)
     if manifest is not None:
         # Nobody is told that it is complete on the word of the manifest alone.
-        check_complete(run_dir, manifest, lambda size: None)
+        check_complete(run_dir, manifest, display.show_check)
         return _tell(job, manifest, _Drive(made=0, drained=None), started)
     drain = DrainRequest(job.declared.deadline_seconds)
-    with drain.listen(), open_run(job, display.show_scan) as run:
+    with drain.listen(), open_run(job, display.show_scan, display.show_check) as run:
         return make_missing(job, run, display, drain, started)
 
 

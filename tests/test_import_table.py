@@ -61,6 +61,7 @@ MAY_IMPORT = {
     "verify": {"store", "plan", "source", "rows", "errors"},
     "retry": {
         "run",
+        "keeper",
         "opening",
         "reopening",
         "job_file",

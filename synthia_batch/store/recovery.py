@@ -14,7 +14,7 @@ was; only then are leftovers removed. With intents (I), journal (J) and parts (P
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,9 @@ from synthia_batch.store.run_dir import RunDir
 HASH_THREADS = 4
 """hashlib works outside the interpreter's lock; beyond a few threads the disk is the limit."""
 _CHUNK_BYTES = 1 << 20
+
+OnProgress = Callable[[int, int], None]
+"""Gets the bytes of the parts that were read so far, and of all that are to be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +93,10 @@ def inspect_shard(
     return _inspect_journal(run_dir, shard, intent, attempt)
 
 
-def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: Callable[[int], None]) -> None:
+def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: OnProgress) -> None:
     """Read every published part and compare it with its intent. Touches nothing.
 
-    `on_progress` gets the bytes of each part that was read, in the caller's thread.
+    `on_progress` is called in the caller's thread.
 
     Raises:
         IntegrityError: A part is missing or was altered.
@@ -108,7 +111,7 @@ def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: Call
     _check_files(parts, on_progress)
 
 
-def check_complete(run_dir: RunDir, manifest: Manifest, on_progress: Callable[[int], None]) -> None:
+def check_complete(run_dir: RunDir, manifest: Manifest, on_progress: OnProgress) -> None:
     """Compare every part that the manifest names. Otherwise as check_parts.
 
     A part is read only if it was modified after the manifest, which is written last: a finished
@@ -130,12 +133,15 @@ def check_complete(run_dir: RunDir, manifest: Manifest, on_progress: Callable[[i
     _check_files(touched, on_progress)
 
 
-def _check_files(parts: Iterable[tuple[Path, PartEntry | None]], on_progress: Callable[[int], None]) -> None:
+def _check_files(parts: Sequence[tuple[Path, PartEntry | None]], on_progress: OnProgress) -> None:
+    total = sum(entry.bytes for _, entry in parts if entry)
+    done = 0
     with ThreadPoolExecutor(HASH_THREADS) as threads:
         futures = [threads.submit(check_part, path, entry) for path, entry in parts]
         try:
             for future in as_completed(futures):
-                on_progress(future.result())
+                done += future.result()
+                on_progress(done, total)
         finally:
             # After a refusal nobody waits for the rest to be read.
             threads.shutdown(wait=False, cancel_futures=True)

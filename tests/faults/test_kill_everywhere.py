@@ -63,7 +63,7 @@ def test_killed_at_every_change_the_next_run_ends_in_the_same_bytes(job: SmallJo
     assert kills > (20 if when == "half" else len(changes) - 10)
 
 
-@pytest.mark.parametrize("pairs", PAIRS, ids=str)
+@pytest.mark.parametrize("pairs", PAIRS, ids=["some", "many"])
 def test_killed_again_inside_the_recovery(job: SmallJob, pairs: tuple[int, int]) -> None:
     first_kills, second_kills = pairs
     draw = random.Random(20261121)
