@@ -138,7 +138,8 @@ def lock_run(
     """
     run_dir = RunDir(job.output)
     source = open_source(job.input_path)
-    scan = None if run_dir.plan.exists() else scan_input(job, source, on_progress)
+    is_known = run_dir.plan.exists() and run_dir.occurrences.exists()
+    scan = None if is_known else scan_input(job, source, on_progress)
     make_directory(run_dir.hidden)
     lock = RunLock(run_dir, _now())
     lock.take()
@@ -210,12 +211,17 @@ def make_grid(spec: PlanSpec) -> SampleGrid:
 
 def _look(job: ResolvedJob, run_dir: RunDir, lock: RunLock, source: Source, scan: Scan | None) -> LockedRun:
     plan = read_plan(run_dir.plan)
-    if plan is not None:
-        scan = Scan.from_dict(plan["scan"], Occurrences.load(run_dir.occurrences))
-    elif scan is None:
-        raise IntegrityError(f"{run_dir.plan} has gone while it was opened; run the same command again")
-    else:
+    if plan is None:
+        if scan is None:
+            raise IntegrityError(f"{run_dir.plan} has gone while it was opened; run the same command again")
         plan = _make_plan(job, scan)
+    elif scan is None:
+        scan = Scan.from_dict(plan["scan"], Occurrences.load(run_dir.occurrences))
+    elif scan.to_dict() != plan["scan"]:
+        raise IntegrityError(
+            f"{job.input_path} does not come to what {run_dir.plan} says of it; nothing was touched\n"
+            "  put the input back as it was when the run began, or name another directory with -o"
+        )
     attempt = Attempt(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id())
     shards = plan_shards(scan.rows, job.plan.samples_per_row)
     latest = read_intents(run_dir.intents, attempt.plan_digest).latest
@@ -245,7 +251,7 @@ def _make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:
 def _keep_plan(job: ResolvedJob, locked: LockedRun) -> None:
     """Write the plan of a new run, and how the job was last said."""
     run_dir = locked.run_dir
-    if not run_dir.plan.exists():
+    if not (run_dir.plan.exists() and run_dir.occurrences.exists()):
         # Before the plan: where a plan is, everything that it needs must be.
         publish_bytes(run_dir.occurrences, *locked.assembler.scan.occurrences.encode())
     write_job(run_dir.job, job.said)

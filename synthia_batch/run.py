@@ -84,7 +84,8 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
     run_dir = RunDir(job.output)
     refuse_other_identity(job, run_dir)
     manifest = read_manifest(run_dir.manifest)
-    if manifest is not None:
+    # Without its plan, which a repair may have removed, it is opened, and the plan made again.
+    if manifest is not None and run_dir.plan.exists():
         # Nobody is told that it is complete on the word of the manifest alone.
         check_complete(run_dir, manifest, display.show_check)
         return _tell(job, manifest, _Drive(made=0, drained=None), started)
