@@ -16,10 +16,9 @@ demo: setup
 test: setup
 	@tools/test.sh $(ARGS)
 
-# Every pair of kills, every byte, thousands of power losses: an hour or more. Its output is dated and
-# kept in benchmarks/results/.
+# What `make test` says that it skips: some ten minutes on two idle cores.
 test-long: setup
-	@SYNTHIA_BATCH_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/faults -s $(ARGS)
+	@tools/test_long.sh $(ARGS)
 
 check: setup
 	@$(BIN)/ruff check .

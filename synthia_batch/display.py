@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 LINE_SECONDS = 30.0
 """Between two lines where stderr is not a terminal."""
+BRIEF_SECONDS = 1.0
+"""What is over before it needs no bar."""
 _RATE_SECONDS = 60.0
 """The current rate is that of the last minute."""
 
@@ -42,6 +44,7 @@ class Display:
         self._verbose = verbose
         self._clock = clock
         self._bar: tqdm[Never] | None = None
+        self._check: ReadingDisplay | None = None
         self._history: list[tuple[float, Standing]] = []
         self._last_line = clock()
 
@@ -61,6 +64,16 @@ class Display:
         if not self._quiet and now - self._last_line >= LINE_SECONDS:
             self._last_line = now
             self.say(f"reading the input: {rows} rows so far")
+
+    def show_check(self, done_bytes: int, total_bytes: int) -> None:
+        """Show how much of what earlier attempts published has been compared with its checksums."""
+        if self._check is None:
+            self._check = ReadingDisplay(
+                quiet=self._quiet, stream=self._stream, clock=self._clock, brief=True
+            )
+        self._check.show(done_bytes, total_bytes)
+        if done_bytes == total_bytes:
+            self._check.close()
 
     def show(self, standing: Standing) -> None:
         """Show `standing`; called often, draws rarely."""
@@ -135,11 +148,13 @@ class ReadingDisplay:
         quiet: bool = False,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        brief: bool = False,
     ) -> None:
-        """Write to `stream`, stderr if None."""
+        """Write to `stream`, stderr if None. `brief`: no bar under a second, and none is left behind."""
         self._stream = stream or sys.stderr
         self._quiet = quiet
         self._clock = clock
+        self._brief = brief
         self._bar: tqdm[Never] | None = None
         self._started = self._last_line = clock()
 
@@ -147,8 +162,13 @@ class ReadingDisplay:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the bar, where there is one."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
     def show(self, done_bytes: int, total_bytes: int) -> None:
         """Show that `done_bytes` of `total_bytes` were read; called often, draws rarely."""
@@ -157,7 +177,14 @@ class ReadingDisplay:
         if self._stream.isatty():
             if self._bar is None:
                 self._bar = tqdm(
-                    total=total_bytes, unit="B", unit_scale=True, file=self._stream, dynamic_ncols=True
+                    desc="checking what is published" if self._brief else None,
+                    total=total_bytes,
+                    unit="B",
+                    unit_scale=True,
+                    file=self._stream,
+                    dynamic_ncols=True,
+                    delay=BRIEF_SECONDS if self._brief else 0,
+                    leave=not self._brief,
                 )
             self._bar.update(done_bytes - self._bar.n)
         elif self._clock() - self._last_line >= LINE_SECONDS:

@@ -53,6 +53,10 @@ def read_job(path: Path, output: Path) -> Layer | None:
     return Layer(origin="the run", values={**value["job"], "output": str(output)})
 
 
+_ENGINE_FILES = ("call_log", "fail_while_missing")
+"""Settings of the scripted engine that are paths."""
+
+
 def _anchor(values: dict[str, Any]) -> dict[str, Any]:
     """Return what was said, with its paths as they are from anywhere."""
     section = values["input"]
@@ -62,6 +66,10 @@ def _anchor(values: dict[str, Any]) -> dict[str, Any]:
     name = values.get("model", {}).get("name")
     if name is not None and name != DEMO_MODEL and Path(name).expanduser().is_dir():
         values["model"] = {**values["model"], "name": str(Path(name).expanduser().resolve())}
+    engine = values.get("engine", {})
+    files = {key: os.path.abspath(engine[key]) for key in _ENGINE_FILES if isinstance(engine.get(key), str)}
+    if files:
+        values["engine"] = {**engine, **files}
     return values
 
 

@@ -13,7 +13,8 @@ from synthia_batch.rows import Failed, Outcome, Shard
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.events import EventLog
 from synthia_batch.store.intents import Intents
-from synthia_batch.store.journal import Journal, replay
+from synthia_batch.store.journal import Journal
+from synthia_batch.store.journal_reader import replay
 from synthia_batch.store.manifest import ManifestPart
 from synthia_batch.store.publish import publish_shard
 from synthia_batch.store.recovery import Published, ShardState, Unfinished

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.assemble import Assembler
-from synthia_batch.errors import IdentityMismatch, UsageError
+from synthia_batch.errors import IdentityMismatch, IntegrityError, UsageError
 from synthia_batch.job.fingerprint import compare_identities
 from synthia_batch.job.resolved import PlanSpec, ResolvedJob
 from synthia_batch.job_file import write_job
@@ -32,6 +32,7 @@ from synthia_batch.store.part import PartFormat
 from synthia_batch.store.part_rows import SampleGrid
 from synthia_batch.store.plan_file import plan_digest, read_plan, write_plan_once
 from synthia_batch.store.recovery import (
+    OnProgress,
     ShardState,
     check_parts,
     inspect_shard,
@@ -137,10 +138,16 @@ def lock_run(job: ResolvedJob) -> Iterator[RunLock]:
         lock.release()
 
 
-def inspect_run(job: ResolvedJob, lock: RunLock, on_rows: Callable[[int], None] | None = None) -> LockedRun:
+def inspect_run(
+    job: ResolvedJob,
+    lock: RunLock,
+    on_rows: Callable[[int], None] | None = None,
+    on_check: OnProgress | None = None,
+) -> LockedRun:
     """Return what is in the run directory whose lock is ours; changes nothing.
 
-    The input of a new run is read through: `on_rows` is told how far that is.
+    The input of a new run is read through: `on_rows` is told how far that is, as `on_check` is of
+    the bytes of what is published.
 
     Raises:
         InputRefused: The input has faults.
@@ -150,16 +157,21 @@ def inspect_run(job: ResolvedJob, lock: RunLock, on_rows: Callable[[int], None] 
     run_dir = RunDir(job.output)
     source = open_source(job.input_path)
     plan = read_plan(run_dir.plan)
-    if plan is None:
-        scan = scan_input(job, source, on_rows)
-        plan = _make_plan(job, scan)
-    else:
+    if plan is not None and run_dir.occurrences.exists():
         scan = Scan.from_dict(plan["scan"], Occurrences.load(run_dir.occurrences))
+    else:
+        scan = scan_input(job, source, on_rows)
+    plan = plan or _make_plan(job, scan)
+    if scan.to_dict() != plan["scan"]:
+        raise IntegrityError(
+            f"{job.input_path} does not come to what {run_dir.plan} says of it; nothing was touched\n"
+            "  put the input back as it was when the run began, or name another directory with -o"
+        )
     attempt = Attempt(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id())
     shards = plan_shards(scan.rows, job.plan.samples_per_row)
     latest = read_intents(run_dir.intents, attempt.plan_digest).latest
     states = [inspect_shard(run_dir, shard, latest, attempt) for shard in shards]
-    check_parts(run_dir, states, lambda size: None)
+    check_parts(run_dir, states, on_check or (lambda done, total: None))
     return LockedRun(
         run_dir=run_dir,
         lock=lock,
@@ -247,7 +259,7 @@ def _make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:
 def _keep_plan(job: ResolvedJob, locked: LockedRun) -> None:
     """Write the plan of a new run, and how the job was last said."""
     run_dir = locked.run_dir
-    if not run_dir.plan.exists():
+    if not (run_dir.plan.exists() and run_dir.occurrences.exists()):
         # Before the plan: where a plan is, everything that it needs must be.
         publish_bytes(run_dir.occurrences, *locked.assembler.scan.occurrences.encode())
     write_job(run_dir.job, job.said)

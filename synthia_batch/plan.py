@@ -12,9 +12,16 @@ from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.rows import Message, Row, Sample, Shard
 
 ROWS_STEP = 1000
-"""Shards of more than one are whole multiples of this many rows; sources keep a checkpoint for each."""
-MAX_SHARDS = 1000
-"""Beyond this, shards grow instead of becoming more: file systems and readers prefer it."""
+"""Shards are whole multiples of this many rows where that fits; sources keep a checkpoint for each."""
+PREFERRED_SHARDS = 1000
+"""Beyond this, shards grow before they become more: file systems and readers prefer it, ..."""
+MAX_SHARD_SAMPLES = 4000
+"""... up to this. A shard is replayed and encoded as a whole, and so decides about the driver's memory:
+4,000 answers of 1,000 tokens are some 20 MB of text, a few times over. Arrow's 2 GiB for all text of
+a column of one file are then 500 KB for each sample."""
+NAMED_SHARDS = 99_999
+"""As many as five digits number, which is how readers of datasets look for files. From 400,000,000
+samples on, shards grow again."""
 ROW_SYSTEM = "row"
 """The name of a system message that the row brought with it."""
 
@@ -22,16 +29,16 @@ ROW_SYSTEM = "row"
 def plan_shards(rows: int, samples_per_row: int) -> tuple[Shard, ...]:
     """Return the shards of `rows` rows, in order.
 
-    A shard has at least 1,000 rows' worth of samples, in multiples of 1,000 rows; there are at
-    most 1,000 shards.
+    All but the last are of one size: 1,000 rows or a multiple of them, or fewer where 1,000 rows have
+    more than 4,000 samples. Up to 1,000 shards have 1,000 rows each; then shards grow to 4,000 samples;
+    then they become more.
 
     Raises:
         ValueError: There are no rows.
     """
     if rows < 1:
         raise ValueError("a plan needs at least one row")
-    steps = -(-rows // ROWS_STEP)
-    rows_per_shard = -(-steps // MAX_SHARDS) * ROWS_STEP
+    rows_per_shard = _choose_rows_per_shard(rows, samples_per_row)
     starts = range(0, rows, rows_per_shard)
     return tuple(
         _make_shard(number, len(starts), start, min(start + rows_per_shard, rows), samples_per_row)
@@ -62,6 +69,17 @@ def derive_seed(job_seed: int, row_id: str, system: str, index: int) -> int:
     identifier = row_id.encode()
     text = b"%d\0%d\0%s\0%s\0%d" % (job_seed, len(identifier), identifier, system.encode(), index)
     return int.from_bytes(blake3(text).digest(length=8), "big") >> 1
+
+
+def _choose_rows_per_shard(rows: int, samples_per_row: int) -> int:
+    fitting = max(1, MAX_SHARD_SAMPLES // samples_per_row)
+    steps = _divide_up(_divide_up(rows, ROWS_STEP), PREFERRED_SHARDS)
+    chosen = min(steps, fitting // ROWS_STEP) * ROWS_STEP or min(fitting, ROWS_STEP)
+    return max(chosen, _divide_up(rows, NAMED_SHARDS))
+
+
+def _divide_up(number: int, divisor: int) -> int:
+    return -(-number // divisor)
 
 
 def _make_shard(number: int, count: int, first_row: int, stop_row: int, samples_per_row: int) -> Shard:

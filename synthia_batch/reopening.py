@@ -2,15 +2,19 @@
 
 A journal of the kept samples, of an epoch after the publication, goes before the parts: from the
 moment it is there the shard is unfinished, and whoever runs next makes what is missing and
-publishes in place of the old parts. A crash before that moment changes nothing.
+publishes in place of the old parts. A crash before that moment changes nothing. Until the first
+sample ends, the old parts are all there, and the shards can be closed again as they were.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from synthia_batch.rows import Failed, Outcome, Shard
+from synthia_batch.store.atomic import publish_bytes, remove_file, storage_errors, sync_directory
 from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.journal import replay, write_journal
+from synthia_batch.store.journal import write_journal
+from synthia_batch.store.journal_reader import replay
 from synthia_batch.store.part_rows import SampleGrid, read_failed, read_made
 from synthia_batch.store.recovery import Published, ShardState, Unfinished
 from synthia_batch.store.run_dir import RunDir
@@ -79,6 +83,54 @@ class Reopener:
             return state
         write_journal(self.run_dir.journal(state.shard), state.shard, self.attempt, kept)
         return describe_kept(state.shard, kept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """The files of a complete run that a retry takes away or writes anew, as they were before it."""
+
+    manifest: bytes
+    readme: bytes | None
+    job: bytes | None
+
+
+def read_ending(run_dir: RunDir) -> Ending | None:
+    """Return what says that the run is complete, or None where it is not.
+
+    Raises:
+        StorageFailed: A file cannot be read.
+    """
+    manifest = _read(run_dir.manifest)
+    if manifest is None:
+        return None
+    return Ending(manifest=manifest, readme=_read(run_dir.readme), job=_read(run_dir.job))
+
+
+def close_again(run_dir: RunDir, shards: Sequence[Shard], ending: Ending) -> None:
+    """Make a run complete as it was before its failed samples were reopened, none of which has ended.
+
+    A crash at any moment leaves a run that the next one completes. Call it under the run's lock.
+
+    Raises:
+        StorageFailed: A file could not be removed or written.
+    """
+    for shard in shards:
+        remove_file(run_dir.journal(shard))
+    # Nobody looks for journals in a complete run, so they go first, for good.
+    sync_directory(run_dir.journals)
+    # The manifest last, as always.
+    for path, content in (
+        (run_dir.job, ending.job),
+        (run_dir.readme, ending.readme),
+        (run_dir.manifest, ending.manifest),
+    ):
+        if content is not None:
+            publish_bytes(path, content)
+
+
+def _read(path: Path) -> bytes | None:
+    with storage_errors("read", path):
+        return path.read_bytes() if path.exists() else None
 
 
 def describe_kept(shard: Shard, kept: Sequence[Outcome]) -> Unfinished:

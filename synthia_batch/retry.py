@@ -4,15 +4,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from synthia_batch.display import Display
 from synthia_batch.drain import DrainRequest
-from synthia_batch.errors import UsageError
+from synthia_batch.errors import StorageFailed, UsageError
 from synthia_batch.job.layers import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job_file import read_job
-from synthia_batch.opening import begin_attempt, inspect_run, lock_run, refuse_other_identity
-from synthia_batch.reopening import FailureChoice
+from synthia_batch.keeper import Keeper
+from synthia_batch.opening import LockedRun, begin_attempt, inspect_run, lock_run, refuse_other_identity
+from synthia_batch.reopening import FailureChoice, close_again, read_ending
 from synthia_batch.resolve import resolve_job
 from synthia_batch.run import RunResult, make_missing, start_pool
 from synthia_batch.store.manifest import read_manifest
@@ -38,7 +41,9 @@ def retry_failed(
 ) -> RetryResult:
     """Make the failed samples that `choice` takes again, and publish their parts anew.
 
-    `said` goes before the job as it was run. A run that is not complete is completed as well.
+    `said` goes before the job as it was run. A run that is not complete is completed as well. A
+    complete one stays complete, as it was, where no sample comes to its end: where the engines do not
+    load, or answer the canary prompts otherwise.
 
     Raises:
         UsageError: `directory` is no run, or keeps no job.
@@ -49,14 +54,46 @@ def retry_failed(
     job = _resolve(directory, said, display)
     drain = DrainRequest(job.declared.deadline_seconds)
     with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
-        locked = inspect_run(job, lock)
+        locked = inspect_run(job, lock, on_check=display.show_check)
         chosen = locked.reopener.count_chosen(locked.states, choice)
         # Without its manifest it may be a retry that was killed once its samples were reopened.
         if not chosen and read_manifest(locked.run_dir.manifest) is not None:
             return RetryResult(directory=directory, chosen=0, run=None)
-        with begin_attempt(job, locked, choice) as run:
+        with _Undoing(locked, display) as undoing, begin_attempt(job, locked, choice) as run:
+            undoing.watch(run.keeper)
             result = make_missing(job, run, display, drain, starter, started)
     return RetryResult(directory=directory, chosen=chosen, run=result)
+
+
+class _Undoing:
+    """Makes a complete run what it was where the block ends before any reopened sample does."""
+
+    def __init__(self, locked: LockedRun, display: Display) -> None:
+        self._locked = locked
+        self._display = display
+        self._ending = read_ending(locked.run_dir)
+        self._keeper: Keeper | None = None
+        self._ended_before = 0
+
+    def watch(self, keeper: Keeper) -> None:
+        """Tell by `keeper` whether a sample ends."""
+        self._keeper = keeper
+        self._ended_before = keeper.finished + keeper.failed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        run_dir, keeper = self._locked.run_dir, self._keeper
+        has_ended = keeper is not None and keeper.finished + keeper.failed > self._ended_before
+        # A disk that failed is not asked again: the next run completes what is there.
+        if self._ending is None or has_ended or isinstance(error, StorageFailed):
+            return
+        if not run_dir.manifest.exists():
+            close_again(run_dir, self._locked.shards, self._ending)
+            self._display.say(f"{run_dir.root}: no sample was made again; the run is complete as it was")
 
 
 def _resolve(directory: Path, said: Sequence[Layer], display: Display) -> ResolvedJob:

@@ -85,18 +85,21 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
     run_dir = RunDir(job.output)
     refuse_other_identity(job, run_dir)
     manifest = read_manifest(run_dir.manifest)
-    if manifest is not None:
+    # Without its plan, which a repair may have removed, it is opened, and the plan made again.
+    if manifest is not None and run_dir.plan.exists():
         # Nobody is told that it is complete on the word of the manifest alone.
-        check_complete(run_dir, manifest, lambda size: None)
+        check_complete(run_dir, manifest, display.show_check)
         return _tell(job, manifest, _Drive(made=0, drained=None), started)
     drain = DrainRequest(job.declared.deadline_seconds)
     with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
+        is_new = not run_dir.plan.exists()
 
         def on_rows(rows: int) -> None:
             display.show_scan(rows)
-            starter.note_scan()
+            if is_new:  # An old one may yet be refused, and then not even a log may have changed.
+                starter.note_scan()
 
-        locked = inspect_run(job, lock, on_rows)
+        locked = inspect_run(job, lock, on_rows, display.show_check)
         with begin_attempt(job, locked) as run:
             return make_missing(job, run, display, drain, starter, started)
 

@@ -17,13 +17,20 @@ TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills", "[ray]")
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="also run what only `make test-long` runs")
+
+
 # First: `-m machine` is decided in the same hook.
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that take the machine: tools/test.sh runs them one after the other."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that take the machine, and say which are left to `make test-long`."""
     for item in items:
-        if any(word in item.nodeid for word in TAKE_THE_MACHINE):
+        if any(word in item.nodeid for word in TAKE_THE_MACHINE):  # tools/test.sh: one after the other
             item.add_marker(pytest.mark.machine)
+        exhaustive = item.get_closest_marker("exhaustive")
+        if exhaustive is not None and not config.getoption("exhaustive"):
+            item.add_marker(pytest.mark.skip(reason=f"in `make test-long`: {exhaustive.args[0]}"))
 
 
 @pytest.fixture

@@ -63,6 +63,23 @@ def test_quiet_leaves_only_messages() -> None:
     assert stream.getvalue() == "worker 0 died\n"
 
 
+def test_what_earlier_attempts_published_is_read_with_a_line_now_and_then() -> None:
+    stream, clock = io.StringIO(), Clock()
+    display = Display(stream=stream, clock=clock)
+    for second in range(62):
+        clock.now = second
+        display.show_check(second * 10_000_000, 610_000_000)
+    assert stream.getvalue().splitlines() == ["300/610 MB read, 10 MB/s", "600/610 MB read, 10 MB/s"]
+
+
+def test_what_is_read_at_once_leaves_no_trace() -> None:
+    for stream in (io.StringIO(), Terminal()):
+        display = Display(stream=stream)
+        display.show_check(500, 1000)
+        display.show_check(1000, 1000)
+        assert stream.getvalue() == ""
+
+
 def test_details_need_verbose() -> None:
     plain, verbose = io.StringIO(), io.StringIO()
     Display(stream=plain).detail("canary ok")

@@ -95,6 +95,7 @@ MAY_IMPORT = {
     "verify": {"store", "plan", "source", "rows", "errors"},
     "retry": {
         "run",
+        "keeper",
         "opening",
         "reopening",
         "job_file",

@@ -25,7 +25,7 @@ def make_row(index: int = 0, *messages: Message, system: str | None = None) -> R
     return Row(index=index, id=f"row-{index}", messages=turns, system=system, kept={}, line=index + 1)
 
 
-@given(rows=st.integers(1, 5_000_000), per_row=st.integers(1, 7))
+@given(rows=st.integers(1, 2_000_000), per_row=st.integers(1, 7))
 def test_shards_cover_every_row_once_and_in_order(rows: int, per_row: int) -> None:
     shards = plan_shards(rows, per_row)
     assert shards[0].first_row == 0
@@ -34,7 +34,25 @@ def test_shards_cover_every_row_once_and_in_order(rows: int, per_row: int) -> No
     assert all(shard.first == shard.first_row * per_row for shard in shards)
     assert shards[-1].stop == rows * per_row
     assert all(shard.count == len(shards) and shard.samples > 0 for shard in shards)
-    assert len(shards) <= 1000
+    assert len({shard.samples for shard in shards[:-1]}) <= 1, "ordinals find their shards by division"
+
+
+@pytest.mark.parametrize(
+    ("rows", "per_row", "shards", "rows_of_one"),
+    [
+        (1_000_000, 1, 1000, 1000),  # as many as are liked
+        (1_000_001, 1, 501, 2000),  # fewer and larger
+        (4_000_000, 1, 1000, 4000),
+        (10_000_000, 1, 2500, 4000),  # no larger: memory does not grow with the job
+        (2_500, 4, 3, 1000),
+        (2_500, 100, 63, 40),  # many samples of a row: fewer rows
+        (3, 5_000, 3, 1),  # no less than a row
+        (400_000_000, 1, 99_976, 4001),  # no more than five digits name
+    ],
+)
+def test_a_shard_is_kept_to_what_memory_holds(rows: int, per_row: int, shards: int, rows_of_one: int) -> None:
+    planned = plan_shards(rows, per_row)
+    assert (len(planned), planned[0].stop_row) == (shards, rows_of_one)
 
 
 def test_a_small_job_is_one_shard() -> None:

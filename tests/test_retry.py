@@ -9,7 +9,9 @@ import pytest
 from conftest import read_bytes_of_data, read_call_log, write_jsonl
 from inside import Killed, call, dying_at, snapshot
 
+from synthia_batch.job_file import read_job
 from synthia_batch.store.manifest import read_manifest
+from synthia_batch.store.sealed import seal
 
 LONG = 7  # the row whose prompt fits no engine: it fails however often it is tried
 ROWS = 1100
@@ -38,6 +40,7 @@ def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         (finished / "mended").touch()
         assert call(capsys, "run", "q.jsonl", *FLAGS, "-o", "whole").code == 0
         (finished / "mended").unlink()
+    (finished / "mended").unlink(missing_ok=True)
     home = tmp_path / "home"
     shutil.copytree(finished, home)
     # What the run keeps of its job names the input where it was: that is what is read here, too.
@@ -45,8 +48,16 @@ def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     return home
 
 
-def test_failed_samples_are_made_again_and_all_others_keep_their_bytes(home: Path, capsys: Any) -> None:
-    (home / "mended").touch()
+@pytest.fixture
+def mended(finished: Path) -> Path:
+    """The file whose absence is the cause of failures: where the run began, which it keeps."""
+    return finished / "mended"
+
+
+def test_failed_samples_are_made_again_and_all_others_keep_their_bytes(
+    home: Path, mended: Path, capsys: Any
+) -> None:
+    mended.touch()
     log = home / "calls"
     answer = call(capsys, "retry", "failing", "--set", f"engine.call_log={log}", "--json")
     assert answer.code == 0, answer
@@ -58,8 +69,8 @@ def test_failed_samples_are_made_again_and_all_others_keep_their_bytes(home: Pat
     assert call(capsys, "verify", "failing", "-q").code == 0
 
 
-def test_only_those_with_the_code_are_made_again(home: Path, capsys: Any) -> None:
-    (home / "mended").touch()
+def test_only_those_with_the_code_are_made_again(home: Path, mended: Path, capsys: Any) -> None:
+    mended.touch()
     answer = call(capsys, "retry", "failing", "--code", "scripted_failure", "--json")
     assert json.loads(answer.out)["made_now"] == len(range(0, 4 * ROWS, 5)) - 1
     assert call(capsys, "retry", "failing", "--code", "scripted_failure").code == 0
@@ -89,14 +100,13 @@ def test_another_identity_is_refused_by_field(home: Path, capsys: Any) -> None:
 
 
 def test_it_works_from_anywhere_and_for_a_run_that_was_moved(
-    home: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    home: Path, mended: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (home / "mended").touch()
+    mended.touch()
     (home / "elsewhere").mkdir()
     monkeypatch.chdir(home / "elsewhere")
     shutil.move(home / "failing", home / "elsewhere" / "moved")
-    cause = f"engine.fail_while_missing={home / 'mended'}"
-    assert call(capsys, "retry", "moved", "--set", cause, "-q").code == 0
+    assert call(capsys, "retry", "moved", "-q").code == 0
     assert read_bytes_of_data(home / "elsewhere" / "moved") == read_bytes_of_data(home / "whole")
 
 
@@ -109,9 +119,9 @@ def test_no_run_and_no_job_are_usage_errors(home: Path, capsys: Any) -> None:
 
 @pytest.mark.parametrize("command", ["run", "retry"])
 def test_a_retry_killed_anywhere_is_completed_by_the_next_command(
-    home: Path, capsys: Any, command: str
+    home: Path, mended: Path, capsys: Any, command: str
 ) -> None:
-    (home / "mended").touch()
+    mended.touch()
     shutil.copytree(home / "failing", home / "before")
     out = home / "failing"
     again = ("retry", "failing") if command == "retry" else ("run", "q.jsonl", *FLAGS, "-o", "failing")
@@ -135,3 +145,68 @@ def test_a_retry_killed_anywhere_is_completed_by_the_next_command(
             assert number > 20
             return
     pytest.fail("the retry has no end")
+
+
+def answer_otherwise(run_directory: Path) -> bytes:
+    """Have the run's record of its canaries differ from what the engine answers; return it as it was."""
+    path = run_directory / ".synthia/canary.json"
+    before = path.read_bytes()
+    path.write_bytes(seal({"answer": "another", "by": "another machine"}))
+    return before
+
+
+def read_all_but_history(run_directory: Path) -> dict[str, bytes]:
+    ours = (".synthia/owner.json", ".synthia/events.jsonl", ".synthia/logs", ".synthia/canary.json")
+    return {name: content for name, content in snapshot(run_directory).items() if not name.startswith(ours)}
+
+
+def test_a_retry_that_is_refused_leaves_the_run_complete_as_it_was(
+    home: Path, mended: Path, capsys: Any
+) -> None:
+    mended.touch()
+    out = home / "failing"
+    canary = answer_otherwise(out)
+    before = read_all_but_history(out)
+    answer = call(capsys, "retry", "failing", "--set", "engine.max_num_seqs=7")
+    assert answer.code == 4
+    assert "do not answer the canary prompts alike" in answer.err
+    assert "no sample was made again; the run is complete as it was" in answer.err
+    assert read_all_but_history(out) == before, "nor is the refused setting kept for the next retry"
+    (out / ".synthia/canary.json").write_bytes(canary)
+    assert call(capsys, "verify", "failing", "-q").code == 0
+    assert call(capsys, "retry", "failing", "-q").code == 0
+    assert read_bytes_of_data(out) == read_bytes_of_data(home / "whole")
+
+
+def test_a_refused_retry_killed_anywhere_is_completed_by_the_next_run(
+    home: Path, mended: Path, capsys: Any
+) -> None:
+    mended.touch()
+    out = home / "failing"
+    canary = answer_otherwise(out)
+    shutil.copytree(out, home / "before")
+    for number in range(1, 1000, 4):
+        shutil.rmtree(out)
+        shutil.copytree(home / "before", out)
+        try:
+            with dying_at(number):
+                refused = call(capsys, "retry", "failing", "--code", "scripted_failure", "-q")
+        except Killed:
+            (out / ".synthia/canary.json").write_bytes(canary)
+            assert call(capsys, "run", "q.jsonl", *FLAGS, "-o", "failing").code == 0
+            # Where it was killed before or after it had reopened anything, a file may be left unfinished.
+            assert call(capsys, "verify", "failing", "--repair", "-q").code == 0
+            assert read_manifest(out / "manifest.json") is not None
+            assert call(capsys, "verify", "failing", "-q").code == 0
+        else:
+            assert refused.code == 4
+            assert number > 20
+            return
+    pytest.fail("the retry has no end")
+
+
+def test_the_job_that_is_kept_names_its_files_from_anywhere(home: Path, finished: Path) -> None:
+    kept = read_job(home / "failing/.synthia/job.json", home)
+    assert kept is not None
+    assert kept.values["engine"]["fail_while_missing"] == str(finished / "mended")
+    assert kept.values["input"]["path"] == str(finished / "q.jsonl")

@@ -1,10 +1,11 @@
 """The ledger of parts: what was recorded comes back, a torn tail is dropped, damage is refused."""
 
+import errno
 import os
 
 import pytest
 
-from synthia_batch.errors import IntegrityError
+from synthia_batch.errors import IntegrityError, StorageFailed
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.intents import Intent, Intents, PartEntry, read_intents
 
@@ -48,15 +49,6 @@ def test_a_later_intent_replaces_the_earlier_one(path):
     write(path, SECOND, FIRST, again)
 
     assert read(path) == {0: FIRST, 1: again}
-
-
-def test_a_withdrawn_shard_has_no_parts(path):
-    ledger = Intents.open(path, ATTEMPT)
-    ledger.append(FIRST)
-    ledger.append(SECOND)
-    ledger.withdraw(0)
-
-    assert ledger.latest == read(path) == {1: SECOND}
 
 
 def test_an_intent_is_on_the_disk_when_append_returns(path, monkeypatch):
@@ -109,3 +101,31 @@ def test_the_ledger_of_another_plan_is_refused(path):
 
     with pytest.raises(IntegrityError, match="the ledger is of another plan, c0ffee"):
         read_intents(path, "decaf")
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_the_intent_of_a_failed_sync_is_written_anew_or_forgotten(path, monkeypatch, is_lost):
+    write(path, FIRST)
+    ledger = Intents.open(path, ATTEMPT)
+    start = path.stat().st_size
+
+    def fail(fd):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patches:
+        patches.setattr(os, "fdatasync", fail)
+        with pytest.raises(StorageFailed):
+            ledger.append(SECOND)
+    ledger.close()
+    if is_lost:
+        content = path.read_bytes()
+        stop = content.index(b"\n", start) + 1
+        path.write_bytes(content[:start] + bytes(stop - start) + content[stop:])
+
+    again = Intents.open(path, ATTEMPT)
+
+    assert again.latest == ({0: FIRST} if is_lost else {0: FIRST, 1: SECOND})
+    again.append(SECOND)
+    again.close()
+    assert read(path) == {0: FIRST, 1: SECOND}
+    assert not read_intents(path, ATTEMPT.plan_digest).is_doubtful

@@ -15,10 +15,9 @@ from synthia_batch.store.journal import (
     SYNC_SAMPLES,
     SYNC_SECONDS,
     Journal,
-    read_journal,
     repair_journal,
-    replay,
 )
+from synthia_batch.store.journal_reader import read_journal, replay
 
 SHARD = Shard(number=7, count=60, first_row=100, stop_row=200, first=100, stop=200)
 ATTEMPT = Attempt(plan_digest="c0ffee", epoch=1, boot="this boot")
@@ -152,6 +151,19 @@ def test_damage_in_the_middle_is_refused_while_no_machine_restarted(path):
 
     with pytest.raises(JournalCorrupt, match=f"byte {offset}: .* no machine restarted"):
         Journal.open(path, SHARD, ATTEMPT)
+
+
+@pytest.mark.parametrize("attempt", [ATTEMPT, AFTER_POWER_LOSS])
+def test_a_damaged_first_header_is_refused_whenever_frames_follow_it(path, attempt):
+    write(path, OUTCOMES)
+    content = bytearray(path.read_bytes())
+    _, stop, _ = frame_bounds(path)[0]
+    content[stop - 1] ^= 1  # its newline: the mark behind it, which tells of its sync, goes with it
+    path.write_bytes(content)
+
+    with pytest.raises(JournalCorrupt, match="byte 0: "):
+        Journal.open(path, SHARD, attempt)
+    assert path.read_bytes() == content
 
 
 def test_damage_that_a_mark_proves_synced_is_refused_after_a_restart(path):
@@ -339,6 +351,62 @@ def test_a_failed_sync_is_never_tried_again(path, monkeypatch):
     with pytest.raises(StorageFailed, match="takes nothing more"):
         journal.sync()
     assert len(calls) == 1
+
+
+def fail_sync(journal, monkeypatch):
+    def fail(fd):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patches:
+        patches.setattr(os, "fdatasync", fail)
+        with pytest.raises(StorageFailed):
+            journal.sync()
+    journal.close()
+
+
+@pytest.mark.parametrize("lost", [2, 3, 4])
+def test_what_a_failed_sync_lost_is_made_again_under_the_same_boot(path, monkeypatch, lost):
+    journal = Journal.open(path, SHARD, ATTEMPT)
+    journal.append(OUTCOMES[:1])
+    journal.sync()
+    journal.append(OUTCOMES[1:])
+    fail_sync(journal, monkeypatch)
+    # 0 header, 1 mark, 2 sample, synced up to here; 3 mark, 4 to 6 samples, 7 the last word
+    start, stop, _ = frame_bounds(path)[2 + lost]
+    content = path.read_bytes()
+    path.write_bytes(content[:start] + bytes(stop - start) + content[stop:])
+
+    again = Journal.open(path, SHARD, replace(ATTEMPT, epoch=2))
+
+    assert again.replayed.outcomes == by_ordinal(OUTCOMES[: lost - 1])
+    assert not read_journal(path, SHARD, ATTEMPT).is_doubtful
+    again.append(OUTCOMES)
+    again.close()
+    assert replay(path, SHARD, ATTEMPT) == by_ordinal(OUTCOMES)
+
+
+def test_what_was_synced_before_a_failed_sync_is_no_less_refused(path, monkeypatch):
+    journal = Journal.open(path, SHARD, ATTEMPT)
+    journal.append(OUTCOMES[:1])
+    journal.sync()
+    journal.append(OUTCOMES[1:])
+    fail_sync(journal, monkeypatch)
+    offset = _damage_frame(path, 2)
+
+    with pytest.raises(JournalCorrupt, match=f"byte {offset}: "):
+        Journal.open(path, SHARD, ATTEMPT)
+
+
+def test_what_survives_a_failed_sync_is_written_anew(path, monkeypatch):
+    journal = Journal.open(path, SHARD, ATTEMPT)
+    journal.append(OUTCOMES)
+    fail_sync(journal, monkeypatch)
+    before = path.stat().st_ino
+
+    again = Journal.open(path, SHARD, replace(ATTEMPT, epoch=2))
+
+    assert again.replayed.outcomes == by_ordinal(OUTCOMES)
+    assert path.stat().st_ino != before, "the kernel may take the pages of the old file for written"
 
 
 def test_a_sync_is_due_after_a_second_or_after_64_samples(path):

@@ -135,5 +135,32 @@ def test_the_lock_is_given_back_where_its_record_cannot_be_written(run_dir, monk
 def test_an_altered_record_of_the_owner_is_refused(run_dir):
     run_dir.owner.write_text('{"pid": 1, "epo')
 
-    with pytest.raises(IntegrityError, match=r"owner\.json cannot be read"):
+    with pytest.raises(IntegrityError, match=r"owner\.json was altered: .*\n.*verify DIR --repair"):
         RunLock(run_dir, NOW).acquire()
+
+
+def test_an_epoch_that_was_altered_is_refused(run_dir):
+    with RunLock(run_dir, NOW):
+        pass
+    run_dir.owner.write_text(run_dir.owner.read_text().replace('"epoch": 1', '"epoch": 7'))
+
+    with pytest.raises(IntegrityError, match=r"owner\.json was altered"):
+        RunLock(run_dir, NOW).acquire()
+
+
+def test_epochs_do_not_begin_anew_in_a_run_that_has_begun(run_dir):
+    run_dir.plan.write_text("{}")
+
+    with pytest.raises(IntegrityError, match=r"owner\.json is missing"):
+        RunLock(run_dir, NOW).acquire()
+    lock = RunLock(run_dir, NOW)
+    lock.take()
+    assert lock.begin_epoch(after=6).epoch == 7
+    lock.release()
+
+
+def test_a_second_run_is_refused_where_the_record_of_the_first_is_damaged(run_dir):
+    with RunLock(run_dir, NOW):
+        run_dir.owner.write_text("{")
+        with pytest.raises(RunLocked, match="is in use by "):
+            RunLock(run_dir, NOW).acquire()

@@ -11,7 +11,8 @@ from synthia_batch.errors import IntegrityError, StorageFailed
 from synthia_batch.rows import Failed, Finished, Shard
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.intents import Intents, read_intents
-from synthia_batch.store.journal import Journal, replay, write_journal
+from synthia_batch.store.journal import Journal, write_journal
+from synthia_batch.store.journal_reader import replay
 from synthia_batch.store.publish import EncodedPart, EncodedShard, publish_shard
 from synthia_batch.store.recovery import Published, Unfinished, check_parts, inspect_shard, remove_leftovers
 from synthia_batch.store.run_dir import RunDir
@@ -101,7 +102,7 @@ def run_to_the_end(run_dir, outcomes, attempt):
     run_dir.create()
     intents = Intents.open(run_dir.intents, attempt)
     state = inspect_shard(run_dir, SHARD, intents.latest, attempt)
-    check_parts(run_dir, [state], lambda size: None)
+    check_parts(run_dir, [state], lambda done, total: None)
     remove_leftovers(run_dir, [state])
     made = []
     if isinstance(state, Unfinished):
@@ -366,16 +367,17 @@ def test_a_part_of_another_size_is_refused(run_dir):
 def test_an_altered_part_of_the_same_size_is_refused_by_its_checksum(run_dir):
     run_to_the_end(run_dir, ALL_FINISHED, ATTEMPT)
     state = inspect(run_dir)
-    sizes = []
-    check_parts(run_dir, [state], sizes.append)
-    assert sum(sizes) == run_dir.data_part(SHARD).stat().st_size
+    size = run_dir.data_part(SHARD).stat().st_size
+    progress = []
+    check_parts(run_dir, [state], lambda done, total: progress.append((done, total)))
+    assert progress[-1] == (size, size)
 
     content = bytearray(run_dir.data_part(SHARD).read_bytes())
     content[-1] ^= 1
     run_dir.data_part(SHARD).write_bytes(content)
 
     with pytest.raises(IntegrityError, match=r"train-00001-of-00003\.parquet was altered: its SHA-256"):
-        check_parts(run_dir, [state], sizes.append)
+        check_parts(run_dir, [state], lambda done, total: None)
 
 
 def test_a_part_that_no_intent_names_is_refused(run_dir):

@@ -15,8 +15,8 @@ from inside import Answer, Killed, call, dying_at, snapshot
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.rows import Shard
-from synthia_batch.store.intents import Intents
 from synthia_batch.store.journal import write_journal
+from synthia_batch.store.lock import read_owner
 from synthia_batch.store.manifest import read_manifest, write_manifest
 from synthia_batch.store.part_pages import find_page_damage
 from synthia_batch.store.part_rows import Places, SampleGrid, number_failed, number_made, read_made
@@ -30,6 +30,11 @@ RUN = (
 DATA = "data/train-00000-of-00002.parquet"
 LEDGER = ".synthia/intents.wal"
 TORN = "data/.train-00000-of-00002.parquet.tmp"
+OWNER = ".synthia/owner.json"
+OCCURRENCES = ".synthia/occurrences.bin"
+JOB = ".synthia/job.json"
+PLAN = ".synthia/plan.json"
+CANARY = ".synthia/canary.json"
 FAILED = "failed/failed-00001-of-00002.parquet"
 
 
@@ -87,10 +92,8 @@ def claim_more(out: Path) -> None:
 
 
 def forget_a_part(out: Path) -> None:
-    facts = read_facts(out)
-    intents = Intents.open(facts.run_dir.intents, replace(facts.attempt, epoch=2))
-    intents.withdraw(1)
-    intents.close()
+    frames = (out / LEDGER).read_bytes().splitlines(keepends=True)
+    (out / LEDGER).write_bytes(b"".join(frames[:-1]))
 
 
 Harm = Callable[[Path], object]
@@ -111,6 +114,10 @@ HARMS: dict[str, tuple[Harm, str]] = {
     "a missing card": (lambda out: (out / "README.md").unlink(), "README.md: the dataset card is missing"),
     "a file never finished": (lambda out: (out / TORN).write_bytes(b"PAR1"), f"{TORN}: "),
     "a leftover journal": (leave_published_journal, ".synthia/journal/shard-00000.wal: "),
+    "an altered record of the epoch": (lambda out: flip(out / OWNER, 5), f"{OWNER}: was altered"),
+    "a missing record of the epoch": (lambda out: (out / OWNER).unlink(), f"{OWNER}: is missing"),
+    "an altered record of repeated rows": (lambda out: flip(out / OCCURRENCES, 5), f"{OCCURRENCES}: "),
+    "an altered record of the job": (lambda out: flip(out / JOB, 5), f"{JOB}: "),
     "a damaged journal": (leave_damaged_journal, ".synthia/journal/shard-00001.wal: byte "),
 }  # fmt: skip
 
@@ -171,13 +178,94 @@ def test_a_file_of_nobody_is_named_and_left_alone(home: Path, capsys: Any) -> No
     assert (home / "out/data/train-extra.parquet").read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("file", ["plan.json", "occurrences.bin", "canary.json"])
-def test_what_cannot_be_mended_is_said_and_not_touched(home: Path, capsys: Any, file: str) -> None:
-    flip(home / "out/.synthia" / file, 5)
-    assert f".synthia/{file}: " in verify(capsys).out
+def leave_nothing(out: Path) -> None:
+    """Take the run back to where its first worker was ready and no sample had ended."""
+    for path in (*out.glob("*/*.parquet"), out / LEDGER, out / "manifest.json", out / "README.md"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_damaged_plan_is_made_again_by_the_job_as_it_was_said(
+    home: Path, finished: Path, capsys: Any, is_complete: bool
+) -> None:
+    out = home / "out"
+    if not is_complete:
+        leave_journal(out)
+    flip(out / PLAN, 5)
+    before = snapshot(home)
+    assert f"{PLAN}: " in verify(capsys).out
+    refused = call(capsys, *RUN)
+    assert (refused.code, "verify DIR" in refused.err) == (4, True), refused
+    assert snapshot(home) == before
+    assert verify(capsys, "--repair").code == 0
+    without_plan = snapshot(home)
+    assert before.keys() - without_plan.keys() == {f"out/{PLAN}"}
+    (home / "q.jsonl").rename(home / "other.jsonl")
+    other = call(capsys, "run", "other.jsonl", *RUN[2:])
+    (home / "other.jsonl").rename(home / "q.jsonl")
+    assert (other.code, "is of another plan" in other.err) == (4, True), other
+    assert "say the job as it was first said" in other.err
+    assert snapshot(home) == without_plan
+    assert call(capsys, *RUN).code == 0
+    assert (out / PLAN).read_bytes() == (finished / "out" / PLAN).read_bytes()
+    assert read_bytes_of_data(out) == read_bytes_of_data(finished / "out")
+    assert verify(capsys).code == 0
+
+
+def test_a_damaged_record_of_repeated_rows_is_made_from_the_input(
+    home: Path, finished: Path, capsys: Any
+) -> None:
+    leave_journal(home / "out")
+    flip(home / "out" / OCCURRENCES, 5)
+    before = snapshot(home)
+    refused = call(capsys, *RUN)
+    assert (refused.code, "--repair" in refused.err) == (4, True), refused
+    assert snapshot(home) == before
+    assert verify(capsys, "--repair").code == 0
+    assert not (home / "out" / OCCURRENCES).exists()
+    assert call(capsys, *RUN).code == 0
+    assert (home / "out" / OCCURRENCES).read_bytes() == (finished / "out" / OCCURRENCES).read_bytes()
+    assert read_bytes_of_data(home / "out") == read_bytes_of_data(finished / "out")
+
+
+def test_a_lost_epoch_is_found_in_what_was_written_under_it(home: Path, capsys: Any) -> None:
+    out = home / "out"
+    leave_journal(out)  # of epoch 2
+    (out / OWNER).unlink()
+    before = snapshot(home)
+    refused = call(capsys, *RUN)
+    assert (refused.code, "owner.json is missing" in refused.err) == (4, True), refused
+    assert {**snapshot(home), "out/.synthia/lock": b""} == {**before, "out/.synthia/lock": b""}
+    assert "written again, with epoch 3" in verify(capsys, "--repair").out
+    owner = read_owner(out / OWNER)
+    assert owner is not None
+    assert owner.epoch == 3
+
+
+def test_what_the_engines_must_answer_is_not_dropped_where_there_are_samples(home: Path, capsys: Any) -> None:
+    flip(home / "out" / CANARY, 5)
     before = read_bytes_of_data(home / "out")
+    answer = verify(capsys)
+    assert f"{CANARY}: " in answer.out
+    assert "remove it, if you know that the engines are those" in answer.out
     assert verify(capsys, "--repair").code == 4
+    assert (home / "out" / CANARY).exists()
     assert read_bytes_of_data(home / "out") == before
+    (home / "out" / CANARY).unlink()
+    assert verify(capsys).code == 0
+
+
+def test_what_the_engines_must_answer_is_asked_anew_where_there_are_none(
+    home: Path, finished: Path, capsys: Any
+) -> None:
+    leave_nothing(home / "out")
+    flip(home / "out" / CANARY, 5)
+    refused = call(capsys, *RUN)
+    assert (refused.code, "canary.json" in refused.err) == (4, True), refused
+    assert verify(capsys, "--repair").code == 0
+    assert call(capsys, *RUN).code == 0
+    assert (home / "out" / CANARY).read_bytes() == (finished / "out" / CANARY).read_bytes()
+    assert read_bytes_of_data(home / "out") == read_bytes_of_data(finished / "out")
 
 
 def test_every_flipped_byte_of_a_part_is_found_at_or_before_its_place(home: Path, capsys: Any) -> None:

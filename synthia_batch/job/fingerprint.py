@@ -7,8 +7,8 @@ from typing import Any
 from synthia_batch.digest import digest_json
 from synthia_batch.job.dotted import flatten
 
-OUTPUT_FORMAT = 2
-"""Changes when the same job would write other bytes: columns, encoding, seeds, rendering."""
+OUTPUT_FORMAT = 3
+"""Changes when the same job would write other bytes: columns, encoding, seeds, rendering, shards."""
 
 NOT_IDENTITY = {
     "max_num_seqs": "a batch's size does not change tokens in strict mode, and may change in fast",

@@ -76,8 +76,8 @@ class Occurrences:
                 raise ValueError("its checksum does not match")
         except (OSError, ValueError, struct.error) as exc:
             raise IntegrityError(
-                f"{path}: the record of repeated rows cannot be used: {exc}; "
-                "restore the run directory, or start a new run"
+                f"{path}: the record of repeated rows cannot be used: {exc}; nothing was touched\n"
+                "  let `synthia-batch verify DIR --repair` remove it: the next run makes it from the input"
             ) from exc
         return loaded
 

@@ -21,8 +21,8 @@ a journal too many, which recovery removes; between the two, power decides which
     append_file  a file that only grows            manifest    what the run became: written last
     frames       one checked line per record       part        Parquet, the same bytes for the same rows
     journal      finished samples of a shard       publish     steps 1 to 6
+    journal_reader  a journal read back            part_rows   parts read back: which samples they hold
     intents      what each part must be            recovery    what a crash left, and what to do about it
     attempt      who writes, since which boot      events      the history, for people
-    sealed       JSON files that carry a digest    part_rows    parts read back: which samples they hold
-    part_pages   every page's checksum, unread
+    sealed       JSON files that carry a digest    part_pages  every page's checksum, unread
 """

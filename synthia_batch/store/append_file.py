@@ -1,11 +1,16 @@
 """A file that only grows: what the journal and the ledger of parts are written through."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from synthia_batch.errors import StorageFailed
 from synthia_batch.store.atomic import storage_errors, sync_directory, sync_file_data, write_all
+from synthia_batch.store.frames import encode_frame
+
+DOUBT = "unsynced"
+"""The key of the frame that follows a failed sync: from which byte on the file may not be on the disk."""
 
 
 class AppendFile:
@@ -63,11 +68,18 @@ class AppendFile:
         """Return once all that was appended is on the disk.
 
         Raises:
-            StorageFailed: It may not be.
+            StorageFailed: It may not be; a last frame tells the next process so, if it can be written.
         """
         fd = self._usable_fd()
         self._is_broken = True
-        sync_file_data(fd, self.path)
+        try:
+            sync_file_data(fd, self.path)
+        except StorageFailed:
+            # The next process must not believe what it reads: these pages may count as written now.
+            # One try, not synced: it has to last for as long as those pages do.
+            with suppress(OSError):
+                write_all(fd, encode_frame({DOUBT: self.synced_bytes}))
+            raise
         self._is_broken = False
         self.synced_bytes = self.size_bytes
 

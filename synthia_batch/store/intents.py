@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from synthia_batch.errors import IntegrityError
-from synthia_batch.store.append_file import AppendFile
+from synthia_batch.store.append_file import DOUBT, AppendFile
 from synthia_batch.store.atomic import publish_bytes, storage_errors
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.frames import Frame, encode_frame, scan_frames
@@ -41,11 +41,13 @@ class Intent:
 class ReadIntents:
     """What the ledger holds: the latest intent of each shard, by its number.
 
-    `kept_bytes` is where its sound part ends.
+    `kept_bytes` is where its sound part ends. `is_doubtful`: its last sync failed, so that its last
+    frame may not be on the disk.
     """
 
     latest: dict[int, Intent]
     kept_bytes: int
+    is_doubtful: bool = False
 
 
 class Intents:
@@ -65,6 +67,10 @@ class Intents:
             StorageFailed: A system call failed.
         """
         read = read_intents(path, attempt.plan_digest)
+        if read.is_doubtful:
+            # Through new pages: the kernel may take those of the old file for written.
+            publish_bytes(path, _encode_ledger(attempt.plan_digest, read.latest))
+            read = read_intents(path, attempt.plan_digest)
         file = AppendFile.open(path, kept_bytes=read.kept_bytes)
         try:
             if read.kept_bytes == 0:
@@ -86,15 +92,7 @@ class Intents:
         self._file.append(encode_frame(asdict(intent)))
         # A part without its intent would be taken for a foreign file, so the intent goes first.
         self._file.sync()
-        _apply(self.latest, intent)
-
-    def withdraw(self, shard: int) -> None:
-        """Record that the shard has no parts any more, durably: it will be made again.
-
-        Raises:
-            StorageFailed: As for append.
-        """
-        self.append(Intent(shard=shard, epoch=self.epoch, data=None, failed=None))
+        self.latest[intent.shard] = intent
 
     def close(self) -> None:
         """Let go of the file. Safe to call twice."""
@@ -112,6 +110,7 @@ def read_intents(path: Path, plan_digest: str) -> ReadIntents:
     """
     latest: dict[int, Intent] = {}
     kept_bytes = 0
+    is_doubtful = False
     with storage_errors("read", path):
         try:
             file = path.open("rb")
@@ -121,15 +120,21 @@ def read_intents(path: Path, plan_digest: str) -> ReadIntents:
             frames = scan_frames(file)
             for frame in frames:
                 if frame.value is None:
-                    if any(later.value is not None for later in frames):
+                    behind = [later.value for later in frames if later.value is not None]
+                    # A failed sync was that of the last frame: all others were on the disk before.
+                    is_doubtful = bool(behind) and all(DOUBT in value for value in behind)
+                    if behind and not is_doubtful:
                         raise _refuse(path, frame, "the frame fails its checksum")
                     break
-                if frame.offset == 0:
+                if DOUBT in frame.value:
+                    is_doubtful = True
+                elif frame.offset == 0:
                     _check_header(path, frame, frame.value, plan_digest)
                 else:
-                    _apply(latest, _decode_intent(path, frame, frame.value))
+                    intent = _decode_intent(path, frame, frame.value)
+                    latest[intent.shard] = intent
                 kept_bytes = frame.stop
-    return ReadIntents(latest=latest, kept_bytes=kept_bytes)
+    return ReadIntents(latest=latest, kept_bytes=kept_bytes, is_doubtful=is_doubtful)
 
 
 def repair_intents(path: Path, attempt: Attempt, known: Mapping[int, Intent]) -> None:
@@ -146,21 +151,25 @@ def repair_intents(path: Path, attempt: Attempt, known: Mapping[int, Intent]) ->
         for frame in scan_frames(file):
             if frame.value is not None and "plan" not in frame.value:
                 with suppress(IntegrityError):
-                    _apply(latest, _decode_intent(path, frame, frame.value))
-    frames = [encode_frame(asdict(intent)) for _, intent in sorted({**latest, **known}.items())]
-    publish_bytes(path, b"".join((encode_frame({"plan": attempt.plan_digest}), *frames)))
+                    intent = _decode_intent(path, frame, frame.value)
+                    latest[intent.shard] = intent
+    publish_bytes(path, _encode_ledger(attempt.plan_digest, {**latest, **known}))
 
 
-def _apply(latest: dict[int, Intent], intent: Intent) -> None:
-    if intent.data is None and intent.failed is None:
-        latest.pop(intent.shard, None)
-    else:
-        latest[intent.shard] = intent
+def _encode_ledger(plan_digest: str, latest: Mapping[int, Intent]) -> bytes:
+    frames = [encode_frame(asdict(intent)) for _, intent in sorted(latest.items())]
+    return b"".join((encode_frame({"plan": plan_digest}), *frames))
 
 
 def _check_header(path: Path, frame: Frame, value: dict[str, Any], plan_digest: str) -> None:
     if value.get("plan") != plan_digest:
-        raise _refuse(path, frame, f"the ledger is of another plan, {value.get('plan')}")
+        reason = f"the ledger is of another plan, {value.get('plan')}"
+        raise IntegrityError(
+            f"{path}: byte {frame.offset}: {reason}; nothing was touched\n"
+            "  say the job as it was first said, its name and its input's included, or name another -o",
+            reason=reason,
+            offset=frame.offset,
+        )
 
 
 def _decode_intent(path: Path, frame: Frame, value: dict[str, Any]) -> Intent:

@@ -1,11 +1,12 @@
 """The record of a shard's finished samples: one write, and a sample is finished.
 
-A journal is a sequence of frames (see frames.py) of four kinds:
+A journal is a sequence of frames (see frames.py) of five kinds:
 
     {"plan": DIGEST, "shard": 7, "epoch": 3, "boot": ID}    a header, written by every opening
     {"finished": ORDINAL, "response": ..., ...}             a sample that was made
     {"failed": ORDINAL, "code": ..., "message": ...}        a sample that cannot be made
     {"synced": N}                                           a mark: bytes 0 to N were on the disk
+    {"unsynced": N}                                         the last word of a writer whose sync failed
 
 What a reader makes of a damaged frame depends on whether it can be the work of a crash:
 
@@ -15,6 +16,9 @@ What a reader makes of a damaged frame depends on whether it can be the work of 
   sound frames behind them. To refuse there would make "run the same command again" fail after
   every power cut, though nothing promised is lost. So from the first damage on everything is
   dropped, if a machine did restart since those bytes were written and no mark proves them synced.
+- A kernel whose fsync failed may drop what it could not write, at once or later, also with the
+  machine running. What such a sync was for is judged as after a power cut; what is still there is
+  written anew, through pages that the kernel knows to be dirty, before the journal grows.
 - All other damage is not of our making. It is refused, with its offset.
 
 A mark is written with the append after the sync it tells of, and needs no sync of its own: it
@@ -22,17 +26,17 @@ states what was true before it. A header is on the disk before any frame follows
 under which a byte was written is known whatever is lost.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from synthia_batch.errors import JournalCorrupt
-from synthia_batch.rows import Failed, Finished, Outcome, Shard
+from synthia_batch.rows import Failed, Outcome, Shard
 from synthia_batch.store.append_file import AppendFile
-from synthia_batch.store.atomic import publish_bytes, storage_errors
+from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.frames import Frame, encode_frame, scan_frames
+from synthia_batch.store.frames import encode_frame
+from synthia_batch.store.journal_reader import Damage, JournalReader, Replayed, list_damages, read_journal
 
 SYNC_SECONDS = 1.0
 """At most so much work is lost with the power ..."""
@@ -40,29 +44,6 @@ SYNC_SAMPLES = 64
 """... or so many samples, ..."""
 SYNC_PAUSE_SECONDS = 0.05
 """... if they take longer than this: fast engines must not turn every append into a wait for the disk."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replayed:
-    """What a journal holds. `kept_bytes` is where its sound part ends, and appending goes on.
-
-    `dropped_bytes` is the length of the torn tail after it. `epoch` is that of the last opening,
-    None for an empty journal.
-    """
-
-    outcomes: dict[int, Outcome]
-    kept_bytes: int
-    dropped_bytes: int
-    epoch: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Damage:
-    """A part of a journal that was cut out: `length` bytes from `offset`, and what was wrong there."""
-
-    offset: int
-    length: int
-    reason: str
 
 
 class Journal:
@@ -85,6 +66,10 @@ class Journal:
             StorageFailed: A system call failed.
         """
         replayed = read_journal(path, shard, attempt)
+        if replayed.is_doubtful:
+            write_journal(path, shard, attempt, replayed.outcomes.values())
+            dropped_bytes = replayed.dropped_bytes
+            replayed = replace(read_journal(path, shard, attempt), dropped_bytes=dropped_bytes)
         file = AppendFile.open(path, kept_bytes=replayed.kept_bytes)
         try:
             file.append(_encode_header(shard, attempt))
@@ -153,49 +138,6 @@ class Journal:
         self._file.close()
 
 
-def replay(path: Path, shard: Shard, attempt: Attempt) -> dict[int, Outcome]:
-    """Return the samples of `shard` already finished by earlier attempts, by ordinal.
-
-    Raises:
-        JournalCorrupt: As for read_journal.
-    """
-    return read_journal(path, shard, attempt).outcomes
-
-
-def read_journal(path: Path, shard: Shard, attempt: Attempt) -> Replayed:
-    """Return what the journal at `path` holds, without touching it. No file is an empty journal.
-
-    Raises:
-        JournalCorrupt: A frame is damaged that no crash can have damaged, or a sound one is of
-            another plan or shard, or contradicts an earlier one.
-        StorageFailed: The file cannot be read.
-    """
-    reader = _Reader(path, shard, attempt)
-    kept_bytes = stop = 0
-    with storage_errors("read", path):
-        try:
-            file = path.open("rb")
-        except FileNotFoundError:
-            return Replayed(outcomes={}, kept_bytes=0, dropped_bytes=0, epoch=None)
-        with file:
-            frames = scan_frames(file)
-            for frame in frames:
-                stop = frame.stop
-                if frame.value is None:
-                    behind = [later for later in frames if later.value is not None]
-                    reader.excuse_damage(frame, behind)
-                    stop = file.tell()
-                    break
-                reader.take(frame)
-                kept_bytes = stop
-    return Replayed(
-        outcomes=reader.outcomes,
-        kept_bytes=kept_bytes,
-        dropped_bytes=stop - kept_bytes,
-        epoch=reader.epoch,
-    )
-
-
 def repair_journal(path: Path, shard: Shard, attempt: Attempt) -> tuple[Damage, ...]:
     """Write the journal anew from its sound frames, and return what was cut out of it.
 
@@ -205,38 +147,11 @@ def repair_journal(path: Path, shard: Shard, attempt: Attempt) -> tuple[Damage, 
     Raises:
         StorageFailed: The file cannot be read or written. The old one is then still there.
     """
-    reader = _Reader(path, shard, attempt)
+    reader = JournalReader(path, shard, attempt)
     reader.epoch = attempt.epoch  # the header that is written below speaks for every frame after it
-    damages = tuple(_list_damages(reader))
+    damages = tuple(list_damages(reader))
     write_journal(path, shard, attempt, reader.outcomes.values())
     return damages
-
-
-def find_damages(path: Path, shard: Shard, attempt: Attempt) -> tuple[Damage, ...]:
-    """Return what repair_journal would cut out of the journal. Touches nothing.
-
-    Only for a journal that read_journal refuses: what a crash may leave is listed here as well.
-
-    Raises:
-        StorageFailed: The file cannot be read.
-    """
-    reader = _Reader(path, shard, attempt)
-    reader.epoch = attempt.epoch
-    return tuple(_list_damages(reader))
-
-
-def find_last_epoch(path: Path) -> int | None:
-    """Return the epoch of the last sound header, or None where there is none.
-
-    Raises:
-        StorageFailed: The file cannot be read.
-    """
-    epoch = None
-    with storage_errors("read", path), path.open("rb") as file:
-        for frame in scan_frames(file):
-            if frame.value is not None and isinstance(frame.value.get("epoch"), int):
-                epoch = frame.value["epoch"]
-    return epoch
 
 
 def write_journal(path: Path, shard: Shard, attempt: Attempt, outcomes: Iterable[Outcome]) -> None:
@@ -251,86 +166,6 @@ def write_journal(path: Path, shard: Shard, attempt: Attempt, outcomes: Iterable
     """
     frames = (_encode_outcome(outcome, shard) for outcome in outcomes)
     publish_bytes(path, b"".join((_encode_header(shard, attempt), *frames)))
-
-
-@dataclass(slots=True)
-class _Reader:
-    """What the frames of one journal, taken in order, come to."""
-
-    path: Path
-    shard: Shard
-    attempt: Attempt
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
-    epoch: int | None = None
-    boot: str | None = None
-
-    def take(self, frame: Frame) -> None:
-        """Take in a sound frame.
-
-        Raises:
-            JournalCorrupt: It has no place in this journal.
-        """
-        value = frame.value or {}
-        try:
-            if "finished" in value or "failed" in value:
-                self._take_outcome(frame, _decode_outcome(value))
-            elif "synced" not in value:  # a mark matters only behind damage
-                self._take_header(frame, value)
-        except (KeyError, TypeError) as exc:
-            raise self.refuse(frame, "the frame is of no kind that this version writes") from exc
-
-    def excuse_damage(self, damaged: Frame, behind: Sequence[Frame]) -> None:
-        """Return if a crash can have left `damaged`, with the sound frames `behind` it.
-
-        Raises:
-            JournalCorrupt: It was sound once, and no crash can have changed it.
-        """
-        if not behind:
-            return
-        values = [frame.value or {} for frame in behind]
-        synced_bytes = max(value.get("synced", 0) for value in values)
-        if damaged.offset < synced_bytes:
-            raise self.refuse(damaged, f"the frame fails its checksum, and {synced_bytes} bytes were synced")
-        boots = {self.boot, *(value["boot"] for value in values if "boot" in value)}
-        if boots == {self.attempt.boot} and None not in boots:
-            raise self.refuse(damaged, "the frame fails its checksum, and no machine restarted since")
-
-    def refuse(self, frame: Frame, reason: str) -> JournalCorrupt:
-        """Return the error that names this frame."""
-        return JournalCorrupt(
-            f"{self.path}: byte {frame.offset}: {reason}\n"
-            "  `synthia-batch verify DIR --repair` drops exactly the damaged frames; then run again",
-            reason=reason,
-            offset=frame.offset,
-        )
-
-    def _take_header(self, frame: Frame, value: dict[str, Any]) -> None:
-        if value["plan"] != self.attempt.plan_digest:
-            raise self.refuse(frame, f"the header names another plan, {value['plan']}")
-        if value["shard"] != self.shard.number:
-            raise self.refuse(frame, f"the header names another shard, {value['shard']}")
-        self.epoch, self.boot = value["epoch"], value["boot"]
-
-    def _take_outcome(self, frame: Frame, outcome: Outcome) -> None:
-        ordinal = outcome.ordinal
-        if self.epoch is None:
-            raise self.refuse(frame, "the journal does not begin with a header")
-        if not self.shard.first <= ordinal < self.shard.stop:
-            raise self.refuse(frame, f"sample {ordinal} is not of shard {self.shard.number}")
-        known = self.outcomes.setdefault(ordinal, outcome)
-        if known is not outcome and known != outcome:
-            raise self.refuse(frame, f"sample {ordinal} was finished before, with another content")
-
-
-def _list_damages(reader: _Reader) -> Iterator[Damage]:
-    with storage_errors("read", reader.path), reader.path.open("rb") as file:
-        for frame in scan_frames(file):
-            try:
-                if frame.value is None:
-                    raise reader.refuse(frame, "the frame fails its checksum")
-                reader.take(frame)
-            except JournalCorrupt as exc:
-                yield Damage(offset=frame.offset, length=frame.stop - frame.offset, reason=exc.reason)
 
 
 def _encode_header(shard: Shard, attempt: Attempt) -> bytes:
@@ -359,17 +194,4 @@ def _encode_outcome(outcome: Outcome, shard: Shard) -> bytes:
             "prompt_tokens": outcome.prompt_tokens,
             "completion_tokens": outcome.completion_tokens,
         }
-    )
-
-
-def _decode_outcome(value: dict[str, Any]) -> Outcome:
-    if "failed" in value:
-        return Failed(ordinal=value["failed"], code=value["code"], message=value["message"])
-    return Finished(
-        ordinal=value["finished"],
-        response=value["response"],
-        reasoning=value["reasoning"],
-        finish_reason=value["finish_reason"],
-        prompt_tokens=value["prompt_tokens"],
-        completion_tokens=value["completion_tokens"],
     )

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import socket
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from filelock import FileLock, Timeout
 from synthia_batch.errors import IntegrityError, RunLocked
 from synthia_batch.store.atomic import publish_bytes, storage_errors
 from synthia_batch.store.run_dir import RunDir
+from synthia_batch.store.sealed import read_sealed, seal
 
 _LOCKS = Path("/proc/locks")
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
@@ -90,22 +90,26 @@ class RunLock:
             self.release()
             raise
 
-    def begin_epoch(self) -> Owner:
+    def begin_epoch(self, after: int | None = None) -> Owner:
         """Begin the next epoch under the lock that was taken, and return it with who we are.
+
+        `after` is the last epoch where the record of it is lost and others tell it.
 
         Raises:
             IntegrityError: The record of the last owner, and with it the epoch, was altered.
             StorageFailed: The new record could not be written.
         """
-        last = read_owner(self._run_dir.owner)
+        if after is None:
+            last = read_last_owner(self._run_dir)
+            after = last.epoch if last else 0
         owner = Owner(
             pid=os.getpid(),
             host=socket.gethostname(),
             started_at=self._started_at.isoformat(timespec="seconds"),
-            epoch=last.epoch + 1 if last else 1,
+            epoch=after + 1,
         )
         # On the disk before anything is written under this epoch: no two openings may share one.
-        publish_bytes(self._run_dir.owner, json.dumps(asdict(owner)).encode() + b"\n")
+        publish_bytes(self._run_dir.owner, seal(asdict(owner)))
         return owner
 
     def release(self) -> None:
@@ -133,7 +137,10 @@ class RunLock:
         raise RunLocked(self._describe_missing_locks("it grants one lock twice"))
 
     def _describe_owner(self) -> str:
-        owner = read_owner(self._run_dir.owner)
+        try:
+            owner = read_owner(self._run_dir.owner)
+        except IntegrityError:
+            owner = None  # that somebody has the lock is what matters now
         pid = _find_holder(self._run_dir.lock)
         if pid is not None and (owner is None or owner.pid != pid):
             # The owner looks at what there is before it writes its record, which is still the last one's.
@@ -156,17 +163,34 @@ def read_owner(path: Path) -> Owner | None:
     """Return who holds the lock, or held it last; None if nobody ever did.
 
     Raises:
-        IntegrityError: The record cannot be read.
+        IntegrityError: The record was altered.
     """
     try:
-        return Owner(**json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as exc:
-        raise IntegrityError(
-            f"{path} cannot be read: {exc}\n"
-            "  if no run is using the directory, remove the file and run the same command again"
-        ) from exc
+        value = read_sealed(path)
+        return None if value is None else Owner(**value)
+    except (IntegrityError, TypeError) as exc:
+        raise _refuse(path, "was altered") from exc
+
+
+def read_last_owner(run_dir: RunDir) -> Owner | None:
+    """Return who held the lock last; None where no run has begun.
+
+    Raises:
+        IntegrityError: The record was altered, or is missing from a run that has begun: without it
+            an epoch would come twice, and older samples could pass for newer ones.
+    """
+    owner = read_owner(run_dir.owner)
+    if owner is None and run_dir.plan.exists():
+        raise _refuse(run_dir.owner, "is missing")
+    return owner
+
+
+def _refuse(path: Path, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{path} {what}: the record of the run's last epoch; nothing was touched\n"
+        "  `synthia-batch verify DIR --repair` writes it again; then run the same command again",
+        reason=f"{what}: the record of the run's last epoch",
+    )
 
 
 def find_running(run_dir: RunDir) -> Owner | None:

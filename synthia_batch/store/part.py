@@ -169,16 +169,6 @@ def encode_failed_part(records: Sequence[FailedRecord], part_format: PartFormat)
     return _encode(columns, failed_schema(), part_format)
 
 
-def read_row_count(path: Path) -> int:
-    """Return how many rows the file's footer says it has. Reads nothing else.
-
-    Raises:
-        IntegrityError: The file is missing or has no whole footer.
-    """
-    with _reading(path):
-        return int(pq.read_metadata(path).num_rows)
-
-
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the file's rows, of all columns or of those named, with every page's checksum verified.
 

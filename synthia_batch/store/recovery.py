@@ -25,13 +25,16 @@ from synthia_batch.rows import Failed, Shard
 from synthia_batch.store.atomic import remove_file, storage_errors, temporary_path
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.intents import Intent, PartEntry
-from synthia_batch.store.journal import read_journal
+from synthia_batch.store.journal_reader import read_journal
 from synthia_batch.store.manifest import Manifest
 from synthia_batch.store.run_dir import RunDir
 
 HASH_THREADS = 4
 """hashlib works outside the interpreter's lock; beyond a few threads the disk is the limit."""
 _CHUNK_BYTES = 1 << 20
+
+OnProgress = Callable[[int, int], None]
+"""Gets the bytes of the parts that were read so far, and of all that are to be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +94,10 @@ def inspect_shard(
     return _inspect_journal(run_dir, shard, intent, attempt)
 
 
-def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: Callable[[int], None]) -> None:
+def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: OnProgress) -> None:
     """Read every published part and compare it with its intent. Touches nothing.
 
-    `on_progress` gets the bytes of each part that was read, in the caller's thread.
+    `on_progress` is called in the caller's thread.
 
     Raises:
         IntegrityError: A part is missing or was altered.
@@ -109,7 +112,7 @@ def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: Call
     _check_files(parts, on_progress)
 
 
-def check_complete(run_dir: RunDir, manifest: Manifest, on_progress: Callable[[int], None]) -> None:
+def check_complete(run_dir: RunDir, manifest: Manifest, on_progress: OnProgress) -> None:
     """Compare every part that the manifest names. Otherwise as check_parts.
 
     A part is read only if it was modified after the manifest, which is written last: a finished
@@ -131,12 +134,15 @@ def check_complete(run_dir: RunDir, manifest: Manifest, on_progress: Callable[[i
     _check_files(touched, on_progress)
 
 
-def _check_files(parts: Iterable[tuple[Path, PartEntry | None]], on_progress: Callable[[int], None]) -> None:
+def _check_files(parts: Sequence[tuple[Path, PartEntry | None]], on_progress: OnProgress) -> None:
+    total = sum(entry.bytes for _, entry in parts if entry)
+    done = 0
     with ThreadPoolExecutor(HASH_THREADS) as threads:
         futures = [threads.submit(check_part, path, entry) for path, entry in parts]
         try:
             for future in as_completed(futures):
-                on_progress(future.result())
+                done += future.result()
+                on_progress(done, total)
         finally:
             # After a refusal nobody waits for the rest to be read.
             threads.shutdown(wait=False, cancel_futures=True)

@@ -47,11 +47,11 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as exc:
         raise IntegrityError(
-            f"{path} cannot be read: {exc}\n  restore it from a copy, if there is one"
+            f"{path} cannot be read: {exc}\n  `synthia-batch verify DIR` says what can be done about it"
         ) from exc
     if not isinstance(value, dict) or value.pop(_DIGEST, None) != digest_of(value):
         raise IntegrityError(
             f"{path} was altered: its content does not give the digest that it ends with\n"
-            "  restore it from a copy, or start the run afresh in another directory"
+            "  `synthia-batch verify DIR` says what can be done about it"
         )
     return value

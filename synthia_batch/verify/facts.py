@@ -1,6 +1,7 @@
 """What a run directory says of its run: all that it takes to check or mend it without its job."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,12 @@ from typing import Any
 from synthia_batch.errors import UsageError
 from synthia_batch.plan import ROW_SYSTEM, plan_shards
 from synthia_batch.rows import KeptColumn, Shard
+from synthia_batch.store.atomic import storage_errors
 from synthia_batch.store.attempt import Attempt, read_boot_id
+from synthia_batch.store.events import read_events
+from synthia_batch.store.frames import scan_frames
 from synthia_batch.store.intents import Intent, PartEntry
+from synthia_batch.store.journal_reader import find_last_epoch
 from synthia_batch.store.manifest import Manifest
 from synthia_batch.store.part_rows import SampleGrid
 from synthia_batch.store.plan_file import plan_digest, read_plan
@@ -61,6 +66,29 @@ def read_facts(directory: Path) -> RunFacts:
         ),
         kept=tuple(KeptColumn(**column) for column in plan["scan"]["kept"]),
     )
+
+
+def find_highest_epoch(facts: RunFacts) -> int:
+    """Return the last epoch that anything in the run directory was written under, 0 for none.
+
+    Raises:
+        StorageFailed: A file cannot be read.
+    """
+    run_dir = facts.run_dir
+    starts = (event for event in read_events(run_dir.events) if event.get("kind") == "attempt_started")
+    epochs = [event["epoch"] for event in starts if isinstance(event.get("epoch"), int)]
+    epochs += [
+        epoch for path in run_dir.journals.glob("*.wal") if (epoch := find_last_epoch(path)) is not None
+    ]
+    with (
+        storage_errors("read", run_dir.intents),
+        suppress(FileNotFoundError),
+        run_dir.intents.open("rb") as file,
+    ):
+        epochs += [
+            frame.value["epoch"] for frame in scan_frames(file) if frame.value and "epoch" in frame.value
+        ]
+    return max(epochs, default=0)
 
 
 def list_intents(facts: RunFacts, manifest: Manifest, epoch: int) -> dict[int, Intent]:

@@ -23,8 +23,14 @@ class Kind(StrEnum):
     """A crash left a file that nobody needs."""
     UNKNOWN = "unknown"
     """A file that no run wrote lies among the dataset's. Whoever put it there must take it away."""
+    RECORD = "record"
+    """A record beside the plan is damaged that can be made again, and nothing is lost with it."""
+    OWNER = "owner"
+    """The record of the last epoch is damaged; everything that was written under an epoch names it."""
+    CANARY = "canary"
+    """What the engines must answer is damaged, and there are samples that only it could tell from others'."""
     PLAN = "plan"
-    """What the run cannot do without is damaged. Only a copy helps."""
+    """What the run is, is damaged: nothing else can be judged without it."""
 
 
 REMEDIES = {
@@ -34,7 +40,16 @@ REMEDIES = {
     Kind.MANIFEST: "`verify --repair` removes it, and the next run writes it again",
     Kind.LEFTOVER: "`verify --repair` removes it",
     Kind.UNKNOWN: "move it out of the run directory",
-    Kind.PLAN: "restore it from a copy, or start the run afresh in another directory",
+    Kind.RECORD: "`verify --repair` removes it, and it is made again when it is needed",
+    Kind.OWNER: "`verify --repair` writes it again",
+    Kind.CANARY: (
+        "restore it from a copy; or remove it, if you know that the engines are those that the run began "
+        "with: what they answer next is then what all must answer"
+    ),
+    Kind.PLAN: (
+        "restore it from a copy; or `verify --repair` removes it, and the job, run as it was first said on "
+        "the same input, writes it again: only if it comes out the same does the run go on"
+    ),
 }
 
 

@@ -19,7 +19,8 @@ from synthia_batch.store.journal import repair_journal, write_journal
 from synthia_batch.store.lock import RunLock
 from synthia_batch.store.manifest import withdraw_manifest
 from synthia_batch.store.part_rows import read_made
-from synthia_batch.verify.facts import RunFacts, list_intents, read_facts
+from synthia_batch.store.run_dir import RunDir
+from synthia_batch.verify.facts import RunFacts, find_highest_epoch, list_intents, read_facts
 from synthia_batch.verify.findings import Finding, Kind
 from synthia_batch.verify.shard_check import ShardCheck
 from synthia_batch.verify.verification import Inspection, OnProgress, inspect_run
@@ -43,10 +44,12 @@ def repair_run(directory: Path, on_progress: OnProgress) -> RepairResult:
     Raises:
         UsageError: It is no run directory.
         RunLocked: A run goes on there.
-        IntegrityError: Its plan, or the record of its epochs, was altered: that cannot be mended.
         StorageFailed: Something cannot be read, written or removed.
     """
-    facts = read_facts(directory)
+    try:
+        facts = read_facts(directory)
+    except IntegrityError:
+        return _remove_plan(RunDir(directory))
     lock = RunLock(facts.run_dir, datetime.now().astimezone())
     lock.take()
     try:
@@ -54,19 +57,34 @@ def repair_run(directory: Path, on_progress: OnProgress) -> RepairResult:
         if not (found.findings or found.temporary_files or found.leftover_journals):
             is_to_run = found.manifest is None
             return RepairResult(done=(), remaining=(), is_to_run=is_to_run)
-        epoch = lock.begin_epoch().epoch
+        is_lost = any(finding.kind is Kind.OWNER for finding in found.findings)
+        epoch = lock.begin_epoch(after=find_highest_epoch(facts) if is_lost else None).epoch
         facts = replace(facts, attempt=replace(facts.attempt, epoch=epoch))
-        done = list(_repair_ledger(facts, found))
+        done = [f"{facts.name(facts.run_dir.owner)}: written again, with epoch {epoch}"] if is_lost else []
+        done += _repair_ledger(facts, found)
         if done:
             found = inspect_run(facts, on_progress)
         done += _repair(facts, found)
         return RepairResult(
             done=tuple(done),
-            remaining=tuple(item for item in found.findings if item.kind in (Kind.UNKNOWN, Kind.PLAN)),
+            remaining=tuple(item for item in found.findings if item.kind in (Kind.UNKNOWN, Kind.CANARY)),
             is_to_run=not facts.run_dir.manifest.exists(),
         )
     finally:
         lock.release()
+
+
+def _remove_plan(run_dir: RunDir) -> RepairResult:
+    """Remove a damaged plan: the ledger's and the journals' headers say what the next one must be."""
+    lock = RunLock(run_dir, datetime.now().astimezone())
+    lock.take()
+    try:
+        remove_file(run_dir.plan)
+    finally:
+        lock.release()
+    name = run_dir.plan.relative_to(run_dir.root).as_posix()
+    done = f"{name}: removed; run the job as it was first said, on the same input, to write it again"
+    return RepairResult(done=(done,), remaining=(), is_to_run=True)
 
 
 def _repair_ledger(facts: RunFacts, found: Inspection) -> Iterator[str]:
@@ -90,6 +108,10 @@ def _repair(facts: RunFacts, found: Inspection) -> Iterator[str]:
             yield f"{name}: removed, and the card with it; the next run writes both again"
     for check in found.checks:
         yield from _repair_shard(facts, check)
+    for finding in found.findings:
+        if finding.kind is Kind.RECORD:
+            remove_file(run_dir.root / finding.file)
+            yield f"{finding.file}: removed; it is made again when it is needed"
     for path in found.temporary_files:
         remove_file(path)
         yield f"{facts.name(path)}: removed; it was never finished"

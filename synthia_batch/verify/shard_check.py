@@ -8,7 +8,7 @@ import numpy as np
 from synthia_batch.errors import IntegrityError, JournalCorrupt
 from synthia_batch.rows import Shard
 from synthia_batch.store.intents import Intent, PartEntry
-from synthia_batch.store.journal import find_damages, find_last_epoch, read_journal
+from synthia_batch.store.journal_reader import find_damages, find_last_epoch, read_journal
 from synthia_batch.store.part_pages import find_page_damage
 from synthia_batch.store.part_rows import (
     Places,

@@ -5,7 +5,7 @@ for the places of its rows. Memory holds a page per thread and the places of the
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,19 @@ from typing import Any
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.rows import Shard
-from synthia_batch.source.ids import Occurrences
 from synthia_batch.store.intents import Intent, read_intents
 from synthia_batch.store.lock import Owner, find_running
-from synthia_batch.store.manifest import Manifest, ManifestPart, read_manifest
+from synthia_batch.store.manifest import Manifest, read_manifest
 from synthia_batch.store.recovery import HASH_THREADS, list_temporary_files
 from synthia_batch.store.run_dir import RunDir
-from synthia_batch.store.sealed import read_sealed
 from synthia_batch.verify.facts import RunFacts, list_intents, read_facts
 from synthia_batch.verify.findings import Finding, Kind, explain_error
+from synthia_batch.verify.run_files import (
+    check_kept_files,
+    check_manifest,
+    find_leftovers,
+    find_unknown_files,
+)
 from synthia_batch.verify.shard_check import ShardCheck, check_parts_of_shard, check_shard
 
 OnProgress = Callable[[int, int], None]
@@ -106,7 +110,7 @@ def verify_run(directory: Path, on_progress: OnProgress) -> Verification:
     except IntegrityError as exc:
         return _tell_without_plan(directory, exc)
     is_complete = facts.run_dir.manifest.exists()
-    owner = None if is_complete else find_running(facts.run_dir)
+    owner = None if is_complete else _find_running(facts.run_dir)
     found = inspect_running(facts, on_progress) if owner else inspect_run(facts, on_progress)
     return Verification(
         directory=str(directory),
@@ -144,7 +148,7 @@ def inspect_run(facts: RunFacts, on_progress: OnProgress) -> Inspection:
     Raises:
         StorageFailed: A file cannot be read.
     """
-    findings: list[Finding] = [*_check_kept_files(facts)]
+    findings: list[Finding] = [*check_kept_files(facts)]
     manifest = None
     try:
         manifest = read_manifest(facts.run_dir.manifest)
@@ -161,11 +165,11 @@ def inspect_run(facts: RunFacts, on_progress: OnProgress) -> Inspection:
         is_judged = check.is_published or not ledger.findings
         findings += [found for found in check.findings if is_judged or found.kind is Kind.JOURNAL]
     if manifest is not None:
-        findings += _check_manifest(facts, manifest, checks, ledger.latest)
+        findings += check_manifest(facts, manifest, checks, ledger.latest)
     temporary_files = tuple(list_temporary_files(facts.run_dir))
     if facts.run_dir.manifest.exists():
-        findings += _find_leftovers(facts, temporary_files, checks)
-    findings += [*ledger.findings, *_find_unknown_files(facts, temporary_files)]
+        findings += find_leftovers(facts, temporary_files, checks)
+    findings += [*ledger.findings, *find_unknown_files(facts, temporary_files)]
     return Inspection(
         manifest=manifest,
         checks=checks,
@@ -240,80 +244,8 @@ def _read_ledger(facts: RunFacts, manifest: Manifest | None) -> _Ledger:
         return _Ledger(latest=known, findings=(finding,))
 
 
-def _check_kept_files(facts: RunFacts) -> Iterator[Finding]:
-    """Yield what is wrong with the files beside the plan that the run cannot do without."""
-    run_dir = facts.run_dir
-    for path, read in ((run_dir.occurrences, Occurrences.load), (run_dir.canary, read_sealed)):
-        try:
-            read(path)
-        except IntegrityError as exc:
-            yield explain_error(Kind.PLAN, path, run_dir.root, exc)
-
-
-def _check_manifest(
-    facts: RunFacts, manifest: Manifest, checks: tuple[ShardCheck, ...], latest: dict[int, Intent]
-) -> Iterator[Finding]:
-    """Yield where the manifest disagrees with the plan, with the ledger, or with itself."""
-    rows = facts.shards[-1].stop_row
-    samples = facts.shards[-1].stop
-    claims = {
-        "plan_digest": (manifest.plan_digest, facts.attempt.plan_digest),
-        "fingerprint": (manifest.fingerprint, facts.fingerprint),
-        "rows": (manifest.rows, rows),
-        "samples": (manifest.samples, samples),
-        "finished + failed": (manifest.finished + manifest.failed, samples),
-        "parts' rows": (sum(part.rows for part in manifest.parts), samples),
-    }
-    faults = [f"{name} is {said}, must be {true}" for name, (said, true) in claims.items() if said != true]
-    if {part.path: part for part in manifest.parts} != _list_expected(facts, latest):
-        faults.append("its parts are not those of the ledger")
-    unpublished = [check.shard.number for check in checks if not check.is_published]
-    if unpublished:
-        faults.append(f"it says that the run is complete, and shard {unpublished[0]} is not published")
-    file = facts.name(facts.run_dir.manifest)
-    yield from (Finding(kind=Kind.MANIFEST, file=file, what=fault) for fault in faults)
-    if not facts.run_dir.readme.exists():
-        card = facts.name(facts.run_dir.readme)
-        yield Finding(kind=Kind.MANIFEST, file=card, what="the dataset card is missing")
-
-
-def _list_expected(facts: RunFacts, latest: dict[int, Intent]) -> dict[str, ManifestPart]:
-    expected = {}
-    for shard in facts.shards:
-        intent = latest.get(shard.number)
-        if intent is None:
-            continue
-        pairs = (
-            (facts.run_dir.data_part(shard), intent.data),
-            (facts.run_dir.failed_part(shard), intent.failed),
-        )
-        for path, entry in pairs:
-            if entry is not None:
-                name = facts.name(path)
-                expected[name] = ManifestPart(
-                    path=name, sha256=entry.sha256, bytes=entry.bytes, rows=entry.rows
-                )
-    return expected
-
-
-def _find_leftovers(
-    facts: RunFacts, temporary_files: tuple[Path, ...], checks: tuple[ShardCheck, ...]
-) -> Iterator[Finding]:
-    for path in temporary_files:
-        yield Finding(kind=Kind.LEFTOVER, file=facts.name(path), what="a file that was never finished")
-    for check in checks:
-        if check.has_leftover_journal:
-            file = facts.name(facts.run_dir.journal(check.shard))
-            what = "a journal whose samples are published"
-            yield Finding(kind=Kind.LEFTOVER, file=file, what=what, shard=check.shard.number)
-
-
-def _find_unknown_files(facts: RunFacts, temporary_files: tuple[Path, ...]) -> Iterator[Finding]:
-    run_dir: RunDir = facts.run_dir
-    known = {*temporary_files}
-    for shard in facts.shards:
-        known |= {run_dir.data_part(shard), run_dir.failed_part(shard), run_dir.journal(shard)}
-    for directory in (run_dir.data, run_dir.failed, run_dir.journals):
-        for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-            if path not in known:
-                yield Finding(kind=Kind.UNKNOWN, file=facts.name(path), what="is no file of this run")
+def _find_running(run_dir: RunDir) -> Owner | None:
+    try:
+        return find_running(run_dir)
+    except IntegrityError:
+        return None  # a finding of its own

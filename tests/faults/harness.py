@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 from conftest import ROOT, make_environment, read_bytes_of_data, read_call_log, write_jsonl
 
 from synthia_batch.store.frames import scan_frames
@@ -26,8 +28,11 @@ PATCH = {
     "synthia_batch.store.journal.SYNC_SAMPLES": 2,
     "synthia_batch.store.journal.SYNC_PAUSE_SECONDS": 0.0,
 }
-EXHAUSTIVE = bool(os.environ.get("SYNTHIA_BATCH_EXHAUSTIVE"))
-"""Set by `make test-long`."""
+
+
+def exhaustively(value: object, what: str) -> Any:
+    """Return a parameter for `make test-long` only; `what` is printed where it is left out."""
+    return pytest.param(value, marks=[pytest.mark.exhaustive(what), pytest.mark.timeout(3600)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,16 +108,24 @@ def start_warm_process(scratch: Path) -> Iterator[WarmProcess]:
 
 @dataclass(slots=True)
 class SmallJob:
-    """A job of 12 samples in 2 shards, 3 of which fail, that lives in `directory`."""
+    """A job of 2 shards that lives in `directory`; in both of them some samples fail."""
 
     warm: WarmProcess
     directory: Path
+    rows: int = ROWS
+    fail_every: int = FAIL_EVERY
     attempts: int = 0
     expected: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        write_jsonl(self.directory / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(ROWS)])
+        write_jsonl(
+            self.directory / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(self.rows)]
+        )
+
+    @property
+    def patch(self) -> dict[str, Any]:
+        return {**PATCH, "synthia_batch.plan.ROWS_STEP": self.rows // 2}
 
     @property
     def run_directory(self) -> Path:
@@ -120,7 +133,12 @@ class SmallJob:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        settings = {"fail_every": FAIL_EVERY, "max_num_seqs": 1, "latency_ms": 1, "call_log": self.call_log}
+        settings = {
+            "fail_every": self.fail_every,
+            "max_num_seqs": 1,
+            "latency_ms": 1,
+            "call_log": self.call_log,
+        }
         flags = [flag for name, value in settings.items() for flag in ("--set", f"engine.{name}={value}")]
         return ("run", "q.jsonl", "--engine", "scripted", "--pool", "local", "-q", *flags, "-o", "out")
 
@@ -132,7 +150,7 @@ class SmallJob:
         """Make one attempt, with a call log of its own."""
         self.attempts += 1
         self.call_log.unlink(missing_ok=True)
-        return self.warm.run(self.directory, *self.arguments, **faults)
+        return self.warm.run(self.directory, *self.arguments, patch=self.patch, **faults)
 
     def made(self) -> list[int]:
         """The samples that the last attempt had the engine make."""
@@ -142,7 +160,7 @@ class SmallJob:
         """Set what every other history must end in."""
         ended = self.run()
         assert ended.code == 0, ended.stderr
-        assert sorted(self.made()) == list(range(ROWS))
+        assert sorted(self.made()) == list(range(self.rows))
         self.expected = read_bytes_of_data(self.run_directory)
         assert len(self.expected) == 6
 
@@ -155,6 +173,18 @@ class SmallJob:
         assert not set(made) & ended_before, (context, "made again", made, ended_before)
         assert len(made) == len(set(made)), (context, "made twice", made)
         assert not list_leftovers(self.run_directory), context
+
+
+@contextmanager
+def open_small_job(warm: WarmProcess, fallback: Path, **shape: int) -> Iterator[SmallJob]:
+    """A job that ran undisturbed, and knows what it gave, in memory where files can live there."""
+    directory = make_fast_directory(fallback)
+    job = SmallJob(warm, directory, **shape)
+    job.run_undisturbed()
+    try:
+        yield job
+    finally:
+        shutil.rmtree(directory)
 
 
 def read_ended(run_directory: Path) -> set[int]:
@@ -180,6 +210,13 @@ def list_leftovers(run_directory: Path) -> list[str]:
     """What must not be there once a run is complete."""
     return [str(path) for pattern in ("**/.*.tmp", "**/*.wal") for path in run_directory.glob(pattern)
             if path.name != "intents.wal"]  # fmt: skip
+
+
+def replace_tree(source: Path, target: Path) -> None:
+    """Have at `target` what is at `source`, which may be nothing."""
+    shutil.rmtree(target, ignore_errors=True)
+    if source.exists():
+        shutil.copytree(source, target)
 
 
 def make_fast_directory(fallback: Path) -> Path:

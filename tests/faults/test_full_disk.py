@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATCH, SmallJob, WarmProcess, read_ended, start_warm_process
+from harness import SmallJob, WarmProcess, read_ended, replace_tree, start_warm_process
+
+from synthia_batch.store.frames import scan_frames
 
 STORAGE_FAILED = 74
 TMPFS_KIB = 64
@@ -77,6 +79,51 @@ def test_a_disk_that_fails_every_sync_from_some_moment_on_is_asked_once(job: Sma
     assert first > 4
 
 
+def test_what_the_kernel_drops_after_a_failed_fsync_is_made_again_without_a_repair(job: SmallJob) -> None:
+    log = job.directory / "failed-calls"
+    lost = 0
+    for first in range(1, 100):
+        shutil.rmtree(job.run_directory, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        fault = {"name": "fdatasync", "code": errno.EIO, "log": str(log), "path": ".wal", "first": first}
+        ended = job.run(fail=fault)
+        if not log.exists():
+            break
+        check_failure(ended.code, ended.stderr, "Input/output error")
+        path = Path(log.read_text().split()[1])
+        replace_tree(job.run_directory, job.directory / "failed")
+        for start, stop in list_doubted(path):
+            replace_tree(job.directory / "failed", job.run_directory)
+            content = path.read_bytes()
+            path.write_bytes(content[:start] + bytes(stop - start) + content[stop:])
+            # What was never on the disk is no finished sample, nor what lies behind it.
+            finished = read_ended(job.run_directory) - list_outcomes(path, start)
+            job.check_resumed(ended_before=finished, context=(first, start))
+            lost += 1
+    print(f"{lost} times a page was lost to a failed fdatasync")
+    assert lost > 10
+
+
+def list_doubted(path: Path) -> list[tuple[int, int]]:
+    """The frames that a writer failed to sync, but for the last one, with which it says so."""
+    with path.open("rb") as file:
+        *frames, word = scan_frames(file)
+    assert word.value is not None
+    return [(frame.offset, frame.stop) for frame in frames if frame.offset >= word.value["unsynced"]]
+
+
+def list_outcomes(path: Path, start: int) -> set[int]:
+    """The samples in a journal from byte `start` on; none for the ledger, which has no such frames."""
+    with path.open("rb") as file:
+        values = [frame.value for frame in scan_frames(file) if frame.offset >= start and frame.value]
+    return {
+        value[kind]
+        for value in values
+        for kind in ("finished", "failed")
+        if "shard" not in value and kind in value
+    }
+
+
 @pytest.mark.parametrize("taken", [1, 7, -1])
 def test_short_writes_are_continued(job: SmallJob, taken: int) -> None:
     job.check_resumed(ended_before=set(), shorten={"taken": taken})
@@ -103,7 +150,7 @@ def test_a_disk_that_is_really_full_ends_the_run_and_more_room_mends_it(
         # From a full disk on, a little more room each time, until the run gets through.
         for free_kib in range(0, kib + 1, 4):
             fill(room, ballast, free_kib)
-            ended = job.run(patch=PATCH)
+            ended = job.run()
             if ended.code == 0:
                 break
             check_failure(ended.code, ended.stderr, "No space left on device")

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 from harness import (
-    EXHAUSTIVE,
     SmallJob,
     WarmProcess,
-    make_fast_directory,
+    exhaustively,
+    open_small_job,
     read_ended,
+    replace_tree,
     start_warm_process,
 )
 
 KILLED = -9
-FIRST_KILLS = None if EXHAUSTIVE else 15
-SECOND_KILLS = None if EXHAUSTIVE else 10
-"""For each first kill. `make test-long` takes all pairs."""
+ALL = 10**9
+PAIRS = [(15, 10), exhaustively((ALL, 16), "after every kill, sixteen of those in its recovery")]
+"""How many first kills, and how many second ones of each."""
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +30,8 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
 
 @pytest.fixture
 def job(warm: WarmProcess, tmp_path: Path) -> Iterator[SmallJob]:
-    directory = make_fast_directory(tmp_path)
-    job = SmallJob(warm, directory)
-    job.run_undisturbed()
-    yield job
-    shutil.rmtree(directory)
+    with open_small_job(warm, tmp_path) as job:
+        yield job
 
 
 def kill(job: SmallJob, at: int, when: str) -> bool:
@@ -65,18 +63,19 @@ def test_killed_at_every_change_the_next_run_ends_in_the_same_bytes(job: SmallJo
     assert kills > (20 if when == "half" else len(changes) - 10)
 
 
-@pytest.mark.timeout(7200 if EXHAUSTIVE else 300)
-def test_killed_again_at_every_change_of_the_recovery(job: SmallJob) -> None:
+@pytest.mark.parametrize("pairs", PAIRS, ids=["some", "many"])
+def test_killed_again_inside_the_recovery(job: SmallJob, pairs: tuple[int, int]) -> None:
+    first_kills, second_kills = pairs
     draw = random.Random(20261121)
     kept = job.directory / "killed-once"
     kills = 0
     start_afresh(job)
-    for first in choose(draw, len(list_changes(job)), FIRST_KILLS):
+    for first in choose(draw, len(list_changes(job)), first_kills):
         start_afresh(job)
         kill(job, first, "before")
         replace_tree(job.run_directory, kept)
         ended_first = read_ended(kept)
-        for second in choose(draw, len(list_changes(job)), SECOND_KILLS):
+        for second in choose(draw, len(list_changes(job)), second_kills):
             replace_tree(kept, job.run_directory)
             if not kill(job, second, draw.choice(["before", "half"])):
                 continue
@@ -98,13 +97,6 @@ def list_changes(job: SmallJob) -> list[str]:
     return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def choose(draw: random.Random, count: int, limit: int | None) -> list[int]:
+def choose(draw: random.Random, count: int, limit: int) -> list[int]:
     """Return `limit` of the numbers 1 to `count`, or all."""
-    numbers = list(range(1, count + 1))
-    return numbers if limit is None or limit >= count else sorted(draw.sample(numbers, limit))
-
-
-def replace_tree(source: Path, target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    if source.exists():
-        shutil.copytree(source, target)
+    return sorted(draw.sample(range(1, count + 1), min(limit, count)))

@@ -11,17 +11,18 @@ import pytest
 from conftest import read_bytes_of_data
 from disk import KEPT, LOST, TORN, Choose, Disk, Step, read_steps, replay
 from harness import (
-    EXHAUSTIVE,
     SmallJob,
     WarmProcess,
+    exhaustively,
     list_journaled,
-    make_fast_directory,
+    open_small_job,
     start_warm_process,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-EXAMPLES = 5000 if EXHAUSTIVE else 150
+LOSSES = [150, exhaustively(1500, "1,500 power losses at random")]
+DOUBLE_LOSSES = [50, exhaustively(300, "300 power losses in the recovery from another")]
 FATES: dict[str, Choose] = {
     "nothing": lambda count: LOST,
     "everything": lambda count: KEPT,
@@ -79,14 +80,11 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
 @pytest.fixture(scope="module")
 def recorded(warm: WarmProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     temporary = tmp_path_factory.mktemp("power")
-    directory = make_fast_directory(temporary)
-    job = SmallJob(warm, directory)
-    job.run_undisturbed()
-    shutil.rmtree(job.run_directory)
-    recorded = Recorded(job=job, steps=[], seen=set())
-    recorded.steps = recorded.record_resumption(directory / "steps")
-    yield recorded
-    shutil.rmtree(directory)
+    with open_small_job(warm, temporary) as job:
+        shutil.rmtree(job.run_directory)
+        recorded = Recorded(job=job, steps=[], seen=set())
+        recorded.steps = recorded.record_resumption(job.directory / "steps")
+        yield recorded
 
 
 def check_visible(job: SmallJob, context: object) -> None:
@@ -140,22 +138,29 @@ def test_power_loss_after_every_step(recorded: Recorded, fate: str) -> None:
     print(f"{states} different disks with {fate} of the unsynced")
 
 
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-    derandomize=True,
-)
-@given(data=st.data())
-def test_power_loss_that_keeps_any_part_of_the_unsynced(recorded: Recorded, data: st.DataObject) -> None:
-    stop = data.draw(st.integers(0, len(recorded.steps)), label="steps")
-    recorded.check(recorded.steps[:stop], lambda count: data.draw(st.integers(0, count - 1)), stop)
+@pytest.mark.parametrize("losses", LOSSES)
+def test_power_loss_that_keeps_any_part_of_the_unsynced(recorded: Recorded, losses: int) -> None:
+    @settings(
+        max_examples=losses,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+    )
+    @given(data=st.data())
+    def lose_power(data: st.DataObject) -> None:
+        stop = data.draw(st.integers(0, len(recorded.steps)), label="steps")
+        recorded.check(recorded.steps[:stop], lambda count: data.draw(st.integers(0, count - 1)), stop)
+
+    before = len(recorded.seen)
+    lose_power()
+    print(f"{losses} power losses, {len(recorded.seen) - before} disks not seen before")
 
 
-def test_power_loss_again_while_recovering_from_one(recorded: Recorded) -> None:
+@pytest.mark.parametrize("losses", DOUBLE_LOSSES)
+def test_power_loss_again_while_recovering_from_one(recorded: Recorded, losses: int) -> None:
     # Not by hypothesis: a recovery, whose samples come in batches, is not the same step by step.
-    for seed in range(EXAMPLES // 3):
+    for seed in range(losses):
         draw = random.Random(seed)
         first = draw.randint(0, len(recorded.steps))
         recorded.restore(recorded.steps[:first], draw.randrange)

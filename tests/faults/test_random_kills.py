@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Command, command_of, make_environment, read_bytes_of_data, read_call_log, write_jsonl
-from harness import EXHAUSTIVE, read_ended
+from harness import exhaustively, read_ended
 
 ROWS = 1500
 WORKERS = (1, 2, 1, 2)
@@ -20,7 +20,7 @@ WORKER_KILLS = (6, 7, 6, 7)
 """In each of those attempts: with the drivers' own, 30."""
 IN_FLIGHT = 2 * 2 * 4
 """Samples that two workers hold at most: what one kill may have made for nothing."""
-ROUNDS = 4 if EXHAUSTIVE else 1
+SEEDS = [0, *(exhaustively(seed, "thirty other random kills") for seed in (1, 2))]
 GONE_SECONDS = 20.0
 
 
@@ -118,8 +118,7 @@ def kill_attempt(tmp_path: Path, log: Path, workers: int, worker_kills: int, dra
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600 if EXHAUSTIVE else 300)
-@pytest.mark.parametrize("seed", range(ROUNDS))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_thirty_kills_lose_nothing_and_leave_the_same_bytes(
     synthia: Command, tmp_path: Path, source: Path, seed: int
 ) -> None:

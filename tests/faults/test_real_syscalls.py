@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from conftest import Command, command_of, make_environment, read_bytes_of_data, read_call_log, write_jsonl
-from harness import EXHAUSTIVE, read_ended
+from harness import exhaustively, read_ended
 
 ROWS = 12
-POINTS = [("fsync", 3), ("fdatasync", 2), ("rename", 2), ("rename", 5), ("unlink", 1), ("mkdir", 3)]
+SOME_POINTS = [("fsync", 3), ("fdatasync", 2), ("rename", 2), ("rename", 5), ("unlink", 1), ("mkdir", 3)]
 ALL_POINTS = [
     *(("fsync", number) for number in range(1, 25)),
     *(("fdatasync", number) for number in range(1, 6)),
@@ -17,6 +17,7 @@ ALL_POINTS = [
     *(("unlink", number) for number in range(1, 4)),
     *(("mkdir", number) for number in range(1, 8)),
 ]
+POINTS = [SOME_POINTS, exhaustively(ALL_POINTS, "a kill inside every fsync, rename, unlink and mkdir")]
 
 
 def find_strace() -> str:
@@ -29,15 +30,17 @@ def find_strace() -> str:
     return strace
 
 
-@pytest.mark.timeout(1800 if EXHAUSTIVE else 300)
-def test_killed_inside_a_real_system_call_the_next_run_goes_on(synthia: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("points", POINTS, ids=["some", "all"])
+def test_killed_inside_a_real_system_call_the_next_run_goes_on(
+    synthia: Command, tmp_path: Path, points: list[tuple[str, int]]
+) -> None:
     strace = find_strace()
     write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(ROWS)])
     flags = ("run", "q.jsonl", "--engine", "scripted", "--pool", "local", "-q")
     flags += ("--set", "engine.fail_every=5")
     assert synthia(*flags, "-o", "whole").returncode == 0
     kills = 0
-    for name, number in ALL_POINTS if EXHAUSTIVE else POINTS:
+    for name, number in points:
         output = f"killed-{name}-{number}"
         inject = ["-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={number}"]
         traced = [strace, "-f", "-qq", "-o", "/dev/null", *inject, *command_of(*flags, "-o", output)]

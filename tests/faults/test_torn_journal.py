@@ -6,27 +6,27 @@ from pathlib import Path
 
 import pytest
 from harness import (
-    EXHAUSTIVE,
-    SHARD_ROWS,
     SmallJob,
     WarmProcess,
     list_journaled,
-    make_fast_directory,
+    open_small_job,
+    replace_tree,
     start_warm_process,
 )
 
+from synthia_batch import plan
 from synthia_batch.rows import Shard
-from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.frames import scan_frames
-from synthia_batch.store.journal import repair_journal
-from synthia_batch.store.lock import read_owner
-from synthia_batch.store.plan_file import plan_digest, read_plan
 from synthia_batch.store.run_dir import RunDir
+from synthia_batch.verify.repair import repair_run
 
 INTEGRITY = 4
-STRIDE = 1 if EXHAUSTIVE else 29
-"""`make test` takes every 29th byte, `make test-long` all; tests/test_store_journal.py flips every bit."""
-SHARD = Shard(number=1, count=2, first_row=SHARD_ROWS, stop_row=12, first=SHARD_ROWS, stop=12)
+ROWS = 4
+"""Few, so that there is time for every byte; tests/test_store_journal.py flips every bit."""
+FAIL_EVERY = 3
+SHARD = Shard(number=1, count=2, first_row=2, stop_row=4, first=2, stop=4)
+PUBLISHED = {0, 1}
+"""The samples of the first shard."""
 
 
 @pytest.fixture(scope="module")
@@ -36,24 +36,23 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
 
 
 @pytest.fixture
-def job(warm: WarmProcess, tmp_path: Path) -> Iterator[SmallJob]:
+def job(warm: WarmProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallJob]:
     """A run that was killed just before its second shard was published."""
-    directory = make_fast_directory(tmp_path)
-    job = SmallJob(warm, directory)
-    job.run_undisturbed()
-    shutil.rmtree(job.run_directory)
-    log = directory / "syncs"
-    # The first shard asks the ledger once, its opening once: the third time is the second shard's.
-    ended = job.run(fail={"name": "fdatasync", "code": 5, "log": str(log), "path": "intents.wal", "first": 3})
-    assert ended.code == 74, ended.stderr
-    shutil.copytree(job.run_directory, directory / "killed")
-    yield job
-    shutil.rmtree(directory)
+    with open_small_job(warm, tmp_path, rows=ROWS, fail_every=FAIL_EVERY) as job:
+        shutil.rmtree(job.run_directory)
+        log = job.directory / "syncs"
+        # The first shard asks the ledger once, its opening once: the third time is the second shard's.
+        third = {"name": "fdatasync", "code": 5, "log": str(log), "path": "intents.wal", "first": 3}
+        ended = job.run(fail=third)
+        assert ended.code == 74, ended.stderr
+        shutil.copytree(job.run_directory, job.directory / "killed")
+        # A repair in this process has to know the same plan.
+        monkeypatch.setattr(plan, "ROWS_STEP", ROWS // 2)
+        yield job
 
 
 def restore(job: SmallJob, journal: bytes) -> Path:
-    shutil.rmtree(job.run_directory)
-    shutil.copytree(job.directory / "killed", job.run_directory)
+    replace_tree(job.directory / "killed", job.run_directory)
     path = journal_of(job)
     path.write_bytes(journal)
     return path
@@ -63,50 +62,56 @@ def journal_of(job: SmallJob) -> Path:
     return RunDir(job.run_directory).journal(SHARD)
 
 
-def test_a_journal_cut_at_any_byte_is_made_again_from_there(job: SmallJob) -> None:
-    whole = journal_of(job).read_bytes()
-    assert list_journaled(journal_of(job)) == set(range(6, 12))
-    for length in range(0, len(whole) + 1, STRIDE):
-        kept = list_journaled(restore(job, whole[:length]))
-        job.check_resumed(ended_before={*range(6), *kept}, context=length)
-        assert sorted(job.made()) == sorted(set(range(6, 12)) - kept), length
-    print(f"{len(range(0, len(whole) + 1, STRIDE))} of {len(whole) + 1} cuts")
-
-
-def test_a_flip_at_any_byte_is_refused_with_its_offset_and_repaired(job: SmallJob) -> None:
-    whole = journal_of(job).read_bytes()
+def list_frame_bounds(job: SmallJob) -> list[tuple[int, int]]:
     with journal_of(job).open("rb") as file:
-        frames = list(scan_frames(file))
-    run_dir = RunDir(job.run_directory)
-    plan = read_plan(run_dir.plan)
-    owner = read_owner(run_dir.owner)
-    assert plan is not None
-    assert owner is not None
-    attempt = Attempt(plan_digest=plan_digest(plan), epoch=owner.epoch + 1, boot="boot")
-    for position in range(0, frames[-1].offset, STRIDE):
-        flipped = bytearray(whole)
-        flipped[position] ^= 1 << position % 8
-        path = restore(job, bytes(flipped))
+        return [(frame.offset, frame.stop) for frame in scan_frames(file)]
+
+
+def test_a_journal_cut_at_every_byte_is_made_again_from_there(job: SmallJob) -> None:
+    whole = journal_of(job).read_bytes()
+    unpublished = list_journaled(journal_of(job))
+    assert unpublished == {2, 3}
+    for length in range(len(whole) + 1):
+        kept = list_journaled(restore(job, whole[:length]))
+        job.check_resumed(ended_before=PUBLISHED | kept, context=length)
+        assert sorted(job.made()) == sorted(unpublished - kept), length
+    print(f"{len(whole) + 1} cuts")
+
+
+def test_a_flip_at_every_byte_is_refused_with_its_offset_and_repaired(job: SmallJob) -> None:
+    whole = journal_of(job).read_bytes()
+    *bounds, (last, _) = list_frame_bounds(job)
+    for position in range(last - 1):
+        path = restore(job, flip(whole, position))
         before = path.read_bytes()
         refused = job.run()
-        offset = next(frame.offset for frame in frames if frame.offset <= position < frame.stop)
+        offset = next(start for start, stop in bounds if start <= position < stop)
         assert refused.code == INTEGRITY, (position, refused.stderr)
         assert f"byte {offset}: " in refused.stderr, (position, refused.stderr)
         assert "--repair" in refused.stderr
         assert path.read_bytes() == before
         assert not job.made()
-        # What `verify --repair` calls.
-        (damage, *others) = repair_journal(path, SHARD, attempt)
-        assert damage.offset == offset
-        assert len(others) <= 1  # a newline that was flipped takes two frames with it
-        kept = list_journaled(path)
-        job.check_resumed(ended_before={*range(6), *kept}, context=position)
-    print(f"{len(range(0, frames[-1].offset, STRIDE))} flips")
+        repaired = repair_run(job.run_directory, lambda done, total: None)
+        assert not repaired.remaining
+        dropped = [line for line in repaired.done if "bytes dropped" in line]
+        assert f"byte {offset}: " in dropped[0], (position, dropped)
+        assert len(dropped) <= 2  # a newline that was flipped takes two frames with it
+        job.check_resumed(ended_before=PUBLISHED | list_journaled(path), context=position)
+    print(f"{last - 1} flips")
 
 
-def test_a_flip_in_the_last_frame_is_a_torn_tail(job: SmallJob) -> None:
-    whole = bytearray(journal_of(job).read_bytes())
-    whole[-5] ^= 1
-    kept = list_journaled(restore(job, bytes(whole)))
-    job.check_resumed(ended_before={*range(6), *kept})
-    assert len(job.made()) == 6 - len(kept)
+def test_a_flip_at_every_byte_of_the_last_frame_is_a_torn_tail(job: SmallJob) -> None:
+    whole = journal_of(job).read_bytes()
+    last, stop = list_frame_bounds(job)[-1]
+    # From the newline before it on: without that the last two frames are one.
+    for position in range(last - 1, stop):
+        kept = list_journaled(restore(job, flip(whole, position)))
+        job.check_resumed(ended_before=PUBLISHED | kept, context=position)
+        assert len(job.made()) == 2 - len(kept) == (1 if position >= last else 2)
+    print(f"{stop - last + 1} flips")
+
+
+def flip(content: bytes, position: int) -> bytes:
+    flipped = bytearray(content)
+    flipped[position] ^= 1 << position % 8
+    return bytes(flipped)

@@ -1,0 +1,133 @@
+"""The files of a run beside its parts and journals: its records, its manifest, and what must not be there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from synthia_batch.errors import IntegrityError
+from synthia_batch.source.ids import Occurrences
+from synthia_batch.store.frames import scan_frames
+from synthia_batch.store.intents import Intent, read_intents
+from synthia_batch.store.lock import read_last_owner
+from synthia_batch.store.manifest import Manifest, ManifestPart
+from synthia_batch.store.run_dir import RunDir
+from synthia_batch.store.sealed import read_sealed
+from synthia_batch.verify.facts import RunFacts
+from synthia_batch.verify.findings import Finding, Kind, explain_error
+from synthia_batch.verify.shard_check import ShardCheck
+
+
+def check_kept_files(facts: RunFacts) -> Iterator[Finding]:
+    """Yield what is wrong with the records that the run keeps beside its plan.
+
+    A record that is missing is no finding where the run makes it when it needs it.
+    """
+    run_dir = facts.run_dir
+    try:
+        read_last_owner(run_dir)
+    except IntegrityError as exc:
+        yield explain_error(Kind.OWNER, run_dir.owner, run_dir.root, exc)
+    try:
+        if run_dir.occurrences.exists():
+            Occurrences.load(run_dir.occurrences)
+    except IntegrityError as exc:
+        yield explain_error(Kind.RECORD, run_dir.occurrences, run_dir.root, exc)
+    try:
+        read_sealed(run_dir.job)
+    except IntegrityError as exc:
+        yield explain_error(Kind.RECORD, run_dir.job, run_dir.root, exc)
+    try:
+        read_sealed(run_dir.canary)
+    except IntegrityError as exc:
+        kind = Kind.CANARY if _has_samples(facts) else Kind.RECORD
+        yield explain_error(kind, run_dir.canary, run_dir.root, exc)
+
+
+def _has_samples(facts: RunFacts) -> bool:
+    """Whether any sample has ended, as far as can be told: a damaged ledger may have had some."""
+    try:
+        if read_intents(facts.run_dir.intents, facts.attempt.plan_digest).latest:
+            return True
+    except IntegrityError:
+        return True
+    for journal in facts.run_dir.journals.glob("*.wal"):
+        with journal.open("rb") as file:
+            if any(
+                frame.value is None or frame.value.keys() & {"finished", "failed"}
+                for frame in scan_frames(file)
+            ):
+                return True
+    return False
+
+
+def check_manifest(
+    facts: RunFacts, manifest: Manifest, checks: tuple[ShardCheck, ...], latest: dict[int, Intent]
+) -> Iterator[Finding]:
+    """Yield where the manifest disagrees with the plan, with the ledger, or with itself."""
+    rows = facts.shards[-1].stop_row
+    samples = facts.shards[-1].stop
+    claims = {
+        "plan_digest": (manifest.plan_digest, facts.attempt.plan_digest),
+        "fingerprint": (manifest.fingerprint, facts.fingerprint),
+        "rows": (manifest.rows, rows),
+        "samples": (manifest.samples, samples),
+        "finished + failed": (manifest.finished + manifest.failed, samples),
+        "parts' rows": (sum(part.rows for part in manifest.parts), samples),
+    }
+    faults = [f"{name} is {said}, must be {true}" for name, (said, true) in claims.items() if said != true]
+    if {part.path: part for part in manifest.parts} != _list_expected(facts, latest):
+        faults.append("its parts are not those of the ledger")
+    unpublished = [check.shard.number for check in checks if not check.is_published]
+    if unpublished:
+        faults.append(f"it says that the run is complete, and shard {unpublished[0]} is not published")
+    file = facts.name(facts.run_dir.manifest)
+    yield from (Finding(kind=Kind.MANIFEST, file=file, what=fault) for fault in faults)
+    if not facts.run_dir.readme.exists():
+        card = facts.name(facts.run_dir.readme)
+        yield Finding(kind=Kind.MANIFEST, file=card, what="the dataset card is missing")
+
+
+def _list_expected(facts: RunFacts, latest: dict[int, Intent]) -> dict[str, ManifestPart]:
+    expected = {}
+    for shard in facts.shards:
+        intent = latest.get(shard.number)
+        if intent is None:
+            continue
+        pairs = (
+            (facts.run_dir.data_part(shard), intent.data),
+            (facts.run_dir.failed_part(shard), intent.failed),
+        )
+        for path, entry in pairs:
+            if entry is not None:
+                name = facts.name(path)
+                expected[name] = ManifestPart(
+                    path=name, sha256=entry.sha256, bytes=entry.bytes, rows=entry.rows
+                )
+    return expected
+
+
+def find_leftovers(
+    facts: RunFacts, temporary_files: tuple[Path, ...], checks: tuple[ShardCheck, ...]
+) -> Iterator[Finding]:
+    """Yield what a crash has left of a complete run. In an unfinished one it is no finding.
+
+    There it is what every crash leaves, and the next run removes it; a complete run has no next one.
+    """
+    for path in temporary_files:
+        yield Finding(kind=Kind.LEFTOVER, file=facts.name(path), what="a file that was never finished")
+    for check in checks:
+        if check.has_leftover_journal:
+            file = facts.name(facts.run_dir.journal(check.shard))
+            what = "a journal whose samples are published"
+            yield Finding(kind=Kind.LEFTOVER, file=file, what=what, shard=check.shard.number)
+
+
+def find_unknown_files(facts: RunFacts, temporary_files: tuple[Path, ...]) -> Iterator[Finding]:
+    """Yield the files among the dataset's that no run wrote."""
+    run_dir: RunDir = facts.run_dir
+    known = {*temporary_files}
+    for shard in facts.shards:
+        known |= {run_dir.data_part(shard), run_dir.failed_part(shard), run_dir.journal(shard)}
+    for directory in (run_dir.data, run_dir.failed, run_dir.journals):
+        for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+            if path not in known:
+                yield Finding(kind=Kind.UNKNOWN, file=facts.name(path), what="is no file of this run")
