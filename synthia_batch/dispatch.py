@@ -11,8 +11,8 @@ group. That leaves what is inside a slower worker, waiting: a tenth of a batch a
 it where the KV cache has room for few samples at their longest. So an engine that has nothing
 recalls what others have not begun, and it is dealt out again.
 
-What a lost worker had comes first again, or, where it may be what
-killed the worker, is tried apart from the rest: see `suspects`.
+What a lost worker had comes first again, or, where it may be what killed the worker, is tried apart
+from the rest: see `suspects`.
 """
 
 import itertools
