@@ -8,14 +8,15 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from synthia_batch.engine.vllm_arguments import CPU_MAX_NUM_SEQS, GPU_MAX_NUM_SEQS
 from synthia_batch.job.resolved import EngineSpec
 
 Settings = Mapping[str, Any]
 
 LEAST_GAIN = 1.03
 """A step that brings less is no gain: two measurements of one setting differ by that."""
-_BATCH = {"cpu": 128, "cuda": 256}
-"""The batch that vLLM engines have by default, see engine/; on some GPUs vLLM takes more."""
+_BATCH = {"cpu": CPU_MAX_NUM_SEQS, "cuda": GPU_MAX_NUM_SEQS}
+"""The batch that vLLM engines have by default; on some GPUs vLLM takes more."""
 _SCRIPTED_BATCH = 64
 _BATCH_STEPS = 3
 _CPU_STEP_TOKENS = 2048

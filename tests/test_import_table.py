@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "report": {"store", "plan", "rows", "errors"},
     "resolve": {"job", "prompts", "models", "source", "engine", "digest", "errors", "hardware", "tuned"},
     "tuned": {"digest", "job", "user_cache"},
-    "search": {"job"},
+    "search": {"engine", "job"},
     "tune": {
         "search",
         "tuned",
