@@ -98,7 +98,7 @@ def end_leftovers(mark: str) -> None:
                     os.kill(int(directory.name), signal.SIGKILL)
 
 
-def python_command(module: str, *arguments: str | Path) -> list[str]:
+def python_command(module: str, *arguments: object) -> list[str]:
     """Return the command that runs a module with this interpreter."""
     return [sys.executable, "-m", module, *map(str, arguments)]
 

@@ -107,7 +107,7 @@ class BareEngine:
 
         if spec.device == "cpu" and determinism == "strict":
             vllm_engine._pad_small_gemms()  # part of what strict costs, so the limit pays it too
-        engine = LLM(**vllm_engine.engine_arguments(spec, seat)).llm_engine
+        engine: Any = LLM(**vllm_engine.engine_arguments(spec, seat)).llm_engine
         ready = time.time()
         mine = range(number, len(workload.prompts), workload.workers)
         for place in mine:

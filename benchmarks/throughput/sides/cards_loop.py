@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.throughput.process import Ended, python_command
 from benchmarks.throughput.sides.base import Answer, Command, Reading
@@ -55,18 +56,20 @@ class CardsLoop:
 
 
 def main(directory: Path) -> None:
+    """Answer one prompt after the other, as the cards do."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     workload = Workload.load(directory / "workload")
+    loader: Any = AutoModelForCausalLM
     device = workload.engine.device
     tokenizer = AutoTokenizer.from_pretrained(workload.model)
     if workload.is_dummy:
         with torch.device(device):
             config = AutoConfig.from_pretrained(workload.model)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            model = loader.from_config(config, dtype=torch.bfloat16)
     else:
-        model = AutoModelForCausalLM.from_pretrained(workload.model, dtype=torch.bfloat16).to(device)
+        model = loader.from_pretrained(workload.model, dtype=torch.bfloat16).to(device)
     model.eval()
     sampling = workload.engine.sampling
     ready, answers = time.time(), []

@@ -14,6 +14,7 @@ from benchmarks.throughput.process import Ended, python_command
 from benchmarks.throughput.sides.base import Answer, Command, NotRun, Reading
 from benchmarks.throughput.sides.run_batch import KV_CACHE_BYTES
 from benchmarks.throughput.workload import Workload
+from synthia_batch.hardware import list_cores
 
 SLOTS = 16
 """CPUs that Ray is told of: each stage's actor takes one, and with too few it waits without a word."""
@@ -76,10 +77,18 @@ def main(directory: Path, variant: Variant) -> None:
     workload = Workload.load(directory / "workload")
     environment = _environment()
     ray.init("local", num_cpus=SLOTS, include_dashboard=False, runtime_env={"env_vars": environment})
+    engines = int(variant[-1])
+    settings: dict[str, Any] = {}
+    if workload.engine.device == "cpu":
+        # Without a word of CPUs it waits for a GPU. Ray gives each engine as many threads as CPUs.
+        cpus = max(1, len(list_cores()) // engines)
+        settings["placement_group_config"] = {"bundle_per_worker": {"CPU": cpus}}
     config = vLLMEngineProcessorConfig(
         model_source=str(workload.model),
         engine_kwargs=_engine_arguments(workload),
-        concurrency=int(variant[-1]),
+        concurrency=engines,
+        log_engine_metrics=False,  # vLLM's wrapper of Ray's metrics does not load everywhere
+        **settings,
     )
     processor = build_processor(
         config,
