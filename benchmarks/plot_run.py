@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.throughput.measures import Progress, read_progress
+from benchmarks.throughput.measures import Progress, list_shares, read_progress
 from synthia_batch.store.events import read_events
 from synthia_batch.store.run_dir import RunDir
 
@@ -102,18 +102,11 @@ def _list_stretches(progress: Iterable[Progress], begin: float) -> list[Stretch]
             start=_stamp(before.time) - begin,
             end=_stamp(after.time) - begin,
             tokens_per_second=max(0, after.tokens - before.tokens) / seconds,
-            busy_engines=sum(_list_busy(before, after)) / seconds,
+            busy_engines=sum(list_shares(before, after).values()),
         )
         for before, after in pairwise(progress)
         if (seconds := after.elapsed - before.elapsed) > 0
     ]
-
-
-def _list_busy(before: Progress, after: Progress) -> Iterable[float]:
-    """Yield each worker's busy seconds; a worker that was restarted counts from 0 again."""
-    for worker, busy in after.busy.items():
-        known = before.busy.get(worker, 0.0)
-        yield busy - known if busy >= known else busy
 
 
 def _list_times(events: Iterable[Mapping[str, Any]], kind: str, begin: float) -> list[float]:

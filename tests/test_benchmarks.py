@@ -114,6 +114,12 @@ def test_busy_shares_are_of_the_last_attempt_between_its_first_and_its_last_samp
     assert find_busy_shares(read_progress(EVENTS[:2])) == {}
 
 
+def test_a_busy_share_is_of_the_time_until_the_worker_was_heard() -> None:
+    events = [make_event("attempt_started", 0), make_progress(2, 1, [1.0]), make_progress(12, 9, [5.5])]
+    events[2]["workers"][0]["heard_seconds"] = 7.0
+    assert find_busy_shares(read_progress(events)) == {0: 0.9}
+
+
 def test_a_history_marks_losses_and_resumes_and_draws_no_line_between_attempts() -> None:
     history = plot_run.read_history(EVENTS)
     assert (history.losses, history.resumes) == ([5.0], [60.0])

@@ -86,7 +86,8 @@ def choose_best(trials: Sequence[Measured]) -> Measured | None:
 class Progress:
     """One `progress` event: `elapsed` seconds into the attempt, so much was made so far.
 
-    `busy` are the seconds that each worker's engine has spent in its steps; `in_flight` what it holds.
+    `busy` are the seconds that each worker's engine has spent in its steps, as of `heard` seconds
+    into the attempt, when the worker said so.
     """
 
     attempt: int
@@ -95,7 +96,7 @@ class Progress:
     samples: int
     tokens: int
     busy: Mapping[int, float]
-    in_flight: Mapping[int, int]
+    heard: Mapping[int, float]
 
 
 def read_progress(events: Iterable[Mapping[str, Any]]) -> list[Progress]:
@@ -114,7 +115,7 @@ def read_progress(events: Iterable[Mapping[str, Any]]) -> list[Progress]:
                     samples=event["samples"],
                     tokens=event["tokens"],
                     busy={worker["worker"]: worker["busy_seconds"] for worker in workers},
-                    in_flight={worker["worker"]: worker["in_flight"] for worker in workers},
+                    heard={w["worker"]: w.get("heard_seconds", event["elapsed_seconds"]) for w in workers},
                 )
             )
     return found
@@ -131,7 +132,18 @@ def find_busy_shares(progress: Sequence[Progress]) -> dict[int, float]:
     if not begun:
         return {}
     start, end = begun[0], next(one for one in begun if one.samples == most)
-    seconds = end.elapsed - start.elapsed
-    if seconds <= 0:
-        return {}
-    return {worker: (busy - start.busy.get(worker, 0.0)) / seconds for worker, busy in end.busy.items()}
+    return list_shares(start, end)
+
+
+def list_shares(start: Progress, end: Progress) -> dict[int, float]:
+    """Return the share of the time between two events that each worker was busy.
+
+    A worker that was restarted in between may count from 0 again, one that began since counts from there.
+    """
+    shares = {}
+    for worker, busy in end.busy.items():
+        seconds = end.heard[worker] - start.heard.get(worker, start.elapsed)
+        known = start.busy.get(worker, 0.0)
+        if seconds > 0:
+            shares[worker] = (busy - known if busy >= known else busy) / seconds
+    return shares
