@@ -1,6 +1,6 @@
 """Draw what a run did over time: tokens/s, and how many engines were busy.
 
-    python benchmarks/plot_run.py outputs/questions-1a2b3c4d -o run.svg
+    python -m benchmarks.plot_run outputs/questions-1a2b3c4d -o run.svg
 
 Read from the `progress` events of the run's history. Lost workers and resumed attempts are marked.
 """

@@ -103,13 +103,13 @@ def _split(text: str) -> list[str]:
 
 @dataclass(slots=True, kw_only=True)
 class Bench:
-    """One workload, done by one side after the other. `texts` are synthia-batch's last answers."""
+    """One workload, done by one side after the other."""
 
     workload: Workload
     options: argparse.Namespace
     measured: list[Measured] = field(default_factory=list)
     trials: list[Measured] = field(default_factory=list)
-    _texts: dict[int, list[str]] = field(default_factory=dict)
+    _texts: dict[tuple[int, str], list[str]] = field(default_factory=dict)
 
     def try_variants(self, names: Mapping[str, Sequence[Side]]) -> dict[str, Side]:
         """Return for every name the side to measure: its only one, or the best of its variants."""
@@ -122,9 +122,16 @@ class Bench:
         return chosen
 
     def run_rounds(self, sides: Sequence[Side]) -> None:
-        """Measure every side in every round."""
+        """Measure every side in every round, each round beginning with the next side."""
         for number in range(1, self.options.rounds + 1):
-            self.measured += [self.measure(side, number) for side in sides]
+            first = (number - 1) % len(sides)
+            self.measured += [self.measure(side, number) for side in (*sides[first:], *sides[:first])]
+        self.measured = [self._compare(one) for one in self.measured]
+
+    def tell_load(self) -> dict[str, str]:
+        """Return what else the machine was doing: numbers taken beside other work must not be compared."""
+        loads = [one.load for one in self.measured]
+        return {"load average before each side": f"{min(loads):.1f} to {max(loads):.1f}"}
 
     def measure(self, side: Side, number: int) -> Measured:
         """Return the numbers of one side in one round, or why there are none."""
@@ -156,10 +163,7 @@ class Bench:
         return self._tell(replace(self._count(side, number, ended, reading), load=load))
 
     def _count(self, side: Side, number: int, ended: Ended, reading: Reading) -> Measured:
-        texts = [answer.text.strip() for answer in reading.answers]
-        if side is SIDES["ours"][0]:
-            self._texts[number] = texts
-        reference = self._texts.get(number)
+        self._texts[number, side.name] = [answer.text.strip() for answer in reading.answers]
         lengths = [answer.tokens for answer in reading.answers]
         return Measured(
             side=side.name,
@@ -174,9 +178,16 @@ class Bench:
             output_tokens=sum(lengths),
             longest=max(lengths),
             shortest=min(lengths),
-            same=sum(a == b for a, b in zip(texts, reference, strict=False)) if reference else None,
             busy=reading.busy,
         )
+
+    def _compare(self, one: Measured) -> Measured:
+        """Count the answers that are those of synthia-batch in the same round."""
+        mine = self._texts.get((one.number, one.side))
+        ours = self._texts.get((one.number, SIDES["ours"][0].name))
+        if mine is None or ours is None:
+            return one
+        return replace(one, same=sum(a == b for a, b in zip(mine, ours, strict=False)))
 
     def _tell(self, one: Measured) -> Measured:
         speed = f"{one.tokens_per_second:,.0f} tokens/s" if one.tokens_per_second else one.reason
@@ -211,7 +222,7 @@ def compose(options: argparse.Namespace, same: Bench, chosen: Mapping[str, Side]
         f"`python -m benchmarks.throughput`: {len(workload.prompts)} prompts of "
         f"{sum(len(p.token_ids) for p in workload.prompts)} tokens in all, at most {workload.max_tokens} new "
         f"tokens each, seeded, {model}, {workload.workers} engines, {options.rounds} rounds.",
-        "\n".join(f"- {name}: {fact}" for name, fact in describe_machine().items()),
+        "\n".join(f"- {name}: {fact}" for name, fact in (describe_machine() | same.tell_load()).items()),
         GENERATING,
         write_sides(same.measured),
         write_ratios(same.measured, make_targets(names)),
