@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.throughput.machine import count_engines, describe_machine, read_load
 from benchmarks.throughput.measures import Measured, choose_best
-from benchmarks.throughput.process import Ended, make_empty, run_process
+from benchmarks.throughput.process import ROOT, Ended, make_empty, run_process
 from benchmarks.throughput.report import (
     GENERATING,
     make_targets,
@@ -153,13 +153,13 @@ class Bench:
         failed = Measured(side=side.name, number=number, status="failed", load=load, seconds=ended.seconds)
         if ended.code:
             reason = f"exit code {ended.code} after {ended.seconds:.0f} s\n{ended.tail(LOG_LINES)}"
-            return self._tell(replace(failed, reason=reason))
+            return self._tell(replace(failed, reason=hide_places(reason)))
         try:
             reading = side.read(workload, directory, ended)
             check_answers(workload, reading)
         except Exception as exc:  # Whatever a side left that cannot be read: the others go on.
             reason = f"{type(exc).__name__}: {exc}\n{ended.tail(LOG_LINES)}"
-            return self._tell(replace(failed, reason=reason))
+            return self._tell(replace(failed, reason=hide_places(reason)))
         return self._tell(replace(self._count(side, number, ended, reading), load=load))
 
     def _count(self, side: Side, number: int, ended: Ended, reading: Reading) -> Measured:
@@ -194,6 +194,19 @@ class Bench:
         seconds = f"{one.seconds:.1f} s, " if one.seconds else ""
         print(f"round {one.number}: {one.side}: {one.status}, {seconds}{speed}", file=sys.stderr, flush=True)
         return one
+
+
+def hide_places(text: str) -> str:
+    """Return `text` without the directories of this machine: results are published."""
+    places = {
+        str(ROOT): "REPOSITORY",
+        sys.prefix: "VENV",
+        sys.base_prefix: "PYTHON",
+        str(Path.home()): "HOME",
+    }
+    for place in sorted(places, key=len, reverse=True):
+        text = text.replace(place, places[place])
+    return text
 
 
 def check_answers(workload: Workload, reading: Reading) -> None:
