@@ -1,0 +1,197 @@
+"""The job that every side does: the same prompts, the same seeds, the same sampling."""
+
+import json
+import pickle
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.throughput.process import make_empty
+from synthia_batch.job.layers import Layer
+from synthia_batch.job.resolved import EngineSpec
+from synthia_batch.models.demo import prepare_demo_model
+from synthia_batch.plan import make_samples
+from synthia_batch.resolve import open_renderer, resolve_job, select_rows
+from synthia_batch.rows import Message
+from synthia_batch.source import open_source
+
+SYSTEM = "synthia"
+SEED = 20261121
+_QUESTIONS = Path(__file__).resolve().parents[2] / "inputs" / "questions.jsonl"
+_ASIDES = (
+    "",
+    "Explain it to a curious child.",
+    "Explain it to a colleague who knows the field.",
+    "Begin with the answer, then give the reasons.",
+    "Give one example from daily life.",
+    "Name the most common misunderstanding first.",
+    "Answer as a list of short points.",
+    "Say what is still uncertain.",
+    "Tell it as a short story.",
+    "Compare it with something familiar.",
+    "Mention one number that is worth remembering.",
+    "Describe it step by step.",
+    "Say how one could check the answer at home.",
+    "Write it for a newspaper.",
+    "Give the history behind it as well.",
+    "Say what would have to change for the answer to be different.",
+    "Answer in plain words, without technical terms.",
+    "Name a book or a field where one could read on.",
+    "End with a question for the reader.",
+)
+_LENGTHS = ("Answer with one word.", "Answer in one sentence.", "", "Answer in two sentences.", "")
+"""What makes the natural lengths of answers differ: a job has one max_tokens for all of its rows."""
+
+MODEL_SHAPES: dict[str, dict[str, int]] = {
+    "llama-2-7b-dummy": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+    },
+    # To try the path of dummy weights on a small machine.
+    "tiny-dummy": {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+    },
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One row of the job: its text, its conversation, and both as every engine gets them."""
+
+    id: str
+    question: str
+    messages: tuple[Message, ...]
+    token_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """The job. `input` is its file; `engine` is as synthia-batch resolves it in strict determinism.
+
+    `model` is the model's directory; its weights are random where `is_dummy`.
+    """
+
+    prompts: tuple[Prompt, ...]
+    input: Path
+    max_tokens: int
+    model: Path
+    is_dummy: bool
+    workers: int
+    engine: EngineSpec
+
+    def take(self, count: int) -> "Workload":
+        """Return the job with its first `count` prompts only."""
+        return replace(self, prompts=self.prompts[:count])
+
+    def save(self, path: Path) -> Path:
+        """Write the job for the processes of the sides; returns `path`."""
+        path.write_bytes(pickle.dumps(self))
+        return path
+
+    @staticmethod
+    def load(path: Path) -> "Workload":
+        """Read what `save` wrote."""
+        workload: Workload = pickle.loads(path.read_bytes())
+        return workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is to be measured, as the command line says it."""
+
+    prompts: int
+    max_tokens: int
+    model_shape: str | None
+    workers: int
+    is_mixed: bool = False
+
+
+def make_workload(wish: Wish, directory: Path) -> Workload:
+    """Return the job of `wish`; its input file and a dummy model are written to `directory`."""
+    model = (
+        make_dummy_model(wish.model_shape, directory / "model") if wish.model_shape else prepare_demo_model()
+    )
+    path = write_questions(directory / "questions.jsonl", wish.prompts, wish.is_mixed)
+    values: dict[str, Any] = {
+        "input": {"path": path, "id_column": "id"},
+        "model": {"name": str(model)},
+        "system": [SYSTEM],
+        "sampling": {"max_tokens": wish.max_tokens},
+        "seed": SEED,
+        "engine": {"load_format": "dummy"} if wish.model_shape else {},
+    }
+    job = resolve_job([Layer(origin="benchmark", values=values)], lambda text: None)
+    renderer = open_renderer(job.prompt)
+    source, scratch = open_source(path), make_empty(directory / "scan")
+    rows = source.read_rows(source.scan(select_rows(job.declared), scratch), 0, wish.prompts)
+    samples = [sample for row in rows for sample in make_samples(row, job.plan)]
+    prompts = tuple(
+        Prompt(
+            id=sample.row.id,
+            question=sample.row.messages[-1].content,
+            messages=sample.messages,
+            token_ids=tuple(renderer.render(sample.messages)),
+            seed=sample.seed,
+        )
+        for sample in samples
+    )
+    return Workload(
+        prompts=prompts,
+        input=path,
+        max_tokens=wish.max_tokens,
+        model=model,
+        is_dummy=wish.model_shape is not None,
+        workers=wish.workers,
+        engine=job.engine,
+    )
+
+
+def write_questions(path: Path, count: int, is_mixed: bool) -> Path:
+    """Write `count` different questions: those of inputs/, each with one aside after the other."""
+    questions = [json.loads(line)["question"] for line in _QUESTIONS.read_text(encoding="utf-8").splitlines()]
+    with path.open("w", encoding="utf-8") as file:
+        for n in range(count):
+            turn, place = divmod(n, len(questions))
+            aside = _LENGTHS[n % len(_LENGTHS)] if is_mixed else _ASIDES[turn % len(_ASIDES)]
+            again = f"(Question {n + 1}.)" if turn >= len(_ASIDES) or is_mixed else ""
+            text = " ".join(part for part in (again, questions[place], aside) if part)
+            file.write(json.dumps({"id": f"q{n:05}", "question": text}) + "\n")
+    return path
+
+
+def make_dummy_model(shape: str, directory: Path) -> Path:
+    """Write a model of Llama's architecture without weights, with the embedded model's tokenizer.
+
+    The vocabulary is the tokenizer's, 49,152 tokens where Llama 2 has 32,000.
+    """
+    source = prepare_demo_model()
+    directory.mkdir(parents=True, exist_ok=True)
+    known = json.loads((source / "config.json").read_text())
+    kept = {name: known[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+        **kept,
+        **MODEL_SHAPES[shape],
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    for file in source.iterdir():
+        if file.name.startswith(("tokenizer", "special_tokens", "chat_template", "generation_config")):
+            (directory / file.name).write_bytes(file.read_bytes())
+    # Nobody reads it, and every side looks for one.
+    (directory / "model.safetensors").touch()
+    return directory
