@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import read_bytes_of_data, read_call_log
+from conftest import Command, read_bytes_of_data, read_call_log
 from test_ray_faults import (
     finish,
     list_descendants,
@@ -69,6 +69,15 @@ def test_a_node_that_joins_is_used_and_one_that_is_lost_costs_what_was_in_flight
     assert set(calls) == set(range(600))
     assert len(calls) - 600 <= 8
     assert read_bytes_of_data(tmp_path / "out") == make_undisturbed(tmp_path, source)
+
+
+def test_the_address_that_ray_job_submit_gives_is_honoured(synthia: Command, tmp_path: Path, cluster) -> None:  # type: ignore[no-untyped-def]
+    source = write_questions(tmp_path / "q.jsonl", 20)
+    done = synthia("run", source, "--engine", "scripted", "-o", "out", "-v", RAY_ADDRESS=cluster.address)
+    assert done.returncode == 0, done.stderr
+    # A Ray of the job's own would have started an engine for each core.
+    ready = [event["worker"] for event in read_events(tmp_path, "worker_ready")]
+    assert ready == [0], "the cluster has one CPU"
 
 
 def test_a_killed_driver_leaves_nothing_in_a_ray_that_was_there_before(tmp_path: Path, cluster) -> None:  # type: ignore[no-untyped-def]

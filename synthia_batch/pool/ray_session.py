@@ -51,8 +51,7 @@ class RaySession:
             else:
                 self._join(str(self._spec.ray_address))
         except (RayError, OSError, RuntimeError, ConnectionError, ValueError) as exc:
-            where = self._spec.ray_address or "on this machine"
-            raise PoolFailed(f"Ray could not be reached or started ({where}): {exc}") from exc
+            raise PoolFailed(self._explain(exc)) from exc
         self._is_ours = True
         # Ray prints a paragraph on stderr for each process that dies, log_to_driver or not. The
         # driver says what there is to say.
@@ -78,6 +77,15 @@ class RaySession:
     def _list_nodes(self) -> list[dict[str, Any]]:
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         return [node for node in nodes if node["Alive"]]
+
+    def _explain(self, exc: Exception) -> str:
+        address = self._spec.ray_address
+        if address in (None, "local"):
+            return f"Ray could not be started on this machine: {exc}"
+        return (
+            f"the Ray cluster at {address} could not be joined: {exc}. Ray and Python must be of the same "
+            "versions as there, and where the cluster asks for a token, RAY_AUTH_MODE and RAY_AUTH_TOKEN too"
+        )
 
     def _join(self, address: str) -> None:
         check_form(address)
