@@ -100,11 +100,14 @@ class RunBatch:
                 tokens=body["usage"]["completion_tokens"],
                 text=body["choices"][0]["message"]["content"],
             )
-        bar = [(when, int(done)) for when, piece in ended.said for done, _ in _BAR.findall(piece)]
         whole = len(workload.prompts)
+        ready = ended.find_time("Reading batch from")
+        # vLLM draws other bars while it loads.
+        bars = [(when, *map(int, found)) for when, piece in ended.said for found in _BAR.findall(piece)]
+        bar = [(when, done) for when, done, total in bars if total == whole and when >= (ready or 0)]
         return Reading(
             answers=[by_id[prompt.id] for prompt in workload.prompts],
-            ready=ended.find_time("Reading batch from"),
+            ready=ready,
             first=next((when for when, done in bar if done), None),
             last=next((when for when, done in bar if done >= whole), None),
         )
