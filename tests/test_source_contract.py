@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from blake3 import blake3
 from pyarrow import parquet
+from reading import list_faults, read_all, scan
 
 from synthia_batch.digest import canonical_json
 from synthia_batch.errors import InputRefused, IntegrityError, UsageError
@@ -39,22 +40,6 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
 @pytest.fixture(params=[write_jsonl, write_parquet], ids=["jsonl", "parquet"])
 def write(request: pytest.FixtureRequest, tmp_path: Path) -> Write:
     return lambda rows: request.param(tmp_path, rows)
-
-
-def scan(path: Path, **selection: Any) -> Scan:
-    return open_source(path).scan(Selection(**selection), path.parent)
-
-
-def read_all(path: Path, **selection: Any) -> list[Row]:
-    source = open_source(path)
-    found = source.scan(Selection(**selection), path.parent)
-    return list(source.read_rows(found, 0, found.rows))
-
-
-def list_faults(path: Path, **selection: Any) -> list[str]:
-    with pytest.raises(InputRefused) as caught:
-        scan(path, **selection)
-    return list(caught.value.faults)
 
 
 @pytest.mark.parametrize(

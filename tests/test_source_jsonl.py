@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reading import list_faults, read_all, scan
 
 from synthia_batch.errors import InputRefused, IntegrityError, UsageError
-from synthia_batch.rows import KeptColumn, Row
-from synthia_batch.source import Scan, Selection
+from synthia_batch.rows import KeptColumn
+from synthia_batch.source import Selection
 from synthia_batch.source import jsonl as jsonl_module
 from synthia_batch.source.jsonl import JsonlSource
 
@@ -21,20 +22,9 @@ def write(tmp_path: Path, content: bytes) -> Path:
     return path
 
 
-def scan(path: Path, **selection: Any) -> Scan:
-    return JsonlSource(path).scan(Selection(**selection), path.parent)
-
-
-def read_all(path: Path, **selection: Any) -> list[Row]:
-    source = JsonlSource(path)
-    found = source.scan(Selection(**selection), path.parent)
-    return list(source.read_rows(found, 0, found.rows))
-
-
-def list_faults(path: Path, **selection: Any) -> list[str]:
-    with pytest.raises(InputRefused) as caught:
-        scan(path, **selection)
-    return [fault.removeprefix(f"{path}:") for fault in caught.value.faults]
+def list_lines(path: Path, **selection: Any) -> list[str]:
+    """The faults without the name of the file: "LINE: what"."""
+    return [fault.removeprefix(f"{path}:") for fault in list_faults(path, **selection)]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +57,7 @@ def list_faults(path: Path, **selection: Any) -> list[str]:
     ],
 )
 def test_a_bad_line_is_refused_by_its_number(tmp_path: Path, line: bytes, fault: str) -> None:
-    (found,) = list_faults(write(tmp_path, GOOD + b"\n" + line + b"\n" + GOOD))
+    (found,) = list_lines(write(tmp_path, GOOD + b"\n" + line + b"\n" + GOOD))
     assert found.startswith("3: ")
     assert fault in found
     assert len(found) < 300
@@ -88,19 +78,19 @@ def test_many_brackets_that_are_not_deep_are_no_fault(tmp_path: Path) -> None:
 def test_a_lone_surrogate_matters_only_where_it_is_used(tmp_path: Path) -> None:
     path = write(tmp_path, b'{"prompt": "a \\ud83d\\ude00", "x": ["\\ud800"]}\n')
     assert read_all(path)[0].messages[0].content == "a \U0001f600"
-    assert "column 'x'" in list_faults(path, keep_columns=("x",))[0]
+    assert "column 'x'" in list_lines(path, keep_columns=("x",))[0]
 
 
 def test_an_integer_of_over_64_bits_cannot_be_kept(tmp_path: Path) -> None:
     path = write(tmp_path, b'{"prompt": "a", "x": 9223372036854775808}')
     assert scan(path).rows == 1
-    assert "over 64 bits" in list_faults(path, keep_columns=("x",))[0]
+    assert "over 64 bits" in list_lines(path, keep_columns=("x",))[0]
     assert read_all(path, id_column="x")[0].id == "9223372036854775808"
 
 
 @pytest.mark.parametrize("tail", [b'{"prompt": "b', b'{"prompt": "\xc3', b'{"prompt": "b"'])
 def test_a_line_that_the_end_of_the_file_cuts_is_called_truncated(tmp_path: Path, tail: bytes) -> None:
-    (found,) = list_faults(write(tmp_path, GOOD + tail))
+    (found,) = list_lines(write(tmp_path, GOOD + tail))
     assert found.startswith("2: ")
     assert found.endswith("probably truncated")
 
@@ -123,11 +113,11 @@ def test_a_file_of_blank_lines_is_refused(tmp_path: Path, content: bytes) -> Non
 def test_a_byte_order_mark_is_passed_over_at_the_start_only(tmp_path: Path) -> None:
     mark = b"\xef\xbb\xbf"
     assert read_all(write(tmp_path, mark + GOOD))[0].messages[0].content == "a"
-    assert list_faults(write(tmp_path, GOOD + mark + GOOD))[0].startswith("2: not valid JSON")
+    assert list_lines(write(tmp_path, GOOD + mark + GOOD))[0].startswith("2: not valid JSON")
 
 
 def test_utf_16_is_refused(tmp_path: Path) -> None:
-    assert "not valid UTF-8: byte 1" in list_faults(write(tmp_path, '{"prompt": "a"}\n'.encode("utf-16")))[0]
+    assert "not valid UTF-8: byte 1" in list_lines(write(tmp_path, '{"prompt": "a"}\n'.encode("utf-16")))[0]
 
 
 def test_a_line_that_is_too_long_is_refused_and_passed_over(
@@ -135,7 +125,7 @@ def test_a_line_that_is_too_long_is_refused_and_passed_over(
 ) -> None:
     monkeypatch.setattr(jsonl_module, "MAX_LINE_BYTES", 32)
     long = b'{"prompt": "' + b"x" * 5_000_000 + b'"}\n'
-    faults = list_faults(write(tmp_path, GOOD + long + b"{\n" + long.rstrip()))
+    faults = list_lines(write(tmp_path, GOOD + long + b"{\n" + long.rstrip()))
     assert [fault.split(":")[0] for fault in faults] == ["2", "3", "4"]
     assert "the line is longer than" in faults[0]
     exactly = b'{"prompt": "' + b"x" * (32 - 15) + b'"}\n'

@@ -9,10 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from reading import list_faults, read_all, scan
 
-from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.rows import Row
-from synthia_batch.source import Scan, Selection
+from synthia_batch.errors import UsageError
 from synthia_batch.source import parquet as parquet_module
 from synthia_batch.source.parquet import ParquetSource
 from synthia_batch.store.part import data_schema
@@ -24,22 +23,6 @@ def write(tmp_path: Path, table: pa.Table, **options: Any) -> Path:
     path = tmp_path / "rows.parquet"
     parquet.write_table(table, path, **options)
     return path
-
-
-def scan(path: Path, **selection: Any) -> Scan:
-    return ParquetSource(path).scan(Selection(**selection), path.parent)
-
-
-def read_all(path: Path, **selection: Any) -> list[Row]:
-    source = ParquetSource(path)
-    found = source.scan(Selection(**selection), path.parent)
-    return list(source.read_rows(found, 0, found.rows))
-
-
-def list_faults(path: Path, **selection: Any) -> list[str]:
-    with pytest.raises(InputRefused) as caught:
-        scan(path, **selection)
-    return list(caught.value.faults)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from conftest import command_of, read_bytes_of_data, write_jsonl
 from inside import Answer, Killed, call, dying_at, snapshot
 
+from synthia_batch.display import Display
 from synthia_batch.errors import IntegrityError
 from synthia_batch.rows import Shard
 from synthia_batch.store.journal import write_journal
@@ -176,6 +177,18 @@ def test_a_file_of_nobody_is_named_and_left_alone(home: Path, capsys: Any) -> No
         4, "data/train-extra.parquet: is no file of this run: move it out of the run directory",
     )  # fmt: skip
     assert (home / "out/data/train-extra.parquet").read_bytes() == b"mine"
+
+
+def test_comparing_what_is_published_shows_how_far_it_is(
+    home: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_journal(home / "out")
+    for command in (RUN, ("retry", "out", "-q")):
+        told: list[tuple[int, int]] = []
+        monkeypatch.setattr(Display, "show_check", lambda self, *progress, told=told: told.append(progress))
+        assert call(capsys, *command).code == 0
+        assert told
+        assert told[-1][0] == told[-1][1] > 0
 
 
 def leave_nothing(out: Path) -> None:

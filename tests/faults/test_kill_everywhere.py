@@ -18,7 +18,7 @@ from harness import (
 
 KILLED = -9
 ALL = 10**9
-PAIRS = [(15, 10), exhaustively((ALL, 16), "after every kill, sixteen of those in its recovery")]
+PAIRS = [(15, 10), exhaustively((ALL, 32), "after every kill, 32 of those in its recovery")]
 """How many first kills, and how many second ones of each."""
 
 

@@ -21,8 +21,8 @@ from harness import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-LOSSES = [150, exhaustively(1500, "1,500 power losses at random")]
-DOUBLE_LOSSES = [50, exhaustively(300, "300 power losses in the recovery from another")]
+LOSSES = [150, exhaustively(3000, "3,000 power losses at random")]
+DOUBLE_LOSSES = [50, exhaustively(600, "600 power losses in the recovery from another")]
 FATES: dict[str, Choose] = {
     "nothing": lambda count: LOST,
     "everything": lambda count: KEPT,
