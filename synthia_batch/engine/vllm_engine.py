@@ -30,6 +30,8 @@ from synthia_batch.hardware import name_cpu, name_gpus
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Failed, Finished, Outcome, Request
 
+CPU_PREFILL_TOKENS = 2048
+"""Of prompts let in for one step: larger steps fall out of the CPU's caches and are 4% slower."""
 TRIES_AFTER_ENGINE_ERROR = 3
 """vLLM ends a request with the reason `error` where trying again is worth it."""
 
@@ -131,11 +133,16 @@ class VllmEngine:
         decode. What fits at its longest is never preempted.
         """
         refused: list[Outcome] = []
+        prompt_tokens = 0
         while self._waiting:
-            # On a CPU vLLM steps in this process, so that what is kept back here is not late.
-            if self._spec.device == "cpu" and len(self._running) >= self._max_num_seqs:
-                break
             request = self._waiting[0]
+            prompt_tokens += len(request.token_ids)
+            # On a CPU vLLM steps in this process, so that what is kept back here is not late.
+            if self._spec.device == "cpu" and (
+                len(self._running) >= self._max_num_seqs
+                or (prompt_tokens > CPU_PREFILL_TOKENS and prompt_tokens > len(request.token_ids))
+            ):
+                break
             if self._room is not None and not self._room.take(self._longest(request)):
                 break
             self._waiting.popleft()
