@@ -44,7 +44,6 @@ def main() -> None:
     options = parse_options()
     with ExitStack() as stack:
         scratch = options.directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
-        names = {name: list(SIDES[name]) for name in options.sides}
         wish = Wish(
             prompts=options.prompts,
             max_tokens=options.max_tokens,
@@ -52,7 +51,7 @@ def main() -> None:
             workers=options.workers or count_engines(detect_device()),
         )
         same = Bench(workload=make_workload(wish, make_empty(Path(scratch) / "same")), options=options)
-        chosen = same.try_variants(names)
+        chosen = same.try_variants(options.sides)
         same.run_rounds(list(chosen.values()))
         mixed = None
         if options.mixed_prompts:
@@ -77,7 +76,12 @@ def parse_options() -> argparse.Namespace:
     add("--prompts", type=int, default=512)
     add("--max-tokens", type=int, default=128, help="new tokens per answer, at most")
     add("--rounds", type=int, default=3)
-    add("--sides", type=_split, default=list(SIDES), help=f"of {','.join(SIDES)}")
+    add(
+        "--sides",
+        type=_choose_sides,
+        default=SIDES,
+        help=f"of {','.join(SIDES)}; one variant of several as run-batch:eager",
+    )
     add("--workers", type=int, help="engines; default: one per GPU, or two on CPUs")
     add("--mixed-prompts", type=int, default=256, help="of the second job, whose lengths are mixed; 0: none")
     add("--mixed-max-tokens", type=int, default=512)
@@ -93,12 +97,14 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _split(text: str) -> list[str]:
-    names = text.split(",")
-    unknown = [name for name in names if name not in SIDES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"no such side: {', '.join(unknown)}; there are {', '.join(SIDES)}")
-    return names
+def _choose_sides(text: str) -> dict[str, list[Side]]:
+    chosen = {}
+    for word in text.split(","):
+        name, _, variant = word.partition(":")
+        chosen[name] = [side for side in SIDES.get(name, ()) if variant in ("", getattr(side, "variant", ""))]
+        if not chosen[name]:
+            raise argparse.ArgumentTypeError(f"no such side: {word}; there are {', '.join(SIDES)}")
+    return chosen
 
 
 @dataclass(slots=True, kw_only=True)

@@ -157,14 +157,16 @@ def make_workload(wish: Wish, directory: Path) -> Workload:
 
 
 def write_questions(path: Path, count: int, is_mixed: bool) -> Path:
-    """Write `count` different questions: those of inputs/, each with one aside after the other."""
+    """Write `count` different questions: those of inputs/, each with one aside or wish after the other."""
     questions = [json.loads(line)["question"] for line in _QUESTIONS.read_text(encoding="utf-8").splitlines()]
     with path.open("w", encoding="utf-8") as file:
         for n in range(count):
             turn, place = divmod(n, len(questions))
             aside = _LENGTHS[n % len(_LENGTHS)] if is_mixed else _ASIDES[turn % len(_ASIDES)]
             again = f"(Question {n + 1}.)" if turn >= len(_ASIDES) or is_mixed else ""
-            text = " ".join(part for part in (again, questions[place], aside) if part)
+            # What differs comes first: a prefix cache has the system message to itself, as in most jobs.
+            parts = (again, questions[place], aside) if is_mixed else (again, aside, questions[place])
+            text = " ".join(part for part in parts if part)
             file.write(json.dumps({"id": f"q{n:05}", "question": text}) + "\n")
     return path
 
