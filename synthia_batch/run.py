@@ -96,8 +96,11 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
 
         def on_rows(rows: int) -> None:
             display.show_scan(rows)
-            if is_new:  # An old one may yet be refused, and then not even a log may have changed.
-                starter.note_scan()
+            if not is_new:  # It may yet be refused, and then not even a log may have changed.
+                return
+            if not run_dir.logs.exists():
+                make_directory(run_dir.logs)
+            starter.note_scan()
 
         locked = inspect_run(job, lock, on_rows, display.show_check)
         with begin_attempt(job, locked) as run:
@@ -111,7 +114,6 @@ def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
         is_strict = job.declared.determinism == "strict"
         renderer = open_renderer(job.prompt)
         run_dir = RunDir(job.output)
-        make_directory(run_dir.logs)
         staffing = Staffing(
             engine=job.engine,
             canaries=make_canaries(renderer, job.engine.max_model_len) if is_strict else (),
