@@ -1,5 +1,6 @@
 """A KV cache on CPUs that costs memory, and the time to zero it, only as far as it is used."""
 
+import errno
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,12 @@ def lazy_zeros() -> Iterator[None]:
 
 
 def _map_zeros(size_bytes: int) -> torch.Tensor:
-    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as exc:
+        if exc.errno == errno.ENOMEM:
+            raise MemoryError(f"no room for a KV cache of {size_bytes} bytes") from exc
+        raise
     memory.madvise(mmap.MADV_HUGEPAGE)
     # The tensor keeps the mapping alive.
     return torch.frombuffer(memory, dtype=torch.int8)
