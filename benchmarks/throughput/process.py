@@ -75,9 +75,11 @@ def run_process(
     )
     reader = threading.Thread(target=_listen, args=(process, said), daemon=True)
     reader.start()
-    first = _wait(process, find_first, started + timeout_seconds)
-    seconds = time.time() - started
-    end_leftovers(mark)
+    try:
+        first = _wait(process, find_first, started + timeout_seconds)
+        seconds = time.time() - started
+    finally:
+        end_leftovers(mark)
     reader.join(5)
     return Ended(started=started, seconds=seconds, code=process.returncode, said=said, first=first)
 
