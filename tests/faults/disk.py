@@ -45,13 +45,12 @@ class Disk:
     def apply(self, step: Step) -> None:
         getattr(self, f"_{step['op']}")(step)
 
-    def list_synced_journals(self) -> dict[str, bytes]:
-        """The bytes of each journal that are on the disk for certain, by path, while it has its name."""
-        return {
-            path: self._files[target].synced
-            for path, target in self._names.items()
-            if isinstance(target, int) and path.endswith(".wal") and "/journal/" in path
+    def read_synced_journal(self, file: int) -> bytes | None:
+        """The bytes of a journal that are on the disk for certain; None if `file` is none, or has no name."""
+        journals = {
+            what for path, what in self._names.items() if path.endswith(".wal") and "/journal/" in path
         }
+        return self._files[file].synced if file in journals else None
 
     def lose_power(self, choose: Choose, target: Path) -> None:
         """Write to the directory `target` what is left of the root."""

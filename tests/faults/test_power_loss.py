@@ -98,16 +98,20 @@ def check_visible(job: SmallJob, context: object) -> None:
 
 
 def list_promised(root: Path, steps: Sequence[Step]) -> set[int]:
-    """The samples that were in a journal when it was synced, at any moment of `steps`."""
+    """The samples that were in a journal when it was synced, at any moment of `steps`.
+
+    Not those of a journal that was only found there: behind what a first power loss damaged, frames
+    may be whole that nobody ever synced, and they may be made again.
+    """
     promised: set[int] = set()
     disk = Disk(str(root))
     scratch = root.parent / "synced.wal"
     for step in steps:
         disk.apply(step)
-        if step["op"] == "sync":
-            for content in disk.list_synced_journals().values():
-                scratch.write_bytes(content)
-                promised |= list_journaled(scratch)
+        content = disk.read_synced_journal(step["file"]) if step["op"] == "sync" else None
+        if content is not None:
+            scratch.write_bytes(content)
+            promised |= list_journaled(scratch)
     return promised
 
 
