@@ -9,7 +9,8 @@ from typing import Self
 
 from synthia_batch.pool.base import Pool, PoolEvent, WorkerLost
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.02
+"""Short: the pool is handed over between two polls."""
 GRACE_SECONDS = 0.5
 """How long a scan is given to find its first fault: most bad inputs are refused before an engine starts."""
 
