@@ -16,7 +16,7 @@ demo: setup
 test: setup
 	@tools/test.sh $(ARGS)
 
-# What `make test` says that it skips: a quarter of an hour on two idle cores.
+# What `make test` says that it skips: twenty minutes on two cores.
 test-long: setup
 	@tools/test_long.sh $(ARGS)
 

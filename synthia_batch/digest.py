@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +12,7 @@ from typing import Any
 from blake3 import blake3
 
 from synthia_batch.errors import IntegrityError, UsageError
-from synthia_batch.user_cache import find_user_cache
+from synthia_batch.user_cache import find_user_cache, replace_cached
 
 SETTLE_SECONDS = 2.0
 """A file modified this recently may change again within its time stamp's resolution."""
@@ -67,8 +66,7 @@ class DigestCache:
             return
         entry = canonical_json({"key": _make_key(path, stamp), "digest": digest})
         with suppress(OSError):
-            self._directory.mkdir(parents=True, exist_ok=True)
-            _replace_file(self._entry_path(path), entry)
+            replace_cached(self._entry_path(path), entry)
             self._drop_oldest()
 
     def _is_settled(self, stamp: FileStamp) -> bool:
@@ -147,14 +145,3 @@ def _make_key(path: Path, stamp: FileStamp) -> list[str | int]:
 
 def _is_digest(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError:
-        os.unlink(temporary)
-        raise

@@ -11,7 +11,7 @@ from typing import Any
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.job.declared import Job
-from synthia_batch.job.layers import Layer
+from synthia_batch.job.layers import ENGINE_PATHS, Layer
 from synthia_batch.models.locate import DEMO_MODEL
 from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.sealed import read_sealed, seal
@@ -53,10 +53,6 @@ def read_job(path: Path, output: Path) -> Layer | None:
     return Layer(origin="the run", values={**value["job"], "output": str(output)})
 
 
-_ENGINE_FILES = ("call_log", "fail_while_missing")
-"""Settings of the scripted engine that are paths."""
-
-
 def _anchor(values: dict[str, Any]) -> dict[str, Any]:
     """Return what was said, with its paths as they are from anywhere."""
     section = values["input"]
@@ -67,7 +63,7 @@ def _anchor(values: dict[str, Any]) -> dict[str, Any]:
     if name is not None and name != DEMO_MODEL and Path(name).expanduser().is_dir():
         values["model"] = {**values["model"], "name": str(Path(name).expanduser().resolve())}
     engine = values.get("engine", {})
-    files = {key: os.path.abspath(engine[key]) for key in _ENGINE_FILES if isinstance(engine.get(key), str)}
+    files = {key: os.path.abspath(engine[key]) for key in ENGINE_PATHS if isinstance(engine.get(key), str)}
     if files:
         values["engine"] = {**engine, **files}
     return values

@@ -4,10 +4,7 @@ Kept per model, hardware and engine. Only settings that are no part of a job's i
 a run that was begun before the tuning goes on in its directory afterwards.
 """
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -17,7 +14,7 @@ from typing import Any
 from synthia_batch.digest import digest_json
 from synthia_batch.job.fingerprint import NOT_IDENTITY
 from synthia_batch.job.layers import Layer
-from synthia_batch.user_cache import find_user_cache
+from synthia_batch.user_cache import find_user_cache, replace_cached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,23 +34,13 @@ def keep_tuned(tuned: Tuned) -> Mapping[str, Any]:
         OSError: The cache cannot be written.
     """
     kept = {key: value for key, value in tuned.settings.items() if key in NOT_IDENTITY}
-    path = _find_file(tuned.place)
-    path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "place": dict(tuned.place),
         "settings": kept,
         "tokens_per_second": tuned.tokens_per_second,
         "found_on": tuned.found_on.isoformat(),
     }
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=2)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    replace_cached(_find_file(tuned.place), json.dumps(record, indent=2).encode())
     return kept
 
 

@@ -4,24 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from test_engine_environment import SPEC as CPU_SPEC
 
-from synthia_batch.job.declared import Sampling
-from synthia_batch.job.resolved import EngineSpec, ModelRef
 from synthia_batch.search import Axis, Settings, explain_no_drafts, list_axes, search
 
-SPEC = EngineSpec(
-    kind="vllm",
-    model=ModelRef(name="m", path=None, repo_id=None, revision=None, trust_remote_code=False),
-    device="cpu",
-    dtype="auto",
-    quantization=None,
-    max_model_len=4096,
-    sampling=Sampling(),
-    determinism="strict",
-    tensor_parallel_size=1,
-    pipeline_parallel_size=1,
-    settings={},
-)
+SPEC = replace(CPU_SPEC, max_model_len=4096)
 
 
 def walk(axes: tuple[Axis, ...], measure: Callable[[Settings], float]) -> list[Settings]:

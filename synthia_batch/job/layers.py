@@ -24,13 +24,9 @@ from synthia_batch.job.dotted import flatten, merge_values, nest
 
 ENVIRONMENT_PREFIX = "SYNTHIA_BATCH_"
 _ABSENT = object()
-_PATHS = (
-    ("input", "path"),
-    ("", "output"),
-    ("engine", "call_log"),
-    ("engine", "fail_while_missing"),
-    ("engine", "hang_load_once"),
-)
+ENGINE_PATHS = ("call_log", "fail_while_missing", "hang_load_once")
+"""The settings of the scripted engine that are paths."""
+_PATHS = (("input", "path"), ("", "output"), *(("engine", key) for key in ENGINE_PATHS))
 """The keys, section and name, that hold a path; in a job file it is relative to that file."""
 
 

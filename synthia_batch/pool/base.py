@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.job.resolved import EngineSpec
@@ -69,17 +69,6 @@ class WorkerStepped:
     busy_seconds: float = 0.0
     cached_prompt_tokens: int = 0
 
-    @classmethod
-    def tell(cls, worker: int, epoch: int, delivery: Delivery) -> Self:
-        """Return what `delivery` says of the engine."""
-        return cls(
-            worker=worker,
-            epoch=epoch,
-            steps=delivery.steps,
-            busy_seconds=delivery.busy_seconds,
-            cached_prompt_tokens=delivery.cached_prompt_tokens,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplesReturned:
@@ -128,6 +117,30 @@ class WorkerAdded:
 PoolEvent = (
     WorkerLoading | WorkerReady | SamplesEnded | SamplesReturned | WorkerStepped | WorkerLost | WorkerAdded
 )
+
+
+def read_delivery(worker: int, epoch: int, delivery: Delivery) -> list[PoolEvent]:
+    """Return what `delivery` of that start of `worker` tells, in the order in which it is to be heard.
+
+    A WorkerLost comes last: with its error the loop has ended, and there is nothing more to collect.
+    """
+    events: list[PoolEvent] = [
+        WorkerStepped(
+            worker=worker,
+            epoch=epoch,
+            steps=delivery.steps,
+            busy_seconds=delivery.busy_seconds,
+            cached_prompt_tokens=delivery.cached_prompt_tokens,
+        )
+    ]
+    if delivery.outcomes:
+        events.append(SamplesEnded(worker=worker, epoch=epoch, outcomes=delivery.outcomes))
+    if delivery.returned:
+        events.append(SamplesReturned(worker=worker, epoch=epoch, ordinals=delivery.returned))
+    if delivery.error is not None:
+        cause = Cause.OUT_OF_MEMORY if delivery.is_out_of_memory else Cause.DIED
+        events.append(WorkerLost(worker=worker, epoch=epoch, reason=delivery.error, cause=cause))
+    return events
 
 
 class Pool(Protocol):

@@ -19,13 +19,11 @@ from synthia_batch.pool.base import (
     REPORTS_PER_WATCHDOG,
     Cause,
     PoolEvent,
-    SamplesEnded,
-    SamplesReturned,
     Staffing,
     WorkerLoading,
     WorkerLost,
     WorkerReady,
-    WorkerStepped,
+    read_delivery,
 )
 from synthia_batch.rows import Request
 from synthia_batch.worker import Worker
@@ -119,16 +117,9 @@ class LocalPool:
             worker = self._load(index, epoch, placement)
             while not self._stopping.is_set() and self._present.get(index) == epoch:
                 delivery = worker.collect(self._collect_seconds)
-                self._events.put(WorkerStepped.tell(index, epoch, delivery))
-                if delivery.outcomes:
-                    self._events.put(SamplesEnded(worker=index, epoch=epoch, outcomes=delivery.outcomes))
-                if delivery.returned:
-                    self._events.put(SamplesReturned(worker=index, epoch=epoch, ordinals=delivery.returned))
+                for event in read_delivery(index, epoch, delivery):
+                    self._events.put(event)
                 if delivery.error is not None:
-                    cause = Cause.OUT_OF_MEMORY if delivery.is_out_of_memory else Cause.DIED
-                    self._events.put(
-                        WorkerLost(worker=index, epoch=epoch, reason=delivery.error, cause=cause)
-                    )
                     return
         except EngineOutOfMemory:
             reason = traceback.format_exc()

@@ -18,16 +18,13 @@ from synthia_batch.errors import PoolFailed
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.pool.base import (
     REPORTS_PER_WATCHDOG,
-    Cause,
     PoolEvent,
-    SamplesEnded,
-    SamplesReturned,
     Staffing,
     WorkerAdded,
     WorkerLoading,
     WorkerLost,
     WorkerReady,
-    WorkerStepped,
+    read_delivery,
 )
 from synthia_batch.pool.ray_actor import STOP_SECONDS, Loaded, Location
 from synthia_batch.pool.ray_handle import ActorHandle
@@ -171,25 +168,13 @@ class RayPool:
                 handle.pending = handle.actor.collect.remote(self._collect_seconds)
                 return [WorkerReady(worker=worker, epoch=epoch, facts=loaded.facts, canary=loaded.canary)]
             case Delivery() as delivery:
-                return self._take(handle, delivery)
+                if delivery.error is None:
+                    handle.pending = handle.actor.collect.remote(self._collect_seconds)
+                return read_delivery(worker, epoch, delivery)
             case None:
                 return []
             case answer:
                 raise TypeError(f"a worker answered {answer!r}")
-
-    def _take(self, handle: ActorHandle, delivery: Delivery) -> list[PoolEvent]:
-        worker, epoch = handle.index, handle.epoch
-        events: list[PoolEvent] = [WorkerStepped.tell(worker, epoch, delivery)]
-        if delivery.outcomes:
-            events.append(SamplesEnded(worker=worker, epoch=epoch, outcomes=delivery.outcomes))
-        if delivery.returned:
-            events.append(SamplesReturned(worker=worker, epoch=epoch, ordinals=delivery.returned))
-        if delivery.error is not None:
-            cause = Cause.OUT_OF_MEMORY if delivery.is_out_of_memory else Cause.DIED
-            events.append(WorkerLost(worker=worker, epoch=epoch, reason=delivery.error, cause=cause))
-        else:
-            handle.pending = handle.actor.collect.remote(self._collect_seconds)
-        return events
 
     def _load(self, handle: ActorHandle, location: Location) -> Any:
         neighbours = [
