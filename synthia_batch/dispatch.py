@@ -1,13 +1,14 @@
 """Which worker makes which sample next. Pure: no processes, no clock, no files.
 
 Samples come from the plan in order, a window at a time, and within it the longest prompts go
-first. Where engines have a prefix cache, prompts that begin alike go to one engine, a group at a
-time (see `prefixes`), and the groups go longest first; one engine asks for a sample or two at a
-time, so without that each would get some of every group. In strict determinism there is no cache,
-and only the length counts.
+first. A window is dealt in turns, like cards, to as many hands as there are workers: the engine that
+is ready first takes a whole batch at once, and if that were the longest half of a job, the others
+would be done in half of its time. Where engines have a prefix cache, what is dealt is groups of
+prompts that begin alike (see `prefixes`), the group with the longest prompt first, so that one
+engine gets all of a group. In strict determinism there is no cache, and only the length counts.
 
 At the tail no engine gets more than its share of what is left, and takes over the rest of another's
-group. That leaves what is inside a slower worker, waiting: a tenth of a batch as a rule, but most of
+hand. That leaves what is inside a slower worker, waiting: a tenth of a batch as a rule, but most of
 it where the KV cache has room for few samples at their longest. So an engine that has nothing
 recalls what others have not begun, and it is dealt out again.
 
@@ -40,14 +41,14 @@ class Loss:
 
 @dataclass(slots=True)
 class _Desk:
-    """What one worker is busy with. `capacity` is the number of requests that it can hold, `lane`
-    the rest of the group that it was given the first of. `is_recalled` says that it was asked for
-    what it has not begun since it was last given something.
+    """What one worker is busy with. `capacity` is the number of requests that it can hold, `hand`
+    what it was dealt and does not hold yet. `is_recalled` says that it was asked for what it has not
+    begun since it was last given something.
     """
 
     capacity: int
     held: dict[int, Request] = field(default_factory=dict)
-    lane: deque[Request] = field(default_factory=deque)
+    hand: deque[Request] = field(default_factory=deque)
     on_trial: bool = False
     is_recalled: bool = False
 
@@ -63,7 +64,8 @@ class Dispatcher:
         self._requests = requests
         self._total = total
         self._group = group_by_prefix if groups_prefixes else group_singly
-        self._window: deque[list[Request]] = deque()
+        self._window: list[list[Request]] = []
+        self._hands: deque[deque[Request]] = deque()
         self._returned: deque[Request] = deque()
         self._desks: dict[int, _Desk] = {}
         self._suspects = Suspects()
@@ -105,8 +107,8 @@ class Dispatcher:
         others, by this worker once it is back, or by any that has nothing else to do.
         """
         desk = self._desks.pop(worker, None)
-        if desk is not None and desk.lane:
-            self._window.appendleft(list(desk.lane))
+        if desk is not None and desk.hand:
+            self._hands.appendleft(desk.hand)
         held = list(desk.held.values()) if desk else []
         if desk is None or not held:
             return Loss(unfinished=0, narrowed=False)
@@ -135,7 +137,7 @@ class Dispatcher:
         if self._is_apart(worker, desk):
             batch = self._draw_suspects(desk)
         else:
-            batch = self._draw(desk, self._count_room(desk, workers))
+            batch = self._draw(desk, self._count_room(desk, workers), workers)
             desk.on_trial = False if batch else desk.on_trial
             if not batch and not desk.held:
                 batch = self._draw_suspects(desk)
@@ -208,22 +210,29 @@ class Dispatcher:
         share = -(-(self._total - self._ended) // workers)
         return max(0, min(desk.capacity, share) - len(desk.held))
 
-    def _draw(self, desk: _Desk, count: int) -> list[Request]:
+    def _draw(self, desk: _Desk, count: int, workers: int) -> list[Request]:
         """Return up to `count` requests, those that came back first."""
         batch = [self._returned.popleft() for _ in range(min(count, len(self._returned)))]
-        while len(batch) < count and (lane := self._find_lane(desk)):
-            batch.append(lane.popleft())
+        while len(batch) < count and (hand := self._find_hand(desk, workers)):
+            batch.append(hand.popleft())
         return batch
 
-    def _find_lane(self, desk: _Desk) -> deque[Request]:
-        """Return what `desk` draws from: its group, the next, or the rest of another's; empty at the end."""
-        if not desk.lane and self._fill_window():
-            desk.lane = deque(self._window.popleft())
-        return desk.lane or max((other.lane for other in self._desks.values()), key=len)
+    def _find_hand(self, desk: _Desk, workers: int) -> deque[Request]:
+        """Return what `desk` draws from: its own hand, the next, or another's; empty at the end."""
+        if not desk.hand and self._deal(workers):
+            desk.hand = self._hands.popleft()
+        return desk.hand or max((other.hand for other in self._desks.values()), key=len)
+
+    def _deal(self, workers: int) -> bool:
+        """Deal the next window to `workers` hands where those of the last are taken; False at the end."""
+        if not self._hands and self._fill_window():
+            dealt = (self._window[start::workers] for start in range(workers))
+            self._hands.extend(deque(itertools.chain.from_iterable(groups)) for groups in dealt if groups)
+            self._window = []
+        return bool(self._hands)
 
     def _fill_window(self) -> bool:
-        """Read the next window where the last is used up; False at the end."""
+        """Read the next window where the last is dealt; False at the end."""
         if not self._window:
-            ahead = list(itertools.islice(self._requests, WINDOW_SAMPLES))
-            self._window.extend(self._group(ahead))
+            self._window = self._group(list(itertools.islice(self._requests, WINDOW_SAMPLES)))
         return bool(self._window)

@@ -26,7 +26,7 @@ def test_every_sample_is_given_to_exactly_one_worker() -> None:
     dispatcher.open_desk(1, 4)
     first = [request.ordinal for request in dispatcher.top_up(0, 2)]
     second = [request.ordinal for request in dispatcher.top_up(1, 2)]
-    assert (first, second) == ([0, 1, 2, 3], [4, 5, 6, 7])
+    assert (first, second) == ([0, 2, 4, 6], [1, 3, 5, 7])
     assert dispatcher.top_up(0, 2) == []
 
 
@@ -89,6 +89,25 @@ def test_the_longest_prompts_of_a_window_go_first_and_equal_ones_together() -> N
     assert [request.ordinal for request in dispatcher.top_up(0, 1)] == [1, 2, 0, 3]
 
 
+def test_the_engine_that_is_ready_first_does_not_take_all_the_longest() -> None:
+    """Half of the job fits into each engine's batch: what they take at once is all that they get."""
+    draw = random.Random(4)
+    requests = [Request(ordinal=n, token_ids=b"x" * draw.randint(8, 1500), seed=n) for n in range(512)]
+    dispatcher = Dispatcher(iter(requests), len(requests))
+    for worker in range(2):
+        dispatcher.open_desk(worker, 256)
+    tokens = [sum(len(r.token_ids) for r in dispatcher.top_up(worker, 2)) for worker in range(2)]
+    assert sum(tokens) == sum(len(request.token_ids) for request in requests)
+    assert max(tokens) < 1.02 * min(tokens)
+
+
+def test_hands_that_no_worker_came_for_are_played_by_those_that_are_there() -> None:
+    """Eight engines were expected, one came: nothing waits for the other seven."""
+    dispatcher = make_dispatcher(1200)
+    (given,) = serve(dispatcher, 1, 4, expected=8)
+    assert sorted(request.ordinal for request in given) == list(range(1200))
+
+
 def write_prompts(prefixes: int, each: int, prefix_tokens: int = 64) -> list[Request]:
     """Prompts as a job with several system messages has them: each row once with each, row by row."""
     draw = random.Random(2)
@@ -98,18 +117,24 @@ def write_prompts(prefixes: int, each: int, prefix_tokens: int = 64) -> list[Req
     return [Request(ordinal=n, token_ids=start + row, seed=n) for n, (start, row) in enumerate(pairs)]
 
 
-def serve(dispatcher: Dispatcher, workers: int, capacity: int) -> list[list[Request]]:
-    """Have workers take one sample as soon as one ends, in turn; return what each was given."""
+def serve(
+    dispatcher: Dispatcher, workers: int, capacity: int, expected: int | None = None
+) -> list[list[Request]]:
+    """Have workers take one sample as soon as one ends, in turn; return what each was given.
+
+    `expected` is the number of workers that dispatch counts on, where it is not `workers`.
+    """
+    sharing = expected or workers
     given: list[list[Request]] = [[] for _ in range(workers)]
     for worker in range(workers):
         dispatcher.open_desk(worker, capacity)
-        given[worker] += dispatcher.top_up(worker, workers)
+        given[worker] += dispatcher.top_up(worker, sharing)
     ended = 0
     while not dispatcher.is_done:
         for worker in range(workers):
             if given[worker][ended:]:
                 assert dispatcher.accept(worker, made(given[worker][ended].ordinal))
-            given[worker] += dispatcher.top_up(worker, workers)
+            given[worker] += dispatcher.top_up(worker, sharing)
         ended += 1
     return given
 
@@ -151,7 +176,7 @@ def test_the_samples_of_one_prompt_stay_together() -> None:
     assert sum(len({r.ordinal // 4 for r in requests}) for requests in given) <= 42
 
 
-def test_what_is_left_of_a_lost_workers_group_is_not_lost() -> None:
+def test_what_is_left_of_a_lost_workers_hand_is_not_lost() -> None:
     requests = write_prompts(prefixes=1, each=32)
     dispatcher = Dispatcher(iter(requests), 32, groups_prefixes=True)
     dispatcher.open_desk(0, 4)
@@ -162,7 +187,7 @@ def test_what_is_left_of_a_lost_workers_group_is_not_lost() -> None:
     assert len(begun) == 4
 
 
-def test_at_the_tail_an_engine_takes_over_the_rest_of_anothers_group() -> None:
+def test_at_the_tail_an_engine_takes_over_the_rest_of_anothers_hand() -> None:
     requests = write_prompts(prefixes=1, each=16)
     dispatcher = Dispatcher(iter(requests), 16, groups_prefixes=True)
     dispatcher.open_desk(0, 2)

@@ -30,9 +30,13 @@ from synthia_batch.hardware import name_cpu, name_gpus
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Failed, Finished, Outcome, Request
 
-CPU_PREFILL_TOKENS = 2048
-"""Of prompts let in for one step, about. Steps of 8,192 fall out of the CPU's caches: a job took 4 to 6%
-longer with them (2 cores of an AMD EPYC, 2026-11-21)."""
+CPU_PREFILL_TOKENS = 1024
+"""Of prompts let in for one step, about. Steps of 8,192 fall out of the CPU's caches; see
+benchmarks/results/2026-11-21-admission.md."""
+CPU_FIRST_PREFILL_TOKENS = 256
+"""The same while fewer than CPU_FIRST_SEQS run: smaller steps, so that the first samples, where their
+answers are short, end while the batch still fills. All along they would cost 2 to 4% of the time."""
+CPU_FIRST_SEQS = 32
 TRIES_AFTER_ENGINE_ERROR = 3
 """vLLM ends a request with the reason `error` where trying again is worth it."""
 
@@ -160,7 +164,9 @@ class VllmEngine:
         """
         if self._spec.device != "cpu":
             return False
-        return prompt_tokens >= CPU_PREFILL_TOKENS or len(self._running) >= self._max_num_seqs
+        is_filling = len(self._running) < CPU_FIRST_SEQS
+        budget = CPU_FIRST_PREFILL_TOKENS if is_filling else CPU_PREFILL_TOKENS
+        return prompt_tokens >= budget or len(self._running) >= self._max_num_seqs
 
     def _end(self, output: RequestOutput) -> list[Outcome]:
         request = self._running.pop(output.request_id)
