@@ -18,6 +18,8 @@ from synthia_batch.source import open_source
 SYSTEM = "synthia"
 SEED = 20261121
 _QUESTIONS = Path(__file__).resolve().parents[2] / "inputs" / "questions.jsonl"
+_LONGEST_QUESTION = 300
+"""Characters. Some of inputs/ bring a whole page of context: with them the job would be mostly prefill."""
 _ASIDES = (
     "",
     "Explain it to a curious child.",
@@ -157,8 +159,9 @@ def make_workload(wish: Wish, directory: Path) -> Workload:
 
 
 def write_questions(path: Path, count: int, is_mixed: bool) -> Path:
-    """Write `count` different questions: those of inputs/, each with one aside or wish after the other."""
-    questions = [json.loads(line)["question"] for line in _QUESTIONS.read_text(encoding="utf-8").splitlines()]
+    """Write `count` different questions: the short ones of inputs/, each with one aside or wish after the other."""
+    lines = _QUESTIONS.read_text(encoding="utf-8").splitlines()
+    questions = [q for line in lines if len(q := json.loads(line)["question"]) <= _LONGEST_QUESTION]
     with path.open("w", encoding="utf-8") as file:
         for n in range(count):
             turn, place = divmod(n, len(questions))
