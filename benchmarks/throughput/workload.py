@@ -15,32 +15,11 @@ from synthia_batch.resolve import open_renderer, resolve_job, select_rows
 from synthia_batch.rows import Message
 from synthia_batch.source import open_source
 
-SYSTEM = "synthia"
+SYSTEM = "You are a helpful assistant. Answer in one or two sentences."
 SEED = 20261121
 _QUESTIONS = Path(__file__).resolve().parents[2] / "inputs" / "questions.jsonl"
-_LONGEST_QUESTION = 300
+_LONGEST_QUESTION = 150
 """Characters. Some of inputs/ bring a whole page of context: with them the job would be mostly prefill."""
-_ASIDES = (
-    "",
-    "Explain it to a curious child.",
-    "Explain it to a colleague who knows the field.",
-    "Begin with the answer, then give the reasons.",
-    "Give one example from daily life.",
-    "Name the most common misunderstanding first.",
-    "Answer as a list of short points.",
-    "Say what is still uncertain.",
-    "Tell it as a short story.",
-    "Compare it with something familiar.",
-    "Mention one number that is worth remembering.",
-    "Describe it step by step.",
-    "Say how one could check the answer at home.",
-    "Write it for a newspaper.",
-    "Give the history behind it as well.",
-    "Say what would have to change for the answer to be different.",
-    "Answer in plain words, without technical terms.",
-    "Name a book or a field where one could read on.",
-    "End with a question for the reader.",
-)
 _LENGTHS = ("Answer with one word.", "Answer in one sentence.", "", "Answer in two sentences.", "")
 """What makes the natural lengths of answers differ: a job has one max_tokens for all of its rows."""
 
@@ -159,17 +138,13 @@ def make_workload(wish: Wish, directory: Path) -> Workload:
 
 
 def write_questions(path: Path, count: int, is_mixed: bool) -> Path:
-    """Write `count` different questions: the short ones of inputs/, each with one aside or wish after the other."""
+    """Write `count` different questions: the short ones of inputs/ again and again, each with its number."""
     lines = _QUESTIONS.read_text(encoding="utf-8").splitlines()
     questions = [q for line in lines if len(q := json.loads(line)["question"]) <= _LONGEST_QUESTION]
     with path.open("w", encoding="utf-8") as file:
         for n in range(count):
-            turn, place = divmod(n, len(questions))
-            aside = _LENGTHS[n % len(_LENGTHS)] if is_mixed else _ASIDES[turn % len(_ASIDES)]
-            again = f"(Question {n + 1}.)" if turn >= len(_ASIDES) or is_mixed else ""
-            # What differs comes first: a prefix cache has the system message to itself, as in most jobs.
-            parts = (again, questions[place], aside) if is_mixed else (again, aside, questions[place])
-            text = " ".join(part for part in parts if part)
+            wish = f" {_LENGTHS[n % len(_LENGTHS)]}" if is_mixed else ""
+            text = f"(Question {n + 1}.) {questions[n % len(questions)]}{wish}".rstrip()
             file.write(json.dumps({"id": f"q{n:05}", "question": text}) + "\n")
     return path
 
