@@ -153,8 +153,9 @@ class SmallJob:
 
     def run(self, **faults: Any) -> Ended:
         """Make one attempt, with a call log of its own."""
-        self.attempts += 1
+        # Thousands of attempts would fill a small /dev/shm with the logs of those before.
         self.call_log.unlink(missing_ok=True)
+        self.attempts += 1
         return self.warm.run(self.directory, *self.arguments, patch=self.patch, **faults)
 
     def made(self) -> list[int]:
