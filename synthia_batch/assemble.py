@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from synthia_batch.job.resolved import PlanSpec
 from synthia_batch.plan import make_samples
 from synthia_batch.prompts.formats import PromptFormat
-from synthia_batch.rows import Failed, Finished, Outcome, Sample, Shard
+from synthia_batch.rows import Failed, Finished, Outcome, Row, Sample, Shard
 from synthia_batch.source import Scan, Source
 from synthia_batch.store.part import (
     DataRecord,
@@ -24,10 +24,13 @@ SAMPLE_BYTES = 700
 """What a sample takes beside its text, about."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _KeptSamples:
-    samples: list[Sample]
-    size_bytes: int
+    """The samples of a shard as far as they were listed; `is_whole` once that is to its last row."""
+
+    samples: list[Sample] = field(default_factory=list)
+    size_bytes: int = 0
+    is_whole: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,24 +47,29 @@ class Assembler:
     def list_samples(self, shard: Shard) -> Iterator[Sample]:
         """Yield the samples of `shard` in order, read from the input.
 
-        They are needed twice, to be made and to be published. Those of a shard that was listed to
-        its end are kept for the second time, as long as there is room: reading rows again and
-        making their ids and seeds is the largest cost of a sample beside its engine.
+        They are needed twice, to be made and to be published. They are kept for the second time, as
+        long as there is room: reading rows again and making their ids and seeds is the largest cost of
+        a sample beside its engine.
         """
-        kept: list[Sample] | None = []
-        size_bytes = 0
         room_bytes = KEPT_BYTES - sum(other.size_bytes for other in self._kept.values())
+        kept = self._kept[shard.number] = _KeptSamples()
         for row in self.source.read_rows(self.scan, shard.first_row, shard.stop_row):
-            for sample in make_samples(row, self.plan):
-                yield sample
-                if kept is not None:
-                    kept.append(sample)
-            size_bytes += SAMPLE_BYTES * self.plan.samples_per_row
-            size_bytes += sum(len(message.content) for message in row.messages)
-            if size_bytes > room_bytes:
-                kept = None
-        if kept is not None:
-            self._kept[shard.number] = _KeptSamples(kept, size_bytes)
+            samples = list(make_samples(row, self.plan))
+            # Kept before they are yielded, and only while the shard is not published: that may come
+            # before the reader asks for what follows its last sample, or never does.
+            if self._kept.get(shard.number) is kept:
+                self._keep(shard, row, samples, room_bytes)
+            yield from samples
+
+    def _keep(self, shard: Shard, row: Row, samples: list[Sample], room_bytes: int) -> None:
+        """Add the samples of `row`, or let go of all that is kept of `shard` where there is no room."""
+        kept = self._kept[shard.number]
+        kept.size_bytes += SAMPLE_BYTES * len(samples) + sum(len(turn.content) for turn in row.messages)
+        if kept.size_bytes > room_bytes:
+            del self._kept[shard.number]
+            return
+        kept.samples += samples
+        kept.is_whole = row.index + 1 == shard.stop_row
 
     def read_answer(self, outcome: Outcome) -> Outcome:
         """Return `outcome` with what the engine generated read as an answer in the job's format."""
@@ -90,7 +98,7 @@ class Assembler:
 
     def _take_samples(self, shard: Shard) -> Sequence[Sample]:
         kept = self._kept.pop(shard.number, None)
-        if kept is not None:
+        if kept is not None and kept.is_whole:
             return kept.samples
         rows = self.source.read_rows(self.scan, shard.first_row, shard.stop_row)
         return [sample for row in rows for sample in make_samples(row, self.plan)]

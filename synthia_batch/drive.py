@@ -114,10 +114,12 @@ class Driver:
                 self._finish_in_flight()
                 self._note_progress()
                 return self.drain.reason
-            self._poll()
             self._kill_hung()
             self._restart_due()
+            # Before the poll: a worker that was ready when it was handed over has no more to say until
+            # it is fed, and every run would begin with a poll to its time-out.
             self._top_up()
+            self._poll()
         self._note_progress()
         return None
 

@@ -4,14 +4,14 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from synthia_batch.assemble import Assembler
-from synthia_batch.errors import IdentityMismatch, IntegrityError, UsageError
+from synthia_batch.errors import IdentityMismatch, IntegrityError, RunLocked, UsageError
 from synthia_batch.job.fingerprint import compare_identities
 from synthia_batch.job.resolved import PlanSpec, ResolvedJob
 from synthia_batch.job_file import write_job
@@ -36,6 +36,7 @@ from synthia_batch.store.recovery import (
     ShardState,
     check_parts,
     inspect_shard,
+    list_temporary_files,
     remove_leftovers,
     remove_unbegun,
 )
@@ -229,6 +230,24 @@ def begin_attempt(
             plan_digest=attempt.plan_digest,
             keeper=keeper,
         )
+
+
+def tidy_complete_run(job: ResolvedJob) -> None:
+    """Remove what a retry that was killed as it began left of a complete run, and keep a job that is missing.
+
+    Touches nothing where nothing is amiss, or where another process has the run: then it is that one's.
+
+    Raises:
+        StorageFailed: A file cannot be removed or written.
+    """
+    run_dir = RunDir(job.output)
+    if run_dir.job.exists() and not list_temporary_files(run_dir):
+        return
+    with suppress(RunLocked), lock_run(job):
+        # Under the lock: what looked left over may have been another's unfinished work.
+        remove_leftovers(run_dir, ())
+        if not run_dir.job.exists():
+            write_job(run_dir.job, job.said)
 
 
 def make_grid(spec: PlanSpec) -> SampleGrid:

@@ -17,7 +17,14 @@ from synthia_batch.job.declared import Job
 from synthia_batch.job.layers import Layer, read_ray_address
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
-from synthia_batch.opening import OpenRun, begin_attempt, inspect_run, lock_run, refuse_other_identity
+from synthia_batch.opening import (
+    OpenRun,
+    begin_attempt,
+    inspect_run,
+    lock_run,
+    refuse_other_identity,
+    tidy_complete_run,
+)
 from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import Pool, Staffing
 from synthia_batch.prompts.tokenizer import Renderer
@@ -89,6 +96,7 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
     if manifest is not None and run_dir.plan.exists():
         # Nobody is told that it is complete on the word of the manifest alone.
         check_complete(run_dir, manifest, display.show_check)
+        tidy_complete_run(job)
         return _tell(job, manifest, _Drive(made=0, drained=None), started)
     drain = DrainRequest(job.declared.deadline_seconds)
     with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:

@@ -1,11 +1,21 @@
 """Samples between being made and being published."""
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from conftest import read_bytes_of_data, write_jsonl
 
 from synthia_batch import Job, assemble, run_job
+from synthia_batch.assemble import Assembler
+from synthia_batch.job.resolved import PlanSpec, SystemText
+from synthia_batch.plan import plan_shards
+from synthia_batch.rows import Failed, Message, Row
+from synthia_batch.store.part import PartFormat
 
 
 def run(source: Path, output: Path) -> dict[str, bytes]:
@@ -51,3 +61,44 @@ def test_no_more_is_kept_than_there_is_room_for(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(assemble.Assembler, "_take_samples", watch)
     run(source, tmp_path / "out")
     assert 0 < most <= room
+
+
+def make_assembler(**source: Any) -> Assembler:
+    spec = PlanSpec(
+        systems=(SystemText(name="none", text=""),),
+        system_column=None,
+        replace_own_system=True,
+        num_samples=2,
+        seed=0,
+    )
+    return Assembler(
+        source=SimpleNamespace(**source),  # type: ignore[arg-type]
+        scan=Mock(),
+        plan=spec,
+        prompt_format=Mock(),
+        part_format=PartFormat(model="m", source_file="f", metadata={}),
+    )
+
+
+@pytest.mark.parametrize("listed", [8, 7])
+def test_a_shard_published_before_its_listing_is_asked_for_more_leaves_nothing(listed: int) -> None:
+    """7 of 8: the last one had ended in an earlier attempt, so that nobody asks for it at first."""
+
+    def read_rows(scan: object, first: int, stop: int) -> Iterator[Row]:
+        reads.append(first)
+        for index in range(first, stop):
+            turns = (Message("user", "Why?"),)
+            yield Row(index=index, id=f"{index}", messages=turns, system=None, kept={}, line=index + 1)
+
+    reads: list[int] = []
+    assembler = make_assembler(read_rows=read_rows)
+    (shard,) = plan_shards(4, 2)
+    listing = assembler.list_samples(shard)
+    assert len(list(itertools.islice(listing, listed))) == listed
+    outcomes = {n: Failed(ordinal=n, code="x", message="x") for n in range(8)}
+    encoded = assembler.encode(shard, outcomes)
+    assert encoded.failed is not None
+    assert encoded.failed.rows == 8
+    assert reads == [0], "the samples that were kept were published"
+    assert len(list(listing)) == 8 - listed
+    assert not assembler._kept, "nothing stays of a shard that is published"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from conftest import read_bytes_of_data, read_call_log, write_jsonl
 from inside import Killed, call, dying_at, snapshot
 
 from synthia_batch.job_file import read_job
+from synthia_batch.store.lock import RunLock
 from synthia_batch.store.manifest import read_manifest
+from synthia_batch.store.run_dir import RunDir
 from synthia_batch.store.sealed import seal
 
 LONG = 7  # the row whose prompt fits no engine: it fails however often it is tried
@@ -147,6 +150,59 @@ def test_a_retry_killed_anywhere_is_completed_by_the_next_command(
     pytest.fail("the retry has no end")
 
 
+def test_a_retry_killed_as_it_begins_leaves_a_complete_run_that_the_next_one_tidies(
+    home: Path, capsys: Any
+) -> None:
+    out = home / "failing"
+    shutil.copytree(out, home / "before")
+    left = set()
+    for number in range(1, 100):
+        shutil.rmtree(out)
+        shutil.copytree(home / "before", out)
+        with pytest.raises(Killed), dying_at(number):
+            call(capsys, "retry", "failing", "-q")
+        if read_manifest(out / "manifest.json") is None:
+            break
+        unfinished = list_unfinished(out)
+        left |= set(unfinished)
+        verified = call(capsys, "verify", "failing", "-q")
+        assert verified.code == 0, verified
+        assert ("1 files are left of a crash: the next run removes them" in verified.out) == bool(unfinished)
+        assert call(capsys, "run", "q.jsonl", *FLAGS, "-o", "failing").code == 0
+        assert not list_unfinished(out)
+        assert read_bytes_of_data(out) == read_bytes_of_data(home / "before")
+    assert left >= {".owner.json.tmp"}
+
+
+def list_unfinished(run_directory: Path) -> list[str]:
+    return [path.name for path in (run_directory / ".synthia").glob(".*.tmp")]
+
+
+def test_a_complete_run_without_its_job_keeps_it_anew_as_it_is_said_next(home: Path, capsys: Any) -> None:
+    out = home / "failing"
+    (out / ".synthia/job.json").unlink()
+    before = snapshot(out)
+    assert "type the command that made it once, then retry" in call(capsys, "retry", "failing").err
+    assert call(capsys, "run", "q.jsonl", *FLAGS, "-o", "failing").code == 0
+    kept = read_job(out / ".synthia/job.json", out)
+    assert kept is not None
+    assert kept.values["input"]["path"] == str(home / "q.jsonl")
+    assert {**snapshot(out), ".synthia/job.json": b""} == {**before, ".synthia/job.json": b""}
+    assert call(capsys, "retry", "failing", "-q").code == 0
+
+
+def test_what_another_process_is_writing_in_a_complete_run_is_left_to_it(home: Path, capsys: Any) -> None:
+    out = home / "failing"
+    (out / ".synthia/.owner.json.tmp").touch()
+    lock = RunLock(RunDir(out), datetime.now().astimezone())
+    lock.take()
+    assert call(capsys, "run", "q.jsonl", *FLAGS, "-o", "failing").code == 0
+    assert list_unfinished(out) == [".owner.json.tmp"]
+    lock.release()
+    assert call(capsys, "run", "q.jsonl", *FLAGS, "-o", "failing").code == 0
+    assert not list_unfinished(out)
+
+
 def answer_otherwise(run_directory: Path) -> bytes:
     """Have the run's record of its canaries differ from what the engine answers; return it as it was."""
     path = run_directory / ".synthia/canary.json"
@@ -194,8 +250,6 @@ def test_a_refused_retry_killed_anywhere_is_completed_by_the_next_run(
         except Killed:
             (out / ".synthia/canary.json").write_bytes(canary)
             assert call(capsys, "run", "q.jsonl", *FLAGS, "-o", "failing").code == 0
-            # Where it was killed before or after it had reopened anything, a file may be left unfinished.
-            assert call(capsys, "verify", "failing", "--repair", "-q").code == 0
             assert read_manifest(out / "manifest.json") is not None
             assert call(capsys, "verify", "failing", "-q").code == 0
         else:

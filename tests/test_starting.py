@@ -5,16 +5,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from conftest import write_jsonl
 
 from synthia_batch import Job, run_job
+from synthia_batch.dispatch import Dispatcher
+from synthia_batch.display import Display
+from synthia_batch.drain import DrainRequest
+from synthia_batch.drive import Driver
+from synthia_batch.engine.base import EngineFacts
 from synthia_batch.errors import PoolFailed, UsageError
-from synthia_batch.pool.base import PoolEvent, WorkerAdded, WorkerLost
+from synthia_batch.pool.base import PoolEvent, SamplesEnded, WorkerAdded, WorkerLost, WorkerReady
+from synthia_batch.rows import Failed, Request
 from synthia_batch.source.base import PROGRESS_ROWS
 from synthia_batch.source.jsonl import JsonlSource
-from synthia_batch.starting import GRACE_SECONDS, PoolStarter
+from synthia_batch.starting import GRACE_SECONDS, PoolStarter, StartedPool
 
 
 @dataclass
@@ -142,3 +149,34 @@ def test_engines_load_while_a_long_input_is_read(tmp_path: Path, monkeypatch: py
     )
     assert run_job(job).finished == PROGRESS_ROWS + 1
     assert loading == [True]
+
+
+@dataclass
+class AnsweringPool(WaitingPool):
+    """Ends each sample that it is fed."""
+
+    def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
+        self.calls.append("poll")
+        return super().poll(timeout_seconds)
+
+    def feed(self, worker: int, requests: Sequence[Any]) -> None:
+        self.calls.append("feed")
+        outcomes = tuple(Failed(ordinal=request.ordinal, code="x", message="x") for request in requests)
+        self.events = [SamplesEnded(worker=worker, epoch=1, outcomes=outcomes)]
+
+
+def test_a_worker_that_is_ready_at_the_hand_over_is_fed_before_anything_is_waited_for(tmp_path: Path) -> None:
+    pool = AnsweringPool()
+    facts = EngineFacts(engine="scripted", version="1", device="none", capacity=4, max_model_len=100)
+    ready = WorkerReady(worker=0, epoch=1, facts=facts, canary=None)
+    driver = Driver(
+        recorder=Mock(samples=1, finished=0, failed=0),
+        drain=DrainRequest(),
+        display=Display(quiet=True),
+        check_canary=lambda ready: None,
+        watchdog_seconds=300,
+        log_path=lambda index: tmp_path / "log",
+    )
+    requests = iter([Request(ordinal=0, token_ids=b"x", seed=0)])
+    assert driver.run(Dispatcher(requests, 1), lambda: StartedPool(pool=pool, events=[ready])) is None
+    assert pool.calls == ["feed", "poll"]

@@ -47,7 +47,7 @@ def _describe(found: "Verification") -> str:
         lines.append(
             f"pid {found.owner.pid} on {found.owner.host} is running it: only what is published was checked"
         )
-    if found.leftovers and not found.findings and found.state == "unfinished":
+    if found.leftovers and not found.findings:
         lines.append(f"{found.leftovers} files are left of a crash: the next run removes them")
     what = f"{len(found.findings)} findings" if found.findings else "nothing is wrong"
     lines.append(

@@ -108,11 +108,15 @@ def _list_expected(facts: RunFacts, latest: dict[int, Intent]) -> dict[str, Mani
 def find_leftovers(
     facts: RunFacts, temporary_files: tuple[Path, ...], checks: tuple[ShardCheck, ...]
 ) -> Iterator[Finding]:
-    """Yield what a crash has left of a complete run. In an unfinished one it is no finding.
+    """Yield what is left over among the files of a complete run. In an unfinished one it is no finding.
 
-    There it is what every crash leaves, and the next run removes it; a complete run has no next one.
+    There it is what every crash leaves, and the next run removes it. So it does in the hidden directory
+    of a complete run, where a retry that is killed as it begins leaves a file. It leaves none among
+    those of the dataset, and no journal: whatever put them there, readers of the dataset meet them.
     """
     for path in temporary_files:
+        if facts.run_dir.hidden in path.parents:
+            continue
         yield Finding(kind=Kind.LEFTOVER, file=facts.name(path), what="a file that was never finished")
     for check in checks:
         if check.has_leftover_journal:

@@ -37,7 +37,8 @@ class Verification:
     """What was found. `state` is complete, unfinished or running; `owner` is then who runs it.
 
     `samples` and `bytes` are those of the published parts. `leftovers` counts the files that a
-    crash left of an unfinished run: the next one removes them, and nothing is wrong with that.
+    crash left: the next run removes them, and nothing is wrong with that, but for those of a complete
+    run that are findings.
     """
 
     directory: str

@@ -1,11 +1,13 @@
 """What the fault tests share: a small job, processes to run it in, and what must be true afterwards."""
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +24,9 @@ ROWS = 12
 SHARD_ROWS = 6
 FAIL_EVERY = 5
 """Samples 0, 5 and 10 fail: both shards have both kinds of parts."""
+MEMORY = Path("/dev/shm")
+ROOM_MIB = 32
+"""Several times what the small job's directories and records take: containers often have 64 there."""
 PATCH = {
     "synthia_batch.plan.ROWS_STEP": SHARD_ROWS,
     # Small journals get marks, too.
@@ -148,8 +153,9 @@ class SmallJob:
 
     def run(self, **faults: Any) -> Ended:
         """Make one attempt, with a call log of its own."""
-        self.attempts += 1
+        # Thousands of attempts would fill a small /dev/shm with the logs of those before.
         self.call_log.unlink(missing_ok=True)
+        self.attempts += 1
         return self.warm.run(self.directory, *self.arguments, patch=self.patch, **faults)
 
     def made(self) -> list[int]:
@@ -178,13 +184,38 @@ class SmallJob:
 @contextmanager
 def open_small_job(warm: WarmProcess, fallback: Path, **shape: int) -> Iterator[SmallJob]:
     """A job that ran undisturbed, and knows what it gave, in memory where files can live there."""
-    directory = make_fast_directory(fallback)
-    job = SmallJob(warm, directory, **shape)
-    job.run_undisturbed()
-    try:
+    with open_fast_directory(fallback) as directory:
+        job = SmallJob(warm, directory, **shape)
+        job.run_undisturbed()
         yield job
+
+
+@contextmanager
+def open_fast_directory(fallback: Path) -> Iterator[Path]:
+    """A new directory in memory, or in `fallback` where files have no room there, which is then said.
+
+    What a process does to its files, and what a kill or a failed call leaves of them, is the same on
+    any file system; only waiting for a disk is not. What is lost with the power, disk.py says.
+    """
+    reason = find_fault_of(MEMORY)
+    if reason is not None:
+        warnings.warn(f"these tests wait for a disk: {MEMORY} {reason}", stacklevel=2)
+    # A name of its own: another session of the same tests may run at the same time.
+    directory = Path(tempfile.mkdtemp(prefix="synthia-batch-", dir=fallback if reason else MEMORY))
+    try:
+        yield directory
     finally:
         shutil.rmtree(directory)
+
+
+def find_fault_of(memory: Path) -> str | None:
+    """Return why run directories cannot be in `memory`, or None."""
+    if not memory.is_dir():
+        return "is not there"
+    if not os.access(memory, os.W_OK):
+        return "cannot be written"
+    free_mib = shutil.disk_usage(memory).free >> 20
+    return None if free_mib >= ROOM_MIB else f"has {free_mib} MiB free, and {ROOM_MIB} are needed"
 
 
 def read_ended(run_directory: Path) -> set[int]:
@@ -212,17 +243,33 @@ def list_leftovers(run_directory: Path) -> list[str]:
             if path.name != "intents.wal"]  # fmt: skip
 
 
+def digest_state(run_directory: Path) -> str:
+    """Return a digest of everything in the directory that the next run's doings depend on.
+
+    That is every name and every byte, but for what only people read and what differs in any two runs:
+    the times in the history, of which a run reads whether the last line is torn; the owner's pid and
+    time, of which it reads the epoch; the job as last said, which names the attempt's own call log and
+    is written anew whatever is there; and files without their names yet, which are never read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(run_directory.rglob("*")):
+        digest.update(f"{path.relative_to(run_directory)}\0{path.is_dir()}\0".encode())
+        if path.is_file():
+            digest.update(_read_state(path) + b"\0")
+    return digest.hexdigest()
+
+
+def _read_state(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix == ".tmp" or path.name == "job.json":
+        return b""
+    if path.name == "events.jsonl":
+        return content[-1:]
+    return b"%d" % json.loads(content)["epoch"] if path.name == "owner.json" else content
+
+
 def replace_tree(source: Path, target: Path) -> None:
     """Have at `target` what is at `source`, which may be nothing."""
     shutil.rmtree(target, ignore_errors=True)
     if source.exists():
         shutil.copytree(source, target)
-
-
-def make_fast_directory(fallback: Path) -> Path:
-    """Return a new directory in memory, if files can live there: a killed process asks no more of a disk."""
-    memory = Path("/dev/shm")
-    # A name of its own: another session of the same tests may run at the same time.
-    return Path(
-        tempfile.mkdtemp(prefix="synthia-batch-", dir=memory if os.access(memory, os.W_OK) else fallback)
-    )

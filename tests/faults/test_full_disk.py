@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import SmallJob, WarmProcess, read_ended, replace_tree, start_warm_process
+from harness import SmallJob, WarmProcess, open_small_job, read_ended, replace_tree, start_warm_process
 
 from synthia_batch.store.frames import scan_frames
 
@@ -22,11 +22,10 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
 
 
 @pytest.fixture
-def job(warm: WarmProcess, tmp_path: Path) -> SmallJob:
-    job = SmallJob(warm, tmp_path / "job")
-    job.run_undisturbed()
-    shutil.rmtree(job.run_directory)
-    return job
+def job(warm: WarmProcess, tmp_path: Path) -> Iterator[SmallJob]:
+    with open_small_job(warm, tmp_path) as job:
+        shutil.rmtree(job.run_directory)
+        yield job
 
 
 def check_failure(code: int, stderr: str, reason: str) -> None:
