@@ -138,11 +138,13 @@ def find_busy_shares(progress: Sequence[Progress]) -> dict[int, float]:
 def list_shares(start: Progress, end: Progress) -> dict[int, float]:
     """Return the share of the time between two events that each worker was busy.
 
-    A worker that was restarted in between may count from 0 again, one that began since counts from there.
+    A worker that was restarted in between may count from 0 again; one that began since is counted over
+    all of the time.
     """
     shares = {}
     for worker, busy in end.busy.items():
-        seconds = end.heard[worker] - start.heard.get(worker, start.elapsed)
+        is_new = worker not in start.heard
+        seconds = end.elapsed - start.elapsed if is_new else end.heard[worker] - start.heard[worker]
         known = start.busy.get(worker, 0.0)
         if seconds > 0:
             shares[worker] = (busy - known if busy >= known else busy) / seconds
