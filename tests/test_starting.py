@@ -1,5 +1,6 @@
 """A pool that starts beside other work."""
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 from conftest import write_jsonl
+from test_engine_environment import SPEC
 
 from synthia_batch import Job, run_job
 from synthia_batch.dispatch import Dispatcher
@@ -17,11 +19,14 @@ from synthia_batch.drain import DrainRequest
 from synthia_batch.drive import Driver
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.errors import PoolFailed, UsageError
-from synthia_batch.pool.base import PoolEvent, SamplesEnded, WorkerAdded, WorkerLost, WorkerReady
+from synthia_batch.job.resolved import PoolSpec
+from synthia_batch.pool.base import PoolEvent, SamplesEnded, Staffing, WorkerAdded, WorkerLost, WorkerReady
+from synthia_batch.pool.local_pool import LocalPool
 from synthia_batch.rows import Failed, Request
 from synthia_batch.source.base import PROGRESS_ROWS
 from synthia_batch.source.jsonl import JsonlSource
 from synthia_batch.starting import GRACE_SECONDS, PoolStarter, StartedPool
+from synthia_batch.worker import Worker
 
 
 @dataclass
@@ -180,3 +185,22 @@ def test_a_worker_that_is_ready_at_the_hand_over_is_fed_before_anything_is_waite
     requests = iter([Request(ordinal=0, token_ids=b"x", seed=0)])
     assert driver.run(Dispatcher(requests, 1), lambda: StartedPool(pool=pool, events=[ready])) is None
     assert pool.calls == ["feed", "poll"]
+
+
+def test_a_local_pool_may_be_stopped_while_a_worker_is_being_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails while engines load ends the run at any moment of their start."""
+    engine = dataclasses.replace(SPEC, kind="scripted")
+    staffing = Staffing(engine=engine, canaries=(), log_path=lambda worker: tmp_path / "log")
+    spec = PoolSpec(kind="local", workers=1, ray_address=None, watchdog_seconds=9, load_timeout_seconds=9)
+    pool, start, is_stopped = LocalPool(spec, staffing), Worker.start, threading.Event()
+
+    def stop_then_start(worker: Worker) -> None:
+        pool.stop()
+        start(worker)
+        is_stopped.set()
+
+    monkeypatch.setattr(Worker, "start", stop_then_start)
+    pool.start()
+    assert is_stopped.wait(30), "the pool cannot be stopped before its worker has started"

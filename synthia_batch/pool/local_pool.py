@@ -134,8 +134,9 @@ class LocalPool:
             _send_logs_to(self._staffing.log_path(index))
         engine = load_engine(self._staffing.engine, placement)
         canary = ask_canaries(engine, self._staffing.canaries) if self._staffing.canaries else None
-        worker = self._workers[index] = Worker(engine)
+        worker = Worker(engine)
         worker.start()
+        self._workers[index] = worker  # Started: `stop`, which may come at any moment, waits for its loop.
         self._events.put(WorkerReady(worker=index, epoch=epoch, facts=engine.facts, canary=canary))
         return worker
 
