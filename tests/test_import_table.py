@@ -134,6 +134,7 @@ ONLY_IN = {
         "store/part.py",
         "store/part_pages.py",
         "store/part_rows.py",
+        "store/row_digest.py",
     },
     "typer": {"cli"},
     "transformers": {"models/demo.py", "models/tokenizer_file.py"},

@@ -9,6 +9,7 @@ from synthia_batch.errors import IntegrityError, JournalCorrupt
 from synthia_batch.rows import Shard
 from synthia_batch.store.intents import Intent, PartEntry
 from synthia_batch.store.journal_reader import find_damages, find_last_epoch, read_journal
+from synthia_batch.store.part import read_part
 from synthia_batch.store.part_pages import find_page_damage
 from synthia_batch.store.part_rows import (
     Places,
@@ -20,6 +21,7 @@ from synthia_batch.store.part_rows import (
     place_failed_rows,
 )
 from synthia_batch.store.recovery import check_part
+from synthia_batch.store.row_digest import digest_rows
 from synthia_batch.verify.facts import RunFacts
 from synthia_batch.verify.findings import Finding, Kind, explain_error
 
@@ -140,6 +142,9 @@ def _check_part(facts: RunFacts, path: Path, entry: PartEntry | None) -> Places 
         places = place_data_rows(path, facts.grid, facts.kept, facts.metadata)
     else:
         places = place_failed_rows(path, facts.grid, facts.metadata)
+    if digest_rows(read_part(path)) != entry.rows_digest:
+        reason = "holds other rows than it was published with: their digest is another"
+        raise IntegrityError(f"{path} {reason}", reason=reason)
     if len(places.row) != entry.rows:
         reason = f"has {len(places.row)} rows and was published with {entry.rows}"
         raise IntegrityError(f"{path} {reason}", reason=reason)
