@@ -116,7 +116,7 @@ def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
         run_dir = RunDir(job.output)
         staffing = Staffing(
             engine=job.engine,
-            canaries=make_canaries(renderer, job.engine.max_model_len) if is_strict else (),
+            canaries=make_canaries(renderer, job.engine.max_model_len) if is_strict else None,
             log_path=run_dir.worker_log,
         )
         return open_pool(job.pool, staffing, display.say)

@@ -76,7 +76,7 @@ MAY_IMPORT = {
     },
     "assemble": {"store", "source", "plan", "prompts", "job", "rows"},
     "keeper": {"assemble", "store", "rows", "errors"},
-    "canary_record": {"pool", "prompts", "store", "rows", "errors"},
+    "canary_record": {"canary", "pool", "prompts", "store", "rows", "errors"},
     "job_file": {"job", "models", "store", "errors"},
     "reopening": {"store", "rows"},
     "opening": {

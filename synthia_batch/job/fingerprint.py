@@ -27,6 +27,7 @@ NOT_IDENTITY = {
     "hang_on": "a rehearsed fault",
     "hang_load_once": "a rehearsed fault",
     "oom_above": "a rehearsed fault",
+    "shows_batch_above": "a rehearsed fault",
 }
 """The engine settings that may differ when a run is resumed, each with its reason."""
 

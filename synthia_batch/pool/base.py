@@ -6,6 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from synthia_batch.canary import Canaries
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Outcome, Request
@@ -19,12 +20,12 @@ REPORTS_PER_WATCHDOG = 4
 class Staffing:
     """What every worker of a pool is made from.
 
-    `canaries` are asked at each worker's start; none in fast determinism. `log_path` gives the
+    `canaries` are asked at each worker's start; None in fast determinism. `log_path` gives the
     file of worker `index` on the driver's machine.
     """
 
     engine: EngineSpec
-    canaries: tuple[Request, ...]
+    canaries: Canaries | None
     log_path: Callable[[int], Path]
 
 
