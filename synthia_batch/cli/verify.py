@@ -22,6 +22,9 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Drop what is damaged; the next run makes it again.")
     ] = False,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Decode every row, too, and compare the rows' digest.")
+    ] = False,
     rerun: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Make N finished samples again, and compare.")
     ] = None,
@@ -48,7 +51,7 @@ def verify(
         else:
             from synthia_batch.verify.verification import verify_run
 
-            found = verify_run(directory, display.show)
+            found = verify_run(directory, display.show, decodes_rows=rows)
             damaged = bool(found.findings)
             text = json.dumps(found.to_dict(), ensure_ascii=False) if as_json else _describe(found)
     print(text)

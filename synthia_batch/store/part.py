@@ -170,6 +170,14 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=None if columns is None else list(columns))
 
 
+def holds_rows(path: Path, rows_digest: str) -> bool:
+    """Whether the file can be read and holds the rows of that digest, in whatever bytes."""
+    try:
+        return digest_rows(read_part(path)) == rows_digest
+    except (IntegrityError, pa.ArrowException, ValueError):  # Damage may be in a name, or in text.
+        return False
+
+
 def _encode(columns: Sequence[Any], schema: pa.Schema, part_format: PartFormat) -> EncodedPart:
     table = pa.Table.from_arrays(
         columns, schema=schema.with_metadata(dict(sorted(part_format.metadata.items())))

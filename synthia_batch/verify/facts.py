@@ -23,7 +23,10 @@ from synthia_batch.store.run_dir import RunDir
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """A run as its plan.json says it. `attempt` is that of a reader, unless it holds the lock."""
+    """A run as its plan.json says it. `attempt` is that of a reader, unless it holds the lock.
+
+    `decodes_rows`: parts are decoded, too, and their rows compared with the digest.
+    """
 
     run_dir: RunDir
     fingerprint: str
@@ -31,6 +34,7 @@ class RunFacts:
     shards: tuple[Shard, ...]
     grid: SampleGrid
     kept: tuple[KeptColumn, ...]
+    decodes_rows: bool = False
 
     @property
     def metadata(self) -> dict[str, str]:
