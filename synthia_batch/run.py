@@ -19,7 +19,7 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
 from synthia_batch.opening import OpenRun, begin_attempt, inspect_run, lock_run, refuse_other_identity
 from synthia_batch.pool import open_pool
-from synthia_batch.pool.base import Pool, Staffing
+from synthia_batch.pool.base import Pool, Staffing, WorkerReady
 from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.report.card import CardFacts, write_card
 from synthia_batch.resolve import open_renderer, resolve_job
@@ -171,13 +171,20 @@ def _drive(
     starter.begin()
     if ended:
         display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
+
+    def check(ready: WorkerReady) -> None:
+        note = check_canary(run.run_dir, ready)
+        if note is not None:
+            keeper.note("canary_inexact", worker=ready.worker, note=note)
+            display.say(note)
+
     driver = Driver(
         recorder=keeper,
         drain=drain,
         display=display,
         watchdog_seconds=job.pool.watchdog_seconds,
         load_timeout_seconds=job.pool.load_timeout_seconds,
-        check_canary=lambda ready: check_canary(run.run_dir, ready),
+        check_canary=check,
         log_path=run.run_dir.worker_log,
     )
     requests = _list_requests(keeper, open_renderer(job.prompt), driver.take_unsent)

@@ -62,6 +62,7 @@ MAY_IMPORT = {
         "canary_record",
         "kept_job",
         "opening",
+        "pool",
         "resolve",
         "search",
         "display",

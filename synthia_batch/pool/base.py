@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from synthia_batch.canary import Canaries
+from synthia_batch.canary import Canaries, CanaryAnswer
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Outcome, Request
@@ -39,12 +39,12 @@ class WorkerLoading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReady:
-    """A worker has loaded its engine. `canary` is the digest of its canary answers, if asked."""
+    """A worker has loaded its engine. `canary` is its answer to the canaries, if asked."""
 
     worker: int
     epoch: int
     facts: EngineFacts
-    canary: str | None
+    canary: CanaryAnswer | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
