@@ -1,53 +1,109 @@
-"""The proof, at every start, that an engine's tokens do not depend on what else is in its batch."""
+"""The proof, at every start, that an engine's answers do not depend on what else is in its batch.
 
-from collections.abc import Sequence
+A few prompts of different lengths are asked alone, one after the other, and then all together among
+fillers that end one after the other, so that every step of theirs is of another batch. What it costs is
+in benchmarks/results/2026-11-21-determinism.md.
+
+Texts must agree: an engine that gives one prompt two answers is refused. Where engines tell
+probabilities, these are compared, too: they differ long before a token does. There a text may yet come
+out the same in every batch, so it is said and not refused.
+
+The canary cannot see what shows only in batches larger than its own: for that there is `verify --rerun`,
+and for the engines that are tested the matrix of benchmarks/determinism.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from blake3 import blake3
 
-from synthia_batch.engine.base import Engine
+from synthia_batch.engine.base import Engine, EngineFacts
 from synthia_batch.errors import DeterminismBroken, UsageError
 from synthia_batch.rows import Failed, Finished, Outcome, Request
 
 
-def ask_canaries(engine: Engine, canaries: Sequence[Request]) -> str:
-    """Return a digest of what `engine` answers to `canaries`: equal for all workers of a strict job.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canaries:
+    """What is asked: `prompts` alone and among, `fillers` only to keep them company. Ordinals below 0."""
 
-    The first canary is asked alone, then all of them together.
+    prompts: tuple[Request, ...]
+    fillers: tuple[Request, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryAnswer:
+    """What an engine answered: digests of the texts, and of their probabilities to the last bit.
+
+    `is_exact`: the probabilities were the same alone and among others, or the engine tells none.
+    """
+
+    texts: str
+    bits: str
+    is_exact: bool
+
+
+def ask_canaries(engine: Engine, canaries: Canaries) -> CanaryAnswer:
+    """Return what `engine` answers to `canaries`: equal for all workers of a strict job.
 
     Raises:
-        DeterminismBroken: The first answer differs between the two.
-        UsageError: The engine answers none of them.
+        DeterminismBroken: A prompt was answered otherwise alone than among others.
+        UsageError: The engine does not answer one of them.
     """
-    alone = _answer(engine, canaries[:1])
-    together = _answer(engine, canaries)
-    first = canaries[0].ordinal
-    if alone[first] != together[first]:
-        raise DeterminismBroken(
-            "the engine gave one prompt two answers, alone and among others:\n"
-            f"  alone:  {alone[first]!r}\n  among:  {together[first]!r}\n"
-            "strict determinism cannot be kept here; run with --determinism fast, whose samples are as good "
-            "but differ between batches"
-        )
-    text = "\0".join(f"{ordinal} {together[ordinal]}" for ordinal in sorted(together))
-    return blake3(text.encode()).hexdigest(length=16)
+    alone: dict[int, Finished] = {}
+    for prompt in canaries.prompts:
+        alone |= _answer(engine, [prompt])
+    # Fillers on both sides: a place in the batch is part of what must not show.
+    half = len(canaries.fillers) // 2
+    together = _answer(engine, [*canaries.fillers[:half], *canaries.prompts, *canaries.fillers[half:]])
+    pairs = [(alone[prompt.ordinal], together[prompt.ordinal]) for prompt in canaries.prompts]
+    for one, other in pairs:
+        if _describe(one) != _describe(other):
+            raise _refuse(engine.facts, _describe(one), _describe(other))
+    return CanaryAnswer(
+        texts=_digest({ordinal: _describe(answer) for ordinal, answer in together.items()}),
+        bits=_digest({ordinal: _spell_logprob(answer) for ordinal, answer in together.items()}),
+        is_exact=all(_spell_logprob(one) == _spell_logprob(other) for one, other in pairs),
+    )
 
 
-def _answer(engine: Engine, canaries: Sequence[Request]) -> dict[int, str]:
-    for canary in canaries:
-        engine.add(canary)
-    answers: dict[int, str] = {}
-    while len(answers) < len(canaries):
+def _answer(engine: Engine, requests: Sequence[Request]) -> dict[int, Finished]:
+    for request in requests:
+        engine.add(request)
+    answers: dict[int, Finished] = {}
+    while len(answers) < len(requests):
         for outcome in engine.step():
-            answers[outcome.ordinal] = _text_of(outcome)
+            answers[outcome.ordinal] = _take(outcome)
     return answers
 
 
-def _text_of(outcome: Outcome) -> str:
-    match outcome:
-        case Finished():
-            return outcome.response
-        case Failed():
-            raise UsageError(
-                f"the engine would not answer a plain prompt: {outcome.code}: {outcome.message}\n"
-                "it would not answer any other: look at the sampling and engine settings"
-            )
+def _take(outcome: Outcome) -> Finished:
+    if isinstance(outcome, Failed):
+        raise UsageError(
+            f"the engine would not answer a plain prompt: {outcome.code}: {outcome.message}\n"
+            "it would not answer any other: look at the sampling and engine settings"
+        )
+    return outcome
+
+
+def _describe(answer: Finished) -> str:
+    return f"{answer.response!r} ({answer.completion_tokens} tokens, {answer.finish_reason})"
+
+
+def _spell_logprob(answer: Finished) -> str:
+    return "" if answer.logprob is None else answer.logprob.hex()
+
+
+def _digest(answers: Mapping[int, str]) -> str:
+    text = "\0".join(f"{ordinal} {answers[ordinal]}" for ordinal in sorted(answers))
+    return blake3(text.encode()).hexdigest(length=16)
+
+
+def _refuse(facts: EngineFacts, alone: str, among: str) -> DeterminismBroken:
+    what = "\n".join(f"  {name}: {value}" for name, value in facts.describe().items())
+    return DeterminismBroken(
+        "the engine gave one prompt two answers, alone and among others:\n"
+        f"  alone:  {alone}\n  among:  {among}\n"
+        f"it is\n{what}\n"
+        "strict determinism cannot be kept here; run with --determinism fast, whose samples are as good "
+        "but differ between batches"
+    )

@@ -1,9 +1,14 @@
 """The canary prompts of a job, and the one answer to them that all its workers must give.
 
-The first worker's answer is kept with the run. Another worker, another machine or another night
-that answers otherwise would write other bytes, and is refused before it writes any.
+The first worker's answer is kept with the run, and with it what the engine said of itself. Another
+worker, another machine or another night that answers otherwise would write other bytes, and is refused
+before it writes any.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+from synthia_batch.canary import Canaries
 from synthia_batch.errors import DeterminismBroken
 from synthia_batch.pool.base import WorkerReady
 from synthia_batch.prompts.tokenizer import Renderer
@@ -12,45 +17,100 @@ from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.run_dir import RunDir
 from synthia_batch.store.sealed import read_sealed, seal
 
-CANARIES = 8
-CANARY_TOKENS = 12
+PROMPT_TOKENS = (6, 40, 200)
+"""Lengths of the prompts. Some 250 tokens twice, and 8 new ones each, are a second for 135M parameters
+on a core; there is nothing in a longer prompt that shows in no shorter one but the memory it takes."""
+CANARY_TOKENS = 8
+FILLERS = 24
+FILLER_PROMPT_TOKENS = 6
 _TEXT = "Say something worth knowing about the number"
 
 
-def make_canaries(renderer: Renderer, max_model_len: int) -> tuple[Request, ...]:
-    """Return the canaries, of different lengths, with ordinals below 0.
+def make_canaries(renderer: Renderer, max_model_len: int) -> Canaries:
+    """Return the prompts, of different lengths, and the fillers, of which some end with each step.
 
     They are plain text, which every model and template takes, cut to what the model can hold.
     """
     room = max(1, max_model_len - CANARY_TOKENS)
-    prompts = (f"{_TEXT} {'and '.join([f'{n} '] * n)}" for n in range(1, CANARIES + 1))
-    return tuple(
+    lengths = [*PROMPT_TOKENS, *[FILLER_PROMPT_TOKENS] * FILLERS]
+    requests = [
         Request(
             ordinal=-n,
-            token_ids=renderer.encode(prompt)[:room],
+            token_ids=_encode(renderer, n, min(length, room)),
             seed=n,
-            max_tokens=CANARY_TOKENS,
+            max_tokens=CANARY_TOKENS if n <= len(PROMPT_TOKENS) else 1 + n % CANARY_TOKENS,
+            tells_logprob=True,
         )
-        for n, prompt in enumerate(prompts, start=1)
-    )
+        for n, length in enumerate(lengths, start=1)
+    ]
+    count = len(PROMPT_TOKENS)
+    return Canaries(prompts=tuple(requests[:count]), fillers=tuple(requests[count:]))
 
 
-def check_canary(run_dir: RunDir, ready: WorkerReady) -> None:
+def check_canary(run_dir: RunDir, ready: WorkerReady) -> str | None:
     """Compare a worker's answer with the run's, which it becomes if it is the first.
+
+    Return what a person should know of it: that texts agree and probabilities do not.
 
     Raises:
         DeterminismBroken: It is another one.
     """
-    if ready.canary is None:
-        return
-    who = f"{ready.facts.engine} {ready.facts.version} on {ready.facts.device}"
-    known = read_sealed(run_dir.canary)
-    if known is None:
-        publish_bytes(run_dir.canary, seal({"answer": ready.canary, "by": who}))
-    elif known["answer"] != ready.canary:
+    note = compare_canary(run_dir, ready)
+    if ready.canary is not None and not run_dir.canary.exists():
+        answer = {"texts": ready.canary.texts, "bits": ready.canary.bits}
+        publish_bytes(run_dir.canary, seal({**answer, "by": ready.facts.describe()}))
+    return note
+
+
+def compare_canary(run_dir: RunDir, ready: WorkerReady) -> str | None:
+    """Compare a worker's answer with the run's, if it has one; otherwise as check_canary. Writes nothing.
+
+    Raises:
+        DeterminismBroken: It is another one. Names what differs between the engines.
+    """
+    known, answer = read_sealed(run_dir.canary), ready.canary
+    if answer is None:
+        return None
+    if known is not None and known["texts"] != answer.texts:
         raise DeterminismBroken(
-            "the engines do not answer the canary prompts alike, so their samples would not fit together:\n"
-            f"  this run began with {known['by']}\n  worker {ready.worker} is {who}\n"
+            "the engines do not answer the canary prompts alike, so their samples would not fit together\n"
+            f"{_list_differences(known['by'], ready)}\n"
             "go on with the hardware and versions that it began with, or start a run of its own with -o; "
             "--determinism fast allows a mixture"
         )
+    if not answer.is_exact:
+        return _warn(ready, "their probabilities depend on the batch")
+    if known is not None and known["bits"] != answer.bits:
+        return _warn(ready, "their probabilities are not those of the engine that the run began with")
+    return None
+
+
+def _warn(ready: WorkerReady, what: str) -> str:
+    return (
+        f"worker {ready.worker} on {ready.facts.device} answers the canary prompts as it must, but {what}, "
+        "in their last bits: now and then a sample may come out otherwise. `synthia-batch verify DIR --rerun "
+        "100` tells whether any does; --determinism fast promises no equal texts"
+    )
+
+
+def _list_differences(before: Mapping[str, Any], ready: WorkerReady) -> str:
+    now = ready.facts.describe()
+    names = dict.fromkeys((*before, *now))
+    lines = [
+        f"  {name}: {before.get(name)} when the run began, {now.get(name)} on worker {ready.worker}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+    if lines:
+        return "\n".join(lines)
+    known = ", ".join(f"{name} {value}" for name, value in now.items())
+    return (
+        f"  nothing that is recorded differs ({known}): look for what is not, such as a microcode, a driver "
+        "or a library that was replaced"
+    )
+
+
+def _encode(renderer: Renderer, number: int, length: int) -> Any:
+    """Return `length` tokens, or all there are: of a text that counts from `number` on."""
+    counted = " and ".join(str(number + n) for n in range(length))
+    return renderer.encode(f"{number}: {_TEXT} {counted}")[:length]

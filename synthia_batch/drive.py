@@ -75,7 +75,7 @@ class Driver:
     recorder: Recorder
     drain: DrainRequest
     display: Display
-    check_canary: Callable[[WorkerReady], None]
+    check_canary: Callable[[WorkerReady], object]
     watchdog_seconds: float
     log_path: Callable[[int], Path]
     load_timeout_seconds: float = math.inf

@@ -43,7 +43,25 @@ def name_cpu() -> str:
 
 def name_gpus() -> tuple[str, ...]:
     """Return the names of this machine's NVIDIA GPUs, as nvidia-smi gives them; none where it fails."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return _ask_nvidia("name")
+
+
+def name_driver() -> str:
+    """Return the version of this machine's NVIDIA driver, empty where nvidia-smi fails."""
+    return next(iter(_ask_nvidia("driver_version")), "")
+
+
+def list_capabilities() -> tuple[tuple[int, int], ...]:
+    """Return the compute capabilities of this machine's NVIDIA GPUs; none where nvidia-smi does not tell."""
+    numbers = [answer.split(".") for answer in _ask_nvidia("compute_cap")]
+    return tuple(
+        (int(pair[0]), int(pair[1])) for pair in numbers if len(pair) == 2 and all(map(str.isdigit, pair))
+    )
+
+
+def _ask_nvidia(field: str) -> tuple[str, ...]:
+    """Return one value per GPU; none where nvidia-smi fails."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

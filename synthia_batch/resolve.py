@@ -7,8 +7,9 @@ from pathlib import Path
 
 from synthia_batch.digest import DigestCache, digest_file, open_digest_cache
 from synthia_batch.engine.vllm_settings import check_settings, check_split
+from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
-from synthia_batch.hardware import detect_device, installed_vllm, name_cpu, name_gpus
+from synthia_batch.hardware import detect_device, installed_vllm, list_capabilities, name_cpu, name_gpus
 from synthia_batch.job.declared import Job
 from synthia_batch.job.fingerprint import fingerprint
 from synthia_batch.job.identity import IdentityParts, InputIdentity, Numerics, identify
@@ -271,6 +272,11 @@ def _specify_engine(job: Job, found: _Found, prompt: PromptSpec) -> EngineSpec:
     )
     if spec.kind == "vllm":
         check_split(spec)
+        check_quantization(spec, found.facts.quantization if found.facts else None)
+        if spec.device == "cuda" and spec.determinism == "strict" and not job.pool.ray_address:
+            # This machine's cards; on a cluster each worker looks at its own.
+            for capability, name in zip(list_capabilities(), name_gpus(), strict=False):
+                check_capability(capability, name)
     return spec
 
 

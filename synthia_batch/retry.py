@@ -9,18 +9,14 @@ from typing import Self
 
 from synthia_batch.display import Display
 from synthia_batch.drain import DrainRequest
-from synthia_batch.errors import StorageFailed, UsageError
+from synthia_batch.errors import StorageFailed
 from synthia_batch.job.layers import Layer
-from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.job_file import read_job
 from synthia_batch.keeper import Keeper
-from synthia_batch.opening import LockedRun, begin_attempt, inspect_run, lock_run, refuse_other_identity
+from synthia_batch.kept_job import resolve_kept_job
+from synthia_batch.opening import LockedRun, begin_attempt, inspect_run, lock_run
 from synthia_batch.reopening import FailureChoice, close_again, read_ending
-from synthia_batch.resolve import resolve_job
 from synthia_batch.run import RunResult, make_missing, start_pool
 from synthia_batch.store.manifest import read_manifest
-from synthia_batch.store.plan_file import read_plan
-from synthia_batch.store.run_dir import RunDir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +47,7 @@ def retry_failed(
         SynthiaBatchError: As for run_job.
     """
     started = time.monotonic()
-    job = _resolve(directory, said, display)
+    job = resolve_kept_job(directory, "retry", said, display.say)
     drain = DrainRequest(job.declared.deadline_seconds)
     with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
         locked = inspect_run(job, lock, on_check=display.show_check)
@@ -94,15 +90,3 @@ class _Undoing:
         if not run_dir.manifest.exists():
             close_again(run_dir, self._locked.shards, self._ending)
             self._display.say(f"{run_dir.root}: no sample was made again; the run is complete as it was")
-
-
-def _resolve(directory: Path, said: Sequence[Layer], display: Display) -> ResolvedJob:
-    run_dir = RunDir(directory)
-    if read_plan(run_dir.plan) is None:
-        raise UsageError(f"{directory}: not a run directory; name one under outputs/")
-    kept = read_job(run_dir.job, directory)
-    if kept is None:
-        raise UsageError(f"{directory} does not keep its job; type the command that made it once, then retry")
-    job = resolve_job([*said, kept], display.say)
-    refuse_other_identity(job, run_dir)
-    return job

@@ -85,17 +85,23 @@ class Request:
     """What an engine needs to make one sample. `token_ids` is the whole rendered prompt.
 
     `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample.
+    `tells_logprob` asks for the answer's, of engines that have one that can be relied on.
     """
 
     ordinal: int
     token_ids: Sequence[int]
     seed: int
     max_tokens: int | None = None
+    tells_logprob: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """A sample that was made. `response` excludes the reasoning and the stop string."""
+    """A sample that was made. `response` excludes the reasoning and the stop string.
+
+    `logprob` is the natural logarithm of the answer's probability, where it was asked for: for a
+    comparison, never written with a sample.
+    """
 
     ordinal: int
     response: str
@@ -103,6 +109,7 @@ class Finished:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from synthia_batch.opening import (
     tidy_complete_run,
 )
 from synthia_batch.pool import open_pool
-from synthia_batch.pool.base import Pool, Staffing
+from synthia_batch.pool.base import Pool, Staffing, WorkerReady
 from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.report.card import CardFacts, write_card
 from synthia_batch.resolve import open_renderer, resolve_job
@@ -124,7 +124,7 @@ def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
         run_dir = RunDir(job.output)
         staffing = Staffing(
             engine=job.engine,
-            canaries=make_canaries(renderer, job.engine.max_model_len) if is_strict else (),
+            canaries=make_canaries(renderer, job.engine.max_model_len) if is_strict else None,
             log_path=run_dir.worker_log,
         )
         return open_pool(job.pool, staffing, display.say)
@@ -179,13 +179,20 @@ def _drive(
     starter.begin()
     if ended:
         display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
+
+    def check(ready: WorkerReady) -> None:
+        note = check_canary(run.run_dir, ready)
+        if note is not None:
+            keeper.note("canary_inexact", worker=ready.worker, note=note)
+            display.say(note)
+
     driver = Driver(
         recorder=keeper,
         drain=drain,
         display=display,
         watchdog_seconds=job.pool.watchdog_seconds,
         load_timeout_seconds=job.pool.load_timeout_seconds,
-        check_canary=lambda ready: check_canary(run.run_dir, ready),
+        check_canary=check,
         log_path=run.run_dir.worker_log,
     )
     requests = _list_requests(keeper, open_renderer(job.prompt), driver.take_unsent)

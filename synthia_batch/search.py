@@ -58,6 +58,12 @@ def explain_no_drafts(spec: EngineSpec) -> str | None:
     return None
 
 
+def usual_batch(spec: EngineSpec) -> int:
+    """Return how many requests an engine of `spec` runs at the same time."""
+    default = _SCRIPTED_BATCH if spec.kind == "scripted" else _BATCH[spec.device]
+    return int(spec.settings.get("max_num_seqs", default))
+
+
 def is_gain(speed: float, before: float) -> bool:
     """Whether `speed` is more than another measurement of what gave `before` could have brought."""
     return speed >= before * LEAST_GAIN
@@ -84,7 +90,7 @@ def search(axes: Sequence[Axis]) -> Generator[Settings, float, None]:
 
 
 def _make_batch_axis(spec: EngineSpec, prompts: int) -> Axis:
-    usual = _SCRIPTED_BATCH if spec.kind == "scripted" else _BATCH[spec.device]
+    usual = usual_batch(spec)
     # With fewer prompts than that, more places would stay empty.
     base = min(usual, prompts)
     larger = tuple(base << n for n in range(1, _BATCH_STEPS) if base << n <= prompts)

@@ -5,29 +5,21 @@ writes to no run directory.
 """
 
 import dataclasses
-import io
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
 from typing import Any
 
-from synthia_batch.dispatch import Dispatcher
-from synthia_batch.display import Display
+from synthia_batch.aside import Aside, drive_aside
 from synthia_batch.drain import DrainReason, DrainRequest
-from synthia_batch.drive import Driver
 from synthia_batch.errors import PoolFailed, SampleRefused, SynthiaBatchError, UsageError
 from synthia_batch.job.resolved import PoolSpec, ResolvedJob
 from synthia_batch.opening import scan_input
 from synthia_batch.plan import make_samples
-from synthia_batch.pool import open_pool
-from synthia_batch.pool.base import Staffing
 from synthia_batch.resolve import open_renderer
 from synthia_batch.rows import Outcome, Request
 from synthia_batch.search import Settings, explain_no_drafts, is_gain, list_axes, search
 from synthia_batch.source import open_source
-from synthia_batch.starting import StartedPool
 from synthia_batch.tuned import Tuned, keep_tuned
 
 PROMPTS_PER_ENGINE = {"cpu": 256, "cuda": 1024}
@@ -229,34 +221,15 @@ def _measure(bench: _Bench, settings: Settings) -> Trial:
 
 
 def _drive(bench: _Bench, settings: Settings) -> float:
-    job = bench.job
-    engine = dataclasses.replace(job.engine, settings={**job.engine.settings, **settings})
     meter = _Meter(drain=bench.drain, samples=len(bench.requests))
-    with tempfile.TemporaryDirectory(prefix="synthia-batch-tune-") as logs:
-
-        def log_path(index: int) -> Path:
-            return Path(logs) / f"worker-{index}.log"
-
-        pool = open_pool(job.pool, Staffing(engine=engine, canaries=(), log_path=log_path), bench.tell)
-        driver = Driver(
-            recorder=meter,
-            drain=DrainRequest(),  # The meter ends it without waiting for samples in flight.
-            display=Display(quiet=True, stream=io.StringIO()),
-            watchdog_seconds=job.pool.watchdog_seconds,
-            load_timeout_seconds=job.pool.load_timeout_seconds,
-            check_canary=lambda ready: None,
-            log_path=log_path,
-        )
-        is_over = False
-        try:
-            pool.start()
-            driver.run(
-                Dispatcher(iter(bench.requests), len(bench.requests), groups_prefixes=engine.caches_prefixes),
-                lambda: StartedPool(pool=pool),
-            )
-            is_over = True
-        finally:
-            pool.stop(at_once=not is_over)
+    aside = Aside(
+        job=bench.job,
+        recorder=meter,
+        tell=bench.tell,
+        drain=DrainRequest(),  # The meter ends it without waiting for samples in flight.
+        settings=settings,
+    )
+    drive_aside(aside, bench.requests)
     return meter.measure()
 
 

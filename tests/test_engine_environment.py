@@ -89,8 +89,12 @@ def test_nothing_phones_home() -> None:
 def test_canaries_fit_the_model_and_need_no_template(max_model_len: int) -> None:
     refuses_all = ChatFormat("{{ raise_exception('a system message is needed') }}", {})
     canaries = make_canaries(Renderer(refuses_all, ByteTokenizer()), max_model_len)
-    assert len({bytes(canary.token_ids) for canary in canaries}) >= 1
-    assert all(0 < len(canary.token_ids) < max_model_len and canary.ordinal < 0 for canary in canaries)
+    asked = [*canaries.prompts, *canaries.fillers]
+    assert len({request.ordinal for request in asked}) == len(asked)
+    for request in asked:
+        assert request.max_tokens is not None
+        assert 0 < len(request.token_ids) <= max(1, max_model_len - request.max_tokens)
+        assert request.ordinal < 0
 
 
 def test_a_very_short_model_still_runs(synthia: Command, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_recalled_sample_is_given_back_and_not_made(tmp_path: Path, kind: str)
         "engine": {"kind": "scripted", "latency_ms": 1500, "max_num_seqs": 2},
     }
     job = resolve_job([Layer(origin="argument", values=values)], print)
-    staffing = Staffing(engine=job.engine, canaries=(), log_path=lambda index: tmp_path / f"{index}.log")
+    staffing = Staffing(engine=job.engine, canaries=None, log_path=lambda index: tmp_path / f"{index}.log")
     pool = open_pool(job.pool, staffing, print)
     pool.start()
     try:

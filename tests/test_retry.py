@@ -207,7 +207,7 @@ def answer_otherwise(run_directory: Path) -> bytes:
     """Have the run's record of its canaries differ from what the engine answers; return it as it was."""
     path = run_directory / ".synthia/canary.json"
     before = path.read_bytes()
-    path.write_bytes(seal({"answer": "another", "by": "another machine"}))
+    path.write_bytes(seal({"texts": "another", "bits": "", "by": {"engine": "another"}}))
     return before
 
 

@@ -26,7 +26,11 @@ MANIFEST = Manifest(
     samples=20,
     finished=19,
     failed=1,
-    parts=(ManifestPart(path="data/train-00000-of-00001.parquet", sha256="ab", bytes=9, rows=19),),
+    parts=(
+        ManifestPart(
+            path="data/train-00000-of-00001.parquet", sha256="ab", bytes=9, rows=19, rows_digest="ef"
+        ),
+    ),
 )
 
 
@@ -203,10 +207,10 @@ def test_an_altered_or_foreign_manifest_is_refused(tmp_path, monkeypatch):
     with pytest.raises(IntegrityError, match=r"manifest\.json was altered"):
         read_manifest(path)
 
-    monkeypatch.setattr("synthia_batch.store.manifest.FORMAT_VERSION", 2)
+    monkeypatch.setattr("synthia_batch.store.manifest.FORMAT_VERSION", 99)
     write_manifest(path, replace(MANIFEST, rows=11))
     monkeypatch.undo()
-    with pytest.raises(IntegrityError, match="format version 2; this version of synthia-batch reads 1"):
+    with pytest.raises(IntegrityError, match="format version 99; this version of synthia-batch reads 2"):
         read_manifest(path)
 
 

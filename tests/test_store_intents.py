@@ -10,9 +10,11 @@ from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.intents import Intent, Intents, PartEntry, read_intents
 
 ATTEMPT = Attempt(plan_digest="c0ffee", epoch=3, boot=None)
-DATA = PartEntry(sha256="ab" * 32, bytes=1234, rows=20)
+DATA = PartEntry(sha256="ab" * 32, bytes=1234, rows=20, rows_digest="ef")
 FIRST = Intent(shard=0, epoch=3, data=DATA, failed=None)
-SECOND = Intent(shard=1, epoch=3, data=DATA, failed=PartEntry(sha256="cd" * 32, bytes=99, rows=1))
+SECOND = Intent(
+    shard=1, epoch=3, data=DATA, failed=PartEntry(sha256="cd" * 32, bytes=99, rows=1, rows_digest="01")
+)
 
 
 @pytest.fixture

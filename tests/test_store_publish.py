@@ -90,7 +90,11 @@ def encode(outcomes):
 
 
 def _encode_part(outcomes):
-    return EncodedPart(content=repr(outcomes).encode(), rows=len(outcomes)) if outcomes else None
+    return (
+        EncodedPart(content=repr(outcomes).encode(), rows=len(outcomes), rows_digest="ef")
+        if outcomes
+        else None
+    )
 
 
 def inspect(run_dir, attempt=ATTEMPT):

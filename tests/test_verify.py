@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import command_of, read_bytes_of_data, write_jsonl
 from inside import Answer, Killed, call, dying_at, snapshot
@@ -21,6 +22,7 @@ from synthia_batch.store.lock import read_owner
 from synthia_batch.store.manifest import read_manifest, write_manifest
 from synthia_batch.store.part_pages import find_page_damage
 from synthia_batch.store.part_rows import Places, SampleGrid, number_failed, number_made, read_made
+from synthia_batch.store.row_digest import digest_rows
 from synthia_batch.verify.facts import read_facts
 
 ROWS = 1300
@@ -292,6 +294,26 @@ def test_every_flipped_byte_of_a_part_is_found_at_or_before_its_place(home: Path
         assert f"{DATA}: " in verify(capsys).out
         path.write_bytes(whole)
     assert find_page_damage(path) is None
+
+
+def test_a_file_that_was_written_anew_is_told_from_one_with_other_rows(home: Path, capsys: Any) -> None:
+    path = home / "out/data/train-00000-of-00002.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table, path, compression="snappy")
+    answer = call(capsys, "verify", "out", "-q")
+    assert answer.code == 4
+    assert "its rows are those that were published all the same" in answer.out
+    pq.write_table(table.slice(1), path)
+    answer = call(capsys, "verify", "out", "-q")
+    assert answer.code == 4
+    assert "its rows are" not in answer.out
+
+
+def test_rows_are_decoded_where_that_is_asked_for(home: Path, capsys: Any) -> None:
+    assert call(capsys, "verify", "out", "-q", "--rows").code == 0
+    parts = json.loads((home / "out/manifest.json").read_text())["parts"]
+    for part in parts:
+        assert part["rows_digest"] == digest_rows(pq.read_table(home / "out" / part["path"]))
 
 
 def test_only_the_samples_of_a_damaged_part_are_made_again(home: Path, capsys: Any) -> None:

@@ -1,12 +1,13 @@
 """A worker and its feed loop, on small engines made for one fault each."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Sequence
 
 import pytest
 
-from synthia_batch.canary import ask_canaries
+from synthia_batch.canary import Canaries, ask_canaries
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.errors import DeterminismBroken, SampleRefused, UsageError
 from synthia_batch.rows import Failed, Finished, Outcome, Request
@@ -61,6 +62,9 @@ class EchoEngine:
 
 def ask(*ordinals: int) -> list[Request]:
     return [Request(ordinal=ordinal, token_ids=[1], seed=0) for ordinal in ordinals]
+
+
+CANARIES = Canaries(prompts=tuple(ask(-1, -2)), fillers=tuple(ask(-3, -4, -5)))
 
 
 def collect_until(worker: Worker, count: int) -> list[Outcome]:
@@ -184,13 +188,42 @@ def test_an_engine_that_answers_no_canary_is_refused() -> None:
             ]
 
     with pytest.raises(UsageError, match="refused_by_engine: no"):
-        ask_canaries(Refusing(), ask(-1, -2))
+        ask_canaries(Refusing(), CANARIES)
 
 
 def test_canaries_pass_where_the_batch_does_not_show() -> None:
-    assert ask_canaries(EchoEngine(), ask(-1, -2)) == ask_canaries(EchoEngine(), ask(-1, -2))
+    assert ask_canaries(EchoEngine(), CANARIES) == ask_canaries(EchoEngine(), CANARIES)
 
 
 def test_canaries_catch_an_engine_whose_answers_depend_on_the_batch() -> None:
-    with pytest.raises(DeterminismBroken, match=r"(?s)among 1.*among 2"):
-        ask_canaries(EchoEngine(tells_batch=True), ask(-1, -2))
+    with pytest.raises(DeterminismBroken, match=r"(?s)among 1.*among 5.*engine: echo 1.*device: none"):
+        ask_canaries(EchoEngine(tells_batch=True), CANARIES)
+
+
+def test_canaries_see_a_last_bit_before_a_token_differs() -> None:
+    class Rounding(EchoEngine):
+        def step(self) -> Sequence[Outcome]:
+            logprob = -1.5 if len(self.held) < 3 else -1.5000000000000002
+            return [
+                dataclasses.replace(outcome, logprob=logprob)
+                for outcome in super().step()
+                if isinstance(outcome, Finished)
+            ]
+
+    rounded, exact = ask_canaries(Rounding(), CANARIES), ask_canaries(EchoEngine(), CANARIES)
+    assert (rounded.is_exact, exact.is_exact) == (False, True)
+    assert rounded.texts == exact.texts
+    assert rounded.bits != exact.bits
+
+
+def test_every_prompt_is_asked_alone() -> None:
+    class Counting(EchoEngine):
+        batches: list[int] = []  # noqa: RUF012
+
+        def step(self) -> Sequence[Outcome]:
+            self.batches.append(len(self.held))
+            return super().step()
+
+    engine = Counting()
+    ask_canaries(engine, CANARIES)
+    assert engine.batches == [1, 1, 5]

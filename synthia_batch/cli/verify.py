@@ -1,16 +1,19 @@
 """`synthia-batch verify`: whether a run directory holds what its run wrote."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from synthia_batch.rerun import Rerun
     from synthia_batch.verify.repair import RepairResult
     from synthia_batch.verify.verification import Verification
 
 EXIT_DAMAGED = 4
+SHOWN_DIFFERENCES = 10
 
 
 def verify(
@@ -19,11 +22,25 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Drop what is damaged; the next run makes it again.")
     ] = False,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Decode every row, too, and compare the rows' digest.")
+    ] = False,
+    rerun: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Make N finished samples again, and compare.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which samples --rerun takes.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Check every file of a run: checksums, pages, columns, order, and one output per sample."""
+    """Check every file of a run: checksums, pages, columns, order, and one output per sample.
+
+    With --rerun N, make N of its samples again instead, in other company, and compare them.
+    """
     from synthia_batch.display import ReadingDisplay
 
+    if rerun is not None:
+        if repair:
+            raise typer.BadParameter("--repair and --rerun: one after the other")
+        _rerun(directory, rerun, seed, as_json, quiet)
     with ReadingDisplay(quiet=quiet) as display:
         if repair:
             from synthia_batch.verify.repair import repair_run
@@ -34,11 +51,57 @@ def verify(
         else:
             from synthia_batch.verify.verification import verify_run
 
-            found = verify_run(directory, display.show)
+            found = verify_run(directory, display.show, decodes_rows=rows)
             damaged = bool(found.findings)
             text = json.dumps(found.to_dict(), ensure_ascii=False) if as_json else _describe(found)
     print(text)
     raise typer.Exit(EXIT_DAMAGED if damaged else 0)
+
+
+def _rerun(directory: Path, count: int, seed: int, as_json: bool, quiet: bool) -> None:
+    from synthia_batch.display import Display
+    from synthia_batch.job.layers import read_environment
+    from synthia_batch.rerun import Choice, rerun_samples
+
+    display = Display(quiet=quiet)
+    result = rerun_samples(directory, Choice(count=count, seed=seed), [read_environment(os.environ)], display)
+    display.close()
+    print(_rerun_to_json(result) if as_json else _describe_rerun(result))
+    if result.differences:
+        raise typer.Exit(EXIT_DAMAGED)
+    raise typer.Exit(result.stopped.exit_code if result.stopped else 0)
+
+
+def _describe_rerun(result: "Rerun") -> str:
+    # The first one tells most; of the others, which they are.
+    lines = [str(result.differences[0])] if result.differences else []
+    others = [str(one.sample.ordinal) for one in result.differences[1:SHOWN_DIFFERENCES]]
+    if others:
+        more = len(result.differences) - 1 - len(others)
+        lines.append(f"so do samples {', '.join(others)}" + (f" and {more} more" if more else ""))
+    if result.stopped:
+        lines.append(f"stopped on {result.stopped.label}")
+    if result.differences and result.determinism == "fast":
+        lines.append("the run is in fast determinism, which does not promise equal tokens")
+    lines.append(
+        f"{result.directory}: {result.compared} of {result.finished} finished samples made again, at most "
+        f"{result.batch} at a time: {len(result.differences) or 'none'} came out otherwise"
+    )
+    return "\n".join(lines)
+
+
+def _rerun_to_json(result: "Rerun") -> str:
+    values = {
+        "directory": result.directory,
+        "determinism": result.determinism,
+        "finished": result.finished,
+        "chosen": result.chosen,
+        "compared": result.compared,
+        "batch": result.batch,
+        "differences": [one.to_dict() for one in result.differences],
+        "stopped": result.stopped and result.stopped.label,
+    }
+    return json.dumps(values, ensure_ascii=False)
 
 
 def _describe(found: "Verification") -> str:

@@ -1,7 +1,7 @@
 """What a worker expects of an engine."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from synthia_batch.errors import SampleRefused
@@ -13,7 +13,8 @@ class EngineFacts:
     """What an engine says of itself once it is loaded.
 
     `capacity` is the number of requests that keep it busy: its batch, and enough more that a
-    finished one is replaced without a round trip. `device` is the hardware's own name.
+    finished one is replaced without a round trip. `device` is the hardware's own name. `numerics` is
+    what else the last bits of a logit may depend on, by what a person calls it.
     """
 
     engine: str
@@ -21,6 +22,11 @@ class EngineFacts:
     device: str
     capacity: int
     max_model_len: int
+    numerics: Mapping[str, str] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, str]:
+        """Return all that may decide about a token, by what a person calls it."""
+        return {"engine": f"{self.engine} {self.version}", "device": self.device, **self.numerics}
 
 
 class Engine(Protocol):

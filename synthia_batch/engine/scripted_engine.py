@@ -68,6 +68,9 @@ class ScriptedOptions(BaseModel):
     """Never returns from a step that runs a prompt with this text."""
     oom_above: Annotated[int, Field(ge=1)] | None = None
     """Runs out of memory once more requests than this run at the same time."""
+    shows_batch_above: Annotated[int, Field(ge=1)] | None = None
+    """Once more requests than this run at the same time, how many do shows in their text: an engine
+    without batch invariance. 1 is caught by the canary at the start, 50 only by `verify --rerun`."""
     load_seconds: Annotated[float, Field(ge=0)] = 0.0
     """How long loading takes."""
     hang_load_once: Path | None = None
@@ -103,6 +106,7 @@ class ScriptedEngine:
         self._max_model_len = spec.max_model_len
         self._waiting: deque[Request] = deque()
         self._running: deque[tuple[float, Request]] = deque()
+        self._batch = 0
         self._call_log = _open_call_log(self._options.call_log)
         time.sleep(self._options.load_seconds)
         self._hang_on_first_load()
@@ -137,6 +141,7 @@ class ScriptedEngine:
         self._check_memory()
         if not self._running:
             return ()
+        self._batch = len(self._running)
         # Equal latencies: the oldest is due first.
         wait_seconds = self._running[0][0] - time.monotonic()
         if wait_seconds > 0:
@@ -179,8 +184,9 @@ class ScriptedEngine:
         if self._is_to_fail(request.ordinal):
             return Failed(ordinal=request.ordinal, code="scripted_failure", message="failed as scripted")
         prompt = _encode_ids(request.token_ids)
-        picks = blake3(b"%d\0" % request.seed + prompt).digest(length=MAX_WORDS + 1)
-        room = min(self._max_tokens, self._max_model_len - len(request.token_ids))
+        picks = blake3(b"%d\0" % (request.seed + self._see_batch()) + prompt).digest(length=MAX_WORDS + 1)
+        limit = request.max_tokens or self._max_tokens
+        room = min(limit, self._max_model_len - len(request.token_ids))
         length = 1 + picks[-1] % MAX_WORDS
         words = [_WORDS[pick] for pick in picks[: min(length, room)]]
         return Finished(
@@ -191,6 +197,11 @@ class ScriptedEngine:
             prompt_tokens=len(request.token_ids),
             completion_tokens=len(words),
         )
+
+    def _see_batch(self) -> int:
+        """Return what of the batch shows in a text: nothing in an engine that is as it should be."""
+        limit = self._options.shows_batch_above
+        return self._batch if limit is not None and self._batch > limit else 0
 
     def _is_to_fail(self, ordinal: int) -> bool:
         every, mended = self._options.fail_every, self._options.fail_while_missing

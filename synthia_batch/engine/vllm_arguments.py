@@ -14,6 +14,10 @@ BATCH_HALVINGS = 3
 """The first halvings are the batch's: down to an eighth it costs little speed."""
 GPU_MAX_NUM_SEQS = 256
 """Where halving starts if nobody has said how many; vLLM's own choice depends on the GPU."""
+GPU_STEP_TOKENS = 16384
+"""What vLLM itself lets one step of an H100 hold."""
+CLEAN_ATTENTION_BACKENDS = ("TRITON_ATTN",)
+"""On GPUs: those in which nobody has reported a batch to show. vLLM 0.32.0 claims more of them."""
 GPU_MEMORY_SHARE = 0.92
 """vLLM's default gpu_memory_utilization: weights, activations and KV cache together."""
 GPU_SHARE_KEPT = 0.85
@@ -47,8 +51,7 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
         # A prefix taken from the cache was computed in another batch shape than one that was not.
         arguments["enable_prefix_caching"] = False
         if spec.device == "cuda":
-            # FlashAttention 3 was seen to break batch invariance on H100 (vllm#51902, #47069).
-            arguments["attention_backend"] = "TRITON_ATTN"
+            arguments |= _strict_gpu_arguments(spec)
     return _shrink(arguments | dict(spec.settings), placement.halvings, on_cpu=spec.device == "cpu")
 
 
@@ -84,6 +87,17 @@ def _shrink(arguments: dict[str, Any], halvings: int, *, on_cpu: bool) -> dict[s
         share = arguments.get("gpu_memory_utilization", GPU_MEMORY_SHARE)
         smaller["gpu_memory_utilization"] = share * GPU_SHARE_KEPT**of_cache
     return smaller
+
+
+def _strict_gpu_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """Return what batch invariance on GPUs takes beside VLLM_BATCH_INVARIANT. Not measured on a card yet."""
+    return {
+        # FlashAttention 3 was seen to break batch invariance on H100 (vllm#51902, #47069).
+        "attention_backend": CLEAN_ATTENTION_BACKENDS[0],
+        # How a prompt is cut depends on what else is in the batch; whole, it must fit one step.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(spec.max_model_len, GPU_STEP_TOKENS),
+    }
 
 
 def _cpu_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:

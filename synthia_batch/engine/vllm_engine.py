@@ -25,8 +25,9 @@ from synthia_batch.engine.vllm_core import watch_core
 from synthia_batch.engine.vllm_errors import memory_errors, setting_errors
 from synthia_batch.engine.vllm_memory import lazy_zeros
 from synthia_batch.engine.vllm_padding import pad_small_gemms
+from synthia_batch.engine.vllm_strict import check_capability
 from synthia_batch.errors import DeterminismBroken, UsageError
-from synthia_batch.hardware import name_cpu, name_gpus
+from synthia_batch.hardware import name_cpu, name_driver, name_gpus
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Failed, Finished, Outcome, Request
 
@@ -47,8 +48,8 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec, placement: Placement) -> None:
         self._spec = spec
         self._spans_nodes = placement.spans_nodes
-        if spec.device == "cpu" and spec.determinism == "strict":
-            pad_small_gemms()
+        if spec.determinism == "strict":
+            _prepare_strict(spec, placement)
         lazily = lazy_zeros() if spec.device == "cpu" else nullcontext()
         with memory_errors(), setting_errors(), lazily:
             SamplingParams(**sampling_arguments(spec.sampling))
@@ -79,6 +80,7 @@ class VllmEngine:
             device=self._name_device(),
             capacity=self._max_num_seqs + max(2, self._max_num_seqs // 10),
             max_model_len=self._engine.model_config.max_model_len,
+            numerics=self._describe_numerics(),
         )
 
     @property
@@ -130,6 +132,15 @@ class VllmEngine:
             return name_cpu()
         # A worker whose GPUs are other actors' has none that torch may use.
         return next(iter(name_gpus()), "") if self._spans_nodes else torch.cuda.get_device_name(0)
+
+    def _describe_numerics(self) -> dict[str, str]:
+        numerics = {"torch": torch.__version__, "dtype": str(self._engine.model_config.dtype)}
+        if self._spec.device == "cpu":
+            return numerics | {
+                "threads": str(torch.get_num_threads()),
+                "instructions": torch.backends.cpu.get_cpu_capability(),
+            }
+        return numerics | {"CUDA": str(torch.version.cuda), "driver": name_driver()}
 
     def _admit(self) -> list[Outcome]:
         """Hand waiting requests to vLLM, in strict mode only while all fit at their longest.
@@ -183,6 +194,7 @@ class VllmEngine:
                 finish_reason=answer.finish_reason or "unknown",
                 prompt_tokens=len(request.token_ids),
                 completion_tokens=len(answer.token_ids),
+                logprob=answer.cumulative_logprob,
             )
         ]
 
@@ -209,6 +221,8 @@ class VllmEngine:
             **sampling_arguments(sampling),
             max_tokens=self._longest(request) - len(request.token_ids),
             seed=request.seed,
+            # On GPUs they are not batch invariant where the tokens are (vllm#51187).
+            logprobs=0 if request.tells_logprob and self._spec.device == "cpu" else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
@@ -239,6 +253,18 @@ class _KvRoom:
 
     def _count(self, tokens: int) -> int:
         return -(-tokens // self._block_size)
+
+
+def _prepare_strict(spec: EngineSpec, placement: Placement) -> None:
+    """Make ready what must stand before the model loads.
+
+    Raises:
+        UsageError: This GPU cannot.
+    """
+    if spec.device == "cpu":
+        pad_small_gemms()
+    elif not placement.spans_nodes:  # Such a worker has no GPU of its own; vLLM's refuse by themselves.
+        check_capability(torch.cuda.get_device_capability(0), torch.cuda.get_device_name(0))
 
 
 def _check_threads(spec: EngineSpec) -> None:

@@ -1,4 +1,18 @@
-"""Takes the size of a batch out of the arithmetic of vLLM's CPU engine."""
+"""Takes the size of a batch out of the arithmetic of vLLM's CPU engine.
+
+What makes a row's result independent of the others, layer by layer, on one thread:
+
+- Unquantized linear layers: a matrix product adds up each of its elements by itself, in an order that
+  the kernel chooses by the shapes. From MIN_GEMM_ROWS rows on it chooses the same one for any number of
+  rows; for fewer it may take another path, so none ever sees fewer. What is padded is cut off again.
+- 4-bit layers (AWQ): vLLM's kernel takes one path for any number of rows, padded or not.
+- Attention: each sequence by itself. What would cut it otherwise is closed off elsewhere: threads
+  (environment), chunks of a prompt and cached prefixes (vllm_arguments), preemption (vllm_engine).
+- Everything else, sampling included, is row by row.
+
+tests/engine/test_real_kernels.py holds the first two for 1 to 2,048 rows; benchmarks/determinism.py the
+whole for batches of 1 to 256.
+"""
 
 from collections.abc import Callable
 
@@ -10,9 +24,8 @@ MIN_GEMM_ROWS = 16
 
 
 def pad_small_gemms() -> None:
-    """Make vLLM's unquantized CPU GEMM see at least MIN_GEMM_ROWS rows.
+    """Make vLLM's unquantized CPU GEMM see at least MIN_GEMM_ROWS rows; see the module for what that does.
 
-    With that, one thread and no prefix cache, a row's tokens are the same in a batch of any size.
     Raises AttributeError where vLLM has moved the function: better no engine than a wrong claim.
     """
     dispatch = vllm_layers.dispatch_cpu_unquantized_gemm

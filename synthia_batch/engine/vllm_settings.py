@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.engine.vllm_arguments import CLEAN_ATTENTION_BACKENDS
 from synthia_batch.errors import UsageError
 from synthia_batch.job.declared import Determinism
 from synthia_batch.job.resolved import EngineSpec
@@ -66,8 +67,18 @@ def check_settings(settings: Mapping[str, Any], determinism: Determinism) -> Non
             raise UsageError(
                 f"engine.{name}: {_BREAKS_STRICT[name]}; leave it out, or use --determinism fast"
             )
+        if determinism == "strict" and name == "attention_backend":
+            _check_attention(value)
         if not _fits(value, fields[name]):
             raise UsageError(f"engine.{name}: {value!r} is no {fields[name]}, which vLLM takes here")
+
+
+def _check_attention(backend: Any) -> None:
+    if str(backend).upper() not in CLEAN_ATTENTION_BACKENDS:
+        raise UsageError(
+            f"engine.attention_backend: {backend} is not known to be batch invariant "
+            f"(known: {', '.join(CLEAN_ATTENTION_BACKENDS)}); leave it out, or use --determinism fast"
+        )
 
 
 def check_split(spec: EngineSpec) -> None:

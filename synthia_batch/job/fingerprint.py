@@ -7,7 +7,7 @@ from typing import Any
 from synthia_batch.digest import digest_json
 from synthia_batch.job.dotted import flatten
 
-OUTPUT_FORMAT = 3
+OUTPUT_FORMAT = 4
 """Changes when the same job would write other bytes: columns, encoding, seeds, rendering, shards."""
 
 NOT_IDENTITY = {
@@ -27,6 +27,7 @@ NOT_IDENTITY = {
     "hang_on": "a rehearsed fault",
     "hang_load_once": "a rehearsed fault",
     "oom_above": "a rehearsed fault",
+    "shows_batch_above": "a rehearsed fault",
 }
 """The engine settings that may differ when a run is resumed, each with its reason."""
 

@@ -43,9 +43,11 @@ class ModelFacts:
 
     `max_model_len` is in tokens, None where config.json does not say. `special_tokens` are what a
     chat template may name. `generation` are the sampling values that the model recommends.
+    `quantization` is the method that config.json names, None where the weights are not quantized.
     """
 
     max_model_len: int | None
+    quantization: str | None
     chat_template: str | None
     special_tokens: Mapping[str, str]
     generation: Mapping[str, Any]
@@ -88,11 +90,21 @@ def read_model_facts(path: Path) -> ModelFacts:
     text_config = config.get("text_config") or config
     return ModelFacts(
         max_model_len=text_config.get("max_position_embeddings"),
+        quantization=_find_quantization(config) or _find_quantization(text_config),
         chat_template=_find_template(path, tokenizer_config),
         special_tokens=_find_special_tokens(path, tokenizer_config),
         generation=_read_generation(path),
         tokenizer_path=find_tokenizer_file(path),
     )
+
+
+def _find_quantization(config: Mapping[str, Any]) -> str | None:
+    # Some checkpoints of compressed-tensors have it under that second name.
+    section = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(section, Mapping):
+        return None
+    method = section.get("quant_method")
+    return str(method).lower() if method else "unknown"
 
 
 def digest_model(

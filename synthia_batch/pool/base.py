@@ -6,6 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from synthia_batch.canary import Canaries, CanaryAnswer
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Outcome, Request
@@ -19,12 +20,12 @@ REPORTS_PER_WATCHDOG = 4
 class Staffing:
     """What every worker of a pool is made from.
 
-    `canaries` are asked at each worker's start; none in fast determinism. `log_path` gives the
+    `canaries` are asked at each worker's start; None in fast determinism. `log_path` gives the
     file of worker `index` on the driver's machine.
     """
 
     engine: EngineSpec
-    canaries: tuple[Request, ...]
+    canaries: Canaries | None
     log_path: Callable[[int], Path]
 
 
@@ -38,12 +39,12 @@ class WorkerLoading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReady:
-    """A worker has loaded its engine. `canary` is the digest of its canary answers, if asked."""
+    """A worker has loaded its engine. `canary` is its answer to the canaries, if asked."""
 
     worker: int
     epoch: int
     facts: EngineFacts
-    canary: str | None
+    canary: CanaryAnswer | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

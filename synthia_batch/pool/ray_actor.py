@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ray
 
-from synthia_batch.canary import ask_canaries
+from synthia_batch.canary import Canaries, CanaryAnswer, ask_canaries
 from synthia_batch.engine import load_engine
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.engine.placement import Placement
@@ -31,10 +31,10 @@ class Location:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """What an engine says once it is loaded. `canary` is the digest of its canary answers, if asked."""
+    """What an engine says once it is loaded. `canary` is its answer to the canaries, if asked."""
 
     facts: EngineFacts
-    canary: str | None
+    canary: CanaryAnswer | None
 
 
 class EngineActor:
@@ -48,7 +48,7 @@ class EngineActor:
         return Location(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), cores=list_cores())
 
     def load(
-        self, spec: EngineSpec, placement: Placement, canaries: tuple[Request, ...], log: Path | None
+        self, spec: EngineSpec, placement: Placement, canaries: Canaries | None, log: Path | None
     ) -> Loaded:
         """Load the engine, put the canaries to it and start its loop. What it prints goes to `log`."""
         if log is not None:

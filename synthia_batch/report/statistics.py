@@ -1,6 +1,7 @@
 """How far a run is, read from its directory while it goes on or afterwards."""
 
 import socket
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,10 +23,11 @@ from synthia_batch.store.run_dir import RunDir
 class RunStatus:
     """Where a run stands. `state` is complete, running, interrupted, or unknown for another host's.
 
-    `attempts` counts the times that it was started; `last_event` is the newest of its history.
-    The last three are of the latest attempt since its first engine was ready, None where it has
-    told nothing yet: generated tokens, the share of prompt tokens that came from a prefix cache,
-    and the share of the time that an engine had requests, on average.
+    `determinism` is its class, and what that promises. `attempts` counts the times that it was
+    started; `last_event` is the newest of its history. The last three are of the latest attempt
+    since its first engine was ready, None where it has told nothing yet: generated tokens, the share
+    of prompt tokens that came from a prefix cache, and the share of the time that an engine had
+    requests, on average.
     """
 
     directory: str
@@ -37,6 +39,7 @@ class RunStatus:
     failed: int
     shards: int
     shards_published: int
+    determinism: str
     attempts: int
     last_event: str
     tokens_per_second: float | None
@@ -75,10 +78,20 @@ def read_status(directory: Path) -> RunStatus:
         failed=sum(state.failed for state in states),
         shards=len(shards),
         shards_published=sum(isinstance(state, Published) for state in states),
+        determinism=_describe_determinism(plan["identity"]),
         attempts=owner.epoch if owner else 0,
         last_event=f"{history.last['kind']} at {history.last['time']}" if history.last else "none",
         **_measure_speed(history),
     )
+
+
+def _describe_determinism(identity: Mapping[str, Any]) -> str:
+    """Return the class of a run and what it promises; docs/determinism.md says which setting is in which."""
+    if identity["determinism"] == "fast":
+        return "fast: the same samples in the same files; texts may differ between batches"
+    engine = identity["engine"]
+    where = " on ".join(str(engine[key]) for key in ("version", "hardware") if key in engine)
+    return f"strict: the same bytes for any workers and kills, with {engine['kind']} {where}"
 
 
 def _describe_state(run_dir: RunDir) -> str:

@@ -20,11 +20,15 @@ from synthia_batch.store.frames import Frame, encode_frame, scan_frames
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartEntry:
-    """What a published file must be. `sha256` is in hex, of the whole file."""
+    """What a published file must be. `sha256` is in hex, of the whole file.
+
+    `rows_digest` is of its rows, and the same whichever version of pyarrow wrote them.
+    """
 
     sha256: str
     bytes: int
     rows: int
+    rows_digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

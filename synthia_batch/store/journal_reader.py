@@ -204,7 +204,11 @@ class JournalReader:
             raise self.refuse(frame, f"sample {ordinal} is not of shard {self.shard.number}")
         known = self.outcomes.setdefault(ordinal, outcome)
         if known is not outcome and known != outcome:
-            raise self.refuse(frame, f"sample {ordinal} was finished before, with another content")
+            raise self.refuse(
+                frame,
+                f"sample {ordinal} was finished before, with another content: made twice by an engine that "
+                "is not deterministic",
+            )
 
 
 def _decode_outcome(value: dict[str, Any]) -> Outcome:

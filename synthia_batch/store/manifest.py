@@ -7,21 +7,32 @@ from typing import Any
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.store.atomic import publish_bytes, remove_file, sync_directory
+from synthia_batch.store.intents import PartEntry
 from synthia_batch.store.run_dir import RunDir
 from synthia_batch.store.sealed import read_sealed, seal
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the run directory as a whole. Readers refuse any other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestPart:
-    """A published file. `path` is relative to the run directory, with forward slashes."""
+    """A published file. `path` is relative to the run directory, with forward slashes.
+
+    `sha256` is that of the file, `rows_digest` that of its rows: it is the same for the same rows
+    whichever version of pyarrow wrote them, see row_digest.
+    """
 
     path: str
     sha256: str
     bytes: int
     rows: int
+    rows_digest: str
+
+    @property
+    def entry(self) -> PartEntry:
+        """What the ledger says of it."""
+        return PartEntry(sha256=self.sha256, bytes=self.bytes, rows=self.rows, rows_digest=self.rows_digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Parts: Parquet files that hold the same bytes for the same rows.
 
 One explicit schema for every file of a run, since a column that is all null in one file must not
-get another type there. Everything that decides about bytes is fixed here; the only other thing in
-them is the version of pyarrow, which the format itself records.
+get another type there. The writer's options are in parquet_options; the only other thing in the bytes
+is the version of pyarrow, which the format itself records.
 """
 
 import base64
@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 
 from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.rows import Failed, Finished, KeptColumn, Message, Sample
+from synthia_batch.store.parquet_options import WRITE_OPTIONS
 from synthia_batch.store.publish import EncodedPart
+from synthia_batch.store.row_digest import digest_rows
 
-ROW_GROUP_ROWS = 10_000
-"""Rows that a reader takes at a time: a few megabytes to some tens of them."""
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _KEPT_TYPES = {
     "string": pa.string(),
@@ -30,17 +30,6 @@ _KEPT_TYPES = {
     "double": pa.float64(),
     "bool": pa.bool_(),
     "json": pa.string(),
-}
-_WRITE_OPTIONS = {
-    "version": "2.6",
-    "data_page_version": "1.0",  # 2.0 is still unknown to some readers
-    "compression": "zstd",
-    "compression_level": 3,
-    "row_group_size": ROW_GROUP_ROWS,
-    # Dictionaries only where values repeat; elsewhere they cost a quarter of the encoding time.
-    "use_dictionary": ["system", "finish_reason", "model", "code", "messages.list.element.role"],
-    "write_page_checksum": True,
-    "store_schema": True,
 }
 
 
@@ -181,6 +170,14 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=None if columns is None else list(columns))
 
 
+def holds_rows(path: Path, rows_digest: str) -> bool:
+    """Whether the file can be read and holds the rows of that digest, in whatever bytes."""
+    try:
+        return digest_rows(read_part(path)) == rows_digest
+    except (IntegrityError, pa.ArrowException, ValueError):  # Damage may be in a name, or in text.
+        return False
+
+
 def _encode(columns: Sequence[Any], schema: pa.Schema, part_format: PartFormat) -> EncodedPart:
     table = pa.Table.from_arrays(
         columns, schema=schema.with_metadata(dict(sorted(part_format.metadata.items())))
@@ -189,8 +186,10 @@ def _encode(columns: Sequence[Any], schema: pa.Schema, part_format: PartFormat) 
         raise ValueError("a part needs at least one row")
     sink = pa.BufferOutputStream()
     # One chunk, one call: how rows come in must not show in row groups and pages.
-    pq.write_table(table.combine_chunks(), sink, **_WRITE_OPTIONS)
-    return EncodedPart(content=sink.getvalue().to_pybytes(), rows=table.num_rows)
+    pq.write_table(table.combine_chunks(), sink, **WRITE_OPTIONS)
+    return EncodedPart(
+        content=sink.getvalue().to_pybytes(), rows=table.num_rows, rows_digest=digest_rows(table)
+    )
 
 
 def _identify(samples: Sequence[Sample]) -> tuple[pa.Array, pa.Array, pa.Array]:

@@ -18,10 +18,11 @@ from synthia_batch.store.run_dir import RunDir
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPart:
-    """A part as it will be on the disk: the whole file, and how many rows are in it."""
+    """A part as it will be on the disk: the whole file, how many rows are in it, and their digest."""
 
     content: bytes
     rows: int
+    rows_digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,12 @@ def _check_rows(encoded: EncodedShard) -> None:
 def _describe(part: EncodedPart | None) -> PartEntry | None:
     if part is None:
         return None
-    return PartEntry(sha256=hashlib.sha256(part.content).hexdigest(), bytes=len(part.content), rows=part.rows)
+    return PartEntry(
+        sha256=hashlib.sha256(part.content).hexdigest(),
+        bytes=len(part.content),
+        rows=part.rows,
+        rows_digest=part.rows_digest,
+    )
 
 
 def _put_part(path: Path, part: EncodedPart | None) -> None:

@@ -122,10 +122,7 @@ def check_complete(run_dir: RunDir, manifest: Manifest, on_progress: OnProgress)
         IntegrityError: As for check_parts.
         StorageFailed: As for check_parts.
     """
-    entries = [
-        (run_dir.root / part.path, PartEntry(sha256=part.sha256, bytes=part.bytes, rows=part.rows))
-        for part in manifest.parts
-    ]
+    entries = [(run_dir.root / part.path, part.entry) for part in manifest.parts]
     for path, entry in entries:
         _check_size(path, entry)
     with storage_errors("look at", run_dir.manifest):

@@ -13,7 +13,7 @@ from synthia_batch.store.atomic import storage_errors
 from synthia_batch.store.attempt import Attempt, read_boot_id
 from synthia_batch.store.events import read_events
 from synthia_batch.store.frames import scan_frames
-from synthia_batch.store.intents import Intent, PartEntry
+from synthia_batch.store.intents import Intent
 from synthia_batch.store.journal_reader import find_last_epoch
 from synthia_batch.store.manifest import Manifest
 from synthia_batch.store.part_rows import SampleGrid
@@ -23,7 +23,10 @@ from synthia_batch.store.run_dir import RunDir
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """A run as its plan.json says it. `attempt` is that of a reader, unless it holds the lock."""
+    """A run as its plan.json says it. `attempt` is that of a reader, unless it holds the lock.
+
+    `decodes_rows`: parts are decoded, too, and their rows compared with the digest.
+    """
 
     run_dir: RunDir
     fingerprint: str
@@ -31,6 +34,7 @@ class RunFacts:
     shards: tuple[Shard, ...]
     grid: SampleGrid
     kept: tuple[KeptColumn, ...]
+    decodes_rows: bool = False
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -93,9 +97,7 @@ def find_highest_epoch(facts: RunFacts) -> int:
 
 def list_intents(facts: RunFacts, manifest: Manifest, epoch: int) -> dict[int, Intent]:
     """Return what the ledger must hold, as of `epoch`, where the run has come to `manifest`."""
-    entries = {
-        part.path: PartEntry(sha256=part.sha256, bytes=part.bytes, rows=part.rows) for part in manifest.parts
-    }
+    entries = {part.path: part.entry for part in manifest.parts}
     return {
         shard.number: Intent(
             shard=shard.number,

@@ -1,6 +1,7 @@
 """The files of a run beside its parts and journals: its records, its manifest, and what must not be there."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from synthia_batch.errors import IntegrityError
@@ -99,9 +100,7 @@ def _list_expected(facts: RunFacts, latest: dict[int, Intent]) -> dict[str, Mani
         for path, entry in pairs:
             if entry is not None:
                 name = facts.name(path)
-                expected[name] = ManifestPart(
-                    path=name, sha256=entry.sha256, bytes=entry.bytes, rows=entry.rows
-                )
+                expected[name] = ManifestPart(path=name, **asdict(entry))
     return expected
 
 

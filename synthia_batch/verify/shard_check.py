@@ -9,6 +9,7 @@ from synthia_batch.errors import IntegrityError, JournalCorrupt
 from synthia_batch.rows import Shard
 from synthia_batch.store.intents import Intent, PartEntry
 from synthia_batch.store.journal_reader import find_damages, find_last_epoch, read_journal
+from synthia_batch.store.part import holds_rows
 from synthia_batch.store.part_pages import find_page_damage
 from synthia_batch.store.part_rows import (
     Places,
@@ -130,7 +131,13 @@ def _find_foreign_parts(facts: RunFacts, shard: Shard) -> list[Finding]:
 
 
 def _check_part(facts: RunFacts, path: Path, entry: PartEntry | None) -> Places | None:
-    check_part(path, entry)
+    try:
+        check_part(path, entry)
+    except IntegrityError as exc:
+        if entry is not None and holds_rows(path, entry.rows_digest):
+            what = f"{exc.reason}; its rows are those that were published all the same"
+            raise IntegrityError(f"{path} {what}", reason=what) from exc
+        raise
     if entry is None:
         return None
     damage = find_page_damage(path)
@@ -140,6 +147,9 @@ def _check_part(facts: RunFacts, path: Path, entry: PartEntry | None) -> Places 
         places = place_data_rows(path, facts.grid, facts.kept, facts.metadata)
     else:
         places = place_failed_rows(path, facts.grid, facts.metadata)
+    if facts.decodes_rows and not holds_rows(path, entry.rows_digest):
+        reason = "holds other rows than it was published with: their digest is another"
+        raise IntegrityError(f"{path} {reason}", reason=reason)
     if len(places.row) != entry.rows:
         reason = f"has {len(places.row)} rows and was published with {entry.rows}"
         raise IntegrityError(f"{path} {reason}", reason=reason)

@@ -7,7 +7,7 @@ for the places of its rows. Memory holds a page per thread and the places of the
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +96,12 @@ class _Ledger:
     findings: tuple[Finding, ...] = ()
 
 
-def verify_run(directory: Path, on_progress: OnProgress) -> Verification:
+def verify_run(directory: Path, on_progress: OnProgress, *, decodes_rows: bool = False) -> Verification:
     """Check the run in `directory`, complete or not. Only reads, and takes no lock.
 
-    While a run goes on there, only what it has published is checked.
+    While a run goes on there, only what it has published is checked. With `decodes_rows`, rows are
+    compared with their digest: nothing that a file's SHA-256 does not tell but for a fault of the
+    encoder, at a fraction of the speed.
 
     Raises:
         UsageError: It is no run directory.
@@ -107,7 +109,7 @@ def verify_run(directory: Path, on_progress: OnProgress) -> Verification:
     """
     started = time.monotonic()
     try:
-        facts = read_facts(directory)
+        facts = replace(read_facts(directory), decodes_rows=decodes_rows)
     except IntegrityError as exc:
         return _tell_without_plan(directory, exc)
     is_complete = facts.run_dir.manifest.exists()

@@ -1,0 +1,165 @@
+"""One engine of the determinism matrix, in a process of its own: its passes, token for token.
+
+    python -m benchmarks.determinism_pass SETUP.json DIRECTORY
+
+Leaves a file per pass in DIRECTORY: the tokens of each prompt, and how full the engine was.
+"""
+
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.engine.environment import prepare_environment
+from synthia_batch.engine.placement import Placement
+from synthia_batch.job.declared import Sampling
+from synthia_batch.job.resolved import EngineSpec, ModelRef
+from synthia_batch.models.locate import read_model_facts
+from synthia_batch.prompts.library import select_system_message
+from synthia_batch.prompts.tokenizer import FastTokenizer
+from synthia_batch.rows import Outcome, Request
+
+SHORTEST, LONGEST = 8, 1500
+"""Tokens of a prompt; lengths in between are spread evenly over their logarithm."""
+MAX_MODEL_LEN = 2048
+_TEXTS = ("synthia", "tree-of-thoughts", "tree-of-thoughts-v3", "superintelligence")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One time through all prompts, at most `batch` of them at once, in an order of its own."""
+
+    name: str
+    batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """An engine and its passes. `settings` are vLLM's; `prefill_tokens` is what one step
+    may let in, None for as much as ever.
+
+    `pads`: small GEMMs are padded, as strict has it. `reserves`: only what fits the KV cache at its
+    longest is let in, as strict has it; otherwise vLLM preempts.
+    """
+
+    name: str
+    model: str
+    prompts: int
+    new_tokens: int
+    passes: Sequence[Pass]
+    core: int | None = None
+    dtype: str = "auto"
+    settings: dict[str, Any]
+    prefill_tokens: int | None = None
+    pads: bool = True
+    reserves: bool = True
+
+
+def main() -> None:
+    said = json.loads(Path(sys.argv[1]).read_text())
+    setup = Setup(**{**said, "passes": [Pass(**one) for one in said["passes"]]})
+    directory = Path(sys.argv[2])
+    requests = make_requests(Path(setup.model), setup.prompts)
+    engine = load(setup)
+    for number, one in enumerate(setup.passes):
+        result = engine.run(requests, one.batch, random.Random(f"{setup.name} {number}"))
+        path = directory / f"{setup.name}-{one.name}.json"
+        path.write_text(json.dumps({"setup": asdict(setup), "batch": one.batch, **result}))
+        print(f"{path.name}: {result['seconds']:.0f} s, at most {result['largest']} at once", file=sys.stderr)
+
+
+def make_requests(model: Path, count: int) -> list[Request]:
+    """Return prompts of real words in a fixed order of their own, the same for any `count` that has them."""
+    tokenizer = FastTokenizer(read_model_facts(model).tokenizer_path)
+    words = " ".join(select_system_message(name).text for name in _TEXTS).split()
+    requests = []
+    for n in range(count):
+        chance = random.Random(n)
+        length = round(SHORTEST * (LONGEST / SHORTEST) ** chance.random())
+        text = " ".join(chance.choice(words) for _ in range(length))
+        token_ids = list(tokenizer.encode(text, True))[:length]
+        requests.append(Request(ordinal=n, token_ids=token_ids, seed=1000 + n))
+    return requests
+
+
+def load(setup: Setup) -> Any:
+    """Return the engine of `setup`, which tells tokens instead of text."""
+    spec = EngineSpec(
+        kind="vllm",
+        model=ModelRef(
+            name="m", path=Path(setup.model), repo_id=None, revision=None, trust_remote_code=False
+        ),
+        device="cpu",
+        dtype=setup.dtype,
+        quantization=None,
+        max_model_len=MAX_MODEL_LEN,
+        sampling=Sampling(max_tokens=setup.new_tokens),
+        determinism="strict",
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        settings=setup.settings,
+    )
+    placement = Placement(core=setup.core, neighbours=2)
+    prepare_environment(spec, placement)
+    # Not before the environment stands.
+    from vllm import SamplingParams
+
+    from synthia_batch.engine import vllm_engine
+
+    if not setup.pads:
+        vllm_engine.pad_small_gemms = lambda: None
+    if setup.prefill_tokens is not None:
+        vllm_engine.CPU_PREFILL_TOKENS = vllm_engine.CPU_FIRST_PREFILL_TOKENS = setup.prefill_tokens
+
+    class TellingEngine(vllm_engine.VllmEngine):
+        """Keeps the tokens of each answer; every second prompt is answered greedily."""
+
+        def run(self, requests: Sequence[Request], batch: int, chance: random.Random) -> dict[str, Any]:
+            self.tokens: dict[int, list[int]] = {}
+            self._max_num_seqs = batch
+            if not setup.reserves:
+                self._room = None
+            preempted = self._count_preemptions()
+            begun, ended, largest = time.monotonic(), 0, 0
+            for request in chance.sample(list(requests), len(requests)):
+                self.add(request)
+            while ended < len(requests):
+                ended += len(self.step())
+                largest = max(largest, len(self._running))
+            return {
+                "tokens": self.tokens,
+                "seconds": round(time.monotonic() - begun, 1),
+                "largest": largest,
+                "preempted": preempted[0],
+            }
+
+        def _end(self, output: Any) -> list[Outcome]:
+            self.tokens[int(output.request_id)] = list(output.outputs[0].token_ids)
+            return super()._end(output)
+
+        def _params(self, request: Request) -> SamplingParams:
+            params = super()._params(request)
+            if request.ordinal % 2 == 0:
+                return params
+            return SamplingParams(temperature=0, max_tokens=params.max_tokens, output_kind=params.output_kind)
+
+        def _count_preemptions(self) -> list[int]:
+            scheduler: Any = self._engine.engine_core.engine_core.scheduler  # type: ignore[attr-defined]
+            count, preempt = [0], type(scheduler)._preempt_request
+
+            def counted(*arguments: Any, **keywords: Any) -> Any:
+                count[0] += 1
+                return preempt(scheduler, *arguments, **keywords)
+
+            scheduler._preempt_request = counted
+            return count
+
+    return TellingEngine(spec, placement)
+
+
+if __name__ == "__main__":
+    main()

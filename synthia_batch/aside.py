@@ -1,0 +1,74 @@
+"""Requests made with a run's own pool and driver, and no run directory: for `tune` and `verify --rerun`."""
+
+import dataclasses
+import io
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.canary import Canaries
+from synthia_batch.dispatch import Dispatcher
+from synthia_batch.display import Display
+from synthia_batch.drain import DrainReason, DrainRequest
+from synthia_batch.drive import Driver, Recorder
+from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.pool import open_pool
+from synthia_batch.pool.base import Staffing, WorkerReady
+from synthia_batch.rows import Request
+from synthia_batch.starting import StartedPool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aside:
+    """How requests are made aside: as `job` makes its samples, with `settings` of the engine before its own.
+
+    `recorder` gets what ends. `canaries` are asked of each engine, whose answers `check_canary` judges;
+    None asks none.
+    """
+
+    job: ResolvedJob
+    recorder: Recorder
+    tell: Callable[[str], None]
+    drain: DrainRequest
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    canaries: Canaries | None = None
+    check_canary: Callable[[WorkerReady], object] = lambda ready: None
+
+
+def drive_aside(aside: Aside, requests: Sequence[Request]) -> DrainReason | None:
+    """Make `requests`, and return why that was stopped before the end, None if it was not.
+
+    The engines load and are gone again within the call; their logs go to a temporary directory.
+
+    Raises:
+        SynthiaBatchError: The engines do not work, or their canaries were refused.
+    """
+    job = aside.job
+    engine = dataclasses.replace(job.engine, settings={**job.engine.settings, **aside.settings})
+    with tempfile.TemporaryDirectory(prefix="synthia-batch-") as logs:
+
+        def log_path(index: int) -> Path:
+            return Path(logs) / f"worker-{index}.log"
+
+        staffing = Staffing(engine=engine, canaries=aside.canaries, log_path=log_path)
+        pool = open_pool(job.pool, staffing, aside.tell)
+        driver = Driver(
+            recorder=aside.recorder,
+            drain=aside.drain,
+            display=Display(quiet=True, stream=io.StringIO()),
+            watchdog_seconds=job.pool.watchdog_seconds,
+            load_timeout_seconds=job.pool.load_timeout_seconds,
+            check_canary=aside.check_canary,
+            log_path=log_path,
+        )
+        dispatcher = Dispatcher(iter(requests), len(requests), groups_prefixes=engine.caches_prefixes)
+        is_over = False
+        try:
+            pool.start()
+            reason = driver.run(dispatcher, lambda: StartedPool(pool=pool))
+            is_over = True
+            return reason
+        finally:
+            pool.stop(at_once=not is_over)

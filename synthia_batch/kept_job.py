@@ -1,0 +1,36 @@
+"""The job of a run directory, resolved again as it was last said."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from synthia_batch.errors import UsageError
+from synthia_batch.job.layers import Layer
+from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.job_file import read_job
+from synthia_batch.opening import refuse_other_identity
+from synthia_batch.resolve import resolve_job
+from synthia_batch.store.plan_file import read_plan
+from synthia_batch.store.run_dir import RunDir
+
+
+def resolve_kept_job(
+    directory: Path, command: str, said: Sequence[Layer], say: Callable[[str], None]
+) -> ResolvedJob:
+    """Return the job of the run in `directory`; `said` goes before it. Changes nothing there.
+
+    Raises:
+        UsageError: `directory` is no run, or keeps no job; `command` is what to type afterwards.
+        IdentityMismatch: `said`, or the input, model, versions or hardware as they are now, make it
+            another job.
+    """
+    run_dir = RunDir(directory)
+    if read_plan(run_dir.plan) is None:
+        raise UsageError(f"{directory}: not a run directory; name one under outputs/")
+    kept = read_job(run_dir.job, directory)
+    if kept is None:
+        raise UsageError(
+            f"{directory} does not keep its job; type the command that made it once, then {command}"
+        )
+    job = resolve_job([*said, kept], say)
+    refuse_other_identity(job, run_dir)
+    return job

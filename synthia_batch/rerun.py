@@ -1,0 +1,234 @@
+"""rerun_samples(): finished samples made again in other company, to see whether they come out the same.
+
+The run's own job makes them, with its engine's settings but for the size of the batch, in shuffled order
+and from all over the dataset. Nothing in the run directory is altered; its lock is held, so that nobody
+else does meanwhile.
+"""
+
+import itertools
+import random
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.aside import Aside, drive_aside
+from synthia_batch.canary_record import compare_canary, make_canaries
+from synthia_batch.display import Display
+from synthia_batch.drain import DrainReason, DrainRequest
+from synthia_batch.errors import UsageError
+from synthia_batch.job.declared import Determinism
+from synthia_batch.job.layers import Layer
+from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.kept_job import resolve_kept_job
+from synthia_batch.opening import LockedRun, inspect_run, lock_run
+from synthia_batch.pool.base import WorkerReady
+from synthia_batch.resolve import open_renderer
+from synthia_batch.rows import Failed, Finished, Outcome, Request, Sample
+from synthia_batch.search import usual_batch
+
+CONTEXT_CHARACTERS = 40
+"""What is shown on either side of the first difference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which finished samples to make again: `count` of them, drawn with `seed`."""
+
+    count: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleDifference:
+    """A sample that came out otherwise than it was `before`."""
+
+    sample: Sample
+    before: Finished
+    now: Outcome
+
+    def __str__(self) -> str:
+        sample = self.sample
+        place = f"row {sample.row.index} ({sample.row.id}), system {sample.system!r}, sample {sample.index}"
+        return f"sample {sample.ordinal}, {place}: {_describe_difference(self.before, self.now)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able values."""
+        return {
+            "ordinal": self.sample.ordinal,
+            "id": self.sample.row.id,
+            "row_index": self.sample.row.index,
+            "system": self.sample.system,
+            "sample_index": self.sample.index,
+            "difference": _describe_difference(self.before, self.now),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rerun:
+    """What came of it. `compared` samples were made again, in batches of `batch` at most.
+
+    `stopped` says why not all that were chosen. `differences` are in the order of the dataset.
+    """
+
+    directory: str
+    determinism: Determinism
+    finished: int
+    chosen: int
+    compared: int
+    batch: int
+    differences: tuple[SampleDifference, ...]
+    stopped: DrainReason | None
+
+
+def rerun_samples(directory: Path, choice: Choice, said: Sequence[Layer], display: Display) -> Rerun:
+    """Make finished samples of the run in `directory` again, and compare them with what it has.
+
+    Compared are the text, its reasoning, how it ended, and the numbers of tokens; token ids are not
+    kept. Works on an unfinished run, too, with what it has finished.
+
+    Raises:
+        UsageError: `directory` is no run, keeps no job, or has no finished sample.
+        IdentityMismatch: Input, model, versions or hardware are not what they were.
+        RunLocked: A run goes on there.
+        IntegrityError: What is there is not what was written.
+        DeterminismBroken: The engine does not answer the canaries as the run's did.
+        PoolFailed: The engine does not work.
+    """
+    job = resolve_kept_job(directory, "verify --rerun", said, display.say)
+    drain = DrainRequest()
+    with drain.listen(), lock_run(job) as lock:
+        locked = inspect_run(job, lock, on_check=display.show_check)
+        known = _read_chosen(locked, choice)
+        batch = choose_batch(usual_batch(job.engine), len(known))
+        display.say(f"{len(known)} finished samples are made again, at most {batch} at a time")
+        again = _Again(samples=len(known))
+        aside = _make_aside(job, locked, again, drain, display, batch)
+        stopped = drive_aside(aside, _request(job, known, choice))
+    outcomes = {ordinal: locked.assembler.read_answer(made) for ordinal, made in again.outcomes.items()}
+    return Rerun(
+        directory=str(directory),
+        determinism=job.engine.determinism,
+        finished=sum(state.finished for state in locked.states),
+        chosen=len(known),
+        compared=len(outcomes),
+        batch=batch,
+        differences=tuple(_compare(known, outcomes)),
+        stopped=stopped,
+    )
+
+
+def choose_batch(usual: int, count: int) -> int:
+    """Return how many of `count` samples to make at a time, where the run made `usual`: not as many."""
+    together = min(usual, count)
+    return together // 2 if together > 1 else 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    sample: Sample
+    finished: Finished
+
+
+@dataclass(slots=True, kw_only=True)
+class _Again:
+    """A recorder that keeps what was made. Its counts are for the driver."""
+
+    samples: int
+    finished: int = 0
+    failed: int = 0
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        self.finished += len(outcomes)
+        self.outcomes |= {outcome.ordinal: outcome for outcome in outcomes}
+
+    def tick(self) -> None:
+        """Nothing waits for the disk."""
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """The run's history stays as it is."""
+
+
+def _read_chosen(locked: LockedRun, choice: Choice) -> dict[int, _Known]:
+    """Return the samples that `choice` draws, by ordinal, in order; a shard's at a time are in memory."""
+    counts = [state.finished for state in locked.states]
+    total = sum(counts)
+    if not total:
+        raise UsageError(f"{locked.run_dir.root}: no sample is finished, so none can be made again")
+    drawn = sorted(random.Random(choice.seed).sample(range(total), min(choice.count, total)))
+    ends = list(itertools.accumulate(counts))
+    known: dict[int, _Known] = {}
+    for number, group in itertools.groupby(drawn, key=lambda place: bisect_right(ends, place)):
+        state = locked.states[number]
+        outcomes = locked.reopener.read_outcomes(state).values()
+        finished = {made.ordinal: made for made in outcomes if isinstance(made, Finished)}
+        in_order = sorted(finished)
+        wanted = {in_order[place - ends[number] + counts[number]] for place in group}
+        for sample in locked.assembler.list_samples(state.shard):
+            if sample.ordinal in wanted:
+                known[sample.ordinal] = _Known(sample, finished[sample.ordinal])
+    return known
+
+
+def _request(job: ResolvedJob, known: Mapping[int, _Known], choice: Choice) -> list[Request]:
+    renderer = open_renderer(job.prompt)
+    requests = [
+        Request(ordinal=ordinal, token_ids=renderer.render(one.sample.messages), seed=one.sample.seed)
+        for ordinal, one in known.items()
+    ]
+    random.Random(choice.seed).shuffle(requests)
+    return requests
+
+
+def _make_aside(
+    job: ResolvedJob, locked: LockedRun, again: _Again, drain: DrainRequest, display: Display, batch: int
+) -> Aside:
+    is_strict = job.engine.determinism == "strict"
+
+    def check(ready: WorkerReady) -> None:
+        # Compared only: an answer that the run lacks is not for us to give.
+        note = compare_canary(locked.run_dir, ready)
+        if note is not None:
+            display.say(note)
+
+    return Aside(
+        job=job,
+        recorder=again,
+        tell=display.say,
+        drain=drain,
+        settings={"max_num_seqs": batch},
+        canaries=make_canaries(open_renderer(job.prompt), job.engine.max_model_len) if is_strict else None,
+        check_canary=check,
+    )
+
+
+def _compare(known: Mapping[int, _Known], outcomes: Mapping[int, Outcome]) -> Iterator[SampleDifference]:
+    for ordinal, one in known.items():
+        now = outcomes.get(ordinal)
+        if now is not None and now != one.finished:
+            yield SampleDifference(sample=one.sample, before=one.finished, now=now)
+
+
+def _describe_difference(before: Finished, now: Outcome) -> str:
+    if isinstance(now, Failed):
+        return f"it cannot be made any more: {now.code}: {now.message}"
+    for name in ("response", "reasoning"):
+        old, new = getattr(before, name) or "", getattr(now, name) or ""
+        if old != new:
+            return f"its {name} differs {_show_first_difference(old, new)}"
+    pairs = [
+        f"{name} {getattr(before, name)} before, {getattr(now, name)} now"
+        for name in ("finish_reason", "prompt_tokens", "completion_tokens")
+        if getattr(before, name) != getattr(now, name)
+    ]
+    return f"the same text with another {', '.join(pairs)}"
+
+
+def _show_first_difference(old: str, new: str) -> str:
+    at = next((n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    start = max(0, at - CONTEXT_CHARACTERS)
+    cut = "..." if start else ""
+    shown = [f"{cut}{text[start : at + CONTEXT_CHARACTERS]!r}" for text in (old, new)]
+    return f"from character {at} on\n    before: {shown[0]}\n    now:    {shown[1]}"

@@ -1,0 +1,152 @@
+"""Where strict determinism can be had, and what GPUs are set to for it. No GPU is needed."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_jsonl
+from test_engine_environment import SPEC
+
+from synthia_batch import resolve
+from synthia_batch.engine.environment import required_environment
+from synthia_batch.engine.placement import Placement
+from synthia_batch.engine.vllm_arguments import engine_arguments
+from synthia_batch.engine.vllm_settings import check_settings
+from synthia_batch.engine.vllm_strict import check_capability, check_quantization
+from synthia_batch.errors import UsageError
+from synthia_batch.hardware import installed_vllm, list_capabilities
+from synthia_batch.job.layers import Layer
+from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.models.locate import read_model_facts
+
+GPU = dataclasses.replace(SPEC, device="cuda")
+needs_vllm = pytest.mark.skipif(
+    installed_vllm() is None, reason="vLLM is not installed: make setup installs it"
+)
+
+
+def test_a_strict_gpu_engine_has_all_that_batch_invariance_takes() -> None:
+    arguments = engine_arguments(GPU, Placement())
+    assert required_environment(GPU) == {"VLLM_BATCH_INVARIANT": "1"}
+    assert arguments["attention_backend"] == "TRITON_ATTN"
+    assert arguments["enable_prefix_caching"] is False
+    assert arguments["enable_chunked_prefill"] is False
+    assert arguments["max_num_batched_tokens"] >= arguments["max_model_len"]
+
+
+def test_a_whole_prompt_fits_a_step_of_a_strict_gpu_engine() -> None:
+    long = dataclasses.replace(GPU, max_model_len=131_072)
+    assert engine_arguments(long, Placement())["max_num_batched_tokens"] == 131_072
+
+
+def test_a_fast_gpu_engine_is_vllms_own() -> None:
+    arguments = engine_arguments(dataclasses.replace(GPU, determinism="fast"), Placement())
+    strict_only = {
+        "attention_backend",
+        "enable_prefix_caching",
+        "enable_chunked_prefill",
+    }
+    assert not strict_only & arguments.keys()
+
+
+@pytest.mark.parametrize(
+    ("capability", "is_enough"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)]
+)
+def test_cards_before_ampere_are_refused(capability: tuple[int, int], is_enough: bool) -> None:
+    if is_enough:
+        check_capability(capability, "a card")
+        return
+    with pytest.raises(UsageError, match=r"(?s)Tesla T4 has .* 7\.5; .* 8\.0 .*--determinism fast"):
+        check_capability(capability, "Tesla T4")
+
+
+@pytest.mark.parametrize(
+    ("device", "method", "is_known"),
+    [
+        ("cpu", None, True), ("cpu", "awq", True), ("cpu", "fp8", False), ("cpu", "gptq", False),
+        ("cuda", None, True), ("cuda", "AWQ", True), ("cuda", "fp8", True), ("cuda", "mxfp4", True),
+        ("cuda", "gptq", False), ("cuda", "bitsandbytes", False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_said", [True, False])
+def test_a_quantization_that_is_not_known_to_be_batch_invariant_is_refused(
+    device: Any, method: str | None, is_known: bool, is_said: bool
+) -> None:
+    spec = dataclasses.replace(SPEC, device=device, quantization=method if is_said else None)
+    of_model = None if is_said else method
+    check_quantization(dataclasses.replace(spec, determinism="fast"), of_model)
+    if is_known:
+        check_quantization(spec, of_model)
+        return
+    with pytest.raises(UsageError, match=rf"quantized with {method}.*--determinism fast"):
+        check_quantization(spec, of_model)
+
+
+@needs_vllm
+def test_an_attention_backend_that_is_not_known_to_be_clean_is_refused() -> None:
+    check_settings({"attention_backend": "TRITON_ATTN"}, "strict")
+    check_settings({"attention_backend": "FLASH_ATTN"}, "fast")
+    with pytest.raises(UsageError, match=r"FLASH_ATTN is not known.*--determinism fast"):
+        check_settings({"attention_backend": "FLASH_ATTN"}, "strict")
+
+
+def make_model(path: Path, **config: Any) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"max_position_embeddings": 64, **config}))
+    (path / "tokenizer.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(b"")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        ({}, None),
+        ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+        ({"quantization_config": {"bits": 4}}, "unknown"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+        ({"text_config": {"quantization_config": {"quant_method": "FP8"}}}, "fp8"),
+    ],
+)
+def test_a_models_quantization_is_what_its_config_says(
+    tmp_path: Path, config: dict[str, Any], method: str | None
+) -> None:
+    assert read_model_facts(make_model(tmp_path / "m", **config)).quantization == method
+
+
+def resolve_on(tmp_path: Path, **values: Any) -> ResolvedJob:
+    said = {"input": {"path": write_jsonl(tmp_path / "q.jsonl", [{"prompt": "x"}])}, **values}
+    return resolve.resolve_job([Layer(origin="flag", values=said)], print, takes_tuned=False)
+
+
+@pytest.fixture
+def old_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "list_capabilities", lambda: ((7, 0),))
+    monkeypatch.setattr(resolve, "name_gpus", lambda: ("Tesla V100",))
+
+
+@needs_vllm
+@pytest.mark.usefixtures("old_card")
+def test_what_cannot_be_strict_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    model = {"name": str(make_model(tmp_path / "m"))}
+    quantized = {"name": str(make_model(tmp_path / "g", quantization_config={"quant_method": "gptq"}))}
+    on_gpu = {"device": "cuda"}
+    with pytest.raises(UsageError, match=r"Tesla V100 has compute capability 7\.0"):
+        resolve_on(tmp_path, model=model, engine=on_gpu)
+    with pytest.raises(UsageError, match="quantized with gptq"):
+        resolve_on(tmp_path, model=quantized, engine=on_gpu)
+    fast = resolve_on(tmp_path, model=quantized, engine=on_gpu, determinism="fast")
+    assert fast.engine.determinism == "fast"
+    elsewhere = resolve_on(tmp_path, model=model, engine=on_gpu, pool={"ray_address": "head:6379"})
+    assert elsewhere.engine.device == "cuda", "the cards are other machines'"
+
+
+def test_without_nvidia_smi_no_capability_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert list_capabilities() == ()
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 8.0\necho '[N/A]'\necho 9.0\n")
+    tool.chmod(0o755)
+    assert list_capabilities() == ((8, 0), (9, 0))
