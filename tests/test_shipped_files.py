@@ -42,10 +42,10 @@ def test_every_job_file_is_a_valid_job_whose_input_is_there(path: Path) -> None:
 
 def test_conversations_keep_their_own_system_messages(synthia: Command, tmp_path: Path) -> None:
     scripted = ("--engine", "scripted", "--pool", "local", "-o", tmp_path / "out")
-    done = synthia("run", ROOT / "jobs" / "conversations.yaml", *scripted)
+    done = synthia("run", ROOT / "jobs" / "messages.yaml", *scripted)
     assert done.returncode == 0, done.stderr
     rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
-    conversations = [json.loads(line) for line in (INPUTS / "conversations.jsonl").read_text().splitlines()]
+    conversations = [json.loads(line) for line in (INPUTS / "messages.jsonl").read_text().splitlines()]
     for row, conversation in zip(rows, conversations, strict=True):
         own = conversation["messages"][0]["role"] == "system"
         assert row["system"] == ("row" if own else "synthia")
