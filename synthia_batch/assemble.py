@@ -1,12 +1,10 @@
 """From a shard's rows and what was made of them to the files that it becomes."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from synthia_batch.job.resolved import PlanSpec
 from synthia_batch.plan import make_samples
-from synthia_batch.prompts.formats import PromptFormat
 from synthia_batch.rows import Failed, Finished, Outcome, Sample, Shard
 from synthia_batch.source import Scan, Source
 from synthia_batch.store.part import (
@@ -37,7 +35,6 @@ class Assembler:
     source: Source
     scan: Scan
     plan: PlanSpec
-    prompt_format: PromptFormat
     part_format: PartFormat
     _kept: dict[int, _KeptSamples] = field(default_factory=dict)
 
@@ -58,19 +55,11 @@ class Assembler:
                     kept.append(sample)
             size_bytes += SAMPLE_BYTES * self.plan.samples_per_row
             size_bytes += sum(len(message.content) for message in row.messages)
+            size_bytes += sum(map(len, row.follow_ups))
             if size_bytes > room_bytes:
                 kept = None
         if kept is not None:
             self._kept[shard.number] = _KeptSamples(kept, size_bytes)
-
-    def read_answer(self, outcome: Outcome) -> Outcome:
-        """Return `outcome` with what the engine generated read as an answer in the job's format."""
-        if isinstance(outcome, Failed):
-            return outcome
-        answer = self.prompt_format.read(outcome.response)
-        if answer.response is outcome.response and answer.reasoning is None:
-            return outcome
-        return dataclasses.replace(outcome, response=answer.response, reasoning=answer.reasoning)
 
     def encode(self, shard: Shard, outcomes: Mapping[int, Outcome]) -> EncodedShard:
         """Return the parts of `shard`, all of whose samples have ended as `outcomes` says."""

@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "synthia_batch"
 EVERYTHING = {
-    "assemble", "canary", "canary_record", "cli", "digest", "dispatch", "display", "drain", "drive",
-    "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper", "models",
+    "assemble", "canary", "canary_record", "cli", "conversations", "digest", "dispatch", "display", "drain",
+    "drive", "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper", "models",
     "opening", "plan", "pool", "prefixes", "privacy", "progress", "prompts", "reopening", "report", "resolve",
     "retry", "rows", "run", "source", "starting", "store", "supervise", "suspects", "tuned", "user_cache",
     "verify", "worker",
@@ -65,6 +65,7 @@ MAY_IMPORT = {
     "drive": {
         "pool",
         "starting",
+        "conversations",
         "dispatch",
         "progress",
         "supervise",
@@ -74,7 +75,8 @@ MAY_IMPORT = {
         "rows",
         "errors",
     },
-    "assemble": {"store", "source", "plan", "prompts", "job", "rows"},
+    "conversations": {"prompts", "plan", "job", "rows", "errors"},
+    "assemble": {"store", "source", "plan", "job", "rows"},
     "keeper": {"assemble", "store", "rows", "errors"},
     "canary_record": {"pool", "prompts", "store", "rows", "errors"},
     "job_file": {"job", "models", "store", "errors"},

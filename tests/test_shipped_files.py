@@ -53,6 +53,21 @@ def test_conversations_keep_their_own_system_messages(synthia: Command, tmp_path
     assert {row["system"] for row in rows} == {"row", "synthia"}
 
 
+def test_conversations_are_played_turn_by_turn(synthia: Command, tmp_path: Path) -> None:
+    scripted = ("--engine", "scripted", "--pool", "local", "-o", tmp_path / "out")
+    done = synthia("run", ROOT / "jobs" / "conversations.yaml", *scripted)
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    inputs = [json.loads(line) for line in (INPUTS / "conversations.jsonl").read_text().splitlines()]
+    for row, conversation in zip(rows, inputs, strict=True):
+        assert [turn["content"] for turn in row["messages"][1::2]] == conversation["turns"]
+        assert [turn["role"] for turn in row["messages"]] == [
+            "system", *("user", "assistant") * len(conversation["turns"]),
+        ]  # fmt: skip
+        assert row["messages"][-1]["content"] == row["response"]
+    assert sorted(len(conversation["turns"]) for conversation in inputs) == [1, 5, 6, 7]
+
+
 def test_both_formats_of_the_questions_give_the_same_dataset(synthia: Command, tmp_path: Path) -> None:
     scripted = ("--engine", "scripted", "--pool", "local")
     for suffix in ("jsonl", "parquet"):
