@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.canary import Canaries
+from synthia_batch.conversations import Step, record_as_it_is
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.display import Display
 from synthia_batch.drain import DrainReason, DrainRequest
@@ -16,7 +17,7 @@ from synthia_batch.drive import Driver, Recorder
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import Staffing, WorkerReady
-from synthia_batch.rows import Request
+from synthia_batch.rows import Outcome, Request
 from synthia_batch.starting import StartedPool
 
 
@@ -24,8 +25,8 @@ from synthia_batch.starting import StartedPool
 class Aside:
     """How requests are made aside: as `job` makes its samples, with `settings` of the engine before its own.
 
-    `recorder` gets what ends. `canaries` are asked of each engine, whose answers `check_canary` judges;
-    None asks none.
+    `recorder` gets what ends, which `advance` makes of an engine's outcomes. `canaries` are asked of each
+    engine, whose answers `check_canary` judges; None asks none.
     """
 
     job: ResolvedJob
@@ -35,6 +36,7 @@ class Aside:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     canaries: Canaries | None = None
     check_canary: Callable[[WorkerReady], object] = lambda ready: None
+    advance: Callable[[Outcome], Step] = record_as_it_is
 
 
 def drive_aside(aside: Aside, requests: Sequence[Request]) -> DrainReason | None:
@@ -62,6 +64,7 @@ def drive_aside(aside: Aside, requests: Sequence[Request]) -> DrainReason | None
             load_timeout_seconds=job.pool.load_timeout_seconds,
             check_canary=aside.check_canary,
             log_path=log_path,
+            advance=aside.advance,
         )
         dispatcher = Dispatcher(iter(requests), len(requests), groups_prefixes=engine.caches_prefixes)
         is_over = False

@@ -1,12 +1,10 @@
 """From a shard's rows and what was made of them to the files that it becomes."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from synthia_batch.job.resolved import PlanSpec
 from synthia_batch.plan import make_samples
-from synthia_batch.prompts.formats import PromptFormat
 from synthia_batch.rows import Failed, Finished, Outcome, Row, Sample, Shard
 from synthia_batch.source import Scan, Source
 from synthia_batch.store.part import (
@@ -40,7 +38,6 @@ class Assembler:
     source: Source
     scan: Scan
     plan: PlanSpec
-    prompt_format: PromptFormat
     part_format: PartFormat
     _kept: dict[int, _KeptSamples] = field(default_factory=dict)
 
@@ -64,21 +61,13 @@ class Assembler:
     def _keep(self, shard: Shard, row: Row, samples: list[Sample], room_bytes: int) -> None:
         """Add the samples of `row`, or let go of all that is kept of `shard` where there is no room."""
         kept = self._kept[shard.number]
-        kept.size_bytes += SAMPLE_BYTES * len(samples) + sum(len(turn.content) for turn in row.messages)
+        kept.size_bytes += SAMPLE_BYTES * len(samples)
+        kept.size_bytes += sum(len(turn.content) for turn in row.messages) + sum(map(len, row.follow_ups))
         if kept.size_bytes > room_bytes:
             del self._kept[shard.number]
             return
         kept.samples += samples
         kept.is_whole = row.index + 1 == shard.stop_row
-
-    def read_answer(self, outcome: Outcome) -> Outcome:
-        """Return `outcome` with what the engine generated read as an answer in the job's format."""
-        if isinstance(outcome, Failed):
-            return outcome
-        answer = self.prompt_format.read(outcome.response)
-        if answer.response is outcome.response and answer.reasoning is None:
-            return outcome
-        return dataclasses.replace(outcome, response=answer.response, reasoning=answer.reasoning)
 
     def encode(self, shard: Shard, outcomes: Mapping[int, Outcome]) -> EncodedShard:
         """Return the parts of `shard`, all of whose samples have ended as `outcomes` says."""

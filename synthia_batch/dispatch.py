@@ -42,8 +42,8 @@ class Loss:
 @dataclass(slots=True)
 class _Desk:
     """What one worker is busy with. `capacity` is the number of requests that it can hold, `hand`
-    what it was dealt and does not hold yet. `is_recalled` says that it was asked for what it has not
-    begun since it was last given something.
+    the next turns of its conversations and what it was dealt and does not hold yet. `is_recalled`
+    says that it was asked for what it has not begun since it was last given something.
     """
 
     capacity: int
@@ -171,14 +171,27 @@ class Dispatcher:
             self._returned.extend(request for request in returned if request is not None)
 
     def accept(self, worker: int, outcome: Outcome) -> bool:
-        """Take note that `worker` ended a sample; False where it was not its to end."""
+        """Take note that `worker` ended a request, and with it a sample; False if that was not its own."""
         desk = self._desks.get(worker)
-        if desk is None or desk.held.pop(outcome.ordinal, None) is None:
+        held = desk.held.get(outcome.ordinal) if desk else None
+        if desk is None or held is None:
             return False
+        if isinstance(outcome, Finished) and outcome.turn != held.turn:
+            return False
+        del desk.held[outcome.ordinal]
         self._ended += 1
         if isinstance(outcome, Finished):
             self._suspects.prove(worker)
         return True
+
+    def go_on(self, worker: int, request: Request) -> None:
+        """Take note that what `worker` just ended was a turn of a conversation, and `request` is the next.
+
+        That is the first thing that `worker` draws, unless another runs out of work before.
+        """
+        self._ended -= 1
+        self._suspects.acquit(request.ordinal)
+        self._desks[worker].hand.appendleft(request)
 
     def take_convicted(self) -> list[Request]:
         """Return the samples that were found to end engines; with that they have ended."""

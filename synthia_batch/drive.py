@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from synthia_batch.conversations import Step, record_as_it_is
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.display import Display, Standing
 from synthia_batch.drain import DrainReason, DrainRequest
@@ -28,7 +29,7 @@ from synthia_batch.pool.base import (
     WorkerStepped,
 )
 from synthia_batch.progress import Progress
-from synthia_batch.rows import Failed, Finished, Outcome
+from synthia_batch.rows import Failed, Finished, Outcome, Record, Request
 from synthia_batch.starting import StartedPool
 from synthia_batch.supervise import Supervisor
 from synthia_batch.suspects import fail_convicted
@@ -54,8 +55,8 @@ class Recorder(Protocol):
     def failed(self) -> int:
         """The samples that could not be made."""
 
-    def record(self, outcomes: Sequence[Outcome]) -> None:
-        """Make these samples durable."""
+    def record(self, records: Sequence[Record]) -> None:
+        """Make these samples and turns durable."""
 
     def tick(self) -> None:
         """Called a few times a second."""
@@ -70,6 +71,7 @@ class Driver:
 
     `made` counts the samples that ended, `dropped` those that were not believed.
     `check_canary` gets each worker's canary digest and raises DeterminismBroken on a wrong one.
+    `advance` says what an outcome comes to, and the next turn of a conversation.
     """
 
     recorder: Recorder
@@ -78,6 +80,7 @@ class Driver:
     check_canary: Callable[[WorkerReady], object]
     watchdog_seconds: float
     log_path: Callable[[int], Path]
+    advance: Callable[[Outcome], Step] = record_as_it_is
     load_timeout_seconds: float = math.inf
     clock: Callable[[], float] = time.monotonic
     made: int = 0
@@ -163,13 +166,23 @@ class Driver:
         self.dropped += len(event.outcomes) - len(known)
         if any(isinstance(outcome, Finished) for outcome in known):
             self._supervisor.note_made(event.worker)
-        if known:
-            self._record(known)
+        if not known:
+            return
+        following = self._record(known)
+        for request in following:
+            self._dispatcher.go_on(event.worker, request)
+        if following and self.drain.reason is None:
+            # Before the others are topped up: the turns before are in this engine's prefix cache.
+            self._feed(event.worker)
 
-    def _record(self, outcomes: Sequence[Outcome]) -> None:
-        self.recorder.record(outcomes)
-        self.made += len(outcomes)
-        self._progress.note_ended(outcomes)
+    def _record(self, outcomes: Sequence[Outcome]) -> list[Request]:
+        """Record what `outcomes` come to; return the next turns of the conversations among them."""
+        steps = [self.advance(outcome) for outcome in outcomes]
+        self.recorder.record([step.record for step in steps])
+        following = [step.request for step in steps if step.request is not None]
+        self.made += len(outcomes) - len(following)
+        self._progress.note_ended(outcomes, going_on=len(following))
+        return following
 
     def _note_steps(self, event: WorkerStepped) -> None:
         now = self.clock()
@@ -266,13 +279,16 @@ class Driver:
             self._pool.restart(worker, self._supervisor.count_halvings(worker))
 
     def _top_up(self) -> None:
-        staff = max(1, self._supervisor.staff - self._pool.unplaced)
         for worker in self._supervisor.ready:
-            requests = self._dispatcher.top_up(worker, staff)
-            if requests:
-                self._pool.feed(worker, requests)
+            self._feed(worker)
         for worker in self._dispatcher.choose_recalls():
             self._pool.recall(worker)
+
+    def _feed(self, worker: int) -> None:
+        staff = max(1, self._supervisor.staff - self._pool.unplaced)
+        requests = self._dispatcher.top_up(worker, staff)
+        if requests:
+            self._pool.feed(worker, requests)
 
     def _finish_in_flight(self) -> None:
         """Give samples in flight a little time, then have the engines drop them."""

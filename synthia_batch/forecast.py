@@ -20,7 +20,8 @@ from synthia_batch.source import Scan, Source, open_source
 class PromptTokens:
     """Exact token counts over all prompts that the format can express; `refused` it cannot.
 
-    `too_long` of those counted leave no room for an answer.
+    `too_long` of those counted leave no room for an answer. Of conversations that are played turn by
+    turn they are those of the first turns: what a later prompt holds is not known before.
     """
 
     total: int
@@ -35,6 +36,7 @@ class PromptTokens:
 class Forecast:
     """What `plan` prints.
 
+    `later_turns` are the turns of all samples behind their first, whose prompts are not known.
     `longest_output_tokens` is what all samples come to where every answer is as long as it may be.
     `settings` has by dotted key a `value` with its `origin`, and where something else runs, that
     as `resolved` with what it was `resolved_by`.
@@ -46,6 +48,7 @@ class Forecast:
     rows: int
     samples: int
     shards: int
+    later_turns: int
     longest_output_tokens: int
     prompt_tokens: PromptTokens
     settings: Mapping[str, Mapping[str, Any]]
@@ -77,6 +80,7 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         rows=scan.rows,
         samples=shards[-1].stop,
         shards=len(shards),
+        later_turns=prompts.later_turns * job.plan.num_samples,
         longest_output_tokens=_bound_output(job, prompts),
         prompt_tokens=_sum_up(job, prompts),
         settings=list_settings(job),
@@ -98,10 +102,14 @@ def list_settings(job: ResolvedJob) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prompts:
-    """The token counts of the prompts, one for all samples of each; `refused` have none."""
+    """The token counts of the prompts, one for all samples of each; `refused` have none.
+
+    `later_turns` come behind those that were counted.
+    """
 
     counts: list[int]
     refused: int
+    later_turns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +136,7 @@ def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
         "sampling.stop": _Resolution(list(job.engine.sampling.stop), "the prompt format"),
         "input.prompt_column": _Resolution(job.columns["prompt"], "the input"),
         "input.messages_column": _Resolution(job.columns["messages"], "the input"),
+        "input.turns_column": _Resolution(job.columns.get("turns"), "the input"),
         "input.keep_columns": _Resolution(job.columns["keep"], "the input"),
     }
     if job.pool.kind == "local":  # How many a Ray pool has, only Ray knows.
@@ -145,20 +154,22 @@ def _spell(value: Any) -> Any:
 def _count_prompts(job: ResolvedJob, source: Source, scan: Scan) -> _Prompts:
     renderer = open_renderer(job.prompt)
     counts = []
-    refused = 0
+    refused = later_turns = 0
     for row in source.read_rows(scan, 0, scan.rows):
         for sample in make_samples(row, job.plan):
             if sample.index == 0:  # The samples of one prompt differ by their seeds only.
                 try:
                     counts.append(len(renderer.render(sample.messages)))
+                    later_turns += len(row.follow_ups)
                 except SampleRefused:
                     refused += 1
-    return _Prompts(counts=counts, refused=refused)
+    return _Prompts(counts=counts, refused=refused, later_turns=later_turns)
 
 
 def _bound_output(job: ResolvedJob, prompts: _Prompts) -> int:
-    rooms = (max(0, job.engine.max_model_len - count) for count in prompts.counts)
-    return sum(min(room, job.engine.sampling.max_tokens) for room in rooms) * job.plan.num_samples
+    longest, most = job.engine.max_model_len, job.engine.sampling.max_tokens
+    first = sum(min(max(0, longest - count), most) for count in prompts.counts)
+    return (first + prompts.later_turns * min(longest, most)) * job.plan.num_samples
 
 
 def _sum_up(job: ResolvedJob, prompts: _Prompts) -> PromptTokens:

@@ -2,14 +2,14 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 from synthia_batch.assemble import Assembler
 from synthia_batch.errors import StorageFailed
-from synthia_batch.rows import Failed, Outcome, Shard
+from synthia_batch.rows import Failed, Record, Shard, Turn
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.events import EventLog
 from synthia_batch.store.intents import Intents
@@ -69,25 +69,30 @@ class Keeper:
         """Return the ordinals of `shard` that need not be made again; opens its journal."""
         return set(self._open_shard(shard).journal.replayed.outcomes)
 
+    def list_turns(self, shard: Shard) -> Mapping[int, Sequence[Turn]]:
+        """Return the turns of `shard`'s conversations that have begun and not ended; opens its journal."""
+        return self._open_shard(shard).journal.replayed.turns
+
     def publish_filled(self) -> None:
         """Publish the shards that earlier attempts filled and did not come to publish."""
         for state in self.unfinished:
             if state.finished + state.failed == state.shard.samples:
                 self._publish(self._open_shard(state.shard))
 
-    def record(self, outcomes: Sequence[Outcome]) -> None:
-        """Make these samples finished: once this returns, no later attempt makes them again."""
+    def record(self, records: Sequence[Record]) -> None:
+        """Make these samples and turns finished: once this returns, no later attempt makes them again."""
         size = self.shards[0].samples  # All shards but the last are of one size.
-        by_shard: dict[int, list[Outcome]] = {}
-        for outcome in outcomes:
-            by_shard.setdefault(outcome.ordinal // size, []).append(self.assembler.read_answer(outcome))
+        by_shard: dict[int, list[Record]] = {}
+        for record in records:
+            by_shard.setdefault(record.ordinal // size, []).append(record)
         for number, group in by_shard.items():
             current = self._open_shard(self.shards[number])
             current.journal.append(group)
-            current.ended += len(group)
-            failed = sum(isinstance(outcome, Failed) for outcome in group)
+            ended = sum(not isinstance(record, Turn) for record in group)
+            failed = sum(isinstance(record, Failed) for record in group)
+            current.ended += ended
             self.failed += failed
-            self.finished += len(group) - failed
+            self.finished += ended - failed
             current.journal.sync_if_due(self.clock())
             if current.ended == current.shard.samples:
                 self._publish(current)

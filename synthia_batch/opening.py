@@ -18,7 +18,7 @@ from synthia_batch.job_file import write_job
 from synthia_batch.keeper import Keeper
 from synthia_batch.plan import ROW_SYSTEM, plan_shards
 from synthia_batch.reopening import FailureChoice, Reopener
-from synthia_batch.resolve import open_format, select_rows
+from synthia_batch.resolve import select_rows
 from synthia_batch.rows import Shard
 from synthia_batch.source import Scan, Source, open_source
 from synthia_batch.source.ids import Occurrences
@@ -256,6 +256,7 @@ def make_grid(spec: PlanSpec) -> SampleGrid:
         systems=tuple(system.name for system in spec.systems),
         num_samples=spec.num_samples,
         own_system=None if spec.replace_own_system else ROW_SYSTEM,
+        plays_turns=spec.plays_turns,
     )
 
 
@@ -295,7 +296,6 @@ def _make_assembler(job: ResolvedJob, source: Source, scan: Scan, source_file: s
         source=source,
         scan=scan,
         plan=job.plan,
-        prompt_format=open_format(job.prompt),
         part_format=PartFormat(
             model=job.model.name,
             source_file=source_file,

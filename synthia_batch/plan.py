@@ -71,6 +71,13 @@ def derive_seed(job_seed: int, row_id: str, system: str, index: int) -> int:
     return int.from_bytes(blake3(text).digest(length=8), "big") >> 1
 
 
+def derive_turn_seed(sample_seed: int, turn: int) -> int:
+    """Return the 63-bit seed of a turn of a conversation, counted from 0: the first has the sample's."""
+    if not turn:
+        return sample_seed
+    return int.from_bytes(blake3(b"turn\0%d\0%d" % (sample_seed, turn)).digest(length=8), "big") >> 1
+
+
 def _choose_rows_per_shard(rows: int, samples_per_row: int) -> int:
     fitting = max(1, MAX_SHARD_SAMPLES // samples_per_row)
     steps = _divide_up(_divide_up(rows, ROWS_STEP), PREFERRED_SHARDS)

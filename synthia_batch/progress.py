@@ -51,9 +51,9 @@ class Progress:
         """Have the first event wait as long as the second."""
         self._due_at = self.started + FIRST_INTERVAL_SECONDS
 
-    def note_ended(self, outcomes: Sequence[Outcome]) -> None:
-        """Take note of samples that ended."""
-        self.samples += len(outcomes)
+    def note_ended(self, outcomes: Sequence[Outcome], going_on: int = 0) -> None:
+        """Take note of requests that ended; with `going_on` of them no sample did, but a turn."""
+        self.samples += len(outcomes) - going_on
         for outcome in outcomes:
             if isinstance(outcome, Finished):
                 self.tokens += outcome.completion_tokens

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.rows import Failed, Outcome, Shard
+from synthia_batch.rows import Failed, Outcome, Shard, Turn
 from synthia_batch.store.atomic import publish_bytes, remove_file, storage_errors, sync_directory
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.journal import write_journal
-from synthia_batch.store.journal_reader import replay
+from synthia_batch.store.journal_reader import read_journal, replay
 from synthia_batch.store.part_rows import SampleGrid, read_failed, read_made
 from synthia_batch.store.recovery import Published, ShardState, Unfinished
 from synthia_batch.store.run_dir import RunDir
@@ -81,8 +81,16 @@ class Reopener:
         kept = [outcome for outcome in outcomes.values() if not choice.takes(outcome)]
         if len(kept) == len(outcomes):
             return state
-        write_journal(self.run_dir.journal(state.shard), state.shard, self.attempt, kept)
+        turns = self._read_turns(state)
+        write_journal(self.run_dir.journal(state.shard), state.shard, self.attempt, [*kept, *turns])
         return describe_kept(state.shard, kept)
+
+    def _read_turns(self, state: ShardState) -> list[Turn]:
+        """Return the turns of the conversations that go on."""
+        if isinstance(state, Published):
+            return []
+        replayed = read_journal(self.run_dir.journal(state.shard), state.shard, self.attempt)
+        return [turn for talk in replayed.turns.values() for turn in talk]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

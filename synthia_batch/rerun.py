@@ -15,6 +15,7 @@ from typing import Any
 
 from synthia_batch.aside import Aside, drive_aside
 from synthia_batch.canary_record import compare_canary, make_canaries
+from synthia_batch.conversations import Conversations, open_conversations
 from synthia_batch.display import Display
 from synthia_batch.drain import DrainReason, DrainRequest
 from synthia_batch.errors import UsageError
@@ -25,7 +26,7 @@ from synthia_batch.kept_job import resolve_kept_job
 from synthia_batch.opening import LockedRun, inspect_run, lock_run
 from synthia_batch.pool.base import WorkerReady
 from synthia_batch.resolve import open_renderer
-from synthia_batch.rows import Failed, Finished, Outcome, Request, Sample
+from synthia_batch.rows import Failed, Finished, Outcome, Record, Request, Sample, Turn
 from synthia_batch.search import usual_batch
 
 CONTEXT_CHARACTERS = 40
@@ -103,18 +104,17 @@ def rerun_samples(directory: Path, choice: Choice, said: Sequence[Layer], displa
         known = _read_chosen(locked, choice)
         batch = choose_batch(usual_batch(job.engine), len(known))
         display.say(f"{len(known)} finished samples are made again, at most {batch} at a time")
-        again = _Again(samples=len(known))
+        again = _Again(samples=len(known), conversations=open_conversations(job))
         aside = _make_aside(job, locked, again, drain, display, batch)
-        stopped = drive_aside(aside, _request(job, known, choice))
-    outcomes = {ordinal: locked.assembler.read_answer(made) for ordinal, made in again.outcomes.items()}
+        stopped = drive_aside(aside, again.request(known, choice))
     return Rerun(
         directory=str(directory),
         determinism=job.engine.determinism,
         finished=sum(state.finished for state in locked.states),
         chosen=len(known),
-        compared=len(outcomes),
+        compared=len(again.outcomes),
         batch=batch,
-        differences=tuple(_compare(known, outcomes)),
+        differences=tuple(_compare(known, again.outcomes)),
         stopped=stopped,
     )
 
@@ -136,13 +136,21 @@ class _Again:
     """A recorder that keeps what was made. Its counts are for the driver."""
 
     samples: int
+    conversations: Conversations
     finished: int = 0
     failed: int = 0
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
-    def record(self, outcomes: Sequence[Outcome]) -> None:
-        self.finished += len(outcomes)
-        self.outcomes |= {outcome.ordinal: outcome for outcome in outcomes}
+    def request(self, known: Mapping[int, _Known], choice: Choice) -> list[Request]:
+        """Return what to begin with, in shuffled order."""
+        requests = [self.conversations.begin(one.sample) for one in known.values()]
+        random.Random(choice.seed).shuffle(requests)
+        return requests
+
+    def record(self, records: Sequence[Record]) -> None:
+        ended = [record for record in records if not isinstance(record, Turn)]
+        self.finished += len(ended)
+        self.outcomes |= {outcome.ordinal: outcome for outcome in ended}
 
     def tick(self) -> None:
         """Nothing waits for the disk."""
@@ -172,16 +180,6 @@ def _read_chosen(locked: LockedRun, choice: Choice) -> dict[int, _Known]:
     return known
 
 
-def _request(job: ResolvedJob, known: Mapping[int, _Known], choice: Choice) -> list[Request]:
-    renderer = open_renderer(job.prompt)
-    requests = [
-        Request(ordinal=ordinal, token_ids=renderer.render(one.sample.messages), seed=one.sample.seed)
-        for ordinal, one in known.items()
-    ]
-    random.Random(choice.seed).shuffle(requests)
-    return requests
-
-
 def _make_aside(
     job: ResolvedJob, locked: LockedRun, again: _Again, drain: DrainRequest, display: Display, batch: int
 ) -> Aside:
@@ -196,6 +194,7 @@ def _make_aside(
     return Aside(
         job=job,
         recorder=again,
+        advance=again.conversations.advance,
         tell=display.say,
         drain=drain,
         settings={"max_num_seqs": batch},

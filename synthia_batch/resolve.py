@@ -111,6 +111,7 @@ def select_rows(job: Job) -> Selection:
     return Selection(
         prompt_column=said.prompt_column,
         messages_column=said.messages_column,
+        turns_column=said.turns_column,
         system_column=said.system_column,
         id_column=said.id_column,
         keep_columns=said.keep_columns,
@@ -162,6 +163,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             engine=engine,
             model_digests=found.digests,
             numerics=numerics,
+            on_overflow=job.on_overflow if plan.plays_turns else None,
         )
     )
     name = job.name or _name_after(job.input.path)
@@ -234,6 +236,7 @@ def _choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
         replace_own_system=replaces,
         num_samples=job.num_samples,
         seed=job.seed,
+        plays_turns=columns.turns is not None,
     )
 
 

@@ -19,6 +19,7 @@ class Row:
 
     `index` counts the selected rows from 0. `id` is unique within the input. `messages` ends
     with a message from the user; it starts with the row's own system message where there is one.
+    `follow_ups` are the user's later questions, asked one by one as those before are answered.
     `system` is the text of the system column, if the job names one. `line` is the line of a
     JSONL file or the row of a Parquet file, counted from 1.
     """
@@ -29,6 +30,7 @@ class Row:
     system: str | None
     kept: Mapping[str, Any]
     line: int
+    follow_ups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +70,8 @@ class Shard:
 class Sample:
     """One output to make: row x system message x sample index.
 
-    `messages` is the conversation that the model answers, with the system message that applies.
-    `seed` has 63 bits.
+    `messages` is the conversation that the model answers first, with the system message that
+    applies; the row's follow-ups come after it. `seed` has 63 bits.
     """
 
     ordinal: int
@@ -79,25 +81,39 @@ class Sample:
     index: int
     seed: int
 
+    def join(self, answers: Sequence[str]) -> tuple[Message, ...]:
+        """Return the conversation up to the question that comes after `answers`: fewer than questions."""
+        turns = zip(answers, self.row.follow_ups, strict=False)
+        later = (
+            turn for said, asked in turns for turn in (Message("assistant", said), Message("user", asked))
+        )
+        return (*self.messages, *later)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What an engine needs to make one sample. `token_ids` is the whole rendered prompt.
 
-    `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample.
-    `tells_logprob` asks for the answer's, of engines that have one that can be relied on.
+    `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample. `turn`
+    counts the turns of a conversation from 0. `tells_logprob` asks for the answer's, of engines that
+    have one that can be relied on.
     """
 
     ordinal: int
     token_ids: Sequence[int]
     seed: int
     max_tokens: int | None = None
+    turn: int = 0
     tells_logprob: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """A sample that was made. `response` excludes the reasoning and the stop string.
+
+    As an engine gives it, it is the answer to one request, and `turn` is that request's. As a
+    sample, it is the whole of a conversation: `response` is the last answer, `earlier` are those
+    before it, and the tokens are the sums over all turns.
 
     `logprob` is the natural logarithm of the answer's probability, where it was asked for: for a
     comparison, never written with a sample.
@@ -109,6 +125,8 @@ class Finished:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    earlier: tuple[str, ...] = ()
+    turn: int = 0
     logprob: float | None = None
 
 
@@ -116,12 +134,30 @@ class Finished:
 class Failed:
     """A sample that could not be made. `code` is stable; `message` is for people.
 
-    Neither may depend on time, host or worker: failed/ is part of the output's bytes.
+    Neither may depend on time, host or worker: failed/ is part of the output's bytes. `earlier` are
+    the answers of a conversation that failed later.
     """
 
     ordinal: int
     code: str
     message: str
+    earlier: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A finished turn of a conversation that goes on: its sample ends with its last turn only.
+
+    `number` counts from 0. The tokens are those of this turn.
+    """
+
+    ordinal: int
+    number: int
+    response: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
 
 
 Outcome = Finished | Failed
+Record = Outcome | Turn

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.canary_record import check_canary, make_canaries
+from synthia_batch.conversations import Conversations, open_conversations
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.display import Display
 from synthia_batch.drain import DrainReason, DrainRequest
@@ -27,7 +28,6 @@ from synthia_batch.opening import (
 )
 from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import Pool, Staffing, WorkerReady
-from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.report.card import CardFacts, write_card
 from synthia_batch.resolve import open_renderer, resolve_job
 from synthia_batch.rows import Failed, Request
@@ -179,6 +179,7 @@ def _drive(
     starter.begin()
     if ended:
         display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
+    conversations = open_conversations(job)
 
     def check(ready: WorkerReady) -> None:
         note = check_canary(run.run_dir, ready)
@@ -194,8 +195,9 @@ def _drive(
         load_timeout_seconds=job.pool.load_timeout_seconds,
         check_canary=check,
         log_path=run.run_dir.worker_log,
+        advance=conversations.advance,
     )
-    requests = _list_requests(keeper, open_renderer(job.prompt), driver.take_unsent)
+    requests = _list_requests(keeper, conversations, driver.take_unsent)
     with ExitStack() as stack:
         stack.callback(display.close)
         dispatcher = Dispatcher(requests, keeper.samples - ended, groups_prefixes=job.engine.caches_prefixes)
@@ -204,20 +206,23 @@ def _drive(
 
 
 def _list_requests(
-    keeper: Keeper, renderer: Renderer, take_unsent: Callable[[Failed], None]
+    keeper: Keeper, conversations: Conversations, take_unsent: Callable[[Failed], None]
 ) -> Iterator[Request]:
-    """Yield a request for every sample that has not ended, in order, rendered as it is asked for."""
+    """Yield a request for every sample that has not ended, in order, rendered as it is asked for.
+
+    A conversation of which earlier attempts finished turns goes on behind them.
+    """
     for state in keeper.unfinished:
-        ended = keeper.list_ended(state.shard)
+        ended, turns = keeper.list_ended(state.shard), keeper.list_turns(state.shard)
         for sample in keeper.assembler.list_samples(state.shard):
             if sample.ordinal in ended:
                 continue
             try:
-                token_ids = renderer.render(sample.messages)
+                request = conversations.begin(sample, turns.get(sample.ordinal, ()))
             except SampleRefused as refused:
                 take_unsent(Failed(ordinal=sample.ordinal, code=refused.code, message=str(refused)))
                 continue
-            yield Request(ordinal=sample.ordinal, token_ids=token_ids, seed=sample.seed)
+            yield request
 
 
 def _finish(job: ResolvedJob, run: OpenRun) -> None:

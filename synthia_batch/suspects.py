@@ -62,6 +62,10 @@ class Suspects:
         self._convicted.setdefault(worker, []).append(request)
         return False
 
+    def acquit(self, ordinal: int) -> None:
+        """Forget the deaths with this sample alone: a turn of it was made, and the next is another prompt."""
+        self._deaths_alone.pop(ordinal, None)
+
     def prove(self, worker: int) -> None:
         """Take note that `worker` made a sample: it works, so its convictions stand."""
         self._proven += self._convicted.pop(worker, [])

@@ -17,7 +17,7 @@ from synthia_batch.job.resolved import PoolSpec, ResolvedJob
 from synthia_batch.opening import scan_input
 from synthia_batch.plan import make_samples
 from synthia_batch.resolve import open_renderer
-from synthia_batch.rows import Outcome, Request
+from synthia_batch.rows import Record, Request
 from synthia_batch.search import Settings, explain_no_drafts, is_gain, list_axes, search
 from synthia_batch.source import open_source
 from synthia_batch.tuned import Tuned, keep_tuned
@@ -166,8 +166,8 @@ class _Meter:
     lost: str | None = None
     totals: dict[str, Any] = field(default_factory=dict)
 
-    def record(self, outcomes: Sequence[Outcome]) -> None:
-        self.finished += len(outcomes)
+    def record(self, records: Sequence[Record]) -> None:
+        self.finished += len(records)
 
     def tick(self) -> None:
         if self.drain.reason is not None:

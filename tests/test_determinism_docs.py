@@ -54,6 +54,7 @@ def identify_some(engine: EngineSpec) -> dict[str, Any]:
                 engine=engine,
                 model_digests={"weights": "w", "tokenizer": "t"},
                 numerics=Numerics(version="v", hardware="h"),
+                on_overflow="fail",
             )
         )
     )  # fmt: skip

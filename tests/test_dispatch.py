@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -272,3 +273,94 @@ def test_a_worker_is_asked_once_for_what_it_has_not_begun() -> None:
     assert not dispatcher.accept(0, made(5)), "it was given back"
     assert dispatcher.accept(1, made(5))
     assert dispatcher.held == {0: 5, 1: 2}
+
+
+def follow(request: Request) -> Request:
+    return Request(ordinal=request.ordinal, token_ids=b"xx", seed=1, turn=request.turn + 1)
+
+
+def answer(request: Request) -> Finished:
+    return replace(made(request.ordinal), turn=request.turn)
+
+
+def test_the_next_turn_goes_first_and_to_the_worker_that_made_the_last() -> None:
+    dispatcher = make_dispatcher(8)
+    dispatcher.open_desk(0, 2)
+    dispatcher.open_desk(1, 2)
+    first, _ = dispatcher.top_up(0, 2)
+    dispatcher.top_up(1, 2)
+    assert dispatcher.accept(0, answer(first))
+    dispatcher.go_on(0, follow(first))
+    assert dispatcher.top_up(0, 2) == [follow(first)], "before the samples that have not begun"
+    assert dispatcher.in_flight == 4
+
+
+def test_a_conversation_ends_with_its_last_turn() -> None:
+    dispatcher = make_dispatcher(1)
+    dispatcher.open_desk(0, 2)
+    (request,) = dispatcher.top_up(0, 1)
+    for _ in range(3):
+        assert dispatcher.accept(0, answer(request))
+        dispatcher.go_on(0, follow(request))
+        assert not dispatcher.is_done
+        assert not dispatcher.accept(0, answer(request)), "a turn that is reported again is not the next"
+        (request,) = dispatcher.top_up(0, 1)
+        assert not dispatcher.accept(0, replace(answer(request), turn=request.turn - 1))
+    assert dispatcher.accept(0, answer(request))
+    assert dispatcher.is_done
+
+
+def test_a_worker_with_nothing_to_do_takes_over_the_next_turn() -> None:
+    dispatcher = make_dispatcher(4)
+    dispatcher.open_desk(0, 4)
+    requests = dispatcher.top_up(0, 1)
+    dispatcher.open_desk(1, 4)
+    assert dispatcher.accept(0, answer(requests[0]))
+    dispatcher.go_on(0, follow(requests[0]))
+    assert dispatcher.top_up(0, 2) == [], "it has more than its share"
+    assert dispatcher.top_up(1, 2) == [follow(requests[0])]
+
+
+def test_the_next_turn_of_a_worker_that_died_goes_to_another() -> None:
+    dispatcher = make_dispatcher(2)
+    dispatcher.open_desk(0, 2)
+    first, second = dispatcher.top_up(0, 1)
+    assert dispatcher.accept(0, answer(first))
+    dispatcher.go_on(0, follow(first))
+    dispatcher.close_desk(0, blames_samples=False)
+    dispatcher.open_desk(1, 2)
+    given = dispatcher.top_up(1, 1)
+    assert sorted(given, key=lambda request: request.ordinal) == sorted(
+        [follow(first), second], key=lambda request: request.ordinal
+    )
+
+
+def test_deaths_in_one_turn_are_not_held_against_the_next() -> None:
+    dispatcher = make_dispatcher(2)
+    dispatcher.open_desk(0, 1)
+    (request,) = dispatcher.top_up(0, 1)
+    dispatcher.close_desk(0, blames_samples=True)
+    dispatcher.open_desk(0, 1)
+    assert dispatcher.top_up(0, 1) == [request], "alone, on trial"
+    assert dispatcher.accept(0, answer(request))
+    dispatcher.go_on(0, follow(request))
+    assert dispatcher.top_up(0, 1) == [follow(request)]
+    dispatcher.close_desk(0, blames_samples=True)
+    dispatcher.open_desk(0, 1)
+    assert dispatcher.top_up(0, 1) == [follow(request)], "its first death in this turn convicts nobody"
+
+
+def test_a_turn_that_ends_engines_is_convicted() -> None:
+    dispatcher = make_dispatcher(3)
+    dispatcher.open_desk(0, 1)
+    (request,) = dispatcher.top_up(0, 1)
+    assert dispatcher.accept(0, answer(request))
+    dispatcher.go_on(0, follow(request))
+    for _ in range(2):
+        assert dispatcher.top_up(0, 1) == [follow(request)]
+        dispatcher.close_desk(0, blames_samples=True)
+        dispatcher.open_desk(0, 1)
+    assert dispatcher.take_convicted() == []
+    (other,) = dispatcher.top_up(0, 1)
+    assert dispatcher.accept(0, answer(other)), "which proves the worker"
+    assert dispatcher.take_convicted() == [follow(request)]

@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "synthia_batch"
 EVERYTHING = {
-    "assemble", "canary", "canary_record", "cli", "digest", "dispatch", "display", "drain", "drive",
-    "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper", "models",
+    "assemble", "canary", "canary_record", "cli", "conversations", "digest", "dispatch", "display", "drain",
+    "drive", "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper", "models",
     "opening", "plan", "pool", "prefixes", "privacy", "progress", "prompts", "reopening", "report", "resolve",
     "retry", "rows", "run", "source", "starting", "store", "supervise", "suspects", "tuned", "user_cache",
     "verify", "worker",
@@ -43,7 +43,18 @@ MAY_IMPORT = {
     "resolve": {"job", "prompts", "models", "source", "engine", "digest", "errors", "hardware", "tuned"},
     "tuned": {"digest", "job", "user_cache"},
     "search": {"engine", "job"},
-    "aside": {"canary", "dispatch", "display", "drain", "drive", "job", "pool", "rows", "starting"},
+    "aside": {
+        "canary",
+        "conversations",
+        "dispatch",
+        "display",
+        "drain",
+        "drive",
+        "job",
+        "pool",
+        "rows",
+        "starting",
+    },
     "tune": {
         "search",
         "tuned",
@@ -61,6 +72,7 @@ MAY_IMPORT = {
         "aside",
         "canary_record",
         "kept_job",
+        "conversations",
         "opening",
         "pool",
         "resolve",
@@ -77,6 +89,7 @@ MAY_IMPORT = {
     "drive": {
         "pool",
         "starting",
+        "conversations",
         "dispatch",
         "progress",
         "supervise",
@@ -86,7 +99,8 @@ MAY_IMPORT = {
         "rows",
         "errors",
     },
-    "assemble": {"store", "source", "plan", "prompts", "job", "rows"},
+    "conversations": {"prompts", "plan", "job", "resolve", "rows", "errors"},
+    "assemble": {"store", "source", "plan", "job", "rows"},
     "keeper": {"assemble", "store", "rows", "errors"},
     "canary_record": {"canary", "pool", "prompts", "store", "rows", "errors"},
     "job_file": {"job", "models", "store", "errors"},

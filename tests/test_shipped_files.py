@@ -42,15 +42,30 @@ def test_every_job_file_is_a_valid_job_whose_input_is_there(path: Path) -> None:
 
 def test_conversations_keep_their_own_system_messages(synthia: Command, tmp_path: Path) -> None:
     scripted = ("--engine", "scripted", "--pool", "local", "-o", tmp_path / "out")
-    done = synthia("run", ROOT / "jobs" / "conversations.yaml", *scripted)
+    done = synthia("run", ROOT / "jobs" / "messages.yaml", *scripted)
     assert done.returncode == 0, done.stderr
     rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
-    conversations = [json.loads(line) for line in (INPUTS / "conversations.jsonl").read_text().splitlines()]
+    conversations = [json.loads(line) for line in (INPUTS / "messages.jsonl").read_text().splitlines()]
     for row, conversation in zip(rows, conversations, strict=True):
         own = conversation["messages"][0]["role"] == "system"
         assert row["system"] == ("row" if own else "synthia")
         assert row["messages"][not own : -1] == conversation["messages"]
     assert {row["system"] for row in rows} == {"row", "synthia"}
+
+
+def test_conversations_are_played_turn_by_turn(synthia: Command, tmp_path: Path) -> None:
+    scripted = ("--engine", "scripted", "--pool", "local", "-o", tmp_path / "out")
+    done = synthia("run", ROOT / "jobs" / "conversations.yaml", *scripted)
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    inputs = [json.loads(line) for line in (INPUTS / "conversations.jsonl").read_text().splitlines()]
+    for row, conversation in zip(rows, inputs, strict=True):
+        assert [turn["content"] for turn in row["messages"][1::2]] == conversation["turns"]
+        assert [turn["role"] for turn in row["messages"]] == [
+            "system", *("user", "assistant") * len(conversation["turns"]),
+        ]  # fmt: skip
+        assert row["messages"][-1]["content"] == row["response"]
+    assert sorted(len(conversation["turns"]) for conversation in inputs) == [1, 5, 6, 7]
 
 
 def test_both_formats_of_the_questions_give_the_same_dataset(synthia: Command, tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ class JobFlags:
     messages_column: Annotated[
         str | None, typer.Option(help="Conversations in OpenAI's shape. [messages]")
     ] = None
+    turns_column: Annotated[
+        str | None, typer.Option(help="Lists of user messages, played turn by turn. [turns]")
+    ] = None
     system_column: Annotated[str | None, typer.Option(help="Take each row's system message from here.")] = (
         None
     )
@@ -52,10 +55,13 @@ class JobFlags:
     num_samples: Annotated[
         int | None, typer.Option("--num-samples", "-n", help="Per row and system message. [1]")
     ] = None
+    on_overflow: Annotated[
+        str | None, typer.Option(help="A later turn without room: fail, truncate-oldest or stop. [fail]")
+    ] = None
     temperature: Annotated[float | None, typer.Option(help="[0.75]")] = None
     top_p: Annotated[float | None, typer.Option(help="[1.0]")] = None
     top_k: Annotated[int | None, typer.Option(help="0 takes every token. [50]")] = None
-    max_tokens: Annotated[int | None, typer.Option(help="New tokens per sample. [1024]")] = None
+    max_tokens: Annotated[int | None, typer.Option(help="New tokens per answer. [1024]")] = None
     stop: Annotated[list[str] | None, typer.Option(help="Ends an answer. Repeatable.")] = None
     seed: Annotated[int | None, typer.Option(help="[0]")] = None
     limit: Annotated[int | None, typer.Option(help="Take the first rows only.")] = None
@@ -111,10 +117,12 @@ _KEYS = {
     "system": "system",
     "prompt_column": "input.prompt_column",
     "messages_column": "input.messages_column",
+    "turns_column": "input.turns_column",
     "system_column": "input.system_column",
     "id_column": "input.id_column",
     "keep_columns": "input.keep_columns",
     "num_samples": "num_samples",
+    "on_overflow": "on_overflow",
     "temperature": "sampling.temperature",
     "top_p": "sampling.top_p",
     "top_k": "sampling.top_k",

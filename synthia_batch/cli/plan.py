@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from synthia_batch.forecast import Forecast
 
 
+LATER_TURNS = "only the prompts of first turns are known, later ones hold the answers before them"
+
+
 @takes_job_flags
 def plan(
     flags: JobFlags, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False
@@ -31,7 +34,7 @@ def validate(flags: JobFlags) -> None:
     job = resolve_job(flags.read_layers(), Display().say)
     rows = check_input(job)
     name = str(job.input_path).encode(errors="backslashreplace").decode()  # It may be no UTF-8.
-    print(f"{name}: {rows} rows, no faults")
+    print(f"{name}: {rows} rows, no faults{f'; {LATER_TURNS}' if job.plan.plays_turns else ''}")
 
 
 def print_plan(flags: JobFlags, as_json: bool) -> None:
@@ -47,11 +50,13 @@ def print_plan(flags: JobFlags, as_json: bool) -> None:
 
 def _describe(forecast: "Forecast") -> str:
     values: dict[str, Any] = forecast.to_dict()
-    settings, tokens = values.pop("settings"), values.pop("prompt_tokens")
+    settings, tokens, later_turns = (values.pop(key) for key in ("settings", "prompt_tokens", "later_turns"))
     width = max(len(key) for key in settings)
     lines = [f"{key:<{width}}  {_describe_setting(entry)}" for key, entry in settings.items()]
     lines += ["", *(f"{key.replace('_', ' ')}: {value}" for key, value in values.items())]
     lines.append("prompt tokens: " + ", ".join(f"{name} {count}" for name, count in tokens.items()))
+    if later_turns:
+        lines.append(f"later turns: {later_turns}; {LATER_TURNS}")
     return "\n".join(lines)
 
 

@@ -57,7 +57,8 @@ class ScriptedOptions(BaseModel):
     max_num_seqs: Annotated[int, Field(ge=1)] = 64
     """Requests that run at the same time."""
     call_log: Path | None = None
-    """Gets one line per generation, the sample's ordinal, written as the generation ends."""
+    """Gets one line per generation, the sample's ordinal, written as the generation ends. Later turns of
+    a conversation are ORDINAL.TURN, counted from 0."""
     fail_every: Annotated[int, Field(ge=1)] | None = None
     """Fails each sample whose ordinal is a multiple of this, with the code `scripted_failure`."""
     fail_while_missing: Path | None = None
@@ -180,7 +181,8 @@ class ScriptedEngine:
     def _generate(self, request: Request) -> Outcome:
         if self._call_log is not None and request.ordinal >= 0:
             # One write on an O_APPEND descriptor: lines of several workers never mix.
-            os.write(self._call_log, b"%d\n" % request.ordinal)
+            turn = b".%d" % request.turn if request.turn else b""
+            os.write(self._call_log, b"%d%b\n" % (request.ordinal, turn))
         if self._is_to_fail(request.ordinal):
             return Failed(ordinal=request.ordinal, code="scripted_failure", message="failed as scripted")
         prompt = _encode_ids(request.token_ids)
@@ -196,6 +198,7 @@ class ScriptedEngine:
             finish_reason="stop" if length <= room else "length",
             prompt_tokens=len(request.token_ids),
             completion_tokens=len(words),
+            turn=request.turn,
         )
 
     def _see_batch(self) -> int:

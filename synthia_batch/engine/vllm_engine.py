@@ -68,7 +68,7 @@ class VllmEngine:
             )
         self._waiting: deque[Request] = deque()
         self._running: dict[str, Request] = {}
-        self._errors: dict[int, int] = {}
+        self._errors: dict[str, int] = {}
         self._cached_prompt_tokens = 0
 
     @property
@@ -158,13 +158,13 @@ class VllmEngine:
             prompt_tokens += len(request.token_ids)
             try:
                 self._engine.add_request(
-                    str(request.ordinal), tokens_input(list(request.token_ids)), self._params(request)
+                    _name(request), tokens_input(list(request.token_ids)), self._params(request)
                 )
             except (VLLMClientError, ValueError) as exc:
                 self._release(request)
                 refused.append(Failed(ordinal=request.ordinal, code="refused_by_engine", message=str(exc)))
             else:
-                self._running[str(request.ordinal)] = request
+                self._running[_name(request)] = request
         return refused
 
     def _is_step_full(self, prompt_tokens: int) -> bool:
@@ -195,12 +195,13 @@ class VllmEngine:
                 prompt_tokens=len(request.token_ids),
                 completion_tokens=len(answer.token_ids),
                 logprob=answer.cumulative_logprob,
+                turn=request.turn,
             )
         ]
 
     def _try_again(self, request: Request) -> list[Outcome]:
-        tries = self._errors.get(request.ordinal, 0) + 1
-        self._errors[request.ordinal] = tries
+        tries = self._errors.get(_name(request), 0) + 1
+        self._errors[_name(request)] = tries
         if tries < TRIES_AFTER_ENGINE_ERROR:
             self._waiting.append(request)
             return []
@@ -225,6 +226,11 @@ class VllmEngine:
             logprobs=0 if request.tells_logprob and self._spec.device == "cpu" else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+
+
+def _name(request: Request) -> str:
+    """Return the id under which vLLM gets `request`: of each turn of a conversation another."""
+    return f"{request.ordinal}.{request.turn}" if request.turn else str(request.ordinal)
 
 
 class _KvRoom:

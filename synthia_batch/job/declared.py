@@ -14,6 +14,7 @@ Determinism = Literal["strict", "fast"]
 EngineKind = Literal["vllm", "scripted"]
 PoolKind = Literal["ray", "local"]
 PromptFormat = Literal["auto", "chat", "synthia"]
+OnOverflow = Literal["fail", "truncate-oldest", "stop"]
 
 
 def _refuse_bool(value: Any) -> Any:
@@ -48,6 +49,9 @@ class Input(Section):
     """Default: the first of prompt, question, instruction, input, text that there is."""
     messages_column: str | None = None
     """A column of conversations in OpenAI's shape. Default: `messages`, where there is one."""
+    turns_column: str | None = None
+    """A column of lists of the user's messages, which are played turn by turn. Default: `turns`, where
+    there is one and no `messages`."""
     system_column: str | None = None
     """Takes each row's system message from this column, instead of `system`. Where it is blank, a
     conversation keeps its own, and a prompt has none."""
@@ -86,7 +90,7 @@ class Sampling(Section):
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
     max_tokens: Annotated[Whole, Field(ge=1)] = 1024
-    """New tokens per sample; fewer where prompt and answer would exceed max_model_len."""
+    """New tokens per answer; fewer where prompt and answer would exceed max_model_len."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end an answer and are not part of it."""
 
@@ -146,6 +150,10 @@ class Job(Section):
     `auto` takes the template where the model has one."""
     num_samples: Annotated[Whole, Field(ge=1)] = 1
     """Samples per row and system message."""
+    on_overflow: OnOverflow = "fail"
+    """What becomes of a conversation with a later turn whose prompt leaves no room for an answer: it fails,
+    stops with the answers that it has, or goes on without its oldest turns in the prompt. Those are left
+    out as soon as there is no room for max_tokens, or half of max_model_len where that is less."""
     sampling: Sampling = Sampling()
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     determinism: Determinism = "strict"

@@ -6,6 +6,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from synthia_batch.job.declared import OnOverflow
 from synthia_batch.job.fingerprint import OUTPUT_FORMAT, select_identity_settings
 from synthia_batch.job.resolved import EngineSpec, PlanSpec, PromptSpec
 
@@ -32,7 +33,10 @@ class Numerics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentityParts:
-    """All that an identity is made of. `model_digests` are those of weights and tokenizer."""
+    """All that an identity is made of. `model_digests` are those of weights and tokenizer.
+
+    `on_overflow` is None where no row has a later turn.
+    """
 
     input: InputIdentity
     plan: PlanSpec
@@ -40,11 +44,14 @@ class IdentityParts:
     engine: EngineSpec
     model_digests: Mapping[str, str]
     numerics: Numerics
+    on_overflow: OnOverflow | None
 
 
 def identify(parts: IdentityParts) -> dict[str, Any]:
     """Return the identity, as JSON can say it: two jobs whose output may differ differ in it."""
     plan, engine = parts.plan, parts.engine
+    # Only where it decides about anything: other jobs stay what they were.
+    conversation = {"on_overflow": parts.on_overflow} if parts.on_overflow else {}
     return {
         "output_format": OUTPUT_FORMAT,
         "input": {
@@ -74,6 +81,7 @@ def identify(parts: IdentityParts) -> dict[str, Any]:
         "sampling": engine.sampling.model_dump(mode="json"),
         "seed": plan.seed,
         "num_samples": plan.num_samples,
+        **conversation,
         "determinism": engine.determinism,
         "engine": _identify_engine(engine, parts.numerics),
     }

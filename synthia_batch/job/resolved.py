@@ -73,7 +73,8 @@ class PlanSpec:
 
     A row's own system message stays in place unless `replace_own_system`, which is True as well
     where rows are prompts and have none. With `system_column`, `systems` holds one entry of that
-    name and the text comes from each row; a row where it is blank keeps its own.
+    name and the text comes from each row; a row where it is blank keeps its own. `plays_turns`:
+    rows are lists of questions, asked one after the other.
     """
 
     systems: tuple[SystemText, ...]
@@ -81,6 +82,7 @@ class PlanSpec:
     replace_own_system: bool
     num_samples: int
     seed: int
+    plays_turns: bool = False
 
     @property
     def samples_per_row(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from synthia_batch.errors import ModelUnavailable, SampleRefused
-from synthia_batch.prompts.formats import PromptFormat
+from synthia_batch.prompts.formats import Answer, PromptFormat
 from synthia_batch.rows import Message
 
 
@@ -56,7 +56,7 @@ class FastTokenizer:
 
 
 class Renderer:
-    """Renders conversations to token ids: a format and a tokenizer."""
+    """Renders conversations to token ids, and reads the answers: a format and a tokenizer."""
 
     def __init__(self, prompt_format: PromptFormat, tokenizer: Tokenizer) -> None:
         self._format = prompt_format
@@ -76,3 +76,7 @@ class Renderer:
         if not ids:
             raise SampleRefused("prompt_empty", "the prompt has no tokens")
         return ids
+
+    def read(self, text: str) -> Answer:
+        """Return the answer that the generated `text` is. Not to be read twice."""
+        return self._format.read(text)

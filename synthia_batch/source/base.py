@@ -29,6 +29,7 @@ class Selection:
 
     prompt_column: str | None = None
     messages_column: str | None = None
+    turns_column: str | None = None
     system_column: str | None = None
     id_column: str | None = None
     keep_columns: tuple[str, ...] = ()
@@ -37,21 +38,22 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Which column gives what. Exactly one of `prompt` and `messages` is not None."""
+    """Which column gives what. Exactly one of `prompt`, `messages` and `turns` is not None."""
 
     prompt: str | None
     messages: str | None
     system: str | None
     id: str | None
     keep: tuple[str, ...]
+    turns: str | None = None
 
     @property
     def text(self) -> str:
-        """The column of the prompt or of the messages."""
-        name = self.prompt if self.prompt is not None else self.messages
-        if name is None:
-            raise ValueError("columns without a prompt or messages column")
-        return name
+        """The column of the prompt, of the messages or of the turns."""
+        named = [name for name in (self.prompt, self.messages, self.turns) if name is not None]
+        if len(named) != 1:
+            raise ValueError("columns without exactly one prompt, messages or turns column")
+        return named[0]
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -60,14 +62,15 @@ class Columns:
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return them as plain JSON values."""
-        return {
+        """Return them as plain JSON values; the turns only where there are any, as in plans of before."""
+        values = {
             "prompt": self.prompt,
             "messages": self.messages,
             "system": self.system,
             "id": self.id,
             "keep": list(self.keep),
         }
+        return values if self.turns is None else {**values, "turns": self.turns}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

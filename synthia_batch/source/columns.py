@@ -1,13 +1,14 @@
 """Which column gives what: named by the job, or detected."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from synthia_batch.errors import UsageError
 from synthia_batch.source.base import Columns, Selection
 
 MESSAGES_COLUMN = "messages"
+TURNS_COLUMN = "turns"
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "input", "text")
 OUTPUT_COLUMNS = (
     "id",
@@ -29,28 +30,27 @@ MAX_NAMES_SHOWN = 30
 def resolve_columns(selection: Selection, names: Sequence[str], path: Path) -> Columns:
     """Return the columns to read, given the names of those that the input has.
 
-    Where neither a prompt nor a messages column is named, it is `messages` if there is such a
-    column, else the first there is of prompt, question, instruction, input, text. Whether the
+    Where no prompt, messages or turns column is named, it is `messages` if there is such a column,
+    else `turns`, else the first there is of prompt, question, instruction, input, text. Whether the
     system and kept columns exist is left to `require_columns`: a JSONL row need not have them.
 
     Raises:
-        UsageError: Both are named, a named one is missing, none can be detected, or a kept
+        UsageError: Several are named, a named one is missing, none can be detected, or a kept
             column has the name of one that every output has.
     """
-    if selection.prompt_column is not None and selection.messages_column is not None:
-        raise UsageError(
-            f"{path}: a prompt column ({selection.prompt_column!r}) and a messages column "
-            f"({selection.messages_column!r}) are named; name the one that holds the conversation"
-        )
-    prompt, messages = selection.prompt_column, selection.messages_column
-    if prompt is None and messages is None:
+    prompt, messages, turns = selection.prompt_column, selection.messages_column, selection.turns_column
+    _refuse_several({"prompt": prompt, "messages": messages, "turns": turns}, path)
+    if prompt is None and messages is None and turns is None:
         if MESSAGES_COLUMN in names:
             messages = MESSAGES_COLUMN
+        elif TURNS_COLUMN in names:
+            turns = TURNS_COLUMN
         else:
             prompt = _detect_prompt(names, path)
     columns = Columns(
         prompt=prompt,
         messages=messages,
+        turns=turns,
         system=selection.system_column,
         id=selection.id_column,
         keep=_resolve_keep(selection, path),
@@ -72,13 +72,19 @@ def require_columns(wanted: Iterable[str], names: Sequence[str], path: Path) -> 
             raise UsageError(f"{path}: there is no column {name!r}{hint} {_show_names(names)}")
 
 
+def _refuse_several(columns: Mapping[str, str | None], path: Path) -> None:
+    named = [f"a {kind} column ({name!r})" for kind, name in columns.items() if name is not None]
+    if len(named) > 1:
+        raise UsageError(f"{path}: {' and '.join(named)} are named; name the one that holds the conversation")
+
+
 def _detect_prompt(names: Sequence[str], path: Path) -> str:
     for name in PROMPT_COLUMNS:
         if name in names:
             return name
     raise UsageError(
-        f"{path}: none of the columns {MESSAGES_COLUMN}, {', '.join(PROMPT_COLUMNS)} is there; "
-        f"name one with --prompt-column or --messages-column. {_show_names(names)}"
+        f"{path}: none of the columns {MESSAGES_COLUMN}, {TURNS_COLUMN}, {', '.join(PROMPT_COLUMNS)} is "
+        f"there; name one with --prompt-column, --messages-column or --turns-column. {_show_names(names)}"
     )
 
 

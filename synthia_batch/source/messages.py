@@ -33,6 +33,24 @@ def parse_messages(value: Any) -> tuple[Message, ...]:
     return messages
 
 
+def parse_turns(value: Any) -> tuple[Message, ...]:
+    """Return the user's messages in `value`: a list of strings, at least one and none of them blank.
+
+    Raises:
+        RowFault: It is anything else.
+    """
+    if not isinstance(value, list):
+        raise RowFault(f"turns must be a list of strings, not {describe(value)}")
+    if not value:
+        raise RowFault("turns is an empty list; it needs at least one message")
+    for number, turn in enumerate(value, start=1):
+        if type(turn) is not str:
+            raise RowFault(f"turn {number} must be a string, not {describe(turn)}")
+        if not turn or turn.isspace():
+            raise RowFault(f"turn {number} is blank")
+    return tuple(Message("user", turn) for turn in value)
+
+
 def describe(value: Any) -> str:
     """Return what kind of value it is, in JSON's words."""
     if value is None:

@@ -22,6 +22,7 @@ from synthia_batch.source.parquet_types import (
     is_id,
     is_messages,
     is_text,
+    is_turns,
     list_values,
     make_kept_column,
 )
@@ -123,6 +124,7 @@ class ParquetSource:
         checks = (
             (columns.prompt, is_text, "a string"),
             (columns.messages, is_messages, "a list of structs with role and content, or JSON text"),
+            (columns.turns, is_turns, "a list of strings"),
             (columns.system, is_text, "a string"),
             (columns.id, is_id, "a string or an integer"),
         )

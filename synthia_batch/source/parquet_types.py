@@ -35,6 +35,11 @@ def is_messages(type_: pa.DataType) -> bool:
     return names.count("role") == 1 and names.count("content") == 1 and len(set(names)) == len(names)
 
 
+def is_turns(type_: pa.DataType) -> bool:
+    """Say whether values of this type can be the user's messages of a conversation: lists of strings."""
+    return _is_list(type_) and is_text(type_.value_type)
+
+
 def make_kept_column(field: pa.Field) -> KeptColumn | None:
     """Return the kept column for `field`, or None where its type cannot be kept.
 

@@ -13,7 +13,7 @@ from synthia_batch.rows import Message, Row
 from synthia_batch.source.base import Columns
 from synthia_batch.source.faults import RowFault
 from synthia_batch.source.ids import HASH_BYTES
-from synthia_batch.source.messages import describe, parse_messages
+from synthia_batch.source.messages import describe, parse_messages, parse_turns
 
 
 class RecordParser:
@@ -21,14 +21,12 @@ class RecordParser:
 
     def __init__(self, columns: Columns) -> None:
         self._columns = columns
-        self._parse_content: Callable[[Any], tuple[Message, ...]] = (
-            self._parse_prompt if columns.prompt is not None else self._parse_messages
-        )
+        self._parse_content: Callable[[Any], tuple[Message, ...]] = self._choose_parser()
 
     def hash_record(self, text: Any, system: Any, identifier: Any) -> bytes:
         """Return the 8 bytes that the record's id is told apart by.
 
-        `text` is the value of the prompt or messages column; `system` and `identifier` are None
+        `text` is the value of the prompt, messages or turns column; `system` and `identifier` are None
         where there is no such column.
 
         Raises:
@@ -62,7 +60,24 @@ class RecordParser:
             row_id = f"{hash_content(messages, system).hex()}-{occurrence}"
         else:
             row_id = self._parse_id(identifier)
-        return Row(index=index, id=row_id, messages=messages, system=system, kept=kept, line=line)
+        follow_ups: tuple[str, ...] = ()
+        if self._columns.turns is not None:
+            messages, later = messages[:1], messages[1:]
+            follow_ups = tuple(message.content for message in later)
+        return Row(
+            index=index,
+            id=row_id,
+            messages=messages,
+            system=system,
+            kept=kept,
+            line=line,
+            follow_ups=follow_ups,
+        )
+
+    def _choose_parser(self) -> Callable[[Any], tuple[Message, ...]]:
+        if self._columns.prompt is not None:
+            return self._parse_prompt
+        return self._parse_messages if self._columns.messages is not None else self._parse_turns
 
     def _parse_prompt(self, value: Any) -> tuple[Message, ...]:
         if type(value) is not str:
@@ -76,6 +91,12 @@ class RecordParser:
             return parse_messages(value)
         except RowFault as exc:
             raise RowFault(f"column {self._columns.messages!r}: {exc}") from exc
+
+    def _parse_turns(self, value: Any) -> tuple[Message, ...]:
+        try:
+            return parse_turns(value)
+        except RowFault as exc:
+            raise RowFault(f"column {self._columns.turns!r}: {exc}") from exc
 
     def _parse_system(self, value: Any) -> str | None:
         if value is None:

@@ -1,10 +1,11 @@
 """The record of a shard's finished samples: one write, and a sample is finished.
 
-A journal is a sequence of frames (see frames.py) of five kinds:
+A journal is a sequence of frames (see frames.py) of six kinds:
 
     {"plan": DIGEST, "shard": 7, "epoch": 3, "boot": ID}    a header, written by every opening
     {"finished": ORDINAL, "response": ..., ...}             a sample that was made
     {"failed": ORDINAL, "code": ..., "message": ...}        a sample that cannot be made
+    {"turn": 6, "of": ORDINAL, "response": ..., ...}        a turn of a conversation that goes on
     {"synced": N}                                           a mark: bytes 0 to N were on the disk
     {"unsynced": N}                                         the last word of a writer whose sync failed
 
@@ -21,6 +22,9 @@ What a reader makes of a damaged frame depends on whether it can be the work of 
   written anew, through pages that the kernel knows to be dirty, before the journal grows.
 - All other damage is not of our making. It is refused, with its offset.
 
+The turns of a conversation are numbered from 0 and come in order. They matter until its sample has
+ended: that frame holds all of its answers.
+
 A mark is written with the append after the sync it tells of, and needs no sync of its own: it
 states what was true before it. A header is on the disk before any frame follows it, so the boot
 under which a byte was written is known whatever is lost.
@@ -29,9 +33,9 @@ under which a byte was written is known whatever is lost.
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from synthia_batch.rows import Failed, Outcome, Shard
+from synthia_batch.rows import Failed, Record, Shard, Turn
 from synthia_batch.store.append_file import AppendFile
 from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.attempt import Attempt
@@ -67,7 +71,7 @@ class Journal:
         """
         replayed = read_journal(path, shard, attempt)
         if replayed.is_doubtful:
-            write_journal(path, shard, attempt, replayed.outcomes.values())
+            write_journal(path, shard, attempt, replayed.records)
             dropped_bytes = replayed.dropped_bytes
             replayed = replace(read_journal(path, shard, attempt), dropped_bytes=dropped_bytes)
         file = AppendFile.open(path, kept_bytes=replayed.kept_bytes)
@@ -86,8 +90,8 @@ class Journal:
         """Where the journal is."""
         return self._file.path
 
-    def append(self, outcomes: Sequence[Outcome]) -> None:
-        """Finish these samples: one write for all of them.
+    def append(self, records: Sequence[Record]) -> None:
+        """Finish these samples and turns: one write for all of them.
 
         Raises:
             StorageFailed: The write failed; which of them are finished, the next replay tells. The
@@ -95,12 +99,12 @@ class Journal:
             ValueError: An ordinal is not of this shard, or a text holds a lone surrogate. Nothing
                 was written.
         """
-        frames = [_encode_outcome(outcome, self._shard) for outcome in outcomes]
+        frames = [_encode_record(record, self._shard) for record in records]
         if self._marked_bytes < self._file.synced_bytes:
             self._marked_bytes = self._file.synced_bytes
             frames.insert(0, encode_frame({"synced": self._marked_bytes}))
         self._file.append(b"".join(frames))
-        self._unsynced_samples += len(outcomes)
+        self._unsynced_samples += len(records)
 
     def sync_if_due(self, now_seconds: float) -> bool:
         """Sync if unsynced samples have waited long enough; return whether it did.
@@ -150,12 +154,12 @@ def repair_journal(path: Path, shard: Shard, attempt: Attempt) -> tuple[Damage, 
     reader = JournalReader(path, shard, attempt)
     reader.epoch = attempt.epoch  # the header that is written below speaks for every frame after it
     damages = tuple(list_damages(reader))
-    write_journal(path, shard, attempt, reader.outcomes.values())
+    write_journal(path, shard, attempt, reader.records)
     return damages
 
 
-def write_journal(path: Path, shard: Shard, attempt: Attempt, outcomes: Iterable[Outcome]) -> None:
-    """Put a journal of exactly these samples at `path`: durably, the old one or the whole new one.
+def write_journal(path: Path, shard: Shard, attempt: Attempt, records: Iterable[Record]) -> None:
+    """Put a journal of exactly these records at `path`: durably, the old one or the whole new one.
 
     This is how a published shard is opened again, with the samples that are to be kept: a journal
     of an epoch after the publication goes before the parts. Call it under the run's lock.
@@ -164,7 +168,7 @@ def write_journal(path: Path, shard: Shard, attempt: Attempt, outcomes: Iterable
         StorageFailed: It could not be written.
         ValueError: As for Journal.append.
     """
-    frames = (_encode_outcome(outcome, shard) for outcome in outcomes)
+    frames = (_encode_record(record, shard) for record in records)
     publish_bytes(path, b"".join((_encode_header(shard, attempt), *frames)))
 
 
@@ -179,19 +183,34 @@ def _encode_header(shard: Shard, attempt: Attempt) -> bytes:
     )
 
 
-def _encode_outcome(outcome: Outcome, shard: Shard) -> bytes:
-    ordinal = outcome.ordinal
+def _encode_record(record: Record, shard: Shard) -> bytes:
+    ordinal = record.ordinal
     if not shard.first <= ordinal < shard.stop:
         raise ValueError(f"sample {ordinal} is not of shard {shard.number}")
-    if isinstance(outcome, Failed):
-        return encode_frame({"failed": ordinal, "code": outcome.code, "message": outcome.message})
+    if isinstance(record, Turn):
+        return encode_frame(_describe_turn(record))
+    earlier = {"earlier": record.earlier} if record.earlier else {}
+    if isinstance(record, Failed):
+        return encode_frame({"failed": ordinal, "code": record.code, "message": record.message, **earlier})
     return encode_frame(
         {
             "finished": ordinal,
-            "response": outcome.response,
-            "reasoning": outcome.reasoning,
-            "finish_reason": outcome.finish_reason,
-            "prompt_tokens": outcome.prompt_tokens,
-            "completion_tokens": outcome.completion_tokens,
+            "response": record.response,
+            "reasoning": record.reasoning,
+            "finish_reason": record.finish_reason,
+            "prompt_tokens": record.prompt_tokens,
+            "completion_tokens": record.completion_tokens,
+            **earlier,
         }
     )
+
+
+def _describe_turn(turn: Turn) -> dict[str, Any]:
+    return {
+        "turn": turn.number,
+        "of": turn.ordinal,
+        "response": turn.response,
+        "finish_reason": turn.finish_reason,
+        "prompt_tokens": turn.prompt_tokens,
+        "completion_tokens": turn.completion_tokens,
+    }

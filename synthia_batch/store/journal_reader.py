@@ -3,13 +3,13 @@
 See journal.py for the frames and for what a reader makes of a damaged one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import JournalCorrupt
-from synthia_batch.rows import Failed, Finished, Outcome, Shard
+from synthia_batch.rows import Failed, Finished, Outcome, Record, Shard, Turn
 from synthia_batch.store.append_file import DOUBT
 from synthia_batch.store.atomic import storage_errors
 from synthia_batch.store.attempt import Attempt
@@ -20,16 +20,23 @@ from synthia_batch.store.frames import Frame, scan_frames
 class Replayed:
     """What a journal holds. `kept_bytes` is where its sound part ends, and appending goes on.
 
+    `turns` are those of the conversations that have begun and not ended, by ordinal, in order.
     `dropped_bytes` is the length of the torn tail after it. `epoch` is that of the last opening,
     None for an empty journal. `is_doubtful`: a sync of it failed, so that what is read of it may not
     be on the disk.
     """
 
     outcomes: dict[int, Outcome]
+    turns: Mapping[int, Sequence[Turn]]
     kept_bytes: int
     dropped_bytes: int
     epoch: int | None
     is_doubtful: bool
+
+    @property
+    def records(self) -> Iterator[Record]:
+        """All that a journal of the same content has to hold."""
+        return _list_records(self.outcomes, self.turns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +71,9 @@ def read_journal(path: Path, shard: Shard, attempt: Attempt) -> Replayed:
         try:
             file = path.open("rb")
         except FileNotFoundError:
-            return Replayed(outcomes={}, kept_bytes=0, dropped_bytes=0, epoch=None, is_doubtful=False)
+            return Replayed(
+                outcomes={}, turns={}, kept_bytes=0, dropped_bytes=0, epoch=None, is_doubtful=False
+            )
         with file:
             frames = scan_frames(file)
             for frame in frames:
@@ -78,6 +87,7 @@ def read_journal(path: Path, shard: Shard, attempt: Attempt) -> Replayed:
                 kept_bytes = stop
     return Replayed(
         outcomes=reader.outcomes,
+        turns=reader.turns,
         kept_bytes=kept_bytes,
         dropped_bytes=stop - kept_bytes,
         epoch=reader.epoch,
@@ -136,9 +146,15 @@ class JournalReader:
     shard: Shard
     attempt: Attempt
     outcomes: dict[int, Outcome] = field(default_factory=dict)
+    turns: dict[int, list[Turn]] = field(default_factory=dict)
     epoch: int | None = None
     boot: str | None = None
     is_doubtful: bool = False
+
+    @property
+    def records(self) -> Iterator[Record]:
+        """All that a journal of the same content has to hold."""
+        return _list_records(self.outcomes, self.turns)
 
     def take(self, frame: Frame) -> None:
         """Take in a sound frame.
@@ -150,6 +166,8 @@ class JournalReader:
         try:
             if "finished" in value or "failed" in value:
                 self._take_outcome(frame, _decode_outcome(value))
+            elif "turn" in value:
+                self._take_turn(frame, _decode_turn(value))
             elif DOUBT in value:
                 self.is_doubtful = True
             elif "synced" not in value:  # a mark matters only behind damage
@@ -198,10 +216,10 @@ class JournalReader:
 
     def _take_outcome(self, frame: Frame, outcome: Outcome) -> None:
         ordinal = outcome.ordinal
-        if self.epoch is None:
-            raise self.refuse(frame, "the journal does not begin with a header")
-        if not self.shard.first <= ordinal < self.shard.stop:
-            raise self.refuse(frame, f"sample {ordinal} is not of shard {self.shard.number}")
+        self._check_place(frame, ordinal)
+        turns = self.turns.get(ordinal, [])
+        if tuple(turn.response for turn in turns) != outcome.earlier[: len(turns)]:
+            raise self.refuse(frame, f"sample {ordinal} ends a conversation of other turns than went before")
         known = self.outcomes.setdefault(ordinal, outcome)
         if known is not outcome and known != outcome:
             raise self.refuse(
@@ -209,15 +227,56 @@ class JournalReader:
                 f"sample {ordinal} was finished before, with another content: made twice by an engine that "
                 "is not deterministic",
             )
+        self.turns.pop(ordinal, None)
+
+    def _take_turn(self, frame: Frame, turn: Turn) -> None:
+        ordinal, number = turn.ordinal, turn.number
+        self._check_place(frame, ordinal)
+        if ordinal in self.outcomes:
+            raise self.refuse(frame, f"turn {number} of sample {ordinal} comes after its end")
+        known = self.turns.get(ordinal, [])
+        if not 0 <= number <= len(known):
+            raise self.refuse(frame, f"turn {number} of sample {ordinal} comes where {len(known)} must be")
+        if number == len(known):
+            self.turns.setdefault(ordinal, []).append(turn)
+        elif known[number] != turn:
+            raise self.refuse(
+                frame, f"turn {number} of sample {ordinal} was finished before, with another content"
+            )
+
+    def _check_place(self, frame: Frame, ordinal: int) -> None:
+        if self.epoch is None:
+            raise self.refuse(frame, "the journal does not begin with a header")
+        if not self.shard.first <= ordinal < self.shard.stop:
+            raise self.refuse(frame, f"sample {ordinal} is not of shard {self.shard.number}")
+
+
+def _list_records(outcomes: Mapping[int, Outcome], turns: Mapping[int, Sequence[Turn]]) -> Iterator[Record]:
+    yield from outcomes.values()
+    for talk in turns.values():
+        yield from talk
 
 
 def _decode_outcome(value: dict[str, Any]) -> Outcome:
+    earlier = tuple(value.get("earlier", ()))
     if "failed" in value:
-        return Failed(ordinal=value["failed"], code=value["code"], message=value["message"])
+        return Failed(ordinal=value["failed"], code=value["code"], message=value["message"], earlier=earlier)
     return Finished(
         ordinal=value["finished"],
         response=value["response"],
         reasoning=value["reasoning"],
+        finish_reason=value["finish_reason"],
+        prompt_tokens=value["prompt_tokens"],
+        completion_tokens=value["completion_tokens"],
+        earlier=earlier,
+    )
+
+
+def _decode_turn(value: dict[str, Any]) -> Turn:
+    return Turn(
+        ordinal=value["of"],
+        number=value["turn"],
+        response=value["response"],
         finish_reason=value["finish_reason"],
         prompt_tokens=value["prompt_tokens"],
         completion_tokens=value["completion_tokens"],

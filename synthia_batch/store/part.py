@@ -119,7 +119,7 @@ def encode_data_part(records: Sequence[DataRecord], part_format: PartFormat) -> 
     samples = [record.sample for record in records]
     finished = [record.finished for record in records]
     answers = [
-        (*sample.messages, Message("assistant", made.response))
+        (*sample.join(made.earlier), Message("assistant", made.response))
         for sample, made in zip(samples, finished, strict=True)
     ]
     schema = data_schema(part_format.kept)
@@ -151,7 +151,7 @@ def encode_failed_part(records: Sequence[FailedRecord], part_format: PartFormat)
         *_identify(samples),
         _column(failed, "code", pa.string()),
         _column(failed, "message", pa.string()),
-        _encode_messages([sample.messages for sample in samples]),
+        _encode_messages([record.sample.join(record.failed.earlier) for record in records]),
         pa.repeat(pa.scalar(part_format.source_file, pa.string()), len(records)),
         _column(samples, "row.line", pa.int64()),
     ]

@@ -31,12 +31,13 @@ class SampleGrid:
     """How the samples of a row follow each other: by system message, then by index.
 
     `own_system` is what the column says of a row that brought its own message in place of the one
-    that the job names; None where rows cannot.
+    that the job names; None where rows cannot. `plays_turns`: every answer in `messages` was made.
     """
 
     systems: tuple[str, ...]
     num_samples: int
     own_system: str | None
+    plays_turns: bool = False
 
     @property
     def samples_per_row(self) -> int:
@@ -146,7 +147,7 @@ def read_made(path: Path, shard: Shard, grid: SampleGrid) -> dict[int, Finished]
     Raises:
         IntegrityError: The part cannot be read, or holds what it must not.
     """
-    table = read_part(path, _DATA_COLUMNS)
+    table = read_part(path, _choose_columns(_DATA_COLUMNS, grid))
     ordinals = number_made(shard, grid, _place(path, table, grid))
     return {
         ordinal: Finished(
@@ -156,6 +157,7 @@ def read_made(path: Path, shard: Shard, grid: SampleGrid) -> dict[int, Finished]
             finish_reason=row["finish_reason"],
             prompt_tokens=row["prompt_tokens"],
             completion_tokens=row["completion_tokens"],
+            earlier=_list_answers(row)[:-1],
         )
         for ordinal, row in zip(ordinals.tolist(), table.to_pylist(), strict=True)
     }
@@ -169,13 +171,22 @@ def read_failed(
     Raises:
         IntegrityError: As for read_made.
     """
-    table = read_part(path, _FAILED_COLUMNS)
+    table = read_part(path, _choose_columns(_FAILED_COLUMNS, grid))
     known = np.fromiter(made, dtype=np.int64, count=len(made))
     ordinals = number_failed(shard, grid, _place(path, table, grid), known)
     return {
-        ordinal: Failed(ordinal=ordinal, code=row["code"], message=row["message"])
+        ordinal: Failed(ordinal=ordinal, code=row["code"], message=row["message"], earlier=_list_answers(row))
         for ordinal, row in zip(ordinals.tolist(), table.to_pylist(), strict=True)
     }
+
+
+def _choose_columns(columns: tuple[str, ...], grid: SampleGrid) -> tuple[str, ...]:
+    return (*columns, "messages") if grid.plays_turns else columns
+
+
+def _list_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the answers of a conversation that was played; none of any other."""
+    return tuple(turn["content"] for turn in row.get("messages", ()) if turn["role"] == "assistant")
 
 
 def _place_rows(path: Path, grid: SampleGrid, schema: pa.Schema, metadata: Mapping[str, str]) -> Places:

@@ -67,6 +67,7 @@ def read_facts(directory: Path) -> RunFacts:
             systems=tuple(name for name, _ in identity["system"]),
             num_samples=identity["num_samples"],
             own_system=None if identity["replace_own_system"] else ROW_SYSTEM,
+            plays_turns=identity["input"]["columns"].get("turns") is not None,
         ),
         kept=tuple(KeptColumn(**column) for column in plan["scan"]["kept"]),
     )

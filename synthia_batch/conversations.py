@@ -1,0 +1,205 @@
+"""Conversations played turn by turn: each answer goes into the prompt of the next question.
+
+A turn is what engines are asked for and what is journaled; the conversation is the sample, and ends
+with its last turn. A prompt is always rendered from the text of the answers as they are journaled,
+never from the tokens that an engine gave: so a resumed conversation goes on with the same prompts.
+"""
+
+import dataclasses
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from synthia_batch.errors import SampleRefused
+from synthia_batch.job.declared import OnOverflow
+from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.plan import derive_turn_seed
+from synthia_batch.prompts.tokenizer import Renderer
+from synthia_batch.resolve import open_renderer
+from synthia_batch.rows import Failed, Finished, Outcome, Record, Request, Sample, Turn
+
+CONTEXT_OVERFLOW = "context_overflow"
+"""The finish_reason of a conversation that was stopped, or the code of one that failed, because the next
+prompt had no room for an answer."""
+CONTEXT_TRUNCATED = "context_truncated"
+"""The finish_reason of a conversation in which a prompt lacked the oldest turns."""
+TELLING_REASONS = (CONTEXT_OVERFLOW, CONTEXT_TRUNCATED, "length")
+"""A conversation has the first of these as its finish_reason that a turn of it has, else its last turn's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """How long a prompt may get, and what to do about a later turn's that is longer.
+
+    All but the policy are in tokens. `max_tokens` is the most that an answer may have.
+    """
+
+    max_model_len: int
+    max_tokens: int
+    on_overflow: OnOverflow
+
+    @property
+    def longest_untruncated(self) -> int:
+        """The tokens that a prompt may have before its oldest turns are left out.
+
+        It leaves room for a whole answer: with less, the answers before the overflow would be cut short.
+        Half of the context at most, so that a generous max_tokens does not leave turns out from the start.
+        """
+        return self.max_model_len - min(self.max_tokens, self.max_model_len // 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What the outcome of a request comes to: what to record, and the next turn, where there is one."""
+
+    record: Record
+    request: Request | None = None
+
+
+def record_as_it_is(outcome: Outcome) -> Step:
+    """Return the step of a sample whose answer nobody reads."""
+    return Step(record=outcome)
+
+
+@dataclass(slots=True)
+class _Talk:
+    """A conversation that goes on. `is_truncated`: the prompt of the turn that is being made is."""
+
+    sample: Sample
+    turns: list[Turn]
+    is_truncated: bool = False
+
+    @property
+    def questions(self) -> int:
+        return 1 + len(self.sample.row.follow_ups)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return tuple(turn.response for turn in self.turns)
+
+
+class Conversations:
+    """Makes the requests of samples and reads the answers; knows the conversations in between.
+
+    Holds a conversation from its first request to its end, a sample of one turn not at all.
+    """
+
+    def __init__(self, renderer: Renderer, context: Context) -> None:
+        self._renderer = renderer
+        self._context = context
+        self._talks: dict[int, _Talk] = {}
+
+    def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:
+        """Return the first request for `sample`, or the one after the `turns` that are finished.
+
+        Raises:
+            SampleRefused: The prompt cannot be rendered.
+        """
+        if not sample.row.follow_ups:
+            token_ids = self._renderer.render(sample.messages)
+            return Request(ordinal=sample.ordinal, token_ids=token_ids, seed=sample.seed)
+        talk = _Talk(sample, list(turns))
+        request = self._ask(talk)
+        self._talks[sample.ordinal] = talk
+        return request
+
+    def advance(self, outcome: Outcome) -> Step:
+        """Return what the outcome of a request comes to."""
+        if isinstance(outcome, Finished):
+            outcome = self._read(outcome)
+        talk = self._talks.get(outcome.ordinal)
+        if talk is None:
+            return Step(record=outcome)
+        step = self._answer(talk, outcome) if isinstance(outcome, Finished) else _fail(talk, outcome)
+        if step.request is None:
+            del self._talks[outcome.ordinal]
+        return step
+
+    def _read(self, finished: Finished) -> Finished:
+        answer = self._renderer.read(finished.response)
+        if answer.response is finished.response and answer.reasoning is None:
+            return finished
+        return dataclasses.replace(finished, response=answer.response, reasoning=answer.reasoning)
+
+    def _answer(self, talk: _Talk, finished: Finished) -> Step:
+        turn = Turn(
+            ordinal=finished.ordinal,
+            number=len(talk.turns),
+            response=finished.response,
+            finish_reason=CONTEXT_TRUNCATED if talk.is_truncated else finished.finish_reason,
+            prompt_tokens=finished.prompt_tokens,
+            completion_tokens=finished.completion_tokens,
+        )
+        talk.turns.append(turn)
+        if len(talk.turns) == talk.questions:
+            return Step(record=_sum_up(talk, finished.reasoning))
+        try:
+            return Step(record=turn, request=self._ask(talk))
+        except SampleRefused as refused:
+            if refused.code == CONTEXT_OVERFLOW and self._context.on_overflow == "stop":
+                stopped = _sum_up(talk, finished.reasoning)
+                return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
+            failed = Failed(ordinal=finished.ordinal, code=refused.code, message=str(refused))
+            return _fail(talk, failed)
+
+    def _ask(self, talk: _Talk) -> Request:
+        """Return the request for the turn that comes next.
+
+        Raises:
+            SampleRefused: Its prompt cannot be rendered, or, in a later turn, has no room for an answer.
+        """
+        number, sample = len(talk.turns), talk.sample
+        left_out = 0
+        token_ids = self._render(talk, left_out)
+        if self._context.on_overflow == "truncate-oldest" and not self._fits(token_ids):
+            left_out = bisect_left(range(number), True, key=lambda n: self._fits(self._render(talk, n)))
+            token_ids = self._render(talk, left_out)
+        if number and len(token_ids) >= self._context.max_model_len:  # the first is the engine's to refuse
+            raise SampleRefused(
+                CONTEXT_OVERFLOW,
+                f"the prompt has {len(token_ids)} tokens; max_model_len is {self._context.max_model_len}",
+            )
+        talk.is_truncated = left_out > 0
+        seed = derive_turn_seed(sample.seed, number)
+        return Request(ordinal=sample.ordinal, token_ids=token_ids, seed=seed, turn=number)
+
+    def _fits(self, token_ids: Sequence[int]) -> bool:
+        return len(token_ids) <= self._context.longest_untruncated
+
+    def _render(self, talk: _Talk, left_out: int) -> Sequence[int]:
+        """Return the prompt of the next turn without the oldest `left_out` questions and answers."""
+        messages = talk.sample.join(talk.answers)
+        system = len(talk.sample.messages) - 1
+        return self._renderer.render((*messages[:system], *messages[system + 2 * left_out :]))
+
+
+def open_conversations(job: ResolvedJob) -> Conversations:
+    """Return what makes the requests of `job`'s samples and reads the answers."""
+    context = Context(
+        max_model_len=job.engine.max_model_len,
+        max_tokens=job.engine.sampling.max_tokens,
+        on_overflow=job.declared.on_overflow,
+    )
+    return Conversations(open_renderer(job.prompt), context)
+
+
+def _fail(talk: _Talk, failed: Failed) -> Step:
+    if not talk.turns:
+        return Step(record=failed)
+    message = f"turn {len(talk.turns) + 1} of {talk.questions}: {failed.message}"
+    return Step(record=dataclasses.replace(failed, message=message, earlier=talk.answers))
+
+
+def _sum_up(talk: _Talk, reasoning: str | None) -> Finished:
+    """Return what the turns of a conversation come to as a sample."""
+    turns, answers = talk.turns, talk.answers
+    reasons = [turn.finish_reason for turn in turns]
+    return Finished(
+        ordinal=talk.sample.ordinal,
+        response=answers[-1],
+        reasoning=reasoning,
+        finish_reason=next((reason for reason in TELLING_REASONS if reason in reasons), reasons[-1]),
+        prompt_tokens=sum(turn.prompt_tokens for turn in turns),
+        completion_tokens=sum(turn.completion_tokens for turn in turns),
+        earlier=answers[:-1],
+    )
