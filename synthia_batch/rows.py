@@ -84,13 +84,15 @@ class Sample:
 class Request:
     """What an engine needs to make one sample. `token_ids` is the whole rendered prompt.
 
-    `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample.
+    `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample. `adapter`
+    names the LoRA adapter that makes it.
     """
 
     ordinal: int
     token_ids: Sequence[int]
     seed: int
     max_tokens: int | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,9 @@ from synthia_batch.job.layers import Layer, read_ray_address
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
 from synthia_batch.opening import OpenRun, begin_attempt, inspect_run, lock_run, refuse_other_identity
+from synthia_batch.plan import choose_row_adapter
 from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import Pool, Staffing
-from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.report.card import CardFacts, write_card
 from synthia_batch.resolve import open_renderer, resolve_job
 from synthia_batch.rows import Failed, Request
@@ -180,7 +180,7 @@ def _drive(
         check_canary=lambda ready: check_canary(run.run_dir, ready),
         log_path=run.run_dir.worker_log,
     )
-    requests = _list_requests(keeper, open_renderer(job.prompt), driver.take_unsent)
+    requests = _list_requests(keeper, job, driver.take_unsent)
     with ExitStack() as stack:
         stack.callback(display.close)
         dispatcher = Dispatcher(requests, keeper.samples - ended, groups_prefixes=job.engine.caches_prefixes)
@@ -189,20 +189,22 @@ def _drive(
 
 
 def _list_requests(
-    keeper: Keeper, renderer: Renderer, take_unsent: Callable[[Failed], None]
+    keeper: Keeper, job: ResolvedJob, take_unsent: Callable[[Failed], None]
 ) -> Iterator[Request]:
     """Yield a request for every sample that has not ended, in order, rendered as it is asked for."""
+    renderer = open_renderer(job.prompt)
     for state in keeper.unfinished:
         ended = keeper.list_ended(state.shard)
         for sample in keeper.assembler.list_samples(state.shard):
             if sample.ordinal in ended:
                 continue
             try:
+                adapter = choose_row_adapter(job.adapter, sample.row)
                 token_ids = renderer.render(sample.messages)
             except SampleRefused as refused:
                 take_unsent(Failed(ordinal=sample.ordinal, code=refused.code, message=str(refused)))
                 continue
-            yield Request(ordinal=sample.ordinal, token_ids=token_ids, seed=sample.seed)
+            yield Request(ordinal=sample.ordinal, token_ids=token_ids, seed=sample.seed, adapter=adapter)
 
 
 def _finish(job: ResolvedJob, run: OpenRun) -> None:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "synthia_batch"
 EVERYTHING = {
     "assemble", "canary", "canary_record", "cli", "digest", "dispatch", "display", "drain", "drive",
-    "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper", "models",
+    "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper", "model_choice", "models",
     "opening", "plan", "pool", "prefixes", "privacy", "progress", "prompts", "reopening", "report", "resolve",
     "retry", "rows", "run", "source", "starting", "store", "supervise", "suspects", "tuned", "user_cache",
     "verify", "worker",
@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "source": {"rows", "errors", "digest"},
     "store": {"rows", "errors"},
     "models": {"errors", "digest", "privacy", "user_cache"},
-    "plan": {"job", "rows"},
+    "plan": {"job", "rows", "errors"},
     "dispatch": {"prefixes", "suspects", "rows"},
     "prefixes": {"rows"},
     "suspects": {"rows"},
@@ -40,7 +40,18 @@ MAY_IMPORT = {
     "worker": {"engine", "rows", "errors"},
     "pool": {"canary", "worker", "engine", "job", "rows", "errors", "hardware", "privacy"},
     "report": {"store", "plan", "rows", "errors"},
-    "resolve": {"job", "prompts", "models", "source", "engine", "digest", "errors", "hardware", "tuned"},
+    "model_choice": {"job", "models", "digest", "errors", "hardware"},
+    "resolve": {
+        "model_choice",
+        "job",
+        "prompts",
+        "source",
+        "engine",
+        "digest",
+        "errors",
+        "hardware",
+        "tuned",
+    },
     "tuned": {"digest", "job", "user_cache"},
     "search": {"engine", "job"},
     "tune": {
@@ -136,7 +147,7 @@ ONLY_IN = {
         "store/part_rows.py",
     },
     "typer": {"cli"},
-    "transformers": {"models/demo.py", "models/tokenizer_file.py"},
+    "transformers": {"models/gguf_convert.py", "models/tokenizer_file.py"},
 }
 
 
@@ -191,7 +202,13 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([command, "--help"] for command in ("run", "plan", "status", "verify", "tune"))],
+    [
+        ["--help"],
+        *(
+            [command, "--help"]
+            for command in ("run", "plan", "status", "verify", "tune", "presets")
+        ),
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     probe = (

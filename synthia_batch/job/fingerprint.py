@@ -7,7 +7,7 @@ from typing import Any
 from synthia_batch.digest import digest_json
 from synthia_batch.job.dotted import flatten
 
-OUTPUT_FORMAT = 3
+OUTPUT_FORMAT = 4
 """Changes when the same job would write other bytes: columns, encoding, seeds, rendering, shards."""
 
 NOT_IDENTITY = {
