@@ -52,6 +52,19 @@ MAY_IMPORT = {
         "hardware",
         "tuned",
     },
+    "fit": {"engine", "job"},
+    "doctor": {
+        "fit",
+        "model_choice",
+        "models",
+        "resolve",
+        "pool",
+        "source",
+        "job",
+        "errors",
+        "hardware",
+        "user_cache",
+    },
     "tuned": {"digest", "job", "user_cache"},
     "search": {"engine", "job"},
     "tune": {
@@ -130,6 +143,7 @@ MAY_IMPORT = {
         "resolve",
         "forecast",
         "display",
+        "doctor",
         "tune",
     },
     "__init__": {"job", "run"},
@@ -206,7 +220,7 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
         ["--help"],
         *(
             [command, "--help"]
-            for command in ("run", "plan", "status", "verify", "tune", "presets")
+            for command in ("run", "plan", "status", "verify", "tune", "presets", "doctor")
         ),
     ],
 )
