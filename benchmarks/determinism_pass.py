@@ -81,7 +81,7 @@ def make_requests(model: Path, count: int) -> list[Request]:
         chance = random.Random(n)
         length = round(SHORTEST * (LONGEST / SHORTEST) ** chance.random())
         text = " ".join(chance.choice(words) for _ in range(length))
-        token_ids = list(tokenizer.encode(text, True))[:length]
+        token_ids = list(tokenizer.encode(text, adds_start=True, reads_special=False))[:length]
         requests.append(Request(ordinal=n, token_ids=token_ids, seed=1000 + n))
     return requests
 

@@ -7,16 +7,17 @@ never from the tokens that an engine gave: so a resumed conversation goes on wit
 
 import dataclasses
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from synthia_batch.errors import SampleRefused
 from synthia_batch.job.declared import OnOverflow
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.plan import derive_turn_seed
+from synthia_batch.plan import choose_row_adapter, derive_turn_seed
 from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.resolve import open_renderer
-from synthia_batch.rows import Failed, Finished, Outcome, Record, Request, Sample, Turn
+from synthia_batch.rows import Failed, Finished, Outcome, Record, Request, Row, Sample, Turn
 
 CONTEXT_OVERFLOW = "context_overflow"
 """The finish_reason of a conversation that was stopped, or the code of one that failed, because the next
@@ -78,26 +79,35 @@ class _Talk:
         return tuple(turn.response for turn in self.turns)
 
 
+def _choose_none(row: Row) -> None:
+    """Return no adapter: the model as it is."""
+
+
 class Conversations:
     """Makes the requests of samples and reads the answers; knows the conversations in between.
 
-    Holds a conversation from its first request to its end, a sample of one turn not at all.
+    `choose_adapter` names the LoRA adapter that makes a row. Holds a conversation from its first request
+    to its end, a sample of one turn not at all.
     """
 
-    def __init__(self, renderer: Renderer, context: Context) -> None:
+    def __init__(
+        self, renderer: Renderer, context: Context, choose_adapter: Callable[[Row], str | None] = _choose_none
+    ) -> None:
         self._renderer = renderer
         self._context = context
+        self._choose_adapter = choose_adapter
         self._talks: dict[int, _Talk] = {}
 
     def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:
         """Return the first request for `sample`, or the one after the `turns` that are finished.
 
         Raises:
-            SampleRefused: The prompt cannot be rendered.
+            SampleRefused: The prompt cannot be rendered, or the row names an adapter that is not there.
         """
         if not sample.row.follow_ups:
             token_ids = self._renderer.render(sample.messages)
-            return Request(ordinal=sample.ordinal, token_ids=token_ids, seed=sample.seed)
+            adapter = self._choose_adapter(sample.row)
+            return Request(ordinal=sample.ordinal, token_ids=token_ids, seed=sample.seed, adapter=adapter)
         talk = _Talk(sample, list(turns))
         request = self._ask(talk)
         self._talks[sample.ordinal] = talk
@@ -161,7 +171,8 @@ class Conversations:
             )
         talk.is_truncated = left_out > 0
         seed = derive_turn_seed(sample.seed, number)
-        return Request(ordinal=sample.ordinal, token_ids=token_ids, seed=seed, turn=number)
+        adapter = self._choose_adapter(sample.row)
+        return Request(ordinal=sample.ordinal, token_ids=token_ids, seed=seed, turn=number, adapter=adapter)
 
     def _fits(self, token_ids: Sequence[int]) -> bool:
         return len(token_ids) <= self._context.longest_untruncated
@@ -180,7 +191,7 @@ def open_conversations(job: ResolvedJob) -> Conversations:
         max_tokens=job.engine.sampling.max_tokens,
         on_overflow=job.declared.on_overflow,
     )
-    return Conversations(open_renderer(job.prompt), context)
+    return Conversations(open_renderer(job.prompt), context, partial(choose_row_adapter, job.adapter))
 
 
 def _fail(talk: _Talk, failed: Failed) -> Step:

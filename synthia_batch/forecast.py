@@ -124,9 +124,12 @@ def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
     has_model = job.model.path is not None
     model = "the model's config.json" if has_model else "the scripted engine"
     format_by = "the model's chat template" if job.prompt.format == "chat" else "no chat template"
+    preset_by = "the model's name" if job.preset else "no model"
     found = {
         "name": _Resolution(job.name, "the input's name"),
         "output": _Resolution(_spell(job.output), "name and fingerprint"),
+        "preset": _Resolution(job.preset, preset_by),
+        "model.quantization": _Resolution(job.quantization or job.engine.quantization, "the checkpoint"),
         "model.name": _Resolution(job.model.name, "the model" if has_model else "the scripted engine"),
         "model.revision": _Resolution(job.model.revision, "the Hub"),
         "model.max_model_len": _Resolution(job.engine.max_model_len, model),

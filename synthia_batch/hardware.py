@@ -69,6 +69,16 @@ def _ask_nvidia(field: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip())
 
 
+def list_gpu_memory() -> tuple[int, ...]:
+    """Return the memory in bytes of each of this machine's NVIDIA GPUs, as nvidia-smi gives it."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return tuple(int(line) * 2**20 for line in answer.stdout.split())
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ()
+
+
 def list_cores() -> tuple[int, ...]:
     """Return the CPU cores that this process may use, in order."""
     return tuple(sorted(os.sched_getaffinity(0)))

@@ -57,11 +57,17 @@ def _anchor(values: dict[str, Any]) -> dict[str, Any]:
     """Return what was said, with its paths as they are from anywhere."""
     section = values["input"]
     values["input"] = {**section, "path": os.path.abspath(section["path"])}
+    if values.get("chat_template") is not None:
+        values["chat_template"] = os.path.abspath(values["chat_template"])
     if "system" in values:
         values["system"] = [_anchor_file(spec) for spec in values["system"]]
     name = values.get("model", {}).get("name")
-    if name is not None and name != DEMO_MODEL and Path(name).expanduser().is_dir():
+    if name is not None and name != DEMO_MODEL and Path(name).expanduser().exists():
         values["model"] = {**values["model"], "name": str(Path(name).expanduser().resolve())}
+    adapters = values.get("lora", {}).get("adapters")
+    if adapters:
+        paths = {name: os.path.abspath(path) for name, path in adapters.items()}
+        values["lora"] = {**values["lora"], "adapters": paths}
     engine = values.get("engine", {})
     files = {key: os.path.abspath(engine[key]) for key in ENGINE_PATHS if isinstance(engine.get(key), str)}
     if files:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from blake3 import blake3
 
-from synthia_batch.job.resolved import PlanSpec, SystemText
+from synthia_batch.errors import SampleRefused
+from synthia_batch.job.resolved import AdapterChoice, PlanSpec, SystemText
 from synthia_batch.rows import Message, Row, Sample, Shard
 
 ROWS_STEP = 1000
@@ -61,6 +62,25 @@ def make_samples(row: Row, spec: PlanSpec) -> Iterator[Sample]:
                 seed=derive_seed(spec.seed, row.id, name, index),
             )
             ordinal += 1
+
+
+def choose_row_adapter(choice: AdapterChoice, row: Row) -> str | None:
+    """Return the LoRA adapter that makes the samples of `row`, None for the model as it is.
+
+    Raises:
+        SampleRefused: The row names one that the job does not have.
+    """
+    if choice.column is None:
+        return choice.name
+    named = row.kept.get(choice.column)
+    if named is None or named == "":
+        return None
+    if named not in choice.known:
+        raise SampleRefused(
+            "adapter_unknown",
+            f"column {choice.column!r} names {named!r}, which is none of {', '.join(choice.known)}",
+        )
+    return str(named)
 
 
 def derive_seed(job_seed: int, row_id: str, system: str, index: int) -> int:

@@ -1,7 +1,7 @@
 """From what was said to a job with no maybes: files are looked up, digested and asked here."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,23 +9,34 @@ from synthia_batch.digest import DigestCache, digest_file, open_digest_cache
 from synthia_batch.engine.vllm_settings import check_settings, check_split
 from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
-from synthia_batch.hardware import detect_device, installed_vllm, list_capabilities, name_cpu, name_gpus
+from synthia_batch.hardware import installed_vllm, list_capabilities, name_cpu, name_gpus
 from synthia_batch.job.declared import Job
 from synthia_batch.job.fingerprint import fingerprint
 from synthia_batch.job.identity import IdentityParts, InputIdentity, Numerics, identify
 from synthia_batch.job.layers import Layer, Merged, merge_layers
-from synthia_batch.job.presets import read_preset
 from synthia_batch.job.resolved import (
     EngineSpec,
-    ModelRef,
     PlanSpec,
     PoolSpec,
     PromptSpec,
     ResolvedJob,
     SystemText,
 )
-from synthia_batch.models.locate import ModelFacts, digest_model, locate_model, read_model_facts
-from synthia_batch.prompts.formats import ChatFormat, PlainChatFormat, PromptFormat, SynthiaFormat
+from synthia_batch.model_choice import (
+    FoundModel,
+    add_preset,
+    choose_adapter,
+    choose_device,
+    choose_format,
+    find_model,
+)
+from synthia_batch.prompts.formats import (
+    ChatFormat,
+    PlainChatFormat,
+    PromptFormat,
+    SynthiaCardFormat,
+    SynthiaFormat,
+)
 from synthia_batch.prompts.library import select_system_message
 from synthia_batch.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
 from synthia_batch.source import Columns, Selection, open_source
@@ -37,22 +48,14 @@ SYSTEM_COLUMN = "column"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """The model of a job and what its files say; nothing of it for an engine without a model."""
-
-    ref: ModelRef
-    facts: ModelFacts | None
-    digests: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Sources:
     """All that a job is resolved from: what the user `said`, everything `merged`, what is there."""
 
     said: Job
     merged: Merged
+    preset: str | None
     columns: Columns
-    found: _Found
+    found: FoundModel
 
 
 def resolve_job(
@@ -68,12 +71,13 @@ def resolve_job(
     """
     cache = open_digest_cache()
     said = merge_layers(layers).job
-    layers = [*layers, read_preset(said.preset)] if said.preset else layers
+    chosen = add_preset(layers)
+    layers = chosen.layers
     merged = merge_layers(layers)
     _refuse_two_systems(merged)
     # Before the model, which may take an hour to download.
     columns = open_source(said.input.path).detect(select_rows(said))
-    found = _find_model(merged, cache, say)
+    found = find_model(merged, chosen.preset, cache, say)
     if found.facts is not None and found.facts.generation:
         recommended = Layer(
             origin="the model's generation_config",
@@ -82,7 +86,8 @@ def resolve_job(
         )
         layers = [*layers, recommended]
         merged = merge_layers(layers)
-    sources = _Sources(said=said, merged=merged, columns=columns, found=found)
+    preset = chosen.preset.name if chosen.preset else None
+    sources = _Sources(said=said, merged=merged, preset=preset, columns=columns, found=found)
     job = _resolve(sources, cache)
     tuned = read_tuned(job.tuning_place) if takes_tuned else None
     if tuned is None:
@@ -100,6 +105,8 @@ def open_format(spec: PromptSpec) -> PromptFormat:
     """Return the job's prompt format."""
     if spec.format == "synthia":
         return SynthiaFormat()
+    if spec.format == "synthia-card":
+        return SynthiaCardFormat()
     if spec.template is None:
         return PlainChatFormat()
     return ChatFormat(spec.template, spec.special_tokens)
@@ -108,13 +115,15 @@ def open_format(spec: PromptSpec) -> PromptFormat:
 def select_rows(job: Job) -> Selection:
     """Return what the job asks of its input."""
     said = job.input
+    # Kept, the column also tells in the output which adapter made a sample.
+    of_adapter = (job.lora.column,) if job.lora.column is not None else ()
     return Selection(
         prompt_column=said.prompt_column,
         messages_column=said.messages_column,
         turns_column=said.turns_column,
         system_column=said.system_column,
         id_column=said.id_column,
-        keep_columns=said.keep_columns,
+        keep_columns=(*said.keep_columns, *of_adapter),
         limit=said.limit,
     )
 
@@ -127,32 +136,13 @@ def _refuse_two_systems(merged: Merged) -> None:
         )
 
 
-def _find_model(merged: Merged, cache: DigestCache, say: Callable[[str], None]) -> _Found:
-    model = merged.job.model
-    if merged.job.engine.kind == "scripted" and merged.origins["model.name"] == "default":
-        ref = ModelRef(name="scripted", path=None, repo_id=None, revision=None, trust_remote_code=False)
-        return _Found(ref=ref, facts=None, digests={})
-    located = locate_model(model.name, model.revision)
-    ref = ModelRef(
-        name=located.name,
-        path=located.path,
-        repo_id=located.repo_id,
-        revision=located.revision,
-        trust_remote_code=model.trust_remote_code,
-    )
-    return _Found(
-        ref=ref,
-        facts=read_model_facts(located.path),
-        digests=digest_model(located.path, cache),
-    )
-
-
 def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     job, found, columns = sources.merged.job, sources.found, sources.columns.to_dict()
-    prompt = _choose_format(job, found)
+    prompt = choose_format(job, found)
     plan = _choose_systems(sources.merged, sources.columns)
-    engine = _specify_engine(job, found, prompt)
+    engine = _specify_engine(sources, prompt)
     numerics = _find_numerics(engine)
+    quantization = found.facts.quantization if found.facts else None
     identity = identify(
         IdentityParts(
             input=InputIdentity(
@@ -164,6 +154,8 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             model_digests=found.digests,
             numerics=numerics,
             on_overflow=job.on_overflow if plan.plays_turns else None,
+            quantization=quantization.method if quantization else None,
+            adapter_column=job.lora.column,
         )
     )
     name = job.name or _name_after(job.input.path)
@@ -175,10 +167,13 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
         input_path=job.input.path,
         columns=columns,
         output=job.output or Path("outputs") / f"{name}-{mark[:8]}",
+        preset=sources.preset,
+        quantization=str(quantization) if quantization else None,
         model=found.ref,
         plan=plan,
         prompt=prompt,
         engine=engine,
+        adapter=choose_adapter(job),
         pool=PoolSpec(
             kind=job.pool.kind,
             workers=job.pool.workers,
@@ -198,23 +193,6 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             "tensor_parallel_size": engine.tensor_parallel_size,
             "pipeline_parallel_size": engine.pipeline_parallel_size,
         },
-    )
-
-
-def _choose_format(job: Job, found: _Found) -> PromptSpec:
-    template = found.facts.chat_template if found.facts else None
-    if job.prompt_format == "chat" and found.facts and template is None:
-        raise UsageError(
-            f"--set prompt_format=chat: {found.ref.name} has no chat template; use prompt_format=synthia, "
-            "or add a chat_template.jinja to the model"
-        )
-    bare = found.facts is None and job.prompt_format != "synthia"
-    chat = job.prompt_format == "chat" or (job.prompt_format == "auto" and template is not None)
-    return PromptSpec(
-        format="plain" if bare else "chat" if chat else "synthia",
-        template=template if chat else None,
-        special_tokens=found.facts.special_tokens if found.facts else {},
-        tokenizer=found.facts.tokenizer_path if found.facts else None,
     )
 
 
@@ -240,14 +218,9 @@ def _choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
     )
 
 
-def _specify_engine(job: Job, found: _Found, prompt: PromptSpec) -> EngineSpec:
-    known = found.facts.max_model_len if found.facts else SCRIPTED_MODEL_LEN
-    length = job.model.max_model_len or known
-    if length is None:
-        raise UsageError(
-            f"{found.ref.name}: its config.json does not say how long a sequence may be; "
-            "say it with --set model.max_model_len=TOKENS"
-        )
+def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
+    job, found = sources.merged.job, sources.found
+    length = _choose_length(sources)
     if job.engine.kind == "scripted":
         from synthia_batch.engine.scripted_engine import parse_options
 
@@ -263,7 +236,7 @@ def _specify_engine(job: Job, found: _Found, prompt: PromptSpec) -> EngineSpec:
     spec = EngineSpec(
         kind=job.engine.kind,
         model=found.ref,
-        device=detect_device() if job.engine.device == "auto" else job.engine.device,
+        device=choose_device(job),
         dtype=job.model.dtype,
         quantization=job.model.quantization,
         max_model_len=length,
@@ -272,15 +245,32 @@ def _specify_engine(job: Job, found: _Found, prompt: PromptSpec) -> EngineSpec:
         tensor_parallel_size=job.pool.tensor_parallel_size,
         pipeline_parallel_size=job.pool.pipeline_parallel_size,
         settings=job.engine.settings,
+        adapters=found.adapters,
     )
     if spec.kind == "vllm":
         check_split(spec)
-        check_quantization(spec, found.facts.quantization if found.facts else None)
+        of_model = found.facts.quantization if found.facts else None
+        check_quantization(spec, of_model.method if of_model else None)
         if spec.device == "cuda" and spec.determinism == "strict" and not job.pool.ray_address:
             # This machine's cards; on a cluster each worker looks at its own.
             for capability, name in zip(list_capabilities(), name_gpus(), strict=False):
                 check_capability(capability, name)
     return spec
+
+
+def _choose_length(sources: _Sources) -> int:
+    job, found = sources.merged.job, sources.found
+    known = found.facts.max_model_len if found.facts else SCRIPTED_MODEL_LEN
+    said = job.model.max_model_len
+    if said is not None and known is not None and not sources.merged.is_said("model.max_model_len"):
+        return min(said, known)  # A card's word against the model's own.
+    length = said or known
+    if length is None:
+        raise UsageError(
+            f"{found.ref.name}: its config.json does not say how long a sequence may be; "
+            "say it with --set model.max_model_len=TOKENS"
+        )
+    return length
 
 
 def _find_numerics(engine: EngineSpec) -> Numerics:

@@ -95,14 +95,15 @@ class Request:
     """What an engine needs to make one sample. `token_ids` is the whole rendered prompt.
 
     `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample. `turn`
-    counts the turns of a conversation from 0. `tells_logprob` asks for the answer's, of engines that
-    have one that can be relied on.
+    counts the turns of a conversation from 0. `adapter` names the LoRA adapter that makes it.
+    `tells_logprob` asks for the answer's, of engines that have one that can be relied on.
     """
 
     ordinal: int
     token_ids: Sequence[int]
     seed: int
     max_tokens: int | None = None
+    adapter: str | None = None
     turn: int = 0
     tells_logprob: bool = False
 

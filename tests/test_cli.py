@@ -362,7 +362,7 @@ def test_every_fault_of_the_input_is_listed_before_anything_starts(synthia: Comm
 def test_plan_says_where_each_value_came_from(synthia: Command, tmp_path: Path) -> None:
     write_questions(tmp_path / "q.jsonl", 4)
     (tmp_path / "job.yaml").write_text(
-        "input: {path: q.jsonl}\nsampling: {top_k: 7}\npreset: synthia\nnum_samples: 2\n"
+        "input: {path: q.jsonl}\nsampling: {top_k: 7}\npreset: synthia-7b\nnum_samples: 2\n"
     )
     done = synthia(
         "plan", "job.yaml", *SCRIPTED, "--seed", "5", "--json", SYNTHIA_BATCH_SAMPLING__TOP_P="0.9"
@@ -373,7 +373,7 @@ def test_plan_says_where_each_value_came_from(synthia: Command, tmp_path: Path) 
     assert origins["seed"] == (5, "flag")
     assert origins["sampling.top_p"] == (0.9, "environment")
     assert origins["sampling.top_k"] == (7, "job file job.yaml")
-    assert origins["sampling.max_tokens"] == (1024, "preset synthia")
+    assert origins["sampling.max_tokens"] == (1024, "preset synthia-7b")
     assert origins["sampling.min_p"] == (0.0, "default")
     assert (plan["rows"], plan["samples"], plan["shards"]) == (4, 8, 1)
     assert plan["prompt_tokens"]["total"] > 0

@@ -13,7 +13,7 @@ import pytest
 from blake3 import blake3
 
 from synthia_batch.errors import ModelUnavailable
-from synthia_batch.models import demo
+from synthia_batch.models import demo, kept_directory
 
 WEIGHTS = b"weights"
 
@@ -170,7 +170,7 @@ def test_a_whole_model_needs_no_writable_cache(
 ) -> None:
     path = demo.prepare_demo_model(ignore)
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
-    monkeypatch.setattr(demo, "FileLock", None)  # taking it would fail
+    monkeypatch.setattr(kept_directory, "FileLock", None)  # taking it would fail
     assert demo.prepare_demo_model(ignore) == path
 
 

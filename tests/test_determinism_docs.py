@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 from conftest import ROOT
@@ -13,7 +14,7 @@ from synthia_batch.job.declared import Job
 from synthia_batch.job.dotted import flatten
 from synthia_batch.job.fingerprint import NOT_IDENTITY
 from synthia_batch.job.identity import IdentityParts, InputIdentity, Numerics, identify
-from synthia_batch.job.resolved import EngineSpec, PlanSpec, PromptSpec, SystemText
+from synthia_batch.job.resolved import EngineSpec, LoraAdapter, PlanSpec, PromptSpec, SystemText
 
 ROW = re.compile(
     r"^\| (?P<setting>[^|]+?) \| (?P<kind>always|strict|never) \| (?P<field>[^|]*?) ?\| (?P<why>.+) \|$"
@@ -42,6 +43,7 @@ def list_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def identify_some(engine: EngineSpec) -> dict[str, Any]:
+    adapter = LoraAdapter(name="a", path=Path("/a"), digest="d", rank=1)
     return flatten(
         identify(
             IdentityParts(
@@ -51,7 +53,7 @@ def identify_some(engine: EngineSpec) -> dict[str, Any]:
                     replace_own_system=True, num_samples=1, seed=0,
                 ),
                 prompt=PromptSpec(format="chat", template="x", special_tokens={"eos": "e"}, tokenizer=None),
-                engine=engine,
+                engine=dataclasses.replace(engine, adapters=(adapter,)),
                 model_digests={"weights": "w", "tokenizer": "t"},
                 numerics=Numerics(version="v", hardware="h"),
                 on_overflow="fail",

@@ -9,11 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "synthia_batch"
 EVERYTHING = {
-    "assemble", "canary", "canary_record", "cli", "conversations", "digest", "dispatch", "display", "drain",
-    "drive", "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper", "models",
-    "opening", "plan", "pool", "prefixes", "privacy", "progress", "prompts", "reopening", "report", "resolve",
-    "retry", "rows", "run", "source", "starting", "store", "supervise", "suspects", "tuned", "user_cache",
-    "verify", "worker",
+    "assemble", "canary", "canary_record", "cli", "conversations", "digest", "dispatch", "display",
+    "drain", "drive", "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper",
+    "model_choice", "models", "opening", "plan", "pool", "prefixes", "privacy", "progress", "prompts",
+    "reopening", "report", "resolve", "retry", "rows", "run", "source", "starting", "store",
+    "supervise", "suspects", "tuned", "user_cache", "verify", "worker",
 }  # fmt: skip
 MAY_IMPORT = {
     "rows": set(),
@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "source": {"rows", "errors", "digest"},
     "store": {"rows", "errors"},
     "models": {"errors", "digest", "privacy", "user_cache"},
-    "plan": {"job", "rows"},
+    "plan": {"job", "rows", "errors"},
     "dispatch": {"prefixes", "suspects", "rows"},
     "prefixes": {"rows"},
     "suspects": {"rows"},
@@ -40,7 +40,31 @@ MAY_IMPORT = {
     "worker": {"engine", "rows", "errors"},
     "pool": {"canary", "worker", "engine", "job", "rows", "errors", "hardware", "privacy"},
     "report": {"store", "plan", "rows", "errors"},
-    "resolve": {"job", "prompts", "models", "source", "engine", "digest", "errors", "hardware", "tuned"},
+    "model_choice": {"job", "models", "digest", "errors", "hardware"},
+    "resolve": {
+        "model_choice",
+        "job",
+        "prompts",
+        "source",
+        "engine",
+        "digest",
+        "errors",
+        "hardware",
+        "tuned",
+    },
+    "fit": {"engine", "job"},
+    "doctor": {
+        "fit",
+        "model_choice",
+        "models",
+        "resolve",
+        "pool",
+        "source",
+        "job",
+        "errors",
+        "hardware",
+        "user_cache",
+    },
     "tuned": {"digest", "job", "user_cache"},
     "search": {"engine", "job"},
     "aside": {
@@ -145,6 +169,7 @@ MAY_IMPORT = {
         "resolve",
         "forecast",
         "display",
+        "doctor",
         "tune",
     },
     "__init__": {"job", "run"},
@@ -163,7 +188,7 @@ ONLY_IN = {
         "store/row_digest.py",
     },
     "typer": {"cli"},
-    "transformers": {"models/demo.py", "models/tokenizer_file.py"},
+    "transformers": {"models/gguf_convert.py", "models/tokenizer_file.py"},
 }
 
 
@@ -218,7 +243,13 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([command, "--help"] for command in ("run", "plan", "status", "verify", "tune"))],
+    [
+        ["--help"],
+        *(
+            [command, "--help"]
+            for command in ("run", "plan", "status", "verify", "tune", "presets", "doctor")
+        ),
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     probe = (

@@ -18,7 +18,6 @@ from synthia_batch.errors import SampleRefused, UsageError
 from synthia_batch.forecast import forecast_job, list_settings
 from synthia_batch.job.fingerprint import NOT_IDENTITY, compare_identities, fingerprint
 from synthia_batch.job.layers import Layer, merge_layers, parse_assignment, read_environment, read_job_file
-from synthia_batch.job.presets import list_presets, read_preset
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.opening import begin_attempt, inspect_run, lock_run
 from synthia_batch.prompts.formats import PlainChatFormat
@@ -214,12 +213,6 @@ def test_a_forecast_tells_refused_prompts_from_long_ones(
     assert forecast.longest_output_tokens == 0
 
 
-@pytest.mark.parametrize("name", list_presets())
-def test_every_preset_is_a_valid_layer(name: str) -> None:
-    job = merge_layers([Layer(origin="flag", values={"input": {"path": "q"}}), read_preset(name)]).job
-    assert job.prompt_format == "synthia"
-
-
 IDENTITY_CHANGES: list[dict[str, Any]] = [
     {"seed": 1},
     {"num_samples": 2},
@@ -315,10 +308,10 @@ def talks(tmp_path: Path) -> Path:
 
 
 def test_a_preset_names_no_system_message(source: Path, talks: Path) -> None:
-    by_column = resolve(source, preset="synthia", input={"system_column": "persona"})
+    by_column = resolve(source, preset="synthia-7b", input={"system_column": "persona"})
     assert by_column.plan.system_column == "persona"
-    assert not resolve(talks, preset="synthia").plan.replace_own_system
-    assert resolve(talks, preset="synthia", system=["synthia"]).plan.replace_own_system
+    assert not resolve(talks, preset="synthia-7b").plan.replace_own_system
+    assert resolve(talks, preset="synthia-7b", system=["synthia"]).plan.replace_own_system
     with pytest.raises(UsageError, match="name one of the two"):
         resolve(source, system=["synthia"], input={"system_column": "persona"})
 
@@ -330,7 +323,7 @@ def test_a_system_message_said_is_another_job_for_conversations_only(source: Pat
 
 def test_a_run_under_a_preset_can_be_retried(talks: Path, tmp_path: Path) -> None:
     engine = {"kind": "scripted", "fail_every": 1, "fail_while_missing": str(tmp_path / "mended")}
-    job = resolve(talks, preset="synthia", engine=engine, output=str(tmp_path / "out"))
+    job = resolve(talks, preset="synthia-7b", engine=engine, output=str(tmp_path / "out"))
     assert run_resolved_job(job, Display(quiet=True)).failed == 1
     (tmp_path / "mended").touch()
     retried = retry_failed(tmp_path / "out", FailureChoice(code=None), [], Display(quiet=True))

@@ -66,7 +66,6 @@ def test_no_start_token_is_ever_doubled(tmp_path: Path) -> None:
     assert Renderer(SynthiaFormat(), fast).render(hello) == [0, 1, 2, 3]
     template = "<s> USER: {{ messages[0].content }} ASSISTANT:"
     assert Renderer(ChatFormat(template, {}), fast).render(hello) == [0, 1, 2, 3]
-    assert fast.encode("<s> hi", add_special_tokens=True) == [0, 2]
 
 
 def test_a_template_that_refuses_a_conversation_fails_that_sample_only() -> None:

@@ -36,7 +36,11 @@ def test_the_script_writes_the_parquet_that_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_job_file_is_a_valid_job_whose_input_is_there(path: Path) -> None:
     layer = read_job_file(path)
-    presets = [read_preset(layer.values["preset"])] if "preset" in layer.values else []
+    presets = (
+        [read_preset(layer.values["preset"]).make_layer(None, on_gpu=False)]
+        if "preset" in layer.values
+        else []
+    )
     assert merge_layers([layer, *presets]).job.input.path.is_file()
 
 

@@ -1,12 +1,16 @@
 """What vLLM is made with, before and after an engine has run out of memory."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import pytest
 from test_engine_environment import SPEC
 
 from synthia_batch.engine.placement import Placement
 from synthia_batch.engine.vllm_arguments import BATCH_HALVINGS, CPU_MAX_NUM_SEQS, engine_arguments
+from synthia_batch.errors import UsageError
+from synthia_batch.job.resolved import LoraAdapter
 
 GPU = dataclasses.replace(SPEC, device="cuda")
 
@@ -29,3 +33,30 @@ def test_a_gpu_engine_gives_up_batch_first_and_then_its_share_of_the_memory() ->
     last = after(BATCH_HALVINGS + 1, GPU)
     assert last["max_num_seqs"] == after(BATCH_HALVINGS, GPU)["max_num_seqs"]
     assert 0 < last["gpu_memory_utilization"] < 0.9
+
+
+def test_a_gguf_file_is_the_model_for_the_plugin_with_its_config_and_tokenizer_beside_it() -> None:
+    model = dataclasses.replace(GPU.model, path=Path("/cache/gguf-1"), gguf=Path("/models/m.Q4_K_M.gguf"))
+    arguments = after(0, dataclasses.replace(GPU, model=model))
+    assert arguments["model"] == "/models/m.Q4_K_M.gguf"
+    assert arguments["tokenizer"] == arguments["hf_config_path"] == "/cache/gguf-1"
+    assert arguments["revision"] is None
+    assert arguments["quantization"] is None, "the plugin says it"
+
+
+def with_ranks(*ranks: int) -> Any:
+    adapters = [
+        LoraAdapter(name=f"a{n}", path=Path("/a"), rank=rank, digest="") for n, rank in enumerate(ranks)
+    ]
+    return dataclasses.replace(SPEC, adapters=tuple(adapters))
+
+
+def test_adapters_get_the_rank_that_holds_them_all() -> None:
+    assert "enable_lora" not in after(0)
+    arguments = after(0, with_ranks(4, 24))
+    assert arguments["enable_lora"]
+    assert (arguments["max_lora_rank"], arguments["max_loras"], arguments["max_cpu_loras"]) == (32, 2, 2)
+    many = after(0, with_ranks(*[8] * 20))
+    assert (many["max_loras"], many["max_cpu_loras"]) == (8, 20)
+    with pytest.raises(UsageError, match="rank 1024"):
+        after(0, with_ranks(1024))

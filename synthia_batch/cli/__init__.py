@@ -8,8 +8,10 @@ import traceback
 
 import typer
 
+from synthia_batch.cli.doctor import doctor
 from synthia_batch.cli.interrupt import stops_at_once
 from synthia_batch.cli.plan import plan, validate
+from synthia_batch.cli.presets import presets
 from synthia_batch.cli.retry import retry
 from synthia_batch.cli.run import run
 from synthia_batch.cli.status import status
@@ -36,6 +38,8 @@ app.command()(stops_at_once(status, _BEGIN_AGAIN))
 app.command()(stops_at_once(retry, _RESUME))
 app.command()(stops_at_once(verify, _BEGIN_AGAIN))
 app.command()(stops_at_once(tune, _BEGIN_AGAIN))
+app.command()(stops_at_once(presets, _BEGIN_AGAIN))
+app.command()(stops_at_once(doctor, _BEGIN_AGAIN))
 
 
 def main() -> None:

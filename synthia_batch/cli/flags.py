@@ -28,10 +28,20 @@ class JobFlags:
         Path | None, typer.Option("--output", "-o", help="Run directory. [outputs/NAME-FINGERPRINT]")
     ] = None
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Directory, Hub name, or demo. [demo]")
+        str | None, typer.Option("--model", "-m", help="Directory, .gguf file, Hub name or demo. [demo]")
     ] = None
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None
-    preset: Annotated[str | None, typer.Option(help="What a model card recommends, such as synthia-7b.")] = (
+    preset: Annotated[
+        str | None, typer.Option(help="What a card recommends; see `presets`. [the model's]")
+    ] = None
+    chat_template: Annotated[
+        Path | None, typer.Option(help="A Jinja file to write prompts by, instead of the model's own.")
+    ] = None
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="NAME=PATH", help="A LoRA adapter's directory. Repeatable."),
+    ] = None
+    lora_column: Annotated[str | None, typer.Option(help="Take each row's adapter, by name, from here.")] = (
         None
     )
     system: Annotated[
@@ -114,6 +124,9 @@ _KEYS = {
     "model": "model.name",
     "revision": "model.revision",
     "preset": "preset",
+    "chat_template": "chat_template",
+    "lora": "lora.adapters",
+    "lora_column": "lora.column",
     "system": "system",
     "prompt_column": "input.prompt_column",
     "messages_column": "input.messages_column",
@@ -170,6 +183,15 @@ def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _spell(field: str, value: Any) -> Any:
+    if field == "lora":
+        return dict(_split_adapter(text) for text in value)
     if field == "keep_columns":
         return [name.strip() for name in value.split(",") if name.strip()]
     return str(value) if isinstance(value, Path) else value
+
+
+def _split_adapter(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path:
+        raise typer.BadParameter(f"--lora {text}: write it as NAME=PATH, such as style=adapters/style")
+    return name, path

@@ -3,6 +3,7 @@
 from typing import Any
 
 from synthia_batch.engine.placement import Placement
+from synthia_batch.errors import UsageError
 from synthia_batch.hardware import total_memory_bytes
 from synthia_batch.job.declared import Sampling
 from synthia_batch.job.resolved import EngineSpec
@@ -23,6 +24,11 @@ GPU_MEMORY_SHARE = 0.92
 GPU_SHARE_KEPT = 0.85
 """Per further halving: the weights stay as large as they are."""
 
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's max_lora_rank may be (config/lora.py of 0.32.0)."""
+MAX_LORAS = 8
+"""Adapters in one batch: each has its own room in the engine's memory."""
+
 
 def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
     """Return the arguments of `vllm.LLM`: defaults, then what determinism needs, then the user's own."""
@@ -41,6 +47,16 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
+    if model.gguf is not None:
+        # As vllm-gguf-plugin takes it: the file as the model, its config and tokenizer beside it.
+        arguments |= {
+            "model": str(model.gguf),
+            "tokenizer": str(model.path),
+            "hf_config_path": str(model.path),
+        }
+        arguments["revision"] = None
+    if spec.adapters:
+        arguments |= _adapter_arguments(spec)
     if spec.device == "cpu":
         arguments |= _cpu_arguments(spec, placement)
     elif spec.tensor_parallel_size * spec.pipeline_parallel_size > 1:
@@ -66,6 +82,20 @@ def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "stop": list(sampling.stop) or None,
+    }
+
+
+def _adapter_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """Return what vLLM needs to know of the adapters: how many at once, and the highest rank of them."""
+    highest = max(adapter.rank for adapter in spec.adapters)
+    rank = next((rank for rank in LORA_RANKS if rank >= highest), None)
+    if rank is None:
+        raise UsageError(f"--lora: an adapter of rank {highest}; vLLM takes up to {LORA_RANKS[-1]}")
+    return {
+        "enable_lora": True,
+        "max_lora_rank": rank,
+        "max_loras": min(len(spec.adapters), MAX_LORAS),
+        "max_cpu_loras": len(spec.adapters),
     }
 
 

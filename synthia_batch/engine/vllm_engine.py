@@ -15,6 +15,7 @@ import vllm
 from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
@@ -66,6 +67,10 @@ class VllmEngine:
                 "with --set engine.kv_cache_memory_bytes=BYTES, or less to hold with --set "
                 "model.max_model_len=TOKENS"
             )
+        self._adapters = {
+            adapter.name: LoRARequest(adapter.name, number, str(adapter.path))
+            for number, adapter in enumerate(spec.adapters, start=1)
+        }
         self._waiting: deque[Request] = deque()
         self._running: dict[str, Request] = {}
         self._errors: dict[str, int] = {}
@@ -158,7 +163,10 @@ class VllmEngine:
             prompt_tokens += len(request.token_ids)
             try:
                 self._engine.add_request(
-                    _name(request), tokens_input(list(request.token_ids)), self._params(request)
+                    _name(request),
+                    tokens_input(list(request.token_ids)),
+                    self._params(request),
+                    lora_request=self._adapters.get(request.adapter or ""),
                 )
             except (VLLMClientError, ValueError) as exc:
                 self._release(request)

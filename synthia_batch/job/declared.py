@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Determinism = Literal["strict", "fast"]
 EngineKind = Literal["vllm", "scripted"]
 PoolKind = Literal["ray", "local"]
-PromptFormat = Literal["auto", "chat", "synthia"]
+PromptFormat = Literal["auto", "chat", "synthia", "synthia-card"]
 OnOverflow = Literal["fail", "truncate-oldest", "stop"]
 
 
@@ -67,8 +67,8 @@ class Model(Section):
     """What answers."""
 
     name: str = "demo"
-    """A directory, a name on the Hugging Face Hub, or `demo` for the embedded model. In a job file, a
-    directory is relative to the job file."""
+    """A directory, a GGUF file, a name on the Hugging Face Hub (REPOSITORY:QUANTIZATION for a GGUF file
+    there), or `demo` for the embedded model. In a job file, a path is relative to the job file."""
     revision: str | None = None
     """A branch, tag or commit on the Hub."""
     trust_remote_code: bool = False
@@ -76,6 +76,16 @@ class Model(Section):
     quantization: str | None = None
     max_model_len: Annotated[Whole, Field(ge=16)] | None = None
     """Tokens of prompt and answer together. Default: what the model was trained for."""
+
+
+class Lora(Section):
+    """Adapters that are laid over the model's weights, in peft's format."""
+
+    adapters: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], HomePath] = Field(default_factory=dict)
+    """Directories by name. In a job file, relative to the job file."""
+    column: str | None = None
+    """Takes each row's adapter, by name, from this column; where that is blank, the model answers as it
+    is. Without a column every row takes the one adapter."""
 
 
 class Sampling(Section):
@@ -142,12 +152,17 @@ class Job(Section):
     """Names the run directory. Default: the input's file name without its suffix."""
     input: Input
     model: Model = Model()
+    lora: Lora = Lora()
     preset: str | None = None
+    """Default: the one that knows the model by its name, or `chat`."""
     system: tuple[str, ...] = ("synthia",)
     """NAME of the library, @FILE or TEXT; each row is made once per system message."""
     prompt_format: PromptFormat = "auto"
-    """`chat` is the model's own template, `synthia` the cards' SYSTEM:/USER:/ASSISTANT: format.
-    `auto` takes the template where the model has one."""
+    """`chat` is the model's own template, `synthia` the cards' SYSTEM:/USER:/ASSISTANT: format,
+    `synthia-card` the same with the spaces of the cards' Python loop. `auto` is the preset's."""
+    chat_template: HomePath | None = None
+    """A Jinja file to write prompts by, instead of the model's own template. In a job file, relative
+    to the job file."""
     num_samples: Annotated[Whole, Field(ge=1)] = 1
     """Samples per row and system message."""
     on_overflow: OnOverflow = "fail"

@@ -35,7 +35,8 @@ class Numerics:
 class IdentityParts:
     """All that an identity is made of. `model_digests` are those of weights and tokenizer.
 
-    `on_overflow` is None where no row has a later turn.
+    `on_overflow` is None where no row has a later turn. `quantization` is the checkpoint's own word,
+    `adapter_column` what names a row's LoRA adapter.
     """
 
     input: InputIdentity
@@ -45,6 +46,8 @@ class IdentityParts:
     model_digests: Mapping[str, str]
     numerics: Numerics
     on_overflow: OnOverflow | None
+    quantization: str | None = None
+    adapter_column: str | None = None
 
 
 def identify(parts: IdentityParts) -> dict[str, Any]:
@@ -74,10 +77,13 @@ def identify(parts: IdentityParts) -> dict[str, Any]:
             "revision": engine.model.revision,
             "trust_remote_code": engine.model.trust_remote_code,
             "dtype": engine.dtype,
-            "quantization": engine.quantization,
+            # Said aloud, what the checkpoint says of itself changes nothing.
+            "quantization": engine.quantization or parts.quantization,
             "max_model_len": engine.max_model_len,
             **parts.model_digests,
         },
+        # Only where there are any: jobs without are what they were.
+        **_identify_adapters(parts),
         "sampling": engine.sampling.model_dump(mode="json"),
         "seed": plan.seed,
         "num_samples": plan.num_samples,
@@ -85,6 +91,11 @@ def identify(parts: IdentityParts) -> dict[str, Any]:
         "determinism": engine.determinism,
         "engine": _identify_engine(engine, parts.numerics),
     }
+
+
+def _identify_adapters(parts: IdentityParts) -> dict[str, Any]:
+    adapters = {adapter.name: adapter.digest for adapter in parts.engine.adapters}
+    return {"lora": {"adapters": adapters, "column": parts.adapter_column}} if adapters else {}
 
 
 def digest_text(text: str) -> str:

@@ -26,7 +26,12 @@ ENVIRONMENT_PREFIX = "SYNTHIA_BATCH_"
 _ABSENT = object()
 ENGINE_PATHS = ("call_log", "fail_while_missing", "hang_load_once")
 """The settings of the scripted engine that are paths."""
-_PATHS = (("input", "path"), ("", "output"), *(("engine", key) for key in ENGINE_PATHS))
+_PATHS = (
+    ("input", "path"),
+    ("", "output"),
+    ("", "chat_template"),
+    *(("engine", key) for key in ENGINE_PATHS),
+)
 """The keys, section and name, that hold a path; in a job file it is relative to that file."""
 
 
@@ -212,6 +217,12 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
     model = values.get("model")
     if isinstance(model, dict) and isinstance(model.get("name"), str):
         model["name"] = _anchor_model(model["name"], folder)
+    lora = values.get("lora")
+    if isinstance(lora, dict) and isinstance(lora.get("adapters"), dict):
+        lora["adapters"] = {
+            name: _anchor(path, folder) if isinstance(path, str) else path
+            for name, path in lora["adapters"].items()
+        }
     system = values.get("system")
     if isinstance(system, list):
         values["system"] = [_anchor_file(spec, folder) for spec in system]
@@ -230,15 +241,15 @@ def _anchor_file(spec: Any, folder: Path) -> Any:
 
 
 def _anchor_model(name: str, folder: Path) -> str:
-    """Return the directory that `name` is beside the job file, or the name as it is.
+    """Return the directory or file that `name` is beside the job file, or the name as it is.
 
-    A name such as `./mine` can be nothing but a directory; `org/mine` may be one on the Hub.
+    A name such as `./mine` can be nothing but a path; `org/mine` may be one on the Hub.
     """
     if name == Model.model_fields["name"].default:
         return name
     anchored = _anchor(name, folder)
     is_path = name in (".", "..") or name.startswith(("./", "../"))
-    return os.path.abspath(anchored) if is_path or os.path.isdir(anchored) else name
+    return os.path.abspath(anchored) if is_path or os.path.exists(anchored) else name
 
 
 def _find_layer(key: str, layers: Sequence[Layer]) -> Layer | None:

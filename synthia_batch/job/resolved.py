@@ -8,6 +8,7 @@ from typing import Any, Literal
 from synthia_batch.job.declared import Determinism, EngineKind, Job, PoolKind, Sampling
 
 Device = Literal["cpu", "cuda"]
+FormatName = Literal["chat", "synthia", "synthia-card", "plain"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +16,8 @@ class ModelRef:
     """A model that is there. `name` goes into the output's model column.
 
     `path` is its directory on this machine; a worker on another node that has no such directory
-    falls back on `repo_id` at `revision`. The scripted engine has neither.
+    falls back on `repo_id` at `revision`. The scripted engine has neither. `gguf` is the file with
+    the weights where the engine reads one: the directory then says the rest.
     """
 
     name: str
@@ -23,6 +25,17 @@ class ModelRef:
     repo_id: str | None
     revision: str | None
     trust_remote_code: bool
+    gguf: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraAdapter:
+    """An adapter that requests may name. `digest` is of its config and weights."""
+
+    name: str
+    path: Path
+    rank: int
+    digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +53,7 @@ class EngineSpec:
     tensor_parallel_size: int
     pipeline_parallel_size: int
     settings: Mapping[str, Any]
+    adapters: tuple[LoraAdapter, ...] = ()
 
     @property
     def caches_prefixes(self) -> bool:
@@ -94,10 +108,19 @@ class PlanSpec:
 class PromptSpec:
     """How conversations are written. `tokenizer` is None for engines that read bytes."""
 
-    format: Literal["chat", "synthia", "plain"]
+    format: FormatName
     template: str | None
     special_tokens: Mapping[str, str]
     tokenizer: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterChoice:
+    """Which adapter makes a row: the one that `column`, a kept one, names, or `name` for all, or none."""
+
+    name: str | None
+    column: str | None
+    known: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +130,8 @@ class ResolvedJob:
     `declared` has every value filled, `said` those only that the user said: no preset's and none
     of the model's. `columns` are the input's, as `Columns.to_dict` of the source gives them.
     `origins` tells for each dotted key of the job file where its value came from. `tuning_place`
-    is the model, hardware and engine that tuned settings are remembered for.
+    is the model, hardware and engine that tuned settings are remembered for. `preset` is None
+    where there is no model for it to know, `quantization` what the checkpoint says of its weights.
     """
 
     name: str
@@ -116,10 +140,13 @@ class ResolvedJob:
     input_path: Path
     columns: Mapping[str, Any]
     output: Path
+    preset: str | None
+    quantization: str | None
     model: ModelRef
     plan: PlanSpec
     prompt: PromptSpec
     engine: EngineSpec
+    adapter: AdapterChoice
     pool: PoolSpec
     identity: Mapping[str, Any]
     fingerprint: str

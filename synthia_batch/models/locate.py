@@ -1,60 +1,96 @@
-"""From a model's name to a directory with its files, and what those files say about it."""
+"""From a model's name to a directory with its files, fetched or made where it is not there."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from synthia_batch.digest import DigestCache, digest_file, digest_json
+from synthia_batch.digest import DigestCache, digest_file, digest_json, open_digest_cache
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models.demo import prepare_demo_model
-from synthia_batch.models.tokenizer_file import TOKENIZER_FILES, find_tokenizer_file
+from synthia_batch.models.facts import ModelFacts, Quantization, read_model_facts, read_template
+from synthia_batch.models.gguf import (
+    SUFFIX,
+    HubFile,
+    choose_files,
+    estimate_dequantized_bytes,
+    find_local_parts,
+    join_parts,
+    list_quantizations,
+    parse_hub_name,
+    prepare_directory,
+)
+from synthia_batch.models.gguf_header import read_gguf_header
+from synthia_batch.models.hub import DESCRIPTION_FILES, Repository, explain, fetch, look_up, read_sizes
+from synthia_batch.models.tokenizer_file import TOKENIZER_FILES
 from synthia_batch.privacy import keep_private
+
+__all__ = [
+    "DEMO_MODEL",
+    "LocatedModel",
+    "ModelFacts",
+    "Preview",
+    "Quantization",
+    "Reception",
+    "choose_weights",
+    "digest_model",
+    "is_weight",
+    "locate_model",
+    "read_model_facts",
+]
 
 DEMO_MODEL = "demo"
 _HUB_WEIGHTS = (".safetensors", ".bin", ".pt")
 """The kinds of weights that a repository may have, the one that an engine takes first in front."""
-_WEIGHTS = (*_HUB_WEIGHTS, ".gguf")
 _NOT_WEIGHTS = frozenset(
     ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt", "scaler.pt")
 )
 """What training leaves beside the weights; engines pass it over as well."""
-_HUB_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.py")
-"""What is fetched beside the weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocatedModel:
     """A model's directory, and where on the Hub it came from, if it did.
 
-    `revision` is the commit that the files are of.
+    `revision` is the commit that the files are of. `gguf` is the file with the weights where an
+    engine reads it as it is: the directory then holds config and tokenizer only.
     """
 
     name: str
     path: Path
     repo_id: str | None
     revision: str | None
+    gguf: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """What a model's files say.
+class Preview:
+    """What is known of a model before its weights are fetched or converted.
 
-    `max_model_len` is in tokens, None where config.json does not say. `special_tokens` are what a
-    chat template may name. `generation` are the sampling values that the model recommends.
-    `quantization` is the method that config.json names, None where the weights are not quantized.
+    `chat_template` is its template; `describes_itself` is False where that is not known yet.
+    `weights_bytes` is what they will take, at least, in an engine's memory; None: not known.
     """
 
-    max_model_len: int | None
-    quantization: str | None
-    chat_template: str | None
-    special_tokens: Mapping[str, str]
-    generation: Mapping[str, Any]
-    tokenizer_path: Path
+    name: str
+    chat_template: str | None = None
+    describes_itself: bool = True
+    weights_bytes: int | None = None
+    is_gguf: bool = False
 
 
-def locate_model(name: str, revision: str | None) -> LocatedModel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reception:
+    """How a model is received: `device` is what it is for, `check` may refuse it by raising.
+
+    `say` is told what takes long.
+    """
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    check: Callable[[Preview], None] = lambda preview: None
+    say: Callable[[str], None] = lambda text: None
+
+
+def locate_model(name: str, revision: str | None, reception: Reception | None = None) -> LocatedModel:
     """Return where the model `name` is, made or downloaded first where it is not there yet.
 
     Raises:
@@ -62,68 +98,51 @@ def locate_model(name: str, revision: str | None) -> LocatedModel:
             no weights.
     """
     keep_private()
+    reception = reception or Reception()
     if name == DEMO_MODEL:
         return LocatedModel(
             name="SmolLM2-135M-Instruct", path=prepare_demo_model(), repo_id=None, revision=None
         )
     path = Path(name).expanduser()
     if path.is_dir():
-        path = path.resolve()
-        if not (path / "config.json").is_file():
-            raise ModelUnavailable(f"{path}: no config.json; name a directory that holds a model")
-        if _choose_weights(file.name for file in path.iterdir()) is None:
-            raise ModelUnavailable(f"{path}: no weights ({', '.join(_WEIGHTS)}); fetch the model again")
-        return LocatedModel(name=path.name, path=path, repo_id=None, revision=None)
-    if path.is_absolute() or name.startswith((".", "~")):
-        raise ModelUnavailable(f"{name}: no such directory; name an existing one, or a Hub repository")
-    return _download(name, revision)
-
-
-def read_model_facts(path: Path) -> ModelFacts:
-    """Return what the files in the model directory `path` say.
-
-    Raises:
-        ModelUnavailable: A file cannot be read, or there is no tokenizer to be had.
-    """
-    config = _read_json(path / "config.json")
-    tokenizer_config = _read_json(path / "tokenizer_config.json")
-    text_config = config.get("text_config") or config
-    return ModelFacts(
-        max_model_len=text_config.get("max_position_embeddings"),
-        quantization=_find_quantization(config) or _find_quantization(text_config),
-        chat_template=_find_template(path, tokenizer_config),
-        special_tokens=_find_special_tokens(path, tokenizer_config),
-        generation=_read_generation(path),
-        tokenizer_path=find_tokenizer_file(path),
-    )
-
-
-def _find_quantization(config: Mapping[str, Any]) -> str | None:
-    # Some checkpoints of compressed-tensors have it under that second name.
-    section = config.get("quantization_config") or config.get("compression_config")
-    if not isinstance(section, Mapping):
-        return None
-    method = section.get("quant_method")
-    return str(method).lower() if method else "unknown"
+        return _locate_directory(path.resolve(), reception)
+    parts = find_local_parts(path.absolute())
+    if parts:
+        return _receive_gguf(parts, LocatedModel(name="", path=path, repo_id=None, revision=None), reception)
+    if path.is_file():
+        raise ModelUnavailable(f"{name}: neither a directory nor a {SUFFIX} file; name a model's directory")
+    if path.is_absolute() or name.startswith((".", "~")) or path.suffix.lower() == SUFFIX:
+        raise ModelUnavailable(
+            f"{name}: no such directory or file; name an existing one, or a Hub repository"
+        )
+    wanted = parse_hub_name(name)
+    if wanted is not None:
+        return _download_gguf(name, wanted, revision, reception)
+    return _download(look_up(name, revision), reception)
 
 
 def digest_model(
-    path: Path, cache: DigestCache, on_file: Callable[[Path], None] | None = None
+    path: Path,
+    cache: DigestCache,
+    on_file: Callable[[Path], None] | None = None,
+    *,
+    gguf: Path | None = None,
 ) -> dict[str, str]:
     """Return the digests of a model's `weights` (its config with them) and of its `tokenizer`.
 
     Of weights in several kinds only those count that an engine takes: what else has been fetched
     into a shared cache makes no other model.
 
-    A file that the Hub's cache keeps under its SHA-256 is not read: the name says it.
+    A file that the Hub's cache keeps under its SHA-256 is not read: the name says it. `gguf` is the
+    file with the weights where they are not in the directory.
     """
-    weights: dict[str, str] = {}
+    weights: dict[str, str] = {} if gguf is None else {"gguf": _digest(gguf, cache)}
     tokenizer: dict[str, str] = {}
     files = sorted(path.iterdir())
-    kind = _choose_weights(file.name for file in files)
+    kind = choose_weights(file.name for file in files)
     for file in files:
         target = tokenizer if file.name in TOKENIZER_FILES else weights
-        if target is tokenizer or _is_weight(file.name, kind) or file.suffix in (".json", ".py"):
+        if target is tokenizer or is_weight(file.name, kind) or file.suffix in (".json", ".py"):
             if on_file is not None:
                 on_file(file)
             target[file.name] = _digest(file, cache)
@@ -137,106 +156,94 @@ def _digest(file: Path, cache: DigestCache) -> str:
     return digest_file(file, cache)
 
 
-def _choose_weights(names: Iterable[str]) -> str | None:
+def choose_weights(names: Iterable[str]) -> str | None:
     """Return the suffix of the weights that an engine takes among the files `names`; None: there are none."""
     listed = list(names)
-    return next((kind for kind in _WEIGHTS if any(_is_weight(name, kind) for name in listed)), None)
+    return next((kind for kind in _HUB_WEIGHTS if any(is_weight(name, kind) for name in listed)), None)
 
 
-def _is_weight(name: str, kind: str | None) -> bool:
+def is_weight(name: str, kind: str | None) -> bool:
     """Whether the file `name`, at the top of a model's directory, is a weight file of this kind."""
     return kind is not None and name.endswith(kind) and "/" not in name and name not in _NOT_WEIGHTS
 
 
-def _download(name: str, revision: str | None) -> LocatedModel:
-    """Fetch the model `name` from the Hub: its weights in one kind only, as an engine reads no more."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
+def _locate_directory(path: Path, reception: Reception) -> LocatedModel:
+    if not (path / "config.json").is_file():
+        raise ModelUnavailable(f"{path}: no config.json; name a directory that holds a model")
+    if choose_weights(file.name for file in path.iterdir()) is None:
+        raise ModelUnavailable(
+            f"{path}: no weights ({', '.join(_HUB_WEIGHTS)}); fetch the model again, "
+            "or name the file itself if it is a .gguf"
+        )
+    reception.check(Preview(name=path.name, chat_template=read_template(path)))
+    return LocatedModel(name=path.name, path=path, repo_id=None, revision=None)
 
-    unreachable: Exception | None = None
-    kinds: tuple[str, ...] = _HUB_WEIGHTS
-    try:
-        kind = _choose_weights(HfApi().list_repo_files(name, revision=revision))
-        kinds = (kind,) if kind in _HUB_WEIGHTS else ()
-    except HFValidationError as exc:
-        raise ModelUnavailable(f"--model {name}: no such directory, and not a Hub name: {exc}") from exc
-    except Exception as exc:
-        # Which errors the network has depends on the HTTP library under the Hub's: whatever it was,
-        # the files may be in the cache.
-        unreachable = exc
+
+def _receive_gguf(parts: tuple[Path, ...], origin: LocatedModel, reception: Reception) -> LocatedModel:
+    """Return the model in the GGUF file that `parts` are, as the device reads it."""
+    cache = open_digest_cache()
+    file = join_parts(parts, cache, reception.say)
+    header = read_gguf_header(file)
+    name = origin.name or file.stem
+    on_cpu = reception.device == "cpu"
+    reception.check(
+        Preview(
+            name=name,
+            chat_template=header.chat_template,
+            weights_bytes=header.dequantized_bytes if on_cpu else file.stat().st_size,
+            is_gguf=True,
+        )
+    )
+    path = prepare_directory(file, header, cache, reception.say, with_weights=on_cpu)
+    # Without repo_id: an engine on another machine finds the file or the directory there, or fails.
+    return LocatedModel(
+        name=name, path=path, repo_id=None, revision=origin.revision, gguf=None if on_cpu else file
+    )
+
+
+def _download_gguf(name: str, wanted: HubFile, revision: str | None, reception: Reception) -> LocatedModel:
+    """Fetch the one file, or its parts, that has the quantization wanted."""
+    repository = look_up(wanted.repo_id, revision)
+    files = repository.files
+    if files is None:
+        # Of what is in the cache, any file of the quantization.
+        snapshot = fetch(repository, [f"*{SUFFIX}*"])
+        files = tuple(str(file.relative_to(snapshot)) for file in snapshot.rglob("*") if file.is_file())
+        if not list_quantizations(files):
+            raise ModelUnavailable(
+                explain(repository, FileNotFoundError(f"no {SUFFIX} file is in the cache"))
+            )
+    chosen = choose_files(files, wanted)
+    sizes = read_sizes(repository) if repository.files is not None else {}
+    if all(file in sizes for file in chosen):
+        file_bytes = sum(sizes[file] for file in chosen)
+        on_cpu = reception.device == "cpu"
+        least = estimate_dequantized_bytes(file_bytes, wanted.quantization) if on_cpu else file_bytes
+        reception.check(Preview(name=name, describes_itself=False, weights_bytes=least, is_gguf=True))
+    snapshot = fetch(repository, chosen)
+    origin = LocatedModel(name=name, path=snapshot, repo_id=wanted.repo_id, revision=snapshot.name)
+    return _receive_gguf(tuple(snapshot / file for file in chosen), origin, reception)
+
+
+def _download(repository: Repository, reception: Reception) -> LocatedModel:
+    """Fetch a model from the Hub: its weights in one kind only, as an engine reads no more.
+
+    What describes it comes first: a model that is refused costs seconds, not hours.
+    """
+    name, files = repository.name, repository.files
+    kind = choose_weights(files) if files is not None else None
+    kinds = _HUB_WEIGHTS if files is None else (kind,) if kind is not None else ()
     for suffix in kinds:
-        path = _fetch(name, revision, f"*{suffix}", unreachable)
-        if _choose_weights(file.name for file in path.iterdir()) is not None:
+        described = fetch(repository, DESCRIPTION_FILES)
+        reception.check(Preview(name=name, chat_template=read_template(described)))
+        path = fetch(repository, (*DESCRIPTION_FILES, f"*{suffix}"))
+        if choose_weights(file.name for file in path.iterdir()) is not None:
             # A snapshot's directory is named after its commit.
             return LocatedModel(name=name, path=path, repo_id=name, revision=path.name)
-    where = "the Hub's cache here, and the Hub was not reached," if unreachable else "its repository"
+    where = "its repository" if files is not None else "the Hub's cache here, and the Hub was not reached,"
+    quantizations = list_quantizations(files or ())
+    hint = f"it has GGUF files: say which, as in --model {name}:{quantizations[0]}" if quantizations else ""
     raise ModelUnavailable(
-        f"--model {name}: {where} has no weights ({', '.join(_HUB_WEIGHTS)}); name another model or revision"
-    ) from unreachable
-
-
-def _fetch(name: str, revision: str | None, weights: str, unreachable: Exception | None) -> Path:
-    """Return the snapshot's directory, fetched; from the cache alone where the Hub is `unreachable`."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=[*_HUB_FILES, weights],
-                local_files_only=unreachable is not None,
-            )
-        )
-    except Exception as exc:  # As for the list of files.
-        raise ModelUnavailable(
-            f"--model {name}: not a directory here, and the Hub did not give it: {unreachable or exc}; "
-            "check the name, the network and HF_TOKEN, or run without --model for the embedded one"
-        ) from exc
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as exc:
-        raise ModelUnavailable(f"{path}: cannot be read: {exc}; fetch the model again") from exc
-    return value if isinstance(value, dict) else {}
-
-
-def _find_template(path: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """Return the chat template: a file of its own goes before the tokenizer's config."""
-    file = path / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as exc:
-            raise ModelUnavailable(f"{file}: cannot be read as UTF-8: {exc}; fetch the model again") from exc
-    template = tokenizer_config.get("chat_template") or _read_json(path / "chat_template.json").get(
-        "chat_template"
-    )
-    if isinstance(template, list):
-        named = [entry for entry in template if isinstance(entry, dict)]
-        template = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
-
-
-def _find_special_tokens(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    tokens: dict[str, str] = {}
-    for source in (_read_json(path / "special_tokens_map.json"), tokenizer_config):
-        for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-            value = source.get(name)
-            text = value.get("content") if isinstance(value, dict) else value
-            if isinstance(text, str):
-                tokens[name] = text
-    return tokens
-
-
-def _read_generation(path: Path) -> dict[str, Any]:
-    config = _read_json(path / "generation_config.json")
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    said = {name: config[name] for name in names if config.get(name) is not None}
-    if config.get("max_new_tokens"):
-        said["max_tokens"] = config["max_new_tokens"]
-    return said
+        f"--model {name}: {where} has no weights ({', '.join(_HUB_WEIGHTS)}); "
+        f"{hint or 'name another model or revision'}"
+    ) from repository.reason

@@ -41,11 +41,14 @@ class PromptFormat(Protocol):
     """One way to write a conversation.
 
     `adds_special_tokens` says whether the tokenizer should add the model's own start token: a
-    chat template writes it itself. `stop` are strings that end every answer in this format.
+    chat template writes it itself. `writes_special_tokens` says whether the format's own text has
+    any: where it has none, none is read in a prompt. `stop` are strings that end every answer in
+    this format.
     """
 
     name: str
     adds_special_tokens: bool
+    writes_special_tokens: bool
     stop: tuple[str, ...]
 
     def write(self, messages: Sequence[Message]) -> str:
@@ -60,6 +63,7 @@ class PromptFormat(Protocol):
 
 
 _SYNTHIA_HEADS = {"system": "SYSTEM:", "user": "USER:", "assistant": "ASSISTANT:"}
+_SYNTHIA_STOP = "USER:"
 
 
 class SynthiaFormat:
@@ -70,7 +74,8 @@ class SynthiaFormat:
 
     name = "synthia"
     adds_special_tokens = True
-    stop: tuple[str, ...] = ("USER:",)
+    writes_special_tokens = False
+    stop: tuple[str, ...] = (_SYNTHIA_STOP,)
 
     def write(self, messages: Sequence[Message]) -> str:
         """Return one line for each turn and an open ASSISTANT: at the end."""
@@ -78,8 +83,24 @@ class SynthiaFormat:
         return "\n".join([*turns, "ASSISTANT:"])
 
     def read(self, text: str) -> Answer:
-        """Return `text` stripped, as the cards' own loop does."""
-        return Answer(response=text.strip(), reasoning=None)
+        """Return `text` up to where the user would speak, stripped, as the cards' own loop does."""
+        return Answer(response=text.split(_SYNTHIA_STOP)[0].strip(), reasoning=None)
+
+
+class SynthiaCardFormat(SynthiaFormat):
+    """What the cards' Python loop feeds to the model: a space before each newline, one at the end.
+
+    Source: the same cards, "Below shows a code example": `f"{conversation} \\nUSER: {user_input}
+    \\nASSISTANT: "`, to which the stripped answer is added. For the author's own results, with the
+    system message that the loop begins with (`superintelligence` in the library).
+    """
+
+    name = "synthia-card"
+
+    def write(self, messages: Sequence[Message]) -> str:
+        """Return the loop's `llm_prompt` for `messages`; without a system message it begins with USER:."""
+        turns = [f"{_SYNTHIA_HEADS[message.role]} {message.content}" for message in messages]
+        return " \n".join([*turns, "ASSISTANT: "])
 
 
 class ChatFormat:
@@ -87,6 +108,7 @@ class ChatFormat:
 
     name = "chat"
     adds_special_tokens = False
+    writes_special_tokens = True
     stop: tuple[str, ...] = ()
 
     def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
@@ -100,7 +122,7 @@ class ChatFormat:
         except jinja2.TemplateSyntaxError as exc:
             raise UsageError(
                 f"the model's chat template, line {exc.lineno}: {exc.message}; "
-                "mend it, or use --set prompt_format=synthia"
+                "mend it, name another with --chat-template FILE, or use a --preset"
             ) from exc
         self._special_tokens = dict(special_tokens)
         self._thinks = THINK_END in template
@@ -150,6 +172,7 @@ class PlainChatFormat:
 
     name = "plain"
     adds_special_tokens = False
+    writes_special_tokens = False
     stop: tuple[str, ...] = ()
 
     def write(self, messages: Sequence[Message]) -> str:

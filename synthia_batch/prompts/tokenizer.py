@@ -1,31 +1,68 @@
 """From text to token ids, in the driver, once for every sample.
 
 Uses the `tokenizers` library alone: importing transformers costs 8 s of start-up on two cores,
-and what it would do with a fast tokenizer's text is the same.
+and what it would do with a fast tokenizer's text is the same, but for one thing. A special token's
+text within a message (`</s>`, `<|im_end|>`) is text here and never the token: a row cannot end its
+own turn, or begin one of the model's.
 """
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from synthia_batch.errors import ModelUnavailable, SampleRefused
 from synthia_batch.prompts.formats import Answer, PromptFormat
 from synthia_batch.rows import Message
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Tokenizers
+
+_MARKS = tuple(chr(code) for code in range(0xE0F0, 0xE100))
+"""Characters for private use: one that no message has keeps a special token's text apart."""
+
 
 class Tokenizer(Protocol):
-    """Turns text into token ids."""
+    """Turns text into token ids. `special_texts` are the texts of its special tokens."""
 
-    def encode(self, text: str, add_special_tokens: bool) -> Sequence[int]:
-        """Return the ids of `text`, with the model's start token where asked for."""
+    @property
+    def special_texts(self) -> tuple[str, ...]:
+        """What a template writes to mean a special token."""
+
+    def encode(self, text: str, *, adds_start: bool, reads_special: bool) -> Sequence[int]:
+        """Return the ids of `text`.
+
+        `adds_start` puts the model's start token before it, `reads_special` takes the texts of
+        special tokens in it for those tokens.
+        """
+
+    def encode_around(self, text: str, mark: str) -> Sequence[int]:
+        """Return the ids of `text`, in which `mark` stands in what only looks like a special token."""
 
 
 class ByteTokenizer:
     """UTF-8 bytes as ids, for engines without a model."""
 
-    def encode(self, text: str, add_special_tokens: bool) -> bytes:
+    special_texts: tuple[str, ...] = ()
+
+    def encode(self, text: str, *, adds_start: bool, reads_special: bool) -> bytes:
         """Return the bytes of `text`; there are no special tokens."""
         return text.encode()
+
+    def encode_around(self, text: str, mark: str) -> bytes:
+        """Return the bytes of `text` without `mark`."""
+        return text.replace(mark, "").encode()
+
+
+@dataclass(frozen=True, slots=True)
+class _Special:
+    """A special token, and whether it takes in the blanks on its left and on its right."""
+
+    id: int
+    strips_left: bool
+    strips_right: bool
 
 
 class FastTokenizer:
@@ -37,22 +74,64 @@ class FastTokenizer:
         Raises:
             ModelUnavailable: It cannot be read, or is not a tokenizer.
         """
+        self._path = path
+        self._tokenizer = self._open()
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        self._specials = {
+            token.content: _Special(number, token.lstrip, token.rstrip)
+            for number, token in added
+            if token.special and token.content
+        }
+
+    @property
+    def special_texts(self) -> tuple[str, ...]:
+        """The texts of the special tokens, the longest first."""
+        return tuple(sorted(self._specials, key=len, reverse=True))
+
+    def encode(self, text: str, *, adds_start: bool, reads_special: bool) -> Sequence[int]:
+        """Return the ids of `text`; see `Tokenizer`."""
+        tokenizer = self._tokenizer if reads_special else self._literal
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=adds_start).ids
+        return ids
+
+    def encode_around(self, text: str, mark: str) -> Sequence[int]:
+        """Return the ids of `text`; see `Tokenizer`.
+
+        What stands between special tokens is encoded by itself, as the library does it too.
+        """
+        ids: list[int] = []
+        strips = False
+        pieces = re.split("(" + "|".join(map(re.escape, self.special_texts)) + ")", text)
+        for index, piece in enumerate(pieces):
+            if index % 2:
+                special = self._specials[piece]
+                ids.append(special.id)
+                strips = special.strips_right
+                continue
+            follower = self._specials[pieces[index + 1]] if index + 1 < len(pieces) else None
+            plain = piece.lstrip() if strips else piece
+            plain = plain.rstrip() if follower and follower.strips_left else plain
+            if plain:
+                ids += self.encode(plain.replace(mark, ""), adds_start=False, reads_special=False)
+        return ids
+
+    @cached_property
+    def _literal(self) -> "Tokenizers":
+        """The tokenizer that takes no text for a special token."""
+        tokenizer = self._open()
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    def _open(self) -> "Tokenizers":
         from tokenizers import Tokenizer as Tokenizers
 
         try:
-            self._tokenizer = Tokenizers.from_file(str(path))
+            tokenizer = Tokenizers.from_file(str(self._path))
         except Exception as exc:  # The library raises bare Exception for every fault of the file.
-            raise ModelUnavailable(f"{path}: not a tokenizer: {exc}; fetch the model again") from exc
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-
-    def encode(self, text: str, add_special_tokens: bool) -> Sequence[int]:
-        """Return the ids of `text`, its start token once even where the text writes it too."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        if not add_special_tokens or len(ids) < 2 or ids[0] != ids[1]:
-            return ids
-        bare: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return bare if ids[1:] == bare else ids
+            raise ModelUnavailable(f"{self._path}: not a tokenizer: {exc}; fetch the model again") from exc
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
 
 class Renderer:
@@ -61,10 +140,18 @@ class Renderer:
     def __init__(self, prompt_format: PromptFormat, tokenizer: Tokenizer) -> None:
         self._format = prompt_format
         self._tokenizer = tokenizer
+        # A token of one character cannot be hidden by a mark within it, and no template's is one.
+        texts = [text for text in tokenizer.special_texts if len(text) > 1]
+        needs_care = bool(texts) and prompt_format.writes_special_tokens
+        self._special = re.compile("|".join(map(re.escape, texts))) if needs_care else None
 
     def encode(self, text: str) -> Sequence[int]:
         """Return the token ids of `text` as it stands, behind a start token if the format writes none."""
-        return self._tokenizer.encode(text, self._format.adds_special_tokens)
+        return self._tokenizer.encode(
+            text,
+            adds_start=self._format.adds_special_tokens,
+            reads_special=self._format.writes_special_tokens,
+        )
 
     def render(self, messages: Sequence[Message]) -> Sequence[int]:
         """Return the token ids of the whole prompt.
@@ -72,7 +159,11 @@ class Renderer:
         Raises:
             SampleRefused: The format cannot express the conversation, or it has no tokens.
         """
-        ids = self.encode(self._format.write(messages))
+        special = self._special
+        if special is not None and any(special.search(message.content) for message in messages):
+            ids = self._render_around(messages, special)
+        else:
+            ids = self.encode(self._format.write(messages))
         if not ids:
             raise SampleRefused("prompt_empty", "the prompt has no tokens")
         return ids
@@ -80,3 +171,21 @@ class Renderer:
     def read(self, text: str) -> Answer:
         """Return the answer that the generated `text` is. Not to be read twice."""
         return self._format.read(text)
+
+    def _render_around(self, messages: Sequence[Message], special: re.Pattern[str]) -> Sequence[int]:
+        """Render messages in which special tokens are written out: a mark within each hides it."""
+        whole = "".join(message.content for message in messages)
+        mark = next((mark for mark in _MARKS if mark not in whole), None)
+        if mark is None:
+            reason = "it writes out special tokens, and all the characters that could keep them apart"
+            raise SampleRefused("prompt_not_expressible", reason)
+        hidden = [Message(message.role, _hide(special, message.content, mark)) for message in messages]
+        return self._tokenizer.encode_around(self._format.write(hidden), mark)
+
+
+def _hide(special: re.Pattern[str], text: str, mark: str) -> str:
+    """Return `text` with `mark` behind the first character of every special token's text."""
+    # Again and again: what is hidden may hold the text of another one.
+    while special.search(text):
+        text = special.sub(lambda found: found[0][0] + mark + found[0][1:], text)
+    return text

@@ -80,8 +80,8 @@ def test_a_killed_driver_resumes_on_other_workers_to_the_same_bytes(synthia: Com
 def test_the_cards_format_ends_an_answer_where_the_user_would_speak(synthia: Command, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "Name a colour."}, {"prompt": "Name a fruit."}])
     done = synthia(
-        "run", source, "--preset", "synthia", "--max-tokens", "48", "--pool", "local", "-o", "out",
-        "--set", "model.max_model_len=1024", timeout=300,
+        "run", source, "--preset", "synthia-7b", "-m", "demo", "--max-tokens", "48", "--pool", "local",
+        "-o", "out", "--set", "model.max_model_len=1024", timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = pq.read_table(tmp_path / "out" / "data").to_pylist()

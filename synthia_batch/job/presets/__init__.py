@@ -1,12 +1,110 @@
-"""Presets: what the model cards recommend, as layers of a job. One YAML file each."""
+"""Presets: what the model cards recommend, as layers of a job. One YAML file each.
+
+Every value stands there with the line of a model card that says it, or with the reason for it
+where no card does. `tests/test_presets.py` holds the lines against the cards.
+"""
 
 import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from synthia_batch.errors import UsageError
+from synthia_batch.job.dotted import merge_values, nest
 from synthia_batch.job.layers import Layer
+
+ANY_MODEL = "chat"
+"""The preset of a model that no other one knows."""
+_OF_THE_MODEL = "model."
+"""Keys that say what the preset's own model is, and nothing of any other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sourced:
+    """A value, the `line` of a card that says it, and the `reason` where that needs one.
+
+    `card` is the address of the card where it is not the preset's own.
+    """
+
+    value: Any
+    line: str | None
+    card: str | None
+    reason: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able values, without what is not there."""
+        rest = {"line": self.line, "card": self.card, "reason": self.reason}
+        return {"value": self.value, **{key: text for key, text in rest.items() if text is not None}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSize:
+    """A line of a card's table of files: sizes in GB (10**9 bytes)."""
+
+    quantization: str
+    bits: int
+    size_gb: float
+    ram_gb: float
+
+    def __str__(self) -> str:
+        return f"{self.quantization:<7} {self.bits} bits  {self.size_gb:6.2f} GB, RAM {self.ram_gb:6.2f} GB"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """What a card says. `job` and `placement` are by dotted key of a job file, `facts` by name.
+
+    `matches` are the names of models that are this preset's; `placement` holds where there are GPUs.
+    """
+
+    name: str
+    title: str
+    card: str | None
+    matches: tuple[str, ...]
+    job: Mapping[str, Sourced]
+    placement: Mapping[str, Sourced]
+    facts: Mapping[str, Sourced]
+    memory_table: tuple[FileSize, ...]
+
+    def knows(self, model: str) -> bool:
+        """Whether `model`, a name on the Hub with or without `:QUANTIZATION`, is this preset's."""
+        repo_id = model.partition(":")[0].lower()
+        return any(repo_id == name.lower() for name in self.matches)
+
+    def make_layer(self, model: str | None, *, on_gpu: bool, found: bool = False) -> Layer:
+        """Return the layer for a job whose user named `model`, or none.
+
+        Of another model than its own, the preset knows neither dtype, quantization and length
+        nor where to place it: these are left out. `found` says that nobody named the preset.
+        """
+        own = model is None or self.knows(model)
+        keys = {**self.job, **(self.placement if on_gpu else {})} if own else self.job
+        values: dict[str, Any] = {}
+        for key, entry in keys.items():
+            if (own or not key.startswith(_OF_THE_MODEL)) and entry.value is not None:
+                values = merge_values(values, nest(key, entry.value))
+        origin = f"preset {self.name}, found by the model's name" if found else f"preset {self.name}"
+        return Layer(origin=origin, values=values, is_said=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able values."""
+        sections = {"job": self.job, "placement": self.placement, "facts": self.facts}
+        return {
+            "name": self.name,
+            "title": self.title,
+            "card": self.card,
+            "matches": list(self.matches),
+            **{
+                name: {key: entry.to_dict() for key, entry in section.items()}
+                for name, section in sections.items()
+            },
+            "memory_table": [
+                [row.quantization, row.bits, row.size_gb, row.ram_gb] for row in self.memory_table
+            ],
+        }
 
 
 def list_presets() -> tuple[str, ...]:
@@ -15,8 +113,8 @@ def list_presets() -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
 
 
-def read_preset(name: str) -> Layer:
-    """Return the layer that the preset `name` gives.
+def read_preset(name: str) -> Preset:
+    """Return the preset `name`.
 
     Raises:
         UsageError: There is no such preset.
@@ -27,4 +125,33 @@ def read_preset(name: str) -> Layer:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         raise UsageError(f"--preset {name}: no such preset; {hint}")
     text = resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return Layer(origin=f"preset {name}", values=YAML(typ="safe").load(text), is_said=False)
+    values = YAML(typ="safe").load(text)
+    return Preset(
+        name=name,
+        title=values["title"],
+        card=values["card"],
+        matches=tuple(values["matches"]),
+        memory_table=tuple(
+            FileSize(quantization=row[0], bits=row[1], size_gb=row[2], ram_gb=row[3])
+            for row in values.get("memory_table", ())
+        ),
+        **{key: _read_section(values[key]) for key in ("job", "placement", "facts")},
+    )
+
+
+def find_preset(model: str) -> Preset:
+    """Return the preset whose own model `model` is, or the one for any model."""
+    presets = map(read_preset, list_presets())
+    return next((preset for preset in presets if preset.knows(model)), read_preset(ANY_MODEL))
+
+
+def _read_section(section: Mapping[str, Mapping[str, Any]]) -> dict[str, Sourced]:
+    return {
+        key: Sourced(
+            value=entry["value"],
+            line=entry.get("line"),
+            card=entry.get("card"),
+            reason=entry.get("reason"),
+        )
+        for key, entry in section.items()
+    }

@@ -1,0 +1,28 @@
+"""`synthia-batch doctor`: what this machine has, and whether a job will fit."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from synthia_batch.cli.flags import JobFlags, takes_job_flags
+
+EXIT_UNHEALTHY = 2
+_MARKS = {"ok": "ok ", "unknown": " ? ", "bad": "BAD"}
+
+
+@takes_job_flags
+def doctor(
+    flags: JobFlags, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False
+) -> None:
+    """Look at engine, GPUs, memory, Ray and disk, and whether a job will fit. Exits with 0 or 2."""
+    from synthia_batch.doctor import examine_job, examine_machine
+
+    layers = flags.read_layers()
+    found = examine_job(layers) if any(layer.values for layer in layers) else examine_machine()
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        for check in found.checks:
+            print(f"{_MARKS[check.state]} {check.name}: {check.text}")
+    raise typer.Exit(0 if found.is_healthy else EXIT_UNHEALTHY)

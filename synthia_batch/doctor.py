@@ -1,0 +1,213 @@
+"""What this machine has for a job, and whether the job will fit: looked at before a night is lost.
+
+Nothing is downloaded but lists of files and a config.json, nothing loaded, no run directory touched.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from synthia_batch.errors import SynthiaBatchError
+from synthia_batch.fit import Need, Room, judge_fit
+from synthia_batch.hardware import (
+    detect_device,
+    installed_vllm,
+    list_cores,
+    list_gpu_memory,
+    name_cpu,
+    name_gpus,
+    total_memory_bytes,
+)
+from synthia_batch.job.declared import Job
+from synthia_batch.job.layers import Layer, merge_layers
+from synthia_batch.job.presets import Preset
+from synthia_batch.model_choice import add_preset, choose_device, preview_by_card
+from synthia_batch.models.weigh import ModelWeight, weigh_model
+from synthia_batch.pool.address import check_form, probe_head
+from synthia_batch.resolve import select_rows
+from synthia_batch.source import open_source
+from synthia_batch.user_cache import find_user_cache
+
+State = Literal["ok", "unknown", "bad"]
+LOW_DISK_BYTES = 2 * 10**9
+NO_INPUT = "-"
+"""Stands for the input of a job that names none: its model can be looked at all the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at, and what was found."""
+
+    name: str
+    state: State
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """All that was looked at. It is healthy if nothing was found bad."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether a job may be started."""
+        return all(check.state != "bad" for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able values."""
+        return {"healthy": self.is_healthy, "checks": [asdict(check) for check in self.checks]}
+
+
+def examine_machine() -> Diagnosis:
+    """Return what this machine has for any job."""
+    return Diagnosis(checks=tuple(_list_machine_checks(detect_device(), Path("outputs"), None)))
+
+
+def examine_job(layers: Sequence[Layer]) -> Diagnosis:
+    """Return what this machine has for the job that `layers` say, the strongest first.
+
+    Raises:
+        UsageError: The job cannot be used as it was said.
+    """
+    none = Layer(origin="default", values={"input": {"path": NO_INPUT}}, is_said=False)
+    chosen = add_preset([*layers, none])
+    job = merge_layers(chosen.layers).job
+    output = job.output or Path("outputs")
+    checks = [*_list_machine_checks(choose_device(job), output, job)]
+    if str(job.input.path) != NO_INPUT:
+        checks.append(_try("input", lambda: _check_input(job)))
+    if job.engine.kind == "vllm":
+        checks += _list_model_checks(job, chosen.preset)
+    return Diagnosis(checks=tuple(checks))
+
+
+def _list_machine_checks(device: str, output: Path, job: Job | None) -> Iterator[Check]:
+    installed = installed_vllm()
+    if job is not None and job.engine.kind == "scripted":
+        yield Check(name="engine", state="ok", text="scripted: no weights, no GPU")
+    elif installed is None:
+        hint = "pip install 'synthia-batch[cuda]' on a GPU machine, 'synthia-batch[cpu]' elsewhere"
+        yield Check(name="engine", state="bad", text=f"vLLM is not installed; {hint}")
+    else:
+        yield Check(name="engine", state="ok", text=f"{installed[0]} {installed[1]}, computes on {device}")
+    yield _check_gpus(device)
+    yield Check(name="cpu", state="ok", text=f"{len(list_cores())} cores, {name_cpu()}")
+    yield Check(name="memory", state="ok", text=f"{total_memory_bytes() / 1e9:.1f} GB of RAM")
+    yield _try("ray", lambda: _check_ray(job))
+    yield _check_disk("cache", find_user_cache())
+    yield _check_disk("hub cache", _find_hub_cache())
+    yield _check_disk("output", output)
+
+
+def _check_gpus(device: str) -> Check:
+    names, sizes = name_gpus(), list_gpu_memory()
+    said = ", ".join(f"{name} {size / 1e9:.0f} GB" for name, size in zip(names, sizes, strict=False))
+    if said:
+        return Check(name="gpus", state="ok", text=said)
+    if device == "cuda":
+        text = "none seen, and the engine is built for them: is the driver installed (nvidia-smi)?"
+        return Check(name="gpus", state="bad", text=text)
+    return Check(name="gpus", state="ok", text="none")
+
+
+def _check_ray(job: Job | None) -> Check:
+    try:
+        version = metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        return Check(name="ray", state="bad", text="not installed; pip install synthia-batch again")
+    address = (job.pool.ray_address if job else None) or os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Check(name="ray", state="ok", text=f"{version}, one of the job's own")
+    check_form(address)
+    if address == "auto":
+        return Check(name="ray", state="unknown", text=f"{version}, the cluster of this machine: not asked")
+    probe_head(address)
+    return Check(name="ray", state="ok", text=f"{version}, a head answers at {address}")
+
+
+def _check_disk(name: str, path: Path) -> Check:
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK):
+        return Check(name=name, state="bad", text=f"{path}: {there} cannot be written")
+    free = shutil.disk_usage(there).free
+    state: State = "ok" if free >= LOW_DISK_BYTES else "bad"
+    return Check(name=name, state=state, text=f"{path}: {free / 1e9:.1f} GB free")
+
+
+def _check_input(job: Job) -> Check:
+    open_source(job.input.path).detect(select_rows(job))
+    size = job.input.path.stat().st_size
+    text = f"{job.input.path}: {size / 1e6:.1f} MB; `synthia-batch validate` reads every row"
+    return Check(name="input", state="ok", text=text)
+
+
+def _list_model_checks(job: Job, preset: Preset | None) -> list[Check]:
+    name = preset.name if preset else "none"
+    try:
+        weight = weigh_model(job.model.name, job.model.revision, choose_device(job))
+    except SynthiaBatchError as exc:
+        return [Check(name="model", state="bad", text=str(exc))]
+    source = "by its files" if weight.weights_bytes is not None else "by its preset"
+    weight = _fill_in(weight, preset, job)
+    weights = weight.weights_bytes
+    size = "size not known" if weights is None else f"{weights / 1e9:.2f} GB {source}"
+    checks = [Check(name="model", state="ok", text=f"{job.model.name}, preset {name}, {size}")]
+    if weight.fetch_bytes:
+        free = min(shutil.disk_usage(_exists(path)).free for path in (find_user_cache(), _find_hub_cache()))
+        state: State = "ok" if free > weight.fetch_bytes else "bad"
+        needed = f"{weight.fetch_bytes / 1e9:.1f} GB are still to be fetched or made"
+        text = f"{needed}, {free / 1e9:.1f} GB are free"
+        checks.append(Check(name="download", state=state, text=text))
+    return [*checks, _check_fit(job, weight)]
+
+
+def _fill_in(weight: ModelWeight, preset: Preset | None, job: Job) -> ModelWeight:
+    """Return `weight` with what the preset knows where nothing was seen."""
+    known = preset.facts.get("weights_gb") if preset and preset.knows(job.model.name) else None
+    if weight.weights_bytes is not None or known is None:
+        return weight
+    preview = preview_by_card(preset, job.model.name, choose_device(job))
+    size = (preview and preview.weights_bytes) or int(known.value * 1e9)
+    return replace(weight, weights_bytes=size, fetch_bytes=size)
+
+
+def _check_fit(job: Job, weight: ModelWeight) -> Check:
+    length = job.model.max_model_len or weight.max_model_len
+    value_bytes = 4 if job.model.dtype == "float32" else 2
+    values = weight.kv_values_per_token
+    need = Need(
+        weights_bytes=weight.weights_bytes,
+        sample_bytes=None if values is None or length is None else values * length * value_bytes,
+        parts=job.pool.tensor_parallel_size * job.pool.pipeline_parallel_size,
+    )
+    room = Room(
+        device=choose_device(job),
+        memory_bytes=total_memory_bytes(),
+        gpu_bytes=list_gpu_memory(),
+        engines=job.pool.workers or (1 if job.pool.kind == "local" else len(list_cores())),
+    )
+    verdict = judge_fit(need, room)
+    states: dict[bool | None, State] = {True: "ok", False: "bad", None: "unknown"}
+    return Check(name="fit", state=states[verdict.fits], text=verdict.reason)
+
+
+def _try(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except SynthiaBatchError as exc:
+        return Check(name=name, state="bad", text=str(exc))
+
+
+def _find_hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _exists(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,0 +1,262 @@
+"""Which model a job has, by which preset, and how its prompts are written.
+
+A model that cannot be used is refused here, before its weights are fetched or loaded.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from synthia_batch.digest import DigestCache
+from synthia_batch.errors import ModelUnavailable, UsageError
+from synthia_batch.hardware import detect_device, list_gpu_memory, total_memory_bytes
+from synthia_batch.job.declared import Job
+from synthia_batch.job.layers import Layer, Merged, merge_layers
+from synthia_batch.job.presets import Preset, find_preset, list_presets, read_preset
+from synthia_batch.job.resolved import (
+    AdapterChoice,
+    Device,
+    FormatName,
+    LoraAdapter,
+    ModelRef,
+    PromptSpec,
+)
+from synthia_batch.models.adapter import read_adapter
+from synthia_batch.models.gguf import estimate_dequantized_bytes, parse_hub_name
+from synthia_batch.models.locate import (
+    ModelFacts,
+    Preview,
+    Quantization,
+    Reception,
+    digest_model,
+    locate_model,
+    read_model_facts,
+)
+
+GGUF_PLUGIN = "vllm_gguf_plugin"
+_OF_CARDS: Mapping[str, FormatName] = {"synthia": "synthia", "synthia-card": "synthia-card"}
+"""The formats that need no template."""
+_QUANTIZED_BEFOREHAND = ("awq", "gptq", "compressed-tensors", "gguf")
+"""Methods, by the words in their names, of which vLLM reads checkpoints and makes none itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenPreset:
+    """The preset of a job, None for an engine without a model, and the job's layers with it."""
+
+    preset: Preset | None
+    layers: Sequence[Layer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundModel:
+    """The model of a job and what its files say; nothing of it for an engine without a model."""
+
+    ref: ModelRef
+    facts: ModelFacts | None
+    digests: Mapping[str, str]
+    adapters: tuple[LoraAdapter, ...]
+
+
+def add_preset(layers: Sequence[Layer]) -> ChosenPreset:
+    """Return the preset that the user or the model's name says, and `layers` with what it says.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    merged = merge_layers(layers)
+    job = merged.job
+    model = job.model.name if merged.is_said("model.name") else None
+    if job.preset is None and model is None and job.engine.kind == "scripted":
+        return ChosenPreset(preset=None, layers=layers)
+    preset = find_preset(job.model.name) if job.preset is None else read_preset(job.preset)
+    layer = preset.make_layer(model, on_gpu=choose_device(job) == "cuda", found=job.preset is None)
+    if job.chat_template is not None:  # Whoever brings a template wants it used.
+        named = Layer(origin="--chat-template", values={"prompt_format": "chat"}, is_said=False)
+        layers = [*layers, named]
+    return ChosenPreset(preset=preset, layers=[*layers, layer])
+
+
+def choose_device(job: Job) -> Device:
+    """Return what the job's engines compute on."""
+    return detect_device() if job.engine.device == "auto" else job.engine.device
+
+
+def find_model(
+    merged: Merged, preset: Preset | None, cache: DigestCache, say: Callable[[str], None]
+) -> FoundModel:
+    """Return the job's model, fetched where it is not there.
+
+    Raises:
+        ModelUnavailable: It is not to be had, or there is not the memory for it.
+        UsageError: It cannot be used as the job says.
+    """
+    job = merged.job
+    adapters = _find_adapters(job, cache)
+    # A preset's model is not fetched for a rehearsal.
+    if job.engine.kind == "scripted" and not merged.is_said("model.name"):
+        ref = ModelRef(name="scripted", path=None, repo_id=None, revision=None, trust_remote_code=False)
+        return FoundModel(ref=ref, facts=None, digests={}, adapters=adapters)
+
+    def check(preview: Preview) -> None:
+        if preview.describes_itself:
+            refuse_without_format(job, preview.name, preview.chat_template)
+        if job.engine.kind == "vllm":
+            _refuse_without_room(job, preset, preview)
+
+    by_card = preview_by_card(preset, job.model.name, choose_device(job))
+    if by_card is not None:  # Before the Hub is asked, which may be out of reach.
+        check(by_card)
+    reception = Reception(device=choose_device(job), check=check, say=say)
+    located = locate_model(job.model.name, job.model.revision, reception)
+    facts = read_model_facts(located.path)
+    if located.gguf is not None:
+        _refuse_without_plugin(job, located.name)
+        facts = dataclasses.replace(facts, quantization=Quantization(method="gguf", detail=located.gguf.name))
+    refuse_without_format(job, located.name, facts.chat_template)
+    _refuse_other_quantization(job, located.name, facts)
+    alone = adapters[0].name if len(adapters) == 1 and job.lora.column is None else None
+    ref = ModelRef(
+        name=f"{located.name}+{alone}" if alone else located.name,
+        path=located.path,
+        repo_id=located.repo_id,
+        revision=located.revision,
+        trust_remote_code=job.model.trust_remote_code,
+        gguf=located.gguf,
+    )
+    digests = digest_model(located.path, cache, gguf=located.gguf)
+    return FoundModel(ref=ref, facts=facts, digests=digests, adapters=adapters)
+
+
+def choose_format(job: Job, found: FoundModel) -> PromptSpec:
+    """Return how the job's prompts are written.
+
+    Raises:
+        UsageError: A template was named that cannot be read, or that nothing would use.
+    """
+    facts = found.facts
+    said = _read_template_file(job)
+    template = said if said is not None else facts.chat_template if facts else None
+    if job.prompt_format in _OF_CARDS:
+        if said is not None:
+            raise UsageError(
+                f"--chat-template {job.chat_template}: prompt_format={job.prompt_format} uses no template; "
+                "add --set prompt_format=chat, or leave the template out"
+            )
+        template = None
+    return PromptSpec(
+        format=_OF_CARDS.get(job.prompt_format, "plain" if template is None else "chat"),
+        template=template,
+        special_tokens=facts.special_tokens if facts else {},
+        tokenizer=facts.tokenizer_path if facts else None,
+    )
+
+
+def choose_adapter(job: Job) -> AdapterChoice:
+    """Return which of the job's adapters makes a row.
+
+    Raises:
+        UsageError: There are several, and nothing says which.
+    """
+    known = tuple(job.lora.adapters)
+    if job.lora.column is not None and not known:
+        raise UsageError(
+            f"--lora-column {job.lora.column}: there are no adapters; name them with --lora NAME=PATH"
+        )
+    if len(known) > 1 and job.lora.column is None:
+        raise UsageError(
+            f"--lora: {', '.join(known)}: nothing says which rows take which; name the column that does "
+            "with --lora-column, or only one adapter"
+        )
+    alone = known[0] if known and job.lora.column is None else None
+    return AdapterChoice(name=alone, column=job.lora.column, known=known)
+
+
+def preview_by_card(preset: Preset | None, model: str, device: Device) -> Preview | None:
+    """Return what the card's table says of the GGUF file that `model` names on the Hub, if it has one."""
+    wanted = parse_hub_name(model)
+    table = preset.memory_table if preset is not None and preset.knows(model) else ()
+    named = wanted.quantization.lower() if wanted else None
+    row = next((row for row in table if row.quantization.lower() == named), None)
+    if row is None:
+        return None
+    size = int(row.size_gb * 1e9)
+    weights = estimate_dequantized_bytes(size, row.quantization) if device == "cpu" else size
+    return Preview(name=model, describes_itself=False, weights_bytes=weights, is_gguf=True)
+
+
+def refuse_without_format(job: Job, name: str, template: str | None) -> None:
+    """Return if the job says how prompts are written for the model `name`, or its `template` does.
+
+    Raises:
+        UsageError: Neither does.
+    """
+    if template is not None or job.chat_template is not None or job.prompt_format in _OF_CARDS:
+        return
+    synthia = ", ".join(preset for preset in list_presets() if preset.startswith("synthia"))
+    raise UsageError(
+        f"{name}: the model has no chat template, so nothing says how it is to be asked; for a Synthia model "
+        f"name its --preset ({synthia}), for any other its template with --chat-template FILE"
+    )
+
+
+def _read_template_file(job: Job) -> str | None:
+    path = job.chat_template
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as exc:
+        raise UsageError(f"--chat-template {path}: cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"--chat-template {path}: not UTF-8 (byte {exc.start}); save it as UTF-8") from exc
+
+
+def _find_adapters(job: Job, cache: DigestCache) -> tuple[LoraAdapter, ...]:
+    choose_adapter(job)
+    found = ((name, read_adapter(name, Path(path), cache)) for name, path in job.lora.adapters.items())
+    return tuple(
+        LoraAdapter(name=name, path=facts.path, rank=facts.rank, digest=facts.digest) for name, facts in found
+    )
+
+
+def _refuse_without_room(job: Job, preset: Preset | None, preview: Preview) -> None:
+    """Return unless a GGUF file's weights are known to need more memory than an engine here may have."""
+    device = choose_device(job)
+    if not preview.is_gguf or preview.weights_bytes is None:
+        return
+    parts = job.pool.tensor_parallel_size * job.pool.pipeline_parallel_size
+    room = total_memory_bytes() if device == "cpu" else sum(sorted(list_gpu_memory(), reverse=True)[:parts])
+    if not room or preview.weights_bytes <= room:
+        return
+    where = "of RAM, dequantized to bfloat16" if device == "cpu" else f"of memory on {parts} GPU(s)"
+    hint = "run it on GPUs, where they stay as they are" if device == "cpu" else "take more GPUs"
+    lines = [
+        f"{preview.name}: its weights take {preview.weights_bytes / 1e9:.1f} GB {where}, and there are "
+        f"{room / 1e9:.1f} GB; {hint}, or take a smaller file or model"
+    ]
+    if preset is not None and preset.memory_table:
+        lines.append("its card says of its files (RAM as llama.cpp takes it, without a GPU):")
+        lines += [f"  {row}" for row in preset.memory_table]
+    raise ModelUnavailable("\n".join(lines))
+
+
+def _refuse_without_plugin(job: Job, name: str) -> None:
+    if job.engine.kind == "vllm" and importlib.util.find_spec(GGUF_PLUGIN) is None:
+        raise UsageError(
+            f"{name}: on GPUs vLLM reads GGUF files by a plugin, which is not installed; "
+            "run: pip install 'synthia-batch[cuda,gguf]'"
+        )
+
+
+def _refuse_other_quantization(job: Job, name: str, facts: ModelFacts) -> None:
+    said = job.model.quantization
+    if said is None or facts.quantization is not None:
+        return  # vLLM compares the two, and knows which stand for each other.
+    if any(word in said for word in _QUANTIZED_BEFOREHAND):
+        raise UsageError(
+            f"model.quantization={said}: {name} is not quantized, by its config.json; leave that out, or "
+            f"name a checkpoint that is"
+        )

@@ -1,0 +1,47 @@
+"""LoRA adapters in peft's format: adapter_config.json and adapter_model.safetensors in a directory."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from synthia_batch.digest import DigestCache, digest_file, digest_json
+from synthia_batch.errors import ModelUnavailable
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFacts:
+    """What an adapter's files say. `rank` is that of its matrices, `digest` is of config and weights."""
+
+    path: Path
+    rank: int
+    digest: str
+
+
+def read_adapter(name: str, path: Path, cache: DigestCache) -> AdapterFacts:
+    """Return what the adapter in the directory `path` is; `name` is for the messages.
+
+    Raises:
+        ModelUnavailable: There is none, or not one that engines read.
+    """
+    directory = path.expanduser().absolute()
+    config = directory / CONFIG_NAME
+    try:
+        said = json.loads(config.read_bytes())
+        rank, kind = int(said["r"]), said.get("peft_type", "LORA")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ModelUnavailable(
+            f"--lora {name}={path}: no LoRA adapter there, its {CONFIG_NAME} cannot be used "
+            f"({type(exc).__name__}: {exc}); name a directory that peft's save_pretrained wrote"
+        ) from exc
+    if kind != "LORA":
+        raise ModelUnavailable(f"--lora {name}={path}: a {kind} adapter, and engines read LORA ones only")
+    weights = next((file for file in WEIGHTS_NAMES if (directory / file).is_file()), None)
+    if weights is None:
+        raise ModelUnavailable(
+            f"--lora {name}={path}: no {' or '.join(WEIGHTS_NAMES)} there; save the adapter again"
+        )
+    digests = {file: digest_file(directory / file, cache) for file in (CONFIG_NAME, weights)}
+    return AdapterFacts(path=directory, rank=rank, digest=digest_json(digests))

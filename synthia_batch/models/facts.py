@@ -1,0 +1,133 @@
+"""What a model's files say about it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.errors import ModelUnavailable
+from synthia_batch.models.tokenizer_file import find_tokenizer_file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """How a checkpoint's weights are quantized, by its own word. `method` is as vLLM names it."""
+
+    method: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.method} ({self.detail})" if self.detail else self.method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What a model's files say.
+
+    `max_model_len` is in tokens, None where config.json does not say. `special_tokens` are what a
+    chat template may name. `generation` are the sampling values that the model recommends.
+    """
+
+    max_model_len: int | None
+    chat_template: str | None
+    special_tokens: Mapping[str, str]
+    generation: Mapping[str, Any]
+    quantization: Quantization | None
+    tokenizer_path: Path
+
+
+def read_model_facts(path: Path) -> ModelFacts:
+    """Return what the files in the model directory `path` say.
+
+    Raises:
+        ModelUnavailable: A file cannot be read, or there is no tokenizer to be had.
+    """
+    config = _read_json(path / "config.json")
+    tokenizer_config = _read_json(path / "tokenizer_config.json")
+    text_config = config.get("text_config") or config
+    quantized = text_config if "quantization_config" in text_config else config
+    return ModelFacts(
+        max_model_len=text_config.get("max_position_embeddings"),
+        chat_template=_find_template(path, tokenizer_config),
+        special_tokens=_find_special_tokens(path, tokenizer_config),
+        generation=_read_generation(path),
+        quantization=_find_quantization(path, quantized),
+        tokenizer_path=find_tokenizer_file(path),
+    )
+
+
+def read_template(path: Path) -> str | None:
+    """Return the chat template of the model directory `path`, None where it has none.
+
+    Raises:
+        ModelUnavailable: A file cannot be read.
+    """
+    return _find_template(path, _read_json(path / "tokenizer_config.json"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ModelUnavailable(f"{path}: cannot be read: {exc}; fetch the model again") from exc
+    return value if isinstance(value, dict) else {}
+
+
+def _find_template(path: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+    """Return the chat template: a file of its own goes before the tokenizer's config."""
+    file = path / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ModelUnavailable(f"{file}: cannot be read as UTF-8: {exc}; fetch the model again") from exc
+    template = tokenizer_config.get("chat_template") or _read_json(path / "chat_template.json").get(
+        "chat_template"
+    )
+    if isinstance(template, list):
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
+
+
+def _find_special_tokens(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    tokens: dict[str, str] = {}
+    for source in (_read_json(path / "special_tokens_map.json"), tokenizer_config):
+        for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+            value = source.get(name)
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                tokens[name] = text
+    return tokens
+
+
+def _read_generation(path: Path) -> dict[str, Any]:
+    config = _read_json(path / "generation_config.json")
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    said = {name: config[name] for name in names if config.get(name) is not None}
+    if config.get("max_new_tokens"):
+        said["max_tokens"] = config["max_new_tokens"]
+    return said
+
+
+def _find_quantization(path: Path, config: Mapping[str, Any]) -> Quantization | None:
+    """Return how the checkpoint is quantized: GPTQ, AWQ, FP8, compressed-tensors and the like say it.
+
+    In config.json, or, as older tools wrote it, in a file beside it.
+    """
+    said = config.get("quantization_config") or config.get("compression_config")
+    method = said.get("quant_method") if isinstance(said, dict) else None
+    for name, older in (("quant_config.json", "awq"), ("quantize_config.json", "gptq")):
+        if said is None and (path / name).is_file():
+            said = _read_json(path / name)
+            method = said.get("quant_method") or older
+    if not isinstance(said, dict) or not isinstance(method, str):
+        return None
+    bits = said.get("bits", said.get("w_bit"))
+    group = said.get("group_size", said.get("q_group_size"))
+    details = [f"{bits} bits" if bits else "", f"groups of {group}" if group else ""]
+    details += [str(said[name]) for name in ("version", "format", "fmt") if isinstance(said.get(name), str)]
+    return Quantization(method=method.lower(), detail=", ".join(detail for detail in details if detail))

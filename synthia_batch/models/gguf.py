@@ -1,0 +1,186 @@
+"""GGUF files: which one is meant, its parts joined, and what an engine reads of it.
+
+On CPUs vLLM reads none: the file is dequantized once to a directory of the user's cache. On GPUs
+vllm-gguf-plugin reads it as it is, and the directory holds its config and tokenizer only.
+"""
+
+import re
+import shutil
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from synthia_batch.digest import DigestCache, digest_file, digest_json
+from synthia_batch.errors import ModelUnavailable
+from synthia_batch.models.gguf_convert import convert_gguf, require_converter
+from synthia_batch.models.gguf_header import GgufHeader
+from synthia_batch.models.kept_directory import KeptDirectory, sync
+from synthia_batch.user_cache import find_user_cache
+
+SUFFIX = ".gguf"
+CONVERSION = 1
+"""Raise it when the conversion changes: the identity of a run names the weights."""
+_PART = re.compile(r"(?P<whole>.+\.gguf)-split-(?P<letter>[a-z])")
+_ON_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<quantization>[\w.-]+)")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_MOST_BITS_BEYOND_NAME = 2
+"""A file called Q4 takes 4 bits for each weight and some for scales and for what is not quantized: at most
+this many (5.8 in all in the embedded model's, 4.8 in the 70B's Q4_K_M)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubFile:
+    """A GGUF file on the Hub, as `REPOSITORY:QUANTIZATION` names it."""
+
+    repo_id: str
+    quantization: str
+
+
+def parse_hub_name(name: str) -> HubFile | None:
+    """Return what `name` means if it is `REPOSITORY:QUANTIZATION`."""
+    found = _ON_HUB.fullmatch(name)
+    return HubFile(repo_id=found["repo"], quantization=found["quantization"]) if found else None
+
+
+def find_local_parts(path: Path) -> tuple[Path, ...]:
+    """Return the GGUF file that `path` is, or the parts of the one that it is split into; () for neither.
+
+    Raises:
+        ModelUnavailable: A part is missing.
+    """
+    part = _PART.fullmatch(path.name)
+    whole = path.with_name(part["whole"]) if part else path
+    if whole.suffix.lower() != SUFFIX:
+        return ()
+    if whole.is_file():
+        return (whole,)
+    names = [file.name for file in whole.parent.glob("*") if _PART.sub(r"\g<whole>", file.name) == whole.name]
+    return tuple(whole.parent / name for name in _order_parts(names)) if names else ()
+
+
+def choose_files(files: Sequence[str], wanted: HubFile) -> tuple[str, ...]:
+    """Return the file of a repository that has the quantization wanted, or its parts in order.
+
+    Raises:
+        ModelUnavailable: None has, or several have.
+    """
+    pattern = re.compile(rf"(?:.*[.\-_/])?{re.escape(wanted.quantization)}\.gguf", re.IGNORECASE)
+    whole = [name for name in files if pattern.fullmatch(name)]
+    parts = [name for name in files if (part := _PART.fullmatch(name)) and pattern.fullmatch(part["whole"])]
+    if len(whole) > 1 or (not whole and len({_PART.sub(r"\g<whole>", name) for name in parts}) > 1):
+        raise ModelUnavailable(
+            f"--model {wanted.repo_id}:{wanted.quantization}: several files are of it "
+            f"({', '.join(whole or parts)}); fetch the one that you mean, and name it with --model FILE.gguf"
+        )
+    if whole:
+        return (whole[0],)
+    if parts:
+        return _order_parts(parts)
+    raise ModelUnavailable(
+        f"--model {wanted.repo_id}:{wanted.quantization}: no GGUF file is of it; "
+        f"there are {', '.join(list_quantizations(files)) or 'none at all'}"
+    )
+
+
+def list_quantizations(files: Sequence[str]) -> list[str]:
+    """Return the last words of the names of GGUF files: their quantizations, as a rule."""
+    names = [_SHARD.sub(SUFFIX, _PART.sub(r"\g<whole>", name)) for name in files]
+    stems = [name[: -len(SUFFIX)] for name in names if name.lower().endswith(SUFFIX)]
+    return sorted({re.split(r"[.\-/]", stem)[-1] for stem in stems})
+
+
+def estimate_dequantized_bytes(file_bytes: int, quantization: str) -> int:
+    """Return what the weights of a file take at least once they are bfloat16, judged by its name."""
+    digits = re.search(r"\d+", quantization)
+    bits = int(digits[0]) if digits else 16
+    return int(file_bytes * 16 / (bits + _MOST_BITS_BEYOND_NAME)) if bits < 16 else file_bytes
+
+
+def join_parts(parts: Sequence[Path], cache: DigestCache, say: Callable[[str], None]) -> Path:
+    """Return one file with the content of `parts` in order, which are one file already if there is one.
+
+    It is kept in the user's cache; the parts stay as they are. Source: the Synthia-70B-GGUF card,
+    "To join the files", which has them concatenated.
+
+    Raises:
+        ModelUnavailable: There is no room for it.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    name = _PART.sub(r"\g<whole>", parts[0].name)
+    mark = digest_json([digest_file(part, cache) for part in parts])[:16]
+    joined = find_user_cache() / "gguf" / mark / name
+    try:
+        joined.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(joined.parent / "lock"):
+            if not joined.is_file():
+                say(f"joining {len(parts)} parts of {name} in {joined.parent}")
+                _concatenate(parts, joined)
+    except OSError as exc:
+        raise ModelUnavailable(
+            f"{name}: its parts cannot be joined in {joined.parent}: {exc}; "
+            "see to that place, or set XDG_CACHE_HOME to another"
+        ) from exc
+    return joined
+
+
+def prepare_directory(
+    source: Path, header: GgufHeader, cache: DigestCache, say: Callable[[str], None], *, with_weights: bool
+) -> Path:
+    """Return the directory in the cache with what an engine reads of the file `source`, made once.
+
+    Raises:
+        ModelUnavailable: It cannot be made, or there is no room for it.
+    """
+    if header.parts > 1:
+        raise ModelUnavailable(
+            f"{source}: one of {header.parts} files of gguf-split; join them with "
+            "`llama-gguf-split --merge FIRST WHOLE.gguf`, and name that file"
+        )
+    kind = "bf16" if with_weights else "described"
+    mark = digest_file(source, cache)[:16]
+    kept = KeptDirectory(
+        path=find_user_cache() / "models" / f"gguf-{mark}-{kind}-{CONVERSION}",
+        what=source.name,
+        reads_content=False,
+    )
+
+    def build(target: Path) -> None:
+        require_converter()
+        size = f", {header.dequantized_bytes / 1e9:.1f} GB in bfloat16" if with_weights else ""
+        say(f"converting {source.name} once, to {kept.path}{size}")
+        convert_gguf(source, target, with_weights=with_weights)
+
+    try:
+        return kept.prepare(build)
+    except OSError as exc:
+        raise ModelUnavailable(
+            f"{source.name} cannot be kept in {kept.path.parent}: {exc}; it needs "
+            f"{header.dequantized_bytes / 1e9:.1f} GB there, or set XDG_CACHE_HOME to another place"
+        ) from exc
+
+
+def _order_parts(names: Sequence[str]) -> tuple[str, ...]:
+    ordered = sorted(names)
+    letters = [part["letter"] if (part := _PART.fullmatch(name)) else name for name in ordered]
+    expected = list(string.ascii_lowercase[: max(2, len(letters))])
+    if letters != expected:
+        missing = next((letter for letter in expected if letter not in letters), "a")
+        raise ModelUnavailable(
+            f"{ordered[0]}: the part -split-{missing} is missing; fetch it, and put it beside the others"
+        )
+    return tuple(ordered)
+
+
+def _concatenate(parts: Sequence[Path], target: Path) -> None:
+    new = target.with_name(f".{target.name}.new")
+    with new.open("wb") as whole:
+        for part in parts:
+            with part.open("rb") as piece:
+                shutil.copyfileobj(piece, whole, 2**24)
+    sync(new)
+    new.rename(target)
+    sync(target.parent)

@@ -1,0 +1,117 @@
+"""The Hugging Face Hub: what a repository has, and fetching it once. Uses the Hub's own token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from synthia_batch.errors import ModelUnavailable
+
+DESCRIPTION_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.py")
+"""What is fetched beside the weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """A repository as far as it can be seen from here.
+
+    `files` are the names of all its files, None where the Hub was not `reached`: then the reason
+    stands there, and only what the cache holds is to be had.
+    """
+
+    name: str
+    revision: str | None
+    files: tuple[str, ...] | None
+    reason: Exception | None
+
+
+def look_up(name: str, revision: str | None) -> Repository:
+    """Return the repository `name` as the Hub lists it, or without a list where that fails.
+
+    Raises:
+        ModelUnavailable: The Hub can have none of that name.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        files = tuple(HfApi().list_repo_files(name, revision=revision))
+    except HFValidationError as exc:
+        raise ModelUnavailable(f"--model {name}: no such directory, and not a Hub name: {exc}") from exc
+    except Exception as exc:
+        # Which errors the network has depends on the HTTP library under the Hub's: whatever it was,
+        # the files may be in the cache.
+        return Repository(name=name, revision=revision, files=None, reason=exc)
+    return Repository(name=name, revision=revision, files=files, reason=None)
+
+
+def fetch(repository: Repository, patterns: Sequence[str]) -> Path:
+    """Return the snapshot's directory with the files of `patterns` in it; it is named after its commit.
+
+    Raises:
+        ModelUnavailable: They are not to be had; says why.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                repository.name,
+                revision=repository.revision,
+                allow_patterns=list(patterns),
+                local_files_only=repository.files is None,
+            )
+        )
+    except Exception as exc:  # As for the list of files.
+        raise ModelUnavailable(explain(repository, exc)) from exc
+
+
+def read_sizes(repository: Repository) -> dict[str, int]:
+    """Return the sizes in bytes of the repository's files, as far as the Hub tells them."""
+    from huggingface_hub import HfApi
+
+    try:
+        listed = HfApi().model_info(repository.name, revision=repository.revision, files_metadata=True)
+        return {file.rfilename: file.size for file in listed.siblings or () if file.size is not None}
+    except Exception:  # As for the list of files; what is not known is not checked.
+        return {}
+
+
+def explain(repository: Repository, error: Exception) -> str:
+    """Return why the Hub did not give the model, and what to do about it."""
+    reason = repository.reason or error
+    name = repository.name
+    why = _explain_refusal(name, repository.revision, reason)
+    return (
+        f"--model {name}: not a directory here, and the Hub did not give it: "
+        f"{why or f'{reason}; check the name and the network'}; or run without --model for the embedded one"
+    )
+
+
+def _explain_refusal(name: str, revision: str | None, reason: Exception) -> str | None:
+    from huggingface_hub import errors, get_token
+
+    if get_token() is None:
+        token = "no token is set here: make one at https://huggingface.co/settings/tokens, and set HF_TOKEN"
+    else:
+        token = "the token that is set here (HF_TOKEN, or `hf auth login`) has no access to it"
+    # The more special errors first: a gated repository is a kind of one that was not found.
+    if _is_due_to(reason, errors.GatedRepoError):
+        return (
+            f"it is gated: ask for access at https://huggingface.co/{name}, signed in as the token's owner; "
+            f"{token}"
+        )
+    if _is_due_to(reason, errors.RevisionNotFoundError):
+        return f"it has no revision {revision!r}: see https://huggingface.co/{name}/tree/main"
+    if _is_due_to(reason, errors.RepositoryNotFoundError):
+        return f"there is no such repository, or it is private: check the name; {token}"
+    return None
+
+
+def _is_due_to(error: BaseException | None, kind: type[Exception]) -> bool:
+    """Whether `error`, or what it was raised from, is of `kind`."""
+    seen = 0
+    while error is not None and seen < 10:
+        if isinstance(error, kind):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False

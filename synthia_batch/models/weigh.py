@@ -1,0 +1,130 @@
+"""What a model will take in memory, told without fetching or loading its weights."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from synthia_batch.errors import ModelUnavailable
+from synthia_batch.models.demo import demo_model_path
+from synthia_batch.models.gguf import (
+    choose_files,
+    estimate_dequantized_bytes,
+    find_local_parts,
+    parse_hub_name,
+)
+from synthia_batch.models.gguf_header import read_gguf_header
+from synthia_batch.models.hub import Repository, fetch, look_up, read_sizes
+from synthia_batch.models.locate import DEMO_MODEL, choose_weights, is_weight
+from synthia_batch.privacy import keep_private
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelWeight:
+    """What is known of a model's size; None for what is not.
+
+    `weights_bytes` as an engine holds them, `fetch_bytes` what is still to be downloaded or made.
+    `kv_values_per_token` are the numbers of keys and values that a token leaves in all layers.
+    """
+
+    weights_bytes: int | None
+    fetch_bytes: int | None
+    kv_values_per_token: int | None
+    max_model_len: int | None
+
+
+UNKNOWN = ModelWeight(weights_bytes=None, fetch_bytes=None, kv_values_per_token=None, max_model_len=None)
+
+
+def weigh_model(name: str, revision: str | None, device: Literal["cpu", "cuda"]) -> ModelWeight:
+    """Return what the model `name` will take. Asks the Hub for a list of files at most.
+
+    Raises:
+        ModelUnavailable: There is no such model.
+    """
+    keep_private()
+    path = demo_model_path() if name == DEMO_MODEL else Path(name).expanduser()
+    if path.is_dir():
+        return _weigh_directory(path)
+    if name == DEMO_MODEL:
+        return UNKNOWN  # Made at its first use; its preset says how large it is.
+    parts = find_local_parts(path.absolute())
+    if parts:
+        return _weigh_gguf(parts, device)
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise ModelUnavailable(f"{name}: no such directory or file; name one, or a Hub repository")
+    wanted = parse_hub_name(name)
+    repository = look_up(wanted.repo_id if wanted else name, revision)
+    sizes = read_sizes(repository) if repository.files is not None else {}
+    if wanted is not None:
+        files = choose_files(repository.files, wanted) if repository.files is not None else ()
+        size = sum(sizes[file] for file in files) if files and all(file in sizes for file in files) else None
+        if size is None:
+            return UNKNOWN
+        on_cpu = device == "cpu"
+        weights = estimate_dequantized_bytes(size, wanted.quantization) if on_cpu else size
+        return _make(weights, size + (weights if on_cpu else 0), {})
+    return _weigh_repository(repository, sizes)
+
+
+def _weigh_directory(path: Path) -> ModelWeight:
+    files = [file for file in path.iterdir() if file.is_file()]
+    kind = choose_weights(file.name for file in files)
+    weights = sum(file.stat().st_size for file in files if is_weight(file.name, kind))
+    return _make(weights or None, 0, _read_config(path))
+
+
+def _weigh_gguf(parts: tuple[Path, ...], device: str) -> ModelWeight:
+    size = sum(part.stat().st_size for part in parts)
+    joining = size if len(parts) > 1 else 0
+    if device == "cuda":
+        return _make(size, joining, {})
+    if joining:  # The head's words about the whole cannot be held against its first part.
+        return _make(estimate_dequantized_bytes(size, parts[0].name), joining * 2, {})
+    weights = read_gguf_header(parts[0]).dequantized_bytes
+    return _make(weights, weights, {})
+
+
+def _weigh_repository(repository: Repository, sizes: Mapping[str, int]) -> ModelWeight:
+    kind = choose_weights(sizes)
+    weights = sum(size for name, size in sizes.items() if is_weight(name, kind)) or None
+    try:
+        config = _read_config(fetch(repository, ["config.json"]))
+    except ModelUnavailable:
+        if repository.files is not None:
+            raise
+        return UNKNOWN  # No network, and nothing in the cache.
+    return _make(weights, weights, config)
+
+
+def _make(weights: int | None, fetch_bytes: int | None, config: Mapping[str, Any]) -> ModelWeight:
+    return ModelWeight(
+        weights_bytes=weights,
+        fetch_bytes=fetch_bytes,
+        kv_values_per_token=count_kv_values(config),
+        max_model_len=config.get("max_position_embeddings"),
+    )
+
+
+def count_kv_values(config: Mapping[str, Any]) -> int | None:
+    """Return the keys and values of one token: 2 x layers x key-value heads x size of a head.
+
+    None where the model is of another kind, or its config does not say.
+    """
+    layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
+    hidden = config.get("hidden_size")
+    if not isinstance(layers, int) or not isinstance(heads, int) or not heads:
+        return None
+    head_dim = config.get("head_dim") or (hidden // heads if isinstance(hidden, int) else None)
+    kv_heads = config.get("num_key_value_heads") or heads
+    return 2 * layers * kv_heads * head_dim if head_dim else None
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError) as exc:
+        raise ModelUnavailable(f"{path / 'config.json'}: cannot be read: {exc}; fetch it again") from exc
+    inner = config.get("text_config") if isinstance(config, dict) else None
+    return inner or config if isinstance(config, dict) else {}
