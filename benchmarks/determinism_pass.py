@@ -111,7 +111,7 @@ def load(setup: Setup) -> Any:
     from synthia_batch.engine import vllm_engine
 
     if not setup.pads:
-        vllm_engine.pad_small_gemms = lambda: None
+        vars(vllm_engine)["pad_small_gemms"] = lambda: None
     if setup.prefill_tokens is not None:
         vllm_engine.CPU_PREFILL_TOKENS = vllm_engine.CPU_FIRST_PREFILL_TOKENS = setup.prefill_tokens
 

@@ -76,18 +76,13 @@ def _feed_values(feed: _Feed, array: pa.Array) -> None:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-    )
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(test(kind) for test in tests)
 
 
 def _is_fixed_width(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_fixed_size_binary(kind)
-    ) and kind.bit_width % 8 == 0
+    tests = (pa.types.is_primitive, pa.types.is_decimal, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
 
 
 def _find_ends(large: pa.Array) -> tuple[int, int]:
