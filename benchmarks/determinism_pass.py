@@ -111,7 +111,7 @@ def load(setup: Setup) -> Any:
     from synthia_batch.engine import vllm_engine
 
     if not setup.pads:
-        setattr(vllm_engine, "pad_small_gemms", lambda: None)  # noqa: B010 - imported there, not exported
+        vars(vllm_engine)["pad_small_gemms"] = lambda: None
     if setup.prefill_tokens is not None:
         vllm_engine.CPU_PREFILL_TOKENS = vllm_engine.CPU_FIRST_PREFILL_TOKENS = setup.prefill_tokens
 
