@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import read_bytes_of_data, write_jsonl
-from harness import SmallJob, WarmProcess, make_fast_directory, replace_tree, start_warm_process
+from harness import SmallJob, WarmProcess, open_fast_directory, replace_tree, start_warm_process
 
 from synthia_batch import plan
 from synthia_batch.rows import Shard
@@ -83,11 +83,10 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
 
 @pytest.fixture
 def job(warm: WarmProcess, tmp_path: Path) -> Iterator[Conversations]:
-    directory = make_fast_directory(tmp_path)
-    job = Conversations(warm, directory)
-    job.run_undisturbed()
-    yield job
-    shutil.rmtree(directory)
+    with open_fast_directory(tmp_path) as directory:
+        job = Conversations(warm, directory)
+        job.run_undisturbed()
+        yield job
 
 
 @pytest.mark.parametrize("when", ["before", "half", "after"])
