@@ -233,9 +233,7 @@ def _load_reference():  # type: ignore[no-untyped-def]
 
     from synthia_batch.models.demo import prepare_demo_model
 
-    torch.set_num_threads(
-        1
-    )  # On a busy machine, threads that wait for each other are slower.
+    torch.set_num_threads(1)  # On a busy machine, threads that wait for each other are slower.
     return AutoModelForCausalLM.from_pretrained(prepare_demo_model(), dtype=torch.float32)
 
 
