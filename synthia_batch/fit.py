@@ -54,7 +54,7 @@ def _judge_cpu(need: Need, room: Room) -> Verdict:
     weights, sample = need.weights_bytes or 0, need.sample_bytes or 0
     each = weights + sample + PROCESS_BYTES
     said = (
-        f"{engines} x ({_gb(weights)} weights + {_gb(sample)} KV cache for a sample at its longest + "
+        f"{engines} x ({_gb(weights)} weights + {_describe_cache(need)} + "
         f"{_gb(PROCESS_BYTES)} process) = {_gb(engines * each)} of {_gb(room.memory_bytes)} RAM"
     )
     if engines * each > room.memory_bytes:
@@ -81,7 +81,7 @@ def _judge_gpu(need: Need, room: Room) -> Verdict:
     share = (weights + sample) / need.parts
     usable = min(room.gpu_bytes) * GPU_MEMORY_SHARE
     said = (
-        f"({_gb(weights)} weights + {_gb(sample)} KV cache for a sample at its longest) / {need.parts} = "
+        f"({_gb(weights)} weights + {_describe_cache(need)}) / {need.parts} = "
         f"{_gb(share)} of {_gb(usable)} that an engine takes of each GPU"
     )
     if share <= usable:
@@ -89,6 +89,12 @@ def _judge_gpu(need: Need, room: Room) -> Verdict:
     enough = next((parts for parts in (2, 4, 8, 16) if (weights + sample) / parts <= usable), None)
     hint = f"take --tensor-parallel-size {enough}" if enough else "take a quantized or smaller model"
     return Verdict(fits=False, reason=f"{said}: it does not fit; {hint}")
+
+
+def _describe_cache(need: Need) -> str:
+    if need.sample_bytes is None:
+        return "a KV cache whose size is not known here"
+    return f"{_gb(need.sample_bytes)} KV cache for a sample at its longest"
 
 
 def _gb(count: float) -> str:

@@ -14,7 +14,7 @@ from synthia_batch.engine.environment import preferred_environment, required_env
 from synthia_batch.engine.vllm_settings import check_split
 from synthia_batch.errors import UsageError
 from synthia_batch.job.declared import Sampling
-from synthia_batch.job.resolved import EngineSpec, ModelRef
+from synthia_batch.job.resolved import EngineSpec, LoraAdapter, ModelRef
 from synthia_batch.prompts.formats import ChatFormat
 from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
 
@@ -47,6 +47,16 @@ def test_what_determinism_rests_on_wins_over_the_users_shell() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["1", "DEBUG"]
+
+
+def test_adapters_on_cpus_stay_in_the_process_that_keeps_them_apart() -> None:
+    adapter = LoraAdapter(name="a", path=Path("/a"), rank=8, digest="")
+    fast = dataclasses.replace(SPEC, determinism="fast")
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in required_environment(fast)
+    adapted = dataclasses.replace(fast, adapters=(adapter,))
+    assert required_environment(adapted)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    with pytest.raises(UsageError, match="cannot keep LoRA adapters apart"):
+        check_split(dataclasses.replace(adapted, tensor_parallel_size=2))
 
 
 def test_batch_invariance_is_asked_for_on_gpus_and_only_where_it_is_meant() -> None:

@@ -26,8 +26,10 @@ def required_environment(spec: EngineSpec) -> dict[str, str]:
     if spec.device == "cpu":
         # One thread per engine is what makes a batch's size invisible in its tokens.
         variables = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-        # The padded GEMM is this process's own: a core in another would compute without it.
-        return variables | ({_IN_PROCESS: "0"} if spec.determinism == "strict" else {})
+        # The padded GEMM and what keeps adapters off other rows are this process's own: a core in
+        # another would compute without them.
+        is_own = spec.determinism == "strict" or bool(spec.adapters)
+        return variables | ({_IN_PROCESS: "0"} if is_own else {})
     # Written out also where it is off: left over in a shell, it would change a fast run's tokens.
     return {"VLLM_BATCH_INVARIANT": "1" if spec.determinism == "strict" else "0"}
 

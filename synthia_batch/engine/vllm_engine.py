@@ -24,6 +24,7 @@ from synthia_batch.engine.placement import Placement
 from synthia_batch.engine.vllm_arguments import engine_arguments, sampling_arguments
 from synthia_batch.engine.vllm_core import watch_core
 from synthia_batch.engine.vllm_errors import memory_errors, setting_errors
+from synthia_batch.engine.vllm_lora import spare_rows_without_adapter
 from synthia_batch.engine.vllm_memory import lazy_zeros
 from synthia_batch.engine.vllm_padding import pad_small_gemms
 from synthia_batch.engine.vllm_strict import check_capability
@@ -51,6 +52,8 @@ class VllmEngine:
         self._spans_nodes = placement.spans_nodes
         if spec.determinism == "strict":
             _prepare_strict(spec, placement)
+        if spec.device == "cpu" and spec.adapters:
+            spare_rows_without_adapter()
         lazily = lazy_zeros() if spec.device == "cpu" else nullcontext()
         with memory_errors(), setting_errors(), lazily:
             SamplingParams(**sampling_arguments(spec.sampling))

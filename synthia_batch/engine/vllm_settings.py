@@ -85,10 +85,15 @@ def check_split(spec: EngineSpec) -> None:
     """Return if the model may be split as `spec` has it.
 
     Raises:
-        UsageError: It may not: on CPUs strict determinism rests on this package's own arithmetic,
-            which is in the worker's process and not in those that vLLM starts for the parts.
+        UsageError: It may not: on CPUs strict determinism and adapters rest on this package's own
+            arithmetic, which is in the worker's process and not in those that vLLM starts for the parts.
     """
     parts = spec.tensor_parallel_size * spec.pipeline_parallel_size
+    if spec.device == "cpu" and spec.adapters and parts > 1:
+        raise UsageError(
+            f"on CPUs an engine of {parts} processes cannot keep LoRA adapters apart; leave out "
+            "--tensor-parallel-size and --pipeline-parallel-size"
+        )
     if spec.device == "cpu" and spec.determinism == "strict" and parts > 1:
         raise UsageError(
             f"on CPUs an engine of {parts} processes cannot be strictly deterministic; leave out "
