@@ -75,7 +75,6 @@ def make_assembler(**source: Any) -> Assembler:
         source=SimpleNamespace(**source),  # type: ignore[arg-type]
         scan=Mock(),
         plan=spec,
-        prompt_format=Mock(),
         part_format=PartFormat(model="m", source_file="f", metadata={}),
     )
 
