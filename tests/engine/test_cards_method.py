@@ -15,11 +15,12 @@ pytestmark = [
 ]
 
 
-def test_at_least_62_of_64_greedy_answers_are_those_of_transformers(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("prompts", [32, pytest.param(64, marks=pytest.mark.exhaustive("64 prompts"))])
+def test_greedy_answers_are_those_of_transformers_but_for_one_in_32(
+    prompts: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.cards_method", "--prompts", "64", "--max-tokens", "48"],
+        [sys.executable, "-m", "benchmarks.cards_method", "--prompts", str(prompts), "--max-tokens", "48"],
         cwd=ROOT, capture_output=True, text=True, timeout=800, check=False,
     )  # fmt: skip
     with capsys.disabled():
