@@ -196,7 +196,7 @@ def test_an_engine_that_never_ends_loading_is_replaced_while_the_others_go_on(tm
     log, mark = tmp_path / "calls", tmp_path / "hangs"
     with start_run(
         tmp_path, source, "--workers", "2", "--set", f"engine.hang_load_once={mark}",
-        "--set", "pool.load_timeout_seconds=3", "--set", "engine.max_num_seqs=4",
+        "--set", "pool.load_timeout_seconds=10", "--set", "engine.max_num_seqs=4",
         "--set", "engine.latency_ms=400", "--set", f"engine.call_log={log}",
     ) as child:  # fmt: skip
         said = finish(child, tmp_path)
@@ -204,6 +204,6 @@ def test_an_engine_that_never_ends_loading_is_replaced_while_the_others_go_on(tm
     assert "hung and starts again" in said
     (lost,) = read_events(tmp_path, "worker_lost")
     assert (lost["cause"], lost["unfinished"]) == ("hung", 0)
-    assert "did not load in 3 s (pool.load_timeout_seconds)" in str(lost["reason"])
+    assert "did not load in 10 s (pool.load_timeout_seconds)" in str(lost["reason"])
     assert len(read_events(tmp_path, "worker_ready")) == 2, "the other, and the hung one's successor"
     assert sorted(read_call_log(log)) == list(range(200))

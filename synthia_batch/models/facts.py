@@ -124,8 +124,10 @@ def _find_quantization(path: Path, config: Mapping[str, Any]) -> Quantization | 
         if said is None and (path / name).is_file():
             said = _read_json(path / name)
             method = said.get("quant_method") or older
-    if not isinstance(said, dict) or not isinstance(method, str):
+    if not isinstance(said, dict) or not said:
         return None
+    # Not "none at all": strict determinism must not take it for weights as they were trained.
+    method = method if isinstance(method, str) else "unknown"
     bits = said.get("bits", said.get("w_bit"))
     group = said.get("group_size", said.get("q_group_size"))
     details = [f"{bits} bits" if bits else "", f"groups of {group}" if group else ""]
