@@ -16,7 +16,7 @@ demo: setup
 test: setup
 	@tools/test.sh $(ARGS)
 
-# What `make test` says that it skips: twenty minutes on two cores.
+# What `make test` says that it skips. Not timed since it kills every recovery at every point: half an hour or more.
 test-long: setup
 	@tools/test_long.sh $(ARGS)
 
