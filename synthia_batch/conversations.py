@@ -104,13 +104,10 @@ class Conversations:
         Raises:
             SampleRefused: The prompt cannot be rendered, or the row names an adapter that is not there.
         """
-        if not sample.row.follow_ups:
-            token_ids = self._renderer.render(sample.messages)
-            adapter = self._choose_adapter(sample.row)
-            return Request(ordinal=sample.ordinal, token_ids=token_ids, seed=sample.seed, adapter=adapter)
         talk = _Talk(sample, list(turns))
         request = self._ask(talk)
-        self._talks[sample.ordinal] = talk
+        if sample.row.follow_ups:
+            self._talks[sample.ordinal] = talk
         return request
 
     def advance(self, outcome: Outcome) -> Step:
@@ -161,7 +158,7 @@ class Conversations:
         number, sample = len(talk.turns), talk.sample
         left_out = 0
         token_ids = self._render(talk, left_out)
-        if self._context.on_overflow == "truncate-oldest" and not self._fits(token_ids):
+        if number and self._context.on_overflow == "truncate-oldest" and not self._fits(token_ids):
             left_out = bisect_left(range(number), True, key=lambda n: self._fits(self._render(talk, n)))
             token_ids = self._render(talk, left_out)
         if number and len(token_ids) >= self._context.max_model_len:  # the first is the engine's to refuse

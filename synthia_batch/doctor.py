@@ -131,7 +131,7 @@ def _check_ray(job: Job | None) -> Check:
 
 
 def _check_disk(name: str, path: Path) -> Check:
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    there = _find_existing(path)
     if not os.access(there, os.W_OK):
         return Check(name=name, state="bad", text=f"{path}: {there} cannot be written")
     free = shutil.disk_usage(there).free
@@ -158,7 +158,8 @@ def _list_model_checks(job: Job, preset: Preset | None) -> list[Check]:
     size = "size not known" if weights is None else f"{weights / 1e9:.2f} GB {source}"
     checks = [Check(name="model", state="ok", text=f"{job.model.name}, preset {name}, {size}")]
     if weight.fetch_bytes:
-        free = min(shutil.disk_usage(_exists(path)).free for path in (find_user_cache(), _find_hub_cache()))
+        caches = (find_user_cache(), _find_hub_cache())
+        free = min(shutil.disk_usage(_find_existing(path)).free for path in caches)
         state: State = "ok" if free > weight.fetch_bytes else "bad"
         needed = f"{weight.fetch_bytes / 1e9:.1f} GB are still to be fetched or made"
         text = f"{needed}, {free / 1e9:.1f} GB are free"
@@ -209,5 +210,7 @@ def _find_hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _exists(path: Path) -> Path:
+def _find_existing(path: Path) -> Path:
+    """Return `path`, or the nearest folder above it that is there."""
+    path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
