@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 
+from synthia_batch.hardware import installed_vllm
+
+NEEDS_VLLM = pytest.mark.skipif(
+    installed_vllm() is None, reason="vLLM is not installed: make setup installs it"
+)
 ROOT = Path(__file__).parent.parent
 
 TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills", "[ray]")

@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from conftest import NEEDS_VLLM
 from test_engine_environment import SPEC
 
 from synthia_batch.engine.placement import Placement
 from synthia_batch.engine.vllm_arguments import engine_arguments
-from synthia_batch.hardware import installed_vllm
 from synthia_batch.job.resolved import PoolSpec
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(200)]
@@ -91,7 +91,7 @@ def test_what_is_given_back_can_be_reserved_again(placer_of) -> None:  # type: i
         reservation.release()
 
 
-@pytest.mark.skipif(installed_vllm() is None, reason="vLLM is not installed: make setup installs it")
+@NEEDS_VLLM
 def test_vllm_accepts_the_group_and_ranks_each_stage_on_one_machine(placer_of) -> None:  # type: ignore[no-untyped-def]
     """vLLM's own check of a group and its own order of ranks, called where the engine's core calls them."""
     import ray

@@ -4,12 +4,12 @@ import subprocess
 import sys
 
 import pytest
+from conftest import NEEDS_VLLM
 
 from synthia_batch.engine.vllm_settings import check_settings, list_fields
 from synthia_batch.errors import UsageError
-from synthia_batch.hardware import installed_vllm
 
-pytestmark = pytest.mark.skipif(installed_vllm() is None, reason="vLLM is not installed")
+pytestmark = NEEDS_VLLM
 
 
 def test_settings_that_vllm_has_pass() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_jsonl
+from conftest import NEEDS_VLLM, write_jsonl
 from test_engine_environment import SPEC
 
 from synthia_batch import resolve
@@ -16,15 +16,12 @@ from synthia_batch.engine.vllm_arguments import engine_arguments
 from synthia_batch.engine.vllm_settings import check_settings
 from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
-from synthia_batch.hardware import installed_vllm, list_capabilities
+from synthia_batch.hardware import list_capabilities
 from synthia_batch.job.layers import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.locate import read_model_facts
 
 GPU = dataclasses.replace(SPEC, device="cuda")
-needs_vllm = pytest.mark.skipif(
-    installed_vllm() is None, reason="vLLM is not installed: make setup installs it"
-)
 
 
 def test_a_strict_gpu_engine_has_all_that_batch_invariance_takes() -> None:
@@ -84,7 +81,7 @@ def test_a_quantization_that_is_not_known_to_be_batch_invariant_is_refused(
         check_quantization(spec, of_model)
 
 
-@needs_vllm
+@NEEDS_VLLM
 def test_an_attention_backend_that_is_not_known_to_be_clean_is_refused() -> None:
     check_settings({"attention_backend": "TRITON_ATTN"}, "strict")
     check_settings({"attention_backend": "FLASH_ATTN"}, "fast")
@@ -130,7 +127,7 @@ def old_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolve, "name_gpus", lambda: ("Tesla V100",))
 
 
-@needs_vllm
+@NEEDS_VLLM
 @pytest.mark.usefixtures("old_card")
 def test_what_cannot_be_strict_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     model = {"name": str(make_model(tmp_path / "m"))}

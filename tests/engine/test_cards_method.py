@@ -4,14 +4,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
-
-from synthia_batch.hardware import installed_vllm
+from conftest import NEEDS_VLLM, ROOT
 
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(installed_vllm() is None, reason="vLLM is not installed: make setup installs it"),
+    NEEDS_VLLM,
 ]
 
 

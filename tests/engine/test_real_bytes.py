@@ -13,16 +13,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command, command_of, make_environment, read_bytes_of_data, write_jsonl
+from conftest import NEEDS_VLLM, Command, command_of, make_environment, read_bytes_of_data, write_jsonl
 from test_ray_faults import list_descendants, list_engines, wait_until_gone
 from test_real_engine import count_journaled
 
-from synthia_batch.hardware import installed_vllm
 from synthia_batch.store.events import read_events
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.skipif(installed_vllm() is None, reason="vLLM is not installed: make setup installs it"),
+    NEEDS_VLLM,
 ]
 SAMPLES_PER_ROW = 6  # two systems, three samples each
 SHORT_TOKENS = 8

@@ -8,15 +8,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command, command_of, make_environment, read_bytes_of_data, write_jsonl
+from conftest import NEEDS_VLLM, Command, command_of, make_environment, read_bytes_of_data, write_jsonl
 
-from synthia_batch.hardware import installed_vllm
 from synthia_batch.store.frames import scan_frames
 
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(installed_vllm() is None, reason="vLLM is not installed: make setup installs it"),
+    NEEDS_VLLM,
 ]
 TURNS = [
     "Tell me a long story about a lighthouse keeper.",

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command, command_of, make_environment, read_bytes_of_data, write_jsonl
-
-from synthia_batch.hardware import installed_vllm
+from conftest import NEEDS_VLLM, Command, command_of, make_environment, read_bytes_of_data, write_jsonl
 
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(installed_vllm() is None, reason="vLLM is not installed: make setup installs it"),
+    NEEDS_VLLM,
 ]
 ROWS = 24
 TOO_LONG = 7

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import command_of, make_environment, write_jsonl
+from conftest import NEEDS_VLLM, command_of, make_environment, write_jsonl
 from test_ray_faults import list_descendants, list_engines, read_events, wait_until, wait_until_gone
-
-from synthia_batch.hardware import installed_vllm
 
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(installed_vllm() is None, reason="vLLM is not installed: make setup installs it"),
+    NEEDS_VLLM,
 ]
 ROWS = 24
 

@@ -8,17 +8,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from awq import make_awq_checkpoint
-from conftest import Command, read_bytes_of_data, write_jsonl
+from conftest import NEEDS_VLLM, Command, read_bytes_of_data, write_jsonl
 from lora import make_adapter
 
-from synthia_batch.hardware import installed_vllm
 from synthia_batch.job.presets import list_presets
 from synthia_batch.models.demo import SOURCE_NAME, prepare_demo_model
 
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(installed_vllm() is None, reason="vLLM is not installed: make setup installs it"),
+    NEEDS_VLLM,
 ]
 SMALL = ("--max-tokens", "40", "--set", "model.max_model_len=1024", "--pool", "local")
 OF_TEMPLATES = ("USER:", "<|im_start|>", "<|im_end|>", "SYSTEM:")

@@ -4,16 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Command, write_jsonl
+from conftest import NEEDS_VLLM, Command, write_jsonl
 
-from synthia_batch.hardware import installed_vllm
 from synthia_batch.models.demo import prepare_demo_model
 from synthia_batch.store.events import read_events
 
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(installed_vllm() is None, reason="vLLM is not installed: make setup installs it"),
+    NEEDS_VLLM,
 ]
 SYSTEM = "You answer in one short sentence, plainly, and never repeat the question. " * 16
 """More tokens than the 128 of a block of the CPU's KV cache: only whole blocks are shared."""

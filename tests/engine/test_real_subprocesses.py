@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import command_of, make_environment, write_jsonl
+from conftest import NEEDS_VLLM, command_of, make_environment, write_jsonl
 from test_ray_faults import (
     list_descendants,
     list_engines,
@@ -23,12 +23,10 @@ from test_ray_faults import (
 )
 from test_real_engine import count_journaled
 
-from synthia_batch.hardware import installed_vllm
-
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(installed_vllm() is None, reason="vLLM is not installed: make setup installs it"),
+    NEEDS_VLLM,
 ]
 ROWS = 40
 MADE_BETWEEN = 8
