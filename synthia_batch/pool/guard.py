@@ -3,8 +3,9 @@
 Ray's agents outlive their raylet by a minute and more. The guard is a process that waits for its
 input to close, which the kernel does when the job ends, however it ends; then it kills every
 process that carries the job's mark in its environment or writes to the Ray session's files: some
-of Ray's processes write their title over the environment that they were given. It runs this file as
-a script, so that it imports next to nothing. Only Linux tells either: elsewhere there is no guard.
+of Ray's processes write their title over the environment that they were given. What those shared in
+memory goes with them: killed all at once, they have nobody left who would remove it. It runs this file
+as a script, so that it imports next to nothing. Only Linux tells either: elsewhere there is no guard.
 """
 
 import contextlib
@@ -21,6 +22,9 @@ from pathlib import Path
 MARK = "SYNTHIA_BATCH_RAY"
 _PROC = Path("/proc")
 _SWEEP_SECONDS = 0.3
+_SHARED_MEMORY = Path("/dev/shm")
+_SHARED_NAMES = ("psm_", "sem.mp-")
+"""What Python's multiprocessing calls its shared memory and its semaphores; vLLM uses both."""
 _QUIET_SWEEPS = 3
 """Sweeps in a row that find nothing before the guard is content: a dying raylet may yet spawn."""
 
@@ -73,14 +77,17 @@ def main(mark: str, job: int) -> None:
     All but the process `job`, which may go on after its Ray and have the session's files open.
     """
     session = sys.stdin.buffer.read().decode()
+    shared: set[Path] = set()
     quiet = 0
     while quiet < _QUIET_SWEEPS:
         pids = _find_processes(f"{MARK}={mark}".encode(), session) - {os.getpid(), job}
         for pid in pids:
+            shared |= _list_shared(_PROC / str(pid))
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         quiet = 0 if pids else quiet + 1
         time.sleep(_SWEEP_SECONDS)
+    _remove_unused(shared)
 
 
 def _find_processes(entry: bytes, session: str) -> set[int]:
@@ -101,6 +108,27 @@ def _writes_to(descriptors: Path, session: str) -> bool:
             if link.lstat().st_mode & stat.S_IWUSR and f"/{session}/" in str(link.readlink()):
                 return True
     return False
+
+
+def _list_shared(process: Path) -> set[Path]:
+    """Return the files of shared memory that a process has mapped."""
+    with contextlib.suppress(OSError):
+        # The sixth field of a line is the file, and a removed one has a word behind it.
+        mapped = {Path(line.split(maxsplit=5)[-1]) for line in (process / "maps").read_text().splitlines()}
+        return {
+            path for path in mapped if path.parent == _SHARED_MEMORY and path.name.startswith(_SHARED_NAMES)
+        }
+    return set()
+
+
+def _remove_unused(shared: set[Path]) -> None:
+    """Remove the files of `shared` that no process has mapped any more."""
+    for directory in _PROC.iterdir() if shared else ():
+        if directory.name.isdecimal():
+            shared = shared - _list_shared(directory)
+    for path in shared:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 if __name__ == "__main__":
