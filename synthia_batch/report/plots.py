@@ -1,0 +1,205 @@
+"""The pictures of a report, as SVG: the same numbers give the same bytes. matplotlib is imported here only."""
+
+import io
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthia_batch.report.history import History, coarsen
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_STRETCHES = 240
+MOST_BINS = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Palette:
+    """The colors of a picture."""
+
+    ink: str
+    muted: str
+    grid: str
+    accent: str
+    second: str
+    alarm: str
+
+
+PAPER = Palette(
+    ink="#111111", muted="#555555", grid="#dddddd", accent="#2563eb", second="#0d9488", alarm="#dc2626"
+)
+PAGE = Palette(
+    ink="#010101", muted="#020202", grid="#030303", accent="#040404", second="#050505", alarm="#060606"
+)
+"""Stands for the page's own colors, which are other ones in the light and in the dark."""
+_SIZE_INCHES = (5.0, 2.5)  # about as wide as a phone: its letters are then as large as those around it
+_REFERENCE = re.compile(r"url\(#([\w-]+)\)|href=\"#([\w-]+)\"")
+_ID = re.compile(r" id=\"([\w-]+)\"")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bins:
+    """A histogram: `counts[n]` samples have from `edges[n]` to below `edges[n + 1]` tokens."""
+
+    edges: Sequence[int]
+    counts: Sequence[int]
+
+
+def make_bins(counts: NDArray[np.int64], most: int = MOST_BINS) -> Bins:
+    """Return the histogram of lengths of which `counts[n]` have n, in bins of a round width."""
+    stop = len(np.trim_zeros(counts, "b"))
+    (used,) = np.nonzero(counts)
+    start = int(used[0]) if len(used) else 0
+    width = next(
+        step
+        for power in range(12)
+        for step in (10**power, 2 * 10**power, 5 * 10**power)
+        if (stop - start) <= step * (most - 1)
+    )
+    edges = list(range(start // width * width, max(stop, 1) + width, width))
+    padded = np.zeros(edges[-1], dtype=np.int64)
+    padded[: min(stop, edges[-1])] = counts[:stop]
+    sums = [int(padded[low:high].sum()) for low, high in zip(edges, edges[1:], strict=False)]
+    while len(sums) > 1 and not sums[-1]:
+        sums.pop()
+        edges.pop()
+    return Bins(edges=edges, counts=sums)
+
+
+def draw_lengths(bins: Bins, limit: int | None, label: str, palette: Palette = PAGE) -> "Figure":
+    """Return the picture of a histogram of tokens, with the limit marked; far off, at the edge."""
+    figure, axes = _make_figure(palette)
+    axes.stairs(bins.counts, bins.edges, fill=True, color=palette.accent, alpha=0.85)
+    axes.set(xlabel=label, ylabel="samples")
+    span = bins.edges[-1] - bins.edges[0]
+    if limit is not None and limit <= bins.edges[-1] + span:
+        axes.axvline(limit, color=palette.alarm, linestyle="--", linewidth=1.4)
+        _write_limit(axes, limit, f"limit {limit:,}", palette)
+    elif limit is not None:
+        axes.text(
+            0.99, 0.97, f"limit {limit:,}, far to the right", transform=axes.transAxes,
+            ha="right", va="top", color=palette.alarm, fontsize=8.5,
+        )  # fmt: skip
+    axes.set_ylim(0, max(bins.counts) * 1.18)
+    return figure
+
+
+def draw_speed(history: History, palette: Palette = PAGE, title: str = "") -> "Figure":
+    """Return the picture of generated tokens/s over time, with lost workers and resumes marked."""
+    figure, axes = _make_figure(palette)
+    unit, seconds = _choose_unit(history)
+    for attempt in history.attempts:
+        stretches = coarsen(attempt, MOST_STRETCHES)
+        if stretches:
+            edges = [one.start / seconds for one in stretches] + [stretches[-1].end / seconds]
+            speeds = [one.tokens_per_second for one in stretches]
+            axes.stairs(speeds, edges, color=palette.accent, baseline=None, linewidth=1.6)
+    axes.set(xlabel=unit, ylabel="tokens/s", title=title)
+    _mark(axes, history, seconds, palette)
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def draw_engines(history: History, palette: Palette = PAGE, title: str = "") -> "Figure":
+    """Return the picture of how many engines were busy over time, on average of each stretch."""
+    figure, axes = _make_figure(palette)
+    unit, seconds = _choose_unit(history)
+    for attempt in history.attempts:
+        stretches = coarsen(attempt, MOST_STRETCHES)
+        if stretches:
+            edges = [one.start / seconds for one in stretches] + [stretches[-1].end / seconds]
+            busy = [one.busy_engines for one in stretches]
+            axes.stairs(busy, edges, color=palette.second, fill=True, alpha=0.85)
+    axes.set(xlabel=unit, ylabel="busy engines", title=title)
+    _mark(axes, history, seconds, palette)
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def render_svg(figure: "Figure") -> str:
+    """Return the picture as an element of a page, in the page's colors and letters."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    sink = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # the version is in Creator
+    with matplotlib.rc_context({"svg.hashsalt": "synthia-batch", "svg.fonttype": "none"}):
+        FigureCanvasSVG(figure).print_svg(sink, metadata=nothing)
+    text = sink.getvalue()
+    text = text[text.index("<svg") :]
+    used = {name for pair in _REFERENCE.findall(text) for name in pair if name}
+    text = _ID.sub(lambda found: found[0] if found[1] in used else "", text)
+    # Its own size would be that of paper; the page decides.
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    for name in PAGE.__slots__:
+        text = text.replace(getattr(PAGE, name), f"var(--{name})")
+    return re.sub(r"\n\s*", "\n", text)
+
+
+def _make_figure(palette: Palette) -> "tuple[Figure, Axes]":
+    # Building its list of fonts, the first time on a machine, is nothing that a user must know of.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE_INCHES, facecolor="none")
+    axes = figure.add_axes((0.13, 0.21, 0.84, 0.72), facecolor="none")
+    axes.tick_params(colors=palette.muted, labelsize=8.5)
+    axes.grid(visible=True, color=palette.grid, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(palette.muted)
+    axes.xaxis.label.set_color(palette.ink)
+    axes.yaxis.label.set_color(palette.ink)
+    axes.title.set_color(palette.ink)
+    axes.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
+    axes.yaxis.set_major_formatter(_abbreviate)
+    axes.xaxis.set_major_formatter(_abbreviate)
+    return figure, axes
+
+
+def _abbreviate(value: float, _place: int | None = None) -> str:
+    if abs(value) >= 1_000_000:
+        return f"{value / 1_000_000:g}M"
+    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
+
+
+def _write_limit(axes: "Axes", limit: int, text: str, palette: Palette) -> None:
+    low, high = axes.get_xlim()
+    is_right = limit > (low + high) / 2
+    axes.annotate(
+        text, (limit, 0.97), xycoords=("data", "axes fraction"), xytext=(-4 if is_right else 4, 0),
+        textcoords="offset points", ha="right" if is_right else "left", va="top",
+        color=palette.alarm, fontsize=8.5,
+    )  # fmt: skip
+
+
+def _mark(axes: "Axes", history: History, seconds: float, palette: Palette) -> None:
+    for times, color, style, label in (
+        (history.losses, palette.alarm, ":", "worker lost, starts again"),
+        (history.resumes, palette.ink, "--", "run resumed"),
+    ):
+        for number, time in enumerate(times[:MOST_STRETCHES]):
+            axes.axvline(
+                time / seconds, color=color, linestyle=style, linewidth=1.2, label=label if not number else None
+            )
+    if history.losses or history.resumes:
+        axes.legend(
+            loc="lower right", fontsize=8, frameon=False, labelcolor=palette.ink, handlelength=1.6
+        )
+
+
+def _choose_unit(history: History) -> tuple[str, float]:
+    longest = max((one.end for attempt in history.attempts for one in attempt), default=0.0)
+    if longest > 3 * 3600:
+        return "hours", 3600.0
+    return ("minutes", 60.0) if longest > 300 else ("seconds", 1.0)
