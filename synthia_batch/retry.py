@@ -15,7 +15,7 @@ from synthia_batch.keeper import Keeper
 from synthia_batch.kept_job import resolve_kept_job
 from synthia_batch.opening import LockedRun, begin_attempt, inspect_run, lock_run
 from synthia_batch.reopening import FailureChoice, close_again, read_ending
-from synthia_batch.run import RunResult, make_missing, start_pool
+from synthia_batch.run import RunResult, make_missing, report_on, start_pool
 from synthia_batch.store.manifest import read_manifest
 
 
@@ -58,6 +58,7 @@ def retry_failed(
         with _Undoing(locked, display) as undoing, begin_attempt(job, locked, choice) as run:
             undoing.watch(run.keeper)
             result = make_missing(job, run, display, drain, starter, started)
+    report_on(job, result, display)
     return RetryResult(directory=directory, chosen=chosen, run=result)
 
 

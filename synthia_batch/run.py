@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.canary_record import check_canary, make_canaries
+from synthia_batch.carding import make_card
 from synthia_batch.conversations import Conversations, open_conversations
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.display import Display
@@ -28,7 +29,7 @@ from synthia_batch.opening import (
 )
 from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import Pool, Staffing, WorkerReady
-from synthia_batch.report.card import CardFacts, write_card
+from synthia_batch.report.making import try_report
 from synthia_batch.resolve import open_renderer, resolve_job
 from synthia_batch.rows import Failed, Request
 from synthia_batch.starting import PoolStarter
@@ -112,7 +113,18 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
 
         locked = inspect_run(job, lock, on_rows, display.show_check)
         with begin_attempt(job, locked) as run:
-            return make_missing(job, run, display, drain, starter, started)
+            result = make_missing(job, run, display, drain, starter, started)
+    report_on(job, result, display)
+    return result
+
+
+def report_on(job: ResolvedJob, result: RunResult, display: Display) -> None:
+    """Write the report of a complete run. Call it once the engines are gone: it is of no use to them.
+
+    A report that cannot be made is said to be missing, and nothing else: the dataset is there.
+    """
+    if job.declared.report and result.drained is None:
+        try_report(result.directory, display.say)
 
 
 def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
@@ -237,17 +249,7 @@ def _finish(job: ResolvedJob, run: OpenRun) -> None:
         failed=run.keeper.failed,
         parts=parts,
     )
-    facts = CardFacts(
-        name=run.name,
-        model=job.model.name,
-        source=run.source_file,
-        systems={system.name: system.text for system in job.plan.systems},
-        system_digests=dict(job.identity["system"]),
-        sampling=job.identity["sampling"],
-        determinism=job.declared.determinism,
-        seed=job.plan.seed,
-    )
-    write_card(run.run_dir, facts, manifest)
+    make_card(job, run, manifest)
     # Nobody looks for leftovers in a complete run, so power must not bring a journal back to it.
     sync_directory(run.run_dir.journals)
     write_manifest(run.run_dir.manifest, manifest)

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "synthia_batch"
 EVERYTHING = {
-    "assemble", "canary", "canary_record", "cli", "conversations", "digest", "dispatch", "display",
+    "assemble", "canary", "canary_record", "carding", "cli", "conversations", "digest", "dispatch", "display",
     "drain", "drive", "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper",
     "model_choice", "models", "opening", "plan", "pool", "prefixes", "privacy", "progress", "prompts",
     "reopening", "report", "resolve", "retry", "rows", "run", "source", "starting", "store",
@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "canary": {"engine", "rows", "errors"},
     "worker": {"engine", "rows", "errors"},
     "pool": {"canary", "worker", "engine", "job", "rows", "errors", "hardware", "privacy"},
-    "report": {"store", "plan", "rows", "errors"},
+    "report": {"verify", "store", "plan", "job", "rows", "errors"},
+    "carding": {"job", "models", "opening", "report", "store"},
     "model_choice": {"job", "models", "digest", "errors", "hardware"},
     "resolve": {
         "model_choice",
@@ -183,11 +184,13 @@ ONLY_IN = {
         "source/parquet.py",
         "source/parquet_types.py",
         "store/part.py",
+        "store/part_columns.py",
         "store/part_pages.py",
         "store/part_rows.py",
         "store/row_digest.py",
     },
     "typer": {"cli"},
+    "matplotlib": {"report/plots.py"},
     "transformers": {"models/gguf_convert.py", "models/tokenizer_file.py"},
 }
 
@@ -247,7 +250,7 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
         ["--help"],
         *(
             [command, "--help"]
-            for command in ("run", "plan", "status", "verify", "tune", "presets", "doctor")
+            for command in ("run", "plan", "status", "report", "verify", "tune", "presets", "doctor")
         ),
     ],
 )
@@ -257,7 +260,8 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "from synthia_batch.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy', 'matplotlib', 'jinja2'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
     done = subprocess.run(

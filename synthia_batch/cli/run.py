@@ -78,6 +78,9 @@ def _print_words(result: "RunResult") -> None:
     if result.has_too_many_failures:
         print("more samples failed than --max-failures allows", file=sys.stderr)
     print(f"load it with: datasets.load_dataset({str(result.directory)!r})", file=sys.stderr)
+    report = result.directory / "report.html"
+    if report.exists():
+        print(f"see what happened: {report}", file=sys.stderr)
 
 
 def _print_json(result: "RunResult") -> None:

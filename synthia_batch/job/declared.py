@@ -180,6 +180,8 @@ class Job(Section):
     """More failed samples than this end the job with exit code 3. Default: no limit."""
     deadline_seconds: Annotated[Number, Field(gt=0)] | None = None
     """Drain after this long, to be resumed later."""
+    report: bool = True
+    """Write report.html once the run is complete."""
 
     @field_validator("system", mode="before")
     @classmethod

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from synthia_batch.errors import ModelUnavailable
 
-DESCRIPTION_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.py")
-"""What is fetched beside the weights."""
+DESCRIPTION_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.py", "README.md")
+"""What is fetched beside the weights. The card names the licence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

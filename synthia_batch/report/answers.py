@@ -33,9 +33,7 @@ class AnswerTexts:
     whole: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MARKS, 0))
     groups: dict[str, dict[str, int]] = field(default_factory=dict)
     read_by_group: dict[str, int] = field(default_factory=dict)
-    shown: dict[str, Picks] = field(
-        default_factory=lambda: {mark: Picks(most=MOST_SHOWN) for mark in MARKS}
-    )
+    shown: dict[str, Picks] = field(default_factory=lambda: {mark: Picks(most=MOST_SHOWN) for mark in MARKS})
     commonest: int = 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -33,4 +33,5 @@ def try_report(directory: Path, say: Callable[[str], None]) -> None:
         write_report(directory)
     except Exception as exc:  # Of whatever kind: the dataset is there, and must not seem to be lost.
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-        say(f"no report could be made: {reason}; the dataset is complete. Try `synthia-batch report {directory}`")
+        again = f"synthia-batch report {directory}"
+        say(f"no report could be made: {reason}\n  the dataset is complete; try `{again}`")

@@ -5,7 +5,7 @@ own policy forbids scripts, so that even what slipped through would do nothing.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,7 +17,7 @@ from synthia_batch.job.dotted import flatten
 from synthia_batch.report import quality
 from synthia_batch.report.answers import MARKS
 from synthia_batch.report.plots import draw_engines, draw_lengths, draw_speed, render_svg
-from synthia_batch.report.showing import make_visible
+from synthia_batch.report.showing import make_visible, spell_size
 from synthia_batch.report.summary import Report
 from synthia_batch.report.verdict import judge, spell_share
 
@@ -87,12 +87,13 @@ def _open_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[[Any], str]] = {
         "number": lambda value: f"{value:,}",
         "visible": make_visible,
         "seconds": _spell_seconds,
-        "size": _spell_size,
+        "size": spell_size,
     }
+    environment.filters.update(filters)
     environment.globals["share"] = spell_share
     return environment
 
@@ -153,7 +154,11 @@ def _list_systems(report: Report) -> list[SystemLine]:
 def _spell_value(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     shown = make_visible(text)
-    return shown if len(shown) <= VALUE_CHARACTERS else f"{shown[:VALUE_CHARACTERS]}… ({len(shown):,} characters)"
+    return (
+        shown
+        if len(shown) <= VALUE_CHARACTERS
+        else f"{shown[:VALUE_CHARACTERS]}… ({len(shown):,} characters)"
+    )
 
 
 def _spell_seconds(seconds: float) -> str:
@@ -161,10 +166,3 @@ def _spell_seconds(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes % 60} min"
     return f"{minutes} min {int(seconds) % 60} s" if minutes else f"{seconds:.1f} s"
-
-
-def _spell_size(size: int) -> str:
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size} bytes"

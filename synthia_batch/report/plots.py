@@ -1,16 +1,17 @@
-"""The pictures of a report, as SVG: the same numbers give the same bytes. matplotlib is imported here only."""
+"""The pictures of a report, by matplotlib as SVG: the same numbers give the same bytes."""
 
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from synthia_batch.report.history import History, coarsen
+from synthia_batch.report.history import History, Stretch, coarsen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def make_bins(counts: NDArray[np.int64], most: int = MOST_BINS) -> Bins:
     edges = list(range(start // width * width, max(stop, 1) + width, width))
     padded = np.zeros(edges[-1], dtype=np.int64)
     padded[: min(stop, edges[-1])] = counts[:stop]
-    sums = [int(padded[low:high].sum()) for low, high in zip(edges, edges[1:], strict=False)]
+    sums = [int(padded[low:high].sum()) for low, high in pairwise(edges)]
     while len(sums) > 1 and not sums[-1]:
         sums.pop()
         edges.pop()
@@ -91,47 +92,42 @@ def draw_lengths(bins: Bins, limit: int | None, label: str, palette: Palette = P
     return figure
 
 
-def draw_speed(history: History, palette: Palette = PAGE, title: str = "") -> "Figure":
+def draw_speed(history: History, palette: Palette = PAGE) -> "Figure":
     """Return the picture of generated tokens/s over time, with lost workers and resumes marked."""
     figure, axes = _make_figure(palette)
-    unit, seconds = _choose_unit(history)
-    for attempt in history.attempts:
-        stretches = coarsen(attempt, MOST_STRETCHES)
-        if stretches:
-            edges = [one.start / seconds for one in stretches] + [stretches[-1].end / seconds]
-            speeds = [one.tokens_per_second for one in stretches]
-            axes.stairs(speeds, edges, color=palette.accent, baseline=None, linewidth=1.6)
-    axes.set(xlabel=unit, ylabel="tokens/s", title=title)
-    _mark(axes, history, seconds, palette)
-    axes.set_ylim(bottom=0)
+    _plot_speed(axes, history, palette)
     return figure
 
 
-def draw_engines(history: History, palette: Palette = PAGE, title: str = "") -> "Figure":
+def draw_engines(history: History, palette: Palette = PAGE) -> "Figure":
     """Return the picture of how many engines were busy over time, on average of each stretch."""
     figure, axes = _make_figure(palette)
-    unit, seconds = _choose_unit(history)
-    for attempt in history.attempts:
-        stretches = coarsen(attempt, MOST_STRETCHES)
-        if stretches:
-            edges = [one.start / seconds for one in stretches] + [stretches[-1].end / seconds]
-            busy = [one.busy_engines for one in stretches]
-            axes.stairs(busy, edges, color=palette.second, fill=True, alpha=0.85)
-    axes.set(xlabel=unit, ylabel="busy engines", title=title)
-    _mark(axes, history, seconds, palette)
-    axes.set_ylim(bottom=0)
+    _plot_engines(axes, history, palette)
+    return figure
+
+
+def draw_history(history: History, title: str) -> "Figure":
+    """Return both pictures one above the other, in colors of their own."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    speed, busy = figure.subplots(2, sharex=True)
+    for axes in (speed, busy):
+        _style(axes, PAPER)
+    _plot_speed(speed, history, PAPER)
+    _plot_engines(busy, history, PAPER)
+    speed.set(title=title, xlabel="")
     return figure
 
 
 def render_svg(figure: "Figure") -> str:
     """Return the picture as an element of a page, in the page's colors and letters."""
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     sink = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # the version is in Creator
     with matplotlib.rc_context({"svg.hashsalt": "synthia-batch", "svg.fonttype": "none"}):
-        FigureCanvasSVG(figure).print_svg(sink, metadata=nothing)
+        figure.savefig(sink, format="svg", metadata=nothing)
     text = sink.getvalue()
     text = text[text.index("<svg") :]
     used = {name for pair in _REFERENCE.findall(text) for name in pair if name}
@@ -152,22 +148,55 @@ def _make_figure(palette: Palette) -> "tuple[Figure, Axes]":
 
     figure = Figure(figsize=_SIZE_INCHES, facecolor="none")
     axes = figure.add_axes((0.13, 0.21, 0.84, 0.72), facecolor="none")
+    _style(axes, palette)
+    return figure, axes
+
+
+def _style(axes: "Axes", palette: Palette) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.tick_params(colors=palette.muted, labelsize=8.5)
     axes.grid(visible=True, color=palette.grid, linewidth=0.7)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(palette.muted)
-    axes.xaxis.label.set_color(palette.ink)
-    axes.yaxis.label.set_color(palette.ink)
-    axes.title.set_color(palette.ink)
-    axes.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
-    axes.yaxis.set_major_formatter(_abbreviate)
-    axes.xaxis.set_major_formatter(_abbreviate)
-    return figure, axes
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_color(palette.ink)
+        axis.set_major_formatter(_abbreviate)
 
 
-def _abbreviate(value: float, _place: int | None = None) -> str:
+def _plot_speed(axes: "Axes", history: History, palette: Palette) -> None:
+    unit, seconds = _choose_unit(history)
+    for edges, stretches in _list_steps(history, seconds):
+        speeds = [one.tokens_per_second for one in stretches]
+        axes.stairs(speeds, edges, color=palette.accent, baseline=None, linewidth=1.6)
+    axes.set(xlabel=unit, ylabel="tokens/s")
+    _mark(axes, history, seconds, palette)
+    axes.set_ylim(bottom=0)
+
+
+def _plot_engines(axes: "Axes", history: History, palette: Palette) -> None:
+    unit, seconds = _choose_unit(history)
+    for edges, stretches in _list_steps(history, seconds):
+        busy = [one.busy_engines for one in stretches]
+        axes.stairs(busy, edges, color=palette.second, fill=True, alpha=0.85)
+    axes.set(xlabel=unit, ylabel="busy engines")
+    _mark(axes, history, seconds, palette)
+    axes.set_ylim(bottom=0)
+
+
+def _list_steps(history: History, seconds: float) -> Iterator[tuple[list[float], list[Stretch]]]:
+    """Yield for each attempt the edges of its steps, in the unit of so many seconds, and its steps."""
+    for attempt in history.attempts:
+        stretches = coarsen(attempt, MOST_STRETCHES)
+        if stretches:
+            yield [one.start / seconds for one in stretches] + [stretches[-1].end / seconds], stretches
+
+
+def _abbreviate(value: float, _place: float) -> str:
     if abs(value) >= 1_000_000:
         return f"{value / 1_000_000:g}M"
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
@@ -190,12 +219,14 @@ def _mark(axes: "Axes", history: History, seconds: float, palette: Palette) -> N
     ):
         for number, time in enumerate(times[:MOST_STRETCHES]):
             axes.axvline(
-                time / seconds, color=color, linestyle=style, linewidth=1.2, label=label if not number else None
+                time / seconds,
+                color=color,
+                linestyle=style,
+                linewidth=1.2,
+                label=label if not number else None,
             )
     if history.losses or history.resumes:
-        axes.legend(
-            loc="lower right", fontsize=8, frameon=False, labelcolor=palette.ink, handlelength=1.6
-        )
+        axes.legend(loc="lower right", fontsize=8, frameon=False, labelcolor=palette.ink, handlelength=1.6)
 
 
 def _choose_unit(history: History) -> tuple[str, float]:

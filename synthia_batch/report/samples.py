@@ -80,9 +80,7 @@ def fetch(shards: Mapping[int, ShardSamples], picks: Picks, note: str = "") -> l
 
 def fetch_side_by_side(shards: Mapping[int, ShardSamples], choice: Choice) -> list[SideBySide]:
     """Return the chosen rows, each with the first answer to every system message."""
-    return [
-        _compare(shards[number], row) for number, rows in choice.rows.by_shard.items() for row in rows
-    ]
+    return [_compare(shards[number], row) for number, rows in choice.rows.by_shard.items() for row in rows]
 
 
 def fetch_failures(shards: Iterable[ShardSamples]) -> dict[str, list[ShownFailure]]:
@@ -144,7 +142,9 @@ def _show_failure(row: Mapping[str, Any]) -> ShownFailure:
     known = row["source_file"] is not None
     return ShownFailure(
         title=_name(row),
-        place=make_visible(f"{row['source_file']}:{row['source_line']}") if known else f"row {row['row_index']}",
+        place=make_visible(f"{row['source_file']}:{row['source_line']}")
+        if known
+        else f"row {row['row_index']}",
         code=make_visible(row["code"]),
         message=show_text(row["message"], TURN_BYTES),
         turns=None if row["messages"] is None else _show_turns(row["messages"]),

@@ -52,9 +52,7 @@ def _tell_state(report: Report) -> Sentence:
     if head.state == "interrupted":
         return Sentence(level="warn", text=f"Not complete: {done}. The same command goes on from there.")
     if not finished:
-        return Sentence(
-            level="bad", text=f"Complete, and every one of the {head.samples:,} samples failed."
-        )
+        return Sentence(level="bad", text=f"Complete, and every one of the {head.samples:,} samples failed.")
     if failed:
         return Sentence(level="warn", text=f"Complete: {done}.")
     return Sentence(level="good", text=f"Complete: all {finished:,} samples are made.")
@@ -79,8 +77,9 @@ def _tell_truncation(report: Report) -> Iterator[Sentence]:
     if by_limit < whole.truncated:
         yield Sentence(
             level="warn",
-            text=f"{_count(whole.truncated - by_limit, whole.finished, what)} were cut off where the context "
-            f"of {head.max_model_len:,} tokens was full: shorten their prompts, or raise model.max_model_len.",
+            text=f"{_count(whole.truncated - by_limit, whole.finished, what)} were cut off where the "
+            f"context of {head.max_model_len:,} tokens was full: shorten the prompts, or raise "
+            "model.max_model_len.",
         )
 
 
@@ -104,9 +103,7 @@ def _tell_texts(report: Report) -> Iterator[Sentence]:
         found = texts.whole[mark]
         if found and found >= notable * texts.read:
             counted = _count(found, texts.read, "answers" if texts.read == texts.finished else "answers read")
-            yield Sentence(
-                level="note" if mark == "refusal" else "warn", text=words.format(counted) + "."
-            )
+            yield Sentence(level="note" if mark == "refusal" else "warn", text=words.format(counted) + ".")
 
 
 def _tell_losses(report: Report) -> Iterator[Sentence]:
