@@ -52,7 +52,9 @@ def find_licence(job: ResolvedJob) -> Licence | None:
 def _spell_command(job: ResolvedJob, source_file: str) -> Iterator[str]:
     """Yield the words of a command that makes this job, but for where its files are."""
     identity = job.identity
-    yield from ("synthia-batch", "run", source_file, "--model", job.model.name)
+    yield from ("synthia-batch", "run", source_file)
+    if job.model.path is not None:
+        yield from ("--model", job.model.name)
     if identity["engine"]["kind"] != "vllm":
         yield from ("--engine", identity["engine"]["kind"])
     columns = identity["input"]["columns"]

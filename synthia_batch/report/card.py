@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.report.showing import make_visible
+from synthia_batch.job.dotted import flatten
+from synthia_batch.report.showing import make_visible, spell_size
 from synthia_batch.report.tally import Group, Tally
 from synthia_batch.report.verdict import spell_share
 from synthia_batch.store.atomic import publish_bytes
@@ -151,7 +152,7 @@ def _describe_contents(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
         if parts:
             size = sum(part.bytes for part in parts)
             rows = sum(part.rows for part in parts)
-            yield f"| {config} | {len(parts):,} | {rows:,} | {size / 1e6:,.1f} MB |"
+            yield f"| {config} | {len(parts):,} | {rows:,} | {spell_size(size)} |"
 
 
 def _describe_statistics(tally: Tally) -> Iterator[str]:
@@ -164,12 +165,10 @@ def _describe_statistics(tally: Tally) -> Iterator[str]:
             yield _describe_group(_spell(name), group)
         if len(tally.groups) > 1:
             yield _describe_group("all", whole)
-        reasons = ", ".join(f"`{_spell(name)}` {count:,}" for name, count in sorted(whole.reasons.items()))
+        reasons = ", ".join(f"{_code(name)} {count:,}" for name, count in sorted(whole.reasons.items()))
         yield from ("", f"The answers' lengths are in tokens. They ended by: {reasons}.")
     if tally.failures:
-        failures = ", ".join(
-            f"`{_spell(code)}` {count:,}" for code, count in tally.failures_by_number.items()
-        )
+        failures = ", ".join(f"{_code(code)} {count:,}" for code, count in tally.failures_by_number.items())
         yield from ("", f"What could not be made, by code: {failures}.")
 
 
@@ -186,7 +185,7 @@ def _describe_columns(facts: PartFacts | None) -> Iterator[str]:
         return
     yield from ("## Columns", "", "| column | type | what it is |", "|---|---|---|")
     for name, kind in facts.columns:
-        yield f"| {_spell(name)} | `{_spell(kind)}` | {COLUMNS.get(name, 'kept from the input')} |"
+        yield f"| {_spell(name)} | {_code(kind)} | {COLUMNS.get(name, 'kept from the input')} |"
 
 
 def _describe_loading(manifest: Manifest) -> Iterator[str]:
@@ -203,25 +202,10 @@ def _describe_loading(manifest: Manifest) -> Iterator[str]:
 
 def _describe_making(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
     identity = facts.identity
-    engine = " ".join(
-        str(identity["engine"][key]) for key in ("kind", "version") if key in identity["engine"]
-    )
-    sampling = ", ".join(
-        f"{name} {_spell(json.dumps(value, ensure_ascii=False))}"
-        for name, value in identity["sampling"].items()
-        if value not in ([], None)
-    )
-    model = ", ".join(
-        f"{name} {_spell(str(value))}"
-        for name, value in identity["model"].items()
-        if value not in (None, False, "")
-    )
-    yield from ("## How it was made", "", "```sh", make_visible(facts.command), "```", "")
-    yield f"- model: {model}"
-    yield f"- engine: {_spell(engine)}"
-    if "hardware" in identity["engine"]:
-        yield f"- hardware: {_spell(identity['engine']['hardware'])}"
-    yield f"- sampling: {sampling}"
+    yield from ("## How it was made", "", "```sh", _spell_line(facts.command), "```", "")
+    yield f"- model: {_list_values(identity['model'])}"
+    yield f"- engine: {_list_values(identity['engine'])}"
+    yield f"- sampling: {_list_values(identity['sampling'])}"
     yield f"- seed {identity['seed']}, {identity['num_samples']} samples per row and system message"
     yield f"- prompt format: {identity['prompt']['format']}"
     yield f"- determinism {identity['determinism']}, fingerprint `{manifest.fingerprint}`"
@@ -235,8 +219,8 @@ def _describe_licence(facts: CardFacts) -> Iterator[str]:
     if facts.licence is None:
         yield f"The licence of {_spell(facts.model)} is not known here: look at where it came from."
     else:
-        name, source = _spell(facts.licence.name), _spell(facts.licence.source)
-        yield f"{_spell(facts.model)} is under `{name}` (source: {source})."
+        name, source = _code(facts.licence.name), _spell(facts.licence.source)
+        yield f"{_spell(facts.model)} is under {name} (source: {source})."
     yield f"What that means for answers, and the licence of {_spell(facts.source)}, is not known here."
 
 
@@ -246,6 +230,23 @@ def _fence(*lines: str) -> Iterator[str]:
 
 def _is_data(path: str) -> bool:
     return Path(path).parts[0] == "data"
+
+
+def _list_values(values: Mapping[str, Any]) -> str:
+    """Return what is said of one thing, without what is not there."""
+    said = {name: value for name, value in flatten(values).items() if value not in (None, False, "", [], {})}
+    words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in said.items()}
+    return ", ".join(f"{_spell(name)} {_spell(value)}" for name, value in words.items())
+
+
+def _spell_line(text: str) -> str:
+    """Return a stranger's text as one line of a fenced block, which it does not end."""
+    return make_visible(text).replace("\n", " ").replace("`", "'")
+
+
+def _code(text: str) -> str:
+    """Return a stranger's text as code in a line or a cell."""
+    return f"`{_spell_line(text)}`".replace("|", "\\|")
 
 
 def _spell(text: str) -> str:
