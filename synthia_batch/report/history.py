@@ -123,10 +123,18 @@ def read_history(events: Sequence[Mapping[str, Any]], *, cuts_pauses: bool = Fal
     )
 
 
-def coarsen(stretches: Sequence[Stretch], most: int) -> list[Stretch]:
-    """Return at most `most` stretches of the same time, each the mean of those that it stands for."""
-    size = -(-len(stretches) // most)
-    return [_join(stretches[at : at + size]) for at in range(0, len(stretches), max(1, size))]
+def coarsen(stretches: Sequence[Stretch], seconds: float) -> list[Stretch]:
+    """Return the same time in stretches of at least `seconds`, each the mean of those that it stands for."""
+    coarse: list[Stretch] = []
+    waiting: list[Stretch] = []
+    for stretch in stretches:
+        waiting.append(stretch)
+        if stretch.end - waiting[0].start >= seconds:
+            coarse.append(_join(waiting))
+            waiting = []
+    if waiting:  # The rest is too short to stand alone.
+        coarse[-1:] = [_join([*coarse[-1:], *waiting])]
+    return coarse
 
 
 def list_attempts(events: Iterable[Mapping[str, Any]], *, is_running: bool) -> list[AttemptFacts]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_STRETCHES = 240
+SPEED_STRETCHES = 60
+SPEED_SECONDS = 10.0
+"""Tokens are counted as their sample ends: over less than this, speed is the chance of when that was."""
 MOST_BINS = 40
 
 
@@ -40,7 +43,7 @@ PAGE = Palette(
     ink="#010101", muted="#020202", grid="#030303", accent="#040404", second="#050505", alarm="#060606"
 )
 """Stands for the page's own colors, which are other ones in the light and in the dark."""
-_SIZE_INCHES = (5.0, 2.5)  # about as wide as a phone: its letters are then as large as those around it
+_SIZE_INCHES = (4.4, 2.3)  # about as wide as a phone: its letters are then as large as those around it
 _REFERENCE = re.compile(r"url\(#([\w-]+)\)|href=\"#([\w-]+)\"")
 _ID = re.compile(r" id=\"([\w-]+)\"")
 
@@ -86,7 +89,7 @@ def draw_lengths(bins: Bins, limit: int | None, label: str, palette: Palette = P
     elif limit is not None:
         axes.text(
             0.99, 0.97, f"limit {limit:,}, far to the right", transform=axes.transAxes,
-            ha="right", va="top", color=palette.alarm, fontsize=8.5,
+            ha="right", va="top", color=palette.alarm, fontsize=9,
         )  # fmt: skip
     axes.set_ylim(0, max(bins.counts) * 1.18)
     return figure
@@ -147,7 +150,7 @@ def _make_figure(palette: Palette) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE_INCHES, facecolor="none")
-    axes = figure.add_axes((0.13, 0.21, 0.84, 0.72), facecolor="none")
+    axes = figure.add_axes((0.15, 0.23, 0.82, 0.67), facecolor="none")
     _style(axes, palette)
     return figure, axes
 
@@ -155,7 +158,7 @@ def _make_figure(palette: Palette) -> "tuple[Figure, Axes]":
 def _style(axes: "Axes", palette: Palette) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.tick_params(colors=palette.muted, labelsize=8.5)
+    axes.tick_params(colors=palette.muted, labelsize=9)
     axes.grid(visible=True, color=palette.grid, linewidth=0.7)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -170,17 +173,23 @@ def _style(axes: "Axes", palette: Palette) -> None:
 
 def _plot_speed(axes: "Axes", history: History, palette: Palette) -> None:
     unit, seconds = _choose_unit(history)
-    for edges, stretches in _list_steps(history, seconds):
+    width = max(SPEED_SECONDS, _find_end(history) / SPEED_STRETCHES)
+    for edges, stretches in _list_steps(history, seconds, width):
         speeds = [one.tokens_per_second for one in stretches]
         axes.stairs(speeds, edges, color=palette.accent, baseline=None, linewidth=1.6)
     axes.set(xlabel=unit, ylabel="tokens/s")
     _mark(axes, history, seconds, palette)
+    if history.losses or history.resumes:
+        axes.legend(
+            loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, fontsize=8, frameon=False,
+            labelcolor=palette.ink, handlelength=1.6, borderpad=0.1,
+        )  # fmt: skip
     axes.set_ylim(bottom=0)
 
 
 def _plot_engines(axes: "Axes", history: History, palette: Palette) -> None:
     unit, seconds = _choose_unit(history)
-    for edges, stretches in _list_steps(history, seconds):
+    for edges, stretches in _list_steps(history, seconds, _find_end(history) / MOST_STRETCHES):
         busy = [one.busy_engines for one in stretches]
         axes.stairs(busy, edges, color=palette.second, fill=True, alpha=0.85)
     axes.set(xlabel=unit, ylabel="busy engines")
@@ -188,10 +197,15 @@ def _plot_engines(axes: "Axes", history: History, palette: Palette) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _list_steps(history: History, seconds: float) -> Iterator[tuple[list[float], list[Stretch]]]:
-    """Yield for each attempt the edges of its steps, in the unit of so many seconds, and its steps."""
+def _list_steps(
+    history: History, seconds: float, width: float
+) -> Iterator[tuple[list[float], list[Stretch]]]:
+    """Yield for each attempt the edges of its steps, in the unit of so many seconds, and its steps.
+
+    A step lasts `width` seconds or more.
+    """
     for attempt in history.attempts:
-        stretches = coarsen(attempt, MOST_STRETCHES)
+        stretches = coarsen(attempt, width)
         if stretches:
             yield [one.start / seconds for one in stretches] + [stretches[-1].end / seconds], stretches
 
@@ -208,7 +222,7 @@ def _write_limit(axes: "Axes", limit: int, text: str, palette: Palette) -> None:
     axes.annotate(
         text, (limit, 0.97), xycoords=("data", "axes fraction"), xytext=(-4 if is_right else 4, 0),
         textcoords="offset points", ha="right" if is_right else "left", va="top",
-        color=palette.alarm, fontsize=8.5,
+        color=palette.alarm, fontsize=9,
     )  # fmt: skip
 
 
@@ -225,12 +239,14 @@ def _mark(axes: "Axes", history: History, seconds: float, palette: Palette) -> N
                 linewidth=1.2,
                 label=label if not number else None,
             )
-    if history.losses or history.resumes:
-        axes.legend(loc="lower right", fontsize=8, frameon=False, labelcolor=palette.ink, handlelength=1.6)
+
+
+def _find_end(history: History) -> float:
+    return max((one.end for attempt in history.attempts for one in attempt), default=0.0)
 
 
 def _choose_unit(history: History) -> tuple[str, float]:
-    longest = max((one.end for attempt in history.attempts for one in attempt), default=0.0)
+    longest = _find_end(history)
     if longest > 3 * 3600:
         return "hours", 3600.0
     return ("minutes", 60.0) if longest > 300 else ("seconds", 1.0)

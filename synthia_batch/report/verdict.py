@@ -93,7 +93,7 @@ def _tell_failures(report: Report) -> Iterator[Sentence]:
         yield Sentence(
             level="bad" if total > ended / 2 else "warn",
             text=f"{_count(total, ended, 'samples')} failed: {named}{more}. "
-            "`synthia-batch retry DIR` makes them again.",
+            "To make them again: synthia-batch retry DIR.",
         )
 
 
