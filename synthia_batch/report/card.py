@@ -189,15 +189,20 @@ def _describe_columns(facts: PartFacts | None) -> Iterator[str]:
 
 
 def _describe_loading(manifest: Manifest) -> Iterator[str]:
-    yield from ("## Loading", "", "In this directory, or with its path in front:")
+    yield from ("## Loading", "", "In this directory; elsewhere, with its path in front:")
     if manifest.finished:
-        yield from _fence("import datasets", 'dataset = datasets.load_dataset(".", split="train")')
+        yield from _fence(
+            "import datasets, os", 'dataset = datasets.load_dataset(os.getcwd(), split="train")'
+        )
         yield from _fence("import pandas", 'frame = pandas.read_parquet("data")')
         yield from _fence("import polars", 'frame = polars.read_parquet("data/*.parquet")')
         yield from _fence("import duckdb", "relation = duckdb.sql(\"from 'data/*.parquet'\")")
     if manifest.failed:
         yield from ("", "The samples that could not be made, each with its code and message:")
-        yield from _fence("import datasets", 'failed = datasets.load_dataset(".", "failed", split="failed")')
+        yield from _fence(
+            "import datasets, os",
+            'failed = datasets.load_dataset(os.getcwd(), "failed", split="failed")',
+        )
 
 
 def _describe_making(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
