@@ -39,6 +39,10 @@ from synthia_batch.store.recovery import check_complete
 from synthia_batch.store.run_dir import RunDir
 
 
+LARGE_SAMPLES = 50_000
+"""From here on a report takes long enough for somebody to wonder."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """What a run came to. `made` counts the samples that this attempt made.
@@ -124,6 +128,8 @@ def report_on(job: ResolvedJob, result: RunResult, display: Display) -> None:
     A report that cannot be made is said to be missing, and nothing else: the dataset is there.
     """
     if job.declared.report and result.drained is None:
+        if result.samples >= LARGE_SAMPLES:
+            display.say("writing the report")
         try_report(result.directory, display.say)
 
 

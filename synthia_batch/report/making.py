@@ -31,7 +31,8 @@ def try_report(directory: Path, say: Callable[[str], None]) -> None:
     """Write the report of a run that is complete; where that fails, say so, and that the run is whole."""
     try:
         write_report(directory)
-    except Exception as exc:  # Of whatever kind: the dataset is there, and must not seem to be lost.
+    # Of whatever kind, an impatient Ctrl-C too: the dataset is there, and must not seem to be lost.
+    except (Exception, KeyboardInterrupt) as exc:
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         again = f"synthia-batch report {directory}"
         say(f"no report could be made: {reason}\n  the dataset is complete; try `{again}`")

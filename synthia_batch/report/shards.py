@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from synthia_batch.rows import Failed, Finished, Shard
+from synthia_batch.rows import Failed, Finished, Outcome, Shard
 from synthia_batch.store.intents import Intent, read_intents
 from synthia_batch.store.journal_reader import replay
 from synthia_batch.store.part_columns import (
@@ -72,23 +72,32 @@ def list_samples(facts: RunFacts) -> list[ShardSamples]:
     Raises:
         IntegrityError: A journal or the ledger is damaged.
     """
-    latest = read_intents(facts.run_dir.intents, facts.attempt.plan_digest).latest
-    found = (_find(facts, shard, latest) for shard in facts.shards)
-    return [samples for samples in found if samples is not None]
+    latest = _read_latest(facts)
+    found: dict[int, ShardSamples] = {}
+    for shard in facts.shards:
+        # A journal holds what its shard's parts hold, or newer samples: a retry opens it again.
+        outcomes = replay(facts.run_dir.journal(shard), shard, facts.attempt)
+        if outcomes:
+            found[shard.number] = _take_journaled(facts, shard, outcomes)
+        elif shard.number in latest:
+            found[shard.number] = PublishedSamples(facts=facts, shard=shard, intent=latest[shard.number])
+    if len(found) < len(facts.shards):
+        # A journal that was gone may have been published since the ledger was read.
+        for number, intent in _read_latest(facts).items():
+            published = PublishedSamples(facts=facts, shard=facts.shards[number], intent=intent)
+            found.setdefault(number, published)
+    return [samples for _, samples in sorted(found.items())]
 
 
-def _find(facts: RunFacts, shard: Shard, latest: Mapping[int, Intent]) -> ShardSamples | None:
-    # A journal holds what its shard's parts hold, or newer samples: a retry opens it again.
-    outcomes = replay(facts.run_dir.journal(shard), shard, facts.attempt)
-    if not outcomes and shard.number not in latest:
-        # It may have been published since the ledger was read.
-        latest = read_intents(facts.run_dir.intents, facts.attempt.plan_digest).latest
-    if outcomes:
-        made = [one for _, one in sorted(outcomes.items()) if isinstance(one, Finished)]
-        failed = [one for _, one in sorted(outcomes.items()) if isinstance(one, Failed)]
-        return JournaledSamples(facts=facts, shard=shard, made=made, failed=failed)
-    intent = latest.get(shard.number)
-    return None if intent is None else PublishedSamples(facts=facts, shard=shard, intent=intent)
+def _read_latest(facts: RunFacts) -> Mapping[int, Intent]:
+    return read_intents(facts.run_dir.intents, facts.attempt.plan_digest).latest
+
+
+def _take_journaled(facts: RunFacts, shard: Shard, outcomes: Mapping[int, Outcome]) -> "JournaledSamples":
+    ordered = [outcome for _, outcome in sorted(outcomes.items())]
+    made = [one for one in ordered if isinstance(one, Finished)]
+    failed = [one for one in ordered if isinstance(one, Failed)]
+    return JournaledSamples(facts=facts, shard=shard, made=made, failed=failed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
