@@ -38,7 +38,6 @@ from synthia_batch.store.manifest import Manifest, read_manifest, write_manifest
 from synthia_batch.store.recovery import check_complete
 from synthia_batch.store.run_dir import RunDir
 
-
 LARGE_SAMPLES = 50_000
 """From here on a report takes long enough for somebody to wonder."""
 

@@ -184,7 +184,7 @@ def _plot_speed(axes: "Axes", history: History, palette: Palette) -> None:
             loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, fontsize=8, frameon=False,
             labelcolor=palette.ink, handlelength=1.6, borderpad=0.1,
         )  # fmt: skip
-    axes.set_ylim(bottom=0)
+    _leave_room(axes)
 
 
 def _plot_engines(axes: "Axes", history: History, palette: Palette) -> None:
@@ -194,7 +194,12 @@ def _plot_engines(axes: "Axes", history: History, palette: Palette) -> None:
         axes.stairs(busy, edges, color=palette.second, fill=True, alpha=0.85)
     axes.set(xlabel=unit, ylabel="busy engines")
     _mark(axes, history, seconds, palette)
-    axes.set_ylim(bottom=0)
+    _leave_room(axes)
+
+
+def _leave_room(axes: "Axes") -> None:
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) * 1.05)
 
 
 def _list_steps(
