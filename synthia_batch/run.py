@@ -126,7 +126,7 @@ def report_on(job: ResolvedJob, result: RunResult, display: Display) -> None:
 
     A report that cannot be made is said to be missing, and nothing else: the dataset is there.
     """
-    if job.declared.report and result.drained is None:
+    if job.declared.report and RunDir(result.directory).manifest.exists():
         if result.samples >= LARGE_SAMPLES:
             display.say("writing the report")
         try_report(result.directory, display.say)
