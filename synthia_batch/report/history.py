@@ -160,7 +160,7 @@ def _describe(number: int, events: Sequence[Mapping[str, Any]], *, is_running: b
     if ended is None:
         end = "still running" if is_running else "killed, or ended by an error"
     else:
-        end = f"drained on {ended['drained']}" if ended.get("drained") else "complete"
+        end = f"drained on {ended['drained']}" if ended.get("drained") else "done"
     engines = dict.fromkeys(
         f"{event.get('engine', '')}, {event.get('device', '')}"
         for event in events
