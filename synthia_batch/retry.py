@@ -48,7 +48,7 @@ def retry_failed(
     """
     started = time.monotonic()
     job = resolve_kept_job(directory, "retry", said, display.say)
-    drain = DrainRequest(job.declared.deadline_seconds)
+    drain = DrainRequest(job.declared.deadline)
     with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
         locked = inspect_run(job, lock, on_check=display.show_check)
         chosen = locked.reopener.count_chosen(locked.states, choice)

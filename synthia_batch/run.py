@@ -15,6 +15,7 @@ from synthia_batch.drain import DrainReason, DrainRequest
 from synthia_batch.drive import Driver
 from synthia_batch.errors import SampleRefused
 from synthia_batch.job.declared import Job
+from synthia_batch.job.human import count_allowed
 from synthia_batch.job.layers import Layer, read_ray_address
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
@@ -40,7 +41,8 @@ from synthia_batch.store.run_dir import RunDir
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What a run came to. `made` counts the samples that this attempt made.
+    """What a run came to. `made` counts the samples that this attempt made, `max_failures` those that
+    may fail.
 
     `drained` says why it stopped before the end, None where the dataset is complete.
     """
@@ -98,7 +100,7 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
         check_complete(run_dir, manifest, display.show_check)
         tidy_complete_run(job)
         return _tell(job, manifest, _Drive(made=0, drained=None), started)
-    drain = DrainRequest(job.declared.deadline_seconds)
+    drain = DrainRequest(job.declared.deadline)
     with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
         is_new = not run_dir.plan.exists()
 
@@ -163,7 +165,7 @@ def _tell(job: ResolvedJob, counts: Manifest | Keeper, drive: _Drive, started: f
         failed=counts.failed,
         made=drive.made,
         seconds=time.monotonic() - started,
-        max_failures=job.declared.max_failures,
+        max_failures=count_allowed(job.declared.max_failures, counts.samples),
         drained=drive.drained,
     )
 

@@ -71,10 +71,14 @@ class JobFlags:
     temperature: Annotated[float | None, typer.Option(help="[0.75]")] = None
     top_p: Annotated[float | None, typer.Option(help="[1.0]")] = None
     top_k: Annotated[int | None, typer.Option(help="0 takes every token. [50]")] = None
-    max_tokens: Annotated[int | None, typer.Option(help="New tokens per answer. [1024]")] = None
+    max_tokens: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="New tokens per answer, such as 512 or 4K. [1024]")
+    ] = None
     stop: Annotated[list[str] | None, typer.Option(help="Ends an answer. Repeatable.")] = None
     seed: Annotated[int | None, typer.Option(help="[0]")] = None
-    limit: Annotated[int | None, typer.Option(help="Take the first rows only.")] = None
+    limit: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="Take the first rows only, such as 200 or 1.5M.")
+    ] = None
     workers: Annotated[int | None, typer.Option(help="Engines. [one per GPU group, or per core]")] = None
     tensor_parallel_size: Annotated[
         int | None, typer.Option(help="GPUs that share an engine's layers. [1]")
@@ -86,8 +90,21 @@ class JobFlags:
     pool: Annotated[str | None, typer.Option(help="ray or local. [ray]")] = None
     engine: Annotated[str | None, typer.Option(help="vllm or scripted. [vllm]")] = None
     determinism: Annotated[str | None, typer.Option(help="strict or fast. [strict]")] = None
-    max_failures: Annotated[int | None, typer.Option(help="More failed samples end with exit code 3.")] = None
-    deadline: Annotated[float | None, typer.Option(help="Drain after so many seconds.")] = None
+    max_failures: Annotated[
+        str | None,
+        typer.Option(metavar="COUNT|SHARE", help="More failed samples, 500 or 1%, end with exit code 3."),
+    ] = None
+    deadline: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Drain after this long, such as 7h30m.")
+    ] = None
+    stop_at: Annotated[
+        str | None, typer.Option(metavar="HH:MM", help="Drain by this time of day, such as 07:00.")
+    ] = None
+    metrics_port: Annotated[int | None, typer.Option(help="Serve metrics for Prometheus here.")] = None
+    notify: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Tell this Apprise URL that the job has ended. Repeatable."),
+    ] = None
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any key of a job file. Repeatable."),
@@ -151,7 +168,10 @@ _KEYS = {
     "engine": "engine.kind",
     "determinism": "determinism",
     "max_failures": "max_failures",
-    "deadline": "deadline_seconds",
+    "deadline": "deadline",
+    "stop_at": "stop_at",
+    "metrics_port": "metrics_port",
+    "notify": "notify",
 }
 """The key of a job file that each flag says."""
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from synthia_batch.job.human import ClockTime, Count, Duration, FailureLimit, TokenLength
+
 Determinism = Literal["strict", "fast"]
 EngineKind = Literal["vllm", "scripted"]
 PoolKind = Literal["ray", "local"]
@@ -59,7 +61,7 @@ class Input(Section):
     """Default: a hash of the row's content and an occurrence number."""
     keep_columns: tuple[str, ...] = ()
     """Input columns to carry into the output."""
-    limit: Annotated[Whole, Field(ge=1)] | None = None
+    limit: Annotated[Count, Field(ge=1)] | None = None
     """Take the first `limit` rows only."""
 
 
@@ -74,7 +76,7 @@ class Model(Section):
     trust_remote_code: bool = False
     dtype: str = "auto"
     quantization: str | None = None
-    max_model_len: Annotated[Whole, Field(ge=16)] | None = None
+    max_model_len: Annotated[TokenLength, Field(ge=16)] | None = None
     """Tokens of prompt and answer together. Default: what the model was trained for."""
 
 
@@ -99,7 +101,7 @@ class Sampling(Section):
     repetition_penalty: Annotated[Number, Field(gt=0)] = 1.0
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
-    max_tokens: Annotated[Whole, Field(ge=1)] = 1024
+    max_tokens: Annotated[TokenLength, Field(ge=1)] = 1024
     """New tokens per answer; fewer where prompt and answer would exceed max_model_len."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end an answer and are not part of it."""
@@ -176,12 +178,19 @@ class Job(Section):
     pool: Pool = Pool()
     output: HomePath | None = None
     """The run directory. Default: outputs/NAME-FINGERPRINT."""
-    max_failures: Annotated[Whole, Field(ge=0)] | None = None
-    """More failed samples than this end the job with exit code 3. Default: no limit."""
-    deadline_seconds: Annotated[Number, Field(gt=0)] | None = None
-    """Drain after this long, to be resumed later."""
+    max_failures: FailureLimit | None = None
+    """More failed samples than this, a number or a share such as 1%, end the job with exit code 3.
+    Default: no limit."""
+    deadline: Annotated[Duration, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Drain after this long, such as 7h30m, to be resumed later."""
+    stop_at: ClockTime | None = None
+    """Drain by this time of day, such as 07:00, local time, when it comes next."""
+    metrics_port: Annotated[Whole, Field(ge=1, le=65535)] | None = None
+    """Serve metrics for Prometheus on this port while the job runs."""
+    notify: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+    """Where to tell that the job has ended: Apprise URLs, in which ${NAME} is an environment variable."""
 
-    @field_validator("system", mode="before")
+    @field_validator("system", "notify", mode="before")
     @classmethod
-    def _accept_one_system_message(cls, value: Any) -> Any:
+    def _accept_one_text(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
