@@ -1,13 +1,14 @@
 """What goes along with a run: metrics while it goes on, and word of its end."""
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from synthia_batch.command_line import read_command, spell_command
+from synthia_batch.command_line import read_command
 from synthia_batch.display import Display
 from synthia_batch.errors import SynthiaBatchError
 from synthia_batch.job.resolved import ResolvedJob
@@ -87,5 +88,5 @@ def _tell(notifier: "Notifier", job: ResolvedJob, ending: Ending, seconds: float
     if ending.is_complete:
         lines.append(f"next: synthia-batch report {job.output}")
     elif command is not None:
-        lines.append(f"next: {spell_command(command)}")
+        lines.append(f"next: {shlex.join(command)}")
     notifier.send(f"{job.name}: {ending.state}", "\n".join(line for line in lines if line))

@@ -1,16 +1,15 @@
 """What the user typed, to be typed again: in advice, and in the history of a run. Without its secrets."""
 
-import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from synthia_batch.job.secret import SECRET_KEYS, mask
+
 PROGRAM = "synthia-batch"
-_HIDDEN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://.*", re.DOTALL)
-_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
-_SECRET_FLAG = "--notify"
-_SECRET_KEY = "notify="
+_SECRET_FLAGS = tuple(f"--{key}" for key in SECRET_KEYS)
+_SETTING = "--set"
 
 
 def read_command() -> list[str] | None:
@@ -18,37 +17,34 @@ def read_command() -> list[str] | None:
     program = Path(sys.argv[0])
     if program.name != PROGRAM and program.parent.name != "synthia_batch":
         return None
-    return [PROGRAM, *conceal_arguments(sys.argv[1:])]
-
-
-def spell_command(command: Sequence[str]) -> str:
-    """Return a command as it is typed in a shell. A ${NAME} in it is the job's to read, not the shell's."""
-    return shlex.join(command)
+    return [PROGRAM, *mask_arguments(sys.argv[1:])]
 
 
 def describe_command() -> str:
     """Return what the user typed, to be typed again."""
-    return spell_command([PROGRAM, *conceal_arguments(sys.argv[1:])])
+    return shlex.join([PROGRAM, *mask_arguments(sys.argv[1:])])
 
 
-def conceal_url(url: str) -> str:
-    """Return `url` to be shown: its kind alone, unless all the rest of it is named as ${NAME}."""
-    said = _REFERENCE.sub("", url.partition("://")[2] or url)
-    is_all_named = _REFERENCE.search(url) and not any(character.isalnum() for character in said)
-    return url if is_all_named else _HIDDEN.sub(r"\1://...", url)
-
-
-def conceal_arguments(arguments: Sequence[str]) -> list[str]:
-    """Return `arguments` of a command line without the secrets that addresses of notifications hold."""
+def mask_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return `arguments` of a command line without the secrets that stand in them."""
     shown: list[str] = []
+    before = ""
     for argument in arguments:
-        before = shown[-1] if shown else ""
-        if before == _SECRET_FLAG:
-            shown.append(conceal_url(argument))
-        elif argument.startswith(f"{_SECRET_FLAG}="):
-            shown.append(f"{_SECRET_FLAG}={conceal_url(argument.removeprefix(f'{_SECRET_FLAG}='))}")
-        elif argument.removeprefix("--set=").startswith(_SECRET_KEY):
-            shown.append(_HIDDEN.sub(r"\1://...", argument))
+        flag, equals, value = argument.partition("=")
+        if before in _SECRET_FLAGS:
+            shown.append(mask(argument))
+        elif before == _SETTING:
+            shown.append(_mask_setting(argument))
+        elif equals and flag in _SECRET_FLAGS:
+            shown.append(f"{flag}={mask(value)}")
+        elif equals and flag == _SETTING:
+            shown.append(f"{flag}={_mask_setting(value)}")
         else:
             shown.append(argument)
+        before = argument
     return shown
+
+
+def _mask_setting(assignment: str) -> str:
+    key, equals, value = assignment.partition("=")
+    return f"{key}{equals}{mask(value)}" if key in SECRET_KEYS else assignment

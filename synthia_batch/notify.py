@@ -6,9 +6,8 @@ An address may hold a password, so none is ever shown, logged or kept: only of w
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from synthia_batch.command_line import conceal_url
 from synthia_batch.errors import UsageError
-from synthia_batch.job.secret import reveal
+from synthia_batch.job.secret import mask, reveal
 
 try:
     import apprise
@@ -33,8 +32,8 @@ class Notifier:
         """
         self._say = say
         self._targets: list[tuple[str, apprise.Apprise]] = []
-        for number, url in enumerate(urls, start=1):
-            name = f"--notify {conceal_url(url)}" if "://" in url else f"--notify number {number}"
+        for url in urls:
+            name = f"--notify {mask(url)}"
             target = apprise.Apprise()
             if not target.add(reveal(url, environment, "notify")):
                 raise UsageError(
