@@ -1,5 +1,6 @@
 """What a person sees while a job runs: a bar on a terminal, a line now and then elsewhere. On stderr."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class Display:
         self._check: ReadingDisplay | None = None
         self._history: list[tuple[float, Standing]] = []
         self._last_line = clock()
+        self._width: int | None = None
         self._followers: list[Callable[[Standing], None]] = []
 
     def follow(self, follower: Callable[[Standing], None]) -> None:
@@ -99,8 +101,21 @@ class Display:
     def _draw(self, standing: Standing) -> None:
         if self._bar is None:
             self._bar = self._make_bar(standing)
+        self._fit_width(self._bar)
         self._bar.set_postfix_str(self._describe_rates(standing), refresh=False)
         self._bar.update(standing.ended - self._bar.n)
+
+    def _fit_width(self, bar: "tqdm[Never]") -> None:
+        """Take away the bar that was drawn for another width.
+
+        tqdm would write blanks over all of it: in a terminal that has become narrower they spill into
+        the next line.
+        """
+        width = _measure_width(self._stream)
+        if self._width is not None and width != self._width:
+            self._stream.write("\r\x1b[K")
+            bar.sp = tqdm.status_printer(self._stream)
+        self._width = width
 
     def _make_bar(self, standing: Standing) -> "tqdm[Never]":
         return tqdm(
@@ -137,6 +152,14 @@ class Display:
         self._history.append((now, standing))
         while len(self._history) > 2 and now - self._history[1][0] > _RATE_SECONDS:
             self._history.pop(0)
+
+
+def _measure_width(stream: TextIO) -> int | None:
+    """Return the columns of the terminal behind `stream`; None where there is none."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return None
 
 
 def _describe_workers(standing: Standing) -> str:
