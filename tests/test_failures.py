@@ -1,7 +1,6 @@
 """Failed samples: told as they come, listed, counted, and reasons to end early."""
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -42,8 +41,10 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_a_complete_run_lists_what_failed_with_its_place(complete: Path, capsys: Any) -> None:
-    os.chdir(complete)
+def test_a_complete_run_lists_what_failed_with_its_place(
+    complete: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(complete)
     answer = call(capsys, "failed", "out")
     assert answer.code == 0
     lines = answer.out.splitlines()
@@ -59,8 +60,8 @@ def test_a_complete_run_lists_what_failed_with_its_place(complete: Path, capsys:
     ]
 
 
-def test_one_code_alone_and_as_json(complete: Path, capsys: Any) -> None:
-    os.chdir(complete)
+def test_one_code_alone_and_as_json(complete: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(complete)
     answer = call(capsys, "failed", "out", "--code", "scripted_failure", "--json")
     samples = [json.loads(line) for line in answer.out.splitlines()]
     assert [sample["row_index"] for sample in samples] == [0, 15, 30, 45, 60]
