@@ -216,6 +216,14 @@ def test_a_page_says_it_all_in_words(half_done: Path) -> None:
     assert describe_briefly(status).startswith("interrupted ")
 
 
+def test_a_run_that_still_reads_its_input_is_told_from_no_run(tmp_path: Path, synthia: Command) -> None:
+    (tmp_path / "out/.synthia").mkdir(parents=True)
+    (tmp_path / "out/.synthia/lock").touch()
+    done = synthia("status", "out")
+    assert done.returncode == 2
+    assert "still reads its input: look again in a moment" in done.stderr
+
+
 def test_a_complete_run_names_what_comes_next(tmp_path: Path, synthia: Command) -> None:
     write_jsonl(tmp_path / "q.jsonl", [{"question": "What is two squared?"}])
     assert synthia("run", "q.jsonl", *SCRIPTED, "--deadline", "1h").returncode == 0
