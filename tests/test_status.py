@@ -92,6 +92,13 @@ def test_events_far_apart_still_give_a_rate() -> None:
     assert history.measure_recent() == Rate(samples_per_second=0.1, tokens_per_second=1.0)
 
 
+def test_the_time_in_which_engines_load_is_in_no_rate() -> None:
+    ready = event("worker_ready", 40, worker=0, epoch=1)
+    history = take(STARTED, progress(2, 0, 0), progress(39, 0, 0), ready, progress(50, 20, 200, 9.0))
+    assert history.measure_recent() == history.measure_average()
+    assert history.measure_recent() == Rate(samples_per_second=2.0, tokens_per_second=20.0)
+
+
 def test_a_log_that_grows_is_read_on_where_it_was_left(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     reader = EventReader(path)
