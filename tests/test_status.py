@@ -14,7 +14,7 @@ from conftest import Command, command_of, make_environment, write_jsonl
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.report import looking
-from synthia_batch.report.history import History, Rate, WorkerState
+from synthia_batch.report.latest_attempt import History, Rate, WorkerState
 from synthia_batch.report.looking import open_looker
 from synthia_batch.report.statistics import StatusReader, read_status
 from synthia_batch.report.status_text import describe_briefly, describe_status

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from synthia_batch.report.history import WorkerState
+from synthia_batch.report.latest_attempt import WorkerState
 from synthia_batch.report.statistics import RunStatus
 from synthia_batch.words import format_bytes, format_seconds
 
