@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "synthia_batch"
 EVERYTHING = {
     "assemble", "canary", "canary_record", "cli", "conversations", "digest", "dispatch", "display",
-    "drain", "drive", "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper",
+    "draft", "drain", "drive", "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper",
     "model_choice", "models", "opening", "plan", "pool", "prefixes", "privacy", "progress", "prompts",
     "reopening", "report", "resolve", "retry", "rows", "run", "source", "starting", "store",
     "supervise", "suspects", "tuned", "user_cache", "verify", "worker",
@@ -108,6 +108,7 @@ MAY_IMPORT = {
         "errors",
     },
     "kept_job": {"job", "job_file", "opening", "resolve", "store", "errors"},
+    "draft": {"source", "errors"},
     "forecast": {"opening", "resolve", "job", "source", "plan", "errors"},
     "starting": {"pool", "errors"},
     "drive": {
@@ -171,6 +172,7 @@ MAY_IMPORT = {
         "display",
         "doctor",
         "tune",
+        "draft",
     },
     "__init__": {"job", "run"},
     "__main__": {"cli"},
@@ -247,7 +249,7 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
         ["--help"],
         *(
             [command, "--help"]
-            for command in ("run", "plan", "status", "verify", "tune", "presets", "doctor")
+            for command in ("run", "plan", "status", "verify", "tune", "presets", "doctor", "init", "schema")
         ),
     ],
 )

@@ -9,11 +9,13 @@ import traceback
 import typer
 
 from synthia_batch.cli.doctor import doctor
+from synthia_batch.cli.init import init
 from synthia_batch.cli.interrupt import stops_at_once
 from synthia_batch.cli.plan import plan, validate
 from synthia_batch.cli.presets import presets
 from synthia_batch.cli.retry import retry
 from synthia_batch.cli.run import run
+from synthia_batch.cli.schema import schema
 from synthia_batch.cli.status import status
 from synthia_batch.cli.tune import tune
 from synthia_batch.cli.verify import verify
@@ -40,6 +42,8 @@ app.command()(stops_at_once(verify, _BEGIN_AGAIN))
 app.command()(stops_at_once(tune, _BEGIN_AGAIN))
 app.command()(stops_at_once(presets, _BEGIN_AGAIN))
 app.command()(stops_at_once(doctor, _BEGIN_AGAIN))
+app.command()(stops_at_once(init, _BEGIN_AGAIN))
+app.command()(stops_at_once(schema, _BEGIN_AGAIN))
 
 
 def main() -> None:
