@@ -15,7 +15,7 @@ from synthia_batch.keeper import Keeper
 from synthia_batch.kept_job import resolve_kept_job
 from synthia_batch.opening import LockedRun, begin_attempt, inspect_run, lock_run
 from synthia_batch.reopening import FailureChoice, close_again, read_ending
-from synthia_batch.run import RunResult, make_missing, start_pool
+from synthia_batch.run import Ready, RunResult, make_missing, start_pool
 from synthia_batch.store.manifest import read_manifest
 
 
@@ -51,13 +51,14 @@ def retry_failed(
     drain = DrainRequest(job.declared.deadline)
     with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
         locked = inspect_run(job, lock, on_check=display.show_check)
+        ready = Ready(locked=locked, drain=drain, starter=starter, started=started)
         chosen = locked.reopener.count_chosen(locked.states, choice)
         # Without its manifest it may be a retry that was killed once its samples were reopened.
         if not chosen and read_manifest(locked.run_dir.manifest) is not None:
             return RetryResult(directory=directory, chosen=0, run=None)
         with _Undoing(locked, display) as undoing, begin_attempt(job, locked, choice) as run:
             undoing.watch(run.keeper)
-            result = make_missing(job, run, display, drain, starter, started)
+            result = make_missing(job, run, display, ready)
     return RetryResult(directory=directory, chosen=chosen, run=result)
 
 

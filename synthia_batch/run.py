@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from synthia_batch.job.human import count_allowed
 from synthia_batch.job.layers import Layer, read_ray_address
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
+from synthia_batch.meter import Meter
 from synthia_batch.opening import (
+    LockedRun,
     OpenRun,
     begin_attempt,
     inspect_run,
@@ -27,8 +29,10 @@ from synthia_batch.opening import (
     refuse_other_identity,
     tidy_complete_run,
 )
+from synthia_batch.picks import Picks
 from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import Pool, Staffing, WorkerReady
+from synthia_batch.portion import Portion
 from synthia_batch.report.card import CardFacts, write_card
 from synthia_batch.resolve import open_renderer, resolve_job
 from synthia_batch.rows import Failed, Request
@@ -65,8 +69,21 @@ class RunResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A run directory that is locked and looked at, and what else it takes to go on with it.
+
+    `started` is when the command was, on the monotonic clock.
+    """
+
+    locked: LockedRun
+    drain: DrainRequest
+    starter: PoolStarter
+    started: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Drive:
-    """What driving the pool came to."""
+    """What driving the pool came to: `drained` says why not all that it was to make is made."""
 
     made: int
     drained: DrainReason | None
@@ -100,6 +117,18 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
         check_complete(run_dir, manifest, display.show_check)
         tidy_complete_run(job)
         return _tell(job, manifest, _Drive(made=0, drained=None), started)
+    with prepare_run(job, display, started) as ready, begin_attempt(job, ready.locked) as run:
+        return make_missing(job, run, display, ready)
+
+
+@contextmanager
+def prepare_run(job: ResolvedJob, display: Display, started: float) -> Iterator[Ready]:
+    """Lock the job's run directory for the block and look at what is there; a pool waits to be started.
+
+    Raises:
+        SynthiaBatchError: As for run_job.
+    """
+    run_dir = RunDir(job.output)
     drain = DrainRequest(job.declared.deadline)
     with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
         is_new = not run_dir.plan.exists()
@@ -113,8 +142,7 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
             starter.note_scan()
 
         locked = inspect_run(job, lock, on_rows, display.show_check)
-        with begin_attempt(job, locked) as run:
-            return make_missing(job, run, display, drain, starter, started)
+        yield Ready(locked=locked, drain=drain, starter=starter, started=started)
 
 
 def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
@@ -135,26 +163,21 @@ def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
 
 
 def make_missing(
-    job: ResolvedJob,
-    run: OpenRun,
-    display: Display,
-    drain: DrainRequest,
-    starter: PoolStarter,
-    started: float,
+    job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks: Picks | None = None
 ) -> RunResult:
     """Make every sample of an open run that is not made yet, and complete it unless it drains.
 
-    `started` is when the command was, on the monotonic clock.
+    With `picks`, make those alone: the run is completed where they were all that was missing.
 
     Raises:
         SynthiaBatchError: As for run_job.
     """
     run.keeper.publish_filled()
-    drive = _drive(job, run, display, drain, starter)
-    if drive.drained is None:
+    drive = _drive(job, run, display, ready, picks)
+    if drive.drained is None and (picks is None or next(run.keeper.unfinished, None) is None):
         _finish(job, run)
     run.keeper.note("attempt_ended", made=drive.made, drained=drive.drained and drive.drained.label)
-    return _tell(job, run.keeper, drive, started)
+    return _tell(job, run.keeper, drive, ready.started)
 
 
 def _tell(job: ResolvedJob, counts: Manifest | Keeper, drive: _Drive, started: float) -> RunResult:
@@ -170,17 +193,17 @@ def _tell(job: ResolvedJob, counts: Manifest | Keeper, drive: _Drive, started: f
     )
 
 
-def _drive(
-    job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest, starter: PoolStarter
-) -> _Drive:
+def _drive(job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks: Picks | None) -> _Drive:
     """Have the pool make what is missing."""
-    keeper = run.keeper
-    ended = keeper.finished + keeper.failed
-    if ended == keeper.samples or drain.reason is not None:
-        return _Drive(made=0, drained=None if ended == keeper.samples else drain.reason)
+    keeper, drain, starter = run.keeper, ready.drain, ready.starter
+    portion = Portion(keeper, picks)
+    ended = portion.finished + portion.failed
+    if ended == portion.samples or drain.reason is not None:
+        return _Drive(made=0, drained=None if ended == portion.samples else drain.reason)
     starter.begin()
-    if ended:
+    if ended and picks is None:
         display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
+    meter = Meter(portion, ready.started)
     conversations = open_conversations(job)
 
     def check(ready: WorkerReady) -> None:
@@ -190,7 +213,7 @@ def _drive(
             display.say(note)
 
     driver = Driver(
-        recorder=keeper,
+        recorder=meter,
         drain=drain,
         display=display,
         watchdog_seconds=job.pool.watchdog_seconds,
@@ -199,32 +222,29 @@ def _drive(
         log_path=run.run_dir.worker_log,
         advance=conversations.advance,
     )
-    requests = _list_requests(keeper, conversations, driver.take_unsent)
+    requests = _list_requests(portion, conversations, driver.take_unsent)
     with ExitStack() as stack:
         stack.callback(display.close)
-        dispatcher = Dispatcher(requests, keeper.samples - ended, groups_prefixes=job.engine.caches_prefixes)
+        dispatcher = Dispatcher(requests, portion.samples - ended, groups_prefixes=job.engine.caches_prefixes)
         drained = driver.run(dispatcher, starter.take_over)
+        meter.note_speed()
         return _Drive(made=driver.made, drained=drained)
 
 
 def _list_requests(
-    keeper: Keeper, conversations: Conversations, take_unsent: Callable[[Failed], None]
+    portion: Portion, conversations: Conversations, take_unsent: Callable[[Failed], None]
 ) -> Iterator[Request]:
     """Yield a request for every sample that has not ended, in order, rendered as it is asked for.
 
     A conversation of which earlier attempts finished turns goes on behind them.
     """
-    for state in keeper.unfinished:
-        ended, turns = keeper.list_ended(state.shard), keeper.list_turns(state.shard)
-        for sample in keeper.assembler.list_samples(state.shard):
-            if sample.ordinal in ended:
-                continue
-            try:
-                request = conversations.begin(sample, turns.get(sample.ordinal, ()))
-            except SampleRefused as refused:
-                take_unsent(Failed(ordinal=sample.ordinal, code=refused.code, message=str(refused)))
-                continue
-            yield request
+    for sample, turns in portion.list_missing():
+        try:
+            request = conversations.begin(sample, turns)
+        except SampleRefused as refused:
+            take_unsent(Failed(ordinal=sample.ordinal, code=refused.code, message=str(refused)))
+            continue
+        yield request
 
 
 def _finish(job: ResolvedJob, run: OpenRun) -> None:

@@ -10,8 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "synthia_batch"
 EVERYTHING = {
     "assemble", "canary", "canary_record", "cli", "conversations", "digest", "dispatch", "display",
-    "draft", "drain", "drive", "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper",
-    "model_choice", "models", "opening", "plan", "pool", "prefixes", "privacy", "progress", "prompts",
+    "drain", "drive", "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper", "meter",
+    "model_choice", "models", "opening", "picks", "plan", "pool", "portion", "prefixes", "privacy",
+    "progress", "prompts",
     "reopening", "report", "resolve", "retry", "rows", "run", "source", "starting", "store",
     "supervise", "suspects", "tuned", "user_cache", "verify", "worker",
 }  # fmt: skip
@@ -111,6 +112,28 @@ MAY_IMPORT = {
     "draft": {"source", "errors"},
     "forecast": {"opening", "resolve", "job", "source", "plan", "errors"},
     "starting": {"pool", "errors"},
+    "picks": {"job", "rows"},
+    "portion": {"keeper", "picks", "store", "rows"},
+    "estimate": {"rows"},
+    "meter": {"drive", "estimate", "rows"},
+    "early": {"display", "drain", "job", "opening", "picks", "rows", "run", "store"},
+    "preview": {
+        "conversations",
+        "early",
+        "engine",
+        "opening",
+        "picks",
+        "plan",
+        "prompts",
+        "resolve",
+        "source",
+        "display",
+        "drain",
+        "job",
+        "rows",
+        "errors",
+    },
+    "probe": {"early", "estimate", "meter", "opening", "picks", "store", "display", "drain", "job", "rows"},
     "drive": {
         "pool",
         "starting",
@@ -173,6 +196,10 @@ MAY_IMPORT = {
         "doctor",
         "tune",
         "draft",
+        "preview",
+        "probe",
+        "estimate",
+        "rows",
     },
     "__init__": {"job", "run"},
     "__main__": {"cli"},
@@ -249,7 +276,18 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
         ["--help"],
         *(
             [command, "--help"]
-            for command in ("run", "plan", "status", "verify", "tune", "presets", "doctor", "init", "schema")
+            for command in (
+                "run",
+                "plan",
+                "status",
+                "verify",
+                "tune",
+                "presets",
+                "doctor",
+                "init",
+                "preview",
+                "schema",
+            )
         ),
     ],
 )

@@ -13,6 +13,7 @@ from synthia_batch.cli.init import init
 from synthia_batch.cli.interrupt import stops_at_once
 from synthia_batch.cli.plan import plan, validate
 from synthia_batch.cli.presets import presets
+from synthia_batch.cli.preview import preview
 from synthia_batch.cli.retry import retry
 from synthia_batch.cli.run import run
 from synthia_batch.cli.schema import schema
@@ -34,7 +35,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(stops_at_once(run, _RESUME))
-app.command()(stops_at_once(plan, _BEGIN_AGAIN))
+app.command()(stops_at_once(preview, _RESUME))
+app.command()(stops_at_once(plan, _RESUME))
 app.command()(stops_at_once(validate, _BEGIN_AGAIN))
 app.command()(stops_at_once(status, _BEGIN_AGAIN))
 app.command()(stops_at_once(retry, _RESUME))

@@ -1,5 +1,6 @@
 """The flags that say a job: shared by every command that takes one."""
 
+import copy
 import dataclasses
 import inspect
 import os
@@ -178,7 +179,10 @@ _KEYS = {
 
 
 def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command`, a function of JobFlags and flags of its own, all the flags of a job."""
+    """Give `command`, a function of JobFlags and flags of its own, all the flags of a job.
+
+    A short name such as -n that one of its own flags has means that one.
+    """
     hints = get_type_hints(JobFlags, include_extras=True)
     shared = [
         inspect.Parameter(
@@ -187,6 +191,10 @@ def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
         for field in dataclasses.fields(JobFlags)
     ]
     own_hints = get_type_hints(command, include_extras=True)
+    taken = {name for hint in own_hints.values() for name in _list_names(hint)}
+    shared = [
+        parameter.replace(annotation=_without_names(parameter.annotation, taken)) for parameter in shared
+    ]
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=own_hints[parameter.name])
         for parameter in list(inspect.signature(command).parameters.values())[1:]
@@ -201,6 +209,23 @@ def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
     with_job_flags.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
     with_job_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in (*shared, *own)}
     return with_job_flags
+
+
+def _list_names(hint: Any) -> tuple[str, ...]:
+    """Return the names that a flag is declared with; none where Typer makes one of the parameter's."""
+    return tuple(
+        name
+        for data in getattr(hint, "__metadata__", ())
+        for name in getattr(data, "param_decls", None) or ()
+    )
+
+
+def _without_names(hint: Any, taken: set[str]) -> Any:
+    if taken.isdisjoint(_list_names(hint)):
+        return hint
+    option = copy.copy(hint.__metadata__[0])
+    option.param_decls = tuple(name for name in option.param_decls if name not in taken)
+    return Annotated[hint.__origin__, option]
 
 
 def _spell(field: str, value: Any) -> Any:

@@ -18,10 +18,20 @@ LATER_TURNS = "only the prompts of first turns are known, later ones hold the an
 
 @takes_job_flags
 def plan(
-    flags: JobFlags, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False
+    flags: JobFlags,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    probe: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Make N samples from all over the job, and say by them how long all will take. They "
+            "count as done when the run starts.",
+        ),
+    ] = None,
 ) -> None:
     """Show what a job would run, where each of its values came from, and its prompts' token counts."""
-    print_plan(flags, as_json)
+    print_plan(flags, as_json, probe)
 
 
 @takes_job_flags
@@ -37,15 +47,26 @@ def validate(flags: JobFlags) -> None:
     print(f"{name}: {rows} rows, no faults{f'; {LATER_TURNS}' if job.plan.plays_turns else ''}")
 
 
-def print_plan(flags: JobFlags, as_json: bool) -> None:
-    """Print the forecast of the job that `flags` say."""
+def print_plan(flags: JobFlags, as_json: bool, probe_samples: int | None = None) -> None:
+    """Print the forecast of the job that `flags` say, and what so many of its samples say of the rest."""
     from synthia_batch.display import Display
     from synthia_batch.forecast import forecast_job
     from synthia_batch.resolve import resolve_job
 
     job = resolve_job(flags.read_layers(), Display().say)
     forecast = forecast_job(job)
-    print(json.dumps(forecast.to_dict(), indent=2, ensure_ascii=False) if as_json else _describe(forecast))
+    values = forecast.to_dict()
+    if not as_json:
+        print(_describe(forecast), flush=True)
+    if probe_samples is not None:
+        from synthia_batch.cli.probe import describe_probe, probe, probe_to_dict
+
+        found = probe(job, probe_samples)
+        values["probe"] = probe_to_dict(found)
+        if not as_json:
+            print(f"\n{describe_probe(found)}")
+    if as_json:
+        print(json.dumps(values, indent=2, ensure_ascii=False))
 
 
 def _describe(forecast: "Forecast") -> str:
