@@ -106,6 +106,8 @@ def find_model(
         if job.engine.kind == "vllm":
             _refuse_without_room(job, preset, preview)
 
+    if job.engine.kind == "vllm":
+        _refuse_beyond_memory(job, preset)
     by_card = preview_by_card(preset, job.model.name, choose_device(job))
     if by_card is not None:  # Before the Hub is asked, which may be out of reach.
         check(by_card)
@@ -241,6 +243,27 @@ def _refuse_without_room(job: Job, preset: Preset | None, preview: Preview) -> N
         lines.append("its card says of its files (RAM as llama.cpp takes it, without a GPU):")
         lines += [f"  {row}" for row in preset.memory_table]
     raise ModelUnavailable("\n".join(lines))
+
+
+def _refuse_beyond_memory(job: Job, preset: Preset | None) -> None:
+    """Return unless this machine computes on its CPUs and has not the memory for what the card says.
+
+    Before 138 GB are fetched. On GPUs and clusters the engines' own memory counts; see `doctor`.
+    """
+    known = preset.facts.get("weights_gb") if preset is not None and preset.knows(job.model.name) else None
+    if preset is None or known is None or choose_device(job) != "cpu" or job.pool.ray_address:
+        return
+    if parse_hub_name(job.model.name) is not None or known.value * 1e9 <= total_memory_bytes():
+        return
+    facts = {name: entry.value for name, entry in preset.facts.items()}
+    gpus = f"{facts.get('gpus_per_engine', 1)} GPU(s) of {facts.get('gpu_memory_gb', '?')} GB"
+    raise ModelUnavailable(
+        f"{job.model.name}: its weights take {known.value:.0f} GB, this machine has "
+        f"{total_memory_bytes() / 1e9:.0f} GB of memory and no GPU that the installed vLLM computes on; "
+        f"nothing was fetched. Run it on {gpus}, take a smaller or quantized model (`synthia-batch "
+        f"presets`), or "
+        "rehearse the job with --engine scripted --pool local"
+    )
 
 
 def _refuse_without_plugin(job: Job, name: str) -> None:

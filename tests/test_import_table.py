@@ -56,6 +56,7 @@ MAY_IMPORT = {
     "fit": {"engine", "job"},
     "doctor": {
         "fit",
+        "footprint",
         "model_choice",
         "models",
         "resolve",
