@@ -71,7 +71,8 @@ def add_preset(layers: Sequence[Layer]) -> ChosenPreset:
     model = job.model.name if merged.is_said("model.name") else None
     if job.preset is None and model is None and job.engine.kind == "scripted":
         return ChosenPreset(preset=None, layers=layers)
-    preset = find_preset(job.model.name) if job.preset is None else read_preset(job.preset)
+    with merged.blame("preset"):
+        preset = find_preset(job.model.name) if job.preset is None else read_preset(job.preset)
     layer = preset.make_layer(model, on_gpu=choose_device(job) == "cuda", found=job.preset is None)
     if job.chat_template is not None:  # Whoever brings a template wants it used.
         named = Layer(origin="--chat-template", values={"prompt_format": "chat"}, is_said=False)

@@ -1,5 +1,6 @@
 """`synthia-batch init`: a job file to begin with."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -33,9 +34,10 @@ def init(
         file.write_text(write_draft(draft, file.parent), encoding="utf-8")
     except OSError as exc:
         raise UsageError(f"{file}: cannot be written: {exc.strerror}; name another with -o FILE") from exc
+    shown = shlex.quote(str(file))
     print(
         f"{file}: {draft.rows:,} rows of {draft.holds}, from the column {draft.columns.text!r}\n"
-        f"look at it with: synthia-batch plan {file}",
+        f"look at it with: synthia-batch plan {shown}",
         file=sys.stderr,
     )
     print(file)
