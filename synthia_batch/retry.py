@@ -17,7 +17,7 @@ from synthia_batch.keeper import Keeper
 from synthia_batch.kept_job import resolve_kept_job
 from synthia_batch.opening import LockedRun, begin_attempt, inspect_run, lock_run
 from synthia_batch.reopening import FailureChoice, close_again, read_ending
-from synthia_batch.run import RunResult, make_missing, note_command, start_pool
+from synthia_batch.run import Ready, RunResult, make_missing, note_command, start_pool
 from synthia_batch.store.manifest import read_manifest
 
 
@@ -63,6 +63,7 @@ def _reopen_and_make(
     drain = open_drain(job.declared, display.say)
     with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
         locked = inspect_run(job, lock, on_check=display.show_check)
+        ready = Ready(locked=locked, drain=drain, starter=starter, started=started)
         chosen = locked.reopener.count_chosen(locked.states, choice)
         # Without its manifest it may be a retry that was killed once its samples were reopened.
         if not chosen and read_manifest(locked.run_dir.manifest) is not None:
@@ -70,7 +71,7 @@ def _reopen_and_make(
         with _Undoing(locked, display) as undoing, begin_attempt(job, locked, choice) as run:
             undoing.watch(run.keeper)
             note_command(run)
-            result = make_missing(job, run, display, drain, starter, started)
+            result = make_missing(job, run, display, ready)
     return RetryResult(directory=job.output, chosen=chosen, run=result)
 
 

@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from synthia_batch.job.human import count_allowed
 from synthia_batch.job.layers import Layer, read_ray_address
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
+from synthia_batch.meter import Meter
 from synthia_batch.opening import (
+    LockedRun,
     OpenRun,
     begin_attempt,
     inspect_run,
@@ -31,9 +33,11 @@ from synthia_batch.opening import (
     refuse_other_identity,
     tidy_complete_run,
 )
+from synthia_batch.picks import Picks
 from synthia_batch.places import open_places
 from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import Pool, Staffing, WorkerReady
+from synthia_batch.portion import Portion
 from synthia_batch.report.card import CardFacts, write_card
 from synthia_batch.resolve import open_renderer, resolve_job
 from synthia_batch.rows import Failed, Request
@@ -91,8 +95,21 @@ class RunResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A run directory that is locked and looked at, and what else it takes to go on with it.
+
+    `started` is when the command was, on the monotonic clock.
+    """
+
+    locked: LockedRun
+    drain: DrainRequest
+    starter: PoolStarter
+    started: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Drive:
-    """What driving the pool came to."""
+    """What driving the pool came to: `drained` says why not all that it was to make is made."""
 
     made: int
     drained: DrainReason | None
@@ -133,6 +150,18 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
 
 
 def _begin_and_make(job: ResolvedJob, display: Display, started: float) -> RunResult:
+    with prepare_run(job, display, started) as ready, begin_attempt(job, ready.locked) as run:
+        note_command(run)
+        return make_missing(job, run, display, ready)
+
+
+@contextmanager
+def prepare_run(job: ResolvedJob, display: Display, started: float) -> Iterator[Ready]:
+    """Lock the job's run directory for the block and look at what is there; a pool waits to be started.
+
+    Raises:
+        SynthiaBatchError: As for run_job.
+    """
     run_dir = RunDir(job.output)
     drain = open_drain(job.declared, display.say)
     with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
@@ -147,9 +176,7 @@ def _begin_and_make(job: ResolvedJob, display: Display, started: float) -> RunRe
             starter.note_scan()
 
         locked = inspect_run(job, lock, on_rows, display.show_check)
-        with begin_attempt(job, locked) as run:
-            note_command(run)
-            return make_missing(job, run, display, drain, starter, started)
+        yield Ready(locked=locked, drain=drain, starter=starter, started=started)
 
 
 def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
@@ -177,25 +204,20 @@ def note_command(run: OpenRun) -> None:
 
 
 def make_missing(
-    job: ResolvedJob,
-    run: OpenRun,
-    display: Display,
-    drain: DrainRequest,
-    starter: PoolStarter,
-    started: float,
+    job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks: Picks | None = None
 ) -> RunResult:
     """Make every sample of an open run that is not made yet, and complete it unless it drains.
 
-    `started` is when the command was, on the monotonic clock.
+    With `picks`, make those alone: the run is completed where they were all that was missing.
 
     Raises:
         SynthiaBatchError: As for run_job.
     """
     run.keeper.publish_filled()
-    drive = _drive(job, run, display, drain, starter)
-    if drive.drained is None:
+    drive = _drive(job, run, display, ready, picks)
+    if drive.drained is None and (picks is None or next(run.keeper.unfinished, None) is None):
         _finish(job, run)
-    result = _tell(job, run.keeper, drive, started)
+    result = _tell(job, run.keeper, drive, ready.started)
     drained = drive.drained and drive.drained.label
     run.keeper.note("attempt_ended", made=drive.made, drained=drained, exit_code=result.exit_code)
     return result
@@ -214,20 +236,20 @@ def _tell(job: ResolvedJob, counts: Manifest | Keeper, drive: _Drive, started: f
     )
 
 
-def _drive(
-    job: ResolvedJob, run: OpenRun, display: Display, drain: DrainRequest, starter: PoolStarter
-) -> _Drive:
+def _drive(job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks: Picks | None) -> _Drive:
     """Have the pool make what is missing."""
-    keeper = run.keeper
-    ended = keeper.finished + keeper.failed
-    if ended == keeper.samples or drain.reason is not None:
-        return _Drive(made=0, drained=None if ended == keeper.samples else drain.reason)
-    limit = count_allowed(job.declared.max_failures, keeper.samples)
+    keeper, drain, starter = run.keeper, ready.drain, ready.starter
+    portion = Portion(keeper, picks)
+    ended = portion.finished + portion.failed
+    if ended == portion.samples or drain.reason is not None:
+        return _Drive(made=0, drained=None if ended == portion.samples else drain.reason)
+    limit = count_allowed(job.declared.max_failures, keeper.samples) if picks is None else None
     if limit is not None and keeper.failed > limit:  # No engine needs to load for that.
         return _Drive(made=0, drained=DrainReason.FAILURES)
     starter.begin()
-    if ended:
+    if ended and picks is None:
         display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
+    meter = Meter(portion, ready.started)
     conversations = open_conversations(job)
 
     def check(ready: WorkerReady) -> None:
@@ -237,7 +259,7 @@ def _drive(
             display.say(note)
 
     driver = Driver(
-        recorder=keeper,
+        recorder=meter,
         drain=drain,
         display=display,
         watchdog_seconds=job.pool.watchdog_seconds,
@@ -248,11 +270,12 @@ def _drive(
         tell=_open_teller(job, run, display).tell,
         failure_limit=math.inf if limit is None else limit,
     )
-    requests = _list_requests(keeper, conversations, driver.take_unsent)
+    requests = _list_requests(portion, conversations, driver.take_unsent)
     with ExitStack() as stack:
         stack.callback(display.close)
-        dispatcher = Dispatcher(requests, keeper.samples - ended, groups_prefixes=job.engine.caches_prefixes)
+        dispatcher = Dispatcher(requests, portion.samples - ended, groups_prefixes=job.engine.caches_prefixes)
         drained = driver.run(dispatcher, starter.take_over)
+        meter.note_speed()
         return _Drive(made=driver.made, drained=drained)
 
 
@@ -262,23 +285,19 @@ def _open_teller(job: ResolvedJob, run: OpenRun, display: Display) -> FailureTel
 
 
 def _list_requests(
-    keeper: Keeper, conversations: Conversations, take_unsent: Callable[[Failed], None]
+    portion: Portion, conversations: Conversations, take_unsent: Callable[[Failed], None]
 ) -> Iterator[Request]:
     """Yield a request for every sample that has not ended, in order, rendered as it is asked for.
 
     A conversation of which earlier attempts finished turns goes on behind them.
     """
-    for state in keeper.unfinished:
-        ended, turns = keeper.list_ended(state.shard), keeper.list_turns(state.shard)
-        for sample in keeper.assembler.list_samples(state.shard):
-            if sample.ordinal in ended:
-                continue
-            try:
-                request = conversations.begin(sample, turns.get(sample.ordinal, ()))
-            except SampleRefused as refused:
-                take_unsent(Failed(ordinal=sample.ordinal, code=refused.code, message=str(refused)))
-                continue
-            yield request
+    for sample, turns in portion.list_missing():
+        try:
+            request = conversations.begin(sample, turns)
+        except SampleRefused as refused:
+            take_unsent(Failed(ordinal=sample.ordinal, code=refused.code, message=str(refused)))
+            continue
+        yield request
 
 
 def _finish(job: ResolvedJob, run: OpenRun) -> None:
