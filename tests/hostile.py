@@ -41,7 +41,7 @@ def make_hostile_run(home: Path) -> Path:
     systems = [flag for text in TEXTS[:3] for flag in ("-s", f"text:{text}")]
     command = command_of("run", source, *SCRIPTED, *systems, "-o", home / "out")
     # An engine that loads for longer than the run may last leaves a run without a sample.
-    settings = ("--set", "engine.load_seconds=30", "--set", "deadline_seconds=0.5")
+    settings = ("--set", "engine.load_seconds=30", "--set", "deadline=0.5")
     drained = subprocess.run([*command, *settings], env=make_environment(), capture_output=True, check=False)
     assert drained.returncode == 75, drained.stderr
     facts = read_facts(home / "out")
