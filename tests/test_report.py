@@ -124,6 +124,15 @@ def test_a_run_makes_its_report_and_the_command_makes_the_same_bytes(
     assert render_page(read_report(tmp_path / "elsewhere" / "out")).encode() == made_by_run
 
 
+def test_what_a_user_has_set_for_matplotlib_changes_no_page(
+    synthia: Command, home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "matplotlibrc").write_text("font.size: 30\naxes.facecolor: red\nsvg.fonttype: path\n")
+    done = synthia("report", home / "out", "-o", "a.html", MPLCONFIGDIR=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "a.html").read_bytes() == (home / "out" / "report.html").read_bytes()
+
+
 def test_the_page_needs_nothing_but_itself(home: Path) -> None:
     page = (home / "out" / "report.html").read_text()
     assert "<script" not in page

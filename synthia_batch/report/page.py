@@ -16,7 +16,7 @@ from markupsafe import Markup
 from synthia_batch.job.dotted import flatten
 from synthia_batch.report import quality
 from synthia_batch.report.answers import MARKS
-from synthia_batch.report.plots import draw_engines, draw_lengths, draw_speed, render_svg
+from synthia_batch.report.plots import draw_engines, draw_lengths, draw_speed, own_settings, render_svg
 from synthia_batch.report.showing import make_visible, spell_size
 from synthia_batch.report.summary import Report
 from synthia_batch.report.verdict import judge, spell_share
@@ -65,7 +65,7 @@ def render_page(report: Report) -> str:
         "title": make_visible(head.name),
         "whole": report.tally.whole,
         "verdict": judge(report),
-        "pictures": dict(_draw(report)),
+        "pictures": _draw_all(report),
         "reasons": _list_reasons(report),
         "systems": _list_systems(report),
         "identity": [(key, _spell_value(value)) for key, value in flatten(head.identity).items()],
@@ -96,6 +96,11 @@ def _open_environment() -> Environment:
     environment.filters.update(filters)
     environment.globals["share"] = spell_share
     return environment
+
+
+def _draw_all(report: Report) -> dict[str, Markup]:
+    with own_settings():
+        return dict(_draw(report))
 
 
 def _draw(report: Report) -> Iterator[tuple[str, Markup]]:

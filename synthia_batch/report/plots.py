@@ -4,6 +4,7 @@ import io
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -123,14 +124,24 @@ def draw_history(history: History, title: str) -> "Figure":
     return figure
 
 
-def render_svg(figure: "Figure") -> str:
-    """Return the picture as an element of a page, in the page's colors and letters."""
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """Draw by matplotlib's own defaults within the block: what a user has set for it changes no page."""
+    # Building its list of fonts, the first time on a machine, is nothing that a user must know of.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
 
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.hashsalt": "synthia-batch", "svg.fonttype": "none"})
+        yield
+
+
+def render_svg(figure: "Figure") -> str:
+    """Return the picture as an element of a page, in the page's colors and letters."""
     sink = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # the version is in Creator
-    with matplotlib.rc_context({"svg.hashsalt": "synthia-batch", "svg.fonttype": "none"}):
-        figure.savefig(sink, format="svg", metadata=nothing)
+    figure.savefig(sink, format="svg", metadata=nothing)
     text = sink.getvalue()
     text = text[text.index("<svg") :]
     used = {name for pair in _REFERENCE.findall(text) for name in pair if name}
@@ -145,8 +156,6 @@ def render_svg(figure: "Figure") -> str:
 
 
 def _make_figure(palette: Palette) -> "tuple[Figure, Axes]":
-    # Building its list of fonts, the first time on a machine, is nothing that a user must know of.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE_INCHES, facecolor="none")
