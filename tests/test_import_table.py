@@ -209,6 +209,7 @@ MAY_IMPORT = {
         "tune",
         "draft",
         "footprint",
+        "hardware",
         "preview",
         "probe",
         "estimate",
