@@ -7,9 +7,11 @@ import sys
 import traceback
 
 from synthia_batch.cli.doctor import doctor
+from synthia_batch.cli.failed import failed
 from synthia_batch.cli.help import WIDTH, App, GroupedCommands
 from synthia_batch.cli.init import init
 from synthia_batch.cli.interrupt import stops_at_once
+from synthia_batch.cli.pipe import ends_with_its_reader
 from synthia_batch.cli.plan import plan, validate
 from synthia_batch.cli.presets import presets
 from synthia_batch.cli.preview import preview
@@ -39,7 +41,8 @@ app.command()(stops_at_once(run, _RESUME))
 app.command()(stops_at_once(preview, _RESUME))
 app.command()(stops_at_once(plan, _RESUME))
 app.command()(stops_at_once(validate, _BEGIN_AGAIN))
-app.command()(stops_at_once(status, _BEGIN_AGAIN))
+app.command()(stops_at_once(ends_with_its_reader(status), _BEGIN_AGAIN))
+app.command()(stops_at_once(ends_with_its_reader(failed), _BEGIN_AGAIN))
 app.command()(stops_at_once(retry, _RESUME))
 app.command()(stops_at_once(verify, _BEGIN_AGAIN))
 app.command()(stops_at_once(tune, _BEGIN_AGAIN))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from synthia_batch.cli.interrupt import describe_command
+from synthia_batch.command_line import describe_command
 
 if TYPE_CHECKING:
     from synthia_batch.estimate import Lengths, Span, Speed
@@ -74,7 +74,7 @@ def _describe_samples(found: "Probe") -> str:
 
 
 def _describe_speed(speed: "Speed") -> str:
-    from synthia_batch.display import format_seconds
+    from synthia_batch.words import format_seconds
 
     return (
         f"speed: {speed.tokens_per_second:.0f} tokens/s, {speed.samples_per_second:.2f} samples/s with "
@@ -99,7 +99,7 @@ def _describe_estimate(estimate: "Estimate", hours_of: str) -> str:
     said = f"{estimate.samples} samples, {_spell_span(estimate.tokens)} tokens"
     if estimate.seconds is None or estimate.hours is None:
         return said
-    from synthia_batch.display import format_seconds
+    from synthia_batch.words import format_seconds
 
     low, high = (format_seconds(end) for end in (estimate.seconds.low, estimate.seconds.high))
     hours = _spell_span(estimate.hours)

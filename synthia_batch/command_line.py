@@ -1,0 +1,50 @@
+"""What the user typed, to be typed again: in advice, and in the history of a run. Without its secrets."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from synthia_batch.job.secret import SECRET_KEYS, mask
+
+PROGRAM = "synthia-batch"
+_SECRET_FLAGS = tuple(f"--{key}" for key in SECRET_KEYS)
+_SETTING = "--set"
+
+
+def read_command() -> list[str] | None:
+    """Return what was typed, to be shown and kept; None where Python called and nobody typed it."""
+    program = Path(sys.argv[0])
+    if program.name != PROGRAM and program.parent.name != "synthia_batch":
+        return None
+    return [PROGRAM, *mask_arguments(sys.argv[1:])]
+
+
+def describe_command() -> str:
+    """Return what the user typed, to be typed again."""
+    return shlex.join([PROGRAM, *mask_arguments(sys.argv[1:])])
+
+
+def mask_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return `arguments` of a command line without the secrets that stand in them."""
+    shown: list[str] = []
+    before = ""
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if before in _SECRET_FLAGS:
+            shown.append(mask(argument))
+        elif before == _SETTING:
+            shown.append(_mask_setting(argument))
+        elif equals and flag in _SECRET_FLAGS:
+            shown.append(f"{flag}={mask(value)}")
+        elif equals and flag == _SETTING:
+            shown.append(f"{flag}={_mask_setting(value)}")
+        else:
+            shown.append(argument)
+        before = argument
+    return shown
+
+
+def _mask_setting(assignment: str) -> str:
+    key, equals, value = assignment.partition("=")
+    return f"{key}{equals}{mask(value)}" if key in SECRET_KEYS else assignment
