@@ -32,8 +32,8 @@ class EarlySample:
 class Early:
     """What came of it: the picked `samples`, in order. `made` counts those that were made for it.
 
-    `total` and `ended` are of the whole run: with both equal it is complete. `drained` says why not all
-    that were picked have ended. `locked` is the run as it was before.
+    `total` and `ended` are of the whole run. `drained` says why not all that were picked have ended.
+    `locked` is the run as it was before.
     """
 
     directory: Path
@@ -41,6 +41,7 @@ class Early:
     made: int
     total: int
     ended: int
+    is_complete: bool
     drained: DrainReason | None
     locked: LockedRun
 
@@ -49,7 +50,7 @@ def make_early(job: ResolvedJob, pick: Callable[[LockedRun], Picks], display: Di
     """Have the samples that `pick` gives made, those of them that are not, and return them.
 
     Where all are, no engine starts and nothing is written. Where with them the last sample of the job
-    is made, the run is complete.
+    is made, or was before a crash, the run is completed.
 
     Raises:
         IdentityMismatch: The directory belongs to another job.
@@ -62,9 +63,10 @@ def make_early(job: ResolvedJob, pick: Callable[[LockedRun], Picks], display: Di
         locked = ready.locked
         picks = pick(locked)
         known = _read_outcomes(locked, locked.states, picks)
-        ended = sum(state.finished + state.failed for state in locked.states)
+        total, ended = locked.shards[-1].stop, sum(state.finished + state.failed for state in locked.states)
         made, drained = 0, None
-        if len(known) < len(picks.ordinals):
+        lacks_manifest = ended == total and not locked.run_dir.manifest.exists()
+        if len(known) < len(picks.ordinals) or lacks_manifest:
             _tell(display, locked, len(picks.ordinals), len(known))
             with begin_attempt(job, locked) as run:
                 result = make_missing(job, run, display, ready, picks)
@@ -75,14 +77,17 @@ def make_early(job: ResolvedJob, pick: Callable[[LockedRun], Picks], display: Di
             directory=job.output,
             samples=_list_samples(locked, picks, known),
             made=made,
-            total=locked.shards[-1].stop,
+            total=total,
             ended=ended,
+            is_complete=locked.run_dir.manifest.exists(),
             drained=drained,
             locked=locked,
         )
 
 
 def _tell(display: Display, locked: LockedRun, wanted: int, known: int) -> None:
+    if wanted == known:
+        return
     before = f", {known} more are made" if known else ""
     display.say(
         f"making {wanted - known} samples in {locked.run_dir.root}{before}; they count as done in the run"
