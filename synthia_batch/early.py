@@ -15,7 +15,7 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.opening import LockedRun, begin_attempt, refuse_other_identity
 from synthia_batch.picks import Picks
 from synthia_batch.rows import Outcome, Sample
-from synthia_batch.run import make_missing, prepare_run
+from synthia_batch.run import make_missing, note_command, prepare_run
 from synthia_batch.store.recovery import ShardState
 from synthia_batch.store.run_dir import RunDir
 
@@ -69,6 +69,7 @@ def make_early(job: ResolvedJob, pick: Callable[[LockedRun], Picks], display: Di
         if len(known) < len(picks.ordinals) or lacks_manifest:
             _tell(display, locked, len(picks.ordinals), len(known))
             with begin_attempt(job, locked) as run:
+                note_command(run)
                 result = make_missing(job, run, display, ready, picks)
                 made, drained, ended = result.made, result.drained, result.finished + result.failed
                 # From the disk, as whoever comes next will find them.

@@ -10,6 +10,7 @@ from typing import Any
 from synthia_batch.errors import SampleRefused
 from synthia_batch.job.dotted import flatten
 from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.job.secret import SECRET_KEYS, mask
 from synthia_batch.opening import scan_input
 from synthia_batch.plan import make_samples, plan_shards
 from synthia_batch.resolve import open_renderer
@@ -92,7 +93,7 @@ def list_settings(job: ResolvedJob) -> dict[str, dict[str, Any]]:
     settings: dict[str, dict[str, Any]] = {}
     resolutions = _find_resolutions(job)
     for key, value in flatten(job.declared.model_dump()).items():
-        shown = _spell(value)
+        shown = mask(value) if key in SECRET_KEYS else _spell(value)
         settings[key] = {"value": shown, "origin": job.origins.get(key, "default")}
         resolution = resolutions.get(key)
         if resolution is not None and resolution.value != shown:

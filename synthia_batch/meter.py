@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from synthia_batch.drive import Recorder
 from synthia_batch.estimate import Speed
+from synthia_batch.recorder import Recorder
 from synthia_batch.rows import Record, Turn
 
 SPEED_MEASURED = "speed_measured"

@@ -1,6 +1,7 @@
 """From what was said to a job with no maybes: files are looked up, digested and asked here."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from synthia_batch.job.resolved import (
     ResolvedJob,
     SystemText,
 )
+from synthia_batch.job.secret import reveal, reveal_settings
 from synthia_batch.model_choice import (
     FoundModel,
     add_preset,
@@ -75,6 +77,8 @@ def resolve_job(
     layers = chosen.layers
     merged = merge_layers(layers)
     _refuse_two_systems(merged)
+    for url in said.notify or ():
+        reveal(url, os.environ, "notify")  # Missed in the evening, not in the morning.
     # Before the model, which may take an hour to download.
     columns = open_source(said.input.path).detect(select_rows(said))
     found = find_model(merged, chosen.preset, cache, say)
@@ -244,7 +248,7 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         determinism=job.determinism,
         tensor_parallel_size=job.pool.tensor_parallel_size,
         pipeline_parallel_size=job.pool.pipeline_parallel_size,
-        settings=job.engine.settings,
+        settings=reveal_settings(job.engine.settings, os.environ),
         adapters=found.adapters,
     )
     if spec.kind == "vllm":

@@ -1,5 +1,6 @@
 """run_job(): the whole flow of a run, top to bottom."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -7,8 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from synthia_batch.accompany import Ending, accompany
 from synthia_batch.canary_record import check_canary, make_canaries
+from synthia_batch.command_line import read_command, turn_into_run
 from synthia_batch.conversations import Conversations, open_conversations
+from synthia_batch.deadline import open_drain
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.display import Display
 from synthia_batch.drain import DrainReason, DrainRequest
@@ -30,6 +34,7 @@ from synthia_batch.opening import (
     tidy_complete_run,
 )
 from synthia_batch.picks import Picks
+from synthia_batch.places import open_places
 from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import Pool, Staffing, WorkerReady
 from synthia_batch.portion import Portion
@@ -41,6 +46,9 @@ from synthia_batch.store.atomic import make_directory, sync_directory
 from synthia_batch.store.manifest import Manifest, read_manifest, write_manifest
 from synthia_batch.store.recovery import check_complete
 from synthia_batch.store.run_dir import RunDir
+from synthia_batch.telling import FailureTeller
+
+EXIT_TOO_MANY_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +74,26 @@ class RunResult:
         if self.failed and not self.finished:
             return True
         return self.max_failures is not None and self.failed > self.max_failures
+
+    @property
+    def exit_code(self) -> int:
+        """What the command exits with."""
+        if self.drained is not None:
+            return self.drained.exit_code
+        if self.finished + self.failed < self.samples:
+            return 0  # It was to make some of them only.
+        return EXIT_TOO_MANY_FAILURES if self.has_too_many_failures else 0
+
+    @property
+    def ending(self) -> Ending:
+        """How the run ended, for whom it is told."""
+        state = "complete" if self.drained is None else f"stopped on {self.drained.label}"
+        return Ending(
+            state=f"{state}, with too many failures" if self.drained is None and self.exit_code else state,
+            exit_code=self.exit_code,
+            counts=f"{self.finished} of {self.samples} samples finished, {self.failed} failed",
+            is_complete=self.drained is None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +145,15 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
         check_complete(run_dir, manifest, display.show_check)
         tidy_complete_run(job)
         return _tell(job, manifest, _Drive(made=0, drained=None), started)
+    with accompany(job, display) as tell_end:
+        result = _begin_and_make(job, display, started)
+        tell_end(result.ending)
+        return result
+
+
+def _begin_and_make(job: ResolvedJob, display: Display, started: float) -> RunResult:
     with prepare_run(job, display, started) as ready, begin_attempt(job, ready.locked) as run:
+        note_command(run)
         return make_missing(job, run, display, ready)
 
 
@@ -129,7 +165,7 @@ def prepare_run(job: ResolvedJob, display: Display, started: float) -> Iterator[
         SynthiaBatchError: As for run_job.
     """
     run_dir = RunDir(job.output)
-    drain = DrainRequest(job.declared.deadline)
+    drain = open_drain(job.declared, display.say)
     with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
         is_new = not run_dir.plan.exists()
 
@@ -162,6 +198,17 @@ def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
     return PoolStarter(make_pool)
 
 
+def note_command(run: OpenRun) -> None:
+    """Keep what was typed, for `status` to say it, where somebody typed it.
+
+    Of a preview or a probe, the run that it began.
+    """
+    command = read_command()
+    if command is not None:
+        command = turn_into_run(command) if command[1:2] in (["plan"], ["preview"]) else command
+        run.keeper.note("command", command=command, directory=os.getcwd())
+
+
 def make_missing(
     job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks: Picks | None = None
 ) -> RunResult:
@@ -176,8 +223,10 @@ def make_missing(
     drive = _drive(job, run, display, ready, picks)
     if drive.drained is None and (picks is None or next(run.keeper.unfinished, None) is None):
         _finish(job, run)
-    run.keeper.note("attempt_ended", made=drive.made, drained=drive.drained and drive.drained.label)
-    return _tell(job, run.keeper, drive, ready.started)
+    result = _tell(job, run.keeper, drive, ready.started)
+    drained = drive.drained and drive.drained.label
+    run.keeper.note("attempt_ended", made=drive.made, drained=drained, exit_code=result.exit_code)
+    return result
 
 
 def _tell(job: ResolvedJob, counts: Manifest | Keeper, drive: _Drive, started: float) -> RunResult:
@@ -200,6 +249,9 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks
     ended = portion.finished + portion.failed
     if ended == portion.samples or drain.reason is not None:
         return _Drive(made=0, drained=None if ended == portion.samples else drain.reason)
+    limit = count_allowed(job.declared.max_failures, keeper.samples)
+    if limit is not None and keeper.failed > limit:  # No engine needs to load for that.
+        return _Drive(made=0, drained=DrainReason.FAILURES)
     starter.begin()
     if ended and picks is None:
         display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
@@ -221,6 +273,8 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks
         check_canary=check,
         log_path=run.run_dir.worker_log,
         advance=conversations.advance,
+        tell=_open_teller(job, run, display).tell,
+        failure_limit=math.inf if limit is None else limit - (keeper.failed - portion.failed),
     )
     requests = _list_requests(portion, conversations, driver.take_unsent)
     with ExitStack() as stack:
@@ -229,6 +283,11 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks
         drained = driver.run(dispatcher, starter.take_over)
         meter.note_speed()
         return _Drive(made=driver.made, drained=drained)
+
+
+def _open_teller(job: ResolvedJob, run: OpenRun, display: Display) -> FailureTeller:
+    locate = open_places(job.input_path, run.scan, job.plan.samples_per_row)
+    return FailureTeller(display.remark, locate)
 
 
 def _list_requests(

@@ -213,7 +213,7 @@ def test_verbose_tells_the_identity_and_the_workers(synthia: Command, tmp_path: 
 def test_a_bug_asks_to_be_reported(tmp_path: Path) -> None:
     probe = (
         "import sys; from synthia_batch import cli; from synthia_batch.report import statistics\n"
-        "statistics.read_status = lambda directory: 1 / 0\n"
+        "statistics.StatusReader = lambda directory: 1 / 0\n"
         "sys.argv = ['synthia-batch', 'status', '.']; cli.main()"
     )
     done = subprocess.run(

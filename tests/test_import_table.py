@@ -9,12 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "synthia_batch"
 EVERYTHING = {
-    "assemble", "canary", "canary_record", "cli", "conversations", "digest", "dispatch", "display",
-    "drain", "drive", "engine", "errors", "forecast", "hardware", "job", "job_file", "keeper", "meter",
-    "model_choice", "models", "opening", "picks", "plan", "pool", "portion", "prefixes", "privacy",
-    "progress", "prompts",
-    "reopening", "report", "resolve", "retry", "rows", "run", "source", "starting", "store",
-    "supervise", "suspects", "tuned", "user_cache", "verify", "worker",
+    "accompany", "assemble", "canary", "canary_record", "cli", "command_line", "conversations", "deadline",
+    "digest", "dispatch", "display", "drain", "drive", "engine", "errors", "failures", "forecast",
+    "hardware", "job", "job_file", "keeper", "losses", "meter", "metrics", "model_choice", "models", "notify",
+    "opening", "pace", "picks", "places", "plan", "pool", "portion", "prefixes", "privacy", "progress",
+    "prompts", "recorder", "reopening", "report", "resolve", "retry", "rows", "run", "source", "staff",
+    "standing", "starting", "store", "supervise", "suspects", "tally", "telling", "tuned", "user_cache",
+    "verify", "words", "worker",
 }  # fmt: skip
 MAY_IMPORT = {
     "rows": set(),
@@ -23,24 +24,39 @@ MAY_IMPORT = {
     "privacy": set(),
     "digest": {"errors", "user_cache"},
     "hardware": set(),
-    "display": set(),
+    "words": set(),
+    "command_line": {"job"},
+    "standing": set(),
+    "display": {"standing", "words"},
     "drain": set(),
+    "deadline": {"drain", "job", "words"},
+    "tally": {"rows"},
+    "recorder": {"rows"},
+    "pace": set(),
+    "telling": {"rows", "tally"},
+    "places": {"source", "errors"},
+    "losses": {"pool"},
+    "staff": {"dispatch", "losses", "pool", "recorder", "supervise", "errors"},
+    "metrics": {"standing", "errors"},
+    "notify": {"job", "errors"},
+    "failures": {"job_file", "report", "source", "store", "rows", "errors"},
+    "accompany": {"command_line", "display", "job", "metrics", "notify", "report", "words", "errors"},
     "job": {"errors", "digest"},
     "prompts": {"rows", "errors", "digest"},
     "source": {"rows", "errors", "digest"},
-    "store": {"rows", "errors"},
+    "store": {"rows", "tally", "errors"},
     "models": {"errors", "digest", "privacy", "user_cache"},
     "plan": {"job", "rows", "errors"},
     "dispatch": {"prefixes", "suspects", "rows"},
     "prefixes": {"rows"},
     "suspects": {"rows"},
     "supervise": set(),
-    "progress": {"rows"},
+    "progress": {"rows", "standing", "supervise", "tally"},
     "engine": {"job", "rows", "errors", "hardware", "privacy"},
     "canary": {"engine", "rows", "errors"},
     "worker": {"engine", "rows", "errors"},
     "pool": {"canary", "worker", "engine", "job", "rows", "errors", "hardware", "privacy"},
-    "report": {"store", "plan", "rows", "errors"},
+    "report": {"store", "plan", "tally", "words", "rows", "errors"},
     "model_choice": {"job", "models", "digest", "errors", "hardware"},
     "resolve": {
         "model_choice",
@@ -77,6 +93,7 @@ MAY_IMPORT = {
         "drive",
         "job",
         "pool",
+        "recorder",
         "rows",
         "starting",
     },
@@ -114,8 +131,8 @@ MAY_IMPORT = {
     "picks": {"job", "rows"},
     "portion": {"keeper", "picks", "store", "rows"},
     "estimate": {"rows"},
-    "meter": {"drive", "estimate", "rows"},
-    "early": {"display", "drain", "job", "opening", "picks", "rows", "run", "store"},
+    "meter": {"recorder", "estimate", "rows"},
+    "early": {"command_line", "display", "drain", "job", "opening", "picks", "rows", "run", "store"},
     "preview": {
         "conversations",
         "early",
@@ -136,6 +153,10 @@ MAY_IMPORT = {
     "drive": {
         "pool",
         "starting",
+        "staff",
+        "pace",
+        "recorder",
+        "standing",
         "conversations",
         "dispatch",
         "progress",
@@ -143,15 +164,15 @@ MAY_IMPORT = {
         "suspects",
         "display",
         "drain",
+        "words",
         "rows",
-        "errors",
     },
     "conversations": {"prompts", "plan", "job", "resolve", "rows", "errors"},
     "assemble": {"store", "source", "plan", "job", "rows"},
-    "keeper": {"assemble", "store", "rows", "errors"},
+    "keeper": {"assemble", "store", "tally", "rows", "errors"},
     "canary_record": {"canary", "pool", "prompts", "store", "rows", "errors"},
     "job_file": {"job", "models", "store", "errors"},
-    "reopening": {"store", "rows"},
+    "reopening": {"store", "tally", "rows"},
     "opening": {
         "assemble",
         "job_file",
@@ -172,8 +193,9 @@ MAY_IMPORT = {
         "kept_job",
         "opening",
         "reopening",
+        "accompany",
+        "deadline",
         "display",
-        "drain",
         "job",
         "store",
         "errors",
@@ -190,6 +212,9 @@ MAY_IMPORT = {
         "store",
         "errors",
         "resolve",
+        "command_line",
+        "failures",
+        "telling",
         "forecast",
         "display",
         "doctor",
@@ -198,6 +223,7 @@ MAY_IMPORT = {
         "probe",
         "estimate",
         "rows",
+        "words",
     },
     "__init__": {"job", "run"},
     "__main__": {"cli"},
@@ -215,6 +241,8 @@ ONLY_IN = {
         "store/row_digest.py",
     },
     "typer": {"cli"},
+    "prometheus_client": {"metrics.py"},
+    "apprise": {"notify.py"},
     "transformers": {"models/gguf_convert.py", "models/tokenizer_file.py"},
 }
 
@@ -274,7 +302,17 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
         ["--help"],
         *(
             [command, "--help"]
-            for command in ("run", "plan", "preview", "status", "verify", "tune", "presets", "doctor")
+            for command in (
+                "run",
+                "plan",
+                "preview",
+                "status",
+                "failed",
+                "verify",
+                "tune",
+                "presets",
+                "doctor",
+            )
         ),
     ],
 )
@@ -284,7 +322,9 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "from synthia_batch.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy'}\n"
+        "heavy |= {'apprise', 'prometheus_client'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
     done = subprocess.run(

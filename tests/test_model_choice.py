@@ -18,7 +18,8 @@ from synthia_batch.cli import app
 from synthia_batch.errors import ModelUnavailable, SampleRefused, UsageError
 from synthia_batch.forecast import list_settings
 from synthia_batch.job.declared import Job
-from synthia_batch.job.layers import Layer, read_job_file
+from synthia_batch.job.layers import Layer
+from synthia_batch.job.reading import read_job_file
 from synthia_batch.job.resolved import AdapterChoice, ResolvedJob
 from synthia_batch.job_file import read_job, write_job
 from synthia_batch.models.hub import Repository, explain

@@ -12,6 +12,7 @@ import pytest
 from conftest import Command, command_of, make_environment, read_bytes_of_data, read_call_log, write_jsonl
 from inside import Answer, call, snapshot
 
+from synthia_batch.command_line import turn_into_run
 from synthia_batch.store.events import read_events
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local")
@@ -145,6 +146,10 @@ def test_status_and_verify_know_a_probed_directory(inside: Any, tmp_path: Path, 
     assert inside("plan", "-o", "out", "--probe", "70").code == 0
     status = json.loads(call(capsys, "status", "out", "--json").out)
     assert (status["state"], status["finished"], status["samples"]) == ("interrupted", 70, ROWS)
+    assert status["next"].startswith("synthia-batch run q.jsonl -o out --engine scripted"), (
+        "not the probe again"
+    )
+    assert "--probe" not in status["next"]
     assert call(capsys, "verify", "out").code == 0
 
 
@@ -200,3 +205,26 @@ def test_the_speed_of_an_attempt_is_in_its_history(inside: Any, tmp_path: Path) 
     assert event["seconds"] >= 40 / 4 * 0.030 * 0.9, "ten steps of 30 ms"
     assert 0.5 < event["occupancy"] <= 1
     assert event["engines"] == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "run"),
+    [
+        ("plan q.jsonl --probe 200 -n 4 --json", "run q.jsonl -n 4"),
+        ("plan --probe=200 -j job.yaml -o out", "run -j job.yaml -o out"),
+        (
+            "preview q.jsonl -n 3 --answers --full -s none --num-samples 2",
+            "run q.jsonl -s none --num-samples 2",
+        ),
+        ("preview -n3 --rows=4 --rows 5 --random q.jsonl -q", "run q.jsonl -q"),
+    ],
+)
+def test_what_began_early_is_told_as_the_run(typed: str, run: str) -> None:
+    assert turn_into_run(["synthia-batch", *typed.split()]) == ["synthia-batch", *run.split()]
+
+
+def test_failures_of_the_run_before_do_not_use_up_a_probe(inside: Any, tmp_path: Path) -> None:
+    fails = ("-o", "out", "--set", "engine.fail_every=10")
+    assert inside("plan", *fails, "--probe", "100", "--max-failures", "200").code == 0
+    hopeless = inside("plan", *fails, "--probe", "300", "--max-failures", "5")
+    assert (hopeless.code, "no estimate" in hopeless.err) == (3, True), hopeless.err

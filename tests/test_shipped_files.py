@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, Command, read_bytes_of_data
 
-from synthia_batch.job.layers import merge_layers, read_job_file
+from synthia_batch.job.layers import merge_layers
 from synthia_batch.job.presets import read_preset
+from synthia_batch.job.reading import read_job_file
 
 INPUTS = ROOT / "inputs"
 

@@ -114,7 +114,8 @@ class JobFlags:
     def read_layers(self) -> "list[Layer]":
         """Return the layers of flags, environment and job file, the strongest first."""
         from synthia_batch.job.dotted import merge_values, nest
-        from synthia_batch.job.layers import Layer, parse_assignment, read_environment, read_job_file
+        from synthia_batch.job.layers import Layer, parse_assignment, read_environment
+        from synthia_batch.job.reading import read_job_file
 
         input_path, job_file = self._tell_input_from_job()
         said: dict[str, Any] = {}

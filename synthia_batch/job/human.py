@@ -153,7 +153,8 @@ def find_next(clock: str, now: datetime) -> datetime:
     for days in (0, 1):
         day = today + timedelta(days=days)
         # Made from naive local time, so that the offset is that day's own.
-        when = datetime.combine(day, time(hour, minute)).astimezone()
+        # By way of the timestamp: an hour that the clock leaves out comes as much after it went forward.
+        when = datetime.fromtimestamp(datetime.combine(day, time(hour, minute)).timestamp()).astimezone()
         if when > now:
             return when
     raise AssertionError("no tomorrow")
