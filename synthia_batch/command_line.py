@@ -8,6 +8,12 @@ from pathlib import Path
 from synthia_batch.job.secret import SECRET_KEYS, mask
 
 PROGRAM = "synthia-batch"
+_OWN_FLAGS = {
+    "plan": {"--probe": True, "--json": False},
+    "preview": dict.fromkeys(("-n", "--rows"), True)
+    | dict.fromkeys(("--random", "--answers", "--full", "--json"), False),
+}
+"""The flags that these commands have and run has not, or in another sense, and whether a value follows."""
 _SECRET_FLAGS = tuple(f"--{key}" for key in SECRET_KEYS)
 _SETTING = "--set"
 
@@ -18,6 +24,21 @@ def read_command() -> list[str] | None:
     if program.name != PROGRAM and program.parent.name != "synthia_batch":
         return None
     return [PROGRAM, *mask_arguments(sys.argv[1:])]
+
+
+def turn_into_run(command: Sequence[str]) -> list[str]:
+    """Return the command that makes the whole job of which `command`, a preview or a probe, made some."""
+    program, name, *arguments = command
+    own = _OWN_FLAGS.get(name, {})
+    kept: list[str] = []
+    is_value = False
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if is_value or flag in own:
+            is_value = not is_value and own[flag] and "=" not in argument
+        elif not (argument.startswith("-n") and "-n" in own):
+            kept.append(argument)
+    return [program, "run", *kept]
 
 
 def describe_command() -> str:

@@ -15,7 +15,7 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.opening import LockedRun, begin_attempt, refuse_other_identity
 from synthia_batch.picks import Picks
 from synthia_batch.rows import Outcome, Sample
-from synthia_batch.run import make_missing, prepare_run, report_on
+from synthia_batch.run import make_missing, note_command, prepare_run, report_on
 from synthia_batch.store.recovery import ShardState
 from synthia_batch.store.run_dir import RunDir
 
@@ -32,8 +32,8 @@ class EarlySample:
 class Early:
     """What came of it: the picked `samples`, in order. `made` counts those that were made for it.
 
-    `total` and `ended` are of the whole run: with both equal it is complete. `drained` says why not all
-    that were picked have ended. `locked` is the run as it was before.
+    `total` and `ended` are of the whole run. `drained` says why not all that were picked have ended.
+    `locked` is the run as it was before.
     """
 
     directory: Path
@@ -41,6 +41,7 @@ class Early:
     made: int
     total: int
     ended: int
+    is_complete: bool
     drained: DrainReason | None
     locked: LockedRun
 
@@ -49,7 +50,7 @@ def make_early(job: ResolvedJob, pick: Callable[[LockedRun], Picks], display: Di
     """Have the samples that `pick` gives made, those of them that are not, and return them.
 
     Where all are, no engine starts and nothing is written. Where with them the last sample of the job
-    is made, the run is complete.
+    is made, or was before a crash, the run is completed.
 
     Raises:
         IdentityMismatch: The directory belongs to another job.
@@ -62,11 +63,13 @@ def make_early(job: ResolvedJob, pick: Callable[[LockedRun], Picks], display: Di
         locked = ready.locked
         picks = pick(locked)
         known = _read_outcomes(locked, locked.states, picks)
-        ended = sum(state.finished + state.failed for state in locked.states)
+        total, ended = locked.shards[-1].stop, sum(state.finished + state.failed for state in locked.states)
         made, drained = 0, None
-        if len(known) < len(picks.ordinals):
+        lacks_manifest = ended == total and not locked.run_dir.manifest.exists()
+        if len(known) < len(picks.ordinals) or lacks_manifest:
             _tell(display, locked, len(picks.ordinals), len(known))
             with begin_attempt(job, locked) as run:
+                note_command(run)
                 result = make_missing(job, run, display, ready, picks)
                 made, drained, ended = result.made, result.drained, result.finished + result.failed
                 # From the disk, as whoever comes next will find them.
@@ -75,8 +78,9 @@ def make_early(job: ResolvedJob, pick: Callable[[LockedRun], Picks], display: Di
             directory=job.output,
             samples=_list_samples(locked, picks, known),
             made=made,
-            total=locked.shards[-1].stop,
+            total=total,
             ended=ended,
+            is_complete=locked.run_dir.manifest.exists(),
             drained=drained,
             locked=locked,
         )
@@ -86,6 +90,8 @@ def make_early(job: ResolvedJob, pick: Callable[[LockedRun], Picks], display: Di
 
 
 def _tell(display: Display, locked: LockedRun, wanted: int, known: int) -> None:
+    if wanted == known:
+        return
     before = f", {known} more are made" if known else ""
     display.say(
         f"making {wanted - known} samples in {locked.run_dir.root}{before}; they count as done in the run"

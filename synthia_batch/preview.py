@@ -50,7 +50,7 @@ class SamplePreview:
 class Preview:
     """The samples of the chosen rows, in order: for each system message the first.
 
-    The last four are of the run where answers were asked for: how many were `made` for this, how many
+    The others are of the run where answers were asked for: how many were `made` for this, how many
     samples of all have `ended`, and why not all that were asked for have.
     """
 
@@ -59,12 +59,8 @@ class Preview:
     made: int = 0
     total: int | None = None
     ended: int | None = None
+    is_complete: bool = False
     drained: DrainReason | None = None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing of the run is left to be made."""
-        return self.total is not None and self.ended == self.total
 
 
 def preview_prompts(job: ResolvedJob, choice: Choice) -> Preview:
@@ -98,6 +94,7 @@ def preview_answers(job: ResolvedJob, choice: Choice, display: Display) -> Previ
         made=early.made,
         total=early.total,
         ended=early.ended,
+        is_complete=early.is_complete,
         drained=early.drained,
     )
 

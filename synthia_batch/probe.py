@@ -90,7 +90,7 @@ def probe_job(job: ResolvedJob, count: int, display: Display) -> Probe:
         known=len(outcomes),
         made=early.made,
         drained=early.drained,
-        is_complete=early.ended == early.total,
+        is_complete=early.is_complete,
         lengths=sum_up_lengths(outcomes),
         failures=count_failures(outcomes),
         speed=speed,

@@ -11,7 +11,7 @@ from pathlib import Path
 from synthia_batch.accompany import Ending, accompany
 from synthia_batch.canary_record import check_canary, make_canaries
 from synthia_batch.carding import make_card
-from synthia_batch.command_line import read_command
+from synthia_batch.command_line import read_command, turn_into_run
 from synthia_batch.conversations import Conversations, open_conversations
 from synthia_batch.deadline import open_drain
 from synthia_batch.dispatch import Dispatcher
@@ -84,6 +84,8 @@ class RunResult:
         """What the command exits with."""
         if self.drained is not None:
             return self.drained.exit_code
+        if self.finished + self.failed < self.samples:
+            return 0  # It was to make some of them only.
         return EXIT_TOO_MANY_FAILURES if self.has_too_many_failures else 0
 
     @property
@@ -215,9 +217,13 @@ def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
 
 
 def note_command(run: OpenRun) -> None:
-    """Keep what was typed, for `status` to say it, where somebody typed it."""
+    """Keep what was typed, for `status` to say it, where somebody typed it.
+
+    Of a preview or a probe, the run that it began.
+    """
     command = read_command()
     if command is not None:
+        command = turn_into_run(command) if command[1:2] in (["plan"], ["preview"]) else command
         run.keeper.note("command", command=command, directory=os.getcwd())
 
 
@@ -286,7 +292,7 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks
         log_path=run.run_dir.worker_log,
         advance=conversations.advance,
         tell=_open_teller(job, run, display).tell,
-        failure_limit=math.inf if limit is None else limit,
+        failure_limit=math.inf if limit is None else limit - (keeper.failed - portion.failed),
     )
     requests = _list_requests(portion, conversations, driver.take_unsent)
     with ExitStack() as stack:

@@ -201,6 +201,20 @@ def test_a_preview_of_all_rows_completes_the_run(synthia: Any, questions: Path, 
     assert read_bytes_of_data(tmp_path / "out") == read_bytes_of_data(tmp_path / "whole")
 
 
+def test_a_run_that_was_killed_before_its_last_word_is_completed(
+    synthia: Any, questions: Path, tmp_path: Path
+) -> None:
+    assert synthia("run", questions, "-o", "out").code == 0
+    expected = read_bytes_of_data(tmp_path / "out")
+    (tmp_path / "calls").unlink()
+    (tmp_path / "out" / "manifest.json").unlink()
+    shown = synthia("preview", questions, "-n", "1", "--answers", "-o", "out")
+    assert shown.code == 0, shown.err
+    assert "the run is complete: out" in shown.err
+    assert read_bytes_of_data(tmp_path / "out") == expected
+    assert not (tmp_path / "calls").exists()
+
+
 def test_another_job_gets_another_directory_and_is_refused_in_this_one(
     synthia: Any, questions: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from synthia_batch.report.choosing import Picks, choose_stride, hash_samples, ta
 from synthia_batch.report.history import Stretch, coarsen, list_attempts, read_history
 from synthia_batch.report.page import render_page
 from synthia_batch.report.plots import make_bins
-from synthia_batch.report.showing import make_visible, show_text, spell_size
+from synthia_batch.report.showing import make_visible, show_text
 from synthia_batch.report.summary import Report, read_report
 from synthia_batch.report.tally import Lengths
 from synthia_batch.report.verdict import judge, spell_share
@@ -468,7 +468,6 @@ def test_shares_are_never_rounded_to_all_or_none() -> None:
     assert {pair: spell_share(*pair) for pair in shares} == shares
     assert spell_share(1, 10_000) == "under 0.1%"
     assert spell_share(0, 0) == "0%"
-    assert [spell_size(size) for size in (999, 1500, 2_500_000)] == ["999 bytes", "1.5 KB", "2.5 MB"]
 
 
 def test_answers_cut_off_by_the_context_are_told_from_those_cut_off_by_the_limit(found: Report) -> None:

@@ -104,7 +104,8 @@ def _tell_outcome(one: "SamplePreview", outcome: "Outcome") -> Iterator[str]:
         return
     if outcome.reasoning is not None:
         yield f"[reasoning] {outcome.reasoning}"
-    yield f"[answer: {outcome.completion_tokens} tokens, {outcome.finish_reason}] {outcome.response}"
+    tokens = f"{outcome.completion_tokens} tokens{' in all' if outcome.earlier else ''}"
+    yield f"[answer: {tokens}, {outcome.finish_reason}] {outcome.response}"
 
 
 def _print_words(found: "Preview") -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from synthia_batch.command_line import describe_command
+from synthia_batch.words import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from synthia_batch.estimate import Lengths, Span, Speed
@@ -53,7 +54,7 @@ def describe_probe(found: "Probe") -> str:
     if found.left.samples:
         lines.append(f"left: {_describe_estimate(found.left, found.hours_of)}")
     if found.data_bytes is not None:
-        lines.append(f"output: about {_spell_bytes(found.data_bytes)} in data/")
+        lines.append(f"output: about {format_bytes(found.data_bytes)} in data/")
     return "\n".join([*lines, HOW])
 
 
@@ -74,8 +75,6 @@ def _describe_samples(found: "Probe") -> str:
 
 
 def _describe_speed(speed: "Speed") -> str:
-    from synthia_batch.words import format_seconds
-
     return (
         f"speed: {speed.tokens_per_second:.0f} tokens/s, {speed.samples_per_second:.2f} samples/s with "
         f"{speed.engines} engines that were {100 * speed.occupancy:.0f}% full, over {speed.samples} samples "
@@ -99,8 +98,6 @@ def _describe_estimate(estimate: "Estimate", hours_of: str) -> str:
     said = f"{estimate.samples} samples, {_spell_span(estimate.tokens)} tokens"
     if estimate.seconds is None or estimate.hours is None:
         return said
-    from synthia_batch.words import format_seconds
-
     low, high = (format_seconds(end) for end in (estimate.seconds.low, estimate.seconds.high))
     hours = _spell_span(estimate.hours)
     return f"{said}, {low if low == high else f'{low} to {high}'}, {hours} {hours_of}-hours"
@@ -113,10 +110,3 @@ def _spell_span(span: "Span") -> str:
 
 def _spell_number(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.2g}"
-
-
-def _spell_bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.job.dotted import flatten
-from synthia_batch.report.showing import make_visible, spell_size
+from synthia_batch.report.showing import make_visible
 from synthia_batch.report.tally import Group, Tally
 from synthia_batch.report.verdict import spell_share
 from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.manifest import Manifest
 from synthia_batch.store.part_columns import PartFacts, read_codes, read_numbers, read_part_facts
 from synthia_batch.store.run_dir import RunDir
+from synthia_batch.words import format_bytes
 
 SIZES = (
     (1_000, "n<1K"),
@@ -152,7 +153,7 @@ def _describe_contents(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
         if parts:
             size = sum(part.bytes for part in parts)
             rows = sum(part.rows for part in parts)
-            yield f"| {config} | {len(parts):,} | {rows:,} | {spell_size(size)} |"
+            yield f"| {config} | {len(parts):,} | {rows:,} | {format_bytes(size)} |"
 
 
 def _describe_statistics(tally: Tally) -> Iterator[str]:

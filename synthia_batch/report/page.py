@@ -17,9 +17,10 @@ from synthia_batch.job.dotted import flatten
 from synthia_batch.report import quality
 from synthia_batch.report.answers import MARKS
 from synthia_batch.report.plots import draw_engines, draw_lengths, draw_speed, own_settings, render_svg
-from synthia_batch.report.showing import make_visible, spell_size
+from synthia_batch.report.showing import make_visible
 from synthia_batch.report.summary import Report
 from synthia_batch.report.verdict import judge, spell_share
+from synthia_batch.words import format_bytes, format_seconds
 
 VALUE_CHARACTERS = 600
 _REASONS = {
@@ -90,8 +91,8 @@ def _open_environment() -> Environment:
     filters: dict[str, Callable[[Any], str]] = {
         "number": lambda value: f"{value:,}",
         "visible": make_visible,
-        "seconds": _spell_seconds,
-        "size": spell_size,
+        "seconds": format_seconds,
+        "size": format_bytes,
     }
     environment.filters.update(filters)
     environment.globals["share"] = spell_share
@@ -164,10 +165,3 @@ def _spell_value(value: Any) -> str:
         if len(shown) <= VALUE_CHARACTERS
         else f"{shown[:VALUE_CHARACTERS]}… ({len(shown):,} characters)"
     )
-
-
-def _spell_seconds(seconds: float) -> str:
-    minutes, hours = int(seconds // 60), int(seconds // 3600)
-    if hours:
-        return f"{hours} h {minutes % 60} min"
-    return f"{minutes} min {int(seconds) % 60} s" if minutes else f"{seconds:.1f} s"

@@ -39,14 +39,6 @@ def make_visible(text: str) -> str:
     return _DIRECTIONS.sub(lambda found: f"[U+{ord(found[0]):04X}]", text)
 
 
-def spell_size(size_bytes: int) -> str:
-    """Return a size in the unit that suits it."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
-        if size_bytes >= unit:
-            return f"{size_bytes / unit:.1f} {name}"
-    return f"{size_bytes} bytes"
-
-
 def _picture(found: re.Match[str]) -> str:
     code = ord(found[0])
     if code < 0x20:
