@@ -13,10 +13,11 @@ from synthia_batch.conversations import Step, record_as_it_is
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.display import Display
 from synthia_batch.drain import DrainReason, DrainRequest
-from synthia_batch.drive import Driver, Recorder
+from synthia_batch.drive import Driver
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import Staffing, WorkerReady
+from synthia_batch.recorder import Recorder
 from synthia_batch.rows import Outcome, Request
 from synthia_batch.starting import StartedPool
 

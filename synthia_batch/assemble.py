@@ -1,6 +1,6 @@
 """From a shard's rows and what was made of them to the files that it becomes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from synthia_batch.job.resolved import PlanSpec
@@ -41,13 +41,16 @@ class Assembler:
     part_format: PartFormat
     _kept: dict[int, _KeptSamples] = field(default_factory=dict)
 
-    def list_samples(self, shard: Shard) -> Iterator[Sample]:
-        """Yield the samples of `shard` in order, read from the input.
+    def list_samples(self, shard: Shard, wanted: Collection[int] | None = None) -> Iterator[Sample]:
+        """Yield the samples of `shard` in order, or those with the `wanted` ordinals, read from the input.
 
         They are needed twice, to be made and to be published. They are kept for the second time, as
         long as there is room: reading rows again and making their ids and seeds is the largest cost of
-        a sample beside its engine.
+        a sample beside its engine. Of a shard from which some are wanted the others come another day.
         """
+        if wanted is not None:
+            yield from self._pick_samples(wanted)
+            return
         room_bytes = KEPT_BYTES - sum(other.size_bytes for other in self._kept.values())
         kept = self._kept[shard.number] = _KeptSamples()
         for row in self.source.read_rows(self.scan, shard.first_row, shard.stop_row):
@@ -57,6 +60,15 @@ class Assembler:
             if self._kept.get(shard.number) is kept:
                 self._keep(shard, row, samples, room_bytes)
             yield from samples
+
+    def _pick_samples(self, wanted: Collection[int]) -> Iterator[Sample]:
+        if not wanted:
+            return
+        chosen, per_row = frozenset(wanted), self.plan.samples_per_row
+        rows = {ordinal // per_row for ordinal in chosen}
+        for row in self.source.read_rows(self.scan, min(rows), max(rows) + 1):
+            if row.index in rows:
+                yield from (sample for sample in make_samples(row, self.plan) if sample.ordinal in chosen)
 
     def _keep(self, shard: Shard, row: Row, samples: list[Sample], room_bytes: int) -> None:
         """Add the samples of `row`, or let go of all that is kept of `shard` where there is no room."""

@@ -1,12 +1,15 @@
 """What a person sees while a job runs: a bar on a terminal, a line now and then elsewhere. On stderr."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Never, Self, TextIO
 
 from tqdm import tqdm
+
+from synthia_batch.standing import Standing
+from synthia_batch.words import format_seconds
 
 LINE_SECONDS = 30.0
 """Between two lines where stderr is not a terminal."""
@@ -14,17 +17,6 @@ BRIEF_SECONDS = 1.0
 """What is over before it needs no bar."""
 _RATE_SECONDS = 60.0
 """The current rate is that of the last minute."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """How far a job is. `tokens` counts those generated since this attempt began."""
-
-    ended: int
-    total: int
-    failed: int
-    tokens: int
-    workers: int
 
 
 class Display:
@@ -47,6 +39,12 @@ class Display:
         self._check: ReadingDisplay | None = None
         self._history: list[tuple[float, Standing]] = []
         self._last_line = clock()
+        self._width: int | None = None
+        self._followers: list[Callable[[Standing], None]] = []
+
+    def follow(self, follower: Callable[[Standing], None]) -> None:
+        """Have `follower` told every standing that is shown, also where nobody is."""
+        self._followers.append(follower)
 
     def say(self, text: str) -> None:
         """Print one message, above the bar where there is one."""
@@ -56,6 +54,11 @@ class Display:
     def detail(self, text: str) -> None:
         """Print one message where details are wanted."""
         if self._verbose:
+            self.say(text)
+
+    def remark(self, text: str) -> None:
+        """Print what a person may want to know on the way, unless it is to be quiet."""
+        if not self._quiet:
             self.say(text)
 
     def show_scan(self, rows: int) -> None:
@@ -77,6 +80,8 @@ class Display:
 
     def show(self, standing: Standing) -> None:
         """Show `standing`; called often, draws rarely."""
+        for follower in self._followers:
+            follower(standing)
         now = self._clock()
         self._remember(now, standing)
         if self._quiet:
@@ -96,8 +101,21 @@ class Display:
     def _draw(self, standing: Standing) -> None:
         if self._bar is None:
             self._bar = self._make_bar(standing)
+        self._fit_width(self._bar)
         self._bar.set_postfix_str(self._describe_rates(standing), refresh=False)
         self._bar.update(standing.ended - self._bar.n)
+
+    def _fit_width(self, bar: "tqdm[Never]") -> None:
+        """Take away the bar that was drawn for another width.
+
+        tqdm would write blanks over all of it: in a terminal that has become narrower they spill into
+        the next line.
+        """
+        width = _measure_width(self._stream)
+        if self._width is not None and width != self._width:
+            self._stream.write("\r\x1b[K")
+            bar.sp = tqdm.status_printer(self._stream)
+        self._width = width
 
     def _make_bar(self, standing: Standing) -> "tqdm[Never]":
         return tqdm(
@@ -106,6 +124,8 @@ class Display:
             unit="sample",
             file=self._stream,
             dynamic_ncols=True,
+            # Not only where samples have ended: a terminal is resized, and a worker is lost, at any time.
+            miniters=0,
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
 
@@ -114,29 +134,53 @@ class Display:
         return f"{standing.ended}/{standing.total} samples ({share:.0f}%), {self._describe_rates(standing)}"
 
     def _describe_rates(self, standing: Standing) -> str:
-        if not standing.workers and not standing.tokens:
-            return "the engines are loading"
+        if not standing.count_workers("ready") and not standing.tokens:
+            return f"the engines are loading ({_describe_workers(standing)})"
         first_time, first = self._history[0]
         seconds = self._history[-1][0] - first_time
         tokens = (standing.tokens - first.tokens) / seconds if seconds > 0 else 0.0
         samples = (standing.ended - first.ended) / seconds if seconds > 0 else 0.0
         left = f"{format_seconds((standing.total - standing.ended) / samples)} left" if samples else "? left"
-        return f"{tokens:.0f} tokens/s, {standing.failed} failed, {left}, {standing.workers} workers"
+        parts = [f"{tokens:.0f} tokens/s", left, f"{standing.failed} failed"]
+        if standing.truncated:
+            parts.append(f"{_describe_share(standing.truncated, standing.finished)} cut off")
+        return ", ".join([*parts, _describe_workers(standing)])
 
     def _remember(self, now: float, standing: Standing) -> None:
         if self._history and now - self._history[-1][0] < 0.5:
             return
+        if not standing.tokens:  # The engines load, or begin: the rate counts from their first answer.
+            self._history.clear()
         self._history.append((now, standing))
         while len(self._history) > 2 and now - self._history[1][0] > _RATE_SECONDS:
             self._history.pop(0)
 
 
-def format_seconds(seconds: float) -> str:
-    """Return `seconds` as a person says it: 42 s, 3 min, 2 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+def _measure_width(stream: TextIO) -> int | None:
+    """Return the columns of the terminal behind `stream`; None where there is none."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return None
+
+
+def _describe_workers(standing: Standing) -> str:
+    """Return how many workers are ready, and what the others are at."""
+    ready, all_of_them = standing.count_workers("ready"), len(standing.workers)
+    noun = "worker" if all_of_them == 1 else "workers"
+    if ready == all_of_them:
+        return f"{ready} {noun}"
+    others = [
+        f"{count} {state}"
+        for state in ("starting", "loading", "restarting", "given up")
+        if (count := standing.count_workers(state))
+    ]
+    return f"{ready} of {all_of_them} {noun}, {', '.join(others)}"
+
+
+def _describe_share(part: int, whole: int) -> str:
+    percent = 100 * part / whole
+    return f"{percent:.0f}%" if percent >= 1 else "under 1%"
 
 
 class ReadingDisplay:

@@ -11,7 +11,9 @@ from typing import Any
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.job.declared import Job
-from synthia_batch.job.layers import ENGINE_PATHS, Layer
+from synthia_batch.job.layers import Layer
+from synthia_batch.job.reading import ENGINE_PATHS
+from synthia_batch.job.secret import drop_written_secrets
 from synthia_batch.models.locate import DEMO_MODEL
 from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.sealed import read_sealed, seal
@@ -20,13 +22,16 @@ from synthia_batch.store.sealed import read_sealed, seal
 def write_job(path: Path, job: Job) -> None:
     """Keep what was said of `job` at `path`, its paths absolute, unless just that is there.
 
+    Secrets are kept as references to the environment, or not at all.
+
     A job that JSON cannot say, with a file name that is no UTF-8, is not kept.
 
     Raises:
         StorageFailed: It could not be written.
     """
     try:
-        content = seal({"job": _anchor(job.model_dump(mode="json", exclude_unset=True))})
+        said = drop_written_secrets(job.model_dump(mode="json", exclude_unset=True))
+        content = seal({"job": _anchor(said)})
     except ValueError:
         return
     with suppress(OSError):

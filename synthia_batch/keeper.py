@@ -19,6 +19,7 @@ from synthia_batch.store.manifest import ManifestPart
 from synthia_batch.store.publish import publish_shard
 from synthia_batch.store.recovery import Published, ShardState, Unfinished
 from synthia_batch.store.run_dir import RunDir
+from synthia_batch.tally import tally_records
 
 
 @dataclass(slots=True)
@@ -169,9 +170,12 @@ class Keeper:
         self.states[current.shard.number] = Published(
             shard=current.shard, intent=intent, has_leftover_journal=False
         )
+        tally = tally_records(outcomes.values())
         self.note(
             "shard_published",
             shard=current.shard.number,
-            finished=intent.data.rows if intent.data else 0,
-            failed=intent.failed.rows if intent.failed else 0,
+            finished=tally.finished,
+            failed=tally.failed,
+            truncated=tally.truncated,
+            failures=tally.failures,
         )

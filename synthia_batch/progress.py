@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from synthia_batch.rows import Finished, Outcome
+from synthia_batch.rows import Finished, Outcome, Record
+from synthia_batch.standing import Standing, WorkerStanding
+from synthia_batch.supervise import Duty
+from synthia_batch.tally import Tally, tally_records
 
 FIRST_INTERVAL_SECONDS = 2.0
 ELAPSED_PER_INTERVAL = 3600
@@ -29,6 +32,10 @@ class _Log:
     past_busy_seconds: float = 0.0
     past_cached_prompt_tokens: int = 0
 
+    @property
+    def all_busy_seconds(self) -> float:
+        return self.past_busy_seconds + self.busy_seconds
+
     def begin_epoch(self, epoch: int) -> None:
         self.past_steps += self.steps
         self.past_busy_seconds += self.busy_seconds
@@ -44,6 +51,7 @@ class Progress:
     samples: int = 0
     tokens: int = 0
     prompt_tokens: int = 0
+    tally: Tally = field(default_factory=Tally)
     _logs: dict[int, _Log] = field(default_factory=dict)
     _due_at: float = field(init=False)
 
@@ -58,6 +66,10 @@ class Progress:
             if isinstance(outcome, Finished):
                 self.tokens += outcome.completion_tokens
                 self.prompt_tokens += outcome.prompt_tokens
+
+    def note_recorded(self, records: Sequence[Record]) -> None:
+        """Take note of what requests that ended have come to as samples."""
+        self.tally += tally_records(records)
 
     def note_worker(
         self,
@@ -99,13 +111,13 @@ class Progress:
             "samples": self.samples,
             "tokens": self.tokens,
             "prompt_tokens": self.prompt_tokens,
-            "cached_prompt_tokens": sum(
-                log.past_cached_prompt_tokens + log.cached_prompt_tokens for log in self._logs.values()
-            ),
+            "cached_prompt_tokens": self._cached_prompt_tokens,
+            "truncated": self.tally.truncated,
+            "failures": self.tally.failures,
             "workers": [
                 {
                     "worker": worker,
-                    "busy_seconds": round(log.past_busy_seconds + log.busy_seconds, 3),
+                    "busy_seconds": round(log.all_busy_seconds, 3),
                     "heard_seconds": round(log.heard_at - self.started, 3),
                     "in_flight": in_flight.get(worker, 0),
                     "steps": log.past_steps + log.steps,
@@ -113,3 +125,40 @@ class Progress:
                 for worker, log in sorted(self._logs.items())
             ],
         }
+
+    def stand(
+        self,
+        *,
+        ended: int,
+        failed: int,
+        total: int,
+        duties: Mapping[int, Duty],
+        in_flight: Mapping[int, int],
+    ) -> Standing:
+        """Return how far the run is: `ended`, of which `failed`, of `total` samples over all attempts."""
+        nothing = _Log()
+        return Standing(
+            ended=ended,
+            failed=failed,
+            total=total,
+            finished=self.tally.finished,
+            truncated=self.tally.truncated,
+            failures=self.tally.failures,
+            tokens=self.tokens,
+            prompt_tokens=self.prompt_tokens,
+            cached_prompt_tokens=self._cached_prompt_tokens,
+            workers=tuple(
+                WorkerStanding(
+                    worker=worker,
+                    state=duty.state,
+                    restarts=duty.restarts,
+                    busy_seconds=self._logs.get(worker, nothing).all_busy_seconds,
+                    in_flight=in_flight.get(worker, 0),
+                )
+                for worker, duty in duties.items()
+            ),
+        )
+
+    @property
+    def _cached_prompt_tokens(self) -> int:
+        return sum(log.past_cached_prompt_tokens + log.cached_prompt_tokens for log in self._logs.values())

@@ -18,6 +18,7 @@ from synthia_batch.store.journal_reader import read_journal, replay
 from synthia_batch.store.part_rows import SampleGrid, read_failed, read_made
 from synthia_batch.store.recovery import Published, ShardState, Unfinished
 from synthia_batch.store.run_dir import RunDir
+from synthia_batch.tally import tally_records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,5 +144,4 @@ def _read(path: Path) -> bytes | None:
 
 def describe_kept(shard: Shard, kept: Sequence[Outcome]) -> Unfinished:
     """Return the state of a shard whose journal holds exactly `kept`."""
-    failed = sum(isinstance(outcome, Failed) for outcome in kept)
-    return Unfinished(shard=shard, finished=len(kept) - failed, failed=failed, dropped_bytes=0)
+    return Unfinished(shard=shard, tally=tally_records(kept), dropped_bytes=0)

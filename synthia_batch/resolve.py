@@ -1,6 +1,7 @@
 """From what was said to a job with no maybes: files are looked up, digested and asked here."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from synthia_batch.job.resolved import (
     ResolvedJob,
     SystemText,
 )
+from synthia_batch.job.secret import reveal, reveal_settings
 from synthia_batch.model_choice import (
     FoundModel,
     add_preset,
@@ -37,7 +39,7 @@ from synthia_batch.prompts.formats import (
     SynthiaCardFormat,
     SynthiaFormat,
 )
-from synthia_batch.prompts.library import select_system_message
+from synthia_batch.prompts.library import SystemMessage, select_system_message
 from synthia_batch.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
 from synthia_batch.source import Columns, Selection, open_source
 from synthia_batch.tuned import read_tuned
@@ -75,6 +77,8 @@ def resolve_job(
     layers = chosen.layers
     merged = merge_layers(layers)
     _refuse_two_systems(merged)
+    for url in said.notify or ():
+        reveal(url, os.environ, "notify")  # Missed in the evening, not in the morning.
     # Before the model, which may take an hour to download.
     columns = open_source(said.input.path).detect(select_rows(said))
     found = find_model(merged, chosen.preset, cache, say)
@@ -203,7 +207,7 @@ def _choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
     if job.input.system_column:
         systems = [SystemText(name=SYSTEM_COLUMN, text="")]
     else:
-        chosen = [select_system_message(spec) for spec in job.system]
+        chosen = [_select_system(merged, number) for number in range(len(job.system))]
         systems = [SystemText(name=message.name, text=message.text) for message in chosen]
     names = [system.name for system in systems]
     if not names or len(set(names)) < len(names):
@@ -216,6 +220,12 @@ def _choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
         seed=job.seed,
         plays_turns=columns.turns is not None,
     )
+
+
+def _select_system(merged: Merged, number: int) -> SystemMessage:
+    is_list = len(merged.job.system) > 1
+    with merged.blame(f"system.{number}" if is_list else "system"):
+        return select_system_message(merged.job.system[number])
 
 
 def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
@@ -231,7 +241,9 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
             "'synthia-batch[cpu]' elsewhere; or rehearse with --engine scripted"
         )
     else:
-        check_settings(job.engine.settings, job.determinism)
+        for name, value in job.engine.settings.items():
+            with sources.merged.blame(f"engine.{name}"):
+                check_settings({name: value}, job.determinism)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     spec = EngineSpec(
         kind=job.engine.kind,
@@ -244,7 +256,7 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         determinism=job.determinism,
         tensor_parallel_size=job.pool.tensor_parallel_size,
         pipeline_parallel_size=job.pool.pipeline_parallel_size,
-        settings=job.engine.settings,
+        settings=reveal_settings(job.engine.settings, os.environ),
         adapters=found.adapters,
     )
     if spec.kind == "vllm":

@@ -7,15 +7,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from synthia_batch.accompany import accompany
+from synthia_batch.deadline import open_drain
 from synthia_batch.display import Display
-from synthia_batch.drain import DrainRequest
 from synthia_batch.errors import StorageFailed
 from synthia_batch.job.layers import Layer
+from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
 from synthia_batch.kept_job import resolve_kept_job
 from synthia_batch.opening import LockedRun, begin_attempt, inspect_run, lock_run
 from synthia_batch.reopening import FailureChoice, close_again, read_ending
-from synthia_batch.run import RunResult, make_missing, start_pool
+from synthia_batch.run import Ready, RunResult, make_missing, note_command, report_on, start_pool
 from synthia_batch.store.manifest import read_manifest
 
 
@@ -48,17 +50,30 @@ def retry_failed(
     """
     started = time.monotonic()
     job = resolve_kept_job(directory, "retry", said, display.say)
-    drain = DrainRequest(job.declared.deadline_seconds)
+    with accompany(job, display) as tell_end:
+        result = _reopen_and_make(job, choice, display, started)
+        if result.run is not None:
+            tell_end(result.run.ending)
+        return result
+
+
+def _reopen_and_make(
+    job: ResolvedJob, choice: FailureChoice, display: Display, started: float
+) -> RetryResult:
+    drain = open_drain(job.declared, display.say)
     with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
         locked = inspect_run(job, lock, on_check=display.show_check)
+        ready = Ready(locked=locked, drain=drain, starter=starter, started=started)
         chosen = locked.reopener.count_chosen(locked.states, choice)
         # Without its manifest it may be a retry that was killed once its samples were reopened.
         if not chosen and read_manifest(locked.run_dir.manifest) is not None:
-            return RetryResult(directory=directory, chosen=0, run=None)
+            return RetryResult(directory=job.output, chosen=0, run=None)
         with _Undoing(locked, display) as undoing, begin_attempt(job, locked, choice) as run:
             undoing.watch(run.keeper)
-            result = make_missing(job, run, display, drain, starter, started)
-    return RetryResult(directory=directory, chosen=chosen, run=result)
+            note_command(run)
+            result = make_missing(job, run, display, ready)
+    report_on(job, display)
+    return RetryResult(directory=job.output, chosen=chosen, run=result)
 
 
 class _Undoing:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 STRIKES = 5
 """Deaths in a row, with no sample made between, after which a worker is given up. A death that
@@ -15,6 +16,13 @@ STUCK_LOADS = 2
 """Loads in a row that did not end in time after which a worker is given up: each costs an hour."""
 MOST_HALVINGS = 6
 """Times that an engine's memory is halved before running out of it is a death like others."""
+
+
+class Duty(NamedTuple):
+    """What a worker is at: starting, loading, ready, restarting or given up; and how often it began again."""
+
+    state: str
+    restarts: int
 
 
 @dataclass(slots=True)
@@ -32,6 +40,7 @@ class _Post:
     loading_since: float = 0.0
     stuck_loads: int = 0
     halvings: int = 0
+    restarts: int = 0
     restart_at: float | None = None
     is_given_up: bool = False
     steps: int = -1
@@ -60,6 +69,10 @@ class Supervisor:
     def staff(self) -> int:
         """Workers that are there or may come back."""
         return sum(not post.is_given_up for post in self._posts.values())
+
+    def describe(self) -> dict[int, Duty]:
+        """Return what each worker is at."""
+        return {worker: Duty(_describe_state(post), post.restarts) for worker, post in self._posts.items()}
 
     def enlist(self, worker: int) -> None:
         """Count in a worker that is starting."""
@@ -123,6 +136,7 @@ class Supervisor:
         post.is_given_up = post.strikes > STRIKES or post.stuck_loads >= STUCK_LOADS
         if post.is_given_up:
             return None
+        post.restarts += 1
         pause = FIRST_PAUSE_SECONDS * (PAUSE_FACTOR ** (post.strikes - 1) if is_strike else 1)
         post.restart_at = now + pause
         return pause
@@ -154,3 +168,13 @@ class Supervisor:
         for worker in due:
             self._posts[worker].restart_at = None
         return due
+
+
+def _describe_state(post: _Post) -> str:
+    if post.is_given_up:
+        return "given up"
+    if post.epoch is not None:
+        return "ready"
+    if post.loading is not None:
+        return "loading"
+    return "restarting" if post.restarts else "starting"

@@ -1,6 +1,7 @@
 """Helpers that several test files share."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ NEEDS_VLLM = pytest.mark.skipif(
     installed_vllm() is None, reason="vLLM is not installed: make setup installs it"
 )
 ROOT = Path(__file__).parent.parent
+# Hundreds of runs, whose reports nobody looks at: tests of the report ask for it.
+os.environ.setdefault("SYNTHIA_BATCH_REPORT", "false")
 
 TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills", "[ray]")
 """Tests with engines or clusters of their own, of which two cores have room for one at a time."""
@@ -63,8 +66,6 @@ def command_of(*arguments: str | Path) -> list[str]:
 
 
 def make_environment(**more: str) -> dict[str, str]:
-    import os
-
     return {**os.environ, **more}
 
 

@@ -14,12 +14,12 @@ from benchmarks.throughput.measures import (
     choose_best,
     find_busy_shares,
     find_ratio,
-    read_progress,
     take_medians,
 )
 from benchmarks.throughput.process import MARK, run_process
 from benchmarks.throughput.report import Target, write_failures, write_ratios, write_raw, write_sides
 from benchmarks.throughput.workload import MODEL_SHAPES, write_questions
+from synthia_batch.report.history import read_history, read_progress
 
 
 def measure(side: str, number: int, seconds: float, **more: Any) -> Measured:
@@ -122,7 +122,7 @@ def test_a_busy_share_is_of_the_time_until_the_worker_was_heard() -> None:
 
 
 def test_a_history_marks_losses_and_resumes_and_draws_no_line_between_attempts() -> None:
-    history = plot_run.read_history(EVENTS)
+    history = read_history(EVENTS)
     assert (history.losses, history.resumes) == ([5.0], [60.0])
     first, second = history.attempts
     assert [(one.start, one.end, one.tokens_per_second, one.busy_engines) for one in first] == [

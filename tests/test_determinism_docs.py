@@ -95,5 +95,5 @@ def test_every_field_of_the_identity_is_in_the_table_and_every_field_of_the_tabl
 
 
 def test_the_scripted_engines_settings_are_known() -> None:
-    told = {"fail_every", "max_num_seqs"}
+    told = {"fail_every", "max_num_seqs", "max_words"}
     assert set(ScriptedOptions.model_fields) - set(NOT_IDENTITY) - told == set()

@@ -1,8 +1,11 @@
 """What a person sees: lines where stderr is no terminal, a bar where it is one."""
 
 import io
+from collections.abc import Sequence
 
-from synthia_batch.display import Display, Standing, format_seconds
+from synthia_batch.display import Display
+from synthia_batch.standing import Standing, WorkerStanding
+from synthia_batch.words import format_seconds
 
 
 class Clock:
@@ -18,8 +21,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def stand(ended: int, tokens: int = 0, workers: int = 2) -> Standing:
-    return Standing(ended=ended, total=100, failed=1, tokens=tokens, workers=workers)
+def stand(ended: int, tokens: int = 0, states: Sequence[str] = ("ready", "ready")) -> Standing:
+    staff = [WorkerStanding(worker=worker, state=state) for worker, state in enumerate(states)]
+    return Standing(ended=ended, total=100, failed=1, tokens=tokens, workers=staff)
 
 
 def test_elsewhere_than_on_a_terminal_a_line_comes_every_thirty_seconds() -> None:
@@ -30,8 +34,8 @@ def test_elsewhere_than_on_a_terminal_a_line_comes_every_thirty_seconds() -> Non
         display.show(stand(second, tokens=10 * second))
     lines = stream.getvalue().splitlines()
     assert lines == [
-        "30/100 samples (30%), 10 tokens/s, 1 failed, 70 s left, 2 workers",
-        "60/100 samples (60%), 10 tokens/s, 1 failed, 40 s left, 2 workers",
+        "30/100 samples (30%), 10 tokens/s, 70 s left, 1 failed, 2 workers",
+        "60/100 samples (60%), 10 tokens/s, 40 s left, 1 failed, 2 workers",
     ]
 
 
@@ -50,8 +54,17 @@ def test_loading_engines_are_named_as_such() -> None:
     stream, clock = io.StringIO(), Clock()
     display = Display(stream=stream, clock=clock)
     clock.now = 31
-    display.show(stand(0, workers=0))
+    display.show(stand(0, states=("loading", "starting")))
     assert "the engines are loading" in stream.getvalue()
+
+
+def test_the_time_in_which_engines_load_is_in_no_rate() -> None:
+    stream, clock = io.StringIO(), Clock()
+    display = Display(stream=stream, clock=clock)
+    for second in range(31):
+        clock.now = second
+        display.show(stand(max(0, second - 20), tokens=100 * max(0, second - 20)))
+    assert ", 100 tokens/s, 2 min left," in stream.getvalue()
 
 
 def test_quiet_leaves_only_messages() -> None:

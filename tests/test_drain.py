@@ -25,8 +25,10 @@ def test_a_deadline_counts_from_the_start() -> None:
 def test_the_first_reason_stays() -> None:
     request = DrainRequest()
     request.ask(DrainReason.TERMINATE)
-    request.ask(DrainReason.INTERRUPT)
+    request.ask(DrainReason.FAILURES)
     assert request.reason is DrainReason.TERMINATE
+    with pytest.raises(KeyboardInterrupt):
+        request.ask(DrainReason.INTERRUPT)
 
 
 def test_signals_ask_and_a_second_interrupt_stops_at_once() -> None:

@@ -17,7 +17,8 @@ from synthia_batch.display import Display
 from synthia_batch.errors import SampleRefused, UsageError
 from synthia_batch.forecast import forecast_job, list_settings
 from synthia_batch.job.fingerprint import NOT_IDENTITY, compare_identities, fingerprint
-from synthia_batch.job.layers import Layer, merge_layers, parse_assignment, read_environment, read_job_file
+from synthia_batch.job.layers import Layer, merge_layers, parse_assignment, read_environment
+from synthia_batch.job.reading import read_job_file
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.opening import begin_attempt, inspect_run, lock_run
 from synthia_batch.prompts.formats import PlainChatFormat
@@ -55,7 +56,7 @@ def test_every_fault_of_a_job_is_named_with_its_origin() -> None:
     with pytest.raises(UsageError) as refused:
         merge_layers([layer])
     text = str(refused.value)
-    assert "sed (job file x.yaml): there is no such key; did you mean seed?" in text
+    assert "sed (job file x.yaml): unknown key. Did you mean 'seed'?" in text
     assert "sampling.top_p (job file x.yaml)" in text
     assert "input: not said" in text
 
@@ -100,7 +101,10 @@ def test_the_environments_ray_address_goes_before_the_job_files() -> None:
     layer = read_environment({"RAY_ADDRESS": "ray:1"})
     job_file = Layer(origin="file", values={"input": {"path": "a"}, "pool": {"ray_address": "ray:2"}})
     merged = merge_layers([layer, job_file])
-    assert (merged.job.pool.ray_address, merged.origins["pool.ray_address"]) == ("ray:1", "environment")
+    assert (merged.job.pool.ray_address, merged.origins["pool.ray_address"]) == (
+        "ray:1",
+        "environment RAY_ADDRESS",
+    )
     ours = {"RAY_ADDRESS": "ray:1", "SYNTHIA_BATCH_POOL__RAY_ADDRESS": "ray:3"}
     assert read_environment(ours).values == {"pool": {"ray_address": "ray:3"}}
     assert read_environment({"RAY_ADDRESS": ""}).values == {}
@@ -112,7 +116,7 @@ ODD: list[tuple[str, dict[str, Any]]] = [
     ("sampling.top_k", {"sampling": {"top_k": True}}),
     ("sampling.stop", {"sampling": {"stop": ""}}),
     ("sampling.stop", {"sampling": {"stop": ["a", "\udcff"]}}),
-    ("deadline_seconds", {"deadline_seconds": float("inf")}),
+    ("deadline", {"deadline": float("inf")}),
     ("engine.foo", {"engine": {"foo": datetime.date(2024, 1, 1)}}),
     ("engine.foo", {"engine": {"foo": [{"a": float("nan")}]}}),
     ("engine.foo", {"engine": {"foo": [{1: "a"}]}}),
@@ -247,7 +251,9 @@ NEUTRAL_CHANGES: list[dict[str, Any]] = [
     {"pool": {"kind": "local", "workers": 3}},
     {"engine": {"kind": "scripted", "max_num_seqs": 3, "latency_ms": 5}},
     {"max_failures": 3},
-    {"deadline_seconds": 60},
+    {"max_failures": "1%"},
+    {"deadline": "7h30m", "stop_at": "07:00"},
+    {"metrics_port": 9400, "notify": ["json://localhost"]},
     {"name": "other"},
     # Defaults said aloud.
     {"input": {"prompt_column": "prompt", "keep_columns": []}},

@@ -27,6 +27,8 @@ def test_an_event_tells_totals_of_the_attempt() -> None:
         "tokens": 7,
         "prompt_tokens": 30,
         "cached_prompt_tokens": 16,
+        "truncated": 0,
+        "failures": {},
         "workers": [{"worker": 1, "busy_seconds": 1.5, "heard_seconds": 2.0, "in_flight": 2, "steps": 5}],
     }
 

@@ -35,7 +35,7 @@ def write_questions(path: Path, rows: int = ROWS) -> Path:
 def test_a_sound_run_comes_out_the_same_and_nothing_is_touched(synthia: Command, tmp_path: Path) -> None:
     source = write_questions(tmp_path / "q.jsonl")
     assert synthia("run", source, *SCRIPTED, "--set", "engine.fail_every=10", "-o", "out").returncode == 0
-    assert "determinism: strict: the same bytes for any workers" in synthia("status", "out").stdout
+    assert "promise   strict: the same bytes for any workers" in synthia("status", "out").stdout
     before = snapshot(tmp_path / "out")
     done = synthia("verify", "out", "--rerun", "30", "--seed", "7", "--json")
     assert done.returncode == 0, done.stderr

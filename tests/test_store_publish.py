@@ -16,6 +16,7 @@ from synthia_batch.store.journal_reader import replay
 from synthia_batch.store.publish import EncodedPart, EncodedShard, publish_shard
 from synthia_batch.store.recovery import Published, Unfinished, check_parts, inspect_shard, remove_leftovers
 from synthia_batch.store.run_dir import RunDir
+from synthia_batch.tally import Tally
 
 SHARD = Shard(number=1, count=3, first_row=4, stop_row=8, first=4, stop=8)
 ATTEMPT = Attempt(plan_digest="c0ffee", epoch=1, boot="this boot")
@@ -342,7 +343,7 @@ def test_a_journal_opened_after_the_publication_goes_before_the_parts(run_dir):
     write_journal(run_dir.journal(SHARD), SHARD, replace(ATTEMPT, epoch=2), FINISHED[:3])
 
     state = inspect(run_dir)
-    assert state == Unfinished(shard=SHARD, finished=3, failed=0, dropped_bytes=0)
+    assert state == Unfinished(shard=SHARD, tally=Tally(finished=3), dropped_bytes=0)
     assert run_to_the_end(run_dir, FINISHED, replace(ATTEMPT, epoch=3)) == [7]
     assert files_of(run_dir) == {"data/train-00001-of-00003.parquet": encode(FINISHED).data.content}
 

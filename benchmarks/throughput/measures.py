@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
+
+from synthia_batch.report.history import Progress, list_shares
 
 Status = Literal["ok", "failed", "not run"]
 
@@ -82,45 +84,6 @@ def choose_best(trials: Sequence[Measured]) -> Measured | None:
     return trials[min(timed)[1]] if timed else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """One `progress` event: `elapsed` seconds into the attempt, so much was made so far.
-
-    `busy` are the seconds that each worker's engine has spent in its steps, as of `heard` seconds
-    into the attempt, when the worker said so.
-    """
-
-    attempt: int
-    elapsed: float
-    time: str
-    samples: int
-    tokens: int
-    busy: Mapping[int, float]
-    heard: Mapping[int, float]
-
-
-def read_progress(events: Iterable[Mapping[str, Any]]) -> list[Progress]:
-    """Return the progress events of a run's history. All that is known of their fields is here."""
-    found, attempt = [], 0
-    for event in events:
-        if event["kind"] == "attempt_started":
-            attempt += 1
-        if event["kind"] == "progress":
-            workers = event["workers"]
-            found.append(
-                Progress(
-                    attempt=attempt,
-                    elapsed=event["elapsed_seconds"],
-                    time=event["time"],
-                    samples=event["samples"],
-                    tokens=event["tokens"],
-                    busy={worker["worker"]: worker["busy_seconds"] for worker in workers},
-                    heard={w["worker"]: w.get("heard_seconds", event["elapsed_seconds"]) for w in workers},
-                )
-            )
-    return found
-
-
 def find_busy_shares(progress: Sequence[Progress]) -> dict[int, float]:
     """Return the busy share of each worker of the last attempt, between its first and its last sample.
 
@@ -133,19 +96,3 @@ def find_busy_shares(progress: Sequence[Progress]) -> dict[int, float]:
         return {}
     start, end = begun[0], next(one for one in begun if one.samples == most)
     return list_shares(start, end)
-
-
-def list_shares(start: Progress, end: Progress) -> dict[int, float]:
-    """Return the share of the time between two events that each worker was busy.
-
-    A worker that was restarted in between may count from 0 again; one that began since is counted over
-    all of the time.
-    """
-    shares = {}
-    for worker, busy in end.busy.items():
-        is_new = worker not in start.heard
-        seconds = end.elapsed - start.elapsed if is_new else end.heard[worker] - start.heard[worker]
-        known = start.busy.get(worker, 0.0)
-        if seconds > 0:
-            shares[worker] = (busy - known if busy >= known else busy) / seconds
-    return shares

@@ -1,12 +1,13 @@
 """The flags that say a job: shared by every command that takes one."""
 
+import copy
 import dataclasses
 import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -14,6 +15,19 @@ if TYPE_CHECKING:
     from synthia_batch.job.layers import Layer
 
 _JOB_FILE_SUFFIXES = (".yaml", ".yml")
+
+
+def _offer(name: str) -> Callable[[str], list[str]]:
+    """Return what completes the values of the key `name`, for a shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        from synthia_batch.job import declared
+        from synthia_batch.job.presets import list_presets
+
+        known = list_presets() if name == "Preset" else get_args(getattr(declared, name))
+        return [word for word in known if word.startswith(incomplete)]
+
+    return complete
 
 
 @dataclass(kw_only=True)
@@ -32,7 +46,10 @@ class JobFlags:
     ] = None
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None
     preset: Annotated[
-        str | None, typer.Option(help="What a card recommends; see `presets`. [the model's]")
+        str | None,
+        typer.Option(
+            help="What a card recommends; see `presets`. [the model's]", autocompletion=_offer("Preset")
+        ),
     ] = None
     chat_template: Annotated[
         Path | None, typer.Option(help="A Jinja file to write prompts by, instead of the model's own.")
@@ -46,7 +63,9 @@ class JobFlags:
     )
     system: Annotated[
         list[str] | None,
-        typer.Option("--system", "-s", help="System message: NAME|@FILE|TEXT. Repeatable. [synthia]"),
+        typer.Option(
+            "--system", "-s", metavar="NAME|@FILE|TEXT", help="System message. Repeatable. [synthia]"
+        ),
     ] = None
     prompt_column: Annotated[
         str | None, typer.Option(help="[prompt, question, instruction, input or text]")
@@ -66,15 +85,23 @@ class JobFlags:
         int | None, typer.Option("--num-samples", "-n", help="Per row and system message. [1]")
     ] = None
     on_overflow: Annotated[
-        str | None, typer.Option(help="A later turn without room: fail, truncate-oldest or stop. [fail]")
+        str | None,
+        typer.Option(
+            help="A later turn without room: fail, truncate-oldest or stop. [fail]",
+            autocompletion=_offer("OnOverflow"),
+        ),
     ] = None
     temperature: Annotated[float | None, typer.Option(help="[0.75]")] = None
     top_p: Annotated[float | None, typer.Option(help="[1.0]")] = None
     top_k: Annotated[int | None, typer.Option(help="0 takes every token. [50]")] = None
-    max_tokens: Annotated[int | None, typer.Option(help="New tokens per answer. [1024]")] = None
-    stop: Annotated[list[str] | None, typer.Option(help="Ends an answer. Repeatable.")] = None
+    max_tokens: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="New tokens per answer, such as 512 or 4K. [1024]")
+    ] = None
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends an answer. Repeatable.")] = None
     seed: Annotated[int | None, typer.Option(help="[0]")] = None
-    limit: Annotated[int | None, typer.Option(help="Take the first rows only.")] = None
+    limit: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="Take the first rows only, such as 200 or 1.5M.")
+    ] = None
     workers: Annotated[int | None, typer.Option(help="Engines. [one per GPU group, or per core]")] = None
     tensor_parallel_size: Annotated[
         int | None, typer.Option(help="GPUs that share an engine's layers. [1]")
@@ -83,11 +110,33 @@ class JobFlags:
         int | None, typer.Option(help="GPUs that take turns of an engine. [1]")
     ] = None
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster. [a Ray of its own]")] = None
-    pool: Annotated[str | None, typer.Option(help="ray or local. [ray]")] = None
-    engine: Annotated[str | None, typer.Option(help="vllm or scripted. [vllm]")] = None
-    determinism: Annotated[str | None, typer.Option(help="strict or fast. [strict]")] = None
-    max_failures: Annotated[int | None, typer.Option(help="More failed samples end with exit code 3.")] = None
-    deadline: Annotated[float | None, typer.Option(help="Drain after so many seconds.")] = None
+    pool: Annotated[
+        str | None, typer.Option(help="ray or local. [ray]", autocompletion=_offer("PoolKind"))
+    ] = None
+    engine: Annotated[
+        str | None, typer.Option(help="vllm or scripted. [vllm]", autocompletion=_offer("EngineKind"))
+    ] = None
+    determinism: Annotated[
+        str | None, typer.Option(help="strict or fast. [strict]", autocompletion=_offer("Determinism"))
+    ] = None
+    max_failures: Annotated[
+        str | None,
+        typer.Option(metavar="COUNT|SHARE", help="More failed samples, 500 or 1%, end with exit code 3."),
+    ] = None
+    deadline: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Drain after this long, such as 7h30m.")
+    ] = None
+    stop_at: Annotated[
+        str | None, typer.Option(metavar="HH:MM", help="Drain by this time of day, such as 07:00.")
+    ] = None
+    metrics_port: Annotated[int | None, typer.Option(help="Serve metrics for Prometheus here.")] = None
+    notify: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Tell this Apprise URL of the end; '${NAME}' is an environment variable. Repeatable.",
+        ),
+    ] = None
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any key of a job file. Repeatable."),
@@ -96,7 +145,8 @@ class JobFlags:
     def read_layers(self) -> "list[Layer]":
         """Return the layers of flags, environment and job file, the strongest first."""
         from synthia_batch.job.dotted import merge_values, nest
-        from synthia_batch.job.layers import Layer, parse_assignment, read_environment, read_job_file
+        from synthia_batch.job.layers import Layer, parse_assignment, read_environment
+        from synthia_batch.job.reading import read_job_file
 
         input_path, job_file = self._tell_input_from_job()
         said: dict[str, Any] = {}
@@ -151,14 +201,38 @@ _KEYS = {
     "engine": "engine.kind",
     "determinism": "determinism",
     "max_failures": "max_failures",
-    "deadline": "deadline_seconds",
+    "deadline": "deadline",
+    "stop_at": "stop_at",
+    "metrics_port": "metrics_port",
+    "notify": "notify",
 }
 """The key of a job file that each flag says."""
+_GROUPS = {
+    "Job": ("job", "output", "settings"),
+    "Input": (
+        "prompt_column", "messages_column", "turns_column", "system_column", "id_column", "keep_columns",
+        "limit",
+    ),
+    "Model": ("model", "revision", "preset", "chat_template", "lora", "lora_column"),
+    "Prompts and samples": ("system", "num_samples", "on_overflow"),
+    "Sampling": ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed", "determinism"),
+    "Engines": (
+        "workers", "tensor_parallel_size", "pipeline_parallel_size", "ray_address", "pool", "engine",
+    ),
+    "The night": ("deadline", "stop_at", "max_failures", "metrics_port", "notify"),
+}  # fmt: skip
+"""The flags as `--help` groups them; the command's own come last."""
 
 
 def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command`, a function of JobFlags and flags of its own, all the flags of a job."""
+    """Give `command`, a function of JobFlags and flags of its own, all the flags of a job.
+
+    A short name such as -n that one of its own flags has means that one.
+    """
     hints = get_type_hints(JobFlags, include_extras=True)
+    for group, names in _GROUPS.items():
+        for name in names:
+            get_args(hints[name])[1].rich_help_panel = group
     shared = [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
@@ -166,6 +240,10 @@ def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
         for field in dataclasses.fields(JobFlags)
     ]
     own_hints = get_type_hints(command, include_extras=True)
+    taken = {name for hint in own_hints.values() for name in _list_names(hint)}
+    shared = [
+        parameter.replace(annotation=_without_names(parameter.annotation, taken)) for parameter in shared
+    ]
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=own_hints[parameter.name])
         for parameter in list(inspect.signature(command).parameters.values())[1:]
@@ -180,6 +258,23 @@ def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
     with_job_flags.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
     with_job_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in (*shared, *own)}
     return with_job_flags
+
+
+def _list_names(hint: Any) -> tuple[str, ...]:
+    """Return the names that a flag is declared with; none where Typer makes one of the parameter's."""
+    return tuple(
+        name
+        for data in getattr(hint, "__metadata__", ())
+        for name in getattr(data, "param_decls", None) or ()
+    )
+
+
+def _without_names(hint: Any, taken: set[str]) -> Any:
+    if taken.isdisjoint(_list_names(hint)):
+        return hint
+    option = copy.copy(hint.__metadata__[0])
+    option.param_decls = tuple(name for name in option.param_decls if name not in taken)
+    return Annotated[hint.__origin__, option]
 
 
 def _spell(field: str, value: Any) -> Any:

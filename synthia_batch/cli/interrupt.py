@@ -1,12 +1,13 @@
 """Ctrl-C for the second time, or where nothing listens for it: the command ends at once and says so."""
 
 import functools
-import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import typer
+
+from synthia_batch.command_line import describe_command
 
 EXIT_INTERRUPTED = 130
 
@@ -26,8 +27,3 @@ def stops_at_once(command: Callable[..., None], advice: str) -> Callable[..., No
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return guarded
-
-
-def describe_command() -> str:
-    """Return what the user typed, to be typed again."""
-    return shlex.join(["synthia-batch", *sys.argv[1:]])

@@ -20,7 +20,7 @@ def retry(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Make failed samples again, with other settings if need be, and publish their files anew."""
-    from synthia_batch.cli.run import choose_exit_code, print_result
+    from synthia_batch.cli.run import print_result
     from synthia_batch.display import Display
     from synthia_batch.job.dotted import merge_values
     from synthia_batch.job.layers import Layer, parse_assignment, read_environment
@@ -40,7 +40,7 @@ def retry(
         return
     display.say(f"{result.chosen} failed samples were to be made again")
     print_result(result.run, as_json)
-    raise typer.Exit(choose_exit_code(result.run))
+    raise typer.Exit(result.run.exit_code)
 
 
 def _to_json(directory: Path) -> str:

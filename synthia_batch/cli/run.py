@@ -1,6 +1,7 @@
 """`synthia-batch run`: the main job."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,14 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthia_batch.cli.flags import JobFlags, takes_job_flags
-from synthia_batch.cli.interrupt import describe_command
+from synthia_batch.command_line import describe_command
 
 if TYPE_CHECKING:
     from synthia_batch.display import Display
     from synthia_batch.job.resolved import ResolvedJob
     from synthia_batch.run import RunResult
-
-EXIT_TOO_MANY_FAILURES = 3
 
 
 @takes_job_flags
@@ -44,14 +43,7 @@ def run(
     with _told_in_detail(job, display) if verbose else nullcontext():
         result = run_resolved_job(job, display)
     print_result(result, as_json)
-    raise typer.Exit(choose_exit_code(result))
-
-
-def choose_exit_code(result: "RunResult") -> int:
-    """Return the exit code that tells what the run came to."""
-    if result.drained is not None:
-        return result.drained.exit_code
-    return EXIT_TOO_MANY_FAILURES if result.has_too_many_failures else 0
+    raise typer.Exit(result.exit_code)
 
 
 def print_result(result: "RunResult", as_json: bool) -> None:
@@ -66,18 +58,44 @@ def print_result(result: "RunResult", as_json: bool) -> None:
 def _print_words(result: "RunResult") -> None:
     counts = f"{result.finished} of {result.samples} samples finished"
     if result.failed:
-        counts += f", {result.failed} failed (see {result.directory / 'failed'})"
-    if result.drained is not None:
-        print(f"drained on {result.drained.label}: {counts}", file=sys.stderr)
-        print(f"resume with: {describe_command()}", file=sys.stderr)
-        return
-    print(f"{'already complete' if result.made == 0 else 'complete'}: {counts}", file=sys.stderr)
-    if not result.finished:
-        print("every sample failed: there is no dataset to load", file=sys.stderr)
-        return
+        counts += f", {result.failed} failed"
+    if result.drained is None:
+        lines = [f"{'already complete' if result.made == 0 else 'complete'}: {counts}"]
+        if not result.finished:
+            lines.append("every sample failed: there is no dataset to load")
+        else:
+            lines.append(f"load it with: datasets.load_dataset({str(result.directory)!r})")
+    elif result.drained.name == "FAILURES":
+        lines = [f"stopped, what was finished is kept: {counts}"]
+    else:
+        lines = [f"drained on {result.drained.label}: {counts}", f"resume with: {describe_command()}"]
     if result.has_too_many_failures:
-        print("more samples failed than --max-failures allows", file=sys.stderr)
-    print(f"load it with: datasets.load_dataset({str(result.directory)!r})", file=sys.stderr)
+        lines += _explain_failures(result)
+    elif result.failed:
+        lines.append(f"see them with: synthia-batch failed {shlex.quote(str(result.directory))}")
+    report = result.directory / "report.html"
+    if result.drained is None and report.exists():
+        lines.append(f"see what happened: {report}")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _explain_failures(result: "RunResult") -> list[str]:
+    """Return the commonest reasons, with an example of each, and what to do next."""
+    from synthia_batch.failures import COMMONEST, find_reasons
+    from synthia_batch.telling import shorten
+
+    here = shlex.quote(str(result.directory))
+    lines = []
+    if result.max_failures is not None and result.failed > result.max_failures:
+        lines.append(f"{result.failed} samples failed, and --max-failures allows {result.max_failures}")
+    lines.append("the commonest reasons:")
+    for reason in find_reasons(result.directory)[:COMMONEST]:
+        example = f"{shorten(reason.example.place)}: {shorten(reason.example.message)}"
+        lines.append(f"  {reason.count:>7,} {reason.code}, such as {example}")
+    lines.append(f"mend the cause, then make them again: synthia-batch retry {here}")
+    if result.drained is not None:
+        lines.append("or go on as it is: the same command with a higher --max-failures")
+    return lines
 
 
 def _print_json(result: "RunResult") -> None:
@@ -85,7 +103,7 @@ def _print_json(result: "RunResult") -> None:
         json.dumps(
             {
                 "directory": str(result.directory),
-                "state": "complete" if result.drained is None else "drained",
+                "state": _name_state(result),
                 "samples": result.samples,
                 "finished": result.finished,
                 "failed": result.failed,
@@ -94,6 +112,12 @@ def _print_json(result: "RunResult") -> None:
             }
         )
     )
+
+
+def _name_state(result: "RunResult") -> str:
+    if result.drained is None:
+        return "complete"
+    return "too_many_failures" if result.drained.name == "FAILURES" else "drained"
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """`synthia-batch tune`: which engine settings are the fastest for this model on this hardware."""
 
 import json
-import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -13,8 +12,6 @@ from synthia_batch.cli.flags import JobFlags, takes_job_flags
 
 if TYPE_CHECKING:
     from synthia_batch.tune import Tuning
-
-_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 @takes_job_flags
@@ -35,7 +32,7 @@ def tune(
     from synthia_batch.resolve import resolve_job
     from synthia_batch.tune import Effort, tune_job
 
-    effort = Effort(budget_seconds=_parse_seconds(budget), prompts=prompts)
+    effort = Effort(budget_seconds=_parse_budget(budget), prompts=prompts)
     display = Display(quiet=quiet)
     job = resolve_job(flags.read_layers(), display.say, takes_tuned=False)
     tuning = tune_job(job, effort, (lambda text: None) if quiet else display.say)
@@ -107,8 +104,13 @@ def _spell_flags(settings: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def _parse_seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if found is None or not float(found[1]):
-        raise typer.BadParameter(f"--budget {text}: write it as 90s, 10m or 1h")
-    return float(found[1]) * _UNIT_SECONDS[found[2]]
+def _parse_budget(text: str) -> float:
+    from synthia_batch.job.human import parse_duration
+
+    try:
+        seconds = float(parse_duration(text))
+    except ValueError:
+        seconds = 0.0
+    if not seconds:
+        raise typer.BadParameter(f"--budget {text}: write it as 90s, 10m or 1h30m")
+    return seconds

@@ -56,6 +56,8 @@ class ScriptedOptions(BaseModel):
     """From a request's start to its end."""
     max_num_seqs: Annotated[int, Field(ge=1)] = 64
     """Requests that run at the same time."""
+    max_words: Annotated[int, Field(ge=1, le=256)] = MAX_WORDS
+    """The longest answer; each length from one word on comes as often."""
     call_log: Path | None = None
     """Gets one line per generation, the sample's ordinal, written as the generation ends. Later turns of
     a conversation are ORDINAL.TURN, counted from 0."""
@@ -186,10 +188,11 @@ class ScriptedEngine:
         if self._is_to_fail(request.ordinal):
             return Failed(ordinal=request.ordinal, code="scripted_failure", message="failed as scripted")
         prompt = _encode_ids(request.token_ids)
-        picks = blake3(b"%d\0" % (request.seed + self._see_batch()) + prompt).digest(length=MAX_WORDS + 1)
+        words_wanted = self._options.max_words
+        picks = blake3(b"%d\0" % (request.seed + self._see_batch()) + prompt).digest(length=words_wanted + 1)
         limit = request.max_tokens or self._max_tokens
         room = min(limit, self._max_model_len - len(request.token_ids))
-        length = 1 + picks[-1] % MAX_WORDS
+        length = 1 + picks[-1] % words_wanted
         words = [_WORDS[pick] for pick in picks[: min(length, room)]]
         return Finished(
             ordinal=request.ordinal,

@@ -1,5 +1,6 @@
 """Nested sections as dotted keys, the way `--set` and `plan` write them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,3 +32,8 @@ def merge_values(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str
         else:
             merged[key] = value
     return merged
+
+
+def spell_key(key: str) -> str:
+    """Return the dotted `key` with the numbers of list entries as people write them: `stop[1]`."""
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", key)

@@ -19,6 +19,7 @@ NOT_IDENTITY = {
     "max_parallel_loading_workers": "how the weights are loaded, not what they are",
     "use_tqdm_on_load": "display",
     "disable_log_stats": "display",
+    "hf_token": "who asks for the model, not what it is",
     "latency_ms": "the scripted engine's speed",
     "load_seconds": "the scripted engine's speed",
     "call_log": "where the scripted engine logs",

@@ -41,6 +41,12 @@ class Tokenizer(Protocol):
     def encode_around(self, text: str, mark: str) -> Sequence[int]:
         """Return the ids of `text`, in which `mark` stands in what only looks like a special token."""
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text that `ids` stand for, that of special tokens with it."""
+
+    def count_special(self, ids: Sequence[int]) -> int:
+        """Return how many of `ids` are special tokens."""
+
 
 class ByteTokenizer:
     """UTF-8 bytes as ids, for engines without a model."""
@@ -54,6 +60,22 @@ class ByteTokenizer:
     def encode_around(self, text: str, mark: str) -> bytes:
         """Return the bytes of `text` without `mark`."""
         return text.replace(mark, "").encode()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of these bytes."""
+        return bytes(ids).decode(errors="replace")
+
+    def count_special(self, ids: Sequence[int]) -> int:
+        """Return 0: there are no special tokens."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownPrompt:
+    """A prompt as its token ids say it. `lookalikes` counts what in it only looks like a special token."""
+
+    text: str
+    lookalikes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +137,16 @@ class FastTokenizer:
                 ids += self.encode(plain.replace(mark, ""), adds_start=False, reads_special=False)
         return ids
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text that `ids` stand for; see `Tokenizer`."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def count_special(self, ids: Sequence[int]) -> int:
+        """Return how many of `ids` are special tokens."""
+        numbers = {special.id for special in self._specials.values()}
+        return sum(number in numbers for number in ids)
+
     @cached_property
     def _literal(self) -> "Tokenizers":
         """The tokenizer that takes no text for a special token."""
@@ -167,6 +199,13 @@ class Renderer:
         if not ids:
             raise SampleRefused("prompt_empty", "the prompt has no tokens")
         return ids
+
+    def show(self, ids: Sequence[int]) -> ShownPrompt:
+        """Return the prompt that `render` gave `ids` for, as text for a person."""
+        text = self._tokenizer.decode(ids)
+        specials = "|".join(map(re.escape, self._tokenizer.special_texts))
+        found = len(re.findall(specials, text)) if specials else 0
+        return ShownPrompt(text=text, lookalikes=max(0, found - self._tokenizer.count_special(ids)))
 
     def read(self, text: str) -> Answer:
         """Return the answer that the generated `text` is. Not to be read twice."""

@@ -53,6 +53,26 @@ class EventLog:
             os.close(self._fd)
 
 
+class EventReader:
+    """Reads the events of a log that grows: each once, as soon as its line is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the events since the last call; lines torn by a crash are passed over."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                content = file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [event for line in whole.splitlines() if (event := _decode(line)) is not None]
+
+
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the events in order; lines torn by a crash are passed over. No file, no events."""
     try:
@@ -61,12 +81,17 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
         return
     with file:
         for line in file:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict):
+            event = _decode(line)
+            if event is not None:
                 yield event
+
+
+def _decode(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def _is_torn(path: Path) -> bool:

@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.errors import IntegrityError
-from synthia_batch.rows import Failed, Shard
+from synthia_batch.rows import Shard
 from synthia_batch.store.atomic import remove_file, storage_errors, temporary_path
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.intents import Intent, PartEntry
 from synthia_batch.store.journal_reader import read_journal
 from synthia_batch.store.manifest import Manifest
 from synthia_batch.store.run_dir import RunDir
+from synthia_batch.tally import Tally, tally_records
 
 HASH_THREADS = 4
 """hashlib works outside the interpreter's lock; beyond a few threads the disk is the limit."""
@@ -60,14 +61,23 @@ class Published:
 class Unfinished:
     """The shard is to be made, or made to its end.
 
-    `finished` and `failed` count the samples in its journal; where they are all, it is still to be
-    published. `dropped_bytes` is the length of the journal's torn tail.
+    `tally` is of the samples in its journal; where they are all, it is still to be published.
+    `dropped_bytes` is the length of the journal's torn tail.
     """
 
     shard: Shard
-    finished: int
-    failed: int
+    tally: Tally
     dropped_bytes: int
+
+    @property
+    def finished(self) -> int:
+        """The samples of its journal that were made."""
+        return self.tally.finished
+
+    @property
+    def failed(self) -> int:
+        """Those that could not be made."""
+        return self.tally.failed
 
 
 ShardState = Published | Unfinished
@@ -88,7 +98,7 @@ def inspect_shard(
         _refuse_foreign_parts(run_dir, shard)
     if not run_dir.journal(shard).exists():
         if intent is None:
-            return Unfinished(shard=shard, finished=0, failed=0, dropped_bytes=0)
+            return Unfinished(shard=shard, tally=Tally(), dropped_bytes=0)
         _check_sizes(run_dir, shard, intent)
         return Published(shard=shard, intent=intent, has_leftover_journal=False)
     return _inspect_journal(run_dir, shard, intent, attempt)
@@ -209,11 +219,9 @@ def _inspect_journal(run_dir: RunDir, shard: Shard, intent: Intent | None, attem
     is_older = intent is not None and (replayed.epoch is None or replayed.epoch <= intent.epoch)
     if intent is not None and is_older and _is_published(run_dir, shard, intent):
         return Published(shard=shard, intent=intent, has_leftover_journal=True)
-    failed = sum(1 for outcome in replayed.outcomes.values() if isinstance(outcome, Failed))
     return Unfinished(
         shard=shard,
-        finished=len(replayed.outcomes) - failed,
-        failed=failed,
+        tally=tally_records(replayed.outcomes.values()),
         dropped_bytes=replayed.dropped_bytes,
     )
 

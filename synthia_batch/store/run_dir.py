@@ -30,7 +30,7 @@ class RunDir:
 
     @property
     def report(self) -> Path:
-        """The report for people."""
+        """The report for people. No part of the dataset: nothing is read from it or checked of it."""
         return self.root / "report.html"
 
     @property

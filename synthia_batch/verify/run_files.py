@@ -6,6 +6,7 @@ from pathlib import Path
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.source.ids import Occurrences
+from synthia_batch.store.atomic import temporary_path
 from synthia_batch.store.frames import scan_frames
 from synthia_batch.store.intents import Intent, read_intents
 from synthia_batch.store.lock import read_last_owner
@@ -114,7 +115,8 @@ def find_leftovers(
     those of the dataset, and no journal: whatever put them there, readers of the dataset meet them.
     """
     for path in temporary_files:
-        if facts.run_dir.hidden in path.parents:
+        # The report is no file of the dataset: a kill in the midst of it harms nothing.
+        if facts.run_dir.hidden in path.parents or path == temporary_path(facts.run_dir.report):
             continue
         yield Finding(kind=Kind.LEFTOVER, file=facts.name(path), what="a file that was never finished")
     for check in checks:

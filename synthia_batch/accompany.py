@@ -1,0 +1,92 @@
+"""What goes along with a run: metrics while it goes on, and word of its end."""
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from synthia_batch.command_line import read_command
+from synthia_batch.display import Display
+from synthia_batch.errors import SynthiaBatchError
+from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.report.statistics import read_status
+from synthia_batch.words import format_seconds
+
+if TYPE_CHECKING:
+    from synthia_batch.notify import Notifier
+
+EXIT_BUG = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a run ended. `state` is a few words, `exit_code` what its command exits with."""
+
+    state: str
+    exit_code: int
+    counts: str
+    is_complete: bool
+
+
+@contextmanager
+def accompany(job: ResolvedJob, display: Display) -> Iterator[Callable[[Ending], None]]:
+    """Serve the job's metrics for the block, and tell whom it names how the block ended.
+
+    What is yielded is to be called with the run's end. An error that leaves the block is told as well,
+    and goes on; a second Ctrl-C is not: somebody sits there.
+
+    Raises:
+        UsageError: An address, a port or a package for it is missing or wrong. Nothing has begun.
+    """
+    notifier = _open_notifier(job, display)
+    started = time.monotonic()
+    endings: list[Ending] = []
+    try:
+        with ExitStack() as stack:
+            if job.declared.metrics_port is not None:
+                from synthia_batch.metrics import HOST, serve_metrics
+
+                port = job.declared.metrics_port
+                display.follow(stack.enter_context(serve_metrics(port, job.name, job.fingerprint)))
+                display.say(f"metrics: http://{HOST}:{port}/metrics")
+            yield endings.append
+    except Exception as exc:
+        endings = [_describe_error(job, exc)]
+        raise
+    finally:
+        if notifier is not None and endings:
+            _tell(notifier, job, endings[-1], time.monotonic() - started)
+
+
+def _open_notifier(job: ResolvedJob, display: Display) -> "Notifier | None":
+    if not job.declared.notify:
+        return None
+    from synthia_batch.notify import Notifier
+
+    return Notifier(job.declared.notify, os.environ, display.say)
+
+
+def _describe_error(job: ResolvedJob, error: Exception) -> Ending:
+    counts = ""
+    with suppress(SynthiaBatchError):
+        found = read_status(job.output)
+        counts = f"{found.finished} of {found.samples} samples finished, {found.failed} failed"
+    return Ending(
+        state=f"ended by an error: {(str(error) or type(error).__name__).splitlines()[0]}",
+        exit_code=error.exit_code if isinstance(error, SynthiaBatchError) else EXIT_BUG,
+        counts=counts,
+        is_complete=False,
+    )
+
+
+def _tell(notifier: "Notifier", job: ResolvedJob, ending: Ending, seconds: float) -> None:
+    lines = [ending.counts, f"{format_seconds(seconds)}, exit code {ending.exit_code}", str(job.output)]
+    command = read_command()
+    if ending.is_complete:
+        lines.append(f"next: synthia-batch report {job.output}")
+    elif command is not None:
+        lines.append(f"next: {shlex.join(command)}")
+    notifier.send(f"{job.name}: {ending.state}", "\n".join(line for line in lines if line))

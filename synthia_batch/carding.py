@@ -1,0 +1,87 @@
+"""The dataset card of a run that is about to be complete: from the job to what the card tells of it."""
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from synthia_batch.job.presets import read_preset
+from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.models.licence import read_licence
+from synthia_batch.opening import OpenRun
+from synthia_batch.report.card import CardFacts, Licence, write_card
+from synthia_batch.store.manifest import Manifest
+
+_SAMPLING_FLAGS = ("temperature", "top_p", "top_k", "max_tokens")
+_COLUMN_FLAGS = ("prompt", "messages", "turns", "system", "id")
+
+
+def make_card(job: ResolvedJob, run: OpenRun, manifest: Manifest) -> None:
+    """Write the card of a run whose parts are all published. Same run, same bytes.
+
+    Raises:
+        IntegrityError: A part is not what was published.
+        StorageFailed: The card could not be written.
+    """
+    facts = CardFacts(
+        name=run.name,
+        model=job.model.name,
+        source=run.source_file,
+        command=shlex.join(_spell_command(job, run.source_file)),
+        systems={system.name: system.text for system in job.plan.systems},
+        identity=job.identity,
+        licence=find_licence(job),
+    )
+    write_card(run.run_dir, facts, manifest)
+
+
+def find_licence(job: ResolvedJob) -> Licence | None:
+    """Return the licence of the job's model: its own card's word, else that of the preset made for it."""
+    if job.model.path is not None:
+        named = read_licence(job.model.path)
+        if named is not None:
+            return Licence(name=named, source="the model's own card")
+    if job.preset is None:
+        return None
+    preset = read_preset(job.preset)
+    known = preset.facts.get("licence")
+    if known is None or known.value is None or not preset.knows(job.model.name):
+        return None
+    return Licence(name=str(known.value), source=preset.card or known.reason or f"preset {preset.name}")
+
+
+def _spell_command(job: ResolvedJob, source_file: str) -> Iterator[str]:
+    """Yield the words of a command that makes this job, but for where its files are."""
+    identity = job.identity
+    yield from ("synthia-batch", "run", source_file)
+    if job.model.path is not None:
+        yield from ("--model", job.model.name)
+    if identity["engine"]["kind"] != "vllm":
+        yield from ("--engine", identity["engine"]["kind"])
+    columns = identity["input"]["columns"]
+    for column in _COLUMN_FLAGS:
+        if columns.get(column) is not None:
+            yield from (f"--{column}-column", columns[column])
+    if columns["keep"]:
+        yield from ("--keep-columns", ",".join(columns["keep"]))
+    if identity["input"]["limit"] is not None:
+        yield from ("--limit", str(identity["input"]["limit"]))
+    if columns.get("system") is None:
+        for name, _ in identity["system"]:
+            yield from ("--system", name)
+    yield from ("--num-samples", str(identity["num_samples"]), "--seed", str(identity["seed"]))
+    yield from _spell_sampling(identity["sampling"])
+    if identity["determinism"] != "strict":
+        yield from ("--determinism", identity["determinism"])
+
+
+def _spell_sampling(sampling: dict[str, Any]) -> Iterator[str]:
+    # What has a flag is said in any case; of the rest, what does anything.
+    neutral = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    for key, value in sampling.items():
+        if key in _SAMPLING_FLAGS:
+            yield from (f"--{key.replace('_', '-')}", str(value))
+        elif key == "stop":
+            for text in value:
+                yield from ("--stop", text)
+        elif value != neutral.get(key, object()):
+            yield from ("--set", f"sampling.{key}={value}")

@@ -1,0 +1,63 @@
+"""`synthia-batch failed`: the samples that could not be made, and what to do about them."""
+
+import json
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from synthia_batch.failures import FailedSample
+
+
+def failed(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    code: Annotated[str | None, typer.Option(help="Only samples that failed with this code.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per line.")] = False,
+) -> None:
+    """List the samples that could not be made, with file:line. Only reads, also while the run goes on.
+
+    Their counts by code, and what to type next, go to stderr.
+
+    Example: synthia-batch failed outputs/questions-1a2b3c4d --code prompt_too_long
+    """
+    from synthia_batch.failures import list_failures
+
+    counts: Counter[str] = Counter()
+    for sample in list_failures(directory):
+        counts[sample.code] += 1
+        if code in (None, sample.code):
+            print(json.dumps(sample.to_dict(), ensure_ascii=False) if as_json else _describe(sample))
+    sys.stdout.flush()
+    print(_sum_up(directory, code, counts), file=sys.stderr)
+
+
+def _describe(sample: "FailedSample") -> str:
+    from synthia_batch.telling import shorten
+
+    place = shorten(sample.place)
+    name = "" if sample.id is None else f"id {shorten(sample.id, 40)}, "
+    return f"{place}: {sample.code}: {shorten(sample.message)} ({name}sample {sample.sample_index})"
+
+
+def _sum_up(directory: Path, code: str | None, counts: Counter[str]) -> str:
+    if not counts:
+        return f"{directory}: no sample has failed"
+    here = shlex.quote(str(directory))
+    lines = [f"{counts.total():,} samples have failed, by code:"]
+    lines += [f"  {name:<24} {count:>9,}" for name, count in counts.most_common()]
+    if code is not None and code not in counts:
+        lines.append(f"none of them with the code {code}")
+        return "\n".join(lines)
+    only = code or (next(iter(counts)) if len(counts) == 1 else None)
+    lines.append(f"mend the cause, then make them again: synthia-batch retry {here}{_spell_code(only)}")
+    if only is None:
+        lines.append(f"or one kind of them: synthia-batch retry {here} --code {counts.most_common(1)[0][0]}")
+    return "\n".join(lines)
+
+
+def _spell_code(code: str | None) -> str:
+    return "" if code is None else f" --code {code}"

@@ -1,0 +1,161 @@
+"""`synthia-batch preview`: some rows as the model will see them, and what it answers."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from synthia_batch.cli.beside import Column, fold, make_visible, print_columns
+from synthia_batch.cli.flags import JobFlags, takes_job_flags
+from synthia_batch.command_line import describe_command
+
+if TYPE_CHECKING:
+    from synthia_batch.job.resolved import ResolvedJob
+    from synthia_batch.preview import Preview, SamplePreview
+    from synthia_batch.rows import Outcome, Row
+
+
+@takes_job_flags
+def preview(
+    flags: JobFlags,
+    count: Annotated[int, typer.Option("-n", "--rows", min=1, help="Rows to show, the first ones.")] = 3,
+    scattered: Annotated[
+        bool, typer.Option("--random", help="Rows from all over the input, always the same ones.")
+    ] = False,
+    answers: Annotated[
+        bool,
+        typer.Option("--answers", help="Have them answered. The answers count as done when the run starts."),
+    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Leave nothing out of long texts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Show the exact prompts of a few rows for each system message, and with --answers what comes back.
+
+    Takes the flags of `run`; -n is the number of rows here. Writes nothing without --answers.
+    """
+    from synthia_batch.display import Display
+    from synthia_batch.preview import Choice, preview_answers, preview_prompts
+    from synthia_batch.resolve import resolve_job
+
+    display = Display(quiet=quiet)
+    job = resolve_job(flags.read_layers(), display.say)
+    choice = Choice(count=count, scattered=scattered)
+    found = preview_answers(job, choice, display) if answers else preview_prompts(job, choice)
+    if as_json:
+        print(json.dumps(_to_dict(job, found), indent=2, ensure_ascii=False))
+    else:
+        _print_rows(job, found, full)
+    if answers:
+        _print_words(found)
+    if found.drained is not None:
+        raise typer.Exit(found.drained.exit_code)
+
+
+def _print_rows(job: "ResolvedJob", found: "Preview", full: bool) -> None:
+    for row, samples in _group_by_row(found):
+        place = make_visible(f"{job.input_path.name}:{row.line}: row {row.index}, id {row.id}")
+        print(place)
+        shown = [_show(job, sample, full) for sample in samples]
+        depth = max(len(column.texts) for column in shown)
+        print_columns([_fill(column, depth) for column in shown])
+        print()
+
+
+def _group_by_row(found: "Preview") -> "Iterator[tuple[Row, list[SamplePreview]]]":
+    for _, group in groupby(found.samples, key=lambda one: one.sample.row.index):
+        samples = list(group)
+        yield samples[0].sample.row, samples
+
+
+def _show(job: "ResolvedJob", one: "SamplePreview", full: bool) -> Column:
+    shorten = (lambda text: text) if full else fold
+    texts = [] if one.prompt is None else [shorten(make_visible(one.prompt.text))]
+    if one.fault is not None:
+        texts.append(make_visible(f"[will fail: {one.fault.code}: {one.fault}]"))
+    if one.prompt is not None and one.prompt.lookalikes:
+        texts.append(f"[{one.prompt.lookalikes} of what looks like special tokens is text, and stays text]")
+    if one.outcome is None:
+        texts += [f"[then asked] {make_visible(question)}" for question in one.sample.row.follow_ups]
+    else:
+        texts += [shorten(make_visible(text)) for text in _tell_outcome(one, one.outcome)]
+    said = (
+        f"{one.prompt_tokens} prompt tokens, room for {one.room}" if one.prompt is not None else "no prompt"
+    )
+    return Column(title=f"system {make_visible(one.sample.system)}: {said}", texts=texts)
+
+
+def _fill(column: Column, depth: int) -> Column:
+    return Column(title=column.title, texts=[*column.texts, *[""] * (depth - len(column.texts))])
+
+
+def _tell_outcome(one: "SamplePreview", outcome: "Outcome") -> Iterator[str]:
+    """Yield what was answered, and between the answers of a conversation what was asked."""
+    from synthia_batch.rows import Failed
+
+    for answer, question in zip(outcome.earlier, one.sample.row.follow_ups, strict=False):
+        yield f"[answer] {answer}"
+        yield f"[then asked] {question}"
+    if isinstance(outcome, Failed):
+        yield f"[failed: {outcome.code}] {outcome.message}"
+        return
+    if outcome.reasoning is not None:
+        yield f"[reasoning] {outcome.reasoning}"
+    tokens = f"{outcome.completion_tokens} tokens{' in all' if outcome.earlier else ''}"
+    yield f"[answer: {tokens}, {outcome.finish_reason}] {outcome.response}"
+
+
+def _print_words(found: "Preview") -> None:
+    if found.drained is not None:
+        print(f"drained on {found.drained.label}; go on with: {describe_command()}", file=sys.stderr)
+    elif found.is_complete:
+        print(f"the run is complete: {found.directory}", file=sys.stderr)
+    else:
+        done = f"{found.ended} of {found.total} samples are done"
+        print(f"{done} in {found.directory}; `run` with the same flags makes the others", file=sys.stderr)
+
+
+def _to_dict(job: "ResolvedJob", found: "Preview") -> dict[str, Any]:
+    return {
+        "directory": str(found.directory).encode(errors="backslashreplace").decode(),
+        "model": job.model.name,
+        "prompt_format": job.prompt.format,
+        "max_model_len": job.engine.max_model_len,
+        "max_tokens": job.engine.sampling.max_tokens,
+        "made_now": found.made,
+        "rows": [
+            {
+                "row_index": row.index,
+                "id": row.id,
+                "line": row.line,
+                "follow_ups": list(row.follow_ups),
+                "samples": _list_dicts(samples),
+            }
+            for row, samples in _group_by_row(found)
+        ],
+    }
+
+
+def _list_dicts(samples: "Sequence[SamplePreview]") -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    return [
+        {
+            "system": one.sample.system,
+            "prompt": None if one.prompt is None else one.prompt.text,
+            "prompt_tokens": one.prompt_tokens,
+            "room": one.room,
+            "lookalikes": 0 if one.prompt is None else one.prompt.lookalikes,
+            "fault": None if one.fault is None else {"code": one.fault.code, "message": str(one.fault)},
+            "answer": None if one.outcome is None else _drop_turn(asdict(one.outcome)),
+        }
+        for one in samples
+    ]
+
+
+def _drop_turn(outcome: dict[str, Any]) -> dict[str, Any]:
+    """Return an outcome without what only travels between a worker and the driver."""
+    return {key: value for key, value in outcome.items() if key not in ("ordinal", "turn", "logprob")}

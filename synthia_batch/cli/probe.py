@@ -1,0 +1,112 @@
+"""The probe of `synthia-batch plan`: what some samples say of the whole job, for people and as JSON."""
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from synthia_batch.command_line import describe_command
+from synthia_batch.words import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from synthia_batch.estimate import Lengths, Span, Speed
+    from synthia_batch.job.resolved import ResolvedJob
+    from synthia_batch.probe import Estimate, Probe
+
+HOW = (
+    "how: tokens are what 9 of 10 jobs with answers of these lengths come to; the rate is between the one\n"
+    "  measured and that with all places of the engines filled at no cost; restarts are not in it"
+)
+
+
+def probe(job: "ResolvedJob", count: int) -> "Probe":
+    """Return what a probe of `count` samples found.
+
+    Raises:
+        typer.Exit: It drained before its end, and that was said.
+    """
+    from synthia_batch.display import Display
+    from synthia_batch.probe import probe_job
+
+    found = probe_job(job, count, Display())
+    if found.drained is not None:
+        print(
+            f"drained on {found.drained.label}: {found.known} of {found.asked} samples are made",
+            file=sys.stderr,
+        )
+        print("no estimate: the shortest answers are made first", file=sys.stderr)
+        print(f"go on with: {describe_command()}", file=sys.stderr)
+        raise typer.Exit(found.drained.exit_code)
+    return found
+
+
+def describe_probe(found: "Probe") -> str:
+    """Return the words for what a probe found."""
+    lines = [_describe_samples(found)]
+    lines += ["speed: not measured: no engine has made one of these samples to its attempt's end"]
+    if found.speed is not None:
+        lines[-1] = _describe_speed(found.speed)
+    if found.lengths is not None:
+        lines.append(_describe_lengths(found.lengths))
+    lines.append(_describe_failures(found))
+    lines.append(f"whole job: {_describe_estimate(found.whole, found.hours_of)}")
+    if found.left.samples:
+        lines.append(f"left: {_describe_estimate(found.left, found.hours_of)}")
+    if found.data_bytes is not None:
+        lines.append(f"output: about {format_bytes(found.data_bytes)} in data/")
+    return "\n".join([*lines, HOW])
+
+
+def probe_to_dict(found: "Probe") -> dict[str, Any]:
+    """Return what a probe found as JSON-able values."""
+    values = asdict(found)
+    values["directory"] = str(found.directory).encode(errors="backslashreplace").decode()
+    del values["drained"]
+    if found.speed is not None:
+        values["speed"]["tokens_per_second"] = round(found.speed.tokens_per_second, 1)
+        values["speed"]["samples_per_second"] = round(found.speed.samples_per_second, 3)
+    return values
+
+
+def _describe_samples(found: "Probe") -> str:
+    more = "the run is complete" if found.is_complete else "`run` does not make them again"
+    return f"probe: {found.known} samples from all over the job, {found.made} of them made now; {more}"
+
+
+def _describe_speed(speed: "Speed") -> str:
+    return (
+        f"speed: {speed.tokens_per_second:.0f} tokens/s, {speed.samples_per_second:.2f} samples/s with "
+        f"{speed.engines} engines that were {100 * speed.occupancy:.0f}% full, over {speed.samples} samples "
+        f"in {format_seconds(speed.seconds)}; {format_seconds(speed.startup_seconds)} of start-up before"
+    )
+
+
+def _describe_lengths(lengths: "Lengths") -> str:
+    spread = ", ".join(f"{name} {count}" for name, count in lengths.quantiles.items())
+    cut = f"{100 * lengths.truncated:.1f}% cut off by their limit"
+    return f"answers: {spread} tokens, {lengths.mean:.1f} on average; {cut}"
+
+
+def _describe_failures(found: "Probe") -> str:
+    failed = sum(found.failures.values())
+    codes = "".join(f", {code} {count}" for code, count in found.failures.items())
+    return f"failures: {failed} of {found.known}{codes}"
+
+
+def _describe_estimate(estimate: "Estimate", hours_of: str) -> str:
+    said = f"{estimate.samples} samples, {_spell_span(estimate.tokens)} tokens"
+    if estimate.seconds is None or estimate.hours is None:
+        return said
+    low, high = (format_seconds(end) for end in (estimate.seconds.low, estimate.seconds.high))
+    hours = _spell_span(estimate.hours)
+    return f"{said}, {low if low == high else f'{low} to {high}'}, {hours} {hours_of}-hours"
+
+
+def _spell_span(span: "Span") -> str:
+    low, high = _spell_number(span.low), _spell_number(span.high)
+    return low if low == high else f"{low} to {high}"
+
+
+def _spell_number(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.2g}"

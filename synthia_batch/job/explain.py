@@ -1,0 +1,138 @@
+"""What is wrong with a job, in words: every fault at once, each with its place and what to do."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from synthia_batch.errors import UsageError
+from synthia_batch.job.dotted import flatten, spell_key
+from synthia_batch.job.keys import suggest_key
+from synthia_batch.job.layer import Layer, Place, find_layer, walk_texts
+from synthia_batch.job.secret import REFERENCE, SECRET_KEYS
+
+_WORDS = {
+    "model_type": "Input should be a section, with its keys indented under it",
+    "dict_type": "Input should be a section, with its keys indented under it",
+    "tuple_type": "Input should be a list, such as [a, b]",
+    "string_type": "Input should be text",
+    "path_type": "Input should be a path",
+    "finite_number": "Input should be a finite number",
+}
+"""What Pydantic says in words of Python."""
+
+
+def refuse_faults(faults: Sequence[str]) -> None:
+    """Return if there are none.
+
+    Raises:
+        UsageError: There are; names them all.
+    """
+    if faults:
+        lines = [f"  {fault}" for fault in sorted(faults, key=_order)]
+        advice = "`synthia-batch run --help` lists the flags, `synthia-batch schema` the keys of a job file"
+        raise UsageError("\n".join(["the job cannot be used:", *lines, advice]))
+
+
+def explain_faults(exc: ValidationError, layers: Sequence[Layer]) -> list[str]:
+    """Return what does not fit the shape of a job, a line for each."""
+    return [_explain(fault, layers) for fault in exc.errors()]
+
+
+def find_references(layers: Sequence[Layer]) -> list[str]:
+    """Return the references to the environment that stand where there is no secret."""
+    return [
+        _place(key, layer.find_place(key), _refuse_reference(key, found[0]))
+        for layer in layers
+        for key, text in walk_texts(layer.values)
+        if _drop_numbers(key) not in SECRET_KEYS and (found := REFERENCE.search(text))
+    ]
+
+
+def find_odd_values(layers: Sequence[Layer]) -> list[str]:
+    """Return the values that JSON in UTF-8 cannot say: identity, plan and kept job are written in it.
+
+    The input's path alone may be any bytes: nobody chooses the names of the files that they get.
+    """
+    return [fault for layer in layers for fault in _list_odd(layer)]
+
+
+def _list_odd(layer: Layer) -> Iterator[str]:
+    try:
+        for key, value in flatten(layer.values).items():
+            fault = _find_odd(key) or (_find_odd(value) if key != "input.path" else None)
+            if fault:
+                yield _place(ascii(key)[1:-1], layer.find_place(key), fault)
+    except RecursionError:
+        yield f"{layer.origin}: a value holds itself"
+
+
+def _find_odd(value: Any) -> str | None:
+    """Return why JSON in UTF-8 cannot say `value`, or None if it can."""
+    if isinstance(value, str | Path):
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            return f"{str(value)!r} is not valid UTF-8; type it anew"
+        return None
+    if isinstance(value, Mapping):
+        odd_key = next((f"the key {key!r} is no text" for key in value if not isinstance(key, str)), None)
+        return odd_key or _find_odd([*value, *value.values()])
+    if isinstance(value, list | tuple):
+        return next((fault for entry in value if (fault := _find_odd(entry))), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value!r} is no finite number"
+    if value is None or isinstance(value, bool | int | float):
+        return None
+    return f"{str(value)!r} is a {type(value).__name__}, which JSON cannot say; quote it to make it text"
+
+
+def _explain(fault: ErrorDetails, layers: Sequence[Layer]) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "missing":
+        return f"{key}: not said; name an input file or a job file"
+    layer = find_layer(key, layers) or find_layer(str(fault["loc"][0]), layers)
+    place = layer.find_place(key) if layer else Place(origin="default")
+    if fault["type"] == "extra_forbidden":
+        near = suggest_key(key)
+        return _place(key, place, f"unknown key.{f' Did you mean {near!r}?' if near else ''}", of_key=True)
+    if fault["input"] is None:
+        return _place(key, place, "has no value; give it one, or remove the key")
+    what = _WORDS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+    got = "" if _drop_numbers(key) in SECRET_KEYS else f", got {_shorten(fault['input'])}"
+    return _place(key, place, what + got)
+
+
+def _place(key: str, place: Place, what: str, *, of_key: bool = False) -> str:
+    at = place.at_key if of_key else place.at_value
+    spelt = spell_key(key)
+    return f"{at}: {spelt}: {what}" if at else f"{spelt} ({place.origin}): {what}"
+
+
+def _refuse_reference(key: str, reference: str) -> str:
+    instead = (
+        "put the text into a file, and say @FILE" if key.startswith("system") else "write the value itself"
+    )
+    return (
+        f"{reference} is filled in for secrets only ({', '.join(sorted(SECRET_KEYS))}), since what a job "
+        f"makes must not depend on the environment; {instead}"
+    )
+
+
+def _order(fault: str) -> tuple[str, int, int]:
+    """Return where `fault` goes: those of a file by line and column, behind the others."""
+    found = re.match(r"(.+?):(\d+):(\d+): ", fault)
+    return (found[1], int(found[2]), int(found[3])) if found else ("", 0, 0)
+
+
+def _drop_numbers(key: str) -> str:
+    return re.sub(r"(\.\d+)+$", "", key)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,199 @@
+"""Numbers as people type them: `32K`, `7h30m`, `1%`, `07:00`. Alike in job files, flags and --set.
+
+A suffix of a count is decimal: `limit: 1.5M` is 1,500,000 rows. Of a length in tokens it is binary, as
+models' lengths are: `max_model_len: 32K` is 32,768. Capital and small letters say the same.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
+from decimal import Decimal
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
+
+_UNIT_SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+COUNT_PATTERN = r"^\s*\d[\d_,]*(\.\d+)?\s*[kKmMgG]?\s*$"
+DURATION_PATTERN = (
+    r"^\s*(\d+(\.\d+)?\s*[dD])?\s*(\d+(\.\d+)?\s*[hH])?\s*(\d+(\.\d+)?\s*[mM])?\s*(\d+(\.\d+)?\s*[sS]?)?\s*$"
+)
+SHARE_PATTERN = r"^\s*\d+(\.\d+)?\s*%\s*$"
+CLOCK_PATTERN = r"^\s*([01]?\d|2[0-3]):[0-5]\d\s*$"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share of all samples. `percent` is above 0 and at most 100."""
+
+    percent: float
+
+    def __str__(self) -> str:
+        return f"{self.percent:g}%"
+
+    def count_of(self, total: int) -> int:
+        """Return how many of `total` are no more than this share."""
+        # 1% of 300 is 3: what a float's last bit takes away, the rounding gives back.
+        return math.floor(round(total * self.percent / 100, 6))
+
+
+def parse_count(value: Any, *, base: int = 1000) -> Any:
+    """Return the whole number that `value` says: 200, "1_000", "32K", "1.5M"; K is `base`.
+
+    Raises:
+        ValueError: It says none.
+    """
+    _refuse_bool(value)
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)\s*([kmg]?)", value.strip().lower())
+    if found is None:
+        k = "32K is 32 x 1024" if base == 1024 else "32K is 32,000"
+        raise ValueError(f"Input should be a whole number such as 200, 32K or 1.5M ({k})")
+    number = Decimal(re.sub("[_,]", "", found[1])) * base ** " kmg".index(found[2] or " ")
+    if number != int(number):
+        raise ValueError("Input should be a whole number")
+    return int(number)
+
+
+def parse_token_length(value: Any) -> Any:
+    """Return the number of tokens that `value` says; 32K is 32,768, as models' lengths are written.
+
+    Raises:
+        ValueError: It says none.
+    """
+    return parse_count(value, base=1024)
+
+
+def parse_duration(value: Any) -> Any:
+    """Return the seconds that `value` says: 90, "90s", "10m", "7h30m", "1d", "1.5h".
+
+    Raises:
+        ValueError: It says none.
+    """
+    _refuse_bool(value)
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(
+        r"(?:([\d.]+)\s*d)?\s*(?:([\d.]+)\s*h)?\s*(?:([\d.]+)\s*m)?\s*(?:([\d.]+)\s*s?)?",
+        value.strip().lower(),
+    )
+    if found is None or not any(found.groups()):
+        raise ValueError("Input should be a duration such as 90s, 10m, 7h30m or 1d")
+    try:
+        return math.fsum(
+            float(number) * _UNIT_SECONDS[unit]
+            for unit, number in zip("dhms", found.groups(), strict=True)
+            if number
+        )
+    except ValueError:
+        raise ValueError("Input should be a duration such as 90s, 10m, 7h30m or 1d") from None
+
+
+def parse_clock(value: Any) -> str:
+    """Return the time of day that `value` says as HH:MM, on a clock of 24 hours.
+
+    Raises:
+        ValueError: It says none.
+    """
+    found = re.fullmatch(CLOCK_PATTERN, value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError("Input should be a time of day such as 07:00 or 23:30")
+    hour, minute = value.strip().split(":")
+    return f"{int(hour):02}:{minute}"
+
+
+def parse_failure_limit(value: Any) -> "int | Share":
+    """Return the count or the share of failures that `value` says: 500, "2K", "1%".
+
+    Raises:
+        ValueError: It says none.
+    """
+    if isinstance(value, Share):
+        return value
+    if isinstance(value, str) and re.fullmatch(SHARE_PATTERN, value):
+        percent = float(value.strip().rstrip("%"))
+        if not 0 < percent <= 100:
+            raise ValueError("Input should be a share above 0% and at most 100%")
+        return Share(percent)
+    try:
+        count = parse_count(value)
+    except ValueError:
+        count = None
+    if isinstance(count, float) and count.is_integer():
+        count = int(count)
+    if not isinstance(count, int) or count < 0:
+        raise ValueError("Input should be a number of samples such as 500, or a share of them such as 1%")
+    return count
+
+
+def count_allowed(limit: int | Share | None, samples: int) -> int | None:
+    """Return how many of `samples` may fail under `limit`; None where all may."""
+    return limit.count_of(samples) if isinstance(limit, Share) else limit
+
+
+def spell_duration(seconds: float) -> str:
+    """Return `seconds` as a person would type them: 7h30m."""
+    whole, text = int(seconds), ""
+    if whole != seconds or whole == 0:
+        return f"{seconds:g}s"
+    for unit, length in _UNIT_SECONDS.items():
+        number, whole = divmod(whole, length)
+        text += f"{number}{unit}" if number else ""
+    return text
+
+
+def find_next(clock: str, now: datetime) -> datetime:
+    """Return when it is `clock`, HH:MM, for the next time after `now`, in local time.
+
+    `now` is aware. On a day whose clocks change it is what the clock on the wall shows.
+    """
+    hour, minute = (int(part) for part in clock.split(":"))
+    today = now.astimezone().date()
+    for days in (0, 1):
+        day = today + timedelta(days=days)
+        # Made from naive local time, so that the offset is that day's own.
+        # By way of the timestamp: an hour that the clock leaves out comes as much after it went forward.
+        when = datetime.fromtimestamp(datetime.combine(day, time(hour, minute)).timestamp()).astimezone()
+        if when > now:
+            return when
+    raise AssertionError("no tomorrow")
+
+
+def _refuse_bool(value: Any) -> None:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number, not true or false")
+
+
+def _say_either(kind: str, pattern: str, example: str) -> WithJsonSchema:
+    text = {"type": "string", "pattern": pattern, "examples": [example]}
+    return WithJsonSchema({"anyOf": [{"type": kind, "exclusiveMinimum": 0}, text]})
+
+
+Count = Annotated[int, BeforeValidator(parse_count), _say_either("integer", COUNT_PATTERN, "1.5M")]
+"""A whole number; K is 1,000."""
+TokenLength = Annotated[
+    int, BeforeValidator(parse_token_length), _say_either("integer", COUNT_PATTERN, "32K")
+]
+"""A whole number of tokens; K is 1,024."""
+Duration = Annotated[float, BeforeValidator(parse_duration), _say_either("number", DURATION_PATTERN, "7h30m")]
+"""Seconds."""
+ClockTime = Annotated[
+    str, BeforeValidator(parse_clock), WithJsonSchema({"type": "string", "pattern": CLOCK_PATTERN})
+]
+"""HH:MM, local time."""
+FailureLimit = Annotated[
+    int | Share,
+    PlainValidator(parse_failure_limit),
+    PlainSerializer(lambda limit: str(limit) if isinstance(limit, Share) else limit),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "string", "pattern": SHARE_PATTERN, "examples": ["1%"]},
+                {"type": "string", "pattern": COUNT_PATTERN, "examples": ["2K"]},
+            ]
+        }
+    ),
+]
+"""A number of samples, or a share of all."""

@@ -1,0 +1,55 @@
+"""Somebody is told that a run has ended, through Apprise: by mail, chat or a web hook.
+
+An address may hold a password, so none is ever shown, logged or kept: only of what kind it is.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from synthia_batch.errors import UsageError
+from synthia_batch.job.secret import mask, reveal
+
+try:
+    import apprise
+except ImportError as exc:
+    raise UsageError("--notify needs apprise: pip install 'synthia-batch[notify]', or drop the flag") from exc
+
+# Its warnings may quote an address.
+logging.getLogger("apprise").addHandler(logging.NullHandler())
+logging.getLogger("apprise").propagate = False
+
+
+class Notifier:
+    """Sends to each of `urls`, in which ${NAME} is a variable of `environment`."""
+
+    def __init__(
+        self, urls: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None]
+    ) -> None:
+        """Check every address.
+
+        Raises:
+            UsageError: Apprise knows none of that kind, or a variable is not set.
+        """
+        self._say = say
+        self._targets: list[tuple[str, apprise.Apprise]] = []
+        for url in urls:
+            name = f"--notify {mask(url)}"
+            target = apprise.Apprise()
+            if not target.add(reveal(url, environment, "notify")):
+                raise UsageError(
+                    f"{name}: is no address that Apprise can send to; "
+                    "it must be as mailto://user:password@host or slack://token, see appriseit.com"
+                )
+            self._targets.append((name, target))
+
+    def send(self, title: str, body: str) -> None:
+        """Send to all of them. What cannot be sent is said, and never an error."""
+        for name, target in self._targets:
+            try:
+                is_sent = bool(target.notify(title=title, body=body))
+            except (
+                Exception
+            ):  # Whatever a plugin does: the run has its own end, and its words may hold secrets.
+                is_sent = False
+            if not is_sent:
+                self._say(f"{name}: could not be sent; the run is not affected")

@@ -1,0 +1,141 @@
+"""preview_job(): the prompts of some rows as engines will get them, and what engines answer."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from synthia_batch.conversations import Conversations, open_conversations
+from synthia_batch.display import Display
+from synthia_batch.drain import DrainReason
+from synthia_batch.early import EarlySample, make_early
+from synthia_batch.engine.base import check_prompt_length
+from synthia_batch.errors import SampleRefused
+from synthia_batch.job.resolved import EngineSpec, ResolvedJob
+from synthia_batch.opening import LockedRun
+from synthia_batch.picks import Picks, pick_rows
+from synthia_batch.plan import make_samples
+from synthia_batch.prompts.tokenizer import Renderer, ShownPrompt
+from synthia_batch.resolve import open_renderer, select_rows
+from synthia_batch.rows import Outcome, Sample
+from synthia_batch.source import Scan, Source, open_source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which rows to show: the first `count`, or where `scattered`, so many from all over the input."""
+
+    count: int
+    scattered: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplePreview:
+    """The first prompt of a sample, None where it cannot be rendered.
+
+    `room` is the most tokens that its answer can have. `fault` says why it will fail, with the code of
+    the failure. `outcome` is what the sample came to, where that is known.
+    """
+
+    sample: Sample
+    prompt: ShownPrompt | None
+    prompt_tokens: int
+    room: int
+    fault: SampleRefused | None
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """The samples of the chosen rows, in order: for each system message the first.
+
+    The others are of the run where answers were asked for: how many were `made` for this, how many
+    samples of all have `ended`, and why not all that were asked for have.
+    """
+
+    directory: Path
+    samples: Sequence[SamplePreview]
+    made: int = 0
+    total: int | None = None
+    ended: int | None = None
+    is_complete: bool = False
+    drained: DrainReason | None = None
+
+
+def preview_prompts(job: ResolvedJob, choice: Choice) -> Preview:
+    """Return the prompts of the chosen rows. Writes nothing; of the first rows reads no others.
+
+    Raises:
+        InputRefused: What is read of the input has faults.
+    """
+    source = open_source(job.input_path)
+    scan = _scan(job, source, choice)
+    picks = pick_rows(scan.rows, job.plan, choice.count, scattered=choice.scattered)
+    samples = (EarlySample(sample=sample, outcome=None) for sample in _read_samples(job, source, scan, picks))
+    return Preview(directory=job.output, samples=_show_all(job, samples))
+
+
+def preview_answers(job: ResolvedJob, choice: Choice, display: Display) -> Preview:
+    """Return the prompts of the chosen rows with their answers, made now where the run has none.
+
+    Raises:
+        SynthiaBatchError: As for make_early.
+    """
+
+    def pick(locked: LockedRun) -> Picks:
+        rows = locked.assembler.scan.rows
+        return pick_rows(rows, job.plan, choice.count, scattered=choice.scattered)
+
+    early = make_early(job, pick, display)
+    return Preview(
+        directory=job.output,
+        samples=_show_all(job, early.samples),
+        made=early.made,
+        total=early.total,
+        ended=early.ended,
+        is_complete=early.is_complete,
+        drained=early.drained,
+    )
+
+
+def _scan(job: ResolvedJob, source: Source, choice: Choice) -> Scan:
+    selection = select_rows(job.declared)
+    if not choice.scattered:
+        limits = [limit for limit in (selection.limit, choice.count) if limit is not None]
+        selection = dataclasses.replace(selection, limit=min(limits))
+    with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
+        return source.scan(selection, Path(scratch))
+
+
+def _read_samples(job: ResolvedJob, source: Source, scan: Scan, picks: Picks) -> Iterable[Sample]:
+    chosen = frozenset(picks.ordinals)
+    for index in dict.fromkeys(ordinal // job.plan.samples_per_row for ordinal in picks.ordinals):
+        for row in source.read_rows(scan, index, index + 1):
+            yield from (sample for sample in make_samples(row, job.plan) if sample.ordinal in chosen)
+
+
+def _show_all(job: ResolvedJob, samples: Iterable[EarlySample]) -> list[SamplePreview]:
+    renderer, conversations = open_renderer(job.prompt), open_conversations(job)
+    return [_show(job.engine, renderer, conversations, early) for early in samples]
+
+
+def _show(
+    engine: EngineSpec, renderer: Renderer, conversations: Conversations, early: EarlySample
+) -> SamplePreview:
+    ids: Sequence[int] = ()
+    fault = None
+    try:
+        ids = renderer.render(early.sample.messages)
+        # What the run asks for, and what its engine checks before all else.
+        check_prompt_length(conversations.begin(early.sample), engine.max_model_len)
+    except SampleRefused as refused:
+        fault = refused
+    return SamplePreview(
+        sample=early.sample,
+        prompt=renderer.show(ids) if len(ids) else None,
+        prompt_tokens=len(ids),
+        room=max(0, min(engine.sampling.max_tokens, engine.max_model_len - len(ids))) if len(ids) else 0,
+        fault=fault,
+        outcome=early.outcome,
+    )

@@ -1,0 +1,139 @@
+"""probe_job(): some samples of a job made first, from all over it, and what the whole will take by them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from synthia_batch.display import Display
+from synthia_batch.drain import DrainReason
+from synthia_batch.early import Early, EarlySample, make_early
+from synthia_batch.estimate import (
+    Lengths,
+    Span,
+    Speed,
+    choose_speed,
+    count_failures,
+    list_lengths,
+    predict_bytes,
+    predict_seconds,
+    predict_total,
+    sum_up_lengths,
+)
+from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.meter import SPEED_MEASURED
+from synthia_batch.opening import LockedRun
+from synthia_batch.picks import Picks, pick_probe
+from synthia_batch.rows import Finished
+from synthia_batch.store.events import read_events
+from synthia_batch.store.part import DataRecord, encode_data_part
+from synthia_batch.store.run_dir import RunDir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What making so many samples takes. `seconds` and `hours` are None where no speed is known.
+
+    `hours` counts each card, or on CPUs each engine, by itself.
+    """
+
+    samples: int
+    tokens: Span
+    seconds: Span | None
+    hours: Span | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What a probe of `asked` samples found. `known` of them have ended, `made` of those now.
+
+    `whole` is for all samples of the job, `left` for those that have not ended. `data_bytes` is about what
+    data/ will have, None where nothing is finished. `drained` says why not all that were asked for ended.
+    """
+
+    directory: Path
+    asked: int
+    known: int
+    made: int
+    drained: DrainReason | None
+    is_complete: bool
+    lengths: Lengths | None
+    failures: Mapping[str, int]
+    speed: Speed | None
+    hours_of: str
+    whole: Estimate
+    left: Estimate
+    data_bytes: int | None
+
+
+def probe_job(job: ResolvedJob, count: int, display: Display) -> Probe:
+    """Make `count` samples of `job` from all over it, those that are not made, and say what all will take.
+
+    They count as done in the run, which a probe of all samples completes. What earlier probes and runs
+    made of them is not made again.
+
+    Raises:
+        SynthiaBatchError: As for make_early.
+    """
+
+    def pick(locked: LockedRun) -> Picks:
+        return pick_probe(locked.shards, count)
+
+    early = make_early(job, pick, display)
+    outcomes = [sample.outcome for sample in early.samples if sample.outcome is not None]
+    speed = choose_speed(_read_speeds(RunDir(job.output)))
+    lengths, longest = list_lengths(outcomes), _count_longest(job, early.samples)
+    left = early.total - early.ended
+    tokens = predict_total(lengths, early.total - len(lengths), longest).shift(sum(lengths))
+    return Probe(
+        directory=job.output,
+        asked=len(early.samples),
+        known=len(outcomes),
+        made=early.made,
+        drained=early.drained,
+        is_complete=early.is_complete,
+        lengths=sum_up_lengths(outcomes),
+        failures=count_failures(outcomes),
+        speed=speed,
+        hours_of="GPU" if job.engine.device == "cuda" else "engine",
+        whole=_estimate(job, speed, early.total, tokens),
+        left=_estimate(job, speed, left, predict_total(lengths, left, longest)),
+        data_bytes=_predict_bytes(early),
+    )
+
+
+def _count_longest(job: ResolvedJob, samples: Sequence[EarlySample]) -> int:
+    """Return the most tokens that a sample can come to, with as many turns as any of `samples` has."""
+    turns = max(1 + len(one.sample.row.follow_ups) for one in samples)
+    return turns * min(job.engine.sampling.max_tokens, job.engine.max_model_len)
+
+
+def _estimate(job: ResolvedJob, speed: Speed | None, samples: int, tokens: Span) -> Estimate:
+    if speed is None:
+        return Estimate(samples=samples, tokens=tokens, seconds=None, hours=None)
+    seconds = predict_seconds(tokens, speed)
+    each = job.engine.tensor_parallel_size * job.engine.pipeline_parallel_size
+    hours = seconds.scale(speed.engines * each / 3600)
+    return Estimate(samples=samples, tokens=tokens, seconds=seconds, hours=hours)
+
+
+def _read_speeds(run_dir: RunDir) -> list[Speed]:
+    names = [field.name for field in fields(Speed)]
+    events = (event for event in read_events(run_dir.events) if event.get("kind") == SPEED_MEASURED)
+    whole = (event for event in events if all(name in event for name in names))
+    return [Speed(**{name: event[name] for name in names}) for event in whole]
+
+
+def _predict_bytes(early: Early) -> int | None:
+    """Return what all of data/ comes to, by parts of the finished samples that were picked."""
+    part_format = early.locked.assembler.part_format
+    records = [
+        DataRecord(one.sample, one.outcome) for one in early.samples if isinstance(one.outcome, Finished)
+    ]
+    if not records:
+        return None
+    ended = sum(one.outcome is not None for one in early.samples)
+    sizes = {
+        count: len(encode_data_part(records[:count], part_format).content)
+        for count in {len(records), -(-len(records) // 2)}
+    }
+    return predict_bytes(sizes, early.total * len(records) // ended, len(early.locked.shards))

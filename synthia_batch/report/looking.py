@@ -1,0 +1,160 @@
+"""A run directory looked at from outside, again and again, also while the run goes on.
+
+What is known of a published shard is kept from look to look. What seems damaged only because it was
+being written is looked at again.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.errors import IntegrityError, UsageError
+from synthia_batch.plan import plan_shards
+from synthia_batch.rows import Shard
+from synthia_batch.store.attempt import Attempt, read_boot_id
+from synthia_batch.store.intents import Intent, read_intents
+from synthia_batch.store.lock import find_running
+from synthia_batch.store.plan_file import plan_digest, read_plan
+from synthia_batch.store.recovery import Published, ShardState, inspect_shard
+from synthia_batch.store.run_dir import RunDir
+from synthia_batch.tally import CUT_OFF, Tally
+
+LOOKS = 5
+"""How often a directory that somebody writes to is looked at until it holds still, or is damaged."""
+PAUSE_SECONDS = 0.1
+
+Stamp = tuple[int, int]
+"""Size in bytes and time of the last change: what tells that a file was written to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A shard as it was when its journal had that stamp; None where it had none."""
+
+    stamp: Stamp | None
+    intent: Intent | None
+    state: ShardState
+
+
+@dataclass(slots=True, kw_only=True)
+class RunLooker:
+    """Looks at one run. Takes no lock and writes nothing. `plan` is that of plan.json."""
+
+    run_dir: RunDir
+    plan: Mapping[str, Any]
+    attempt: Attempt
+    shards: Sequence[Shard]
+    _latest: Mapping[int, Intent] = field(default_factory=dict)
+    _ledger: Stamp | None = None
+    _seen: dict[int, _Seen] = field(default_factory=dict)
+    _tallies: dict[int, Tally] = field(default_factory=dict)
+
+    def look(self) -> list[ShardState]:
+        """Return what there is of each shard now, in order.
+
+        Raises:
+            IntegrityError: What the directory holds is not what was written.
+            StorageFailed: A file cannot be read.
+        """
+        for _ in range(LOOKS):
+            try:
+                before = self._read_ledger()
+                states = self._inspect_all()
+            except IntegrityError:
+                if find_running(self.run_dir) is None:
+                    raise
+                time.sleep(PAUSE_SECONDS)
+                continue
+            if _stamp(self.run_dir.intents) == before:  # or a shard was published meanwhile
+                return states
+        self._read_ledger()
+        return self._inspect_all()
+
+    def tally(self, state: ShardState) -> Tally:
+        """Return what the samples of a shard have come to.
+
+        Raises:
+            IntegrityError: A published part cannot be read.
+        """
+        if not isinstance(state, Published):
+            return state.tally
+        number = state.shard.number
+        known = self._tallies.get(number)
+        if known is None or (known.finished, known.failed) != (state.finished, state.failed):
+            known = self._tallies[number] = _tally_parts(self.run_dir, state)
+        return known
+
+    def note_published(self, event: Mapping[str, Any]) -> None:
+        """Take note of what a `shard_published` event says, so that the parts need not be read for it."""
+        if "failures" in event:  # Earlier versions did not say it.
+            self._tallies[event["shard"]] = Tally(
+                finished=event["finished"], truncated=event["truncated"], failures=event["failures"]
+            )
+
+    def _read_ledger(self) -> Stamp | None:
+        stamp = _stamp(self.run_dir.intents)
+        if stamp is None or stamp != self._ledger:
+            self._latest = read_intents(self.run_dir.intents, self.attempt.plan_digest).latest
+            self._ledger = stamp
+        return stamp
+
+    def _inspect_all(self) -> list[ShardState]:
+        # One listing in place of three files looked for in each of a thousand shards.
+        stamps = {path: _stamp(path) for path in self.run_dir.journals.glob("*.wal")}
+        return [self._inspect(shard, stamps.get(self.run_dir.journal(shard))) for shard in self.shards]
+
+    def _inspect(self, shard: Shard, stamp: Stamp | None) -> ShardState:
+        intent = self._latest.get(shard.number)
+        seen = self._seen.get(shard.number)
+        if seen is not None and (seen.stamp, seen.intent) == (stamp, intent):
+            return seen.state
+        state = inspect_shard(self.run_dir, shard, self._latest, self.attempt)
+        self._seen[shard.number] = _Seen(stamp, intent, state)
+        return state
+
+
+def open_looker(directory: Path) -> RunLooker:
+    """Return what looks at the run in `directory`.
+
+    Raises:
+        UsageError: It is no run directory.
+        IntegrityError: Its plan is not what was written.
+    """
+    run_dir = RunDir(directory)
+    plan = read_plan(run_dir.plan)
+    if plan is None and run_dir.lock.exists():
+        raise UsageError(
+            f"{directory}: no run has begun here yet; where one still reads its input: look again in a moment"
+        )
+    if plan is None:
+        raise UsageError(f"{directory}: not a run directory; name one under outputs/")
+    return RunLooker(
+        run_dir=run_dir,
+        plan=plan,
+        attempt=Attempt(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
+        shards=plan_shards(plan["scan"]["rows"], plan["samples_per_row"]),
+    )
+
+
+def _tally_parts(run_dir: RunDir, state: Published) -> Tally:
+    from synthia_batch.store.part import read_part  # pyarrow takes half a second to load
+
+    failures: Counter[str] = Counter()
+    truncated = 0
+    if state.intent.data:
+        reasons = read_part(run_dir.data_part(state.shard), ["finish_reason"])["finish_reason"].to_pylist()
+        truncated = reasons.count(CUT_OFF)
+    if state.intent.failed:
+        failures.update(read_part(run_dir.failed_part(state.shard), ["code"])["code"].to_pylist())
+    return Tally(finished=state.finished, truncated=truncated, failures=failures)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        stat = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,167 @@
+"""The page: one self-contained HTML file, without a script and without a request.
+
+Everything that a stranger wrote goes through `showing` and then through Jinja's escaping; and the page's
+own policy forbids scripts, so that even what slipped through would do nothing.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from synthia_batch.job.dotted import flatten
+from synthia_batch.report import quality
+from synthia_batch.report.answers import MARKS
+from synthia_batch.report.plots import draw_engines, draw_lengths, draw_speed, own_settings, render_svg
+from synthia_batch.report.showing import make_visible
+from synthia_batch.report.summary import Report
+from synthia_batch.report.verdict import judge, spell_share
+from synthia_batch.words import format_bytes, format_seconds
+
+VALUE_CHARACTERS = 600
+_REASONS = {
+    "stop": "ended by itself",
+    "length": "cut off",
+    "context_overflow": "stopped where the context was full",
+    "context_truncated": "went on without its oldest turns",
+}
+MOST_PARTS = 200
+_KINDS = {"random": "Random", "longest": "Longest", "truncated": "Cut off"}
+_LIMITS = {
+    "share": f"{quality.REPEATED_SHARE:.0%}",
+    "ratio": quality.COMPRESSION_RATIO,
+    "tail": f"{quality.TAIL_BYTES:,}",
+    "words": quality.NGRAM_WORDS,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemLine:
+    """What one system message came to, beside the others. `marks` are counts, in the order of MARKS."""
+
+    name: str
+    finished: int
+    failed: int | None
+    mean: float
+    p5: int
+    median: int
+    p95: int
+    longest: int
+    truncated: str
+    reasons: str
+    marks: tuple[str, ...]
+
+
+def render_page(report: Report) -> str:
+    """Return the page of a run. The same report gives the same page."""
+    template = _open_environment().get_template("report.html.jinja")
+    head = report.head
+    context = {
+        "report": report,
+        "head": head,
+        "title": make_visible(head.name),
+        "whole": report.tally.whole,
+        "verdict": judge(report),
+        "pictures": _draw_all(report),
+        "reasons": _list_reasons(report),
+        "systems": _list_systems(report),
+        "identity": [(key, _spell_value(value)) for key, value in flatten(head.identity).items()],
+        "parts": list(report.parts)[:MOST_PARTS],
+        "hidden_parts": max(0, len(report.parts) - MOST_PARTS),
+        "kinds": _KINDS,
+        "marks": MARKS,
+        "limits": _LIMITS,
+    }
+    return template.render(context)
+
+
+@cache
+def _open_environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("synthia_batch.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[[Any], str]] = {
+        "number": lambda value: f"{value:,}",
+        "visible": make_visible,
+        "seconds": format_seconds,
+        "size": format_bytes,
+    }
+    environment.filters.update(filters)
+    environment.globals["share"] = spell_share
+    return environment
+
+
+def _draw_all(report: Report) -> dict[str, Markup]:
+    with own_settings():
+        return dict(_draw(report))
+
+
+def _draw(report: Report) -> Iterator[tuple[str, Markup]]:
+    head = report.head
+    if report.tally.whole.finished:
+        sums = head.plays_turns
+        prompts = "tokens of the prompts of a conversation" if sums else "tokens of a prompt"
+        answers = "tokens of the answers of a conversation" if sums else "tokens of an answer"
+        # A conversation's tokens are sums, for which there is no limit.
+        limits = (None, None) if sums else (head.max_model_len, head.max_tokens)
+        yield "prompts", Markup(render_svg(draw_lengths(report.prompt_bins, limits[0], prompts)))
+        yield "answers", Markup(render_svg(draw_lengths(report.answer_bins, limits[1], answers)))
+    if any(report.history.attempts):
+        yield "speed", Markup(render_svg(draw_speed(report.history)))
+        yield "engines", Markup(render_svg(draw_engines(report.history)))
+
+
+def _list_reasons(report: Report) -> list[dict[str, Any]]:
+    whole = report.tally.whole
+    ordered = sorted(whole.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+    return [
+        {
+            "name": make_visible(name),
+            "meaning": _REASONS.get(name, ""),
+            "count": count,
+            "share": spell_share(count, whole.finished),
+            "percent": round(100 * count / whole.finished, 2),
+        }
+        for name, count in ordered
+    ]
+
+
+def _list_systems(report: Report) -> list[SystemLine]:
+    lines = []
+    expected = report.head.samples // len(report.head.systems)
+    for name, group in sorted(report.tally.groups.items()):
+        lengths = group.answers.to_dict()
+        read = report.texts.read_by_group.get(name, 0)
+        marks = report.texts.groups.get(name, dict.fromkeys(MARKS, 0))
+        # A row's own system message goes by another name: nobody knows how many there should be.
+        is_counted = report.head.state == "complete" and set(report.tally.groups) <= set(report.head.systems)
+        lines.append(
+            SystemLine(
+                name=make_visible(name),
+                finished=group.finished,
+                failed=expected - group.finished if is_counted else None,
+                truncated=spell_share(group.truncated, group.finished),
+                reasons=", ".join(f"{reason} {n:,}" for reason, n in sorted(group.reasons.items())),
+                marks=tuple(spell_share(marks[mark], read) for mark in MARKS),
+                **{key: lengths[key] for key in ("mean", "p5", "median", "p95", "longest")},
+            )
+        )
+    return lines
+
+
+def _spell_value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    shown = make_visible(text)
+    return (
+        shown
+        if len(shown) <= VALUE_CHARACTERS
+        else f"{shown[:VALUE_CHARACTERS]}… ({len(shown):,} characters)"
+    )

@@ -1,0 +1,120 @@
+"""The status of a run as a person reads it: a page of lines, or one line per look."""
+
+from collections.abc import Iterator, Sequence
+
+from synthia_batch.report.latest_attempt import WorkerState
+from synthia_batch.report.statistics import RunStatus
+from synthia_batch.words import format_bytes, format_seconds
+
+_LABEL = 10
+_MOST_WORKERS = 16
+"""As many have a line of their own; of more only those that are not ready."""
+
+
+def describe_status(status: RunStatus) -> list[str]:
+    """Return the lines that say all of `status`, the next command last."""
+    facts = [
+        ("samples", _describe_counts(status)),
+        *_describe_failures(status),
+        ("speed", _describe_speed(status)),
+        ("left", _describe_left(status)),
+        *_describe_workers(status),
+        ("shards", f"{status.shards_published:,} of {status.shards:,} published"),
+        ("disk", f"{format_bytes(status.published_bytes)} published, {format_bytes(status.free_bytes)} free"),
+        ("promise", status.determinism),
+        ("next", status.next),
+    ]
+    lines = [f"{label:<{_LABEL}}{text}" for label, text in facts if text]
+    return [f"{status.name}  {_describe_state(status)}", *lines]
+
+
+def describe_briefly(status: RunStatus) -> str:
+    """Return one line."""
+    ended = status.finished + status.failed
+    parts = [f"{status.state} {ended}/{status.samples} ({100 * ended / status.samples:.0f}%)"]
+    if status.tokens_per_second_now is not None:
+        parts.append(f"{status.tokens_per_second_now:.0f} tokens/s")
+    parts.append(f"{status.failed} failed")
+    if status.truncated:
+        parts.append(f"{100 * status.truncated_share:.1f}% cut off")
+    if status.left_seconds is not None and status.is_going_on:
+        parts.append(f"{format_seconds(status.left_seconds)} left")
+    return ", ".join(parts)
+
+
+def _describe_state(status: RunStatus) -> str:
+    text = status.state
+    if status.owner is not None:
+        text += f" (pid {status.owner.replace('@', ' on ')})"
+    if status.state == "interrupted" and status.ended is not None:
+        text += f" ({status.ended})"
+    return f"{text}, attempt {status.attempts}"
+
+
+def _describe_counts(status: RunStatus) -> str:
+    ended = status.finished + status.failed
+    text = (
+        f"{ended:,} of {status.samples:,} ({100 * ended / status.samples:.1f}%): {status.finished:,} finished"
+    )
+    if status.truncated:
+        text += f", {status.truncated:,} of them cut off at max_tokens ({100 * status.truncated_share:.1f}%)"
+    return f"{text}, {status.failed:,} failed"
+
+
+def _describe_failures(status: RunStatus) -> Iterator[tuple[str, str]]:
+    for number, (code, count) in enumerate(status.failures.items()):
+        yield "" if number else "failures", f"{code} {count:,}"
+
+
+def _describe_speed(status: RunStatus) -> str:
+    parts = []
+    if status.is_going_on and status.tokens_per_second_now is not None:
+        parts.append(_spell_rate(status.tokens_per_second_now, status.samples_per_second_now) + " now")
+    if status.tokens_per_second is not None:
+        parts.append(_spell_rate(status.tokens_per_second, status.samples_per_second) + " on average")
+    if status.cached_prompt_share:
+        parts.append(f"{100 * status.cached_prompt_share:.0f}% of the prompts from the prefix cache")
+    return "; ".join(parts)
+
+
+def _spell_rate(tokens_per_second: float, samples_per_second: float | None) -> str:
+    return f"{tokens_per_second:,.0f} tokens/s, {samples_per_second or 0:,.2f} samples/s"
+
+
+def _describe_left(status: RunStatus) -> str:
+    if status.left_seconds is None or status.state == "complete":
+        return ""
+    text = f"about {format_seconds(status.left_seconds)}"
+    return text if status.is_going_on else f"{text} once it goes on"
+
+
+def _describe_workers(status: RunStatus) -> Iterator[tuple[str, str]]:
+    if not status.is_going_on:
+        return
+    if not status.workers:
+        yield "workers", "none yet: what is there is looked at, and the pool starts"
+    shown = [
+        worker for worker in status.workers if len(status.workers) <= _MOST_WORKERS or worker.state != "ready"
+    ][:_MOST_WORKERS]
+    if len(shown) < len(status.workers):
+        yield "workers", _count_states(status.workers)
+    for number, worker in enumerate(shown):
+        is_first = number == 0 and len(shown) == len(status.workers)
+        yield "workers" if is_first else "", _describe_worker(worker)
+
+
+def _describe_worker(worker: WorkerState) -> str:
+    text = f"{worker.worker:<3} {worker.state:<10}"
+    if worker.state == "ready":
+        busy = "" if worker.busy_share is None else f"  {100 * worker.busy_share:3.0f}% busy"
+        text += f"{busy}  {worker.in_flight} in flight"
+    if worker.restarts:
+        text += f"  restarted {worker.restarts} times" if worker.restarts > 1 else "  restarted once"
+    return text.rstrip()
+
+
+def _count_states(workers: Sequence[WorkerState]) -> str:
+    counts = {worker.state: 0 for worker in workers}
+    for worker in workers:
+        counts[worker.state] += 1
+    return ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -1,0 +1,217 @@
+"""read_report(): everything that a run directory says of what happened, in numbers and in samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from synthia_batch.errors import UsageError
+from synthia_batch.report.answers import AnswerTexts, read_texts
+from synthia_batch.report.choosing import Choice
+from synthia_batch.report.history import AttemptFacts, History, list_attempts, read_history
+from synthia_batch.report.plots import Bins, make_bins
+from synthia_batch.report.samples import (
+    ShownFailure,
+    ShownSample,
+    SideBySide,
+    fetch,
+    fetch_failures,
+    fetch_side_by_side,
+)
+from synthia_batch.report.shards import PublishedSamples, ShardSamples, list_samples
+from synthia_batch.report.tally import Tally
+from synthia_batch.store.events import read_events
+from synthia_batch.store.lock import find_running
+from synthia_batch.store.manifest import ManifestPart, read_manifest
+from synthia_batch.store.part_columns import read_part_facts
+from synthia_batch.store.plan_file import read_plan
+from synthia_batch.store.run_dir import RunDir
+from synthia_batch.verify.facts import RunFacts, read_facts
+
+State = Literal["complete", "running", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHead:
+    """Which run it is. `max_tokens` is the limit of an answer, `max_model_len` that of the context.
+
+    `plays_turns`: a sample is a conversation, and its tokens are sums. `writer` is the library that
+    wrote the first part, empty where there is none yet.
+    """
+
+    directory: str
+    name: str
+    source_file: str
+    fingerprint: str
+    state: State
+    rows: int
+    samples: int
+    systems: tuple[str, ...]
+    max_tokens: int
+    max_model_len: int
+    plays_turns: bool
+    identity: Mapping[str, Any]
+    writer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunExamples:
+    """The samples that are shown: finished ones by kind, failed ones by code, rows side by side."""
+
+    kinds: Mapping[str, Sequence[ShownSample]]
+    flagged: Sequence[ShownSample]
+    failures: Mapping[str, Sequence[ShownFailure]]
+    side_by_side: Sequence[SideBySide]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a run came to, so far."""
+
+    head: RunHead
+    tally: Tally
+    texts: AnswerTexts
+    history: History
+    attempts: Sequence[AttemptFacts]
+    parts: Sequence[ManifestPart]
+    examples: RunExamples
+
+    @property
+    def prompt_bins(self) -> Bins:
+        """The histogram of prompt lengths."""
+        return make_bins(self.tally.whole.prompts.counts)
+
+    @property
+    def answer_bins(self) -> Bins:
+        """The histogram of answer lengths."""
+        return make_bins(self.tally.whole.answers.counts)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Generated tokens by the seconds in which there were engines, over all attempts."""
+        seconds = sum(attempt.generating_seconds for attempt in self.attempts)
+        return sum(attempt.tokens for attempt in self.attempts) / seconds if seconds > 0 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers behind the page as JSON-able values."""
+        head, whole = self.head, self.tally.whole
+        speed = self.tokens_per_second
+        return {
+            "directory": head.directory,
+            "name": head.name,
+            "fingerprint": head.fingerprint,
+            "state": head.state,
+            "rows": head.rows,
+            "samples": head.samples,
+            "failed": self.tally.failed,
+            "failures": dict(self.tally.failures_by_number),
+            **whole.to_dict(),
+            "prompt_histogram": _bins_to_dict(self.prompt_bins),
+            "completion_histogram": _bins_to_dict(self.answer_bins),
+            "systems": {name: group.to_dict() for name, group in sorted(self.tally.groups.items())},
+            "texts": self.texts.to_dict(),
+            "tokens_per_second": None if speed is None else round(speed, 1),
+            "attempts": [_attempt_to_dict(attempt) for attempt in self.attempts],
+        }
+
+
+def read_report(directory: Path) -> Report:
+    """Return what the run in `directory` came to, complete or not. Only reads, and takes no lock.
+
+    Raises:
+        UsageError: It is no run directory.
+        IntegrityError: What it holds is not what was written.
+        StorageFailed: A file cannot be read.
+    """
+    facts = read_facts(directory)
+    shards = list_samples(facts)
+    head = _read_head(facts, shards)
+    tally, choice = Tally(max_tokens=head.max_tokens), Choice()
+    for samples in shards:
+        numbers, codes = samples.read_numbers(), samples.read_codes()
+        if numbers is not None:
+            tally.add_made(numbers)
+            choice.consider(samples.shard.number, numbers)
+        if codes is not None:
+            tally.add_failed(codes)
+    texts = read_texts(shards, tally.whole.finished)
+    events = [event for event in read_events(facts.run_dir.events) if {"kind", "time"} <= event.keys()]
+    manifest = read_manifest(facts.run_dir.manifest)
+    return Report(
+        head=head,
+        tally=tally,
+        texts=texts,
+        history=read_history(events, cuts_pauses=True),
+        attempts=list_attempts(events, is_running=head.state == "running"),
+        parts=manifest.parts if manifest else (),
+        examples=_fetch_examples(shards, choice, texts, has_several=len(tally.groups) > 1),
+    )
+
+
+def _read_head(facts: RunFacts, shards: Sequence[ShardSamples]) -> RunHead:
+    plan = read_plan(facts.run_dir.plan)
+    if plan is None:
+        raise UsageError(f"{facts.run_dir.root}: not a run directory; name one under outputs/")
+    identity = plan["identity"]
+    return RunHead(
+        # Not its path: the same run gives the same page wherever it is looked at from.
+        directory=facts.run_dir.root.resolve().name,
+        name=plan["name"],
+        source_file=plan["source_file"],
+        fingerprint=plan["fingerprint"],
+        state=_find_state(facts.run_dir),
+        rows=plan["scan"]["rows"],
+        samples=facts.shards[-1].stop,
+        systems=facts.grid.systems,
+        max_tokens=identity["sampling"]["max_tokens"],
+        max_model_len=identity["model"]["max_model_len"],
+        plays_turns=facts.grid.plays_turns,
+        identity=identity,
+        writer=_find_writer(facts, shards),
+    )
+
+
+def _find_state(run_dir: RunDir) -> State:
+    if read_manifest(run_dir.manifest) is not None:
+        return "complete"
+    return "interrupted" if find_running(run_dir) is None else "running"
+
+
+def _find_writer(facts: RunFacts, shards: Sequence[ShardSamples]) -> str:
+    for one in shards:
+        if isinstance(one, PublishedSamples):
+            has_data = one.intent.data is not None
+            path = facts.run_dir.data_part(one.shard) if has_data else facts.run_dir.failed_part(one.shard)
+            return read_part_facts(path).writer
+    return ""
+
+
+def _fetch_examples(
+    shards: Sequence[ShardSamples], choice: Choice, texts: AnswerTexts, *, has_several: bool
+) -> RunExamples:
+    by_number = {samples.shard.number: samples for samples in shards}
+    return RunExamples(
+        kinds={kind: fetch(by_number, picks) for kind, picks in choice.kinds.items()},
+        flagged=[shown for mark, picks in texts.shown.items() for shown in fetch(by_number, picks, mark)],
+        failures=fetch_failures(shards),
+        side_by_side=fetch_side_by_side(by_number, choice) if has_several else [],
+    )
+
+
+def _bins_to_dict(bins: Bins) -> dict[str, Any]:
+    return {"edges": list(bins.edges), "counts": list(bins.counts)}
+
+
+def _attempt_to_dict(attempt: AttemptFacts) -> dict[str, Any]:
+    return {
+        "number": attempt.number,
+        "began": attempt.began,
+        "host": attempt.host,
+        "engines": list(attempt.engines),
+        "workers_lost": attempt.losses,
+        "made": attempt.made,
+        "tokens": attempt.tokens,
+        "seconds": round(attempt.seconds, 1),
+        "generating_seconds": round(attempt.generating_seconds, 1),
+        "end": attempt.end,
+    }

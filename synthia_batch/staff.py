@@ -1,0 +1,127 @@
+"""The workers of a run as the driver sees them: welcomed, watched, buried, and started again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.dispatch import Dispatcher
+from synthia_batch.errors import PoolFailed
+from synthia_batch.losses import describe_loss, explain_failure, read_tail
+from synthia_batch.pool.base import Cause, Pool, WorkerAdded, WorkerLoading, WorkerLost, WorkerReady
+from synthia_batch.recorder import Recorder
+from synthia_batch.supervise import Supervisor
+
+StaffEvent = WorkerLoading | WorkerReady | WorkerLost | WorkerAdded
+
+
+@dataclass(slots=True, kw_only=True)
+class Staff:
+    """Keeps the pool's workers at work. `say` tells a person, `recorder` the run's history.
+
+    `check_canary` gets each worker's canary digest and raises DeterminismBroken on a wrong one.
+    """
+
+    pool: Pool
+    supervisor: Supervisor
+    dispatcher: Dispatcher
+    recorder: Recorder
+    say: Callable[[str], None]
+    check_canary: Callable[[WorkerReady], object]
+    log_path: Callable[[int], Path]
+    clock: Callable[[], float]
+
+    def enlist(self) -> None:
+        """Count in the workers that the pool starts with."""
+        for worker in range(self.pool.size):
+            self.supervisor.enlist(worker)
+        self.recorder.note("pool_started", workers=self.pool.size)
+
+    def handle(self, event: StaffEvent) -> None:
+        """Do what a worker's news ask for; those of an earlier start ask for nothing.
+
+        Raises:
+            PoolFailed: That was the last worker.
+            DeterminismBroken: Its canary answered otherwise than it must.
+        """
+        if isinstance(event, WorkerAdded):
+            self.supervisor.enlist(event.worker)
+            self._tell(f"worker {event.worker} joins: there is room for it", "worker_added", event)
+        elif self.supervisor.is_news(event.worker, event.epoch):
+            match event:
+                case WorkerLoading():
+                    self.supervisor.note_loading(event.worker, event.epoch, self.clock())
+                    self.recorder.note("worker_loading", worker=event.worker, epoch=event.epoch)
+                case WorkerReady():
+                    self._welcome(event)
+                case WorkerLost():
+                    self._bury(event)
+
+    def kill_hung(self) -> None:
+        """End the workers whose engines make no step, or do not load."""
+        supervisor = self.supervisor
+        for worker, epoch in supervisor.find_hung(self.dispatcher.busy, self.clock()):
+            self._kill(worker, epoch, f"its engine made no step for {supervisor.watchdog_seconds:g} s")
+        for worker, epoch in supervisor.find_stuck_loads(self.clock()):
+            limit = supervisor.load_timeout_seconds
+            self._kill(worker, epoch, f"its engine did not load in {limit:g} s (pool.load_timeout_seconds)")
+
+    def restart_due(self) -> None:
+        """Start the workers again whose pause is over."""
+        for worker in self.supervisor.take_due(self.clock()):
+            self.pool.restart(worker, self.supervisor.count_halvings(worker))
+
+    def _welcome(self, event: WorkerReady) -> None:
+        self.check_canary(event)
+        self.supervisor.welcome(event.worker, event.epoch, self.clock())
+        facts = event.facts
+        self.dispatcher.open_desk(event.worker, facts.capacity)
+        self.recorder.note(
+            "worker_ready",
+            worker=event.worker,
+            epoch=event.epoch,
+            engine=f"{facts.engine} {facts.version}",
+            device=facts.device,
+            capacity=facts.capacity,
+        )
+
+    def _kill(self, worker: int, epoch: int, reason: str) -> None:
+        self.pool.kill(worker)
+        self.handle(WorkerLost(worker=worker, epoch=epoch, reason=reason, cause=Cause.HUNG))
+
+    def _bury(self, event: WorkerLost) -> None:
+        is_short = event.cause is Cause.OUT_OF_MEMORY
+        tries_less = is_short or (event.cause is Cause.DIED and self.supervisor.fails_to_load(event.worker))
+        has_less = tries_less and self.supervisor.halve(event.worker)
+        is_innocent = (is_short and has_less) or event.cause is Cause.NODE_LOST
+        loss = self.dispatcher.close_desk(event.worker, blames_samples=not is_innocent)
+        pause = self.supervisor.bury(
+            event.worker, event.epoch, is_strike=not (is_innocent or loss.narrowed), now=self.clock()
+        )
+        self._report_loss(event, loss.unfinished, pause, has_less)
+        if event.refused is not None:
+            raise event.refused
+        if pause is None:
+            self.dispatcher.give_up(event.worker)
+        if not self.supervisor.staff:
+            raise PoolFailed(explain_failure(event, self.log_path(event.worker)))
+
+    def _report_loss(self, event: WorkerLost, unfinished: int, pause: float | None, has_less: bool) -> None:
+        """Say who died and what comes next; the history also gets the evidence."""
+        log = self.log_path(event.worker)
+        self._tell(
+            describe_loss(event, unfinished, pause, has_less, log),
+            "worker_lost",
+            event,
+            unfinished=unfinished,
+            cause=event.cause.name.lower(),
+            epoch=event.epoch,
+            is_given_up=pause is None,
+            reason=event.reason.strip(),
+            log_tail=read_tail(log),
+        )
+
+    def _tell(self, text: str, kind: str, event: WorkerLost | WorkerAdded, **fields: Any) -> None:
+        """Say what happened to a worker, to the person and to the run's history."""
+        self.recorder.note(kind, worker=event.worker, **fields)
+        self.say(text)

@@ -1,0 +1,19 @@
+"""Numbers as a person says them."""
+
+
+def format_seconds(seconds: float) -> str:
+    """Return `seconds` as a person says it: 42 s, 3 min, 2 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_bytes(count: int) -> str:
+    """Return `count` bytes as a person says it: 512 bytes, 1.5 kB, 34 GB."""
+    if count < 1000:
+        return f"{count} bytes"
+    for power, unit in enumerate(("kB", "MB", "GB"), start=1):
+        if count < 999.5 * 1000**power:
+            return f"{count / 1000**power:.3g} {unit}"
+    return f"{count / 1e12:.3g} TB"

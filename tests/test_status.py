@@ -1,0 +1,243 @@
+"""How far a run is, as its directory tells it: while it goes on, after a kill, and from its history alone."""
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Command, command_of, make_environment, write_jsonl
+
+from synthia_batch.errors import IntegrityError
+from synthia_batch.report import looking
+from synthia_batch.report.latest_attempt import History, Rate, WorkerState
+from synthia_batch.report.looking import open_looker
+from synthia_batch.report.statistics import StatusReader, read_status
+from synthia_batch.report.status_text import describe_briefly, describe_status
+from synthia_batch.store.events import EventReader
+
+SCRIPTED = ("--engine", "scripted", "--pool", "local", "-o", "out")
+BEGIN = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
+
+
+def event(kind: str, second: float, **fields: Any) -> dict[str, Any]:
+    return {"time": (BEGIN + timedelta(seconds=second)).isoformat(), "kind": kind, **fields}
+
+
+def progress(second: float, samples: int, tokens: int, *busy: float) -> dict[str, Any]:
+    workers = [
+        {"worker": n, "busy_seconds": seconds, "heard_seconds": second, "in_flight": 7, "steps": 1}
+        for n, seconds in enumerate(busy)
+    ]
+    return event(
+        "progress", second, samples=samples, tokens=tokens, prompt_tokens=10 * samples,
+        cached_prompt_tokens=samples, workers=workers,
+    )  # fmt: skip
+
+
+def take(*events: dict[str, Any]) -> History:
+    history = History()
+    for one in events:
+        history.take(one)
+    return history
+
+
+STARTED = event("attempt_started", 0, epoch=1, pid=1, host="h")
+
+
+def test_workers_are_told_by_what_they_were_last_heard_to_do() -> None:
+    history = take(
+        STARTED,
+        event("pool_started", 1, workers=4),
+        *(event("worker_loading", 2, worker=n, epoch=n) for n in range(3)),
+        *(event("worker_ready", 10, worker=n, epoch=n) for n in (0, 1)),
+        progress(20, 50, 500, 5.0, 10.0),
+        event("worker_lost", 21, worker=1, epoch=1, is_given_up=False),
+        event("worker_lost", 22, worker=2, epoch=2, is_given_up=True),
+        event("worker_added", 23, worker=4),
+    )
+    states = history.list_workers()
+    assert [worker.state for worker in states] == ["ready", "restarting", "given up", "starting", "starting"]
+    assert states[0] == WorkerState(worker=0, state="ready", restarts=0, in_flight=7, busy_share=0.5)
+    assert states[1].restarts == history.restarts == 1
+    history.take(event("attempt_started", 30, epoch=2, pid=1, host="h"))
+    assert history.list_workers() == ()
+    assert history.restarts == 0
+
+
+def test_the_rate_of_now_is_that_of_the_last_minute() -> None:
+    history = take(STARTED, event("worker_ready", 0, worker=0, epoch=1))
+    assert history.measure_average() is None
+    for second in range(2, 302, 2):
+        rate = 10 if second <= 200 else 1
+        history.take(progress(second, 0, 0, 1.0))
+        history.take(progress(second, min(second, 200) * 10 + max(0, second - 200) * rate, second * 100, 1.0))
+    assert history.measure_recent() == Rate(samples_per_second=1.0, tokens_per_second=100.0)
+    average = history.measure_average()
+    assert average is not None
+    assert average.samples_per_second == pytest.approx(2100 / 300)
+
+
+def test_events_far_apart_still_give_a_rate() -> None:
+    history = take(
+        STARTED,
+        event("worker_ready", 0, worker=0, epoch=1),
+        progress(100, 10, 90, 1.0),
+        progress(400, 40, 390, 1.0),
+    )
+    assert history.measure_recent() == Rate(samples_per_second=0.1, tokens_per_second=1.0)
+
+
+def test_the_time_in_which_engines_load_is_in_no_rate() -> None:
+    ready = event("worker_ready", 40, worker=0, epoch=1)
+    history = take(STARTED, progress(2, 0, 0), progress(39, 0, 0), ready, progress(50, 20, 200, 9.0))
+    assert history.measure_recent() == history.measure_average()
+    assert history.measure_recent() == Rate(samples_per_second=2.0, tokens_per_second=20.0)
+
+
+def test_a_log_that_grows_is_read_on_where_it_was_left(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    reader = EventReader(path)
+    assert reader.read() == []
+    path.write_bytes(b'{"kind": "a"}\n{"kind": "b"}\n{"kin')
+    assert [one["kind"] for one in reader.read()] == ["a", "b"]
+    with path.open("ab") as file:
+        file.write(b'd": "c"}\ntorn\n{"kind": "d"}\n')
+    assert [one.get("kind", one.get("kind")) for one in reader.read()] == ["c", "d"]
+    assert reader.read() == []
+
+
+@pytest.fixture
+def half_done(tmp_path: Path) -> Path:
+    """A run of 3,000 samples, killed in its third shard."""
+    write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(3000)])
+    command = command_of(
+        "run", "q.jsonl", *SCRIPTED, "-q", "--set", "engine.fail_every=100", "--set", "engine.latency_ms=40",
+        "--set", "engine.max_num_seqs=32", "--max-tokens", "20",
+    )  # fmt: skip
+    with subprocess.Popen(command, cwd=tmp_path, env=make_environment()) as run:
+        while not (tmp_path / "out/.synthia/journal/shard-00002.wal").exists():
+            assert run.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.5)
+        run.kill()
+    return tmp_path / "out"
+
+
+def test_counts_are_the_same_from_events_and_from_the_files_themselves(half_done: Path) -> None:
+    told = read_status(half_done)
+    assert told.state == "interrupted"
+    assert told.shards_published >= 1
+    assert 1000 < told.finished + told.failed < 3000
+    assert told.failures == {"scripted_failure": told.failed}
+    assert 0 < told.truncated < told.finished
+    assert told.published_bytes > 0
+    assert told.next.startswith(f"cd {half_done.parent} && synthia-batch run q.jsonl --engine scripted")
+    (half_done / ".synthia/events.jsonl").unlink()
+    read = read_status(half_done)
+    for name in ("finished", "failed", "failures", "truncated", "shards_published", "published_bytes"):
+        assert getattr(read, name) == getattr(told, name), name
+    assert read.next == "the command that began it, once more"
+
+
+def test_a_look_reads_only_what_has_changed(half_done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = StatusReader(half_done)
+    first = reader.read()
+    monkeypatch.setattr(looking, "read_intents", refuse)
+    monkeypatch.setattr(looking, "_tally_parts", refuse)
+    inspect = looking.inspect_shard
+    looked: list[int] = []
+
+    def count(run_dir: Any, shard: Any, *rest: Any) -> Any:
+        if run_dir.journal(shard).exists():
+            looked.append(shard.number)
+        return inspect(run_dir, shard, *rest)
+
+    monkeypatch.setattr(looking, "inspect_shard", count)
+    again = reader.read()
+    assert (again.finished, again.failures, again.truncated) == (
+        first.finished, first.failures, first.truncated,
+    )  # fmt: skip
+    assert looked == [], "no journal was read again"
+
+
+def refuse(*arguments: Any) -> Any:
+    raise AssertionError("this was to be remembered")
+
+
+def run_between(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
+    """Have `action` happen once, just before the shard of that number is looked at."""
+    inspect = looking.inspect_shard
+    left = [action]
+
+    def first_act(run_dir: Any, shard: Any, *rest: Any) -> Any:
+        if shard.number == number and left:
+            left.pop()()
+        return inspect(run_dir, shard, *rest)
+
+    monkeypatch.setattr(looking, "inspect_shard", first_act)
+
+
+def test_a_shard_that_is_published_while_it_is_looked_at_is_no_damage(
+    half_done: Path, monkeypatch: pytest.MonkeyPatch, synthia: Command
+) -> None:
+    later = half_done.parent / "later"
+    shutil.copytree(half_done, later)
+    flags = ("--set", "engine.fail_every=100", "--max-tokens", "20")
+    done = synthia("run", "q.jsonl", "--engine", "scripted", "--pool", "local", *flags, "-o", "later")
+    assert done.returncode == 0, done.stderr
+
+    def publish() -> None:
+        """Put in place what the run has come to: parts whose intents were not there a moment ago."""
+        shutil.rmtree(half_done)
+        shutil.copytree(later, half_done)
+
+    looker = open_looker(half_done)
+    run_between(monkeypatch, 2, publish)
+    monkeypatch.setattr(looking, "find_running", lambda run_dir: "somebody")
+    states = looker.look()
+    assert [state.finished + state.failed for state in states] == [1000, 1000, 1000]
+
+
+def test_damage_where_nobody_writes_is_told_at_once(half_done: Path) -> None:
+    part = next((half_done / "data").glob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="was altered"):
+        read_status(half_done)
+
+
+def test_a_page_says_it_all_in_words(half_done: Path) -> None:
+    status = read_status(half_done)
+    lines = describe_status(status)
+    assert lines[0] == "q  interrupted, attempt 1"
+    assert lines[1].startswith(f"samples   {status.finished + status.failed:,} of 3,000 (")
+    assert f"{status.failed} failed" in lines[1]
+    assert f"{status.truncated:,} of them cut off at max_tokens" in lines[1]
+    assert lines[2] == f"failures  scripted_failure {status.failed}"
+    assert not any(line.startswith("workers") for line in lines), "nobody works"
+    assert lines[-1].startswith("next      cd ")
+    assert describe_briefly(status).startswith("interrupted ")
+
+
+def test_a_run_that_still_reads_its_input_is_told_from_no_run(tmp_path: Path, synthia: Command) -> None:
+    (tmp_path / "out/.synthia").mkdir(parents=True)
+    (tmp_path / "out/.synthia/lock").touch()
+    done = synthia("status", "out")
+    assert done.returncode == 2
+    assert "still reads its input: look again in a moment" in done.stderr
+
+
+def test_a_complete_run_names_what_comes_next(tmp_path: Path, synthia: Command) -> None:
+    write_jsonl(tmp_path / "q.jsonl", [{"question": "What is two squared?"}])
+    assert synthia("run", "q.jsonl", *SCRIPTED, "--deadline", "1h").returncode == 0
+    status = json.loads(synthia("status", "out", "--json").stdout)
+    assert status["state"] == "complete"
+    assert status["owner"] is None
+    assert status["left_seconds"] is None
+    assert status["next"] == "synthia-batch report out"
+    watched = synthia("status", "out", "--watch")
+    assert watched.stdout.splitlines()[0] == "q  complete, attempt 1", "there is nothing to wait for"
