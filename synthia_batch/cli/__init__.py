@@ -9,6 +9,7 @@ import traceback
 import typer
 
 from synthia_batch.cli.doctor import doctor
+from synthia_batch.cli.export import export
 from synthia_batch.cli.interrupt import stops_at_once
 from synthia_batch.cli.plan import plan, validate
 from synthia_batch.cli.presets import presets
@@ -37,6 +38,7 @@ app.command()(stops_at_once(validate, _BEGIN_AGAIN))
 app.command()(stops_at_once(status, _BEGIN_AGAIN))
 app.command()(stops_at_once(retry, _RESUME))
 app.command()(stops_at_once(verify, _BEGIN_AGAIN))
+app.command()(stops_at_once(export, _BEGIN_AGAIN))
 app.command()(stops_at_once(tune, _BEGIN_AGAIN))
 app.command()(stops_at_once(presets, _BEGIN_AGAIN))
 app.command()(stops_at_once(doctor, _BEGIN_AGAIN))
