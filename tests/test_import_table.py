@@ -216,7 +216,9 @@ MAY_IMPORT = {
         "errors",
     },
     "run": EVERYTHING - {"cli", "retry", "verify"},
+    "export": {"store", "errors"},
     "cli": {
+        "export",
         "run",
         "retry",
         "reopening",

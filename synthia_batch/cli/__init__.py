@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from synthia_batch.cli.doctor import doctor
+from synthia_batch.cli.export import export
 from synthia_batch.cli.failed import failed
 from synthia_batch.cli.help import WIDTH, App, GroupedCommands
 from synthia_batch.cli.init import init
@@ -47,6 +48,7 @@ app.command()(stops_at_once(ends_with_its_reader(failed), _BEGIN_AGAIN))
 app.command()(stops_at_once(report, _BEGIN_AGAIN))
 app.command()(stops_at_once(retry, _RESUME))
 app.command()(stops_at_once(verify, _BEGIN_AGAIN))
+app.command()(stops_at_once(ends_with_its_reader(export), _BEGIN_AGAIN))
 app.command()(stops_at_once(tune, _BEGIN_AGAIN))
 app.command()(stops_at_once(presets, _BEGIN_AGAIN))
 app.command()(stops_at_once(doctor, _BEGIN_AGAIN))

@@ -11,7 +11,7 @@ OTHER = "Options"
 COMMAND_GROUPS = {
     "Before": ("init", "schema", "presets", "doctor", "validate", "plan", "preview", "tune"),
     "Run": ("run", "status", "failed", "retry"),
-    "After": ("report", "verify"),
+    "After": ("report", "verify", "export"),
 }
 EXAMPLES = {
     "run": (
@@ -35,6 +35,10 @@ EXAMPLES = {
     "failed": ("synthia-batch failed outputs/questions-1a2b3c4d",),
     "retry": ("synthia-batch retry outputs/questions-1a2b3c4d --set engine.max_num_seqs=32",),
     "report": ("synthia-batch report outputs/questions-1a2b3c4d",),
+    "export": (
+        "synthia-batch export outputs/questions-1a2b3c4d --to messages -o train.jsonl.gz",
+        "synthia-batch export outputs/questions-1a2b3c4d --to csv > table.csv",
+    ),
     "verify": ("synthia-batch verify outputs/questions-1a2b3c4d --rows",),
 }
 """What is shown at the end of each command's help."""

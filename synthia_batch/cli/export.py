@@ -1,0 +1,50 @@
+"""`synthia-batch export`: a finished dataset in the shapes that other programs read."""
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FORMAT_NAMES = ("messages", "prompt-completion", "sharegpt", "alpaca", "openai-batch", "synthia-jsonl", "csv")
+
+
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a complete run.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=", ".join(FORMAT_NAMES) + ".")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="May end in .gz. [stdout]")
+    ] = None,
+    keep_columns: Annotated[
+        str | None, typer.Option(help="Kept columns of the input to carry over: a,b,c")
+    ] = None,
+    drop_truncated: Annotated[
+        bool, typer.Option("--drop-truncated", help="Leave out answers that were cut off.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+) -> None:
+    """Write a finished dataset for TRL, Axolotl, LLaMA-Factory, OpenAI's batch readers or a spreadsheet."""
+    from synthia_batch.export.contents import open_contents
+    from synthia_batch.export.formats import FORMATS
+    from synthia_batch.export.recipes import describe_use
+    from synthia_batch.export.writing import write_records
+
+    chosen = FORMATS.get(to)
+    if chosen is None:
+        raise typer.BadParameter(f"--to {to}: there is no such format; take one of {', '.join(FORMATS)}")
+    contents = open_contents(directory)
+    kept = [name.strip() for name in (keep_columns or "").split(",") if name.strip()]
+    samples = contents.read_finished(kept)
+    if drop_truncated:
+        samples = (sample for sample in samples if sample.finish_reason != "length")
+    records = chosen.convert(samples)
+    if chosen.convert_failed is not None:
+        records = itertools.chain(records, chosen.convert_failed(contents.read_failed()))
+    count = write_records(
+        records, (*chosen.columns, *kept), output, as_csv=chosen.name == "csv", replaces=force
+    )
+    where = f" to {output}" if output else ""
+    print(f"{count} records{where}", file=sys.stderr)
+    if output is not None:
+        print(describe_use(chosen.name, output), file=sys.stderr)

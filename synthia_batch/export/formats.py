@@ -1,0 +1,204 @@
+"""From finished samples to the records of other programs' files. Pure: no files."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from synthia_batch.export.contents import FailedSample, FinishedSample, Turn
+
+_SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
+
+Convert = Callable[[Iterable[FinishedSample]], Iterator[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A format by name. `convert` makes the records, `convert_failed` those of what failed, where the
+    format has any; `columns` are what every record holds.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    convert: Convert
+    convert_failed: Callable[[Iterable[FailedSample]], Iterator[dict[str, Any]]] | None = None
+
+
+def to_messages(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
+    """Yield `messages` in OpenAI's shape: what TRL, Axolotl and LLaMA-Factory call a conversation."""
+    for sample in samples:
+        yield {"messages": _list_messages(sample.messages), **sample.kept}
+
+
+def to_prompt_completion(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
+    """Yield `prompt`, all but the last answer, and `completion`, that answer: TRL learns from it alone."""
+    for sample in samples:
+        yield {
+            "prompt": _list_messages(sample.messages[:-1]),
+            "completion": _list_messages(sample.messages[-1:]),
+            **sample.kept,
+        }
+
+
+def to_sharegpt(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
+    """Yield `conversations` of `from` (system, human, gpt) and `value`."""
+    for sample in samples:
+        turns = [
+            {"from": _SHAREGPT_NAMES.get(turn.role, turn.role), "value": turn.content}
+            for turn in sample.messages
+        ]
+        yield {"conversations": turns, **sample.kept}
+
+
+def to_alpaca(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
+    """Yield Alpaca's `instruction`, `input` (empty) and `output`, with LLaMA-Factory's `system`, `history`.
+
+    `history` holds the earlier questions with their answers.
+    """
+    for sample in samples:
+        *earlier, (question, answer) = _pair_turns(sample.messages)
+        yield {
+            "instruction": question,
+            "input": "",
+            "output": answer,
+            "system": _find_system(sample.messages),
+            "history": [list(pair) for pair in earlier],
+            **sample.kept,
+        }
+
+
+def to_synthia(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
+    """Yield `prompt` and `answer` of every question, as the loop of the Synthia model cards writes them."""
+    for sample in samples:
+        for question, answer in _pair_turns(sample.messages):
+            yield {"prompt": question, "answer": answer, **sample.kept}
+
+
+def to_table(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
+    """Yield flat rows: the last question, its answer, and what is known of it."""
+    for sample in samples:
+        yield {
+            "id": sample.id,
+            "row_index": sample.row_index,
+            "sample_index": sample.sample_index,
+            "system": sample.system,
+            "prompt": _pair_turns(sample.messages)[-1][0],
+            "response": sample.response,
+            "reasoning": sample.reasoning or "",
+            "finish_reason": sample.finish_reason,
+            "prompt_tokens": sample.prompt_tokens,
+            "completion_tokens": sample.completion_tokens,
+            **sample.kept,
+        }
+
+
+def to_openai_batch(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
+    """Yield the lines of an OpenAI batch's output file: a chat completion for each row and system message.
+
+    `custom_id` is the row's id; where a row was made with several system messages, the second and later
+    have `:NAME` behind it. Several samples are its choices. Nobody counts the seconds: `created` is 0,
+    so that the same run gives the same file. Of finish reasons OpenAI has `stop` and `length`.
+    """
+    first_systems: dict[int, str] = {}
+    for (row, system), group in groupby(samples, key=lambda sample: (sample.row_index, sample.system)):
+        choices = list(group)
+        first = first_systems.setdefault(row, system)
+        if len(first_systems) > 1:  # The rows come in order: only the last is ever asked for.
+            first_systems = {row: first}
+        custom_id = choices[0].id if system == first else f"{choices[0].id}:{system}"
+        yield {
+            "id": f"batch_req_{row}_{system}",
+            "custom_id": custom_id,
+            "response": {
+                "status_code": 200,
+                "request_id": f"{row}_{system}",
+                "body": _complete_chat(f"chatcmpl-{row}-{system}", choices),
+            },
+            "error": None,
+        }
+
+
+def to_openai_errors(samples: Iterable[FailedSample]) -> Iterator[dict[str, Any]]:
+    """Yield the lines of samples that failed, each of its own; `custom_id` is the row's id."""
+    for number, sample in enumerate(samples):
+        yield {
+            "id": f"batch_req_failed_{number}",
+            "custom_id": sample.id,
+            "response": None,
+            "error": {"code": sample.code, "message": sample.message},
+        }
+
+
+FORMATS: Mapping[str, Format] = {
+    one.name: one
+    for one in (
+        Format(name="messages", columns=("messages",), convert=to_messages),
+        Format(name="prompt-completion", columns=("prompt", "completion"), convert=to_prompt_completion),
+        Format(name="sharegpt", columns=("conversations",), convert=to_sharegpt),
+        Format(
+            name="alpaca",
+            columns=("instruction", "input", "output", "system", "history"),
+            convert=to_alpaca,
+        ),
+        Format(
+            name="openai-batch",
+            columns=("id", "custom_id", "response", "error"),
+            convert=to_openai_batch,
+            convert_failed=to_openai_errors,
+        ),
+        Format(name="synthia-jsonl", columns=("prompt", "answer"), convert=to_synthia),
+        Format(
+            name="csv",
+            columns=(
+                "id", "row_index", "sample_index", "system", "prompt", "response", "reasoning",
+                "finish_reason", "prompt_tokens", "completion_tokens",
+            ),
+            convert=to_table,
+        ),
+    )
+}  # fmt: skip
+
+
+def _list_messages(messages: Sequence[Turn]) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in messages]
+
+
+def _find_system(messages: Sequence[Turn]) -> str:
+    return messages[0].content if messages[0].role == "system" else ""
+
+
+def _pair_turns(messages: Sequence[Turn]) -> list[tuple[str, str]]:
+    """Return each answer with what was said before it since the last one, a system message apart."""
+    pairs: list[tuple[str, str]] = []
+    said: list[str] = []
+    for turn in messages:
+        if turn.role == "assistant":
+            pairs.append(("\n\n".join(said), turn.content))
+            said = []
+        elif turn.role != "system":
+            said.append(turn.content)
+    return pairs
+
+
+def _complete_chat(name: str, choices: Sequence[FinishedSample]) -> dict[str, Any]:
+    prompt, answers = choices[0].prompt_tokens, sum(choice.completion_tokens for choice in choices)
+    return {
+        "id": name,
+        "object": "chat.completion",
+        "created": 0,
+        "model": choices[0].model,
+        "choices": [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": choice.response, "refusal": None},
+                "logprobs": None,
+                "finish_reason": "length" if choice.finish_reason == "length" else "stop",
+            }
+            for index, choice in enumerate(choices)
+        ],
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": answers,
+            "total_tokens": prompt + answers,
+        },
+    }
