@@ -21,7 +21,7 @@ def open_drain(job: Job, say: Callable[[str], None], now: datetime | None = None
 
 def _describe(seconds: float, now: datetime) -> str:
     # By way of UTC: a night in which clocks change is an hour longer or shorter.
-    when = datetime.fromtimestamp(now.timestamp() + seconds).astimezone()
+    when = datetime.fromtimestamp(round(now.timestamp() + seconds)).astimezone()
     day = "" if when.date() == now.date() else f" on {when:%A}"
     return (
         f"stops by {when:%H:%M:%S}{day}, in {format_seconds(seconds)}: what is in flight ends by then, "

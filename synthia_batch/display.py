@@ -149,6 +149,8 @@ class Display:
     def _remember(self, now: float, standing: Standing) -> None:
         if self._history and now - self._history[-1][0] < 0.5:
             return
+        if not standing.tokens:  # The engines load, or begin: the rate counts from their first answer.
+            self._history.clear()
         self._history.append((now, standing))
         while len(self._history) > 2 and now - self._history[1][0] > _RATE_SECONDS:
             self._history.pop(0)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from synthia_batch.errors import SynthiaBatchError
 from synthia_batch.fit import Need, Room, judge_fit
+from synthia_batch.footprint import find_existing
 from synthia_batch.hardware import (
     detect_device,
     installed_vllm,
@@ -131,7 +132,7 @@ def _check_ray(job: Job | None) -> Check:
 
 
 def _check_disk(name: str, path: Path) -> Check:
-    there = _find_existing(path)
+    there = find_existing(path)
     if not os.access(there, os.W_OK):
         return Check(name=name, state="bad", text=f"{path}: {there} cannot be written")
     free = shutil.disk_usage(there).free
@@ -159,7 +160,7 @@ def _list_model_checks(job: Job, preset: Preset | None) -> list[Check]:
     checks = [Check(name="model", state="ok", text=f"{job.model.name}, preset {name}, {size}")]
     if weight.fetch_bytes:
         caches = (find_user_cache(), _find_hub_cache())
-        free = min(shutil.disk_usage(_find_existing(path)).free for path in caches)
+        free = min(shutil.disk_usage(find_existing(path)).free for path in caches)
         state: State = "ok" if free > weight.fetch_bytes else "bad"
         needed = f"{weight.fetch_bytes / 1e9:.1f} GB are still to be fetched or made"
         text = f"{needed}, {free / 1e9:.1f} GB are free"
@@ -208,9 +209,3 @@ def _find_hub_cache() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
-
-
-def _find_existing(path: Path) -> Path:
-    """Return `path`, or the nearest folder above it that is there."""
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())

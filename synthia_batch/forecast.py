@@ -1,20 +1,28 @@
 """What a job would do: its samples, shards and prompt tokens, without starting an engine."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median_high
 from typing import Any
 
+import numpy
+
 from synthia_batch.errors import SampleRefused
+from synthia_batch.footprint import Footprint, Texts, estimate_footprint
 from synthia_batch.job.dotted import flatten
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.secret import SECRET_KEYS, mask
 from synthia_batch.opening import scan_input
 from synthia_batch.plan import make_samples, plan_shards
+from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.resolve import open_renderer
+from synthia_batch.rows import Row, Sample
 from synthia_batch.source import Scan, Source, open_source
+
+SHOWN_ROWS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +42,19 @@ class PromptTokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRows:
+    """How many rows have something to look at, and where the first of them stand, as file:line."""
+
+    rows: int
+    first: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
     """What `plan` prints.
+
+    `rows_too_long` have a prompt that leaves no room for an answer, `rows_repeated` one that an earlier
+    row has as well.
 
     `later_turns` are the turns of all samples behind their first, whose prompts are not known.
     `longest_output_tokens` is what all samples come to where every answer is as long as it may be.
@@ -52,11 +71,19 @@ class Forecast:
     later_turns: int
     longest_output_tokens: int
     prompt_tokens: PromptTokens
+    rows_too_long: FoundRows
+    rows_repeated: FoundRows
+    disk: Footprint
     settings: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should look to before the night."""
+        return (self.disk.warning,) if self.disk.warning else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able values."""
-        return {**asdict(self), "directory": _spell(self.directory)}
+        return {**asdict(self), "directory": _spell(self.directory), "warnings": list(self.warnings)}
 
 
 def check_input(job: ResolvedJob) -> int:
@@ -74,6 +101,13 @@ def forecast_job(job: ResolvedJob) -> Forecast:
     scan = scan_input(job, source)
     shards = plan_shards(scan.rows, job.plan.samples_per_row)
     prompts = _count_prompts(job, source, scan)
+    longest_output_tokens = _bound_output(job, prompts)
+    texts = Texts(
+        prompt_bytes=prompts.bytes * job.plan.num_samples,
+        longest_output_tokens=longest_output_tokens,
+        samples=shards[-1].stop,
+        shards=len(shards),
+    )
     return Forecast(
         directory=job.output,
         fingerprint=job.fingerprint,
@@ -82,8 +116,11 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         samples=shards[-1].stop,
         shards=len(shards),
         later_turns=prompts.later_turns * job.plan.num_samples,
-        longest_output_tokens=_bound_output(job, prompts),
+        longest_output_tokens=longest_output_tokens,
         prompt_tokens=_sum_up(job, prompts),
+        rows_too_long=FoundRows(rows=prompts.too_long, first=tuple(prompts.first_too_long)),
+        rows_repeated=_find_repeated(source, scan, prompts),
+        disk=estimate_footprint(texts, job.output),
         settings=list_settings(job),
     )
 
@@ -101,16 +138,35 @@ def list_settings(job: ResolvedJob) -> dict[str, dict[str, Any]]:
     return settings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Prompts:
     """The token counts of the prompts, one for all samples of each; `refused` have none.
 
-    `later_turns` come behind those that were counted.
+    `later_turns` come behind those that were counted. `hashes` are of the rows' own texts, `bytes` of the
+    prompts.
     """
 
-    counts: list[int]
-    refused: int
-    later_turns: int
+    counts: "array[int]" = field(default_factory=lambda: array("l"))
+    hashes: "array[int]" = field(default_factory=lambda: array("q"))
+    refused: int = 0
+    later_turns: int = 0
+    bytes: int = 0
+    too_long: int = 0
+    first_too_long: list[str] = field(default_factory=list)
+
+    def take(self, row: Row, samples: Sequence[Sample], renderer: Renderer, max_model_len: int) -> bool:
+        """Count the prompts of a row, one of each system message; return if one of them is too long."""
+        self.hashes.append(hash((row.messages, row.system, row.follow_ups)))
+        before = len(self.counts)
+        for sample in samples:
+            try:
+                self.counts.append(len(renderer.render(sample.messages)))
+            except SampleRefused:
+                self.refused += 1
+                continue
+            self.later_turns += len(row.follow_ups)
+            self.bytes += sum(len(message.content.encode()) for message in sample.messages)
+        return any(count >= max_model_len for count in self.counts[before:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,17 +213,32 @@ def _spell(value: Any) -> Any:
 
 def _count_prompts(job: ResolvedJob, source: Source, scan: Scan) -> _Prompts:
     renderer = open_renderer(job.prompt)
-    counts = []
-    refused = later_turns = 0
+    prompts = _Prompts()
     for row in source.read_rows(scan, 0, scan.rows):
-        for sample in make_samples(row, job.plan):
-            if sample.index == 0:  # The samples of one prompt differ by their seeds only.
-                try:
-                    counts.append(len(renderer.render(sample.messages)))
-                    later_turns += len(row.follow_ups)
-                except SampleRefused:
-                    refused += 1
-    return _Prompts(counts=counts, refused=refused, later_turns=later_turns)
+        # The samples of one prompt differ by their seeds only.
+        samples = [sample for sample in make_samples(row, job.plan) if sample.index == 0]
+        if prompts.take(row, samples, renderer, job.engine.max_model_len):
+            prompts.too_long += 1
+            if len(prompts.first_too_long) < SHOWN_ROWS:
+                prompts.first_too_long.append(_locate(source, row))
+    return prompts
+
+
+def _find_repeated(source: Source, scan: Scan, prompts: _Prompts) -> FoundRows:
+    hashes = numpy.frombuffer(prompts.hashes, dtype=numpy.int64)
+    _, first, which = numpy.unique(hashes, return_index=True, return_inverse=True)
+    repeated = numpy.flatnonzero(first[which] != numpy.arange(len(hashes)))
+    shown = [(int(index), int(first[which[index]])) for index in repeated[:SHOWN_ROWS]]
+    return FoundRows(rows=len(repeated), first=tuple(_tell_pair(source, scan, *pair) for pair in shown))
+
+
+def _tell_pair(source: Source, scan: Scan, index: int, earlier: int) -> str:
+    row, before = (next(iter(source.read_rows(scan, n, n + 1))) for n in (index, earlier))
+    return f"{_locate(source, row)} (as {before.line})"
+
+
+def _locate(source: Source, row: Row) -> str:
+    return f"{_spell(source.path)}:{row.line}"
 
 
 def _bound_output(job: ResolvedJob, prompts: _Prompts) -> int:

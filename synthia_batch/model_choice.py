@@ -71,7 +71,8 @@ def add_preset(layers: Sequence[Layer]) -> ChosenPreset:
     model = job.model.name if merged.is_said("model.name") else None
     if job.preset is None and model is None and job.engine.kind == "scripted":
         return ChosenPreset(preset=None, layers=layers)
-    preset = find_preset(job.model.name) if job.preset is None else read_preset(job.preset)
+    with merged.blame("preset"):
+        preset = find_preset(job.model.name) if job.preset is None else read_preset(job.preset)
     layer = preset.make_layer(model, on_gpu=choose_device(job) == "cuda", found=job.preset is None)
     if job.chat_template is not None:  # Whoever brings a template wants it used.
         named = Layer(origin="--chat-template", values={"prompt_format": "chat"}, is_said=False)
@@ -106,6 +107,8 @@ def find_model(
         if job.engine.kind == "vllm":
             _refuse_without_room(job, preset, preview)
 
+    if job.engine.kind == "vllm":
+        _refuse_beyond_memory(job, preset)
     by_card = preview_by_card(preset, job.model.name, choose_device(job))
     if by_card is not None:  # Before the Hub is asked, which may be out of reach.
         check(by_card)
@@ -241,6 +244,27 @@ def _refuse_without_room(job: Job, preset: Preset | None, preview: Preview) -> N
         lines.append("its card says of its files (RAM as llama.cpp takes it, without a GPU):")
         lines += [f"  {row}" for row in preset.memory_table]
     raise ModelUnavailable("\n".join(lines))
+
+
+def _refuse_beyond_memory(job: Job, preset: Preset | None) -> None:
+    """Return unless this machine computes on its CPUs and has not the memory for what the card says.
+
+    Before 138 GB are fetched. On GPUs and clusters the engines' own memory counts; see `doctor`.
+    """
+    known = preset.facts.get("weights_gb") if preset is not None and preset.knows(job.model.name) else None
+    if preset is None or known is None or choose_device(job) != "cpu" or job.pool.ray_address:
+        return
+    if parse_hub_name(job.model.name) is not None or known.value * 1e9 <= total_memory_bytes():
+        return
+    facts = {name: entry.value for name, entry in preset.facts.items()}
+    gpus = f"{facts.get('gpus_per_engine', 1)} GPU(s) of {facts.get('gpu_memory_gb', '?')} GB"
+    raise ModelUnavailable(
+        f"{job.model.name}: its weights take {known.value:.0f} GB, this machine has "
+        f"{total_memory_bytes() / 1e9:.0f} GB of memory and no GPU that the installed vLLM computes on; "
+        f"nothing was fetched. Run it on {gpus}, take a smaller or quantized model (`synthia-batch "
+        f"presets`), or "
+        "rehearse the job with --engine scripted --pool local"
+    )
 
 
 def _refuse_without_plugin(job: Job, name: str) -> None:

@@ -39,7 +39,7 @@ from synthia_batch.prompts.formats import (
     SynthiaCardFormat,
     SynthiaFormat,
 )
-from synthia_batch.prompts.library import select_system_message
+from synthia_batch.prompts.library import SystemMessage, select_system_message
 from synthia_batch.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
 from synthia_batch.source import Columns, Selection, open_source
 from synthia_batch.tuned import read_tuned
@@ -207,7 +207,7 @@ def _choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
     if job.input.system_column:
         systems = [SystemText(name=SYSTEM_COLUMN, text="")]
     else:
-        chosen = [select_system_message(spec) for spec in job.system]
+        chosen = [_select_system(merged, number) for number in range(len(job.system))]
         systems = [SystemText(name=message.name, text=message.text) for message in chosen]
     names = [system.name for system in systems]
     if not names or len(set(names)) < len(names):
@@ -220,6 +220,12 @@ def _choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
         seed=job.seed,
         plays_turns=columns.turns is not None,
     )
+
+
+def _select_system(merged: Merged, number: int) -> SystemMessage:
+    is_list = len(merged.job.system) > 1
+    with merged.blame(f"system.{number}" if is_list else "system"):
+        return select_system_message(merged.job.system[number])
 
 
 def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
@@ -235,7 +241,9 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
             "'synthia-batch[cpu]' elsewhere; or rehearse with --engine scripted"
         )
     else:
-        check_settings(job.engine.settings, job.determinism)
+        for name, value in job.engine.settings.items():
+            with sources.merged.blame(f"engine.{name}"):
+                check_settings({name: value}, job.determinism)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     spec = EngineSpec(
         kind=job.engine.kind,

@@ -249,7 +249,7 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks
     ended = portion.finished + portion.failed
     if ended == portion.samples or drain.reason is not None:
         return _Drive(made=0, drained=None if ended == portion.samples else drain.reason)
-    limit = count_allowed(job.declared.max_failures, keeper.samples)
+    limit = count_allowed(job.declared.max_failures, keeper.samples) if picks is None else None
     if limit is not None and keeper.failed > limit:  # No engine needs to load for that.
         return _Drive(made=0, drained=DrainReason.FAILURES)
     starter.begin()
@@ -274,7 +274,7 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks
         log_path=run.run_dir.worker_log,
         advance=conversations.advance,
         tell=_open_teller(job, run, display).tell,
-        failure_limit=math.inf if limit is None else limit - (keeper.failed - portion.failed),
+        failure_limit=math.inf if limit is None else limit,
     )
     requests = _list_requests(portion, conversations, driver.take_unsent)
     with ExitStack() as stack:

@@ -320,7 +320,7 @@ def test_when_every_sample_fails_there_is_no_empty_data_file_and_no_success(
         (("q.jsonl", "--system", "synhtia"), "did you mean synthia"),
         (("q.jsonl", "--preset", "synthia-8b"), "did you mean synthia-7b"),
         (("q.jsonl", "--prompt-column", "qustion"), "question"),
-        (("q.jsonl", "--set", "sampling.temprature=1"), "did you mean sampling.temperature"),
+        (("q.jsonl", "--set", "sampling.temprature=1"), "Did you mean 'temperature'?"),
         (("q.jsonl", "--set", "engine.latency=1"), "latency_ms"),
         (("q.jsonl", "--set", "engine.call_log=no/such/log"), "there is no directory no/such"),
         (("q.jsonl", "--temperature", "-1"), "sampling.temperature (flag)"),
@@ -330,7 +330,7 @@ def test_when_every_sample_fails_there_is_no_empty_data_file_and_no_success(
         (("broken.yaml",), "broken.yaml:2"),
         (("q.jsonl", "--set", "sampling.repetition_penalty=.inf"), "sampling.repetition_penalty (flag)"),
         (("q.jsonl", "--set", "engine.foo=2024-01-01"), "engine.foo (flag)"),
-        (("q.jsonl", "--stop", ""), "sampling.stop.0 (flag)"),
+        (("q.jsonl", "--stop", ""), "sampling.stop[0] (flag)"),
         (("q.jsonl", "--set", "system=@nowhere.txt"), "nowhere.txt cannot be read"),
         (("q.jsonl", "--prompt-column", os.fsdecode(b"\xff")), "input.prompt_column (flag)"),
         (("q.jsonl", "--set", os.fsdecode(b"model.dtype=\xff")), "model.dtype"),
@@ -371,8 +371,8 @@ def test_plan_says_where_each_value_came_from(synthia: Command, tmp_path: Path) 
     plan = json.loads(done.stdout)
     origins = {key: (entry["value"], entry["origin"]) for key, entry in plan["settings"].items()}
     assert origins["seed"] == (5, "flag")
-    assert origins["sampling.top_p"] == (0.9, "environment")
-    assert origins["sampling.top_k"] == (7, "job file job.yaml")
+    assert origins["sampling.top_p"] == (0.9, "environment SYNTHIA_BATCH_SAMPLING__TOP_P")
+    assert origins["sampling.top_k"] == (7, "job.yaml:2")
     assert origins["sampling.max_tokens"] == (1024, "preset synthia-7b")
     assert origins["sampling.min_p"] == (0.0, "default")
     assert (plan["rows"], plan["samples"], plan["shards"]) == (4, 8, 1)

@@ -61,10 +61,16 @@ def test_what_is_said_names_the_time_and_the_day() -> None:
     told: list[str] = []
     now = datetime.now().astimezone()
     open_drain(Job(input={"path": "q.jsonl"}, deadline="26h"), told.append, now)  # type: ignore[arg-type]
-    stop = datetime.fromtimestamp(now.timestamp() + 26 * 3600)
-    assert told[0].startswith(f"stops by {stop:%H:%M}")
+    stop = datetime.fromtimestamp(round(now.timestamp() + 26 * 3600))
+    assert told[0].startswith(f"stops by {stop:%H:%M:%S}")
     assert f" on {stop:%A}, in 26 h 00 min" in told[0]
     assert "the same command goes on" in told[0]
+
+
+def test_a_time_of_day_is_said_as_it_was_said() -> None:
+    told: list[str] = []
+    open_drain(Job(input={"path": "q.jsonl"}, stop_at="07:00"), told.append)  # type: ignore[arg-type]
+    assert told[0].startswith("stops by 07:00:00")
 
 
 def test_without_a_deadline_nothing_is_said() -> None:

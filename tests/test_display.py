@@ -58,6 +58,15 @@ def test_loading_engines_are_named_as_such() -> None:
     assert "the engines are loading" in stream.getvalue()
 
 
+def test_the_time_in_which_engines_load_is_in_no_rate() -> None:
+    stream, clock = io.StringIO(), Clock()
+    display = Display(stream=stream, clock=clock)
+    for second in range(31):
+        clock.now = second
+        display.show(stand(max(0, second - 20), tokens=100 * max(0, second - 20)))
+    assert ", 100 tokens/s, 2 min left," in stream.getvalue()
+
+
 def test_quiet_leaves_only_messages() -> None:
     stream, clock = io.StringIO(), Clock()
     display = Display(stream=stream, clock=clock, quiet=True)

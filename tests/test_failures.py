@@ -87,6 +87,22 @@ def test_a_run_without_failures_says_so(tmp_path: Path, synthia: Command) -> Non
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "out: no sample has failed\n")
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(complete: Path) -> None:
+    command = " ".join(command_of("failed", "out"))
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | true; {command} | head -1"],
+        cwd=complete,
+        env=make_environment(PYTHONUNBUFFERED="1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" not in done.stderr
+    assert done.stdout.startswith("q.jsonl:1: ")
+
+
 def interrupt(home: Path, *flags: str) -> None:
     """Have a run be killed once it has failed samples in its journal."""
     source = write_questions(home / "q.jsonl", 400)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import Command, write_jsonl
+from conftest import NEEDS_VLLM, Command, write_jsonl
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.layers import Layer, Merged, merge_layers, read_environment
@@ -219,6 +219,50 @@ def test_a_plan_can_tell_file_and_line_and_the_variable_that_said_it() -> None:
         "environment RAY_ADDRESS",
         "default",
     ]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "preset: synthia-8b\n",
+            "error: x.yaml:4:9: --preset synthia-8b: no such preset; did you mean synthia-7b?\n",
+        ),
+        (
+            "system: [synthia, sintia]\n",
+            "error: x.yaml:4:19: no system message is called 'sintia'; did you mean",
+        ),
+        (
+            "system: '@p.txt'\n",
+            "error: x.yaml:4:9: the system message file p.txt cannot be read: No such file",
+        ),
+    ],
+)
+def test_a_name_that_is_none_is_told_by_its_place(
+    synthia: Command, tmp_path: Path, said: str, told: str
+) -> None:
+    write_jsonl(tmp_path / "q.jsonl", [{"prompt": "Why?"}])
+    rest = "engine: {kind: scripted}\npool: {kind: local}\ninput: {path: q.jsonl}\n"
+    (tmp_path / "x.yaml").write_text(rest + said)
+    done = synthia("validate", "x.yaml")
+    assert (done.returncode, done.stderr[: len(told)]) == (2, told)
+
+
+@NEEDS_VLLM
+def test_an_engine_setting_that_is_none_is_told_by_its_place(synthia: Command, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "q.jsonl", [{"prompt": "Why?"}])
+    (tmp_path / "x.yaml").write_text("input: {path: q.jsonl}\nengine:\n  max_num_seq: 3\n")
+    done = synthia("validate", "x.yaml")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: x.yaml:3:16: engine.max_num_seq: vLLM has no such setting; did you mean "
+        "engine.max_num_seqs?\n",
+    )
+    (tmp_path / "x.yaml").write_text("input: {path: q.jsonl}\nengine:\n  hf_token: '${HUB_TOKEN}'\n")
+    unset, done = synthia("plan", "x.yaml"), synthia("plan", "x.yaml", HUB_TOKEN=SECRET)
+    assert "engine.hf_token: the environment variable HUB_TOKEN is not set" in unset.stderr
+    assert (done.returncode, SECRET in done.stdout) == (0, False), done.stderr
+    assert "${HUB_TOKEN}  (x.yaml:3)" in done.stdout
 
 
 SECRET = "hunter2-of-the-hook"

@@ -318,7 +318,7 @@ def test_every_command_of_the_table_resolves_to_its_cards_model_and_preset(
         # The head of a file is all that is read of it here.
         (model / "synthia-70b.Q4_K_M.gguf").write_bytes(b"GGUF\x03\0\0\0" + bytes(16) + b"x")
         monkeypatch.setattr("synthia_batch.models.locate.prepare_directory", lambda *args, **options: model)
-        monkeypatch.setattr(model_choice, "total_memory_bytes", lambda: 256 * 10**9)
+    monkeypatch.setattr(model_choice, "total_memory_bytes", lambda: 256 * 10**9)
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
     assert words[:2] == ["synthia-batch", "run"]

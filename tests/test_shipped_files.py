@@ -7,13 +7,20 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, Command, read_bytes_of_data
+from conftest import NEEDS_VLLM, ROOT, Command, read_bytes_of_data
+from test_doctor import LLAMA_70B
+from test_models import make_model
 
-from synthia_batch.job.layers import merge_layers
+from synthia_batch.engine.placement import Placement
+from synthia_batch.engine.vllm_arguments import engine_arguments
+from synthia_batch.job.layers import Layer, merge_layers
 from synthia_batch.job.presets import read_preset
 from synthia_batch.job.reading import read_job_file
+from synthia_batch.resolve import resolve_job
 
 INPUTS = ROOT / "inputs"
+JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+SCRIPTED = ("--engine", "scripted", "--pool", "local")
 
 
 def test_questions_are_the_same_rows_in_both_formats() -> None:
@@ -34,7 +41,7 @@ def test_the_script_writes_the_parquet_that_is_there(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "questions.parquet").equals(pq.read_table(INPUTS / "questions.parquet"))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_every_job_file_is_a_valid_job_whose_input_is_there(path: Path) -> None:
     layer = read_job_file(path)
     presets = (
@@ -90,3 +97,52 @@ def test_the_rehearsal_job_runs(synthia: Command, tmp_path: Path) -> None:
     assert set(read_bytes_of_data(tmp_path / "out")) == {
         "data/train-00000-of-00001.parquet", "README.md", "manifest.json",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_every_job_file_says_first_what_it_is_for(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_every_job_file_passes_validate_and_plan(synthia: Command, path: Path) -> None:
+    for command in ("validate", "plan"):
+        done = synthia(command, path, *SCRIPTED)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_every_job_file_runs(synthia: Command, tmp_path: Path, path: Path) -> None:
+    # In a copy, since paths are relative to the file.
+    shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
+    shutil.copytree(INPUTS, tmp_path / "inputs")
+    done = synthia("run", Path("jobs") / path.name, *SCRIPTED)
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(tmp_path / done.stdout.strip() / "data").num_rows > 0
+
+
+def test_a_question_is_answered_in_each_of_several_voices(synthia: Command, tmp_path: Path) -> None:
+    done = synthia("run", ROOT / "jobs" / "personas.yaml", *SCRIPTED, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    voices = {row["system"]: [t for t in row["messages"] if t["role"] == "system"] for row in rows}
+    assert list(voices)[:3] == ["synthia", "none", "teacher"]
+    assert (len(rows), len(voices), voices["none"]) == (8 * 4 * 2, 4, [])
+    assert [turn["content"] for turn in list(voices.values())[3]] == ["Answer in one short sentence."]
+
+
+@NEEDS_VLLM
+def test_the_70b_asks_vllm_for_two_cards(tmp_path: Path) -> None:
+    config = {**LLAMA_70B, "max_position_embeddings": 4096}
+    model = make_model(tmp_path / "m", **{"config.json": config})
+    here = {"model": {"name": str(model)}, "engine": {"device": "cuda"}}
+    layers = [Layer(origin="flag", values=here), read_job_file(ROOT / "jobs" / "synthia-70b.yaml")]
+    job = resolve_job(layers, print, takes_tuned=False)
+    asked = engine_arguments(job.engine, Placement(halvings=0))
+    assert (asked["tensor_parallel_size"], asked["max_model_len"]) == (2, 4096)
+    assert (job.preset, job.prompt.format, job.engine.sampling.stop) == (
+        "synthia-70b-v1.1",
+        "synthia",
+        ("USER:",),
+    )
+    assert job.plan.samples_per_row == 4

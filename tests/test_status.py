@@ -14,7 +14,7 @@ from conftest import Command, command_of, make_environment, write_jsonl
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.report import looking
-from synthia_batch.report.history import History, Rate, WorkerState
+from synthia_batch.report.latest_attempt import History, Rate, WorkerState
 from synthia_batch.report.looking import open_looker
 from synthia_batch.report.statistics import StatusReader, read_status
 from synthia_batch.report.status_text import describe_briefly, describe_status
@@ -90,6 +90,13 @@ def test_events_far_apart_still_give_a_rate() -> None:
         progress(400, 40, 390, 1.0),
     )
     assert history.measure_recent() == Rate(samples_per_second=0.1, tokens_per_second=1.0)
+
+
+def test_the_time_in_which_engines_load_is_in_no_rate() -> None:
+    ready = event("worker_ready", 40, worker=0, epoch=1)
+    history = take(STARTED, progress(2, 0, 0), progress(39, 0, 0), ready, progress(50, 20, 200, 9.0))
+    assert history.measure_recent() == history.measure_average()
+    assert history.measure_recent() == Rate(samples_per_second=2.0, tokens_per_second=20.0)
 
 
 def test_a_log_that_grows_is_read_on_where_it_was_left(tmp_path: Path) -> None:
@@ -214,6 +221,14 @@ def test_a_page_says_it_all_in_words(half_done: Path) -> None:
     assert not any(line.startswith("workers") for line in lines), "nobody works"
     assert lines[-1].startswith("next      cd ")
     assert describe_briefly(status).startswith("interrupted ")
+
+
+def test_a_run_that_still_reads_its_input_is_told_from_no_run(tmp_path: Path, synthia: Command) -> None:
+    (tmp_path / "out/.synthia").mkdir(parents=True)
+    (tmp_path / "out/.synthia/lock").touch()
+    done = synthia("status", "out")
+    assert done.returncode == 2
+    assert "still reads its input: look again in a moment" in done.stderr
 
 
 def test_a_complete_run_names_what_comes_next(tmp_path: Path, synthia: Command) -> None:

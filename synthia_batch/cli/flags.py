@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -47,7 +47,9 @@ class JobFlags:
     )
     system: Annotated[
         list[str] | None,
-        typer.Option("--system", "-s", help="System message: NAME|@FILE|TEXT. Repeatable. [synthia]"),
+        typer.Option(
+            "--system", "-s", metavar="NAME|@FILE|TEXT", help="System message. Repeatable. [synthia]"
+        ),
     ] = None
     prompt_column: Annotated[
         str | None, typer.Option(help="[prompt, question, instruction, input or text]")
@@ -75,7 +77,7 @@ class JobFlags:
     max_tokens: Annotated[
         str | None, typer.Option(metavar="COUNT", help="New tokens per answer, such as 512 or 4K. [1024]")
     ] = None
-    stop: Annotated[list[str] | None, typer.Option(help="Ends an answer. Repeatable.")] = None
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends an answer. Repeatable.")] = None
     seed: Annotated[int | None, typer.Option(help="[0]")] = None
     limit: Annotated[
         str | None, typer.Option(metavar="COUNT", help="Take the first rows only, such as 200 or 1.5M.")
@@ -104,7 +106,10 @@ class JobFlags:
     metrics_port: Annotated[int | None, typer.Option(help="Serve metrics for Prometheus here.")] = None
     notify: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL", help="Tell this Apprise URL that the job has ended. Repeatable."),
+        typer.Option(
+            metavar="URL",
+            help="Tell this Apprise URL of the end; '${NAME}' is an environment variable. Repeatable.",
+        ),
     ] = None
     settings: Annotated[
         list[str] | None,
@@ -176,6 +181,21 @@ _KEYS = {
     "notify": "notify",
 }
 """The key of a job file that each flag says."""
+_GROUPS = {
+    "Job": ("job", "output", "settings"),
+    "Input": (
+        "prompt_column", "messages_column", "turns_column", "system_column", "id_column", "keep_columns",
+        "limit",
+    ),
+    "Model": ("model", "revision", "preset", "chat_template", "lora", "lora_column"),
+    "Prompts and samples": ("system", "num_samples", "on_overflow"),
+    "Sampling": ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed", "determinism"),
+    "Engines": (
+        "workers", "tensor_parallel_size", "pipeline_parallel_size", "ray_address", "pool", "engine",
+    ),
+    "The night": ("deadline", "stop_at", "max_failures", "metrics_port", "notify"),
+}  # fmt: skip
+"""The flags as `--help` groups them; the command's own come last."""
 
 
 def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -184,6 +204,9 @@ def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
     A short name such as -n that one of its own flags has means that one.
     """
     hints = get_type_hints(JobFlags, include_extras=True)
+    for group, names in _GROUPS.items():
+        for name in names:
+            get_args(hints[name])[1].rich_help_panel = group
     shared = [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]

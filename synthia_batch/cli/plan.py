@@ -10,7 +10,8 @@ from synthia_batch.cli.flags import JobFlags, takes_job_flags
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from synthia_batch.forecast import Forecast
+    from synthia_batch.footprint import Footprint
+    from synthia_batch.forecast import Forecast, FoundRows
 
 
 LATER_TURNS = "only the prompts of first turns are known, later ones hold the answers before them"
@@ -20,6 +21,7 @@ LATER_TURNS = "only the prompts of first turns are known, later ones hold the an
 def plan(
     flags: JobFlags,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    shows_all: Annotated[bool, typer.Option("--all", help="Show the keys that have defaults, too.")] = False,
     probe: Annotated[
         int | None,
         typer.Option(
@@ -31,7 +33,7 @@ def plan(
     ] = None,
 ) -> None:
     """Show what a job would run, where each of its values came from, and its prompts' token counts."""
-    print_plan(flags, as_json, probe)
+    print_plan(flags, as_json, probe, shows_defaults=shows_all)
 
 
 @takes_job_flags
@@ -47,7 +49,9 @@ def validate(flags: JobFlags) -> None:
     print(f"{name}: {rows} rows, no faults{f'; {LATER_TURNS}' if job.plan.plays_turns else ''}")
 
 
-def print_plan(flags: JobFlags, as_json: bool, probe_samples: int | None = None) -> None:
+def print_plan(
+    flags: JobFlags, as_json: bool, probe_samples: int | None = None, *, shows_defaults: bool = False
+) -> None:
     """Print the forecast of the job that `flags` say, and what so many of its samples say of the rest."""
     from synthia_batch.display import Display
     from synthia_batch.forecast import forecast_job
@@ -57,7 +61,7 @@ def print_plan(flags: JobFlags, as_json: bool, probe_samples: int | None = None)
     forecast = forecast_job(job)
     values = forecast.to_dict()
     if not as_json:
-        print(_describe(forecast), flush=True)
+        print(_describe(forecast, shows_defaults=shows_defaults), flush=True)
     if probe_samples is not None:
         from synthia_batch.cli.probe import describe_probe, probe, probe_to_dict
 
@@ -69,18 +73,56 @@ def print_plan(flags: JobFlags, as_json: bool, probe_samples: int | None = None)
         print(json.dumps(values, indent=2, ensure_ascii=False))
 
 
-def _describe(forecast: "Forecast") -> str:
+def _describe(forecast: "Forecast", *, shows_defaults: bool = False) -> str:
+    return "\n".join([*_list_settings(forecast, shows_defaults), "", *_list_facts(forecast)])
+
+
+def _list_settings(forecast: "Forecast", shows_defaults: bool) -> list[str]:
+    shown = {key: entry for key, entry in forecast.settings.items() if shows_defaults or _is_telling(entry)}
+    width = max((len(key) for key in shown), default=0)
+    lines = [f"{key:<{width}}  {_describe_setting(key, entry)}" for key, entry in shown.items()]
+    folded = len(forecast.settings) - len(shown)
+    return [*lines, f"{folded} more keys have their defaults: --all shows them"] if folded else lines
+
+
+def _is_telling(entry: "Mapping[str, Any]") -> bool:
+    return entry["origin"] != "default" or entry.get("resolved") not in (None, [])
+
+
+def _list_facts(forecast: "Forecast") -> list[str]:
     values: dict[str, Any] = forecast.to_dict()
-    settings, tokens, later_turns = (values.pop(key) for key in ("settings", "prompt_tokens", "later_turns"))
-    width = max(len(key) for key in settings)
-    lines = [f"{key:<{width}}  {_describe_setting(entry)}" for key, entry in settings.items()]
-    lines += ["", *(f"{key.replace('_', ' ')}: {value}" for key, value in values.items())]
-    lines.append("prompt tokens: " + ", ".join(f"{name} {count}" for name, count in tokens.items()))
-    if later_turns:
-        lines.append(f"later turns: {later_turns}; {LATER_TURNS}")
-    return "\n".join(lines)
+    names = ("directory", "fingerprint", "model", "rows", "samples", "shards", "longest_output_tokens")
+    lines = [f"{name.replace('_', ' ')}: {values[name]}" for name in names]
+    tokens = values["prompt_tokens"].items()
+    lines.append("prompt tokens: " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in tokens))
+    if forecast.later_turns:
+        lines.append(f"later turns: {forecast.later_turns}; {LATER_TURNS}")
+    for name, found in (("too long", forecast.rows_too_long), ("repeated", forecast.rows_repeated)):
+        lines.append(f"rows {name}: {_describe_rows(found)}")
+    return [*lines, _describe_disk(forecast.disk), *(f"warning: {text}" for text in forecast.warnings)]
 
 
-def _describe_setting(entry: "Mapping[str, Any]") -> str:
-    said = f"{entry['value']!s}  ({entry['origin']})"
-    return f"{said} -> {entry['resolved']!s}  ({entry['resolved_by']})" if "resolved" in entry else said
+def _describe_rows(found: "FoundRows") -> str:
+    if not found.rows:
+        return "none"
+    more = " ..." if found.rows > len(found.first) else ""
+    return f"{found.rows}: {', '.join(found.first)}{more}"
+
+
+def _describe_disk(disk: "Footprint") -> str:
+    from synthia_batch.footprint import spell_bytes
+
+    least, most, free = (spell_bytes(n) for n in (disk.least_bytes, disk.most_bytes, disk.free_bytes))
+    return f"disk: {least} to {most} will be needed, {free} are free at {disk.place}"
+
+
+def _describe_setting(key: str, entry: "Mapping[str, Any]") -> str:
+    from synthia_batch.job.human import spell_duration
+
+    value = entry["value"]
+    if key == "deadline" and value is not None:
+        value = spell_duration(value)
+    resolved = f"{entry['resolved']!s}  ({entry['resolved_by']})" if "resolved" in entry else ""
+    if resolved and entry["origin"] == "default":
+        return resolved
+    return f"{value!s}  ({entry['origin']}){f' -> {resolved}' if resolved else ''}"

@@ -96,8 +96,11 @@ def check_split(spec: EngineSpec) -> None:
         )
     if spec.device == "cpu" and spec.determinism == "strict" and parts > 1:
         raise UsageError(
-            f"on CPUs an engine of {parts} processes cannot be strictly deterministic; leave out "
-            "--tensor-parallel-size and --pipeline-parallel-size, or use --determinism fast"
+            f"an engine of {parts} GPUs was asked for, and the installed vLLM computes on CPUs: there an "
+            f"engine of {parts} processes cannot be strictly deterministic; leave out "
+            f"--tensor-parallel-size and "
+            "--pipeline-parallel-size, use --determinism fast, or a machine with GPUs (`synthia-batch "
+            "doctor`)"
         )
 
 

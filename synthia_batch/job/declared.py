@@ -39,7 +39,10 @@ HomePath = Annotated[Path, AfterValidator(_expand_home)]
 class Section(BaseModel):
     """A part of a job file. Unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    # The docstrings under the fields are what `schema` says of them.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
 
 
 class Input(Section):
@@ -74,8 +77,11 @@ class Model(Section):
     revision: str | None = None
     """A branch, tag or commit on the Hub."""
     trust_remote_code: bool = False
+    """Let code that the model's repository brings run on this machine."""
     dtype: str = "auto"
+    """The type that weights are computed in, such as bfloat16. `auto` is the model's own."""
     quantization: str | None = None
+    """How vLLM is to quantize, or read quantized weights. Default: what the checkpoint says."""
     max_model_len: Annotated[TokenLength, Field(ge=16)] | None = None
     """Tokens of prompt and answer together. Default: what the model was trained for."""
 
@@ -94,13 +100,19 @@ class Sampling(Section):
     """How tokens are drawn. The defaults are those of the Synthia model cards."""
 
     temperature: Annotated[Number, Field(ge=0, le=10)] = 0.75
+    """0 takes the likeliest token each time."""
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Draw from the likeliest tokens that come to this probability together."""
     top_k: Annotated[Whole, Field(ge=0)] = 50
     """0 considers every token."""
     min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Leave out tokens less probable than this share of the likeliest one's probability."""
     repetition_penalty: Annotated[Number, Field(gt=0)] = 1.0
+    """Over 1 disfavours tokens of the prompt and of the answer so far."""
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
+    """Over 0 disfavours tokens that the answer has."""
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
+    """Over 0 disfavours tokens by how often the answer has them."""
     max_tokens: Annotated[TokenLength, Field(ge=1)] = 1024
     """New tokens per answer; fewer where prompt and answer would exceed max_model_len."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
@@ -118,9 +130,10 @@ class Engine(Section):
     vllm: the fields of vLLM's EngineArgs. scripted: see `engine.scripted_engine.ScriptedOptions`.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     kind: EngineKind = "vllm"
+    """`vllm`, or `scripted` for rehearsals without weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is what the installed build of vLLM is for."""
 
@@ -134,10 +147,13 @@ class Pool(Section):
     """Where the engines live."""
 
     kind: PoolKind = "ray"
+    """`ray`, or `local` for one engine in the driver's own process."""
     workers: Annotated[Whole, Field(ge=1)] | None = None
     """Engines. Default: one per GPU group, or one per CPU core where there is no GPU."""
     tensor_parallel_size: Annotated[Whole, Field(ge=1)] = 1
+    """GPUs that share an engine's layers."""
     pipeline_parallel_size: Annotated[Whole, Field(ge=1)] = 1
+    """GPUs, or machines, that take turns of an engine's layers."""
     ray_address: str | None = None
     """A running Ray cluster. Default: a Ray of the job's own, gone when the job is."""
     watchdog_seconds: Annotated[Number, Field(gt=0)] = 300.0
@@ -153,8 +169,11 @@ class Job(Section):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the run directory. Default: the input's file name without its suffix."""
     input: Input
+    """Where the rows come from."""
     model: Model = Model()
+    """What answers."""
     lora: Lora = Lora()
+    """Adapters over the model's weights."""
     preset: str | None = None
     """Default: the one that knows the model by its name, or `chat`."""
     system: tuple[str, ...] = ("synthia",)
@@ -172,10 +191,15 @@ class Job(Section):
     stops with the answers that it has, or goes on without its oldest turns in the prompt. Those are left
     out as soon as there is no room for max_tokens, or half of max_model_len where that is less."""
     sampling: Sampling = Sampling()
+    """How tokens are drawn."""
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
+    """Every sample's own seed is derived from it."""
     determinism: Determinism = "strict"
+    """`strict`: a sample's tokens do not depend on what else is made. `fast` gives that up for speed."""
     engine: Engine = Engine()
+    """What makes text, and its settings."""
     pool: Pool = Pool()
+    """Where the engines live."""
     output: HomePath | None = None
     """The run directory. Default: outputs/NAME-FINGERPRINT."""
     max_failures: FailureLimit | None = None

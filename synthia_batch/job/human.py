@@ -167,7 +167,7 @@ def _refuse_bool(value: Any) -> None:
 
 def _say_either(kind: str, pattern: str, example: str) -> WithJsonSchema:
     text = {"type": "string", "pattern": pattern, "examples": [example]}
-    return WithJsonSchema({"anyOf": [{"type": kind}, text]})
+    return WithJsonSchema({"anyOf": [{"type": kind, "exclusiveMinimum": 0}, text]})
 
 
 Count = Annotated[int, BeforeValidator(parse_count), _say_either("integer", COUNT_PATTERN, "1.5M")]

@@ -5,7 +5,8 @@ A layer is a nested dict in the shape of a job file. The first layer that says s
     flag > environment > job file > preset > the model's generation_config > tuned > default
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -29,16 +30,31 @@ ENVIRONMENT_PREFIX = "SYNTHIA_BATCH_"
 class Merged:
     """A job with every value filled, and for each dotted key the origin of its value.
 
-    `said` are the keys whose value the user said.
+    `said` are the keys whose value the user said, `layers` those that they come from.
     """
 
     job: Job
     origins: Mapping[str, str]
     said: frozenset[str]
+    layers: tuple[Layer, ...] = ()
 
     def is_said(self, key: str) -> bool:
         """Whether the user said the value of `key`: no preset, no model and no default did."""
         return key in self.said
+
+    @contextmanager
+    def blame(self, key: str) -> Iterator[None]:
+        """Let a UsageError of the block say where in a job file `key`, an entry of a list by its number,
+        has its value.
+        """
+        try:
+            yield
+        except UsageError as exc:
+            layer = find_layer(key, self.layers)
+            at = layer.find_place(key).at_value if layer else ""
+            if not at:
+                raise
+            raise UsageError(f"{at}: {exc}") from exc
 
 
 def merge_layers(layers: Sequence[Layer]) -> Merged:
@@ -64,6 +80,7 @@ def merge_layers(layers: Sequence[Layer]) -> Merged:
         job=job,
         origins={key: layer.find_place(key).origin if layer else "default" for key, layer in sources.items()},
         said=frozenset(key for key, layer in sources.items() if layer and layer.is_said),
+        layers=tuple(layers),
     )
 
 

@@ -90,6 +90,11 @@ def explain(repository: Repository, error: Exception) -> str:
 def _explain_refusal(name: str, revision: str | None, reason: Exception) -> str | None:
     from huggingface_hub import errors, get_token
 
+    if isinstance(reason, errors.OfflineModeIsEnabled):
+        return (
+            "HF_HUB_OFFLINE is set, and the model is not in the Hub's cache; unset it, or fetch the model "
+            f"first with `hf download {name}`"
+        )
     if get_token() is None:
         token = "no token is set here: make one at https://huggingface.co/settings/tokens, and set HF_TOKEN"
     else:

@@ -86,9 +86,9 @@ def _data(name: str) -> str:
 
 def _describe_unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name.lower(), known, n=2)
-    suggestion = f"did you mean {' or '.join(near)}? " if near else ""
+    suggestion = f"did you mean {' or '.join(near)}? The" if near else "the"
     return (
-        f"no system message is called {name!r}; {suggestion}the library has {', '.join(known)}. "
+        f"no system message is called {name!r}; {suggestion} library has {', '.join(known)}. "
         f"For the word itself write {LITERAL_PREFIX}{name}, for a file @{name}.txt"
     )
 
@@ -99,7 +99,9 @@ def _read_file(name: str, folder: Path) -> SystemMessage:
         # utf-8-sig: a byte order mark is the editor's, not the user's.
         text = path.read_bytes().decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except OSError as exc:
-        raise UsageError(f"the system message file {path} cannot be read: {exc.strerror}") from exc
+        raise UsageError(
+            f"the system message file {path} cannot be read: {exc.strerror}; check the path"
+        ) from exc
     except UnicodeDecodeError as exc:
         raise UsageError(
             f"the system message file {path} is not UTF-8 (byte {exc.start}): save it as UTF-8"

@@ -125,6 +125,10 @@ def open_looker(directory: Path) -> RunLooker:
     """
     run_dir = RunDir(directory)
     plan = read_plan(run_dir.plan)
+    if plan is None and run_dir.lock.exists():
+        raise UsageError(
+            f"{directory}: no run has begun here yet; where one still reads its input: look again in a moment"
+        )
     if plan is None:
         raise UsageError(f"{directory}: not a run directory; name one under outputs/")
     return RunLooker(

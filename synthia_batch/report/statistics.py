@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.report.history import History, WorkerState
+from synthia_batch.report.latest_attempt import History, WorkerState
 from synthia_batch.report.looking import open_looker
 from synthia_batch.store.events import EventReader
 from synthia_batch.store.lock import Owner, find_running, read_owner

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from synthia_batch.report.history import WorkerState
+from synthia_batch.report.latest_attempt import WorkerState
 from synthia_batch.report.statistics import RunStatus
 from synthia_batch.words import format_bytes, format_seconds
 
@@ -91,6 +91,8 @@ def _describe_left(status: RunStatus) -> str:
 def _describe_workers(status: RunStatus) -> Iterator[tuple[str, str]]:
     if not status.is_going_on:
         return
+    if not status.workers:
+        yield "workers", "none yet: what is there is looked at, and the pool starts"
     shown = [
         worker for worker in status.workers if len(status.workers) <= _MOST_WORKERS or worker.state != "ready"
     ][:_MOST_WORKERS]

@@ -146,6 +146,14 @@ class Source(Protocol):
             InputRefused: The file has faults before its columns are known.
         """
 
+    def peek(self, count: int) -> list[dict[str, Any]]:
+        """Return the first `count` records with all their columns, to guess from what the columns are.
+
+        Raises:
+            UsageError: The file cannot be read.
+            InputRefused: One of them has faults.
+        """
+
     def scan(
         self, selection: Selection, scratch: Path, on_progress: Callable[[int], None] | None = None
     ) -> Scan:

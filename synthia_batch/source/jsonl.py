@@ -60,6 +60,18 @@ class JsonlSource:
         faults.raise_if_any()
         raise _refuse_blank(self._path)
 
+    def peek(self, count: int) -> list[dict[str, Any]]:
+        """Return the first records; see `Source.peek`."""
+        faults, records = FaultList(), []
+        with report_unreadable(self._path), _open(self._path) as file:
+            for line in islice(_iterate_lines(file, Checkpoint(offset=0, line=1)), count):
+                try:
+                    records.append(dict(parse_line(line)[0]))
+                except RowFault as fault:
+                    faults.add(f"{self._path}:{line.number}", str(fault))
+        faults.raise_if_any()
+        return records
+
     def scan(
         self, selection: Selection, scratch: Path, on_progress: Callable[[int], None] | None = None
     ) -> Scan:

@@ -1,5 +1,6 @@
 """From a path to the source that reads it."""
 
+import difflib
 import os
 import stat
 from pathlib import Path
@@ -30,7 +31,29 @@ def open_source(path: Path) -> Source:
         from synthia_batch.source.jsonl import JsonlSource
 
         return JsonlSource(path)
-    raise UsageError(f"{path}: the format is not known by this name; {FORMATS}")
+    raise UsageError(f"{path}: the format is not known by this name; {FORMATS}{_hint_conversion(path)}")
+
+
+def _hint_conversion(path: Path) -> str:
+    """Return how to come to a format that is read, for those that people have."""
+    suffix = path.suffix.lower()
+    reader = {".csv": "read_csv", ".tsv": "read_table", ".json": "read_json", ".xlsx": "read_excel"}.get(
+        suffix
+    )
+    if reader is not None:
+        target = path.with_suffix(".parquet")
+        return f". With pandas: pandas.{reader}({str(path)!r}).to_parquet({str(target)!r})"
+    return "; decompress it first" if suffix in (".gz", ".zst", ".bz2", ".xz", ".zip") else ""
+
+
+def _suggest_file(path: Path) -> str:
+    """Return the name of a file beside `path` that was probably meant, as a question."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
 def _read_magic(path: Path) -> bytes:
@@ -44,7 +67,7 @@ def _read_magic(path: Path) -> bytes:
                 raise UsageError(f"{path}: is not a regular file; save it to one, as it is read twice")
             magic = file.read(len(PARQUET_MAGIC))
     except FileNotFoundError as exc:
-        raise UsageError(f"{path}: there is no such file; check the path") from exc
+        raise UsageError(f"{path}: there is no such file; check the path{_suggest_file(path)}") from exc
     except OSError as exc:
         raise UsageError(f"{path}: cannot be read: {exc.strerror}") from exc
     except ValueError as exc:

@@ -71,6 +71,13 @@ class ParquetSource:
         with self._refuse_damage():
             return self._resolve_columns(selection, _open(self._path).schema_arrow)
 
+    def peek(self, count: int) -> list[dict[str, Any]]:
+        """Return the first records; see `Source.peek`."""
+        with self._refuse_damage():
+            first = next(_open(self._path).iter_batches(batch_size=count), None)
+            records: list[dict[str, Any]] = [] if first is None else first.to_pylist()
+        return records
+
     def scan(
         self, selection: Selection, scratch: Path, on_progress: Callable[[int], None] | None = None
     ) -> Scan:

@@ -88,7 +88,10 @@ class History:
 
     def measure_recent(self) -> Rate | None:
         """Return the rate of the last minute; None where nothing was made in it, or nothing is known."""
-        return _measure(self._points[0], self._points[-1]) if len(self._points) > 1 else None
+        if self.ready is None or not self._points:
+            return None
+        begin = Point(time=_read_time(self.ready), samples=0, tokens=0)  # The engines loaded before that.
+        return _measure(max(begin, self._points[0], key=lambda point: point.time), self._points[-1])
 
     def measure_shares(self) -> tuple[float | None, float | None]:
         """Return the share of prompt tokens that a prefix cache served, and the engines' busy share."""

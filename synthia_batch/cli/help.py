@@ -1,0 +1,97 @@
+"""How `--help` looks: flags and commands in groups, examples below, plain text without colours."""
+
+from typing import Any
+
+import typer
+from typer import core
+
+WIDTH = 110
+"""Characters of a line of help, where the terminal has as many."""
+OTHER = "Options"
+COMMAND_GROUPS = {
+    "Before": ("init", "schema", "presets", "doctor", "validate", "plan", "preview", "tune"),
+    "Run": ("run", "status", "failed", "retry"),
+    "After": ("report", "verify"),
+}
+EXAMPLES = {
+    "run": (
+        "synthia-batch run questions.parquet",
+        "synthia-batch run questions.jsonl -m org/model -s synthia -s @persona.txt -n 4 --keep-columns topic",
+        "synthia-batch run jobs/overnight.yaml --stop-at 07:00 --max-failures 1%",
+        "synthia-batch run questions.jsonl --engine scripted --pool local   # a rehearsal without weights",
+    ),
+    "plan": (
+        "synthia-batch plan jobs/quickstart.yaml --all",
+        "synthia-batch plan questions.jsonl --probe 200",
+    ),
+    "preview": ("synthia-batch preview questions.jsonl -s synthia -s none",),
+    "validate": ("synthia-batch validate questions.jsonl --prompt-column text",),
+    "init": ("synthia-batch init questions.jsonl -o jobs/mine.yaml",),
+    "schema": ("synthia-batch schema > job.schema.json",),
+    "doctor": ("synthia-batch doctor", "synthia-batch doctor questions.jsonl -m migtissera/Synthia-70B-v1.1"),
+    "tune": ("synthia-batch tune questions.jsonl --budget 10m",),
+    "presets": ("synthia-batch presets synthia-70b-v1.1",),
+    "status": ("synthia-batch status outputs/questions-1a2b3c4d",),
+    "failed": ("synthia-batch failed outputs/questions-1a2b3c4d",),
+    "retry": ("synthia-batch retry outputs/questions-1a2b3c4d --set engine.max_num_seqs=32",),
+    "report": ("synthia-batch report outputs/questions-1a2b3c4d",),
+    "verify": ("synthia-batch verify outputs/questions-1a2b3c4d --rows",),
+}
+"""What is shown at the end of each command's help."""
+
+
+class GroupedCommand(core.TyperCommand):
+    """A command whose flags stand under the names of their groups."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for the arguments and one for each group of flags, in the order of the flags."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                is_argument = parameter.param_type_name == "argument"
+                group = getattr(parameter, "rich_help_panel", None) or OTHER
+                groups.setdefault("Arguments" if is_argument else group, []).append(record)
+        last = groups.pop(OTHER, None)
+        for title, records in [*groups.items(), *([(OTHER, last)] if last else [])]:
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples as they are to be typed."""
+        if lines := EXAMPLES.get(self.name or ""):
+            with formatter.section("Examples"):
+                for line in lines:
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+class GroupedCommands(core.TyperGroup):
+    """The list of commands, in the order in which a night needs them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all commands, group by group."""
+        known = [name for names in COMMAND_GROUPS.values() for name in names if name in self.commands]
+        return [*known, *(name for name in self.commands if name not in known)]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each group."""
+        grouped = {name for names in COMMAND_GROUPS.values() for name in names}
+        others = tuple(name for name in self.commands if name not in grouped)
+        for title, names in {**COMMAND_GROUPS, "Others": others}.items():
+            records = [
+                (name, self.commands[name].get_short_help_str(WIDTH))
+                for name in names
+                if name in self.commands
+            ]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+class App(typer.Typer):
+    """An application whose commands all have grouped help."""
+
+    def command(self, *arguments: Any, **settings: Any) -> Any:
+        """As Typer's, with grouped help."""
+        settings = {"cls": GroupedCommand, "context_settings": {"max_content_width": WIDTH}, **settings}
+        return super().command(*arguments, **settings)

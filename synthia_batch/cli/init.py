@@ -1,0 +1,43 @@
+"""`synthia-batch init`: a job file to begin with."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+STDOUT = Path("-")
+
+
+def init(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL or Parquet.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="- is stdout. [NAME.yaml, here]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a job file, with comments, from an input's columns. It runs as it stands."""
+    from synthia_batch.draft import draft_job, write_draft
+    from synthia_batch.errors import UsageError
+
+    file = output or Path(f"{source.stem}.yaml")
+    if file != STDOUT and file.exists() and not force:
+        raise UsageError(
+            f"{file}: is there already; name another with -o FILE, or write over it with --force"
+        )
+    draft = draft_job(source)
+    if file == STDOUT:
+        print(write_draft(draft, Path()), end="")
+        return
+    try:
+        file.write_text(write_draft(draft, file.parent), encoding="utf-8")
+    except OSError as exc:
+        raise UsageError(f"{file}: cannot be written: {exc.strerror}; name another with -o FILE") from exc
+    shown = shlex.quote(str(file))
+    print(
+        f"{file}: {draft.rows:,} rows of {draft.holds}, from the column {draft.columns.text!r}\n"
+        f"look at it with: synthia-batch plan {shown}",
+        file=sys.stderr,
+    )
+    print(file)

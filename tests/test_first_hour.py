@@ -1,0 +1,351 @@
+"""Every error that a new user meets in the first hour: its whole text, and what to do next in it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from conftest import NEEDS_VLLM, ROOT, Command, command_of, make_environment, read_call_log, write_jsonl
+
+from synthia_batch.hardware import detect_device, total_memory_bytes
+
+SCRIPTED = ("--engine", "scripted", "--pool", "local")
+RUN = ("run", "q.jsonl", *SCRIPTED)
+KEYS = "`synthia-batch run --help` lists the flags, `synthia-batch schema` the keys of a job file\n"
+REFUSED = "error: the input cannot be used; nothing was started:\n"
+MEND = "mend the input, then run the same command again\n"
+FORMATS = "JSONL (.jsonl, .ndjson) and Parquet (.parquet) are read, uncompressed"
+TMPFS_KIB = 64
+ON_CPUS = pytest.mark.skipif(detect_device() == "cuda", reason="this machine has GPUs")
+
+
+@dataclass(frozen=True)
+class Slip:
+    """A command as it was typed, and what it is answered. `files` are beside q.jsonl, by name."""
+
+    name: str
+    typed: tuple[str, ...]
+    told: str
+    code: int = 2
+    files: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+SLIPS = [
+    Slip(
+        "no such file",
+        ("run", "nowhere.jsonl"),
+        "error: nowhere.jsonl: there is no such file; check the path\n",
+    ),
+    Slip(
+        "a file of almost that name",
+        ("run", "questionz.jsonl"),
+        "error: questionz.jsonl: there is no such file; check the path; did you mean questions.jsonl?\n",
+        files={"questions.jsonl": "{}"},
+    ),
+    Slip("a directory", ("run", "."), f"error: .: is a directory; name one file in it. {FORMATS}\n"),
+    Slip(
+        "a CSV file",
+        ("run", "q.csv"),
+        f"error: q.csv: the format is not known by this name; {FORMATS}. With pandas: "
+        "pandas.read_csv('q.csv').to_parquet('q.parquet')\n",
+        files={"q.csv": "a,b\n"},
+    ),
+    Slip(
+        "a compressed file",
+        ("run", "q.jsonl.gz"),
+        f"error: q.jsonl.gz: the format is not known by this name; {FORMATS}; decompress it first\n",
+        files={"q.jsonl.gz": "x"},
+    ),
+    Slip(
+        "an empty input",
+        ("run", "empty.jsonl", *SCRIPTED),
+        f"{REFUSED}  empty.jsonl: the file is empty\n{MEND}",
+        files={"empty.jsonl": ""},
+    ),
+    Slip(
+        "nothing but blank lines",
+        ("run", "blank.jsonl", *SCRIPTED),
+        f"{REFUSED}  blank.jsonl: there are no rows, only blank lines\n{MEND}",
+        files={"blank.jsonl": "\n\n"},
+    ),
+    Slip(
+        "faults in the input",
+        ("run", "bad.jsonl", *SCRIPTED),
+        f"{REFUSED}  bad.jsonl:1: not valid JSON: Expecting ',' delimiter, at column 18\n"
+        f"  bad.jsonl:2: column 'prompt' must be a string, not a number\n{MEND}",
+        files={"bad.jsonl": '{"prompt": "Why?"\n{"prompt": 3}\n'},
+    ),
+    Slip(
+        "no column of a known name",
+        ("run", "odd.jsonl", *SCRIPTED),
+        "error: odd.jsonl: none of the columns messages, turns, prompt, question, instruction, input, text "
+        "is there; name one with --prompt-column, --messages-column or --turns-column. (there are: frage, "
+        "nr)\n",
+        files={"odd.jsonl": '{"frage": "Warum?", "nr": 1}\n'},
+    ),
+    Slip(
+        "a wrong column",
+        (*RUN, "--prompt-column", "qestion"),
+        "error: q.jsonl: there is no column 'qestion'; did you mean 'question'? (there are: question)\n",
+    ),
+    Slip(
+        "a column to keep that is not there",
+        (*RUN, "--keep-columns", "topic"),
+        "error: q.jsonl: there is no column 'topic' (there are: question)\n",
+    ),
+    Slip(
+        "no input at all",
+        ("run",),
+        f"error: the job cannot be used:\n  input: not said; name an input file or a job file\n{KEYS}",
+    ),
+    Slip(
+        "no such model on a machine without the Hub",
+        ("run", "q.jsonl", "-m", "org/no-such-model"),
+        "error: --model org/no-such-model: not a directory here, and the Hub did not give it: HF_HUB_OFFLINE "
+        "is set, and the model is not in the Hub's cache; unset it, or fetch the model first with `hf "
+        "download "
+        "org/no-such-model`; or run without --model for the embedded one\n",
+        environment={"HF_HUB_OFFLINE": "1"},
+    ),
+    Slip(
+        "no such model directory",
+        ("run", "q.jsonl", "-m", "./nowhere"),
+        "error: ./nowhere: no such directory or file; name an existing one, or a Hub repository\n",
+    ),
+    Slip(
+        "no such preset",
+        (*RUN, "--preset", "synthia-8b"),
+        "error: --preset synthia-8b: no such preset; did you mean synthia-7b?\n",
+    ),
+    Slip(
+        "no such system message",
+        (*RUN, "-s", "sintia"),
+        "error: no system message is called 'sintia'; did you mean synthia? The "
+        "library has synthia, tree-of-thoughts, tree-of-thoughts-v3, superintelligence, none. For the word "
+        "itself write "
+        "text:sintia, for a file @sintia.txt\n",
+    ),
+    Slip(
+        "no such system message file",
+        (*RUN, "-s", "@persona.txt"),
+        "error: the system message file persona.txt cannot be read: No such file or directory; check the "
+        "path\n",
+    ),
+    Slip(
+        "an unknown command",
+        ("rum", "q.jsonl"),
+        "Usage: python -m synthia_batch [OPTIONS] COMMAND [ARGS]...\n"
+        "Try 'python -m synthia_batch --help' for help.\n\n"
+        "Error: No such command 'rum'. Did you mean 'run'?\n",
+    ),
+    Slip(
+        "an unknown flag",
+        ("run", "q.jsonl", "--temprature", "1"),
+        "Usage: python -m synthia_batch run [OPTIONS] [INPUT|JOB.yaml]\n"
+        "Try 'python -m synthia_batch run --help' for help.\n\n"
+        "Error: No such option: --temprature (Possible options: --chat-template, --temperature)\n",
+    ),
+    Slip(
+        "a flag's value that is none",
+        ("run", "q.jsonl", "--temperature", "hot"),
+        "Usage: python -m synthia_batch run [OPTIONS] [INPUT|JOB.yaml]\n"
+        "Try 'python -m synthia_batch run --help' for help.\n\n"
+        "Error: Invalid value for '--temperature': Input should be a valid number, unable to parse string as "
+        "a number\n",
+    ),
+    Slip(
+        "values that no job can have, all at once",
+        (*RUN, "--deadline", "soon", "--stop-at", "25", "--max-failures", "lots", "--metrics-port", "0"),
+        "error: the job cannot be used:\n"
+        "  max_failures (flag): Input should be a number of samples such as 500, or a share of them such as "
+        "1%, got 'lots'\n"
+        "  deadline (flag): Input should be a duration such as 90s, 10m, 7h30m or 1d, got 'soon'\n"
+        "  stop_at (flag): Input should be a time of day such as 07:00 or 23:30, got '25'\n"
+        f"  metrics_port (flag): Input should be greater than or equal to 1, got 0\n{KEYS}",
+    ),
+    Slip(
+        "an unknown key",
+        (*RUN, "--set", "sampling.temprature=1"),
+        "error: the job cannot be used:\n"
+        f"  sampling.temprature (flag): unknown key. Did you mean 'temperature'?\n{KEYS}",
+    ),
+    Slip(
+        "a key without a value",
+        (*RUN, "--set", "seed"),
+        "error: --set 'seed': write it as key=value, such as --set sampling.min_p=0.05\n",
+    ),
+    Slip(
+        "no such job file",
+        ("run", "nowhere.yaml"),
+        "error: nowhere.yaml: cannot be read: No such file or directory; name an existing job file, or write "
+        "one with `synthia-batch init INPUT -o FILE`\n",
+    ),
+    Slip(
+        "a tab in a job file",
+        ("run", "a.yaml"),
+        "error: a.yaml:2:1: not valid YAML: found character '\\t' that cannot start any token; indent with "
+        "spaces, not with tabs\n",
+        files={"a.yaml": "input:\n\tpath: q.jsonl\n"},
+    ),
+    Slip(
+        "unknown and doubled keys in a job file",
+        ("run", "a.yaml"),
+        "error: the job cannot be used:\n"
+        "  a.yaml:3:1: temperature: unknown key. Did you mean 'sampling.temperature'?\n"
+        f"  a.yaml:4:1: seed: said a second time, first in line 2; remove one of the two\n{KEYS}",
+        files={"a.yaml": "input: {path: q.jsonl}\nseed: 1\ntemperature: 1\nseed: 2\n"},
+    ),
+    Slip(
+        "a secret that is not set",
+        ("run", "a.yaml", *SCRIPTED),
+        "error: notify: the environment variable NOTIFY_URL is not set; `export NOTIFY_URL=...`, then run "
+        "again\n",
+        files={"a.yaml": "input: {path: q.jsonl}\nnotify: '${NOTIFY_URL}'\n"},
+    ),
+    Slip(
+        "no Ray at the address",
+        ("run", "q.jsonl", "--engine", "scripted", "--ray-address", "127.0.0.1:1"),
+        "error: no Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused. Is the cluster up (`ray "
+        "status --address 127.0.0.1:1`), and is this the port of its head (6379 unless `ray start --port` "
+        "said "
+        "otherwise, not the dashboard's 8265 nor Ray Client's 10001)? Without --ray-address and RAY_ADDRESS "
+        "the job starts a Ray of its own\n",
+        code=69,
+    ),
+    Slip(
+        "an output that is a file",
+        (*RUN, "-o", "q.jsonl"),
+        "error: -o q.jsonl: is a file; name a directory\n",
+    ),
+    Slip(
+        "an output that is somebody else's",
+        (*RUN, "-o", "mine"),
+        "error: -o mine: holds files that are no run; name an empty or a new directory\n",
+        files={"mine/notes.txt": "x"},
+    ),
+    Slip(
+        "the status of no run",
+        ("status", "nowhere"),
+        "error: nowhere: not a run directory; name one under outputs/\n",
+    ),
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    write_jsonl(tmp_path / "q.jsonl", [{"question": "Why?"}, {"question": "How?"}])
+    return tmp_path
+
+
+@pytest.mark.parametrize("slip", SLIPS, ids=lambda slip: slip.name)
+def test_a_slip_is_told_with_what_to_do(synthia: Command, home: Path, slip: Slip) -> None:
+    for name, text in slip.files.items():
+        (home / name).parent.mkdir(exist_ok=True)
+        (home / name).write_text(text)
+    done = synthia(*slip.typed, **slip.environment)
+    assert (done.stderr, done.returncode, done.stdout) == (slip.told, slip.code, "")
+    if slip.code == 2:
+        assert not (home / "outputs").exists(), "nothing was started"
+
+
+def test_changed_settings_are_told_by_field(synthia: Command, home: Path) -> None:
+    assert synthia(*RUN, "-o", "out").returncode == 0
+    done = synthia(*RUN, "-o", "out", "--seed", "5", "--top-k", "7")
+    assert (done.returncode, done.stderr) == (
+        4,
+        "error: out belongs to another job; nothing was touched. What differs:\n"
+        "  sampling.top_k: 50 before, 7 now\n"
+        "  seed: 0 before, 5 now\n"
+        "run without -o for a directory of its own, or say the job as it was\n",
+    )
+
+
+def test_another_run_on_the_directory_is_named(synthia: Command, home: Path) -> None:
+    write_jsonl(home / "q.jsonl", [{"question": f"What is {n}?"} for n in range(300)])
+    slow = [f"engine.{what}" for what in ("latency_ms=500", "max_num_seqs=4", "call_log=calls")]
+    typed = command_of(*RUN, "-o", "out", *(word for what in slow for word in ("--set", what)))
+    first = subprocess.Popen(typed, cwd=home, env=make_environment(), stderr=subprocess.DEVNULL)
+    try:
+        while not read_call_log(home / "calls"):
+            assert first.poll() is None
+            time.sleep(0.02)
+        second = synthia(*RUN, "-o", "out")
+        owner = f"pid {first.pid} on {socket.gethostname()}, since "
+        assert second.returncode == 4
+        assert second.stderr.startswith(f"error: out is in use by {owner}20"), second.stderr
+        assert "nothing was touched" in second.stderr
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 75
+    finally:
+        first.kill()
+        first.wait()
+
+
+@NEEDS_VLLM
+@ON_CPUS
+def test_without_gpus_an_engine_over_two_of_them_is_refused(synthia: Command, home: Path) -> None:
+    done = synthia("run", "q.jsonl", "--tensor-parallel-size", "2")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: an engine of 2 GPUs was asked for, and the installed vLLM computes on CPUs: there an engine "
+        "of 2 processes cannot be strictly deterministic; leave out --tensor-parallel-size and "
+        "--pipeline-parallel-size, use --determinism fast, or a machine with GPUs (`synthia-batch doctor`)\n",
+    )
+
+
+@NEEDS_VLLM
+@ON_CPUS
+@pytest.mark.skipif(total_memory_bytes() > 138e9, reason="this machine's memory holds a 70B model")
+def test_a_model_beyond_the_memory_is_refused_before_it_is_fetched(synthia: Command, home: Path) -> None:
+    memory = f"{total_memory_bytes() / 1e9:.0f} GB"
+    told = (
+        f"error: migtissera/Synthia-70B-v1.1: its weights take 138 GB, this machine has {memory} of memory "
+        "and no GPU that the installed vLLM computes on; nothing was fetched. Run it on 2 GPU(s) of 80 GB, "
+        "take a "
+        "smaller or quantized model (`synthia-batch presets`), or rehearse the job with --engine scripted "
+        "--pool local\n"
+    )
+    for typed in (("q.jsonl", "-m", "migtissera/Synthia-70B-v1.1"), (ROOT / "jobs/synthia-70b.yaml",)):
+        one_card = synthia("run", *typed, "--tensor-parallel-size", "1", "--set", "stop_at=null")
+        assert (one_card.returncode, one_card.stderr) == (2, told)
+    doctor = synthia("doctor", "q.jsonl", "-m", "migtissera/Synthia-70B-v1.1", "--json", HF_HUB_OFFLINE="1")
+    checks = {check["name"]: check for check in json.loads(doctor.stdout)["checks"]}
+    assert (doctor.returncode, checks["fit"]["state"]) == (2, "bad")
+    assert "it does not fit; take a smaller or quantized model, or GPUs" in checks["fit"]["text"]
+
+
+def test_a_full_disk_ends_the_run_and_says_that_it_can_go_on(synthia: Command, home: Path) -> None:
+    room = home / "small-disk"
+    room.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={TMPFS_KIB}k", "tmpfs", str(room)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        write_jsonl(home / "q.jsonl", [{"question": f"What is {n}? " * 20} for n in range(400)])
+        planned = synthia("plan", "q.jsonl", *SCRIPTED, "-o", "small-disk/out")
+        assert f"warning: the disk of {room} has too little room" in planned.stdout
+        done = synthia(*RUN, "-q", "-o", "small-disk/out")
+        assert done.returncode == 74, done.stderr
+        assert done.stderr.startswith("error: could not "), done.stderr
+        assert done.stderr.endswith(
+            ": No space left on device\n  free space on this file system; nothing finished is lost: run "
+            "the same "
+            "command again to go on\n"
+        )
+    finally:
+        subprocess.run(["umount", "-l", str(room)], check=True)
+
+
+def test_an_unwritable_output_is_told(synthia: Command, home: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    (home / "locked").mkdir(mode=0o500)
+    done = synthia(*RUN, "-o", "locked/out")
+    assert (done.returncode, "Permission denied" in done.stderr) == (74, True)
