@@ -206,7 +206,15 @@ def quote(text: str) -> str:
     is_plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", text, re.ASCII) is not None
     # In YAML 1.2 these are no text, or in older readers.
     is_word = text.lower() in ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
-    return text if is_plain and not is_word else json.dumps(text, ensure_ascii=not text.isprintable())
+    if is_plain and not is_word:
+        return text
+    return "".join(map(_escape, json.dumps(text, ensure_ascii=False)))
+
+
+def _escape(character: str) -> str:
+    if character.isprintable():
+        return character
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
 
 
 def _quote_all(names: Sequence[str]) -> str:

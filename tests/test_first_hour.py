@@ -254,6 +254,18 @@ def test_a_slip_is_told_with_what_to_do(synthia: Command, home: Path, slip: Slip
         assert not (home / "outputs").exists(), "nothing was started"
 
 
+def test_a_port_that_is_taken_is_told_before_anything_starts(synthia: Command, home: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = synthia(*RUN, "--metrics-port", str(port))
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: --metrics-port {port}: Address already in use on 127.0.0.1; nothing was started\n"
+        "  another run may serve its metrics there: name a port of its own\n",
+    )
+
+
 def test_changed_settings_are_told_by_field(synthia: Command, home: Path) -> None:
     assert synthia(*RUN, "-o", "out").returncode == 0
     done = synthia(*RUN, "-o", "out", "--seed", "5", "--top-k", "7")

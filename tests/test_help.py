@@ -81,6 +81,8 @@ def test_the_version_is_two_lines(synthia: Command) -> None:
     [
         ("bash", "synthia-batch pl", "plan"),
         ("bash", "synthia-batch run --max-f", "--max-failures"),
+        ("bash", "synthia-batch run --preset synthia-v", "synthia-v3-11b"),
+        ("bash", "synthia-batch plan --determinism f", "fast"),
         ("zsh", "synthia-batch verif", "verify"),
         ("fish", "synthia-batch sche", "schema"),
     ],

@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 _JOB_FILE_SUFFIXES = (".yaml", ".yml")
 
 
+def _offer(name: str) -> Callable[[str], list[str]]:
+    """Return what completes the values of the key `name`, for a shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        from synthia_batch.job import declared
+        from synthia_batch.job.presets import list_presets
+
+        known = list_presets() if name == "Preset" else get_args(getattr(declared, name))
+        return [word for word in known if word.startswith(incomplete)]
+
+    return complete
+
+
 @dataclass(kw_only=True)
 class JobFlags:
     """What was said on the command line. None or empty: nothing was."""
@@ -33,7 +46,10 @@ class JobFlags:
     ] = None
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None
     preset: Annotated[
-        str | None, typer.Option(help="What a card recommends; see `presets`. [the model's]")
+        str | None,
+        typer.Option(
+            help="What a card recommends; see `presets`. [the model's]", autocompletion=_offer("Preset")
+        ),
     ] = None
     chat_template: Annotated[
         Path | None, typer.Option(help="A Jinja file to write prompts by, instead of the model's own.")
@@ -69,7 +85,11 @@ class JobFlags:
         int | None, typer.Option("--num-samples", "-n", help="Per row and system message. [1]")
     ] = None
     on_overflow: Annotated[
-        str | None, typer.Option(help="A later turn without room: fail, truncate-oldest or stop. [fail]")
+        str | None,
+        typer.Option(
+            help="A later turn without room: fail, truncate-oldest or stop. [fail]",
+            autocompletion=_offer("OnOverflow"),
+        ),
     ] = None
     temperature: Annotated[float | None, typer.Option(help="[0.75]")] = None
     top_p: Annotated[float | None, typer.Option(help="[1.0]")] = None
@@ -90,9 +110,15 @@ class JobFlags:
         int | None, typer.Option(help="GPUs that take turns of an engine. [1]")
     ] = None
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster. [a Ray of its own]")] = None
-    pool: Annotated[str | None, typer.Option(help="ray or local. [ray]")] = None
-    engine: Annotated[str | None, typer.Option(help="vllm or scripted. [vllm]")] = None
-    determinism: Annotated[str | None, typer.Option(help="strict or fast. [strict]")] = None
+    pool: Annotated[
+        str | None, typer.Option(help="ray or local. [ray]", autocompletion=_offer("PoolKind"))
+    ] = None
+    engine: Annotated[
+        str | None, typer.Option(help="vllm or scripted. [vllm]", autocompletion=_offer("EngineKind"))
+    ] = None
+    determinism: Annotated[
+        str | None, typer.Option(help="strict or fast. [strict]", autocompletion=_offer("Determinism"))
+    ] = None
     max_failures: Annotated[
         str | None,
         typer.Option(metavar="COUNT|SHARE", help="More failed samples, 500 or 1%, end with exit code 3."),
