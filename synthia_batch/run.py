@@ -292,7 +292,7 @@ def _drive(job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks
         log_path=run.run_dir.worker_log,
         advance=conversations.advance,
         tell=_open_teller(job, run, display).tell,
-        failure_limit=math.inf if limit is None else limit - (keeper.failed - portion.failed),
+        failure_limit=math.inf if limit is None else limit,
     )
     requests = _list_requests(portion, conversations, driver.take_unsent)
     with ExitStack() as stack:

@@ -18,6 +18,7 @@ HOW = (
     "how: tokens are what 9 of 10 jobs with answers of these lengths come to; the rate is between the one\n"
     "  measured and that with all places of the engines filled at no cost; restarts are not in it"
 )
+FEW = "how: with so few samples all that is known of the tokens is their limit; probe at least"
 
 
 def probe(job: "ResolvedJob", count: int) -> "Probe":
@@ -43,6 +44,8 @@ def probe(job: "ResolvedJob", count: int) -> "Probe":
 
 def describe_probe(found: "Probe") -> str:
     """Return the words for what a probe found."""
+    from synthia_batch.estimate import FEW_SAMPLES
+
     lines = [_describe_samples(found)]
     lines += ["speed: not measured: no engine has made one of these samples to its attempt's end"]
     if found.speed is not None:
@@ -55,7 +58,8 @@ def describe_probe(found: "Probe") -> str:
         lines.append(f"left: {_describe_estimate(found.left, found.hours_of)}")
     if found.data_bytes is not None:
         lines.append(f"output: about {format_bytes(found.data_bytes)} in data/")
-    return "\n".join([*lines, HOW])
+    is_guess = found.whole.samples > found.known < FEW_SAMPLES
+    return "\n".join([*lines, f"{FEW} {FEW_SAMPLES}" if is_guess else HOW])
 
 
 def probe_to_dict(found: "Probe") -> dict[str, Any]:
