@@ -283,8 +283,9 @@ def test_a_secret_is_named_and_stands_nowhere(synthia: Command, tmp_path: Path, 
         "error: notify: the environment variable HOOK_TOKEN is not set; `export HOOK_TOKEN=...`, then run "
         "again\n",
     )
-    planned = synthia("plan", "x.yaml", "--json", HOOK_TOKEN=SECRET)
-    done = synthia("run", "x.yaml", "-v", "-o", "out", HOOK_TOKEN=SECRET)
+    secret = SECRET if "://" in hook else f"json://{SECRET}@127.0.0.1:9/"
+    planned = synthia("plan", "x.yaml", "--json", HOOK_TOKEN=secret)
+    done = synthia("run", "x.yaml", "-v", "-o", "out", HOOK_TOKEN=secret)
     assert (planned.returncode, done.returncode) == (0, 0), done.stderr
     said = planned.stdout + planned.stderr + done.stdout + done.stderr
     assert SECRET not in said
