@@ -79,9 +79,10 @@ def _describe_samples(found: "Probe") -> str:
 
 
 def _describe_speed(speed: "Speed") -> str:
+    engines = "1 engine" if speed.engines == 1 else f"{speed.engines} engines"
     return (
         f"speed: {speed.tokens_per_second:.0f} tokens/s, {speed.samples_per_second:.2f} samples/s with "
-        f"{speed.engines} engines that were {100 * speed.occupancy:.0f}% full, over {speed.samples} samples "
+        f"{engines}, {100 * speed.occupancy:.0f}% full, over {speed.samples} samples "
         f"in {format_seconds(speed.seconds)}; {format_seconds(speed.startup_seconds)} of start-up before"
     )
 
@@ -113,4 +114,6 @@ def _spell_span(span: "Span") -> str:
 
 
 def _spell_number(number: float) -> str:
+    if 0 < number < 0.01:
+        return "under 0.01"
     return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.2g}"
