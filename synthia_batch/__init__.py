@@ -12,11 +12,12 @@ __all__ = ["Job", "RunResult", "run_job"]
 
 if TYPE_CHECKING:
     from synthia_batch.job.declared import Job
-    from synthia_batch.run import RunResult, run_job
+    from synthia_batch.result import RunResult
+    from synthia_batch.run import run_job
 
 _HOMES = {
     "Job": "synthia_batch.job.declared",
-    "RunResult": "synthia_batch.run",
+    "RunResult": "synthia_batch.result",
     "run_job": "synthia_batch.run",
 }
 

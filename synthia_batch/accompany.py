@@ -5,7 +5,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from synthia_batch.command_line import read_command
@@ -13,22 +12,13 @@ from synthia_batch.display import Display
 from synthia_batch.errors import SynthiaBatchError
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.report.statistics import read_status
+from synthia_batch.result import Ending
 from synthia_batch.words import format_seconds
 
 if TYPE_CHECKING:
     from synthia_batch.notify import Notifier
 
 EXIT_BUG = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """How a run ended. `state` is a few words, `exit_code` what its command exits with."""
-
-    state: str
-    exit_code: int
-    counts: str
-    is_complete: bool
 
 
 @contextmanager

@@ -15,9 +15,11 @@ from synthia_batch.job.layers import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
 from synthia_batch.kept_job import resolve_kept_job
+from synthia_batch.making import Ready, start_pool
 from synthia_batch.opening import LockedRun, begin_attempt, inspect_run, lock_run
 from synthia_batch.reopening import FailureChoice, close_again, read_ending
-from synthia_batch.run import Ready, RunResult, make_missing, note_command, report_on, start_pool
+from synthia_batch.result import RunResult
+from synthia_batch.run import make_missing, note_command, report_on
 from synthia_batch.store.manifest import read_manifest
 
 

@@ -1,32 +1,22 @@
 """run_job(): the whole flow of a run, top to bottom."""
 
-import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from synthia_batch.accompany import Ending, accompany
-from synthia_batch.canary_record import check_canary, make_canaries
+from synthia_batch.accompany import accompany
 from synthia_batch.carding import make_card
 from synthia_batch.command_line import read_command, turn_into_run
-from synthia_batch.conversations import Conversations, open_conversations
 from synthia_batch.deadline import open_drain
-from synthia_batch.dispatch import Dispatcher
 from synthia_batch.display import Display
-from synthia_batch.drain import DrainReason, DrainRequest
-from synthia_batch.drive import Driver
-from synthia_batch.errors import SampleRefused
 from synthia_batch.job.declared import Job
 from synthia_batch.job.human import count_allowed
 from synthia_batch.job.layers import Layer, read_ray_address
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
-from synthia_batch.meter import Meter
+from synthia_batch.making import Made, Ready, make_samples, start_pool
 from synthia_batch.opening import (
-    LockedRun,
     OpenRun,
     begin_attempt,
     inspect_run,
@@ -35,90 +25,16 @@ from synthia_batch.opening import (
     tidy_complete_run,
 )
 from synthia_batch.picks import Picks
-from synthia_batch.places import open_places
-from synthia_batch.pool import open_pool
-from synthia_batch.pool.base import Pool, Staffing, WorkerReady
-from synthia_batch.portion import Portion
 from synthia_batch.report.making import try_report
-from synthia_batch.resolve import open_renderer, resolve_job
-from synthia_batch.rows import Failed, Request
-from synthia_batch.starting import PoolStarter
+from synthia_batch.resolve import resolve_job
+from synthia_batch.result import RunResult
 from synthia_batch.store.atomic import make_directory, sync_directory
 from synthia_batch.store.manifest import Manifest, read_manifest, write_manifest
 from synthia_batch.store.recovery import check_complete
 from synthia_batch.store.run_dir import RunDir
-from synthia_batch.telling import FailureTeller
-
-EXIT_TOO_MANY_FAILURES = 3
 
 LARGE_SAMPLES = 50_000
 """From here on a report takes long enough for somebody to wonder."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """What a run came to. `made` counts the samples that this attempt made, `max_failures` those that
-    may fail.
-
-    `drained` says why it stopped before the end, None where the dataset is complete.
-    """
-
-    directory: Path
-    samples: int
-    finished: int
-    failed: int
-    made: int
-    seconds: float
-    max_failures: int | None
-    drained: DrainReason | None
-
-    @property
-    def has_too_many_failures(self) -> bool:
-        """Whether more samples failed than the job allows, or every one of them."""
-        if self.failed and not self.finished:
-            return True
-        return self.max_failures is not None and self.failed > self.max_failures
-
-    @property
-    def exit_code(self) -> int:
-        """What the command exits with."""
-        if self.drained is not None:
-            return self.drained.exit_code
-        if self.finished + self.failed < self.samples:
-            return 0  # It was to make some of them only.
-        return EXIT_TOO_MANY_FAILURES if self.has_too_many_failures else 0
-
-    @property
-    def ending(self) -> Ending:
-        """How the run ended, for whom it is told."""
-        state = "complete" if self.drained is None else f"stopped on {self.drained.label}"
-        return Ending(
-            state=f"{state}, with too many failures" if self.drained is None and self.exit_code else state,
-            exit_code=self.exit_code,
-            counts=f"{self.finished} of {self.samples} samples finished, {self.failed} failed",
-            is_complete=self.drained is None,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """A run directory that is locked and looked at, and what else it takes to go on with it.
-
-    `started` is when the command was, on the monotonic clock.
-    """
-
-    locked: LockedRun
-    drain: DrainRequest
-    starter: PoolStarter
-    started: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Drive:
-    """What driving the pool came to: `drained` says why not all that it was to make is made."""
-
-    made: int
-    drained: DrainReason | None
 
 
 def run_job(job: Job, *, display: Display | None = None) -> RunResult:
@@ -148,7 +64,7 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
         # Nobody is told that it is complete on the word of the manifest alone.
         check_complete(run_dir, manifest, display.show_check)
         tidy_complete_run(job)
-        return _tell(job, manifest, _Drive(made=0, drained=None), started)
+        return _tell(job, manifest, Made(samples=0, drained=None), started)
     with accompany(job, display) as tell_end:
         result = _begin_and_make(job, display, started)
         tell_end(result.ending)
@@ -199,23 +115,6 @@ def report_on(job: ResolvedJob, display: Display) -> None:
         try_report(job.output, display.say)
 
 
-def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
-    """Return what starts the job's pool once that is wanted, and stops it in the end."""
-
-    def make_pool() -> Pool:
-        is_strict = job.declared.determinism == "strict"
-        renderer = open_renderer(job.prompt)
-        run_dir = RunDir(job.output)
-        staffing = Staffing(
-            engine=job.engine,
-            canaries=make_canaries(renderer, job.engine.max_model_len) if is_strict else None,
-            log_path=run_dir.worker_log,
-        )
-        return open_pool(job.pool, staffing, display.say)
-
-    return PoolStarter(make_pool)
-
-
 def note_command(run: OpenRun) -> None:
     """Keep what was typed, for `status` to say it, where somebody typed it.
 
@@ -238,90 +137,26 @@ def make_missing(
         SynthiaBatchError: As for run_job.
     """
     run.keeper.publish_filled()
-    drive = _drive(job, run, display, ready, picks)
-    if drive.drained is None and (picks is None or next(run.keeper.unfinished, None) is None):
+    made = make_samples(job, run, display, ready, picks)
+    if made.drained is None and (picks is None or next(run.keeper.unfinished, None) is None):
         _finish(job, run)
-    result = _tell(job, run.keeper, drive, ready.started)
-    drained = drive.drained and drive.drained.label
-    run.keeper.note("attempt_ended", made=drive.made, drained=drained, exit_code=result.exit_code)
+    result = _tell(job, run.keeper, made, ready.started)
+    drained = made.drained and made.drained.label
+    run.keeper.note("attempt_ended", made=made.samples, drained=drained, exit_code=result.exit_code)
     return result
 
 
-def _tell(job: ResolvedJob, counts: Manifest | Keeper, drive: _Drive, started: float) -> RunResult:
+def _tell(job: ResolvedJob, counts: Manifest | Keeper, made: Made, started: float) -> RunResult:
     return RunResult(
         directory=job.output,
         samples=counts.samples,
         finished=counts.finished,
         failed=counts.failed,
-        made=drive.made,
+        made=made.samples,
         seconds=time.monotonic() - started,
         max_failures=count_allowed(job.declared.max_failures, counts.samples),
-        drained=drive.drained,
+        drained=made.drained,
     )
-
-
-def _drive(job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks: Picks | None) -> _Drive:
-    """Have the pool make what is missing."""
-    keeper, drain, starter = run.keeper, ready.drain, ready.starter
-    portion = Portion(keeper, picks)
-    ended = portion.finished + portion.failed
-    if ended == portion.samples or drain.reason is not None:
-        return _Drive(made=0, drained=None if ended == portion.samples else drain.reason)
-    limit = count_allowed(job.declared.max_failures, keeper.samples) if picks is None else None
-    if limit is not None and keeper.failed > limit:  # No engine needs to load for that.
-        return _Drive(made=0, drained=DrainReason.FAILURES)
-    starter.begin()
-    if ended and picks is None:
-        display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
-    meter = Meter(portion, ready.started)
-    conversations = open_conversations(job)
-
-    def check(ready: WorkerReady) -> None:
-        note = check_canary(run.run_dir, ready)
-        if note is not None:
-            keeper.note("canary_inexact", worker=ready.worker, note=note)
-            display.say(note)
-
-    driver = Driver(
-        recorder=meter,
-        drain=drain,
-        display=display,
-        watchdog_seconds=job.pool.watchdog_seconds,
-        load_timeout_seconds=job.pool.load_timeout_seconds,
-        check_canary=check,
-        log_path=run.run_dir.worker_log,
-        advance=conversations.advance,
-        tell=_open_teller(job, run, display).tell,
-        failure_limit=math.inf if limit is None else limit,
-    )
-    requests = _list_requests(portion, conversations, driver.take_unsent)
-    with ExitStack() as stack:
-        stack.callback(display.close)
-        dispatcher = Dispatcher(requests, portion.samples - ended, groups_prefixes=job.engine.caches_prefixes)
-        drained = driver.run(dispatcher, starter.take_over)
-        meter.note_speed()
-        return _Drive(made=driver.made, drained=drained)
-
-
-def _open_teller(job: ResolvedJob, run: OpenRun, display: Display) -> FailureTeller:
-    locate = open_places(job.input_path, run.scan, job.plan.samples_per_row)
-    return FailureTeller(display.remark, locate)
-
-
-def _list_requests(
-    portion: Portion, conversations: Conversations, take_unsent: Callable[[Failed], None]
-) -> Iterator[Request]:
-    """Yield a request for every sample that has not ended, in order, rendered as it is asked for.
-
-    A conversation of which earlier attempts finished turns goes on behind them.
-    """
-    for sample, turns in portion.list_missing():
-        try:
-            request = conversations.begin(sample, turns)
-        except SampleRefused as refused:
-            take_unsent(Failed(ordinal=sample.ordinal, code=refused.code, message=str(refused)))
-            continue
-        yield request
 
 
 def _finish(job: ResolvedJob, run: OpenRun) -> None:

@@ -52,7 +52,7 @@ def test_a_complete_run_lists_what_failed_with_its_place(
     assert lines[-1] == "q.jsonl:62: scripted_failure: failed as scripted (id row-60, sample 0)"
     assert len([line for line in lines if line.startswith("q.jsonl:4: prompt_too_long: the prompt has")]) == 4
     assert answer.err.splitlines() == [
-        "13 samples have failed, by code:",
+        "failed: 13, by code:",
         "  prompt_too_long                  8",
         "  scripted_failure                 5",
         "mend the cause, then make them again: synthia-batch retry out",

@@ -47,7 +47,7 @@ def _sum_up(directory: Path, code: str | None, counts: Counter[str]) -> str:
     if not counts:
         return f"{directory}: no sample has failed"
     here = shlex.quote(str(directory))
-    lines = [f"{counts.total():,} samples have failed, by code:"]
+    lines = [f"failed: {counts.total():,}, by code:"]
     lines += [f"  {name:<24} {count:>9,}" for name, count in counts.most_common()]
     if code is not None and code not in counts:
         lines.append(f"none of them with the code {code}")

@@ -15,7 +15,7 @@ from synthia_batch.command_line import describe_command
 if TYPE_CHECKING:
     from synthia_batch.display import Display
     from synthia_batch.job.resolved import ResolvedJob
-    from synthia_batch.run import RunResult
+    from synthia_batch.result import RunResult
 
 
 @takes_job_flags

@@ -1,0 +1,138 @@
+"""Making what is missing of an open run: its pool, its requests, and the driver between them."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from synthia_batch.canary_record import check_canary, make_canaries
+from synthia_batch.conversations import Conversations, open_conversations
+from synthia_batch.dispatch import Dispatcher
+from synthia_batch.display import Display
+from synthia_batch.drain import DrainReason, DrainRequest
+from synthia_batch.drive import Driver
+from synthia_batch.errors import SampleRefused
+from synthia_batch.job.human import count_allowed
+from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.meter import Meter
+from synthia_batch.opening import LockedRun, OpenRun
+from synthia_batch.picks import Picks
+from synthia_batch.places import open_places
+from synthia_batch.pool import open_pool
+from synthia_batch.pool.base import Pool, Staffing, WorkerReady
+from synthia_batch.portion import Portion
+from synthia_batch.resolve import open_renderer
+from synthia_batch.rows import Failed, Request
+from synthia_batch.starting import PoolStarter
+from synthia_batch.store.run_dir import RunDir
+from synthia_batch.telling import FailureTeller
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A run directory that is locked and looked at, and what else it takes to go on with it.
+
+    `started` is when the command was, on the monotonic clock.
+    """
+
+    locked: LockedRun
+    drain: DrainRequest
+    starter: PoolStarter
+    started: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What driving the pool came to: `drained` says why not all that was to be made is made."""
+
+    samples: int
+    drained: DrainReason | None
+
+
+def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
+    """Return what starts the job's pool once that is wanted, and stops it in the end."""
+
+    def make_pool() -> Pool:
+        is_strict = job.declared.determinism == "strict"
+        renderer = open_renderer(job.prompt)
+        run_dir = RunDir(job.output)
+        staffing = Staffing(
+            engine=job.engine,
+            canaries=make_canaries(renderer, job.engine.max_model_len) if is_strict else None,
+            log_path=run_dir.worker_log,
+        )
+        return open_pool(job.pool, staffing, display.say)
+
+    return PoolStarter(make_pool)
+
+
+def make_samples(
+    job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks: Picks | None = None
+) -> Made:
+    """Have the pool make what is missing of `picks`, or of all; nothing is completed yet.
+
+    Raises:
+        PoolFailed: No worker is left, or none can start.
+        DeterminismBroken: A worker's canary answered otherwise than it must.
+        StorageFailed: What had ended could not be written.
+    """
+    keeper, drain, starter = run.keeper, ready.drain, ready.starter
+    portion = Portion(keeper, picks)
+    ended = portion.finished + portion.failed
+    if ended == portion.samples or drain.reason is not None:
+        return Made(samples=0, drained=None if ended == portion.samples else drain.reason)
+    limit = count_allowed(job.declared.max_failures, keeper.samples) if picks is None else None
+    if limit is not None and keeper.failed > limit:  # No engine needs to load for that.
+        return Made(samples=0, drained=DrainReason.FAILURES)
+    starter.begin()
+    if ended and picks is None:
+        display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
+    meter = Meter(portion, ready.started)
+    conversations = open_conversations(job)
+
+    def check(ready: WorkerReady) -> None:
+        note = check_canary(run.run_dir, ready)
+        if note is not None:
+            keeper.note("canary_inexact", worker=ready.worker, note=note)
+            display.say(note)
+
+    driver = Driver(
+        recorder=meter,
+        drain=drain,
+        display=display,
+        watchdog_seconds=job.pool.watchdog_seconds,
+        load_timeout_seconds=job.pool.load_timeout_seconds,
+        check_canary=check,
+        log_path=run.run_dir.worker_log,
+        advance=conversations.advance,
+        tell=_open_teller(job, run, display).tell,
+        failure_limit=math.inf if limit is None else limit,
+    )
+    requests = _list_requests(portion, conversations, driver.take_unsent)
+    with ExitStack() as stack:
+        stack.callback(display.close)
+        dispatcher = Dispatcher(requests, portion.samples - ended, groups_prefixes=job.engine.caches_prefixes)
+        drained = driver.run(dispatcher, starter.take_over)
+        meter.note_speed()
+        return Made(samples=driver.made, drained=drained)
+
+
+def _open_teller(job: ResolvedJob, run: OpenRun, display: Display) -> FailureTeller:
+    locate = open_places(job.input_path, run.scan, job.plan.samples_per_row)
+    return FailureTeller(display.remark, locate)
+
+
+def _list_requests(
+    portion: Portion, conversations: Conversations, take_unsent: Callable[[Failed], None]
+) -> Iterator[Request]:
+    """Yield a request for every sample that has not ended, in order, rendered as it is asked for.
+
+    A conversation of which earlier attempts finished turns goes on behind them.
+    """
+    for sample, turns in portion.list_missing():
+        try:
+            request = conversations.begin(sample, turns)
+        except SampleRefused as refused:
+            take_unsent(Failed(ordinal=sample.ordinal, code=refused.code, message=str(refused)))
+            continue
+        yield request
