@@ -16,7 +16,7 @@ demo: setup
 test: setup
 	@tools/test.sh $(ARGS)
 
-# What `make test` says that it skips. Not timed since it kills every recovery at every point: half an hour or more.
+# What `make test` says that it skips: about an hour on two cores.
 test-long: setup
 	@tools/test_long.sh $(ARGS)
 
