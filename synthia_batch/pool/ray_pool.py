@@ -70,10 +70,9 @@ class RayPool:
         if self._size < 1:
             raise PoolFailed(
                 f"an engine needs {self._placer.needs}, Ray has {self._placer.has}; `synthia-batch doctor` "
-                "says which GPUs are seen. Use fewer GPUs for each engine (--tensor-parallel-size, which "
-                "is within "
-                "one machine, or --pipeline-parallel-size, which may go over several), or a larger cluster "
-                "(--ray-address)"
+                "says which GPUs are seen. Use fewer GPUs for each engine (--tensor-parallel-size, which is "
+                "within one machine, or --pipeline-parallel-size, which may go over several), or a larger "
+                "cluster (--ray-address)"
             )
         for worker in range(self._size):
             self.restart(worker)
