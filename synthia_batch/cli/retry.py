@@ -38,7 +38,7 @@ def retry(
         display.say(f"{directory}: there are no samples {which}; nothing was touched")
         print(_to_json(directory) if as_json else directory)
         return
-    display.say(f"made again: {result.chosen} that had failed")
+    display.say(f"tried again: {result.chosen} that had failed")
     print_result(result.run, as_json)
     raise typer.Exit(result.run.exit_code)
 
