@@ -54,12 +54,13 @@ def main() -> None:
         chosen = same.try_variants(options.sides)
         same.run_rounds(list(chosen.values()))
         mixed = None
-        if options.mixed_prompts:
+        of_mixed = [SIDES[name][0] for name in MIXED_SIDES if name in options.sides]
+        if options.mixed_prompts and of_mixed:
             wish = replace(
                 wish, prompts=options.mixed_prompts, max_tokens=options.mixed_max_tokens, is_mixed=True
             )
             mixed = Bench(workload=make_workload(wish, make_empty(Path(scratch) / "mixed")), options=options)
-            mixed.run_rounds([SIDES[name][0] for name in MIXED_SIDES if name in options.sides])
+            mixed.run_rounds(of_mixed)
         text = compose(options, same, chosen, mixed)
     write_result(options.output, text)
     if any(one.status == "failed" for one in same.measured):
