@@ -254,6 +254,8 @@ def _refuse_beyond_memory(job: Job, preset: Preset | None) -> None:
     known = preset.facts.get("weights_gb") if preset is not None and preset.knows(job.model.name) else None
     if preset is None or known is None or choose_device(job) != "cpu" or job.pool.ray_address:
         return
+    if Path(job.model.name).expanduser().exists():  # Whatever bears the name is here, and may be smaller.
+        return
     if parse_hub_name(job.model.name) is not None or known.value * 1e9 <= total_memory_bytes():
         return
     facts = {name: entry.value for name, entry in preset.facts.items()}
@@ -261,9 +263,8 @@ def _refuse_beyond_memory(job: Job, preset: Preset | None) -> None:
     raise ModelUnavailable(
         f"{job.model.name}: its weights take {known.value:.0f} GB, this machine has "
         f"{total_memory_bytes() / 1e9:.0f} GB of memory and no GPU that the installed vLLM computes on; "
-        f"nothing was fetched. Run it on {gpus}, take a smaller or quantized model (`synthia-batch "
-        f"presets`), or "
-        "rehearse the job with --engine scripted --pool local"
+        f"nothing was fetched. Run it on {gpus}, take a smaller or quantized model (`synthia-batch presets`), "
+        "or rehearse the job with --engine scripted --pool local"
     )
 
 

@@ -100,6 +100,7 @@ def open_terminal(
         env=make_environment(TERM="xterm", **environment),
         dimensions=(lines, columns),
         encoding="utf-8",
+        use_poll=True,  # Where more than 1,024 files are open, select() cannot tell of the next.
     )
     try:
         yield Terminal(child, columns, lines)

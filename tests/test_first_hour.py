@@ -332,6 +332,17 @@ def test_a_model_beyond_the_memory_is_refused_before_it_is_fetched(synthia: Comm
     assert "it does not fit; take a smaller or quantized model, or GPUs" in checks["fit"]["text"]
 
 
+@NEEDS_VLLM
+@ON_CPUS
+@pytest.mark.skipif(total_memory_bytes() > 138e9, reason="this machine's memory holds a 70B model")
+def test_a_directory_of_a_cards_name_is_judged_by_what_is_in_it(synthia: Command, home: Path) -> None:
+    (home / "migtissera" / "Synthia-70B-v1.1").mkdir(parents=True)
+    done = synthia("plan", "q.jsonl", "-m", "migtissera/Synthia-70B-v1.1")
+    assert done.returncode == 2
+    assert "its weights take" not in done.stderr
+    assert "config.json" in done.stderr
+
+
 def test_a_full_disk_ends_the_run_and_says_that_it_can_go_on(synthia: Command, home: Path) -> None:
     room = home / "small-disk"
     room.mkdir()
