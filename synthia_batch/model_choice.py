@@ -263,8 +263,8 @@ def _refuse_beyond_memory(job: Job, preset: Preset | None) -> None:
     raise ModelUnavailable(
         f"{job.model.name}: its weights take {known.value:.0f} GB, this machine has "
         f"{total_memory_bytes() / 1e9:.0f} GB of memory and no GPU that the installed vLLM computes on; "
-        f"nothing was fetched. Run it on {gpus}, take a smaller or quantized model (`synthia-batch presets`), "
-        "or rehearse the job with --engine scripted --pool local"
+        f"nothing was fetched. Run it on {gpus}, take a smaller or quantized model (`synthia-batch "
+        "presets`), or rehearse the job with --engine scripted --pool local"
     )
 
 
