@@ -18,13 +18,14 @@ from synthia_batch.plan import choose_row_adapter, derive_turn_seed
 from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.resolve import open_renderer
 from synthia_batch.rows import Failed, Finished, Outcome, Record, Request, Row, Sample, Turn
+from synthia_batch.tally import CUT_OFF
 
 CONTEXT_OVERFLOW = "context_overflow"
 """The finish_reason of a conversation that was stopped, or the code of one that failed, because the next
 prompt had no room for an answer."""
 CONTEXT_TRUNCATED = "context_truncated"
 """The finish_reason of a conversation in which a prompt lacked the oldest turns."""
-TELLING_REASONS = (CONTEXT_OVERFLOW, CONTEXT_TRUNCATED, "length")
+TELLING_REASONS = (CONTEXT_OVERFLOW, CONTEXT_TRUNCATED, CUT_OFF)
 """A conversation has the first of these as its finish_reason that a turn of it has, else its last turn's."""
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from synthia_batch.rows import Failed, Finished, Outcome
+from synthia_batch.tally import CUT_OFF
 
 QUANTILES = {"shortest": 0, "5%": 5, "25%": 25, "median": 50, "75%": 75, "95%": 95, "longest": 100}
 """What is shown of a spread, in percent of the samples that are as short or shorter."""
@@ -88,7 +89,7 @@ def sum_up_lengths(outcomes: Iterable[Outcome]) -> Lengths | None:
             name: lengths[max(0, -(-len(lengths) * percent // 100) - 1)]
             for name, percent in QUANTILES.items()
         },
-        truncated=sum(outcome.finish_reason == "length" for outcome in finished) / len(finished),
+        truncated=sum(outcome.finish_reason == CUT_OFF for outcome in finished) / len(finished),
     )
 
 

@@ -9,7 +9,7 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job_file import read_job
 from synthia_batch.opening import refuse_other_identity
 from synthia_batch.resolve import resolve_job
-from synthia_batch.store.plan_file import read_plan
+from synthia_batch.store.plan_file import require_plan
 from synthia_batch.store.run_dir import RunDir
 
 
@@ -24,8 +24,7 @@ def resolve_kept_job(
             another job.
     """
     run_dir = RunDir(directory)
-    if read_plan(run_dir.plan) is None:
-        raise UsageError(f"{directory}: not a run directory; name one under outputs/")
+    require_plan(run_dir)
     kept = read_job(run_dir.job, directory)
     if kept is None:
         raise UsageError(

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from synthia_batch.drain import DrainReason
 
-EXIT_TOO_MANY_FAILURES = 3
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
@@ -49,7 +47,7 @@ class RunResult:
             return self.drained.exit_code
         if self.finished + self.failed < self.samples:
             return 0  # It was to make some of them only.
-        return EXIT_TOO_MANY_FAILURES if self.has_too_many_failures else 0
+        return DrainReason.FAILURES.exit_code if self.has_too_many_failures else 0
 
     @property
     def ending(self) -> Ending:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from synthia_batch.rows import Failed, Finished, Record
 from synthia_batch.tally import CUT_OFF
+from synthia_batch.words import make_printable
 
 TOLD_OF_EACH = 3
 """So many of each kind are named with their place in the input; then its 10th, 100th, 1,000th is told."""
@@ -45,5 +46,5 @@ class FailureTeller:
 def shorten(text: str, length: int = MESSAGE_LENGTH) -> str:
     """Return `text` on one line that a terminal can show as it is, cut to `length` characters."""
     line = " ".join(text.split())
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line[: 2 * length])
+    safe = make_printable(line[: 2 * length])
     return safe if len(safe) <= length else safe[: length - 3] + "..."

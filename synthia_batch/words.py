@@ -1,4 +1,4 @@
-"""Numbers as a person says them."""
+"""Numbers as a person says them, and text that a terminal can show."""
 
 
 def format_seconds(seconds: float) -> str:
@@ -17,3 +17,11 @@ def format_bytes(count: int) -> str:
         if count < 999.5 * 1000**power:
             return f"{count / 1000**power:.3g} {unit}"
     return f"{count / 1e12:.3g} TB"
+
+
+def make_printable(text: str, keeps: str = "") -> str:
+    """Return `text` with every character escaped that a terminal would not show, but those in `keeps`."""
+    return "".join(
+        char if char in keeps or char.isprintable() else char.encode("unicode_escape").decode()
+        for char in text
+    )

@@ -16,7 +16,6 @@ import yaml
 from conftest import Command, command_of, write_jsonl
 from openai.types.chat import ChatCompletion
 
-from synthia_batch.cli.export import FORMAT_NAMES
 from synthia_batch.export.formats import FORMATS
 from synthia_batch.export.recipes import list_for_axolotl, list_for_llama_factory
 
@@ -67,7 +66,7 @@ def read_column(directory: Path, name: str) -> list[Any]:
     return pq.read_table(directory / "data")[name].to_pylist()
 
 
-@pytest.mark.parametrize("name", FORMAT_NAMES)
+@pytest.mark.parametrize("name", FORMATS)
 def test_datasets_loads_every_format(synthia: Command, finished: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / ("out.csv" if name == "csv" else "out.jsonl")
     done = synthia("export", finished, "--to", name, "-o", path)

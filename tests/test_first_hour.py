@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import NEEDS_VLLM, ROOT, Command, command_of, make_environment, read_call_log, write_jsonl
+from conftest import (
+    NEEDS_VLLM,
+    ROOT,
+    Command,
+    command_of,
+    make_environment,
+    open_small_disk,
+    read_call_log,
+    write_jsonl,
+)
 
 from synthia_batch.hardware import detect_device, total_memory_bytes
 
@@ -345,12 +354,7 @@ def test_a_directory_of_a_cards_name_is_judged_by_what_is_in_it(synthia: Command
 
 def test_a_full_disk_ends_the_run_and_says_that_it_can_go_on(synthia: Command, home: Path) -> None:
     room = home / "small-disk"
-    room.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={TMPFS_KIB}k", "tmpfs", str(room)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-    try:
+    with open_small_disk(room, TMPFS_KIB):
         write_jsonl(home / "q.jsonl", [{"question": f"What is {n}? " * 20} for n in range(400)])
         planned = synthia("plan", "q.jsonl", *SCRIPTED, "-o", "small-disk/out")
         assert f"warning: the disk of {room} has too little room" in planned.stdout
@@ -362,8 +366,6 @@ def test_a_full_disk_ends_the_run_and_says_that_it_can_go_on(synthia: Command, h
             "the same "
             "command again to go on\n"
         )
-    finally:
-        subprocess.run(["umount", "-l", str(room)], check=True)
 
 
 def test_an_unwritable_output_is_told(synthia: Command, home: Path) -> None:

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from synthia_batch.words import make_printable
+
 COLUMN_WIDTH = 38
 """What a text needs to be readable beside others, in characters."""
 FOLDED_LINES = 24
@@ -41,10 +43,7 @@ def measure_width() -> int:
 
 def make_visible(text: str) -> str:
     """Return `text` with everything but newlines that would not be seen, or would move a cursor, escaped."""
-    return "".join(
-        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
-        for char in text
-    )
+    return make_printable(text, keeps="\n")
 
 
 def fold(text: str) -> str:

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-FORMAT_NAMES = ("messages", "prompt-completion", "sharegpt", "alpaca", "openai-batch", "synthia-jsonl", "csv")
+from synthia_batch.cli.flags import split_names
+from synthia_batch.export.formats import FORMATS
 
 
 def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a complete run.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=", ".join(FORMAT_NAMES) + ".")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=", ".join(FORMATS) + ".")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="May end in .gz. [stdout]")
     ] = None,
@@ -26,7 +27,6 @@ def export(
 ) -> None:
     """Write a finished dataset for TRL, Axolotl, LLaMA-Factory, OpenAI's batch readers or a spreadsheet."""
     from synthia_batch.export.contents import open_contents
-    from synthia_batch.export.formats import FORMATS
     from synthia_batch.export.recipes import describe_use
     from synthia_batch.export.writing import write_records
 
@@ -34,10 +34,10 @@ def export(
     if chosen is None:
         raise typer.BadParameter(f"--to {to}: there is no such format; take one of {', '.join(FORMATS)}")
     contents = open_contents(directory)
-    kept = [name.strip() for name in (keep_columns or "").split(",") if name.strip()]
+    kept = split_names(keep_columns or "")
     samples = contents.read_finished(kept)
     if drop_truncated:
-        samples = (sample for sample in samples if sample.finish_reason != "length")
+        samples = (sample for sample in samples if not sample.is_cut_off)
     records = chosen.convert(samples)
     if chosen.convert_failed is not None:
         records = itertools.chain(records, chosen.convert_failed(contents.read_failed()))

@@ -277,11 +277,16 @@ def _without_names(hint: Any, taken: set[str]) -> Any:
     return Annotated[hint.__origin__, option]
 
 
+def split_names(text: str) -> list[str]:
+    """Return the names that `a, b,c` lists."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _spell(field: str, value: Any) -> Any:
     if field == "lora":
         return dict(_split_adapter(text) for text in value)
     if field == "keep_columns":
-        return [name.strip() for name in value.split(",") if name.strip()]
+        return split_names(value)
     return str(value) if isinstance(value, Path) else value
 
 

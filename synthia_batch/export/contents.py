@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import UsageError
+from synthia_batch.export.samples import FailedSample, FinishedSample
+from synthia_batch.rows import Message
 from synthia_batch.store.manifest import Manifest, read_manifest
 from synthia_batch.store.part import read_part
+from synthia_batch.store.plan_file import no_run_error
 from synthia_batch.store.run_dir import RunDir
 
 _COLUMNS = (
@@ -15,44 +18,6 @@ _COLUMNS = (
     "prompt_tokens", "completion_tokens", "model",
 )  # fmt: skip
 _FAILED_COLUMNS = ("id", "row_index", "sample_index", "code", "message", "messages")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """One message of a conversation; `role` is system, user or assistant."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinishedSample:
-    """A row of data/. The last of `messages` is the answer; `kept` are columns of the input."""
-
-    id: str
-    row_index: int
-    sample_index: int
-    system: str
-    messages: tuple[Turn, ...]
-    response: str
-    reasoning: str | None
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    model: str
-    kept: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedSample:
-    """A row of failed/."""
-
-    id: str
-    row_index: int
-    sample_index: int
-    code: str
-    message: str
-    messages: tuple[Turn, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +77,12 @@ def open_contents(directory: Path) -> Contents:
     if manifest is not None:
         return Contents(directory, manifest)
     if not run_dir.plan.exists():
-        raise UsageError(f"{directory}: not a run directory; name one under outputs/")
+        raise no_run_error(directory)
     raise UsageError(
         f"{directory} is not complete: run its command again first; "
         f"`synthia-batch status {directory}` says how far it is"
     )
 
 
-def _read_messages(messages: Sequence[Mapping[str, str]]) -> tuple[Turn, ...]:
-    return tuple(Turn(role=message["role"], content=message["content"]) for message in messages)
+def _read_messages(messages: Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
+    return tuple(Message(role=message["role"], content=message["content"]) for message in messages)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from synthia_batch.export.contents import FailedSample, FinishedSample, Turn
+from synthia_batch.export.samples import FailedSample, FinishedSample
+from synthia_batch.rows import Message
 
 _SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 
@@ -159,15 +160,15 @@ FORMATS: Mapping[str, Format] = {
 }  # fmt: skip
 
 
-def _list_messages(messages: Sequence[Turn]) -> list[dict[str, str]]:
+def _list_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": turn.role, "content": turn.content} for turn in messages]
 
 
-def _find_system(messages: Sequence[Turn]) -> str:
+def _find_system(messages: Sequence[Message]) -> str:
     return messages[0].content if messages[0].role == "system" else ""
 
 
-def _pair_turns(messages: Sequence[Turn]) -> list[tuple[str, str]]:
+def _pair_turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
     """Return each answer with what was said before it since the last one, a system message apart."""
     pairs: list[tuple[str, str]] = []
     said: list[str] = []
@@ -192,7 +193,7 @@ def _complete_chat(name: str, choices: Sequence[FinishedSample]) -> dict[str, An
                 "index": index,
                 "message": {"role": "assistant", "content": choice.response, "refusal": None},
                 "logprobs": None,
-                "finish_reason": "length" if choice.finish_reason == "length" else "stop",
+                "finish_reason": "length" if choice.is_cut_off else "stop",
             }
             for index, choice in enumerate(choices)
         ],

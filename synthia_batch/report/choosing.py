@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from synthia_batch.report.tally import TRUNCATED
 from synthia_batch.store.part_columns import PartNumbers
+from synthia_batch.tally import CUT_OFF
 
 ROWS_SIDE_BY_SIDE = 3
 MOST = {"random": 10, "longest": 8, "truncated": 8}
@@ -68,7 +68,7 @@ class Choice:
         self.kinds["longest"].offer(
             shard, ((most - lengths) << np.uint64(32)) | (keys >> np.uint64(32)), everything
         )
-        cut = np.array([reason == TRUNCATED for reason in numbers.reasons], dtype=bool)[numbers.reason]
+        cut = np.array([reason == CUT_OFF for reason in numbers.reasons], dtype=bool)[numbers.reason]
         self.kinds["truncated"].offer(shard, keys[cut], everything[cut])
         # A row's samples are in one shard: its index stands for its position.
         rows = np.unique(numbers.row)

@@ -17,7 +17,7 @@ from synthia_batch.rows import Shard
 from synthia_batch.store.attempt import Attempt, read_boot_id
 from synthia_batch.store.intents import Intent, read_intents
 from synthia_batch.store.lock import find_running
-from synthia_batch.store.plan_file import plan_digest, read_plan
+from synthia_batch.store.plan_file import plan_digest, require_plan
 from synthia_batch.store.recovery import Published, ShardState, inspect_shard
 from synthia_batch.store.run_dir import RunDir
 from synthia_batch.tally import CUT_OFF, Tally
@@ -124,13 +124,11 @@ def open_looker(directory: Path) -> RunLooker:
         IntegrityError: Its plan is not what was written.
     """
     run_dir = RunDir(directory)
-    plan = read_plan(run_dir.plan)
-    if plan is None and run_dir.lock.exists():
+    if not run_dir.plan.exists() and run_dir.lock.exists():
         raise UsageError(
             f"{directory}: no run has begun here yet; where one still reads its input: look again in a moment"
         )
-    if plan is None:
-        raise UsageError(f"{directory}: not a run directory; name one under outputs/")
+    plan = require_plan(run_dir)
     return RunLooker(
         run_dir=run_dir,
         plan=plan,

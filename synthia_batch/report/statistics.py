@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.drain import DrainReason
 from synthia_batch.report.latest_attempt import History, WorkerState
 from synthia_batch.report.looking import open_looker
 from synthia_batch.store.events import EventReader
@@ -17,9 +18,6 @@ from synthia_batch.store.lock import Owner, find_running, read_owner
 from synthia_batch.store.manifest import read_manifest
 from synthia_batch.store.recovery import Published, ShardState
 from synthia_batch.tally import Tally
-
-EXIT_TOO_MANY_FAILURES = 3
-"""An attempt that ended with it is not to be begun again as it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +191,8 @@ def _choose_next(directory: Path, state: str, tally: Tally, history: History) ->
         return f"synthia-batch failed {here}" if tally.failed else f"synthia-batch report {here}"
     if state != "interrupted":
         return f"synthia-batch status {here} --watch"
-    if history.ended is not None and history.ended.get("exit_code") == EXIT_TOO_MANY_FAILURES:
+    # To be begun again as it was is no use.
+    if history.ended is not None and history.ended.get("exit_code") == DrainReason.FAILURES.exit_code:
         return f"synthia-batch failed {here}"
     if history.command is None:
         return "the command that began it, once more"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from synthia_batch.errors import UsageError
 from synthia_batch.report.answers import AnswerTexts, read_texts
 from synthia_batch.report.choosing import Choice
 from synthia_batch.report.history import AttemptFacts, History, list_attempts, read_history
@@ -24,7 +23,6 @@ from synthia_batch.store.events import read_events
 from synthia_batch.store.lock import find_running
 from synthia_batch.store.manifest import ManifestPart, read_manifest
 from synthia_batch.store.part_columns import read_part_facts
-from synthia_batch.store.plan_file import read_plan
 from synthia_batch.store.run_dir import RunDir
 from synthia_batch.verify.facts import RunFacts, read_facts
 
@@ -149,10 +147,7 @@ def read_report(directory: Path) -> Report:
 
 
 def _read_head(facts: RunFacts, shards: Sequence[ShardSamples]) -> RunHead:
-    plan = read_plan(facts.run_dir.plan)
-    if plan is None:
-        raise UsageError(f"{facts.run_dir.root}: not a run directory; name one under outputs/")
-    identity = plan["identity"]
+    plan, identity = facts.plan, facts.plan["identity"]
     return RunHead(
         # Not its path: the same run gives the same page wherever it is looked at from.
         directory=facts.run_dir.root.resolve().name,

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthia_batch.store.part_columns import PartCodes, PartNumbers
+from synthia_batch.tally import CUT_OFF
 
 QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95}
-TRUNCATED = "length"
-"""The finish reason of an answer that was cut off."""
 
 
 @dataclass(slots=True)
@@ -86,7 +85,7 @@ class Group:
     @property
     def truncated(self) -> int:
         """How many were cut off."""
-        return self.reasons[TRUNCATED]
+        return self.reasons[CUT_OFF]
 
     @property
     def truncated_share(self) -> float:
@@ -126,7 +125,7 @@ class Tally:
 
     def add_made(self, numbers: PartNumbers) -> None:
         """Take in finished samples."""
-        is_cut = np.array([reason == TRUNCATED for reason in numbers.reasons], dtype=bool)
+        is_cut = np.array([reason == CUT_OFF for reason in numbers.reasons], dtype=bool)
         for place, name in enumerate(numbers.systems):
             chosen = numbers.system == place
             group = self.groups.setdefault(name, Group())

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.errors import IdentityMismatch
+from synthia_batch.errors import IdentityMismatch, UsageError
 from synthia_batch.store.atomic import publish_bytes
+from synthia_batch.store.run_dir import RunDir
 from synthia_batch.store.sealed import digest_of, read_sealed, seal
 
 
@@ -46,3 +47,21 @@ def read_plan(path: Path) -> dict[str, Any] | None:
         IntegrityError: It was altered.
     """
     return read_sealed(path)
+
+
+def require_plan(run_dir: RunDir) -> dict[str, Any]:
+    """Return the plan of a run.
+
+    Raises:
+        UsageError: It has none: this is no run directory.
+        IntegrityError: It was altered.
+    """
+    plan = read_plan(run_dir.plan)
+    if plan is None:
+        raise no_run_error(run_dir.root)
+    return plan
+
+
+def no_run_error(directory: Path) -> UsageError:
+    """Return what tells that `directory` is not one of a run."""
+    return UsageError(f"{directory}: not a run directory; name one under outputs/")

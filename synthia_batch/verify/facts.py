@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.errors import UsageError
 from synthia_batch.plan import ROW_SYSTEM, plan_shards
 from synthia_batch.rows import KeptColumn, Shard
 from synthia_batch.store.atomic import storage_errors
@@ -17,18 +16,19 @@ from synthia_batch.store.intents import Intent
 from synthia_batch.store.journal_reader import find_last_epoch
 from synthia_batch.store.manifest import Manifest
 from synthia_batch.store.part_rows import SampleGrid
-from synthia_batch.store.plan_file import plan_digest, read_plan
+from synthia_batch.store.plan_file import plan_digest, require_plan
 from synthia_batch.store.run_dir import RunDir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """A run as its plan.json says it. `attempt` is that of a reader, unless it holds the lock.
+    """A run as its `plan`, that of plan.json, says it. `attempt` is a reader's, unless it holds the lock.
 
     `decodes_rows`: parts are decoded, too, and their rows compared with the digest.
     """
 
     run_dir: RunDir
+    plan: Mapping[str, Any]
     fingerprint: str
     attempt: Attempt
     shards: tuple[Shard, ...]
@@ -54,12 +54,11 @@ def read_facts(directory: Path) -> RunFacts:
         IntegrityError: Its plan was altered.
     """
     run_dir = RunDir(directory)
-    plan = read_plan(run_dir.plan)
-    if plan is None:
-        raise UsageError(f"{directory}: not a run directory; name one under outputs/")
+    plan = require_plan(run_dir)
     identity: Mapping[str, Any] = plan["identity"]
     return RunFacts(
         run_dir=run_dir,
+        plan=plan,
         fingerprint=plan["fingerprint"],
         attempt=Attempt(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
         shards=plan_shards(plan["scan"]["rows"], plan["samples_per_row"]),

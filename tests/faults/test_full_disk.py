@@ -2,11 +2,11 @@
 
 import errno
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import open_small_disk
 from harness import SmallJob, WarmProcess, open_small_job, read_ended, replace_tree, start_warm_process
 
 from synthia_batch.store.frames import scan_frames
@@ -133,12 +133,7 @@ def test_a_disk_that_is_really_full_ends_the_run_and_more_room_mends_it(
     warm: WarmProcess, tmp_path: Path, kib: int
 ) -> None:
     room = tmp_path / "small-disk"
-    room.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(room)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-    try:
+    with open_small_disk(room, kib):
         job = SmallJob(warm, tmp_path / "job")
         job.run_undisturbed()
         shutil.rmtree(job.run_directory)
@@ -158,8 +153,6 @@ def test_a_disk_that_is_really_full_ends_the_run_and_more_room_mends_it(
         job.check_resumed(ended_before=read_ended(job.run_directory))
         print(f"refused {refused} times")
         assert refused >= 5
-    finally:
-        subprocess.run(["umount", "-l", str(room)], check=True)
 
 
 def fill(room: Path, ballast: Path, free_kib: int) -> None:
