@@ -89,8 +89,9 @@ class Conversations:
     """Makes the requests of samples and reads the answers; knows the conversations in between.
 
     `choose_adapter` names the LoRA adapter that makes a row, `structure` is what an answer must be where
-    its row does not say. Holds a conversation from its first request to its end, a sample of one turn not
-    at all, but for the structure of its row.
+    its row does not say. Without `reads_reasoning` the engine has told it from the answer already. Holds a
+    conversation from its first request to its end, a sample of one turn not at all, but for the structure
+    of its row.
     """
 
     def __init__(
@@ -99,11 +100,14 @@ class Conversations:
         context: Context,
         choose_adapter: Callable[[Row], str | None] = _choose_none,
         structure: Structure | None = None,
+        *,
+        reads_reasoning: bool = True,
     ) -> None:
         self._renderer = renderer
         self._context = context
         self._choose_adapter = choose_adapter
         self._structure = structure
+        self._reads_reasoning = reads_reasoning
         self._structures: dict[int, Structure] = {}
         self._talks: dict[int, _Talk] = {}
 
@@ -134,6 +138,8 @@ class Conversations:
         return step
 
     def _read(self, finished: Finished) -> Finished:
+        if self._renderer.thinks and not self._reads_reasoning:
+            return finished
         answer = self._renderer.read(finished.response)
         if answer.response is finished.response and answer.reasoning is None:
             return finished
@@ -210,7 +216,8 @@ class Conversations:
         """Return the prompt of the next turn without the oldest `left_out` questions and answers."""
         messages = talk.sample.join(talk.answers)
         system = len(talk.sample.messages) - 1
-        return self._renderer.render((*messages[:system], *messages[system + 2 * left_out :]))
+        kept = (*messages[:system], *messages[system + 2 * left_out :])
+        return self._renderer.render(kept, talk.sample.row.tools)
 
 
 def open_conversations(job: ResolvedJob) -> Conversations:
@@ -221,7 +228,13 @@ def open_conversations(job: ResolvedJob) -> Conversations:
         on_overflow=job.declared.on_overflow,
     )
     choose_adapter = partial(choose_row_adapter, job.adapter)
-    return Conversations(open_renderer(job.prompt), context, choose_adapter, job.engine.structure)
+    return Conversations(
+        open_renderer(job.prompt),
+        context,
+        choose_adapter,
+        job.engine.structure,
+        reads_reasoning=not job.engine.parses_reasoning,
+    )
 
 
 def _fail(talk: _Talk, failed: Failed) -> Step:

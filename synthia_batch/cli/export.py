@@ -35,7 +35,7 @@ def export(
         raise typer.BadParameter(f"--to {to}: there is no such format; take one of {', '.join(FORMATS)}")
     contents = open_contents(directory)
     kept = split_names(keep_columns or "")
-    samples = contents.read_finished(kept)
+    samples = contents.read_finished(kept, with_logprobs=chosen.takes_logprobs)
     if drop_truncated:
         samples = (sample for sample in samples if not sample.is_cut_off)
     records = chosen.convert(samples)

@@ -1,6 +1,6 @@
 """What a run has published, read back a part at a time."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from synthia_batch.export.samples import FailedSample, FinishedSample
 from synthia_batch.rows import Message
 from synthia_batch.store.manifest import Manifest, read_manifest
 from synthia_batch.store.part import read_part
+from synthia_batch.store.part_columns import read_part_facts
 from synthia_batch.store.plan_file import no_run_error
 from synthia_batch.store.run_dir import RunDir
 
@@ -27,17 +28,24 @@ class Contents:
     directory: Path
     manifest: Manifest
 
-    def read_finished(self, kept: Sequence[str] = ()) -> Iterator[FinishedSample]:
+    def read_finished(
+        self, kept: Sequence[str] = (), *, with_logprobs: bool = False
+    ) -> Iterator[FinishedSample]:
         """Yield the rows of data/ in order, with the columns `kept` of the input.
+
+        `with_logprobs`: with those, too, where the run has them.
 
         Raises:
             UsageError: The run has kept no such column.
             IntegrityError: A part is missing or altered.
         """
         for path in self._list_parts("data"):
-            for row in self._read(path, (*_COLUMNS, *kept)):
-                own = {name: row.pop(name) for name in kept}
-                yield FinishedSample(**{**row, "messages": _read_messages(row["messages"])}, kept=own)
+            has_logprobs = with_logprobs and "logprobs" in dict(read_part_facts(path).columns)
+            columns = (*_COLUMNS, "logprobs") if has_logprobs else _COLUMNS
+            for row in self._read(path, dict.fromkeys((*columns, *kept))):
+                own = {name: row[name] for name in kept}
+                ours = {name: row[name] for name in columns}
+                yield FinishedSample(**{**ours, "messages": _read_messages(row["messages"])}, kept=own)
 
     def read_failed(self) -> Iterator[FailedSample]:
         """Yield the rows of failed/ in order.
@@ -53,8 +61,8 @@ class Contents:
         parts = (self.directory / part.path for part in self.manifest.parts)
         return [path for path in parts if path.parent.name == folder]
 
-    def _read(self, path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        table = read_part(path, columns)
+    def _read(self, path: Path, columns: Iterable[str]) -> Iterator[dict[str, Any]]:
+        table = read_part(path, tuple(columns))
         missing = [name for name in columns if name not in table.column_names]
         if missing:
             raise UsageError(

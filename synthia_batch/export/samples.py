@@ -1,6 +1,6 @@
 """The samples of a run as they are exported: rows of data/ and failed/."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,10 @@ from synthia_batch.tally import CUT_OFF
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedSample:
-    """A row of data/. The last of `messages` is the answer; `kept` are columns of the input."""
+    """A row of data/. The last of `messages` is the answer; `kept` are columns of the input.
+
+    `logprobs` are as the column has them; None where there is none, or the format has no use for them.
+    """
 
     id: str
     row_index: int
@@ -24,6 +27,7 @@ class FinishedSample:
     completion_tokens: int
     model: str
     kept: Mapping[str, Any]
+    logprobs: Sequence[Mapping[str, Any]] | None = None
 
     @property
     def is_cut_off(self) -> bool:

@@ -42,6 +42,7 @@ COLUMNS = {
     "completion_tokens": "tokens generated; of a conversation, in all its turns",
     "seed": "of the sample, from the job's seed and its place",
     "model": "what answered",
+    "logprobs": "log-probabilities of the last answer's tokens, and of the likeliest in their places",
 }
 """What the columns of data/ are. Any other was kept from the input."""
 _STATISTICS = (
