@@ -20,5 +20,5 @@ def count_ranks_uncompiled() -> None:
 
 
 def _count_at_least(logprobs: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Return, for each row, how many are no less probable than the one chosen. Shapes (n, vocabulary), (n, 1)."""
+    """Return how many tokens of a row are no less probable than the chosen one: (n, tokens), (n, 1) -> (n)."""
     return (logprobs >= chosen).sum(-1)

@@ -58,7 +58,7 @@ def _warm_up() -> None:
 
 
 def _build_command_line() -> None:
-    """Build the commands and what reads their parameters: anew for each run, that takes as long as a small one."""
+    """Build the commands and the readers of their flags: anew for each run, that is a third of a small one."""
     import typer.main
 
     from synthia_batch.cli import app
