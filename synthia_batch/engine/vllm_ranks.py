@@ -20,5 +20,5 @@ def count_ranks_uncompiled() -> None:
 
 
 def _count_at_least(logprobs: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Return how many tokens of a row are no less probable than the chosen one: (n, tokens), (n, 1) -> (n)."""
+    """Return how many of a row are no less probable than the chosen one: (n, tokens), (n, 1) -> (n)."""
     return (logprobs >= chosen).sum(-1)

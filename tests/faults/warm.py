@@ -58,7 +58,7 @@ def _warm_up() -> None:
 
 
 def _build_command_line() -> None:
-    """Build the commands and the readers of their flags: anew for each run, that is a third of a small one."""
+    """Build commands and what reads their flags: anew for each run, that is a third of a small one."""
     import typer.main
 
     from synthia_batch.cli import app
