@@ -16,6 +16,6 @@ def count_ranks_uncompiled() -> None:
     sampler.batched_count_greater_than = _count_at_least  # type: ignore[attr-defined]
 
 
-def _count_at_least(logprobs: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Return how many of a row are no less probable than the chosen one: (n, tokens), (n, 1) -> (n)."""
-    return (logprobs >= chosen).sum(-1)
+def _count_at_least(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return how many of a row are no less than its value: (n, tokens), (n, 1) -> (n)."""
+    return (x >= values).sum(-1)
