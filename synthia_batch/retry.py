@@ -63,8 +63,8 @@ def _reopen_and_make(
     job: ResolvedJob, choice: FailureChoice, display: Display, started: float
 ) -> RetryResult:
     drain = open_drain(job.declared, display.say)
-    with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
-        locked = inspect_run(job, lock, on_check=display.show_check)
+    with drain.listen(), lock_run(job, display.say) as held, start_pool(job, display) as starter:
+        locked = inspect_run(job, held, on_check=display.show_check)
         ready = Ready(locked=locked, drain=drain, starter=starter, started=started)
         chosen = locked.reopener.count_chosen(locked.states, choice)
         # Without its manifest it may be a retry that was killed once its samples were reopened.

@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "prompts": {"rows", "errors", "digest"},
     "source": {"rows", "errors", "digest"},
     "store": {"rows", "tally", "errors"},
+    "remote": {"job", "plan", "store", "rows", "errors"},
     "models": {"errors", "digest", "privacy", "user_cache"},
     "plan": {"job", "rows", "errors"},
     "dispatch": {"prefixes", "suspects", "rows"},
@@ -192,6 +193,7 @@ MAY_IMPORT = {
         "assemble",
         "job_file",
         "keeper",
+        "remote",
         "reopening",
         "store",
         "source",
@@ -247,6 +249,7 @@ MAY_IMPORT = {
         "keeper",
         "opening",
         "picks",
+        "remote",
         "report",
         "resolve",
         "command_line",
@@ -302,6 +305,7 @@ ONLY_IN = {
         "store/row_digest.py",
     },
     "typer": {"cli"},
+    "obstore": {"remote/object_store.py"},
     "matplotlib": {"report/plots.py"},
     "prometheus_client": {"metrics.py"},
     "apprise": {"notify.py"},
@@ -388,7 +392,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy', 'matplotlib', 'jinja2'}\n"
-        "heavy |= {'apprise', 'prometheus_client'}\n"
+        "heavy |= {'apprise', 'prometheus_client', 'obstore'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )

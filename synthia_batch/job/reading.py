@@ -16,6 +16,7 @@ ENGINE_PATHS = ("call_log", "fail_while_missing", "hang_load_once")
 _PATHS = (
     ("input", "path"),
     ("", "output"),
+    ("store", "state"),
     ("", "chat_template"),
     *(("engine", key) for key in ENGINE_PATHS),
 )
@@ -81,6 +82,8 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
 
 
 def _anchor(path: str, folder: Path) -> str:
+    if "://" in path:
+        return path
     return os.path.normpath(folder / os.path.expanduser(path))
 
 
