@@ -65,6 +65,9 @@ def read_job(path: Path, output: Path) -> Layer | None:
 
 def _anchor(values: dict[str, Any]) -> dict[str, Any]:
     """Return what was said, with its paths as they are from anywhere."""
+    state = values.get("store", {}).get("state")
+    if state is not None:
+        values["store"] = {**values["store"], "state": os.path.abspath(state)}
     section = values["input"]
     values["input"] = {**section, "path": os.path.abspath(section["path"])}
     if values.get("chat_template") is not None:

@@ -242,8 +242,9 @@ def begin_attempt(
             intents=Intents.open(run_dir.intents, attempt),
             events=events,
             assembler=locked.assembler,
-            **({} if mirror is None else {"on_published": mirror.submit, "check": mirror.check}),
         )
+        if mirror is not None:
+            keeper.on_published, keeper.check = mirror.submit, mirror.check
         stack.enter_context(keeper)
         scan = locked.assembler.scan
         yield OpenRun(

@@ -129,8 +129,9 @@ MAY_IMPORT = {
         "rows",
         "errors",
     },
-    "kept_job": {"job", "job_file", "opening", "resolve", "store", "errors"},
+    "kept_job": {"job", "job_file", "opening", "remote", "resolve", "store", "errors"},
     "draft": {"source", "errors"},
+    "push": {"store", "errors"},
     "footprint": set(),
     "forecast": {
         "footprint",
@@ -261,6 +262,9 @@ MAY_IMPORT = {
     "export": {"store", "rows", "tally", "errors"},
     "cli": {
         "export",
+        "privacy",
+        "push",
+        "remote",
         "run",
         "result",
         "retry",
@@ -380,6 +384,7 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
                 "presets",
                 "doctor",
                 "init",
+                "push",
                 "schema",
             )
         ),

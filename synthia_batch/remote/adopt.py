@@ -117,7 +117,7 @@ def find_intent(store: ObjectStore, shard: Shard, digest: str) -> Intent | None:
         there = store.look(path.as_posix())
         notes = None if there is None else read_notes(there)
         if there is not None and notes is not None and notes.plan_digest == digest:
-            found[kind], sizes[kind] = notes, there.bytes
+            found[kind], sizes[kind] = notes, there.size_bytes
     intents = [notes.intent for notes in found.values() if notes.intent is not None]
     if not intents:
         return None

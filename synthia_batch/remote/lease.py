@@ -213,17 +213,16 @@ class Lease:
         bogus = Version(
             e_tag='"0"' if self._version.e_tag else None, number="1" if self._version.number else None
         )
-        for attempt in (
-            lambda: self._store.create(KEY, content, {}),
-            lambda: self._store.replace(KEY, content, {}, bogus),
-        ):
-            if attempt() is not None:
-                raise UsageError(
-                    f"{self._store.url}: this store ignores If-None-Match or If-Match, so two writers, or "
-                    "one late request, could overwrite each other silently; it is not written to\n"
-                    "  name a store with conditional writes (S3, GCS, R2, MinIO, Ceph), or write to a "
-                    "directory and copy it there"
-                )
+        heeds = (
+            self._store.create(KEY, content, {}) is None
+            and self._store.replace(KEY, content, {}, bogus) is None
+        )
+        if not heeds:
+            raise UsageError(
+                f"{self._store.url}: this store ignores If-None-Match or If-Match, so two writers, or "
+                "one late request, could overwrite each other silently; it is not written to\n"
+                "  name a store with conditional writes, or write to a directory and copy it there"
+            )
 
 
 def _sign(state: str, epoch: int, seconds: float) -> LeaseRecord:

@@ -221,7 +221,7 @@ class Mirror:
             if found is None:
                 continue  # Two requests met, or it was removed this moment.
             there = read_notes(found)
-            if found.bytes == len(content) and notes.describes(there):
+            if found.size_bytes == len(content) and notes.describes(there):
                 break
             self._require_ours(key, there)
             if is_claimed:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from synthia_batch.errors import StorageFailed, StoreUnreachable, UsageError
@@ -42,7 +43,7 @@ class StoredObject:
     """An object as it was found. `notes` were put with it; `content` is empty where it was only looked at."""
 
     key: str
-    bytes: int
+    size_bytes: int
     version: Version
     notes: Mapping[str, str]
     content: bytes
@@ -158,7 +159,7 @@ class ObjectStore:
             meta = found.meta
             return StoredObject(
                 key=key,
-                bytes=meta["size"],
+                size_bytes=meta["size"],
                 version=Version(e_tag=meta["e_tag"], number=meta["version"]),
                 notes={str(name): str(value) for name, value in found.attributes.items()},
                 content=content,
@@ -240,8 +241,8 @@ def open_object_store(url: str, patience: Patience) -> ObjectStore:
             f"{url}: writing to object stores needs the extra {extra!r}: pip install 'synthia-batch[{extra}]'"
         ) from exc
     client_options: dict[str, Any] = {
-        "timeout": f"{patience.request_seconds}s",
-        "connect_timeout": f"{min(CONNECT_SECONDS, patience.request_seconds)}s",
+        "timeout": timedelta(seconds=patience.request_seconds),
+        "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, patience.request_seconds)),
         # Only where somebody has named such an endpoint: a server on this machine.
         "allow_http": _find_endpoint().startswith("http://"),
     }

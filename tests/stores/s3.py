@@ -20,8 +20,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "faults"))
-
 from harness import SmallJob, WarmProcess
 
 START_SECONDS = 60
@@ -50,7 +48,8 @@ class Fault:
 
     `status`: answer so, and do not ask the server. `after`: ask the server, and let its answer be lost:
     "reset" the connection, be "silent" for ever, or answer with a "500". `before`: "reset" without asking.
-    `call` is called before anything else. `ignores` drops the conditions. `pause_seconds` is waited first.
+    `call` is called before anything else, `call_after` once the server has answered. `ignores` drops the
+    conditions. `pause_seconds` is waited first.
     """
 
     hits: Callable[[Seen], bool]
@@ -60,6 +59,7 @@ class Fault:
     before: str | None = None
     after: str | None = None
     call: Callable[[], None] | None = None
+    call_after: Callable[[], None] | None = None
     ignores: bool = False
     pause_seconds: float = 0.0
 
@@ -119,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         dropped = {"if-match", "if-none-match"} if fault.ignores else set()
         status, headers, content = self._ask(body, dropped)
+        if fault.call_after is not None:
+            fault.call_after()
         if fault.after == "reset":
             self._reset()
         elif fault.after == "silent":
