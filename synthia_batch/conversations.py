@@ -20,6 +20,8 @@ from synthia_batch.resolve import open_renderer
 from synthia_batch.rows import Failed, Finished, Outcome, Record, Request, Row, Sample, Turn
 from synthia_batch.tally import CUT_OFF
 
+PROMPT_TOO_LONG = "prompt_too_long"
+"""The code of a request whose prompt has no room for an answer, as an engine says it."""
 CONTEXT_OVERFLOW = "context_overflow"
 """The finish_reason of a conversation that was stopped, or the code of one that failed, because the next
 prompt had no room for an answer."""
@@ -87,16 +89,23 @@ def _choose_none(row: Row) -> None:
 class Conversations:
     """Makes the requests of samples and reads the answers; knows the conversations in between.
 
-    `choose_adapter` names the LoRA adapter that makes a row. Holds a conversation from its first request
+    `choose_adapter` names the LoRA adapter that makes a row. With `sends_messages` requests carry the
+    conversation, for engines that write the prompt. Holds a conversation from its first request
     to its end, a sample of one turn not at all.
     """
 
     def __init__(
-        self, renderer: Renderer, context: Context, choose_adapter: Callable[[Row], str | None] = _choose_none
+        self,
+        renderer: Renderer,
+        context: Context,
+        choose_adapter: Callable[[Row], str | None] = _choose_none,
+        *,
+        sends_messages: bool = False,
     ) -> None:
         self._renderer = renderer
         self._context = context
         self._choose_adapter = choose_adapter
+        self._sends_messages = sends_messages
         self._talks: dict[int, _Talk] = {}
 
     def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:
@@ -118,7 +127,7 @@ class Conversations:
         talk = self._talks.get(outcome.ordinal)
         if talk is None:
             return Step(record=outcome)
-        step = self._answer(talk, outcome) if isinstance(outcome, Finished) else _fail(talk, outcome)
+        step = self._answer(talk, outcome) if isinstance(outcome, Finished) else self._end(talk, outcome)
         if step.request is None:
             del self._talks[outcome.ordinal]
         return step
@@ -127,7 +136,9 @@ class Conversations:
         answer = self._renderer.read(finished.response)
         if answer.response is finished.response and answer.reasoning is None:
             return finished
-        return dataclasses.replace(finished, response=answer.response, reasoning=answer.reasoning)
+        # What the engine told apart already stays apart.
+        reasoning = finished.reasoning if answer.reasoning is None else answer.reasoning
+        return dataclasses.replace(finished, response=answer.response, reasoning=reasoning)
 
     def _answer(self, talk: _Talk, finished: Finished) -> Step:
         turn = Turn(
@@ -150,6 +161,15 @@ class Conversations:
             failed = Failed(ordinal=finished.ordinal, code=refused.code, message=str(refused))
             return _fail(talk, failed)
 
+    def _end(self, talk: _Talk, failed: Failed) -> Step:
+        """Return what a turn that cannot be made comes to: only a server may know that it is too long."""
+        if not talk.turns or failed.code != PROMPT_TOO_LONG:
+            return _fail(talk, failed)
+        if self._context.on_overflow == "stop":
+            stopped = _sum_up(talk, None)
+            return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
+        return _fail(talk, dataclasses.replace(failed, code=CONTEXT_OVERFLOW))
+
     def _ask(self, talk: _Talk) -> Request:
         """Return the request for the turn that comes next.
 
@@ -170,7 +190,14 @@ class Conversations:
         talk.is_truncated = left_out > 0
         seed = derive_turn_seed(sample.seed, number)
         adapter = self._choose_adapter(sample.row)
-        return Request(ordinal=sample.ordinal, token_ids=token_ids, seed=seed, turn=number, adapter=adapter)
+        return Request(
+            ordinal=sample.ordinal,
+            token_ids=token_ids,
+            seed=seed,
+            turn=number,
+            adapter=adapter,
+            messages=sample.join(talk.answers) if self._sends_messages else (),
+        )
 
     def _fits(self, token_ids: Sequence[int]) -> bool:
         return len(token_ids) <= self._context.longest_untruncated
@@ -189,7 +216,12 @@ def open_conversations(job: ResolvedJob) -> Conversations:
         max_tokens=job.engine.sampling.max_tokens,
         on_overflow=job.declared.on_overflow,
     )
-    return Conversations(open_renderer(job.prompt), context, partial(choose_row_adapter, job.adapter))
+    return Conversations(
+        open_renderer(job.prompt),
+        context,
+        partial(choose_row_adapter, job.adapter),
+        sends_messages=job.engine.takes_messages,
+    )
 
 
 def _fail(talk: _Talk, failed: Failed) -> Step:

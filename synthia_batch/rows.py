@@ -94,7 +94,8 @@ class Sample:
 class Request:
     """What an engine needs to make one sample. `token_ids` is the whole rendered prompt.
 
-    `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample. `turn`
+    `messages` is the conversation that it renders, for engines that write prompts themselves; empty for
+    others. `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample. `turn`
     counts the turns of a conversation from 0. `adapter` names the LoRA adapter that makes it.
     `tells_logprob` asks for the answer's, of engines that have one that can be relied on.
     """
@@ -106,6 +107,7 @@ class Request:
     adapter: str | None = None
     turn: int = 0
     tells_logprob: bool = False
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
