@@ -274,11 +274,13 @@ MAY_IMPORT = {
         "job",
         "store",
     },
-    "export": {"store", "rows", "tally", "errors"},
+    "readback": {"failures", "job", "job_file", "report", "store", "verify", "rows", "tally", "errors"},
+    "export": {"failures", "readback", "store", "rows", "errors"},
     "cli": {
         "export",
         "privacy",
         "push",
+        "readback",
         "remote",
         "run",
         "result",
@@ -307,7 +309,7 @@ MAY_IMPORT = {
         "rows",
         "words",
     },
-    "__init__": {"job", "result", "run"},
+    "__init__": {"errors", "failures", "job", "readback", "result", "run"},
     "__main__": {"cli"},
 }
 ONLY_IN = {
@@ -325,6 +327,8 @@ ONLY_IN = {
     },
     "typer": {"cli"},
     "obstore": {"remote/object_store.py"},
+    "openai": {"engine/openai_"},
+    "httpx2": {"engine/openai_"},
     "matplotlib": {"report/plots.py"},
     "prometheus_client": {"metrics.py"},
     "apprise": {"notify.py"},
@@ -413,7 +417,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy', 'matplotlib', 'jinja2'}\n"
-        "heavy |= {'apprise', 'prometheus_client', 'jsonschema', 'obstore'}\n"
+        "heavy |= {'apprise', 'prometheus_client', 'jsonschema', 'obstore', 'openai', 'httpx2'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
