@@ -8,9 +8,10 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import Determinism, Sampling
+from synthia_batch.job.declared import Determinism
 from synthia_batch.job.layers import Merged
 from synthia_batch.job.resolved import FormatName
+from synthia_batch.job.sampling import Sampling
 from synthia_batch.job.secret import is_reference
 
 Api = Literal["chat", "completions"]
