@@ -29,7 +29,7 @@ from synthia_batch.job.presets import Preset
 from synthia_batch.model_choice import add_preset, choose_device, preview_by_card
 from synthia_batch.models.weigh import ModelWeight, weigh_model
 from synthia_batch.pool.address import check_form, probe_head
-from synthia_batch.resolve import select_rows
+from synthia_batch.resolve import find_directory, select_rows
 from synthia_batch.source import open_source
 from synthia_batch.user_cache import find_user_cache
 
@@ -78,7 +78,7 @@ def examine_job(layers: Sequence[Layer]) -> Diagnosis:
     none = Layer(origin="default", values={"input": {"path": NO_INPUT}}, is_said=False)
     chosen = add_preset([*layers, none])
     job = merge_layers(chosen.layers).job
-    output = job.output or Path("outputs")
+    output = find_directory(job) or Path("outputs")
     checks = [*_list_machine_checks(choose_device(job), output, job)]
     if str(job.input.path) != NO_INPUT:
         checks.append(_try("input", lambda: _check_input(job)))
@@ -91,6 +91,9 @@ def _list_machine_checks(device: str, output: Path, job: Job | None) -> Iterator
     installed = installed_vllm()
     if job is not None and job.engine.kind == "scripted":
         yield Check(name="engine", state="ok", text="scripted: no weights, no GPU")
+    elif job is not None and job.engine.kind == "openai":
+        where = job.engine.settings.get("base_url", "no --base-url was said")
+        yield Check(name="engine", state="ok", text=f"openai: a server, {where}; it was not asked")
     elif installed is None:
         hint = "pip install 'synthia-batch[cuda]' on a GPU machine, 'synthia-batch[cpu]' elsewhere"
         yield Check(name="engine", state="bad", text=f"vLLM is not installed; {hint}")

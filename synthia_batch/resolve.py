@@ -8,6 +8,7 @@ from pathlib import Path
 
 from synthia_batch.asked import check_logprobs, check_tools, read_structure
 from synthia_batch.digest import DigestCache, digest_file, open_digest_cache
+from synthia_batch.engine import openai_settings
 from synthia_batch.engine.vllm_sampling import (
     check_budget,
     check_sampling,
@@ -23,10 +24,12 @@ from synthia_batch.job.fingerprint import fingerprint
 from synthia_batch.job.identity import IdentityParts, InputIdentity, Numerics, identify
 from synthia_batch.job.layers import Layer, Merged, merge_layers
 from synthia_batch.job.resolved import (
+    UNKNOWN_LENGTH,
     EngineSpec,
     PlanSpec,
     PoolSpec,
     PromptSpec,
+    Remote,
     ResolvedJob,
     SystemText,
 )
@@ -84,6 +87,11 @@ def resolve_job(
     layers = chosen.layers
     merged = merge_layers(layers)
     _refuse_two_systems(merged)
+    if said.engine.kind == "openai":
+        openai_settings.check_job(merged)
+        defaults = Layer(origin="the endpoint engine", values=openai_settings.DEFAULTS, is_said=False)
+        layers = [*layers, defaults]
+        merged = merge_layers(layers)
     for url in said.notify or ():
         reveal(url, os.environ, "notify")  # Missed in the evening, not in the morning.
     # Before the model, which may take an hour to download.
@@ -181,7 +189,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
         said=sources.said,
         input_path=job.input.path,
         columns=columns,
-        output=job.output or Path("outputs") / f"{name}-{mark[:8]}",
+        output=find_directory(job) or Path("outputs") / f"{name}-{mark[:8]}",
         preset=sources.preset,
         quantization=str(quantization) if quantization else None,
         model=found.ref,
@@ -208,6 +216,23 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             "tensor_parallel_size": engine.tensor_parallel_size,
             "pipeline_parallel_size": engine.pipeline_parallel_size,
         },
+        remote=_find_remote(job),
+    )
+
+
+def find_directory(job: Job) -> Path | None:
+    """Return the run directory that the job names on this machine, or None where it names none."""
+    return job.output if isinstance(job.output, Path) else job.store.state
+
+
+def _find_remote(job: Job) -> Remote | None:
+    if not isinstance(job.output, str):
+        return None
+    return Remote(
+        url=job.output.rstrip("/"),
+        lease_seconds=job.store.lease,
+        request_seconds=job.store.request_timeout,
+        patience_seconds=job.store.patience,
     )
 
 
@@ -246,6 +271,8 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         from synthia_batch.engine.scripted_engine import parse_options
 
         parse_options(job.engine.settings)
+    elif job.engine.kind == "openai":
+        return _specify_endpoint(sources, prompt)
     elif installed_vllm() is None:
         raise UsageError(
             "vLLM is not installed: `pip install 'synthia-batch[cuda]'` on a GPU machine, "
@@ -290,6 +317,29 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
     return spec
 
 
+def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
+    job = sources.merged.job
+    settings = openai_settings.parse_settings(job.engine.settings)
+    openai_settings.check_sampling(job.sampling, settings, sources.merged.origins)
+    api = openai_settings.choose_api(settings, prompt.format)
+    stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
+    key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
+    telling = openai_settings.list_telling(settings, api)
+    return EngineSpec(
+        kind="openai",
+        model=sources.found.ref,
+        device="cpu",
+        dtype="auto",
+        quantization=None,
+        max_model_len=UNKNOWN_LENGTH,
+        sampling=job.sampling.model_copy(update={"stop": stop}),
+        determinism=job.determinism,
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        settings=reveal_settings({**key, **telling}, os.environ),
+    )
+
+
 def _choose_length(sources: _Sources) -> int:
     job, found = sources.merged.job, sources.found
     known = found.facts.max_model_len if found.facts else SCRIPTED_MODEL_LEN
@@ -306,6 +356,8 @@ def _choose_length(sources: _Sources) -> int:
 
 
 def _find_numerics(engine: EngineSpec, *, has_structures: bool) -> Numerics:
+    if engine.is_elsewhere:
+        return Numerics(version="the server's", hardware=None)
     if engine.kind == "scripted":
         from synthia_batch.engine.scripted_engine import VERSION
 

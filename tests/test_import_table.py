@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "source": {"job", "structure", "rows", "errors", "digest"},
     "structure": {"tally", "rows", "errors"},
     "store": {"rows", "tally", "errors"},
+    "remote": {"job", "plan", "store", "rows", "errors"},
     "models": {"errors", "digest", "privacy", "user_cache"},
     "plan": {"job", "rows", "errors"},
     "dispatch": {"prefixes", "suspects", "rows"},
@@ -131,8 +132,9 @@ MAY_IMPORT = {
         "rows",
         "errors",
     },
-    "kept_job": {"job", "job_file", "opening", "resolve", "store", "errors"},
+    "kept_job": {"job", "job_file", "opening", "remote", "resolve", "store", "errors"},
     "draft": {"source", "errors"},
+    "push": {"store", "errors"},
     "footprint": set(),
     "forecast": {
         "footprint",
@@ -207,6 +209,7 @@ MAY_IMPORT = {
         "assemble",
         "job_file",
         "keeper",
+        "remote",
         "reopening",
         "store",
         "source",
@@ -262,6 +265,7 @@ MAY_IMPORT = {
         "keeper",
         "opening",
         "picks",
+        "remote",
         "report",
         "resolve",
         "command_line",
@@ -270,9 +274,14 @@ MAY_IMPORT = {
         "job",
         "store",
     },
-    "export": {"store", "rows", "tally", "errors"},
+    "readback": {"failures", "job", "job_file", "report", "store", "verify", "rows", "tally", "errors"},
+    "export": {"failures", "readback", "store", "rows", "errors"},
     "cli": {
         "export",
+        "privacy",
+        "push",
+        "readback",
+        "remote",
         "run",
         "result",
         "retry",
@@ -300,7 +309,7 @@ MAY_IMPORT = {
         "rows",
         "words",
     },
-    "__init__": {"job", "result", "run"},
+    "__init__": {"errors", "failures", "job", "readback", "result", "run"},
     "__main__": {"cli"},
 }
 ONLY_IN = {
@@ -318,6 +327,9 @@ ONLY_IN = {
         "store/row_digest.py",
     },
     "typer": {"cli"},
+    "obstore": {"remote/object_store.py"},
+    "openai": {"engine/openai_"},
+    "httpx2": {"engine/openai_"},
     "matplotlib": {"report/plots.py"},
     "prometheus_client": {"metrics.py"},
     "apprise": {"notify.py"},
@@ -393,6 +405,7 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
                 "presets",
                 "doctor",
                 "init",
+                "push",
                 "schema",
             )
         ),
@@ -405,7 +418,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy', 'matplotlib', 'jinja2'}\n"
-        "heavy |= {'apprise', 'prometheus_client', 'jsonschema'}\n"
+        "heavy |= {'apprise', 'prometheus_client', 'jsonschema', 'obstore', 'openai', 'httpx2'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )

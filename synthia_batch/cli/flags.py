@@ -39,7 +39,17 @@ class JobFlags:
     ] = None
     job: Annotated[Path | None, typer.Option("--job", "-j", help="A job file, with INPUT or without.")] = None
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run directory. [outputs/NAME-FINGERPRINT]")
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR|URL",
+            help="Run directory, s3:// or gs://BUCKET/PREFIX. [outputs/NAME-FINGERPRINT]",
+        ),
+    ] = None
+    state: Annotated[
+        Path | None,
+        typer.Option(help="Where the run goes on for an output in a store. [outputs/NAME-FINGERPRINT]"),
     ] = None
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Directory, .gguf file, Hub name or demo. [demo]")
@@ -137,7 +147,11 @@ class JobFlags:
         str | None, typer.Option(help="ray or local. [ray]", autocompletion=_offer("PoolKind"))
     ] = None
     engine: Annotated[
-        str | None, typer.Option(help="vllm or scripted. [vllm]", autocompletion=_offer("EngineKind"))
+        str | None,
+        typer.Option(help="vllm, openai (a server) or scripted. [vllm]", autocompletion=_offer("EngineKind")),
+    ] = None
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of --engine openai: http://127.0.0.1:8000/v1")
     ] = None
     determinism: Annotated[
         str | None, typer.Option(help="strict or fast. [strict]", autocompletion=_offer("Determinism"))
@@ -194,6 +208,7 @@ class JobFlags:
 _KEYS = {
     "input_or_job": "input.path",
     "output": "output",
+    "state": "store.state",
     "model": "model.name",
     "revision": "model.revision",
     "preset": "preset",
@@ -230,6 +245,7 @@ _KEYS = {
     "ray_address": "pool.ray_address",
     "pool": "pool.kind",
     "engine": "engine.kind",
+    "base_url": "engine.base_url",
     "determinism": "determinism",
     "max_failures": "max_failures",
     "deadline": "deadline",
@@ -239,7 +255,7 @@ _KEYS = {
 }
 """The key of a job file that each flag says."""
 _GROUPS = {
-    "Job": ("job", "output", "settings"),
+    "Job": ("job", "output", "state", "settings"),
     "Input": (
         "prompt_column", "messages_column", "turns_column", "system_column", "id_column", "keep_columns",
         "sampling_column", "tools_column", "limit",
@@ -252,6 +268,7 @@ _GROUPS = {
     "Answers": ("json_schema", "regex", "choice", "grammar", "reasoning_parser"),
     "Engines": (
         "workers", "tensor_parallel_size", "pipeline_parallel_size", "ray_address", "pool", "engine",
+        "base_url",
     ),
     "The night": ("deadline", "stop_at", "max_failures", "metrics_port", "notify"),
 }  # fmt: skip

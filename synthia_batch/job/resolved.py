@@ -12,6 +12,9 @@ from synthia_batch.rows import Structure
 Device = Literal["cpu", "cuda"]
 FormatName = Literal["chat", "synthia", "synthia-card", "plain"]
 
+UNKNOWN_LENGTH = 2**31 - 1
+"""Stands for the tokens that a sequence may have where only a server knows: more than any has."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
@@ -65,6 +68,16 @@ class EngineSpec:
     def parses_reasoning(self) -> bool:
         """Whether the engine itself tells an answer's reasoning from its response."""
         return self.kind == "vllm" and bool(self.settings.get("reasoning_parser"))
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether a server makes the text: its model, tokenizer and limits are not known here."""
+        return self.kind == "openai"
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether the engine writes the prompt itself, from messages."""
+        return self.is_elsewhere and self.settings.get("api") == "chat"
 
     @property
     def caches_prefixes(self) -> bool:
@@ -135,6 +148,16 @@ class AdapterChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """Where in an object store the output goes, and how long that store is waited for, in seconds."""
+
+    url: str
+    lease_seconds: float
+    request_seconds: float
+    patience_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedJob:
     """A job with every value found, and the identity that those values make.
 
@@ -143,6 +166,7 @@ class ResolvedJob:
     `origins` tells for each dotted key of the job file where its value came from. `tuning_place`
     is the model, hardware and engine that tuned settings are remembered for. `preset` is None
     where there is no model for it to know, `quantization` what the checkpoint says of its weights.
+    `output` is a directory on this machine in any case: the state directory where there is a `remote`.
     """
 
     name: str
@@ -163,3 +187,9 @@ class ResolvedJob:
     fingerprint: str
     origins: Mapping[str, str]
     tuning_place: Mapping[str, Any]
+    remote: Remote | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the output is, as it is named to people."""
+        return str(self.output) if self.remote is None else self.remote.url

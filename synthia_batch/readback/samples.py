@@ -1,4 +1,4 @@
-"""The samples of a run as they are exported: rows of data/ and failed/."""
+"""A finished sample as it is read back: a row of data/."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ from synthia_batch.tally import CUT_OFF
 class FinishedSample:
     """A row of data/. The last of `messages` is the answer; `kept` are columns of the input.
 
-    `logprobs` are as the column has them; None where there is none, or the format has no use for them.
+    Tokens are those that the engine counted, of a conversation the sums over its turns. `seed` has 63
+    bits. `reasoning` is what the model thought before it answered, None where it marks nothing as that.
+    `logprobs` are as the column has them, None where there is none, or where they were not asked for.
     """
 
     id: str
@@ -25,6 +27,7 @@ class FinishedSample:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    seed: int
     model: str
     kept: Mapping[str, Any]
     logprobs: Sequence[Mapping[str, Any]] | None = None
@@ -33,15 +36,3 @@ class FinishedSample:
     def is_cut_off(self) -> bool:
         """Whether max_tokens ended the answer."""
         return self.finish_reason == CUT_OFF
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedSample:
-    """A row of failed/."""
-
-    id: str
-    row_index: int
-    sample_index: int
-    code: str
-    message: str
-    messages: tuple[Message, ...]
