@@ -218,7 +218,7 @@ def test_a_bucket_that_is_not_there_is_named(s3: S3, run: Runner) -> None:
 
 
 def test_a_second_writer_is_refused_and_told_of_the_first(s3: S3, run: Runner) -> None:
-    process = run.start(engine__latency_ms=40)
+    process = run.start(engine__latency_ms=40, engine__max_num_seqs=4)
     wait_until(lambda: len(run.made()) > 50)
     try:
         done = run(state="second")
@@ -235,9 +235,9 @@ def test_a_second_writer_is_refused_and_told_of_the_first(s3: S3, run: Runner) -
 def test_a_stopped_writer_is_replaced_and_writes_nothing_once_it_wakes(
     s3: S3, run: Runner, expected: dict[str, bytes]
 ) -> None:
-    stopped = run.start(engine__latency_ms=40, store__lease="1s")
+    stopped = run.start(engine__latency_ms=40, engine__max_num_seqs=16, store__lease="1s")
     try:
-        wait_until(lambda: any(seen.is_part for seen in s3.proxy.seen))
+        wait_until(lambda: any(key.startswith("data/") for key in s3.list()))
         os.kill(stopped.pid, signal.SIGSTOP)
         there = {key: s3.read(key) for key in s3.list() if key.endswith(".parquet")}
         wait_until(lambda: read_lease(s3)["ends_at"] < time.time())
