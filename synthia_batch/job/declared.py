@@ -241,7 +241,10 @@ class Job(Section):
     @field_validator("output", mode="before")
     @classmethod
     def _refuse_other_urls(cls, value: Any) -> Any:
-        if isinstance(value, str) and "://" in value and re.match(STORE_URL, value) is None:
+        is_url = isinstance(value, str) and "://" in value
+        # A Path has lost one of the slashes, and would be a directory called s3:.
+        is_lost = isinstance(value, Path) and str(value).startswith(("s3:/", "gs:/"))
+        if is_lost or (is_url and re.match(STORE_URL, value) is None):
             raise ValueError("Input should be a directory, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
         return value
 
