@@ -219,8 +219,8 @@ class ObjectStore:
                     raise StoreUnreachable(
                         f"could not {doing} {self._name(key)}, tried for {self._patience.seconds:.0f} s: "
                         f"{_shorten(exc)}\n"
-                        "  nothing finished is lost: see to the network, the endpoint and the credentials, and run "
-                        "the same command again"
+                        "  nothing finished is lost: see to the network, the endpoint and the credentials, "
+                        "and run the same command again"
                     ) from exc
                 self._tell_of_waiting(exc, pause)
             self._closing.wait(pause)
