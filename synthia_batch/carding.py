@@ -53,10 +53,12 @@ def _spell_command(job: ResolvedJob, source_file: str) -> Iterator[str]:
     """Yield the words of a command that makes this job, but for where its files are."""
     identity = job.identity
     yield from ("synthia-batch", "run", source_file)
-    if job.model.path is not None:
+    if job.model.path is not None or job.engine.is_elsewhere:
         yield from ("--model", job.model.name)
     if identity["engine"]["kind"] != "vllm":
         yield from ("--engine", identity["engine"]["kind"])
+    if job.engine.is_elsewhere:  # Where it was is no part of the output.
+        yield from ("--base-url", "URL")
     columns = identity["input"]["columns"]
     for column in _COLUMN_FLAGS:
         if columns.get(column) is not None:

@@ -42,9 +42,10 @@ MAY_IMPORT = {
         "words",
         "errors",
     },
-    "job": {"errors", "digest"},
+    "job": {"rows", "errors", "digest"},
     "prompts": {"rows", "errors", "digest"},
-    "source": {"rows", "errors", "digest"},
+    "source": {"job", "structure", "rows", "errors", "digest"},
+    "structure": {"tally", "rows", "errors"},
     "store": {"rows", "tally", "errors"},
     "remote": {"job", "plan", "store", "rows", "errors"},
     "models": {"errors", "digest", "privacy", "user_cache"},
@@ -62,6 +63,8 @@ MAY_IMPORT = {
     "carding": {"job", "models", "opening", "report", "store"},
     "model_choice": {"job", "models", "digest", "errors", "hardware"},
     "resolve": {
+        "structure",
+        "rows",
         "model_choice",
         "job",
         "prompts",
@@ -166,7 +169,19 @@ MAY_IMPORT = {
         "rows",
         "errors",
     },
-    "probe": {"early", "estimate", "meter", "opening", "picks", "store", "display", "drain", "job", "rows"},
+    "probe": {
+        "early",
+        "estimate",
+        "meter",
+        "opening",
+        "picks",
+        "plan",
+        "store",
+        "display",
+        "drain",
+        "job",
+        "rows",
+    },
     "drive": {
         "pool",
         "starting",
@@ -184,7 +199,7 @@ MAY_IMPORT = {
         "words",
         "rows",
     },
-    "conversations": {"prompts", "plan", "job", "resolve", "rows", "tally", "errors"},
+    "conversations": {"prompts", "plan", "job", "resolve", "structure", "rows", "tally", "errors"},
     "assemble": {"store", "source", "plan", "job", "rows"},
     "keeper": {"assemble", "store", "tally", "rows", "errors"},
     "canary_record": {"canary", "pool", "prompts", "store", "rows", "errors"},
@@ -259,11 +274,13 @@ MAY_IMPORT = {
         "job",
         "store",
     },
-    "export": {"store", "rows", "tally", "errors"},
+    "readback": {"failures", "job", "job_file", "report", "store", "verify", "rows", "tally", "errors"},
+    "export": {"failures", "readback", "store", "rows", "errors"},
     "cli": {
         "export",
         "privacy",
         "push",
+        "readback",
         "remote",
         "run",
         "result",
@@ -292,7 +309,7 @@ MAY_IMPORT = {
         "rows",
         "words",
     },
-    "__init__": {"job", "result", "run"},
+    "__init__": {"errors", "failures", "job", "readback", "result", "run"},
     "__main__": {"cli"},
 }
 ONLY_IN = {
@@ -310,9 +327,12 @@ ONLY_IN = {
     },
     "typer": {"cli"},
     "obstore": {"remote/object_store.py"},
+    "openai": {"engine/openai_"},
+    "httpx2": {"engine/openai_"},
     "matplotlib": {"report/plots.py"},
     "prometheus_client": {"metrics.py"},
     "apprise": {"notify.py"},
+    "jsonschema": {"structure/"},
     "transformers": {"models/gguf_convert.py", "models/tokenizer_file.py"},
 }
 
@@ -397,7 +417,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy', 'matplotlib', 'jinja2'}\n"
-        "heavy |= {'apprise', 'prometheus_client', 'obstore'}\n"
+        "heavy |= {'apprise', 'prometheus_client', 'jsonschema', 'obstore', 'openai', 'httpx2'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )

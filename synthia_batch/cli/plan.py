@@ -94,7 +94,10 @@ def _list_facts(forecast: "Forecast") -> list[str]:
     names = ("directory", "fingerprint", "model", "rows", "samples", "shards", "longest_output_tokens")
     lines = [f"{name.replace('_', ' ')}: {values[name]}" for name in names]
     tokens = values["prompt_tokens"].items()
-    lines.append("prompt tokens: " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in tokens))
+    lines.append(
+        f"prompt {forecast.prompt_unit}: "
+        + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in tokens)
+    )
     if forecast.later_turns:
         lines.append(f"later turns: {forecast.later_turns}; {LATER_TURNS}")
     for name, found in (("too long", forecast.rows_too_long), ("repeated", forecast.rows_repeated)):

@@ -5,10 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from synthia_batch.job.declared import Determinism, EngineKind, Job, PoolKind, Sampling
+from synthia_batch.job.declared import Determinism, EngineKind, Job, PoolKind
+from synthia_batch.job.sampling import Sampling
+from synthia_batch.rows import Structure
 
 Device = Literal["cpu", "cuda"]
 FormatName = Literal["chat", "synthia", "synthia-card", "plain"]
+
+UNKNOWN_LENGTH = 2**31 - 1
+"""Stands for the tokens that a sequence may have where only a server knows: more than any has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +45,10 @@ class LoraAdapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """All that a worker needs to make its engine. `settings` are the engine's own, by name."""
+    """All that a worker needs to make its engine. `settings` are the engine's own, by name.
+
+    `structure` is what an answer must be, unless its request says something else.
+    """
 
     kind: EngineKind
     model: ModelRef
@@ -54,6 +62,17 @@ class EngineSpec:
     pipeline_parallel_size: int
     settings: Mapping[str, Any]
     adapters: tuple[LoraAdapter, ...] = ()
+    structure: Structure | None = None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether a server makes the text: its model, tokenizer and limits are not known here."""
+        return self.kind == "openai"
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether the engine writes the prompt itself, from messages."""
+        return self.is_elsewhere and self.settings.get("api") == "chat"
 
     @property
     def caches_prefixes(self) -> bool:
