@@ -233,7 +233,7 @@ def begin_attempt(
         remove_leftovers(run_dir, states)
         mirror = locked.mirror
         if mirror is not None:
-            start_mirror(mirror, attempt.plan_digest, states)
+            _start_mirror(mirror, attempt.plan_digest, states)
         keeper = Keeper(
             run_dir=run_dir,
             shards=locked.shards,
@@ -259,12 +259,18 @@ def begin_attempt(
             mirror.settle()
 
 
-def start_mirror(mirror: Mirror, plan_digest: str, states: Sequence[ShardState]) -> None:
-    """Begin to put a run into its object store, with all that is published by now.
+def complete_mirror(locked: LockedRun) -> None:
+    """Put a run that is complete in its directory into its object store, where it has one.
 
     Raises:
-        SynthiaBatchError: As for Mirror.begin.
+        SynthiaBatchError: As for Mirror.settle.
     """
+    if locked.mirror is not None:
+        _start_mirror(locked.mirror, locked.attempt.plan_digest, locked.states)
+        locked.mirror.settle()
+
+
+def _start_mirror(mirror: Mirror, plan_digest: str, states: Sequence[ShardState]) -> None:
     mirror.begin(plan_digest)
     mirror.submit_all((state.shard, state.intent) for state in states if isinstance(state, Published))
 
