@@ -43,6 +43,7 @@ from synthia_batch.prompts.formats import (
 )
 from synthia_batch.prompts.library import SystemMessage, select_system_message
 from synthia_batch.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
+from synthia_batch.quality.flags import identify_flags
 from synthia_batch.source import Columns, Selection, open_source
 from synthia_batch.tuned import read_tuned
 
@@ -167,6 +168,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             on_overflow=job.on_overflow if plan.plays_turns else None,
             quantization=quantization.method if quantization else None,
             adapter_column=job.lora.column,
+            flags=identify_flags(job),
         )
     )
     name = job.name or _name_after(job.input.path)

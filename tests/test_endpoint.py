@@ -233,7 +233,9 @@ def test_a_server_that_stays_away_ends_the_run_and_the_next_one_goes_on(
     assert refused.returncode == 69
     assert "no server answers" in refused.stderr
     with Endpoint() as back:
+        back.max_model_len = 99
         done = ask(synthia, back, tmp_path)
+    assert "max_model_len 99; the run began with openai tiny, of tests, max_model_len 4096" in done.stderr
     assert done.returncode == 0, done.stderr
     assert sum(back.texts.values()) == 4
     assert read_bytes_of_data(tmp_path / "out") == read_bytes_of_data(tmp_path / "whole")

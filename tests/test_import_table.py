@@ -57,13 +57,15 @@ MAY_IMPORT = {
     "canary": {"engine", "rows", "errors"},
     "worker": {"engine", "rows", "errors"},
     "pool": {"canary", "worker", "engine", "job", "rows", "errors", "hardware", "privacy"},
-    "report": {"verify", "store", "plan", "job", "drain", "tally", "words", "rows", "errors"},
+    "quality": {"job", "rows", "errors"},
+    "report": {"quality", "verify", "store", "plan", "job", "drain", "tally", "words", "rows", "errors"},
     "carding": {"job", "models", "opening", "report", "store"},
     "model_choice": {"job", "models", "digest", "errors", "hardware"},
     "resolve": {
         "model_choice",
         "job",
         "prompts",
+        "quality",
         "source",
         "engine",
         "digest",
@@ -183,7 +185,7 @@ MAY_IMPORT = {
         "rows",
     },
     "conversations": {"prompts", "plan", "job", "resolve", "rows", "tally", "errors"},
-    "assemble": {"store", "source", "plan", "job", "rows"},
+    "assemble": {"quality", "store", "source", "plan", "job", "rows"},
     "keeper": {"assemble", "store", "tally", "rows", "errors"},
     "canary_record": {"canary", "pool", "prompts", "store", "rows", "errors"},
     "job_file": {"job", "models", "store", "errors"},
@@ -192,6 +194,7 @@ MAY_IMPORT = {
         "assemble",
         "job_file",
         "keeper",
+        "quality",
         "reopening",
         "store",
         "source",
@@ -305,6 +308,7 @@ ONLY_IN = {
     },
     "typer": {"cli"},
     "openai": {"engine/openai_"},
+    "py3langid": {"quality/language.py"},
     "httpx2": {"engine/openai_"},
     "matplotlib": {"report/plots.py"},
     "prometheus_client": {"metrics.py"},
@@ -392,7 +396,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy', 'matplotlib', 'jinja2'}\n"
-        "heavy |= {'apprise', 'prometheus_client', 'openai', 'httpx2'}\n"
+        "heavy |= {'apprise', 'prometheus_client', 'openai', 'httpx2', 'py3langid'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )

@@ -73,12 +73,12 @@ class OpenAIEngine:
 
     @property
     def facts(self) -> EngineFacts:
-        """What the server says of its model stands for the device. A tenth more than what is in flight."""
+        """What the server says of its model stands for the version. A tenth more than what is in flight."""
         concurrency = self._settings.concurrency
         return EngineFacts(
             engine="openai",
-            version=openai.__version__,
-            device=f"{self._settings.base_url}: {self._model.describe()}",
+            version=self._model.describe(),
+            device=self._settings.base_url,
             capacity=concurrency + max(2, concurrency // 10),
             max_model_len=self._model.max_model_len or self._spec.max_model_len,
         )

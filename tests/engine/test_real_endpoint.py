@@ -125,6 +125,21 @@ def test_a_real_server_is_asked_through_kills_of_the_driver_and_of_itself(
             bytes_of.append(read_bytes_of_data(tmp_path / name))
         assert bytes_of[0] == bytes_of[1]
         check_completions_and_turns(synthia, job, tmp_path)
+        check_flags(synthia, alone, tmp_path)
+
+
+def check_flags(synthia: Command, alone: tuple[Any, ...], directory: Path) -> None:
+    """Answers of a real model, flagged: the second of two greedy ones repeats the first."""
+    asked = ("--temperature", "0", "-n", "2", "--flag", "repetition,empty,refusal,language,duplicate")
+    done = synthia("run", *alone, "flagged", *asked, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(directory / "flagged")
+    assert all("duplicate" in row["flags"] for row in rows if row["sample_index"] == 1)
+    assert not any("empty" in row["flags"] for row in rows)
+    dropped = synthia("run", *alone, "dropped", *asked, "--drop-flagged", timeout=300)
+    assert dropped.returncode == 0, dropped.stderr
+    kept = [row["response"] for row in rows if not row["flags"]]
+    assert [row["response"] for row in read_rows(directory / "dropped")] == kept
 
 
 def check_completions_and_turns(synthia: Command, job: tuple[Any, ...], directory: Path) -> None:
