@@ -109,7 +109,7 @@ def test_what_is_flagged_is_set_aside_where_that_is_asked_for(synthia: Command, 
 def test_flags_are_the_same_for_any_workers_and_kills(synthia: Command, tmp_path: Path) -> None:
     rows = [{"question": f"What is {n % 7}?"} for n in range(60)]
     source = write_jsonl(tmp_path / "q.jsonl", rows)
-    words = ("--set", "engine.max_words=2", "--flag", "duplicate,empty", "--drop-flagged", "-n", "3")
+    words = ("--set", "engine.max_words=1", "--flag", "duplicate,empty", "--drop-flagged", "-n", "3")
     job = (source, "--engine", "scripted", "--pool", "local", *words)
     whole = synthia("run", *job, "-o", "whole")
     assert whole.returncode == 0, whole.stderr

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from synthia_batch.engine.openai_settings import EndpointSettings
+from synthia_batch.engine.openai_settings import NEUTRAL, EndpointSettings, list_extra
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Failed, Finished, Outcome, Request
 
@@ -100,8 +100,8 @@ def build_body(spec: EngineSpec, settings: EndpointSettings, request: Request) -
         if getattr(sampling, name):
             body[name] = getattr(sampling, name)
     if settings.extra_sampling:
+        body |= {name: getattr(sampling, name) for name in NEUTRAL} | list_extra(sampling)
         body["top_k"] = sampling.top_k or -1  # All tokens: 0 is refused by some.
-        body |= {"min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty}
     return {**body, **_say_prompt(settings, request), **settings.extra_body}
 
 

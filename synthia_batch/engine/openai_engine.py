@@ -272,10 +272,11 @@ class _Patience:
         away_seconds = now - self._away_since
         asked_seconds = trouble.wait_seconds if isinstance(trouble, ServerAway) else 0.0
         if away_seconds + asked_seconds > self._settings.patience_seconds:
+            more = f", and asks for {asked_seconds:.0f} s more" if asked_seconds else ""
             raise PoolFailed(
-                f"{self._settings.base_url} has answered nothing for {away_seconds:.0f} s, and asks for "
-                f"{asked_seconds:.0f} s more ({trouble}); what was finished is kept: run the same command "
-                "once it is back (engine.patience_seconds is how long a server may be away)"
+                f"{self._settings.base_url} has answered nothing for {away_seconds:.0f} s{more} ({trouble}); "
+                "what was finished is kept: run the same command once it is back (engine.patience_seconds is "
+                "how long a server may be away)"
             )
         self._open_at = max(self._open_at, now + asked_seconds)
         await asyncio.sleep(max(asked_seconds, pause_seconds * random.uniform(0.5, 1.0)))
