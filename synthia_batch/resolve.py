@@ -8,6 +8,7 @@ from pathlib import Path
 
 from synthia_batch.digest import DigestCache, digest_file, open_digest_cache
 from synthia_batch.engine import openai_settings
+from synthia_batch.engine.vllm_sampling import check_sampling, check_structures, name_structures_backend
 from synthia_batch.engine.vllm_settings import check_settings, check_split
 from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
@@ -26,6 +27,7 @@ from synthia_batch.job.resolved import (
     SystemText,
 )
 from synthia_batch.job.secret import reveal, reveal_settings
+from synthia_batch.job.structured import make_structure
 from synthia_batch.model_choice import (
     FoundModel,
     add_preset,
@@ -44,7 +46,9 @@ from synthia_batch.prompts.formats import (
 from synthia_batch.prompts.library import SystemMessage, select_system_message
 from synthia_batch.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
 from synthia_batch.quality.flags import identify_flags
+from synthia_batch.rows import Structure
 from synthia_batch.source import Columns, Selection, open_source
+from synthia_batch.structure.check import check_structure, read_schema, read_text
 from synthia_batch.tuned import read_tuned
 
 SCRIPTED_MODEL_LEN = 8192
@@ -136,6 +140,7 @@ def select_rows(job: Job) -> Selection:
         system_column=said.system_column,
         id_column=said.id_column,
         keep_columns=(*said.keep_columns, *of_adapter),
+        sampling_column=said.sampling_column,
         limit=said.limit,
     )
 
@@ -153,7 +158,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     prompt = choose_format(job, found)
     plan = _choose_systems(sources.merged, sources.columns)
     engine = _specify_engine(sources, prompt)
-    numerics = _find_numerics(engine)
+    numerics = _find_numerics(engine, has_structures=bool(engine.structure or columns.get("sampling")))
     quantization = found.facts.quantization if found.facts else None
     identity = identify(
         IdentityParts(
@@ -255,6 +260,8 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         for name, value in job.engine.settings.items():
             with sources.merged.blame(f"engine.{name}"):
                 check_settings({name: value}, job.determinism)
+        check_sampling(job.sampling, found.facts.vocabulary if found.facts else None)
+        check_structures(job.engine.settings, job.sampling, is_asked=job.structured.kind is not None)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     spec = EngineSpec(
         kind=job.engine.kind,
@@ -269,6 +276,7 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         pipeline_parallel_size=job.pool.pipeline_parallel_size,
         settings=reveal_settings(job.engine.settings, os.environ),
         adapters=found.adapters,
+        structure=_read_structure(sources.merged),
     )
     if spec.kind == "vllm":
         check_split(spec)
@@ -285,6 +293,8 @@ def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
     job = sources.merged.job
     settings = openai_settings.parse_settings(job.engine.settings)
     openai_settings.check_sampling(job.sampling, settings, sources.merged.origins)
+    structure = _read_structure(sources.merged)
+    openai_settings.check_structure(structure, settings)
     api = openai_settings.choose_api(settings, prompt.format)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
@@ -301,7 +311,26 @@ def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         tensor_parallel_size=1,
         pipeline_parallel_size=1,
         settings=reveal_settings({**key, **telling}, os.environ),
+        structure=structure,
     )
+
+
+def _read_structure(merged: Merged) -> Structure | None:
+    said = merged.job.structured
+    if said.kind is None:
+        return None
+    with merged.blame(f"structured.{said.kind}"):
+        value = getattr(said, said.kind)
+        if said.kind == "json_schema":
+            value = read_schema(value)
+        elif said.kind == "grammar":
+            value = read_text(value)
+        structure = make_structure(said.kind, value)
+        try:
+            check_structure(structure)
+        except ValueError as exc:
+            raise UsageError(f"structured.{exc}") from exc
+    return structure
 
 
 def _choose_length(sources: _Sources) -> int:
@@ -319,7 +348,7 @@ def _choose_length(sources: _Sources) -> int:
     return length
 
 
-def _find_numerics(engine: EngineSpec) -> Numerics:
+def _find_numerics(engine: EngineSpec, *, has_structures: bool) -> Numerics:
     if engine.is_elsewhere:
         return Numerics(version="the server's", hardware=None)
     if engine.kind == "scripted":
@@ -327,7 +356,11 @@ def _find_numerics(engine: EngineSpec) -> Numerics:
 
         return Numerics(version=VERSION, hardware=None)
     hardware = name_cpu() if engine.device == "cpu" else _name_gpu_kind()
-    return Numerics(version=" ".join(installed_vllm() or ()), hardware=hardware)
+    return Numerics(
+        version=" ".join(installed_vllm() or ()),
+        hardware=hardware,
+        structures=name_structures_backend(engine.settings) if has_structures else None,
+    )
 
 
 def _name_gpu_kind() -> str:

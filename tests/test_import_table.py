@@ -42,9 +42,10 @@ MAY_IMPORT = {
         "words",
         "errors",
     },
-    "job": {"errors", "digest"},
+    "job": {"rows", "errors", "digest"},
     "prompts": {"rows", "errors", "digest"},
-    "source": {"rows", "errors", "digest"},
+    "source": {"job", "structure", "rows", "errors", "digest"},
+    "structure": {"tally", "rows", "errors"},
     "store": {"rows", "tally", "errors"},
     "models": {"errors", "digest", "privacy", "user_cache"},
     "plan": {"job", "rows", "errors"},
@@ -62,6 +63,8 @@ MAY_IMPORT = {
     "carding": {"job", "models", "opening", "report", "store"},
     "model_choice": {"job", "models", "digest", "errors", "hardware"},
     "resolve": {
+        "structure",
+        "rows",
         "model_choice",
         "job",
         "prompts",
@@ -166,7 +169,19 @@ MAY_IMPORT = {
         "rows",
         "errors",
     },
-    "probe": {"early", "estimate", "meter", "opening", "picks", "store", "display", "drain", "job", "rows"},
+    "probe": {
+        "early",
+        "estimate",
+        "meter",
+        "opening",
+        "picks",
+        "plan",
+        "store",
+        "display",
+        "drain",
+        "job",
+        "rows",
+    },
     "drive": {
         "pool",
         "starting",
@@ -184,7 +199,7 @@ MAY_IMPORT = {
         "words",
         "rows",
     },
-    "conversations": {"prompts", "plan", "job", "resolve", "rows", "tally", "errors"},
+    "conversations": {"prompts", "plan", "job", "resolve", "structure", "rows", "tally", "errors"},
     "assemble": {"quality", "store", "source", "plan", "job", "rows"},
     "keeper": {"assemble", "store", "tally", "rows", "errors"},
     "canary_record": {"canary", "pool", "prompts", "store", "rows", "errors"},
@@ -313,6 +328,7 @@ ONLY_IN = {
     "matplotlib": {"report/plots.py"},
     "prometheus_client": {"metrics.py"},
     "apprise": {"notify.py"},
+    "jsonschema": {"structure/"},
     "transformers": {"models/gguf_convert.py", "models/tokenizer_file.py"},
 }
 
@@ -396,7 +412,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy', 'matplotlib', 'jinja2'}\n"
-        "heavy |= {'apprise', 'prometheus_client', 'openai', 'httpx2', 'py3langid'}\n"
+        "heavy |= {'apprise', 'prometheus_client', 'openai', 'httpx2', 'py3langid', 'jsonschema'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )

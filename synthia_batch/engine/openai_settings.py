@@ -8,10 +8,12 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import Determinism, Sampling
+from synthia_batch.job.declared import Determinism
 from synthia_batch.job.layers import Merged
 from synthia_batch.job.resolved import FormatName
+from synthia_batch.job.sampling import Sampling
 from synthia_batch.job.secret import is_reference
+from synthia_batch.rows import Structure
 
 Api = Literal["chat", "completions"]
 
@@ -156,8 +158,9 @@ def list_extra(sampling: Sampling) -> dict[str, Any]:
     """Return what of `sampling` OpenAI's API has no field for, and is not what goes without saying."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in _FIELDS.items()}
     neutral = {**defaults, **NEUTRAL}
+    values = sampling.model_dump(mode="json", warnings=False)  # What a row says was checked before.
     return {
-        name: getattr(sampling, name)
+        name: values[name]
         for name in _FIELDS
         if name not in OF_OPENAI and getattr(sampling, name) != neutral[name]
     }
@@ -178,6 +181,19 @@ def check_sampling(sampling: Sampling, settings: EndpointSettings, origins: Mapp
                 f"out in silence: --set sampling.{name}={neutral} does without, --set "
                 "engine.extra_sampling=true sends it to a server that takes vLLM's fields"
             )
+
+
+def check_structure(structure: Structure | None, settings: EndpointSettings) -> None:
+    """Return if a request can ask for `structure`: OpenAI's API knows JSON Schemas, vLLM's server all.
+
+    Raises:
+        UsageError: It cannot, and the server was not said to take vLLM's fields.
+    """
+    if structure is not None and structure.kind != "json_schema" and not settings.extra_sampling:
+        raise UsageError(
+            f"structured.{structure.kind}: OpenAI's API has no such field; say a --json-schema, or --set "
+            "engine.extra_sampling=true where the server takes vLLM's fields"
+        )
 
 
 def _check_determinism(determinism: Determinism) -> None:

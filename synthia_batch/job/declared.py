@@ -4,13 +4,14 @@ Everything is optional but the input. What is left unsaid is filled, in this ord
 preset, the model's generation_config and the defaults below; see `layers`.
 """
 
-import os
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from synthia_batch.job.human import ClockTime, Count, Duration, FailureLimit, TokenLength
+from synthia_batch.job.sampling import Sampling
+from synthia_batch.job.section import HomePath, Number, Section, Whole
+from synthia_batch.job.structured import Structured
 
 Determinism = Literal["strict", "fast"]
 EngineKind = Literal["vllm", "openai", "scripted"]
@@ -18,32 +19,6 @@ PoolKind = Literal["ray", "local"]
 PromptFormat = Literal["auto", "chat", "synthia", "synthia-card"]
 OnOverflow = Literal["fail", "truncate-oldest", "stop"]
 FlagName = Literal["repetition", "empty", "refusal", "language", "duplicate"]
-
-
-def _refuse_bool(value: Any) -> Any:
-    # Pydantic takes true for 1, and a slip in YAML for a temperature.
-    if isinstance(value, bool):
-        raise ValueError("Input should be a number, not true or false")
-    return value
-
-
-def _expand_home(path: Path) -> Path:
-    return Path(os.path.expanduser(path))
-
-
-Whole = Annotated[int, BeforeValidator(_refuse_bool)]
-Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_refuse_bool)]
-HomePath = Annotated[Path, AfterValidator(_expand_home)]
-"""A path that may start with `~`, the home directory."""
-
-
-class Section(BaseModel):
-    """A part of a job file. Unknown keys are refused."""
-
-    # The docstrings under the fields are what `schema` says of them.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
-    )
 
 
 class Input(Section):
@@ -65,6 +40,9 @@ class Input(Section):
     """Default: a hash of the row's content and an occurrence number."""
     keep_columns: tuple[str, ...] = ()
     """Input columns to carry into the output."""
+    sampling_column: str | None = None
+    """Takes what a row says of its own sampling from this column: an object with keys of `sampling`, or
+    `seed`. What it leaves out, or is null, is the job's."""
     limit: Annotated[Count, Field(ge=1)] | None = None
     """Take the first `limit` rows only."""
 
@@ -95,34 +73,6 @@ class Lora(Section):
     column: str | None = None
     """Takes each row's adapter, by name, from this column; where that is blank, the model answers as it
     is. Without a column every row takes the one adapter."""
-
-
-class Sampling(Section):
-    """How tokens are drawn. The defaults are those of the Synthia model cards."""
-
-    temperature: Annotated[Number, Field(ge=0, le=10)] = 0.75
-    """0 takes the likeliest token each time."""
-    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    """Draw from the likeliest tokens that come to this probability together."""
-    top_k: Annotated[Whole, Field(ge=0)] = 50
-    """0 considers every token."""
-    min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
-    """Leave out tokens less probable than this share of the likeliest one's probability."""
-    repetition_penalty: Annotated[Number, Field(gt=0)] = 1.0
-    """Over 1 disfavours tokens of the prompt and of the answer so far."""
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
-    """Over 0 disfavours tokens that the answer has."""
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
-    """Over 0 disfavours tokens by how often the answer has them."""
-    max_tokens: Annotated[TokenLength, Field(ge=1)] = 1024
-    """New tokens per answer; fewer where prompt and answer would exceed max_model_len."""
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Strings that end an answer and are not part of it."""
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _accept_one_string(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 class Engine(Section):
@@ -199,6 +149,8 @@ class Job(Section):
     """Set samples with a flag aside, in failed/, with a code such as flagged_repetition."""
     sampling: Sampling = Sampling()
     """How tokens are drawn."""
+    structured: Structured = Structured()
+    """What every answer must be."""
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     """Every sample's own seed is derived from it."""
     determinism: Determinism = "strict"

@@ -33,6 +33,7 @@ class Selection:
     system_column: str | None = None
     id_column: str | None = None
     keep_columns: tuple[str, ...] = ()
+    sampling_column: str | None = None
     limit: int | None = None
 
 
@@ -46,6 +47,7 @@ class Columns:
     id: str | None
     keep: tuple[str, ...]
     turns: str | None = None
+    sampling: str | None = None
 
     @property
     def text(self) -> str:
@@ -58,19 +60,20 @@ class Columns:
     @property
     def used(self) -> tuple[str, ...]:
         """Every column that is read, once each."""
-        named = (self.text, self.system, self.id, *self.keep)
+        named = (self.text, self.system, self.id, self.sampling, *self.keep)
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return them as plain JSON values; the turns only where there are any, as in plans of before."""
-        values = {
+        """Return them as plain JSON values; later kinds only where there are any, as in plans of before."""
+        values: dict[str, Any] = {
             "prompt": self.prompt,
             "messages": self.messages,
             "system": self.system,
             "id": self.id,
             "keep": list(self.keep),
         }
-        return values if self.turns is None else {**values, "turns": self.turns}
+        later = {"turns": self.turns, "sampling": self.sampling}
+        return values | {kind: name for kind, name in later.items() if name is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from synthia_batch.source.files import Watched, changed, report_unreadable
 from synthia_batch.source.ids import HashIndex, find_duplicates
 from synthia_batch.source.kept_json import KindTracker, convert_kept
 from synthia_batch.source.messages import describe
-from synthia_batch.source.record import RecordParser
+from synthia_batch.source.record import RecordParser, Values
 from synthia_batch.source.strict_json import check_encodable, may_hold_surrogates, parse_json
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -172,7 +172,8 @@ class _Scanner:
         self._parser = RecordParser(columns)
         self._kinds = KindTracker(columns.keep)
         # The others are optional in a row, but not in all of them: that is a misspelt name.
-        self._unseen = {name for name in (columns.system, *columns.keep) if name is not None}
+        optional = (columns.system, columns.sampling, *columns.keep)
+        self._unseen = {name for name in optional if name is not None}
 
     def _check(self, record: Mapping[str, Any], text: str) -> bytes:
         columns = self._columns
@@ -184,7 +185,7 @@ class _Scanner:
             _check_encodable(record, columns)
         if columns.keep:
             self._kinds.take(record)
-        return self._parser.hash_record(*_get_values(record, columns))
+        return self._parser.hash_record(_get_values(record, columns))
 
 
 class _RowReader:
@@ -207,7 +208,7 @@ class _RowReader:
             if may_hold_surrogates(text):
                 _check_encodable(record, self._columns)
             return self._parser.make_row(
-                *_get_values(record, self._columns),
+                _get_values(record, self._columns),
                 index=index,
                 occurrence=self._number(index),
                 kept=convert_kept(record, self._kept) if self._kept else {},
@@ -251,14 +252,18 @@ def _hint_truncated(content: bytes) -> str:
     return "" if content.endswith(b"\n") else "; the file ends within this line, it is probably truncated"
 
 
-def _get_values(record: Mapping[str, Any], columns: Columns) -> tuple[Any, Any, Any]:
-    """Return the values of the text, system and id columns."""
+def _get_values(record: Mapping[str, Any], columns: Columns) -> Values:
+    """Return the values of the columns that make a row; text and id must be there."""
     try:
         text = record[columns.text]
         identifier = record[columns.id] if columns.id is not None else None
     except KeyError as exc:
         raise RowFault(f"there is no {exc.args[0]!r} in this row") from exc
-    return text, record.get(columns.system) if columns.system is not None else None, identifier
+
+    def find(name: str | None) -> Any:
+        return record.get(name) if name is not None else None
+
+    return Values(text, find(columns.system), identifier, find(columns.sampling))
 
 
 def _check_encodable(record: Mapping[str, Any], columns: Columns) -> None:

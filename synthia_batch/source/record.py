@@ -5,15 +5,28 @@ Scanning needs only the hash, which is made without a Row for speed; both ways c
 
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from synthia_batch.rows import Message, Row
+from synthia_batch.rows import Message, Row, RowSampling
 from synthia_batch.source.base import Columns
 from synthia_batch.source.faults import RowFault
 from synthia_batch.source.ids import HASH_BYTES
 from synthia_batch.source.messages import describe, parse_messages, parse_turns
+from synthia_batch.source.row_sampling import parse_sampling
+
+
+class Values(NamedTuple):
+    """The values of a record's columns, None where there is no such column.
+
+    `text` is of the prompt, messages or turns column.
+    """
+
+    text: Any
+    system: Any
+    identifier: Any
+    sampling: Any = None
 
 
 class RecordParser:
@@ -23,26 +36,22 @@ class RecordParser:
         self._columns = columns
         self._parse_content: Callable[[Any], tuple[Message, ...]] = self._choose_parser()
 
-    def hash_record(self, text: Any, system: Any, identifier: Any) -> bytes:
+    def hash_record(self, values: Values) -> bytes:
         """Return the 8 bytes that the record's id is told apart by.
-
-        `text` is the value of the prompt, messages or turns column; `system` and `identifier` are None
-        where there is no such column.
 
         Raises:
             RowFault: A value is not what it must be.
         """
-        messages = self._parse_content(text)
-        system = self._parse_system(system)
+        messages = self._parse_content(values.text)
+        system = self._parse_system(values.system)
+        self._parse_sampling(values.sampling)
         if self._columns.id is None:
             return hash_content(messages, system)
-        return hash_id(self._parse_id(identifier))
+        return hash_id(self._parse_id(values.identifier))
 
     def make_row(
         self,
-        text: Any,
-        system: Any,
-        identifier: Any,
+        values: Values,
         *,
         index: int,
         occurrence: int,
@@ -54,12 +63,12 @@ class RecordParser:
         Raises:
             RowFault: A value is not what it must be.
         """
-        messages = self._parse_content(text)
-        system = self._parse_system(system)
+        messages = self._parse_content(values.text)
+        system = self._parse_system(values.system)
         if self._columns.id is None:
             row_id = f"{hash_content(messages, system).hex()}-{occurrence}"
         else:
-            row_id = self._parse_id(identifier)
+            row_id = self._parse_id(values.identifier)
         follow_ups: tuple[str, ...] = ()
         if self._columns.turns is not None:
             messages, later = messages[:1], messages[1:]
@@ -72,6 +81,7 @@ class RecordParser:
             kept=kept,
             line=line,
             follow_ups=follow_ups,
+            sampling=self._parse_sampling(values.sampling),
         )
 
     def _choose_parser(self) -> Callable[[Any], tuple[Message, ...]]:
@@ -104,6 +114,14 @@ class RecordParser:
         if type(value) is not str:
             raise RowFault(f"column {self._columns.system!r} must be a string, not {describe(value)}")
         return None if not value or value.isspace() else value
+
+    def _parse_sampling(self, value: Any) -> RowSampling | None:
+        if self._columns.sampling is None:
+            return None
+        try:
+            return parse_sampling(value)
+        except RowFault as exc:
+            raise RowFault(f"column {self._columns.sampling!r}: {exc}") from exc
 
     def _parse_id(self, value: Any) -> str:
         if type(value) is int:
