@@ -151,6 +151,9 @@ def check_completions_and_turns(synthia: Command, job: tuple[Any, ...], director
     (row,) = read_rows(directory / "played")
     roles = ["system", "user", "assistant", "user", "assistant"]
     assert [turn["role"] for turn in row["messages"]] == roles
+    fitting = synthia("run", job[0], *shared, "fitting", "--regex", "(red|green|blue)", "--limit", "4")
+    assert fitting.returncode == 0, fitting.stderr
+    assert {row["response"] for row in read_rows(directory / "fitting")} <= {"red", "green", "blue"}
     written = synthia("run", job[0], *shared, "written", "--set", "prompt_format=synthia", "--limit", "4")
     assert written.returncode == 0, written.stderr
     rows = read_rows(directory / "written")
