@@ -91,9 +91,9 @@ class Conversations:
     """Makes the requests of samples and reads the answers; knows the conversations in between.
 
     `choose_adapter` names the LoRA adapter that makes a row, `structure` is what an answer must be where
-    its row does not say. With `sends_messages` requests carry the conversation, for engines that write the
-    prompt. Holds a conversation from its first request to its end, a sample of one turn not at all, but for
-    the structure of its row.
+    its row does not say. With `sends_messages` requests carry the conversation, for engines that write
+    the prompt. Holds a conversation from its first request to its end, a sample of one turn not at all,
+    but for the structure of its row.
     """
 
     def __init__(
@@ -108,9 +108,9 @@ class Conversations:
         self._renderer = renderer
         self._context = context
         self._choose_adapter = choose_adapter
-        self._sends_messages = sends_messages
         self._structure = structure
         self._structures: dict[int, Structure] = {}
+        self._sends_messages = sends_messages
         self._talks: dict[int, _Talk] = {}
 
     def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:

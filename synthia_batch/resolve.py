@@ -23,6 +23,7 @@ from synthia_batch.job.resolved import (
     PlanSpec,
     PoolSpec,
     PromptSpec,
+    Remote,
     ResolvedJob,
     SystemText,
 )
@@ -184,7 +185,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
         said=sources.said,
         input_path=job.input.path,
         columns=columns,
-        output=job.output or Path("outputs") / f"{name}-{mark[:8]}",
+        output=find_directory(job) or Path("outputs") / f"{name}-{mark[:8]}",
         preset=sources.preset,
         quantization=str(quantization) if quantization else None,
         model=found.ref,
@@ -211,6 +212,23 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             "tensor_parallel_size": engine.tensor_parallel_size,
             "pipeline_parallel_size": engine.pipeline_parallel_size,
         },
+        remote=_find_remote(job),
+    )
+
+
+def find_directory(job: Job) -> Path | None:
+    """Return the run directory that the job names on this machine, or None where it names none."""
+    return job.output if isinstance(job.output, Path) else job.store.state
+
+
+def _find_remote(job: Job) -> Remote | None:
+    if not isinstance(job.output, str):
+        return None
+    return Remote(
+        url=job.output.rstrip("/"),
+        lease_seconds=job.store.lease,
+        request_seconds=job.store.request_timeout,
+        patience_seconds=job.store.patience,
     )
 
 
@@ -289,6 +307,24 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
     return spec
 
 
+def _read_structure(merged: Merged) -> Structure | None:
+    said = merged.job.structured
+    if said.kind is None:
+        return None
+    with merged.blame(f"structured.{said.kind}"):
+        value = getattr(said, said.kind)
+        if said.kind == "json_schema":
+            value = read_schema(value)
+        elif said.kind == "grammar":
+            value = read_text(value)
+        structure = make_structure(said.kind, value)
+        try:
+            check_structure(structure)
+        except ValueError as exc:
+            raise UsageError(f"structured.{exc}") from exc
+    return structure
+
+
 def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
     job = sources.merged.job
     settings = openai_settings.parse_settings(job.engine.settings)
@@ -313,24 +349,6 @@ def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         settings=reveal_settings({**key, **telling}, os.environ),
         structure=structure,
     )
-
-
-def _read_structure(merged: Merged) -> Structure | None:
-    said = merged.job.structured
-    if said.kind is None:
-        return None
-    with merged.blame(f"structured.{said.kind}"):
-        value = getattr(said, said.kind)
-        if said.kind == "json_schema":
-            value = read_schema(value)
-        elif said.kind == "grammar":
-            value = read_text(value)
-        structure = make_structure(said.kind, value)
-        try:
-            check_structure(structure)
-        except ValueError as exc:
-            raise UsageError(f"structured.{exc}") from exc
-    return structure
 
 
 def _choose_length(sources: _Sources) -> int:

@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "source": {"job", "structure", "rows", "errors", "digest"},
     "structure": {"tally", "rows", "errors"},
     "store": {"rows", "tally", "errors"},
+    "remote": {"job", "plan", "store", "rows", "errors"},
     "models": {"errors", "digest", "privacy", "user_cache"},
     "plan": {"job", "rows", "errors"},
     "dispatch": {"prefixes", "suspects", "rows"},
@@ -133,8 +134,9 @@ MAY_IMPORT = {
         "rows",
         "errors",
     },
-    "kept_job": {"job", "job_file", "opening", "resolve", "store", "errors"},
+    "kept_job": {"job", "job_file", "opening", "remote", "resolve", "store", "errors"},
     "draft": {"source", "errors"},
+    "push": {"store", "errors"},
     "footprint": set(),
     "forecast": {
         "footprint",
@@ -210,6 +212,7 @@ MAY_IMPORT = {
         "job_file",
         "keeper",
         "quality",
+        "remote",
         "reopening",
         "store",
         "source",
@@ -265,6 +268,7 @@ MAY_IMPORT = {
         "keeper",
         "opening",
         "picks",
+        "remote",
         "report",
         "resolve",
         "command_line",
@@ -277,7 +281,10 @@ MAY_IMPORT = {
     "export": {"failures", "readback", "store", "rows", "errors"},
     "cli": {
         "export",
+        "privacy",
+        "push",
         "readback",
+        "remote",
         "run",
         "result",
         "retry",
@@ -322,6 +329,7 @@ ONLY_IN = {
         "store/row_digest.py",
     },
     "typer": {"cli"},
+    "obstore": {"remote/object_store.py"},
     "openai": {"engine/openai_"},
     "py3langid": {"quality/language.py"},
     "httpx2": {"engine/openai_"},
@@ -400,6 +408,7 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
                 "presets",
                 "doctor",
                 "init",
+                "push",
                 "schema",
             )
         ),
@@ -412,7 +421,8 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy', 'matplotlib', 'jinja2'}\n"
-        "heavy |= {'apprise', 'prometheus_client', 'openai', 'httpx2', 'py3langid', 'jsonschema'}\n"
+        "heavy |= {'apprise', 'prometheus_client', 'jsonschema', 'obstore', 'openai', 'httpx2'}\n"
+        "heavy |= {'py3langid'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
