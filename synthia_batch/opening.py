@@ -17,6 +17,7 @@ from synthia_batch.job.resolved import PlanSpec, ResolvedJob
 from synthia_batch.job_file import write_job
 from synthia_batch.keeper import Keeper
 from synthia_batch.plan import ROW_SYSTEM, plan_shards
+from synthia_batch.quality.flags import open_flagging
 from synthia_batch.remote.hold import hold_remote
 from synthia_batch.remote.mirror import Mirror
 from synthia_batch.reopening import FailureChoice, Reopener
@@ -339,10 +340,12 @@ def _make_assembler(job: ResolvedJob, source: Source, scan: Scan, source_file: s
         source=source,
         scan=scan,
         plan=job.plan,
+        flagging=open_flagging(job.declared),
         part_format=PartFormat(
             model=job.model.name,
             source_file=source_file,
             kept=scan.kept,
+            has_flags=bool(job.declared.flags),
             metadata={
                 "synthia_batch.fingerprint": job.fingerprint,
                 **{f"synthia_batch.system.{name}": digest for name, digest in job.identity["system"]},

@@ -46,6 +46,7 @@ from synthia_batch.prompts.formats import (
 )
 from synthia_batch.prompts.library import SystemMessage, select_system_message
 from synthia_batch.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
+from synthia_batch.quality.flags import identify_flags
 from synthia_batch.rows import Structure
 from synthia_batch.source import Columns, Selection, open_source
 from synthia_batch.structure.check import check_structure, read_schema, read_text
@@ -173,6 +174,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             on_overflow=job.on_overflow if plan.plays_turns else None,
             quantization=quantization.method if quantization else None,
             adapter_column=job.lora.column,
+            flags=identify_flags(job),
         )
     )
     name = job.name or _name_after(job.input.path)
@@ -327,6 +329,8 @@ def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
     job = sources.merged.job
     settings = openai_settings.parse_settings(job.engine.settings)
     openai_settings.check_sampling(job.sampling, settings, sources.merged.origins)
+    structure = _read_structure(sources.merged)
+    openai_settings.check_structure(structure, settings)
     api = openai_settings.choose_api(settings, prompt.format)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
@@ -343,6 +347,7 @@ def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         tensor_parallel_size=1,
         pipeline_parallel_size=1,
         settings=reveal_settings({**key, **telling}, os.environ),
+        structure=structure,
     )
 
 

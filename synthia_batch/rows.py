@@ -155,7 +155,8 @@ class Finished:
     before it, and the tokens are the sums over all turns.
 
     `logprob` is the natural logarithm of the answer's probability, where it was asked for: for a
-    comparison, never written with a sample.
+    comparison, never written with a sample. `flags` are given as its shard is published; a journal
+    knows none.
     """
 
     ordinal: int
@@ -167,6 +168,7 @@ class Finished:
     earlier: tuple[str, ...] = ()
     turn: int = 0
     logprob: float | None = None
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,8 @@ _COLUMNS = (
     "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",
     "prompt_tokens", "completion_tokens", "seed", "model",
 )  # fmt: skip
+_FLAGS = "flags"
+"""A column that is there where the job asked for flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class Run:
         for path in self._list_data():
             for row in _read_rows(path, None if kept is None else (*_COLUMNS, *kept)):
                 ours = {name: row.pop(name) for name in _COLUMNS}
-                yield FinishedSample(**{**ours, "messages": _read_messages(ours["messages"])}, kept=row)
+                ours["messages"] = _read_messages(ours["messages"])
+                yield FinishedSample(**ours, flags=tuple(row.pop(_FLAGS, ())), kept=row)
 
     def failed(self, code: str | None = None) -> Iterator[FailedSample]:
         """Yield the samples that could not be made, or those of `code`, in the order of the input.
@@ -132,7 +135,7 @@ def open_complete_run(directory: Path) -> Run:
 
 
 def _read_rows(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    table = read_part(path, columns)
+    table = read_part(path, None if columns is None else (*columns, _FLAGS))
     missing = [name for name in columns or () if name not in table.column_names]
     if missing:
         raise UsageError(

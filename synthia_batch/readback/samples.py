@@ -14,6 +14,7 @@ class FinishedSample:
 
     Tokens are those that the engine counted, of a conversation the sums over its turns. `seed` has 63
     bits. `reasoning` is what the model thought before it answered, None where it marks nothing as that.
+    `flags` are those that were found, of those that the job asked for.
     """
 
     id: str
@@ -28,6 +29,7 @@ class FinishedSample:
     completion_tokens: int
     seed: int
     model: str
+    flags: tuple[str, ...]
     kept: Mapping[str, Any]
 
     @property

@@ -34,6 +34,7 @@ class RunFacts:
     shards: tuple[Shard, ...]
     grid: SampleGrid
     kept: tuple[KeptColumn, ...]
+    has_flags: bool = False
     decodes_rows: bool = False
 
     @property
@@ -69,6 +70,7 @@ def read_facts(directory: Path) -> RunFacts:
             plays_turns=identity["input"]["columns"].get("turns") is not None,
         ),
         kept=tuple(KeptColumn(**column) for column in plan["scan"]["kept"]),
+        has_flags="flags" in identity,
     )
 
 
