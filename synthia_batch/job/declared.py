@@ -45,6 +45,9 @@ class Input(Section):
     sampling_column: str | None = None
     """Takes what a row says of its own sampling from this column: an object with keys of `sampling`, or
     `seed`. What it leaves out, or is null, is the job's."""
+    tools_column: str | None = None
+    """Takes the tools that a row's prompt tells of from this column: a list of definitions in OpenAI's
+    shape, for the chat template."""
     limit: Annotated[Count, Field(ge=1)] | None = None
     """Take the first `limit` rows only."""
 
