@@ -91,8 +91,8 @@ class Conversations:
     """Makes the requests of samples and reads the answers; knows the conversations in between.
 
     `choose_adapter` names the LoRA adapter that makes a row, `structure` is what an answer must be where
-    its row does not say. Without `reads_reasoning` the engine has told it from the answer already. With
-    `sends_messages` requests carry the conversation, for engines that write the prompt. Holds a
+    its row does not say. With `sends_messages` requests carry the conversation, for engines that write
+    the prompt. Without `reads_reasoning` the engine has told it from the answer already. Holds a
     conversation from its first request to its end, a sample of one turn not at all, but for the structure
     of its row.
     """
@@ -104,8 +104,8 @@ class Conversations:
         choose_adapter: Callable[[Row], str | None] = _choose_none,
         structure: Structure | None = None,
         *,
-        reads_reasoning: bool = True,
         sends_messages: bool = False,
+        reads_reasoning: bool = True,
     ) -> None:
         self._renderer = renderer
         self._context = context

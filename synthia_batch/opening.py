@@ -17,6 +17,7 @@ from synthia_batch.job.resolved import PlanSpec, ResolvedJob
 from synthia_batch.job_file import write_job
 from synthia_batch.keeper import Keeper
 from synthia_batch.plan import ROW_SYSTEM, plan_shards
+from synthia_batch.quality.flags import open_flagging
 from synthia_batch.remote.hold import hold_remote
 from synthia_batch.remote.mirror import Mirror
 from synthia_batch.reopening import FailureChoice, Reopener
@@ -238,7 +239,7 @@ def begin_attempt(
         remove_leftovers(run_dir, states)
         mirror = locked.mirror
         if mirror is not None:
-            start_mirror(mirror, attempt.plan_digest, states)
+            _start_mirror(mirror, attempt.plan_digest, states)
         keeper = Keeper(
             run_dir=run_dir,
             shards=locked.shards,
@@ -264,12 +265,18 @@ def begin_attempt(
             mirror.settle()
 
 
-def start_mirror(mirror: Mirror, plan_digest: str, states: Sequence[ShardState]) -> None:
-    """Begin to put a run into its object store, with all that is published by now.
+def complete_mirror(locked: LockedRun) -> None:
+    """Put a run that is complete in its directory into its object store, where it has one.
 
     Raises:
-        SynthiaBatchError: As for Mirror.begin.
+        SynthiaBatchError: As for Mirror.settle.
     """
+    if locked.mirror is not None:
+        _start_mirror(locked.mirror, locked.attempt.plan_digest, locked.states)
+        locked.mirror.settle()
+
+
+def _start_mirror(mirror: Mirror, plan_digest: str, states: Sequence[ShardState]) -> None:
     mirror.begin(plan_digest)
     mirror.submit_all((state.shard, state.intent) for state in states if isinstance(state, Published))
 
@@ -339,10 +346,12 @@ def _make_assembler(job: ResolvedJob, source: Source, scan: Scan, source_file: s
         source=source,
         scan=scan,
         plan=job.plan,
+        flagging=open_flagging(job.declared),
         part_format=PartFormat(
             model=job.model.name,
             source_file=source_file,
             kept=scan.kept,
+            has_flags=bool(job.declared.flags),
             metadata={
                 "synthia_batch.fingerprint": job.fingerprint,
                 **{f"synthia_batch.system.{name}": digest for name, digest in job.identity["system"]},

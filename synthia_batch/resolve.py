@@ -51,6 +51,7 @@ from synthia_batch.prompts.formats import (
 )
 from synthia_batch.prompts.library import SystemMessage, select_system_message
 from synthia_batch.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
+from synthia_batch.quality.flags import identify_flags
 from synthia_batch.source import Columns, Selection, open_source
 from synthia_batch.tuned import read_tuned
 
@@ -161,7 +162,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     job, found, columns = sources.merged.job, sources.found, sources.columns.to_dict()
     prompt = choose_format(job, found)
     if job.input.tools_column is not None:
-        check_tools(open_format(prompt))
+        check_tools(open_format(prompt), job.engine.kind)
     plan = _choose_systems(sources.merged, sources.columns)
     engine = _specify_engine(sources, prompt)
     numerics = _find_numerics(engine, has_structures=bool(engine.structure or columns.get("sampling")))
@@ -179,6 +180,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             on_overflow=job.on_overflow if plan.plays_turns else None,
             quantization=quantization.method if quantization else None,
             adapter_column=job.lora.column,
+            flags=identify_flags(job),
         )
     )
     name = job.name or _name_after(job.input.path)
@@ -320,7 +322,10 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
 def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
     job = sources.merged.job
     settings = openai_settings.parse_settings(job.engine.settings)
+    check_logprobs(job, "cpu")
     openai_settings.check_sampling(job.sampling, settings, sources.merged.origins)
+    structure = read_structure(sources.merged)
+    openai_settings.check_structure(structure, settings)
     api = openai_settings.choose_api(settings, prompt.format)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
@@ -337,6 +342,7 @@ def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         tensor_parallel_size=1,
         pipeline_parallel_size=1,
         settings=reveal_settings({**key, **telling}, os.environ),
+        structure=structure,
     )
 
 

@@ -173,7 +173,8 @@ class Finished:
 
     `logprob` is the natural logarithm of the answer's probability, where it was asked for: for a
     comparison, never written with a sample. `logprobs` are of its tokens, where the job asks for them;
-    of a conversation those of the last answer.
+    of a conversation those of the last answer. `flags` are given as its shard is published; a journal
+    knows none.
     """
 
     ordinal: int
@@ -186,6 +187,7 @@ class Finished:
     turn: int = 0
     logprob: float | None = None
     logprobs: Logprobs | None = None
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,6 +100,15 @@ class JobFlags:
     num_samples: Annotated[
         int | None, typer.Option("--num-samples", "-n", help="Per row and system message. [1]")
     ] = None
+    flag: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Mark answers, in a column: repetition,empty,refusal,language,duplicate"
+        ),
+    ] = None
+    drop_flagged: Annotated[
+        bool | None, typer.Option("--drop-flagged", help="Set marked samples aside, in failed/.")
+    ] = None
     on_overflow: Annotated[
         str | None,
         typer.Option(
@@ -226,6 +235,8 @@ _KEYS = {
     "tools_column": "input.tools_column",
     "reasoning_parser": "engine.reasoning_parser",
     "num_samples": "num_samples",
+    "flag": "flags",
+    "drop_flagged": "drop_flagged",
     "on_overflow": "on_overflow",
     "temperature": "sampling.temperature",
     "top_p": "sampling.top_p",
@@ -261,7 +272,7 @@ _GROUPS = {
         "sampling_column", "tools_column", "limit",
     ),
     "Model": ("model", "revision", "preset", "chat_template", "lora", "lora_column"),
-    "Prompts and samples": ("system", "num_samples", "on_overflow"),
+    "Prompts and samples": ("system", "num_samples", "flag", "drop_flagged", "on_overflow"),
     "Sampling": (
         "temperature", "top_p", "top_k", "max_tokens", "stop", "logprobs", "seed", "determinism",
     ),
@@ -336,7 +347,7 @@ def split_names(text: str) -> list[str]:
 def _spell(field: str, value: Any) -> Any:
     if field == "lora":
         return dict(_split_adapter(text) for text in value)
-    if field == "keep_columns":
+    if field in ("keep_columns", "flag"):
         return split_names(value)
     if field == "choice":
         return [name for text in value for name in split_names(text)]

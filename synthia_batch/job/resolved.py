@@ -65,11 +65,6 @@ class EngineSpec:
     structure: Structure | None = None
 
     @property
-    def parses_reasoning(self) -> bool:
-        """Whether the engine itself tells an answer's reasoning from its response."""
-        return self.kind == "vllm" and bool(self.settings.get("reasoning_parser"))
-
-    @property
     def is_elsewhere(self) -> bool:
         """Whether a server makes the text: its model, tokenizer and limits are not known here."""
         return self.kind == "openai"
@@ -78,6 +73,11 @@ class EngineSpec:
     def takes_messages(self) -> bool:
         """Whether the engine writes the prompt itself, from messages."""
         return self.is_elsewhere and self.settings.get("api") == "chat"
+
+    @property
+    def parses_reasoning(self) -> bool:
+        """Whether the engine itself tells an answer's reasoning from its response."""
+        return self.kind == "vllm" and bool(self.settings.get("reasoning_parser"))
 
     @property
     def caches_prefixes(self) -> bool:

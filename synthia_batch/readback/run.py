@@ -16,18 +16,21 @@ from synthia_batch.report.looking import open_looker
 from synthia_batch.rows import Message
 from synthia_batch.store.manifest import read_manifest
 from synthia_batch.store.part import read_part
-from synthia_batch.store.part_columns import read_part_facts
 from synthia_batch.store.plan_file import require_plan
 from synthia_batch.store.recovery import Published
 from synthia_batch.store.run_dir import RunDir
 
 _BATCH_ROWS = 256
 """Rows of a part that are Python values at a time."""
-LOGPROBS = "logprobs"
 _COLUMNS = (
     "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",
     "prompt_tokens", "completion_tokens", "seed", "model",
 )  # fmt: skip
+_FLAGS = "flags"
+_LOGPROBS = "logprobs"
+_ON_REQUEST = (_FLAGS, _LOGPROBS)
+"""Columns that only runs have that were asked for them. Kept ones come beside these, if they are named."""
+"""A column that is there where the job asked for flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +64,26 @@ class Run:
         return Job.model_validate(kept.values)
 
     def samples(
-        self, kept: Sequence[str] | None = None, *, with_logprobs: bool = False
+        self, kept: Sequence[str] | None = None, *, with_logprobs: bool = True
     ) -> Iterator[FinishedSample]:
         """Yield the finished samples in the order of the input, with the columns `kept`, or all that are.
 
-        Of a run that is not complete, those of files that are published: each has 4,000 at most. With
-        `with_logprobs` they have the log-probabilities of a run that has any; they are large.
+        Of a run that is not complete, those of files that are published: each has 4,000 at most.
+        `with_logprobs`: with those, where the run has them; they are most of such a file.
 
         Raises:
             UsageError: The run has kept no such column.
             IntegrityError: A file is missing or altered.
         """
+        named = set() if kept is None else set(kept)
+        tells_logprobs = with_logprobs or _LOGPROBS in named
         for path in self._list_data():
-            present = [name for name, _ in read_part_facts(path).columns]
-            ours = (*_COLUMNS, LOGPROBS) if with_logprobs and LOGPROBS in present else _COLUMNS
-            own = [name for name in present if name not in (*_COLUMNS, LOGPROBS)] if kept is None else kept
-            for row in _read_rows(path, tuple(dict.fromkeys((*ours, *own)))):
-                said = {name: row[name] for name in ours}
-                carried = {name: row[name] for name in own}
-                yield FinishedSample(**{**said, "messages": _read_messages(said["messages"])}, kept=carried)
+            for row in _read_rows(path, None if kept is None else (*_COLUMNS, *kept), tells_logprobs):
+                ours = {name: row.pop(name) for name in _COLUMNS}
+                ours["messages"] = _read_messages(ours["messages"])
+                flags, logprobs = tuple(row.get(_FLAGS, ())), row.get(_LOGPROBS)
+                own = {name: value for name, value in row.items() if name in named or name not in _ON_REQUEST}
+                yield FinishedSample(**ours, flags=flags, logprobs=logprobs, kept=own)
 
     def failed(self, code: str | None = None) -> Iterator[FailedSample]:
         """Yield the samples that could not be made, or those of `code`, in the order of the input.
@@ -140,9 +144,12 @@ def open_complete_run(directory: Path) -> Run:
     return run
 
 
-def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    table = read_part(path, columns)
-    missing = [name for name in columns if name not in table.column_names]
+def _read_rows(path: Path, columns: Sequence[str] | None, with_logprobs: bool) -> Iterator[dict[str, Any]]:
+    extra = (_FLAGS, _LOGPROBS) if with_logprobs else (_FLAGS,)
+    table = read_part(path, None if columns is None else (*columns, *extra))
+    if not with_logprobs and _LOGPROBS in table.column_names:
+        table = table.drop_columns([_LOGPROBS])
+    missing = [name for name in columns or () if name not in table.column_names]
     if missing:
         raise UsageError(
             f"{path} has no column {missing[0]!r}; it has what the run was told to keep: "

@@ -14,7 +14,8 @@ class FinishedSample:
 
     Tokens are those that the engine counted, of a conversation the sums over its turns. `seed` has 63
     bits. `reasoning` is what the model thought before it answered, None where it marks nothing as that.
-    `logprobs` are as the column has them, None where there is none, or where they were not asked for.
+    `flags` are those that were found, of those that the job asked for. `logprobs` are as the column has
+    them, None where there is none, or nobody asked for it.
     """
 
     id: str
@@ -29,6 +30,7 @@ class FinishedSample:
     completion_tokens: int
     seed: int
     model: str
+    flags: tuple[str, ...]
     kept: Mapping[str, Any]
     logprobs: Sequence[Mapping[str, Any]] | None = None
 

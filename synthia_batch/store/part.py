@@ -25,6 +25,7 @@ from synthia_batch.store.publish import EncodedPart
 from synthia_batch.store.row_digest import digest_rows
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_FLAGS = pa.list_(pa.string())
 _KEPT_TYPES = {
     "string": pa.string(),
     "int64": pa.int64(),
@@ -55,18 +56,21 @@ class PartFormat:
     """What all parts of a run have in common.
 
     `model` fills data's column of that name, `source_file` failed's. `metadata` goes into every
-    file's schema: it must not depend on time, host, worker or attempt. `has_logprobs`: data/ has a column
-    of the answers' log-probabilities.
+    file's schema: it must not depend on time, host, worker or attempt. `has_flags`, `has_logprobs`: data/
+    has such a column.
     """
 
     model: str
     source_file: str
     kept: tuple[KeptColumn, ...] = ()
+    has_flags: bool = False
     metadata: Mapping[str, str]
     has_logprobs: bool = False
 
 
-def data_schema(kept: Sequence[KeptColumn], *, has_logprobs: bool = False) -> pa.Schema:
+def data_schema(
+    kept: Sequence[KeptColumn], *, has_flags: bool = False, has_logprobs: bool = False
+) -> pa.Schema:
     """Return the columns of data/, in order, without metadata.
 
     Raises:
@@ -85,6 +89,7 @@ def data_schema(kept: Sequence[KeptColumn], *, has_logprobs: bool = False) -> pa
         pa.field("completion_tokens", pa.int32()),
         pa.field("seed", pa.int64()),
         pa.field("model", pa.string()),
+        *([pa.field("flags", _FLAGS)] if has_flags else []),
         *([pa.field("logprobs", LOGPROBS)] if has_logprobs else []),
         *(pa.field(column.name, _kept_type(column)) for column in kept),
     ]
@@ -126,7 +131,9 @@ def encode_data_part(records: Sequence[DataRecord], part_format: PartFormat) -> 
         (*sample.join(made.earlier), Message("assistant", made.response))
         for sample, made in zip(samples, finished, strict=True)
     ]
-    schema = data_schema(part_format.kept, has_logprobs=part_format.has_logprobs)
+    schema = data_schema(
+        part_format.kept, has_flags=part_format.has_flags, has_logprobs=part_format.has_logprobs
+    )
     logprobs = [made.logprobs for made in finished]
     columns = [
         *_identify(samples),
@@ -139,6 +146,7 @@ def encode_data_part(records: Sequence[DataRecord], part_format: PartFormat) -> 
         _column(finished, "completion_tokens", pa.int32()),
         _column(samples, "seed", pa.int64()),
         pa.repeat(pa.scalar(part_format.model, pa.string()), len(records)),
+        *([_column(finished, "flags", _FLAGS)] if part_format.has_flags else []),
         *([encode_logprobs(logprobs)] if part_format.has_logprobs else []),
         *(_encode_kept(samples, column) for column in part_format.kept),
     ]

@@ -63,7 +63,12 @@ class Places:
 
 
 def place_data_rows(
-    path: Path, grid: SampleGrid, kept: Sequence[KeptColumn], metadata: Mapping[str, str]
+    path: Path,
+    grid: SampleGrid,
+    kept: Sequence[KeptColumn],
+    metadata: Mapping[str, str],
+    *,
+    has_flags: bool = False,
 ) -> Places:
     """Return where the rows of a data part belong, once its columns are found to be its run's.
 
@@ -72,7 +77,8 @@ def place_data_rows(
     Raises:
         IntegrityError: It cannot be read, has other columns than its run's, or lacks some of `metadata`.
     """
-    return _place_rows(path, grid, data_schema(kept, has_logprobs=grid.has_logprobs), metadata)
+    schema = data_schema(kept, has_flags=has_flags, has_logprobs=grid.has_logprobs)
+    return _place_rows(path, grid, schema, metadata)
 
 
 def place_failed_rows(path: Path, grid: SampleGrid, metadata: Mapping[str, str]) -> Places:

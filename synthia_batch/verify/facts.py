@@ -34,6 +34,7 @@ class RunFacts:
     shards: tuple[Shard, ...]
     grid: SampleGrid
     kept: tuple[KeptColumn, ...]
+    has_flags: bool = False
     decodes_rows: bool = False
 
     @property
@@ -70,6 +71,7 @@ def read_facts(directory: Path) -> RunFacts:
             has_logprobs="logprobs" in identity["sampling"],
         ),
         kept=tuple(KeptColumn(**column) for column in plan["scan"]["kept"]),
+        has_flags="flags" in identity,
     )
 
 
