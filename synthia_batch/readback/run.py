@@ -22,7 +22,6 @@ from synthia_batch.store.run_dir import RunDir
 
 _BATCH_ROWS = 256
 """Rows of a part that are Python values at a time."""
-LOGPROBS = "logprobs"
 _COLUMNS = (
     "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",
     "prompt_tokens", "completion_tokens", "seed", "model",
