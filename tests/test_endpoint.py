@@ -81,6 +81,8 @@ def test_a_servers_answers_become_the_dataset(synthia: Command, server: Endpoint
     )
     assert "already complete" in again.stderr
     assert synthia("verify", "out").returncode == 0
+    rerun = synthia("verify", "out", "--rerun", "2")
+    assert (rerun.returncode, "not ours" in rerun.stderr) == (2, True)
 
 
 def test_where_the_server_is_and_how_it_is_asked_is_no_identity(
@@ -457,7 +459,7 @@ def test_resolving_a_job_needs_no_server_and_looks_for_no_model(synthia: Command
     flags = (*FLAGS[:3], "some-org/some-70b", *FLAGS[4:], "--base-url", "http://127.0.0.1:9/v1")
     planned = synthia("plan", write_questions(tmp_path), *flags, HF_HUB_OFFLINE="1")
     assert planned.returncode == 0, planned.stderr
-    assert "pool.kind" in planned.stdout
+    assert "the server writes prompts" in planned.stdout
     assert "(the endpoint engine)" in planned.stdout
     shown = synthia("preview", tmp_path / "q.jsonl", *flags, "-n", "1")
     assert "which the server counts" in shown.stdout
