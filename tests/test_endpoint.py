@@ -427,6 +427,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is(
     assert "say fail or stop" in refuse("--on-overflow", "truncate-oldest")
     assert "engine.api=completions: nothing says" in refuse("--set", "engine.api=completions")
     assert "temperature is said by the job" in refuse("--set", "engine.extra_body={temperature: 1}")
+    assert "response_format is said by" in refuse("--set", "engine.extra_body={response_format: {}}")
     done = synthia("run", tmp_path / "q.jsonl", *FLAGS)
     assert "--base-url" in done.stderr
     assert server.calls == []

@@ -44,14 +44,12 @@ OF_OPENAI = (
 """Sampling that OpenAI's API has fields for. Others have a field of the same name in vLLM's server alone."""
 NEUTRAL: Mapping[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What says nothing, of sampling whose absence a server may take for its model's recommendation."""
+_FIELDS = Sampling.model_fields
 _OWN_FIELDS = frozenset(
-    {"model", "messages", "prompt", "n", "stream", "seed", "temperature", "top_p", "max_tokens", "stop"}
-    | {"max_completion_tokens", "presence_penalty", "frequency_penalty"}
+    {"model", "messages", "prompt", "n", "stream", "seed", "max_completion_tokens"}
+    | {"response_format", "structured_outputs", *_FIELDS}
 )
 """Fields of a request that the job says elsewhere."""
-
-
-_FIELDS = Sampling.model_fields
 
 
 class EndpointSettings(BaseModel):

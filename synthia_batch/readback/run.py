@@ -111,6 +111,8 @@ def open_run(directory: str | PathLike[str]) -> Run:
         UsageError: It is no run directory.
         IntegrityError: Its plan was altered.
     """
+    if "://" in str(directory):
+        raise UsageError(f"{directory}: open_run reads directories; copy the run here, and open the copy")
     path = Path(directory)
     run_dir = RunDir(path)
     if read_manifest(run_dir.manifest) is None:  # A copy of what is published is a run, too.
