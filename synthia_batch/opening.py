@@ -89,9 +89,14 @@ class LockedRun:
     states: Sequence[ShardState]
 
     @property
+    def grid(self) -> SampleGrid:
+        """How its samples lie in the parts."""
+        return make_grid(self.assembler.plan, has_logprobs=self.assembler.part_format.has_logprobs)
+
+    @property
     def reopener(self) -> Reopener:
         """What reads its samples back."""
-        return Reopener(run_dir=self.run_dir, grid=make_grid(self.assembler.plan), attempt=self.attempt)
+        return Reopener(run_dir=self.run_dir, grid=self.grid, attempt=self.attempt)
 
 
 def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
@@ -234,7 +239,7 @@ def begin_attempt(
         remove_leftovers(run_dir, states)
         mirror = locked.mirror
         if mirror is not None:
-            start_mirror(mirror, attempt.plan_digest, states)
+            _start_mirror(mirror, attempt.plan_digest, states)
         keeper = Keeper(
             run_dir=run_dir,
             shards=locked.shards,
@@ -260,12 +265,18 @@ def begin_attempt(
             mirror.settle()
 
 
-def start_mirror(mirror: Mirror, plan_digest: str, states: Sequence[ShardState]) -> None:
-    """Begin to put a run into its object store, with all that is published by now.
+def complete_mirror(locked: LockedRun) -> None:
+    """Put a run that is complete in its directory into its object store, where it has one.
 
     Raises:
-        SynthiaBatchError: As for Mirror.begin.
+        SynthiaBatchError: As for Mirror.settle.
     """
+    if locked.mirror is not None:
+        _start_mirror(locked.mirror, locked.attempt.plan_digest, locked.states)
+        locked.mirror.settle()
+
+
+def _start_mirror(mirror: Mirror, plan_digest: str, states: Sequence[ShardState]) -> None:
     mirror.begin(plan_digest)
     mirror.submit_all((state.shard, state.intent) for state in states if isinstance(state, Published))
 
@@ -288,13 +299,14 @@ def tidy_complete_run(job: ResolvedJob) -> None:
             write_job(run_dir.job, job.said)
 
 
-def make_grid(spec: PlanSpec) -> SampleGrid:
+def make_grid(spec: PlanSpec, *, has_logprobs: bool = False) -> SampleGrid:
     """Return how the samples of a row follow each other in the parts."""
     return SampleGrid(
         systems=tuple(system.name for system in spec.systems),
         num_samples=spec.num_samples,
         own_system=None if spec.replace_own_system else ROW_SYSTEM,
         plays_turns=spec.plays_turns,
+        has_logprobs=has_logprobs,
     )
 
 
@@ -344,6 +356,7 @@ def _make_assembler(job: ResolvedJob, source: Source, scan: Scan, source_file: s
                 "synthia_batch.fingerprint": job.fingerprint,
                 **{f"synthia_batch.system.{name}": digest for name, digest in job.identity["system"]},
             },
+            has_logprobs=job.engine.sampling.logprobs is not None,
         ),
     )
 

@@ -16,7 +16,7 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
 from synthia_batch.kept_job import resolve_kept_job, resolve_remote_job
 from synthia_batch.making import Ready, start_pool
-from synthia_batch.opening import LockedRun, begin_attempt, inspect_run, lock_run
+from synthia_batch.opening import LockedRun, begin_attempt, complete_mirror, inspect_run, lock_run
 from synthia_batch.reopening import FailureChoice, close_again, read_ending
 from synthia_batch.result import RunResult
 from synthia_batch.run import make_missing, note_command, report_on
@@ -74,6 +74,7 @@ def _reopen_and_make(
         chosen = locked.reopener.count_chosen(locked.states, choice)
         # Without its manifest it may be a retry that was killed once its samples were reopened.
         if not chosen and read_manifest(locked.run_dir.manifest) is not None:
+            complete_mirror(locked)  # Which that retry may not have come to.
             return RetryResult(directory=job.output, chosen=0, run=None)
         with _Undoing(locked, display) as undoing, begin_attempt(job, locked, choice) as run:
             undoing.watch(run.keeper)

@@ -19,10 +19,10 @@ from synthia_batch.making import Made, Ready, make_samples, start_pool
 from synthia_batch.opening import (
     OpenRun,
     begin_attempt,
+    complete_mirror,
     inspect_run,
     lock_run,
     refuse_other_identity,
-    start_mirror,
     tidy_complete_run,
 )
 from synthia_batch.picks import Picks
@@ -122,18 +122,17 @@ def report_on(job: ResolvedJob, display: Display) -> None:
             display.say("writing the report")
         try_report(job.output, display.say)
         if job.remote is not None:
-            put_report(open_remote(job.remote), RunDir(job.output), display.say)
+            put_report(open_remote(job.remote, display.say), RunDir(job.output), display.say)
 
 
 def _complete_remote(job: ResolvedJob, display: Display) -> None:
     """Put a run that is complete in its state directory into its object store, where it is not there yet."""
-    if job.remote is None or is_complete_there(open_remote(job.remote), RunDir(job.output)):
+    if job.remote is None:
+        return
+    if is_complete_there(open_remote(job.remote, display.say), RunDir(job.output)):
         return
     with lock_run(job, display.say) as held:
-        locked = inspect_run(job, held, on_check=display.show_check)
-        if held.mirror is not None:
-            start_mirror(held.mirror, locked.attempt.plan_digest, locked.states)
-            held.mirror.settle()
+        complete_mirror(inspect_run(job, held, on_check=display.show_check))
     report_on(job, display)
 
 

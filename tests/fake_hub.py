@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_test_token"
 
@@ -96,10 +96,12 @@ def serve_hub() -> Iterator[FakeHub]:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: FakeHub
+    asked: dict[str, list[str]]
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.path = unquote(urlsplit(self.path).path)
+        address = urlsplit(self.path)
+        self.path, self.asked = unquote(address.path), parse_qs(address.query)
         line = f"{self.command} {self.path}"
         with self.server.mutex:
             self.server.seen.append(line)
@@ -182,8 +184,18 @@ class _Handler(BaseHTTPRequestHandler):
         if not found or not sha:
             return _missing()
         prefix = f"{folder}/" if folder else ""
-        files = found.commits[sha].items()
-        return _json([_describe(path, content) for path, content in files if path.startswith(prefix)])
+        files = {path: content for path, content in found.commits[sha].items() if path.startswith(prefix)}
+        if self.asked.get("recursive", ["false"])[0].lower() in ("true", "1"):
+            return _json([_describe(path, content) for path, content in files.items()])
+        names = sorted({path.removeprefix(prefix).partition("/")[0] for path in files})
+        return _json(
+            [
+                _describe(prefix + name, files[prefix + name])
+                if prefix + name in files
+                else {"type": "directory", "path": prefix + name, "oid": "0" * 40}
+                for name in names
+            ]
+        )
 
     def paths_info(self, body: bytes, name: str, revision: str) -> tuple[int, bytes, dict[str, str]]:
         found = self._find(name)

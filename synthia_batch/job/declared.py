@@ -5,6 +5,7 @@ preset, the model's generation_config and the defaults below; see `layers`.
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
@@ -44,6 +45,9 @@ class Input(Section):
     sampling_column: str | None = None
     """Takes what a row says of its own sampling from this column: an object with keys of `sampling`, or
     `seed`. What it leaves out, or is null, is the job's."""
+    tools_column: str | None = None
+    """Takes the tools that a row's prompt tells of from this column: a list of definitions in OpenAI's
+    shape, for the chat template."""
     limit: Annotated[Count, Field(ge=1)] | None = None
     """Take the first `limit` rows only."""
 
@@ -195,7 +199,10 @@ class Job(Section):
     @field_validator("output", mode="before")
     @classmethod
     def _refuse_other_urls(cls, value: Any) -> Any:
-        if isinstance(value, str) and "://" in value and re.match(STORE_URL, value) is None:
+        is_url = isinstance(value, str) and "://" in value
+        # A Path has lost one of the slashes, and would be a directory called s3:.
+        is_lost = isinstance(value, Path) and str(value).startswith(("s3:/", "gs:/"))
+        if is_lost or (is_url and re.match(STORE_URL, value) is None):
             raise ValueError("Input should be a directory, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
         return value
 

@@ -117,7 +117,9 @@ def digest_text(text: str) -> str:
 
 
 def _identify_engine(engine: EngineSpec, numerics: Numerics) -> dict[str, Any]:
-    identity = {"kind": engine.kind, **select_identity_settings(engine.settings)}
+    identity: dict[str, Any] = {"kind": engine.kind, **select_identity_settings(engine.settings)}
+    if engine.parses_reasoning:  # Of old the setting was vLLM's alone, and changed no column.
+        identity["parses_reasoning"] = True
     if engine.determinism == "fast":
         return identity
     identity["version"] = numerics.version

@@ -24,6 +24,7 @@ from synthia_batch.remote.object_store import ObjectStore
 from synthia_batch.rows import Shard
 from synthia_batch.store.atomic import storage_errors
 from synthia_batch.store.intents import Intent, PartEntry
+from synthia_batch.store.manifest import read_manifest
 from synthia_batch.store.run_dir import RunDir
 
 PAUSE_SECONDS = 5.0
@@ -277,7 +278,7 @@ class Mirror:
             raise IntegrityError(
                 f"{self.store.url} lacks {min(unconfirmed)}, which is in {self.run_dir.root}"
             )
-        folders = tuple(f"{folder.name}/" for folder in (self.run_dir.data, self.run_dir.failed))
+        folders = _name_folders(self.run_dir)
         for key in self.store.list_keys():
             if key.startswith(folders) and key not in claimed:
                 # A late request of a writer that was replaced may have put it; nobody else may have.
@@ -301,13 +302,25 @@ def put_report(store: ObjectStore, run_dir: RunDir, say: Callable[[str], None]) 
 
 
 def is_complete_there(store: ObjectStore, run_dir: RunDir) -> bool:
-    """Return whether the store has the manifest of the run that is complete in `run_dir`.
+    """Return whether the store has the run that is complete in `run_dir`: its manifest, its parts, no others.
+
+    Parts are told by name and size; `verify` reads them.
 
     Raises:
+        IntegrityError: The manifest in `run_dir` was altered.
         StorageFailed: The store does not answer, or does not allow it.
     """
     there = store.read(run_dir.manifest.name)
-    return there is not None and there.content == _read(run_dir.manifest)
+    manifest = read_manifest(run_dir.manifest)
+    if there is None or manifest is None or there.content != _read(run_dir.manifest):
+        return False
+    folders = _name_folders(run_dir)
+    parts = {key: size for key, size in store.list_keys().items() if key.startswith(folders)}
+    return parts == {part.path: part.bytes for part in manifest.parts}
+
+
+def _name_folders(run_dir: RunDir) -> tuple[str, ...]:
+    return tuple(f"{folder.name}/" for folder in (run_dir.data, run_dir.failed))
 
 
 def _read(path: Path) -> bytes:

@@ -43,6 +43,7 @@ COLUMNS = {
     "seed": "of the sample, from the job's seed and its place",
     "model": "what answered",
     "flags": "what was found of those that were looked for; empty where nothing was",
+    "logprobs": "log-probabilities of the last answer's tokens, and of the likeliest in their places",
 }
 """What the columns of data/ are. Any other was kept from the input."""
 _STATISTICS = (

@@ -34,6 +34,7 @@ class Selection:
     id_column: str | None = None
     keep_columns: tuple[str, ...] = ()
     sampling_column: str | None = None
+    tools_column: str | None = None
     limit: int | None = None
 
 
@@ -48,6 +49,7 @@ class Columns:
     keep: tuple[str, ...]
     turns: str | None = None
     sampling: str | None = None
+    tools: str | None = None
 
     @property
     def text(self) -> str:
@@ -60,7 +62,7 @@ class Columns:
     @property
     def used(self) -> tuple[str, ...]:
         """Every column that is read, once each."""
-        named = (self.text, self.system, self.id, self.sampling, *self.keep)
+        named = (self.text, self.system, self.id, self.sampling, self.tools, *self.keep)
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,7 +74,7 @@ class Columns:
             "id": self.id,
             "keep": list(self.keep),
         }
-        later = {"turns": self.turns, "sampling": self.sampling}
+        later = {"turns": self.turns, "sampling": self.sampling, "tools": self.tools}
         return values | {kind: name for kind, name in later.items() if name is not None}
 
 

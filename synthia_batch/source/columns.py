@@ -32,7 +32,7 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path) -> C
 
     Where no prompt, messages or turns column is named, it is `messages` if there is such a column,
     else `turns`, else the first there is of prompt, question, instruction, input, text. Whether the
-    system, sampling and kept columns exist is left to `require_columns`: a JSONL row need not have them.
+    other columns exist is left to `require_columns`: a JSONL row need not have them.
 
     Raises:
         UsageError: Several are named, a named one is missing, none can be detected, or a kept
@@ -55,6 +55,7 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path) -> C
         id=selection.id_column,
         keep=_resolve_keep(selection, path),
         sampling=selection.sampling_column,
+        tools=selection.tools_column,
     )
     require_columns([columns.text, *([columns.id] if columns.id is not None else [])], names, path)
     return columns

@@ -172,7 +172,7 @@ class _Scanner:
         self._parser = RecordParser(columns)
         self._kinds = KindTracker(columns.keep)
         # The others are optional in a row, but not in all of them: that is a misspelt name.
-        optional = (columns.system, columns.sampling, *columns.keep)
+        optional = (columns.system, columns.sampling, columns.tools, *columns.keep)
         self._unseen = {name for name in optional if name is not None}
 
     def _check(self, record: Mapping[str, Any], text: str) -> bytes:
@@ -263,7 +263,7 @@ def _get_values(record: Mapping[str, Any], columns: Columns) -> Values:
     def find(name: str | None) -> Any:
         return record.get(name) if name is not None else None
 
-    return Values(text, find(columns.system), identifier, find(columns.sampling))
+    return Values(text, find(columns.system), identifier, find(columns.sampling), find(columns.tools))
 
 
 def _check_encodable(record: Mapping[str, Any], columns: Columns) -> None:

@@ -15,6 +15,7 @@ from synthia_batch.source.faults import RowFault
 from synthia_batch.source.ids import HASH_BYTES
 from synthia_batch.source.messages import describe, parse_messages, parse_turns
 from synthia_batch.source.row_sampling import parse_sampling
+from synthia_batch.source.tools import parse_tools
 
 
 class Values(NamedTuple):
@@ -27,6 +28,7 @@ class Values(NamedTuple):
     system: Any
     identifier: Any
     sampling: Any = None
+    tools: Any = None
 
 
 class RecordParser:
@@ -45,6 +47,7 @@ class RecordParser:
         messages = self._parse_content(values.text)
         system = self._parse_system(values.system)
         self._parse_sampling(values.sampling)
+        self._parse_tools(values.tools)
         if self._columns.id is None:
             return hash_content(messages, system)
         return hash_id(self._parse_id(values.identifier))
@@ -82,6 +85,7 @@ class RecordParser:
             line=line,
             follow_ups=follow_ups,
             sampling=self._parse_sampling(values.sampling),
+            tools=self._parse_tools(values.tools),
         )
 
     def _choose_parser(self) -> Callable[[Any], tuple[Message, ...]]:
@@ -122,6 +126,14 @@ class RecordParser:
             return parse_sampling(value)
         except RowFault as exc:
             raise RowFault(f"column {self._columns.sampling!r}: {exc}") from exc
+
+    def _parse_tools(self, value: Any) -> tuple[Mapping[str, Any], ...]:
+        if self._columns.tools is None:
+            return ()
+        try:
+            return parse_tools(value)
+        except RowFault as exc:
+            raise RowFault(f"column {self._columns.tools!r}: {exc}") from exc
 
     def _parse_id(self, value: Any) -> str:
         if type(value) is int:

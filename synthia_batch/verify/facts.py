@@ -68,6 +68,7 @@ def read_facts(directory: Path) -> RunFacts:
             num_samples=identity["num_samples"],
             own_system=None if identity["replace_own_system"] else ROW_SYSTEM,
             plays_turns=identity["input"]["columns"].get("turns") is not None,
+            has_logprobs="logprobs" in identity["sampling"],
         ),
         kept=tuple(KeptColumn(**column) for column in plan["scan"]["kept"]),
         has_flags="flags" in identity,

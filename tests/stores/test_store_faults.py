@@ -139,7 +139,7 @@ def test_an_outage_ends_no_engine_and_the_next_run_puts_the_rest(
     s3.proxy.faults.append(Fault(lambda seen: seen.is_part, times=10**6, before="reset"))
     done = run(store__patience="1s")
     assert done.returncode == STORAGE, done.stderr
-    assert "nothing finished is lost: run the same command again once the store answers" in done.stderr
+    assert "nothing finished is lost: see to the network, the endpoint and the credentials" in done.stderr
     assert "manifest.json" not in s3.list()
     assert len(run.made()) == ROWS
     s3.proxy.reset()
@@ -147,6 +147,23 @@ def test_an_outage_ends_no_engine_and_the_next_run_puts_the_rest(
     assert done.returncode == 0, done.stderr
     assert set(run.made().values()) == {1}
     assert s3.read_dataset() == expected
+
+
+def test_an_outage_longer_than_the_lease_is_survived_where_nobody_took_over(
+    s3: S3, run: Runner, expected: dict[str, bytes]
+) -> None:
+    began: list[float] = []
+
+    def is_out(seen: Seen) -> bool:
+        if is_part(seen) and not began:
+            began.append(time.monotonic())
+        return bool(began) and time.monotonic() < began[0] + 3
+
+    s3.proxy.faults.append(Fault(is_out, times=10**6, before="reset"))
+    done = run(store__lease="1s", engine__latency_ms=20)
+    assert done.returncode == 0, done.stderr
+    assert s3.read_dataset() == expected
+    assert set(run.made().values()) == {1}
 
 
 def test_a_write_that_is_forbidden_is_said_and_loses_nothing(
@@ -218,7 +235,7 @@ def test_a_bucket_that_is_not_there_is_named(s3: S3, run: Runner) -> None:
 
 
 def test_a_second_writer_is_refused_and_told_of_the_first(s3: S3, run: Runner) -> None:
-    process = run.start(engine__latency_ms=40)
+    process = run.start(engine__latency_ms=40, engine__max_num_seqs=4)
     wait_until(lambda: len(run.made()) > 50)
     try:
         done = run(state="second")
@@ -235,9 +252,9 @@ def test_a_second_writer_is_refused_and_told_of_the_first(s3: S3, run: Runner) -
 def test_a_stopped_writer_is_replaced_and_writes_nothing_once_it_wakes(
     s3: S3, run: Runner, expected: dict[str, bytes]
 ) -> None:
-    stopped = run.start(engine__latency_ms=40, store__lease="1s")
+    stopped = run.start(engine__latency_ms=40, engine__max_num_seqs=16, store__lease="1s")
     try:
-        wait_until(lambda: any(seen.is_part for seen in s3.proxy.seen))
+        wait_until(lambda: any(key.startswith("data/") for key in s3.list()))
         os.kill(stopped.pid, signal.SIGSTOP)
         there = {key: s3.read(key) for key in s3.list() if key.endswith(".parquet")}
         wait_until(lambda: read_lease(s3)["ends_at"] < time.time())
