@@ -412,6 +412,8 @@ def test_a_key_reaches_the_server_and_no_file(synthia: Command, tmp_path: Path) 
 def test_what_cannot_be_asked_is_refused_before_anything_is(
     synthia: Command, server: Endpoint, tmp_path: Path
 ) -> None:
+    write_jsonl(tmp_path / "q.jsonl", [{"question": "What is 1?", "tools": []}])
+
     def refuse(*flags: str) -> str:
         done = ask(synthia, server, tmp_path, *flags)
         assert done.returncode == 2, done.stderr
@@ -428,6 +430,8 @@ def test_what_cannot_be_asked_is_refused_before_anything_is(
     assert "engine.api=completions: nothing says" in refuse("--set", "engine.api=completions")
     assert "temperature is said by the job" in refuse("--set", "engine.extra_body={temperature: 1}")
     assert "response_format is said by" in refuse("--set", "engine.extra_body={response_format: {}}")
+    assert "not read from a server" in refuse("--logprobs", "2", "--set", "engine.extra_sampling=true")
+    assert "answers with calls" in refuse("--tools-column", "tools")
     done = synthia("run", tmp_path / "q.jsonl", *FLAGS)
     assert "--base-url" in done.stderr
     assert server.calls == []

@@ -30,7 +30,6 @@ _FLAGS = "flags"
 _LOGPROBS = "logprobs"
 _ON_REQUEST = (_FLAGS, _LOGPROBS)
 """Columns that only runs have that were asked for them. Kept ones come beside these, if they are named."""
-"""A column that is there where the job asked for flags."""
 
 
 @dataclass(frozen=True, slots=True)
