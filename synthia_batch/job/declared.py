@@ -8,7 +8,16 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    field_validator,
+)
 
 from synthia_batch.job.human import ClockTime, Count, Duration, FailureLimit, TokenLength
 
@@ -17,6 +26,7 @@ EngineKind = Literal["vllm", "scripted"]
 PoolKind = Literal["ray", "local"]
 PromptFormat = Literal["auto", "chat", "synthia", "synthia-card"]
 OnOverflow = Literal["fail", "truncate-oldest", "stop"]
+InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca"]
 
 
 def _refuse_bool(value: Any) -> Any:
@@ -30,10 +40,32 @@ def _expand_home(path: Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def _read_paths(value: Any) -> str | tuple[str, ...]:
+    """Return one path, or several, as text: an address is no Path, and a file's name may be no UTF-8."""
+    if isinstance(value, str | Path):
+        if not os.fspath(value):
+            raise ValueError("Input should be a path, and is empty")
+        return os.path.expanduser(value)
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("Input should be a path, or a list of paths")
+    paths = [_read_paths(path) if isinstance(path, str | Path) else None for path in value]
+    if any(not isinstance(path, str) for path in paths):
+        raise ValueError("Input should be a path, or a list of paths")
+    return tuple(str(path) for path in paths)
+
+
 Whole = Annotated[int, BeforeValidator(_refuse_bool)]
 Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_refuse_bool)]
 HomePath = Annotated[Path, AfterValidator(_expand_home)]
 """A path that may start with `~`, the home directory."""
+InputPath = Annotated[
+    str | tuple[str, ...],
+    PlainValidator(_read_paths),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string"}}]}
+    ),
+]
+"""Files, directories, patterns and addresses: one, or several."""
 
 
 class Section(BaseModel):
@@ -48,8 +80,15 @@ class Section(BaseModel):
 class Input(Section):
     """Where the rows come from, and which of them."""
 
-    path: HomePath
-    """JSONL or Parquet. In a job file, relative to the job file."""
+    path: InputPath
+    """A file, directory, pattern (`*.jsonl.gz`), address (`s3://`, `gs://`, `https://`, `hf://`) or `-` for
+    stdin, or a list of them. JSONL, Parquet, CSV or a JSON list, packed or not. In a job file, relative to
+    the job file."""
+    format: InputFormat = "auto"
+    """The shape of the records: `openai-batch`, `sharegpt`, `alpaca`, or `plain` for none of them. `auto`
+    finds it by the columns."""
+    prompt_template: HomePath | None = None
+    """A Jinja file that writes each prompt from the columns of its row. In a job file, relative to it."""
     prompt_column: str | None = None
     """Default: the first of prompt, question, instruction, input, text that there is."""
     messages_column: str | None = None
@@ -66,6 +105,11 @@ class Input(Section):
     """Input columns to carry into the output."""
     limit: Annotated[Count, Field(ge=1)] | None = None
     """Take the first `limit` rows only."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All that is named, in order."""
+        return (self.path,) if isinstance(self.path, str) else self.path
 
 
 class Model(Section):
