@@ -98,8 +98,8 @@ def generate_ours(work: Path, max_tokens: int) -> None:
     """Have this package's engine answer, and keep its token ids."""
     from synthia_batch.engine.environment import prepare_environment
     from synthia_batch.engine.placement import Placement
-    from synthia_batch.job.declared import Sampling
     from synthia_batch.job.resolved import EngineSpec, ModelRef
+    from synthia_batch.job.sampling import Sampling
     from synthia_batch.models.demo import prepare_demo_model
     from synthia_batch.rows import Request
 

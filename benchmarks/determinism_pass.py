@@ -16,8 +16,8 @@ from typing import Any
 
 from synthia_batch.engine.environment import prepare_environment
 from synthia_batch.engine.placement import Placement
-from synthia_batch.job.declared import Sampling
 from synthia_batch.job.resolved import EngineSpec, ModelRef
+from synthia_batch.job.sampling import Sampling
 from synthia_batch.models.locate import read_model_facts
 from synthia_batch.prompts.library import select_system_message
 from synthia_batch.prompts.tokenizer import FastTokenizer

@@ -14,10 +14,11 @@ from functools import partial
 from synthia_batch.errors import SampleRefused
 from synthia_batch.job.declared import OnOverflow
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.plan import choose_row_adapter, derive_turn_seed
+from synthia_batch.plan import choose_row_adapter, derive_turn_seed, limit_answer
 from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.resolve import open_renderer
-from synthia_batch.rows import Failed, Finished, Outcome, Record, Request, Row, Sample, Turn
+from synthia_batch.rows import Failed, Finished, Outcome, Record, Request, Row, Sample, Structure, Turn
+from synthia_batch.structure.judge import judge_answer
 from synthia_batch.tally import CUT_OFF
 
 CONTEXT_OVERFLOW = "context_overflow"
@@ -33,21 +34,21 @@ TELLING_REASONS = (CONTEXT_OVERFLOW, CONTEXT_TRUNCATED, CUT_OFF)
 class Context:
     """How long a prompt may get, and what to do about a later turn's that is longer.
 
-    All but the policy are in tokens. `max_tokens` is the most that an answer may have.
+    All but the policy are in tokens. `max_tokens` is the most that an answer may have, unless its row
+    says another limit.
     """
 
     max_model_len: int
     max_tokens: int
     on_overflow: OnOverflow
 
-    @property
-    def longest_untruncated(self) -> int:
-        """The tokens that a prompt may have before its oldest turns are left out.
+    def limit_prompt(self, row: Row) -> int:
+        """Return the tokens that a prompt of `row` may have before its oldest turns are left out.
 
         It leaves room for a whole answer: with less, the answers before the overflow would be cut short.
         Half of the context at most, so that a generous max_tokens does not leave turns out from the start.
         """
-        return self.max_model_len - min(self.max_tokens, self.max_model_len // 2)
+        return self.max_model_len - min(limit_answer(row, self.max_tokens), self.max_model_len // 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,16 +88,23 @@ def _choose_none(row: Row) -> None:
 class Conversations:
     """Makes the requests of samples and reads the answers; knows the conversations in between.
 
-    `choose_adapter` names the LoRA adapter that makes a row. Holds a conversation from its first request
-    to its end, a sample of one turn not at all.
+    `choose_adapter` names the LoRA adapter that makes a row, `structure` is what an answer must be where
+    its row does not say. Holds a conversation from its first request to its end, a sample of one turn not
+    at all, but for the structure of its row.
     """
 
     def __init__(
-        self, renderer: Renderer, context: Context, choose_adapter: Callable[[Row], str | None] = _choose_none
+        self,
+        renderer: Renderer,
+        context: Context,
+        choose_adapter: Callable[[Row], str | None] = _choose_none,
+        structure: Structure | None = None,
     ) -> None:
         self._renderer = renderer
         self._context = context
         self._choose_adapter = choose_adapter
+        self._structure = structure
+        self._structures: dict[int, Structure] = {}
         self._talks: dict[int, _Talk] = {}
 
     def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:
@@ -114,7 +122,9 @@ class Conversations:
     def advance(self, outcome: Outcome) -> Step:
         """Return what the outcome of a request comes to."""
         if isinstance(outcome, Finished):
-            outcome = self._read(outcome)
+            outcome = self._judge(self._read(outcome))
+        else:
+            self._structures.pop(outcome.ordinal, None)
         talk = self._talks.get(outcome.ordinal)
         if talk is None:
             return Step(record=outcome)
@@ -128,6 +138,10 @@ class Conversations:
         if answer.response is finished.response and answer.reasoning is None:
             return finished
         return dataclasses.replace(finished, response=answer.response, reasoning=answer.reasoning)
+
+    def _judge(self, finished: Finished) -> Outcome:
+        structure = self._structures.pop(finished.ordinal, self._structure)
+        return finished if structure is None else judge_answer(structure, finished)
 
     def _answer(self, talk: _Talk, finished: Finished) -> Step:
         turn = Turn(
@@ -157,10 +171,10 @@ class Conversations:
             SampleRefused: Its prompt cannot be rendered, or, in a later turn, has no room for an answer.
         """
         number, sample = len(talk.turns), talk.sample
-        left_out = 0
+        longest, left_out = self._context.limit_prompt(sample.row), 0
         token_ids = self._render(talk, left_out)
-        if number and self._context.on_overflow == "truncate-oldest" and not self._fits(token_ids):
-            left_out = bisect_left(range(number), True, key=lambda n: self._fits(self._render(talk, n)))
+        if number and self._context.on_overflow == "truncate-oldest" and len(token_ids) > longest:
+            left_out = bisect_left(range(number), True, key=lambda n: len(self._render(talk, n)) <= longest)
             token_ids = self._render(talk, left_out)
         if number and len(token_ids) >= self._context.max_model_len:  # the first is the engine's to refuse
             raise SampleRefused(
@@ -168,12 +182,29 @@ class Conversations:
                 f"the prompt has {len(token_ids)} tokens; max_model_len is {self._context.max_model_len}",
             )
         talk.is_truncated = left_out > 0
-        seed = derive_turn_seed(sample.seed, number)
-        adapter = self._choose_adapter(sample.row)
-        return Request(ordinal=sample.ordinal, token_ids=token_ids, seed=seed, turn=number, adapter=adapter)
+        request = Request(
+            ordinal=sample.ordinal,
+            token_ids=token_ids,
+            seed=derive_turn_seed(sample.seed, number),
+            turn=number,
+            adapter=self._choose_adapter(sample.row),
+        )
+        return request if sample.row.sampling is None else self._sample_as_said(request, sample.row)
 
-    def _fits(self, token_ids: Sequence[int]) -> bool:
-        return len(token_ids) <= self._context.longest_untruncated
+    def _sample_as_said(self, request: Request, row: Row) -> Request:
+        """Return `request` with what its row says of its sampling.
+
+        The limit stands in each request of such a job, so that the dispatcher can compare them.
+        """
+        said = dict(row.sampling.values) if row.sampling is not None else {}
+        if "stop" in said:
+            said["stop"] = tuple(dict.fromkeys((*said["stop"], *self._renderer.stop)))
+        limit = limit_answer(row, self._context.max_tokens)
+        said.pop("max_tokens", None)
+        structure = row.sampling.structure if row.sampling is not None else None
+        if structure is not None:
+            self._structures[request.ordinal] = structure
+        return dataclasses.replace(request, max_tokens=limit, sampling=said or None, structure=structure)
 
     def _render(self, talk: _Talk, left_out: int) -> Sequence[int]:
         """Return the prompt of the next turn without the oldest `left_out` questions and answers."""
@@ -189,7 +220,8 @@ def open_conversations(job: ResolvedJob) -> Conversations:
         max_tokens=job.engine.sampling.max_tokens,
         on_overflow=job.declared.on_overflow,
     )
-    return Conversations(open_renderer(job.prompt), context, partial(choose_row_adapter, job.adapter))
+    choose_adapter = partial(choose_row_adapter, job.adapter)
+    return Conversations(open_renderer(job.prompt), context, choose_adapter, job.engine.structure)
 
 
 def _fail(talk: _Talk, failed: Failed) -> Step:

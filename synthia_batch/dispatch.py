@@ -1,11 +1,12 @@
 """Which worker makes which sample next. Pure: no processes, no clock, no files.
 
-Samples come from the plan in order, a window at a time, and within it the longest prompts go
-first. A window is dealt in turns, like cards, to as many hands as there are workers: the engine that
-is ready first takes a whole batch at once, and if that were the longest half of a job, the others
-would be done in half of its time. Where engines have a prefix cache, what is dealt is groups of
-prompts that begin alike (see `prefixes`), the group with the longest prompt first, so that one
-engine gets all of a group. In strict determinism there is no cache, and only the length counts.
+Samples come from the plan in order, a window at a time, and within it the longest prompts, with what
+their rows let an answer have, go first. A window is dealt in turns, like cards, to as many hands as
+there are workers: the engine that is ready first takes a whole batch at once, and if that were the
+longest half of a job, the others would be done in half of its time. Where engines have a prefix
+cache, what is dealt is groups of prompts that begin alike (see `prefixes`), the group with the
+longest prompt first, so that one engine gets all of a group. In strict determinism there is no
+cache, and only the length counts.
 
 At the tail no engine gets more than its share of what is left, and takes over the rest of another's
 hand. That leaves what is inside a slower worker, waiting: a tenth of a batch as a rule, but most of

@@ -13,10 +13,10 @@ import numpy
 from synthia_batch.errors import SampleRefused
 from synthia_batch.footprint import Footprint, Texts, estimate_footprint
 from synthia_batch.job.dotted import flatten
-from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.job.secret import SECRET_KEYS, mask
 from synthia_batch.opening import scan_input
-from synthia_batch.plan import make_samples, plan_shards
+from synthia_batch.plan import limit_answer, make_samples, plan_shards
 from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.resolve import open_renderer
 from synthia_batch.rows import Row, Sample
@@ -110,7 +110,7 @@ def forecast_job(job: ResolvedJob) -> Forecast:
     scan = scan_input(job, source)
     shards = plan_shards(scan.rows, job.plan.samples_per_row)
     prompts = _count_prompts(job, source, scan)
-    longest_output_tokens = _bound_output(job, prompts)
+    longest_output_tokens = prompts.output_tokens * job.plan.num_samples
     texts = Texts(
         prompt_bytes=prompts.bytes * job.plan.num_samples,
         longest_output_tokens=longest_output_tokens,
@@ -159,7 +159,7 @@ class _Prompts:
     """The token counts of the prompts, one for all samples of each; `refused` have none.
 
     `later_turns` come behind those that were counted. `hashes` are of the rows' own texts, `bytes` of the
-    prompts.
+    prompts, `output_tokens` those of answers that are all as long as they may be.
     """
 
     counts: "array[int]" = field(default_factory=lambda: array("l"))
@@ -167,22 +167,27 @@ class _Prompts:
     refused: int = 0
     later_turns: int = 0
     bytes: int = 0
+    output_tokens: int = 0
     too_long: int = 0
     first_too_long: list[str] = field(default_factory=list)
 
-    def take(self, row: Row, samples: Sequence[Sample], renderer: Renderer, max_model_len: int) -> bool:
+    def take(self, row: Row, samples: Sequence[Sample], renderer: Renderer, engine: EngineSpec) -> bool:
         """Count the prompts of a row, one of each system message; return if one of them is too long."""
         self.hashes.append(hash((row.messages, row.system, row.follow_ups)))
-        before = len(self.counts)
+        before, longest = len(self.counts), engine.max_model_len
+        most = limit_answer(row, engine.sampling.max_tokens)
         for sample in samples:
             try:
-                self.counts.append(len(renderer.render(sample.messages)))
+                count = len(renderer.render(sample.messages))
             except SampleRefused:
                 self.refused += 1
                 continue
+            self.counts.append(count)
+            self.output_tokens += min(max(0, longest - count), most)
+            self.output_tokens += len(row.follow_ups) * min(longest, most)
             self.later_turns += len(row.follow_ups)
             self.bytes += sum(len(message.content.encode()) for message in sample.messages)
-        return any(count >= max_model_len for count in self.counts[before:])
+        return any(count >= longest for count in self.counts[before:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +238,7 @@ def _count_prompts(job: ResolvedJob, source: Source, scan: Scan) -> _Prompts:
     for row in source.read_rows(scan, 0, scan.rows):
         # The samples of one prompt differ by their seeds only.
         samples = [sample for sample in make_samples(row, job.plan) if sample.index == 0]
-        if prompts.take(row, samples, renderer, job.engine.max_model_len):
+        if prompts.take(row, samples, renderer, job.engine):
             prompts.too_long += 1
             if len(prompts.first_too_long) < SHOWN_ROWS:
                 prompts.first_too_long.append(_locate(source, row))
@@ -255,12 +260,6 @@ def _tell_pair(source: Source, scan: Scan, index: int, earlier: int) -> str:
 
 def _locate(source: Source, row: Row) -> str:
     return os.fsencode(source.locate(row)).decode(errors="backslashreplace")
-
-
-def _bound_output(job: ResolvedJob, prompts: _Prompts) -> int:
-    longest, most = job.engine.max_model_len, job.engine.sampling.max_tokens
-    first = sum(min(max(0, longest - count), most) for count in prompts.counts)
-    return (first + prompts.later_turns * min(longest, most)) * job.plan.num_samples
 
 
 def _sum_up(job: ResolvedJob, prompts: _Prompts) -> PromptTokens:

@@ -50,6 +50,7 @@ def plan_shards(rows: int, samples_per_row: int) -> tuple[Shard, ...]:
 def make_samples(row: Row, spec: PlanSpec) -> Iterator[Sample]:
     """Yield the samples of `row` in the order of their ordinals: by system message, then by index."""
     ordinal = row.index * spec.samples_per_row
+    own_seed = row.sampling.seed if row.sampling is not None else None
     for system in spec.systems:
         name, messages = _apply_system(row, system, spec)
         for index in range(spec.num_samples):
@@ -59,9 +60,17 @@ def make_samples(row: Row, spec: PlanSpec) -> Iterator[Sample]:
                 system=name,
                 messages=messages,
                 index=index,
-                seed=derive_seed(spec.seed, row.id, name, index),
+                seed=derive_seed(spec.seed, row.id, name, index)
+                if own_seed is None
+                else derive_own_seed(own_seed, index),
             )
             ordinal += 1
+
+
+def limit_answer(row: Row, max_tokens: int) -> int:
+    """Return the most tokens that an answer to `row` may have: its own limit, or the job's `max_tokens`."""
+    own = row.sampling.max_tokens if row.sampling is not None else None
+    return max_tokens if own is None else own
 
 
 def choose_row_adapter(choice: AdapterChoice, row: Row) -> str | None:
@@ -89,6 +98,13 @@ def derive_seed(job_seed: int, row_id: str, system: str, index: int) -> int:
     identifier = row_id.encode()
     text = b"%d\0%d\0%s\0%s\0%d" % (job_seed, len(identifier), identifier, system.encode(), index)
     return int.from_bytes(blake3(text).digest(length=8), "big") >> 1
+
+
+def derive_own_seed(own_seed: int, index: int) -> int:
+    """Return the 63-bit seed of a sample of a row that says its own: the first has it as it is."""
+    if not index:
+        return own_seed
+    return int.from_bytes(blake3(b"own\0%d\0%d" % (own_seed, index)).digest(length=8), "big") >> 1
 
 
 def derive_turn_seed(sample_seed: int, turn: int) -> int:

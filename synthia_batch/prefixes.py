@@ -30,7 +30,7 @@ def group_by_prefix(requests: Sequence[Request]) -> list[list[Request]]:
 
 
 def group_singly(requests: Sequence[Request]) -> list[list[Request]]:
-    """Return each request as a group of its own, the longest prompt first: for engines without a cache.
+    """Return each request as a group of its own, the longest first: for engines without a cache.
 
     Equal prompts keep their order.
     """
@@ -53,4 +53,5 @@ def _put_longest_first(groups: list[list[Request]]) -> list[list[Request]]:
 
 
 def _count_tokens(request: Request) -> int:
-    return len(request.token_ids)
+    """Return the tokens of the prompt and, where rows have limits of their own, of the longest answer."""
+    return len(request.token_ids) + (request.max_tokens or 0)

@@ -15,7 +15,7 @@ from synthia_batch.errors import SampleRefused
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.opening import LockedRun
 from synthia_batch.picks import Picks, pick_rows
-from synthia_batch.plan import make_samples
+from synthia_batch.plan import limit_answer, make_samples
 from synthia_batch.prompts.tokenizer import Renderer, ShownPrompt
 from synthia_batch.resolve import open_renderer, select_rows
 from synthia_batch.rows import Outcome, Sample
@@ -125,6 +125,7 @@ def _show(
 ) -> SamplePreview:
     ids: Sequence[int] = ()
     fault = None
+    most = limit_answer(early.sample.row, engine.sampling.max_tokens)
     try:
         ids = renderer.render(early.sample.messages)
         # What the run asks for, and what its engine checks before all else.
@@ -135,7 +136,7 @@ def _show(
         sample=early.sample,
         prompt=renderer.show(ids) if len(ids) else None,
         prompt_tokens=len(ids),
-        room=max(0, min(engine.sampling.max_tokens, engine.max_model_len - len(ids))) if len(ids) else 0,
+        room=max(0, min(most, engine.max_model_len - len(ids))) if len(ids) else 0,
         fault=fault,
         outcome=early.outcome,
     )

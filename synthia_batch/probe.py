@@ -23,6 +23,7 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.meter import SPEED_MEASURED
 from synthia_batch.opening import LockedRun
 from synthia_batch.picks import Picks, pick_probe
+from synthia_batch.plan import limit_answer
 from synthia_batch.rows import Finished
 from synthia_batch.store.events import read_events
 from synthia_batch.store.part import DataRecord, encode_data_part
@@ -103,8 +104,10 @@ def probe_job(job: ResolvedJob, count: int, display: Display) -> Probe:
 
 def _count_longest(job: ResolvedJob, samples: Sequence[EarlySample]) -> int:
     """Return the most tokens that a sample can come to, with as many turns as any of `samples` has."""
-    turns = max(1 + len(one.sample.row.follow_ups) for one in samples)
-    return turns * min(job.engine.sampling.max_tokens, job.engine.max_model_len)
+    rows = [one.sample.row for one in samples]
+    turns = max(1 + len(row.follow_ups) for row in rows)
+    most = max(limit_answer(row, job.engine.sampling.max_tokens) for row in rows)
+    return turns * min(most, job.engine.max_model_len)
 
 
 def _estimate(job: ResolvedJob, speed: Speed | None, samples: int, tokens: Span) -> Estimate:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.digest import DigestCache, open_digest_cache
+from synthia_batch.engine.vllm_sampling import check_sampling, check_structures, name_structures_backend
 from synthia_batch.engine.vllm_settings import check_settings, check_split
 from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
@@ -25,6 +26,7 @@ from synthia_batch.job.resolved import (
     SystemText,
 )
 from synthia_batch.job.secret import reveal, reveal_settings
+from synthia_batch.job.structured import make_structure
 from synthia_batch.model_choice import (
     FoundModel,
     add_preset,
@@ -42,7 +44,9 @@ from synthia_batch.prompts.formats import (
 )
 from synthia_batch.prompts.library import SystemMessage, select_system_message
 from synthia_batch.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
+from synthia_batch.rows import Structure
 from synthia_batch.source import Columns, Selection, open_files
+from synthia_batch.structure.check import check_structure, read_schema, read_text
 from synthia_batch.tuned import read_tuned
 
 SCRIPTED_MODEL_LEN = 8192
@@ -88,6 +92,7 @@ def resolve_job(
     columns = open_files(taken.files).detect(select_rows(said, template))
     _tell_columns(columns, taken, say)
     found = find_model(merged, chosen.preset, cache, say)
+    _tell_model(columns, taken, found, say)
     if found.facts is not None and found.facts.generation:
         recommended = Layer(
             origin="the model's generation_config",
@@ -142,6 +147,7 @@ def select_rows(job: Job, template: str | None) -> Selection:
         system_column=said.system_column,
         id_column=said.id_column,
         keep_columns=(*said.keep_columns, *of_adapter),
+        sampling_column=said.sampling_column,
         limit=said.limit,
         format=said.format,
         template=template,
@@ -169,6 +175,15 @@ def _name_copies(said: Job, taken: TakenInput) -> Job:
     return said.model_copy(update={"input": said.input.model_copy(update={"path": paths})})
 
 
+def _tell_model(columns: Columns, taken: TakenInput, found: FoundModel, say: Callable[[str], None]) -> None:
+    """Say that another model answers than requests ask for: theirs may be one that nobody has here."""
+    if columns.model is not None and columns.model not in (found.ref.name, found.ref.repo_id):
+        say(
+            f"{taken.files[0].shown}: its requests name the model {columns.model!r}; "
+            f"{found.ref.name!r} answers them (--model names another)"
+        )
+
+
 def _tell_columns(columns: Columns, taken: TakenInput, say: Callable[[str], None]) -> None:
     """Say what was found that nobody said, and changes what a model is asked."""
     first = taken.files[0].shown
@@ -194,7 +209,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     prompt = choose_format(job, found)
     plan = _choose_systems(sources.merged, sources.columns)
     engine = _specify_engine(sources, prompt)
-    numerics = _find_numerics(engine)
+    numerics = _find_numerics(engine, has_structures=bool(engine.structure or columns.get("sampling")))
     quantization = found.facts.quantization if found.facts else None
     identity = identify(
         IdentityParts(
@@ -294,6 +309,8 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         for name, value in job.engine.settings.items():
             with sources.merged.blame(f"engine.{name}"):
                 check_settings({name: value}, job.determinism)
+        check_sampling(job.sampling, found.facts.vocabulary if found.facts else None)
+        check_structures(job.engine.settings, job.sampling, is_asked=job.structured.kind is not None)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     spec = EngineSpec(
         kind=job.engine.kind,
@@ -308,6 +325,7 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         pipeline_parallel_size=job.pool.pipeline_parallel_size,
         settings=reveal_settings(job.engine.settings, os.environ),
         adapters=found.adapters,
+        structure=_read_structure(sources.merged),
     )
     if spec.kind == "vllm":
         check_split(spec)
@@ -318,6 +336,24 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
             for capability, name in zip(list_capabilities(), name_gpus(), strict=False):
                 check_capability(capability, name)
     return spec
+
+
+def _read_structure(merged: Merged) -> Structure | None:
+    said = merged.job.structured
+    if said.kind is None:
+        return None
+    with merged.blame(f"structured.{said.kind}"):
+        value = getattr(said, said.kind)
+        if said.kind == "json_schema":
+            value = read_schema(value)
+        elif said.kind == "grammar":
+            value = read_text(value)
+        structure = make_structure(said.kind, value)
+        try:
+            check_structure(structure)
+        except ValueError as exc:
+            raise UsageError(f"structured.{exc}") from exc
+    return structure
 
 
 def _choose_length(sources: _Sources) -> int:
@@ -335,13 +371,17 @@ def _choose_length(sources: _Sources) -> int:
     return length
 
 
-def _find_numerics(engine: EngineSpec) -> Numerics:
+def _find_numerics(engine: EngineSpec, *, has_structures: bool) -> Numerics:
     if engine.kind == "scripted":
         from synthia_batch.engine.scripted_engine import VERSION
 
         return Numerics(version=VERSION, hardware=None)
     hardware = name_cpu() if engine.device == "cpu" else _name_gpu_kind()
-    return Numerics(version=" ".join(installed_vllm() or ()), hardware=hardware)
+    return Numerics(
+        version=" ".join(installed_vllm() or ()),
+        hardware=hardware,
+        structures=name_structures_backend(engine.settings) if has_structures else None,
+    )
 
 
 def _name_gpu_kind() -> str:

@@ -1,7 +1,7 @@
 """The values that travel along the way of a sample. Imports nothing of the package."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,45 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Structure:
+    """What an answer must be. `kind` is `json_schema`, `regex`, `choice` or `grammar`.
+
+    `text` is the schema or the list of the choices as JSON, else the expression or the grammar itself.
+    """
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSampling:
+    """What a row says of how its tokens are drawn; the job says the rest.
+
+    `values` are by the names of the job's `sampling`, checked as those are. `seed` takes the place of
+    the one that is derived for the row's first sample, `structure` that of the job's.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    structure: Structure | None = None
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens that an answer may have, where the row says it."""
+        limit: int | None = self.values.get("max_tokens")
+        return limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One input record.
 
     `index` counts the selected rows from 0. `id` is unique within the input. `messages` ends
     with a message from the user; it starts with the row's own system message where there is one.
     `follow_ups` are the user's later questions, asked one by one as those before are answered.
-    `system` is the text of the system column, if the job names one. `line` is the line of a
-    JSONL file or the row of a Parquet file, counted from 1; `file` counts the files of the input from 0.
+    `system` is the text of the system column, if the job names one, `sampling` what the sampling column
+    says: None where there is no such column. `line` is the line of a JSONL file or the row of a Parquet
+    file, counted from 1; `file` counts the files of the input from 0.
     """
 
     index: int
@@ -47,6 +78,7 @@ class Row:
     kept: Mapping[str, Any]
     line: int
     follow_ups: tuple[str, ...] = ()
+    sampling: RowSampling | None = None
     file: int = 0
 
 
@@ -113,7 +145,9 @@ class Request:
 
     `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample. `turn`
     counts the turns of a conversation from 0. `adapter` names the LoRA adapter that makes it.
-    `tells_logprob` asks for the answer's, of engines that have one that can be relied on.
+    `tells_logprob` asks for the answer's, of engines that have one that can be relied on. `sampling`
+    has, by the names of the job's, what this request has otherwise; max_tokens has a field of its own.
+    `structure` takes the place of the job's.
     """
 
     ordinal: int
@@ -123,6 +157,8 @@ class Request:
     adapter: str | None = None
     turn: int = 0
     tells_logprob: bool = False
+    sampling: Mapping[str, Any] | None = None
+    structure: Structure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from synthia_batch.job.dotted import flatten
 from synthia_batch.job.fingerprint import NOT_IDENTITY
 from synthia_batch.job.identity import IdentityParts, InputIdentity, Numerics, identify
 from synthia_batch.job.resolved import EngineSpec, LoraAdapter, PlanSpec, PromptSpec, SystemText
+from synthia_batch.rows import Structure
 
 ROW = re.compile(
     r"^\| (?P<setting>[^|]+?) \| (?P<kind>always|strict|never) \| (?P<field>[^|]*?) ?\| (?P<why>.+) \|$"
@@ -43,6 +44,7 @@ def list_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def identify_some(engine: EngineSpec) -> dict[str, Any]:
+    structure = Structure(kind="regex", text="a+")
     adapter = LoraAdapter(name="a", path=Path("/a"), digest="d", rank=1)
     return flatten(
         identify(
@@ -53,9 +55,9 @@ def identify_some(engine: EngineSpec) -> dict[str, Any]:
                     replace_own_system=True, num_samples=1, seed=0,
                 ),
                 prompt=PromptSpec(format="chat", template="x", special_tokens={"eos": "e"}, tokenizer=None),
-                engine=dataclasses.replace(engine, adapters=(adapter,)),
+                engine=dataclasses.replace(engine, adapters=(adapter,), structure=structure),
                 model_digests={"weights": "w", "tokenizer": "t"},
-                numerics=Numerics(version="v", hardware="h"),
+                numerics=Numerics(version="v", hardware="h", structures="x"),
                 on_overflow="fail",
             )
         )

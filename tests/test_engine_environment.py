@@ -13,8 +13,8 @@ from synthia_batch.canary_record import make_canaries
 from synthia_batch.engine.environment import preferred_environment, required_environment
 from synthia_batch.engine.vllm_settings import check_split
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import Sampling
 from synthia_batch.job.resolved import EngineSpec, LoraAdapter, ModelRef
+from synthia_batch.job.sampling import Sampling
 from synthia_batch.prompts.formats import ChatFormat
 from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
 

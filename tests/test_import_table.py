@@ -46,7 +46,8 @@ MAY_IMPORT = {
     },
     "job": {"rows", "errors", "digest"},
     "prompts": {"rows", "errors", "digest"},
-    "source": {"rows", "errors", "digest"},
+    "source": {"job", "structure", "rows", "errors", "digest"},
+    "structure": {"tally", "rows", "errors"},
     "store": {"rows", "tally", "errors"},
     "models": {"errors", "digest", "kept_directory", "privacy", "user_cache"},
     "plan": {"job", "rows", "errors"},
@@ -64,6 +65,8 @@ MAY_IMPORT = {
     "model_choice": {"job", "models", "digest", "errors", "hardware"},
     "resolve": {
         "intake",
+        "structure",
+        "rows",
         "model_choice",
         "job",
         "prompts",
@@ -168,7 +171,19 @@ MAY_IMPORT = {
         "rows",
         "errors",
     },
-    "probe": {"early", "estimate", "meter", "opening", "picks", "store", "display", "drain", "job", "rows"},
+    "probe": {
+        "early",
+        "estimate",
+        "meter",
+        "opening",
+        "picks",
+        "plan",
+        "store",
+        "display",
+        "drain",
+        "job",
+        "rows",
+    },
     "drive": {
         "pool",
         "starting",
@@ -186,7 +201,7 @@ MAY_IMPORT = {
         "words",
         "rows",
     },
-    "conversations": {"prompts", "plan", "job", "resolve", "rows", "tally", "errors"},
+    "conversations": {"prompts", "plan", "job", "resolve", "structure", "rows", "tally", "errors"},
     "assemble": {"store", "source", "plan", "job", "rows"},
     "keeper": {"assemble", "store", "tally", "rows", "errors"},
     "canary_record": {"canary", "pool", "prompts", "store", "rows", "errors"},
@@ -312,6 +327,7 @@ ONLY_IN = {
     "matplotlib": {"report/plots.py"},
     "prometheus_client": {"metrics.py"},
     "apprise": {"notify.py"},
+    "jsonschema": {"structure/"},
     "transformers": {"models/gguf_convert.py", "models/tokenizer_file.py"},
 }
 
@@ -395,7 +411,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy', 'matplotlib', 'jinja2'}\n"
-        "heavy |= {'apprise', 'prometheus_client'}\n"
+        "heavy |= {'apprise', 'prometheus_client', 'jsonschema'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )

@@ -97,6 +97,9 @@ class JobFlags:
     )
     id_column: Annotated[str | None, typer.Option(help="[a hash of the row's content]")] = None
     keep_columns: Annotated[str | None, typer.Option(help="Input columns for the output: a,b,c")] = None
+    sampling_column: Annotated[
+        str | None, typer.Option(help="Take what a row says of its own sampling from here.")
+    ] = None
     num_samples: Annotated[
         int | None, typer.Option("--num-samples", "-n", help="Per row and system message. [1]")
     ] = None
@@ -114,6 +117,16 @@ class JobFlags:
         str | None, typer.Option(metavar="COUNT", help="New tokens per answer, such as 512 or 4K. [1024]")
     ] = None
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends an answer. Repeatable.")] = None
+    json_schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Every answer is JSON of this schema.")
+    ] = None
+    regex: Annotated[str | None, typer.Option(metavar="TEXT", help="Every answer matches it whole.")] = None
+    choice: Annotated[
+        list[str] | None, typer.Option(metavar="A,B,...", help="Every answer is one of these. Repeatable.")
+    ] = None
+    grammar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Every answer is of this grammar, GBNF or Lark.")
+    ] = None
     seed: Annotated[int | None, typer.Option(help="[0]")] = None
     limit: Annotated[
         str | None, typer.Option(metavar="COUNT", help="Take the first rows only, such as 200 or 1.5M.")
@@ -203,6 +216,7 @@ _KEYS = {
     "system_column": "input.system_column",
     "id_column": "input.id_column",
     "keep_columns": "input.keep_columns",
+    "sampling_column": "input.sampling_column",
     "num_samples": "num_samples",
     "on_overflow": "on_overflow",
     "temperature": "sampling.temperature",
@@ -210,6 +224,10 @@ _KEYS = {
     "top_k": "sampling.top_k",
     "max_tokens": "sampling.max_tokens",
     "stop": "sampling.stop",
+    "json_schema": "structured.json_schema",
+    "regex": "structured.regex",
+    "choice": "structured.choice",
+    "grammar": "structured.grammar",
     "seed": "seed",
     "limit": "input.limit",
     "workers": "pool.workers",
@@ -230,11 +248,12 @@ _GROUPS = {
     "Job": ("job", "output", "settings"),
     "Input": (
         "prompt_column", "messages_column", "turns_column", "system_column", "id_column", "keep_columns",
-        "input_format", "prompt_template", "limit",
+        "sampling_column", "input_format", "prompt_template", "limit",
     ),
     "Model": ("model", "revision", "preset", "chat_template", "lora", "lora_column"),
     "Prompts and samples": ("system", "num_samples", "on_overflow"),
     "Sampling": ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed", "determinism"),
+    "What an answer must be": ("json_schema", "regex", "choice", "grammar"),
     "Engines": (
         "workers", "tensor_parallel_size", "pipeline_parallel_size", "ray_address", "pool", "engine",
     ),
@@ -306,6 +325,8 @@ def _spell(field: str, value: Any) -> Any:
         return dict(_split_adapter(text) for text in value)
     if field == "keep_columns":
         return split_names(value)
+    if field == "choice":
+        return [name for text in value for name in split_names(text)]
     return str(value) if isinstance(value, Path) else value
 
 

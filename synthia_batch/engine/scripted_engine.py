@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
 from synthia_batch.engine.placement import Placement
+from synthia_batch.engine.scripted_structure import write_structured
 from synthia_batch.errors import EngineOutOfMemory, UsageError
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Failed, Finished, Outcome, Request
@@ -106,6 +107,7 @@ class ScriptedEngine:
         self._options = parse_options(spec.settings)
         self._max_num_seqs = max(1, self._options.max_num_seqs >> placement.halvings)
         self._max_tokens = spec.sampling.max_tokens
+        self._structure = spec.structure
         self._max_model_len = spec.max_model_len
         self._waiting: deque[Request] = deque()
         self._running: deque[tuple[float, Request]] = deque()
@@ -189,11 +191,17 @@ class ScriptedEngine:
             return Failed(ordinal=request.ordinal, code="scripted_failure", message="failed as scripted")
         prompt = _encode_ids(request.token_ids)
         words_wanted = self._options.max_words
-        picks = blake3(b"%d\0" % (request.seed + self._see_batch()) + prompt).digest(length=words_wanted + 1)
+        drawn = b"%d\0" % (request.seed + self._see_batch()) + prompt + _spell_sampling(request)
+        picks = blake3(drawn).digest(length=words_wanted + 1)
         limit = request.max_tokens or self._max_tokens
         room = min(limit, self._max_model_len - len(request.token_ids))
         length = 1 + picks[-1] % words_wanted
-        words = [_WORDS[pick] for pick in picks[: min(length, room)]]
+        structure = request.structure or self._structure
+        structured = write_structured(structure, picks) if structure is not None else None
+        if structured is None:
+            words = [_WORDS[pick] for pick in picks[: min(length, room)]]
+        else:
+            length, words = len(structured.split(" ")), structured.split(" ")[:room]
         return Finished(
             ordinal=request.ordinal,
             response=" ".join(words),
@@ -233,6 +241,12 @@ class ScriptedEngine:
 def _encode_ids(token_ids: Sequence[int]) -> bytes:
     """Return the ids as bytes: themselves where they are UTF-8 bytes, decimal text otherwise."""
     return token_ids if isinstance(token_ids, bytes) else b" ".join(b"%d" % token for token in token_ids)
+
+
+def _spell_sampling(request: Request) -> bytes:
+    """Return what of a row's own sampling shows in its text; nothing where it says nothing."""
+    said = request.sampling
+    return f"\0{sorted(said.items())}".encode() if said else b""
 
 
 def _open_call_log(path: Path | None) -> int | None:

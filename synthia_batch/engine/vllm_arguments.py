@@ -1,12 +1,14 @@
 """The arguments that vLLM is made and asked with. Imports nothing of vLLM."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from synthia_batch.engine.placement import Placement
 from synthia_batch.errors import UsageError
 from synthia_batch.hardware import total_memory_bytes
-from synthia_batch.job.declared import Sampling
 from synthia_batch.job.resolved import EngineSpec
+from synthia_batch.job.sampling import Sampling
+from synthia_batch.rows import Request
 
 CPU_MAX_NUM_SEQS = 128
 CPU_KV_CACHE_BYTES = 4 * 2**30
@@ -23,6 +25,16 @@ GPU_MEMORY_SHARE = 0.92
 """vLLM's default gpu_memory_utilization: weights, activations and KV cache together."""
 GPU_SHARE_KEPT = 0.85
 """Per further halving: the weights stay as large as they are."""
+
+STRUCTURES = "structured_outputs_config"
+STRUCTURES_BACKEND = "xgrammar"
+"""What vLLM's `auto` takes first; without another to fall back on."""
+_AS_SAID = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens",
+    "thinking_token_budget",
+)  # fmt: skip
+_LISTS = ("stop", "stop_token_ids", "bad_words", "allowed_token_ids")
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's max_lora_rank may be (config/lora.py of 0.32.0)."""
@@ -47,6 +59,7 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
+    settings = dict(spec.settings) | {STRUCTURES: structures_config(spec.settings)}
     if model.gguf is not None:
         # As vllm-gguf-plugin takes it: the file as the model, its config and tokenizer beside it.
         arguments |= {
@@ -68,21 +81,36 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
         arguments["enable_prefix_caching"] = False
         if spec.device == "cuda":
             arguments |= _strict_gpu_arguments(spec)
-    return _shrink(arguments | dict(spec.settings), placement.halvings, on_cpu=spec.device == "cpu")
+    return _shrink(arguments | settings, placement.halvings, on_cpu=spec.device == "cpu")
+
+
+def structures_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return vLLM's structured_outputs_config, the user's own over what determinism needs.
+
+    vLLM's own default, `auto`, chooses a backend for each request, and an engine has one only: that of
+    the first request that needs any. Which one that is would depend on the order of requests.
+    """
+    return {"backend": STRUCTURES_BACKEND, **dict(settings.get(STRUCTURES) or {})}
 
 
 def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
-    """Return the arguments of `SamplingParams` that are the same for every sample of a job."""
+    """Return the arguments of `SamplingParams` but the limits of length and the seed.
+
+    `repetition_detection` is a mapping: the class for it is vLLM's.
+    """
+    pattern = sampling.repetition_detection
     return {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": sampling.min_p,
-        "repetition_penalty": sampling.repetition_penalty,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "stop": list(sampling.stop) or None,
+        **{name: getattr(sampling, name) for name in _AS_SAID},
+        **{name: list(getattr(sampling, name)) or None for name in _LISTS},
+        "logit_bias": dict(sampling.logit_bias) or None,
+        "extra_args": dict(sampling.extra_args) or None,
+        "repetition_detection": pattern.model_dump() if pattern is not None else None,
     }
+
+
+def override_sampling(sampling: Sampling, request: Request) -> Sampling:
+    """Return `sampling` as `request` has it."""
+    return sampling if request.sampling is None else sampling.model_copy(update=dict(request.sampling))
 
 
 def _adapter_arguments(spec: EngineSpec) -> dict[str, Any]:

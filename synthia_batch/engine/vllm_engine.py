@@ -17,21 +17,23 @@ from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
 
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
 from synthia_batch.engine.placement import Placement
-from synthia_batch.engine.vllm_arguments import engine_arguments, sampling_arguments
+from synthia_batch.engine.vllm_arguments import engine_arguments, override_sampling, sampling_arguments
 from synthia_batch.engine.vllm_core import watch_core
 from synthia_batch.engine.vllm_errors import memory_errors, setting_errors
 from synthia_batch.engine.vllm_lora import spare_rows_without_adapter
 from synthia_batch.engine.vllm_memory import lazy_zeros
 from synthia_batch.engine.vllm_padding import pad_small_gemms
 from synthia_batch.engine.vllm_strict import check_capability
+from synthia_batch.engine.vllm_structures import check_params, make_structured
 from synthia_batch.errors import DeterminismBroken, UsageError
 from synthia_batch.hardware import name_cpu, name_driver, name_gpus
 from synthia_batch.job.resolved import EngineSpec
-from synthia_batch.rows import Failed, Finished, Outcome, Request
+from synthia_batch.job.sampling import Sampling
+from synthia_batch.rows import Failed, Finished, Outcome, Request, Structure
 
 CPU_PREFILL_TOKENS = 1024
 """Of prompts let in for one step, about. Steps of 8,192 fall out of the CPU's caches; see
@@ -56,7 +58,7 @@ class VllmEngine:
             spare_rows_without_adapter()
         lazily = lazy_zeros() if spec.device == "cpu" else nullcontext()
         with memory_errors(), setting_errors(), lazily:
-            SamplingParams(**sampling_arguments(spec.sampling))
+            check_params(_make_params(spec.sampling, spec.structure), spec.settings)
             self._llm = LLM(**engine_arguments(spec, placement))
         _check_threads(spec)
         self._engine = self._llm.llm_engine
@@ -228,15 +230,33 @@ class VllmEngine:
             self._room.give_back(self._longest(request))
 
     def _params(self, request: Request) -> SamplingParams:
-        sampling = self._spec.sampling
-        return SamplingParams(
-            **sampling_arguments(sampling),
-            max_tokens=self._longest(request) - len(request.token_ids),
+        sampling = override_sampling(self._spec.sampling, request)
+        structure = request.structure or self._spec.structure
+        if structure is not None:  # It says where an answer ends, whatever the job says of others.
+            sampling = sampling.model_copy(update={"min_tokens": 0, "ignore_eos": False})
+        room = self._longest(request) - len(request.token_ids)
+        return _make_params(
+            sampling,
+            structure,
+            max_tokens=room,
+            min_tokens=min(sampling.min_tokens, room),
             seed=request.seed,
             # On GPUs they are not batch invariant where the tokens are (vllm#51187).
             logprobs=0 if request.tells_logprob and self._spec.device == "cpu" else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+
+
+def _make_params(sampling: Sampling, structure: Structure | None, **more: Any) -> SamplingParams:
+    arguments = sampling_arguments(sampling)
+    pattern = arguments.pop("repetition_detection")
+    return SamplingParams(
+        **arguments,
+        repetition_detection=RepetitionDetectionParams(**pattern) if pattern is not None else None,
+        # Made anew each time: vLLM writes into it.
+        structured_outputs=make_structured(structure) if structure is not None else None,
+        **more,
+    )
 
 
 def _name(request: Request) -> str:

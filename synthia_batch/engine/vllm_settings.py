@@ -110,19 +110,37 @@ def list_fields() -> Mapping[str, str]:
     Raises:
         UsageError: vLLM is not installed, or keeps them elsewhere than every release so far.
     """
-    path = _find_package() / "engine" / "arg_utils.py"
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError) as exc:
-        raise UsageError(f"{path}: cannot tell which settings this vLLM has: {exc}") from exc
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == "EngineArgs":
+    return find_class("engine/arg_utils.py", "EngineArgs")
+
+
+def find_class(file: str, name: str) -> Mapping[str, str]:
+    """Return the fields of a class of the installed vLLM with their types, as they are written in `file`.
+
+    Raises:
+        UsageError: vLLM is not installed, or has no such class there.
+    """
+    path = _find_package() / file
+    for node in parse_vllm(file).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
             return {
                 field.target.id: ast.unparse(field.annotation)
                 for field in node.body
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
             }
-    raise UsageError(f"{path}: has no EngineArgs, so the engine settings cannot be checked")
+    raise UsageError(f"{path}: has no {name}, so what is said to vLLM cannot be checked")
+
+
+def parse_vllm(file: str) -> ast.Module:
+    """Return the syntax of `file` of the installed vLLM.
+
+    Raises:
+        UsageError: vLLM is not installed, or has no such file.
+    """
+    path = _find_package() / file
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError) as exc:
+        raise UsageError(f"{path}: cannot tell which settings this vLLM has: {exc}") from exc
 
 
 def _find_package() -> Path:

@@ -4,22 +4,15 @@ Everything is optional but the input. What is left unsaid is filled, in this ord
 preset, the model's generation_config and the defaults below; see `layers`.
 """
 
-import os
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    WithJsonSchema,
-    field_validator,
-)
+from pydantic import ConfigDict, Field, field_validator
 
 from synthia_batch.job.human import ClockTime, Count, Duration, FailureLimit, TokenLength
+from synthia_batch.job.input_path import InputPath
+from synthia_batch.job.sampling import Sampling
+from synthia_batch.job.section import HomePath, Number, Section, Whole
+from synthia_batch.job.structured import Structured
 
 Determinism = Literal["strict", "fast"]
 EngineKind = Literal["vllm", "scripted"]
@@ -27,54 +20,6 @@ PoolKind = Literal["ray", "local"]
 PromptFormat = Literal["auto", "chat", "synthia", "synthia-card"]
 OnOverflow = Literal["fail", "truncate-oldest", "stop"]
 InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca"]
-
-
-def _refuse_bool(value: Any) -> Any:
-    # Pydantic takes true for 1, and a slip in YAML for a temperature.
-    if isinstance(value, bool):
-        raise ValueError("Input should be a number, not true or false")
-    return value
-
-
-def _expand_home(path: Path) -> Path:
-    return Path(os.path.expanduser(path))
-
-
-def _read_paths(value: Any) -> str | tuple[str, ...]:
-    """Return one path, or several, as text: an address is no Path, and a file's name may be no UTF-8."""
-    if isinstance(value, str | Path):
-        if not os.fspath(value):
-            raise ValueError("Input should be a path, and is empty")
-        return os.path.expanduser(value)
-    if not isinstance(value, list | tuple) or not value:
-        raise ValueError("Input should be a path, or a list of paths")
-    paths = [_read_paths(path) if isinstance(path, str | Path) else None for path in value]
-    if any(not isinstance(path, str) for path in paths):
-        raise ValueError("Input should be a path, or a list of paths")
-    return tuple(str(path) for path in paths)
-
-
-Whole = Annotated[int, BeforeValidator(_refuse_bool)]
-Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_refuse_bool)]
-HomePath = Annotated[Path, AfterValidator(_expand_home)]
-"""A path that may start with `~`, the home directory."""
-InputPath = Annotated[
-    str | tuple[str, ...],
-    PlainValidator(_read_paths),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string"}}]}
-    ),
-]
-"""Files, directories, patterns and addresses: one, or several."""
-
-
-class Section(BaseModel):
-    """A part of a job file. Unknown keys are refused."""
-
-    # The docstrings under the fields are what `schema` says of them.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
-    )
 
 
 class Input(Section):
@@ -103,6 +48,9 @@ class Input(Section):
     """Default: a hash of the row's content and an occurrence number."""
     keep_columns: tuple[str, ...] = ()
     """Input columns to carry into the output."""
+    sampling_column: str | None = None
+    """Takes what a row says of its own sampling from this column: an object with keys of `sampling`, or
+    `seed`. What it leaves out, or is null, is the job's."""
     limit: Annotated[Count, Field(ge=1)] | None = None
     """Take the first `limit` rows only."""
 
@@ -138,34 +86,6 @@ class Lora(Section):
     column: str | None = None
     """Takes each row's adapter, by name, from this column; where that is blank, the model answers as it
     is. Without a column every row takes the one adapter."""
-
-
-class Sampling(Section):
-    """How tokens are drawn. The defaults are those of the Synthia model cards."""
-
-    temperature: Annotated[Number, Field(ge=0, le=10)] = 0.75
-    """0 takes the likeliest token each time."""
-    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    """Draw from the likeliest tokens that come to this probability together."""
-    top_k: Annotated[Whole, Field(ge=0)] = 50
-    """0 considers every token."""
-    min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
-    """Leave out tokens less probable than this share of the likeliest one's probability."""
-    repetition_penalty: Annotated[Number, Field(gt=0)] = 1.0
-    """Over 1 disfavours tokens of the prompt and of the answer so far."""
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
-    """Over 0 disfavours tokens that the answer has."""
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
-    """Over 0 disfavours tokens by how often the answer has them."""
-    max_tokens: Annotated[TokenLength, Field(ge=1)] = 1024
-    """New tokens per answer; fewer where prompt and answer would exceed max_model_len."""
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Strings that end an answer and are not part of it."""
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _accept_one_string(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 class Engine(Section):
@@ -236,6 +156,8 @@ class Job(Section):
     out as soon as there is no room for max_tokens, or half of max_model_len where that is less."""
     sampling: Sampling = Sampling()
     """How tokens are drawn."""
+    structured: Structured = Structured()
+    """What every answer must be."""
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     """Every sample's own seed is derived from it."""
     determinism: Determinism = "strict"

@@ -13,6 +13,7 @@ from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import flatten, spell_key
 from synthia_batch.job.keys import suggest_key
 from synthia_batch.job.layer import Layer, Place, find_layer, walk_texts
+from synthia_batch.job.sampling import REFUSED
 from synthia_batch.job.secret import REFERENCE, SECRET_KEYS
 
 _WORDS = {
@@ -98,6 +99,9 @@ def _explain(fault: ErrorDetails, layers: Sequence[Layer]) -> str:
     layer = find_layer(key, layers) or find_layer(str(fault["loc"][0]), layers)
     place = layer.find_place(key) if layer else Place(origin="default")
     if fault["type"] == "extra_forbidden":
+        section, _, name = key.rpartition(".")
+        if section == "sampling" and name in REFUSED:
+            return _place(key, place, f"a job cannot say it: {REFUSED[name]}", of_key=True)
         near = suggest_key(key)
         return _place(key, place, f"unknown key.{f' Did you mean {near!r}?' if near else ''}", of_key=True)
     if fault["input"] is None:

@@ -9,6 +9,7 @@ from blake3 import blake3
 from synthia_batch.job.declared import OnOverflow
 from synthia_batch.job.fingerprint import OUTPUT_FORMAT, select_identity_settings
 from synthia_batch.job.resolved import EngineSpec, PlanSpec, PromptSpec
+from synthia_batch.job.sampling import identify_sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +25,13 @@ class InputIdentity:
 class Numerics:
     """What decides about the last bits of a logit, beside the engine's specification.
 
-    `hardware` is None for an engine that computes alike on any.
+    `hardware` is None for an engine that computes alike on any. `structures` is what keeps answers to
+    their structure, None where nothing has to.
     """
 
     version: str
     hardware: str | None
+    structures: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +87,11 @@ def identify(parts: IdentityParts) -> dict[str, Any]:
         },
         # Only where there are any: jobs without are what they were.
         **_identify_adapters(parts),
-        "sampling": engine.sampling.model_dump(mode="json"),
+        "sampling": identify_sampling(engine.sampling),
         "seed": plan.seed,
         "num_samples": plan.num_samples,
         **conversation,
+        **_identify_structure(engine),
         "determinism": engine.determinism,
         "engine": _identify_engine(engine, parts.numerics),
     }
@@ -96,6 +100,12 @@ def identify(parts: IdentityParts) -> dict[str, Any]:
 def _identify_adapters(parts: IdentityParts) -> dict[str, Any]:
     adapters = {adapter.name: adapter.digest for adapter in parts.engine.adapters}
     return {"lora": {"adapters": adapters, "column": parts.adapter_column}} if adapters else {}
+
+
+def _identify_structure(engine: EngineSpec) -> dict[str, Any]:
+    structure = engine.structure
+    # The text, not its file: reading it in the plan tells what the answers are.
+    return {"structured": {structure.kind: structure.text}} if structure is not None else {}
 
 
 def digest_text(text: str) -> str:
@@ -108,6 +118,8 @@ def _identify_engine(engine: EngineSpec, numerics: Numerics) -> dict[str, Any]:
     if engine.determinism == "fast":
         return identity
     identity["version"] = numerics.version
+    if numerics.structures is not None:
+        identity["structures"] = numerics.structures
     if numerics.hardware is not None:
         identity["hardware"] = numerics.hardware
         identity["tensor_parallel_size"] = engine.tensor_parallel_size

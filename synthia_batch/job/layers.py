@@ -124,6 +124,13 @@ def parse_assignment(text: str) -> dict[str, Any]:
     return nest(key, parse_value(value, f"--set {key}", key))
 
 
+def _name_entries(value: Any) -> Any:
+    """Return a mapping with its keys as text, as in a job file: `{123: -100}` names a token."""
+    if not isinstance(value, dict):
+        return value
+    return {str(key) if type(key) is int else key: entry for key, entry in value.items()}
+
+
 def parse_value(text: str, where: str, key: str) -> Any:
     """Return the YAML value of `text`: 20 is a number, true a boolean, [a, b] a list.
 
@@ -135,6 +142,6 @@ def parse_value(text: str, where: str, key: str) -> Any:
     try:
         value = YAML(typ="safe").load(StringIO(text))
         is_text = value is None or isinstance(value, str | list) or not wants_text(key)
-        return value if is_text else text
+        return _name_entries(value) if is_text else text
     except (YAMLError, ValueError, RecursionError) as exc:
         raise UsageError(f"{where}: {text!r} is not a YAML value; quote it, as in '\"{text}\"'") from exc

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import Job, Model, Section
+from synthia_batch.job.declared import Job, Model
 from synthia_batch.job.layers import Layer
 from synthia_batch.job.marked_yaml import read_marked
+from synthia_batch.job.section import Section
 
 MOST_BYTES = 1_000_000
 """A larger file is data that was taken for a job file."""
@@ -21,6 +22,8 @@ _PATHS = (
     ("input", "prompt_template"),
     ("", "output"),
     ("", "chat_template"),
+    ("structured", "json_schema"),
+    ("structured", "grammar"),
     *(("engine", key) for key in ENGINE_PATHS),
 )
 """The keys, section and name, that hold a path; in a job file it is relative to that file."""

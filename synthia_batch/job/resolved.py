@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from synthia_batch.job.declared import Determinism, EngineKind, Job, PoolKind, Sampling
-from synthia_batch.rows import InputFile
+from synthia_batch.job.declared import Determinism, EngineKind, Job, PoolKind
+from synthia_batch.job.sampling import Sampling
+from synthia_batch.rows import InputFile, Structure
 
 Device = Literal["cpu", "cuda"]
 FormatName = Literal["chat", "synthia", "synthia-card", "plain"]
@@ -41,7 +42,10 @@ class LoraAdapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """All that a worker needs to make its engine. `settings` are the engine's own, by name."""
+    """All that a worker needs to make its engine. `settings` are the engine's own, by name.
+
+    `structure` is what an answer must be, unless its request says something else.
+    """
 
     kind: EngineKind
     model: ModelRef
@@ -55,6 +59,7 @@ class EngineSpec:
     pipeline_parallel_size: int
     settings: Mapping[str, Any]
     adapters: tuple[LoraAdapter, ...] = ()
+    structure: Structure | None = None
 
     @property
     def caches_prefixes(self) -> bool:

@@ -8,7 +8,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from synthia_batch.job.declared import Job
 
 DIALECT = GenerateJsonSchema.schema_dialect
-_ONE_OR_MORE = ("system", "notify", "stop")
+_ONE_OR_MORE = ("system", "notify", "stop", "bad_words", "choice")
 """The lists that may be one text as well."""
 _BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 """Pydantic leaves bounds behind a validator of ours in its own words."""

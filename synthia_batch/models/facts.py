@@ -25,7 +25,8 @@ class Quantization:
 class ModelFacts:
     """What a model's files say.
 
-    `max_model_len` is in tokens, None where config.json does not say. `special_tokens` are what a
+    `max_model_len` is in tokens, and `vocabulary` counts those that there are; None where config.json does
+    not say. `special_tokens` are what a
     chat template may name. `generation` are the sampling values that the model recommends.
     """
 
@@ -35,6 +36,7 @@ class ModelFacts:
     generation: Mapping[str, Any]
     quantization: Quantization | None
     tokenizer_path: Path
+    vocabulary: int | None = None
 
 
 def read_model_facts(path: Path) -> ModelFacts:
@@ -54,6 +56,7 @@ def read_model_facts(path: Path) -> ModelFacts:
         generation=_read_generation(path),
         quantization=_find_quantization(path, quantized),
         tokenizer_path=find_tokenizer_file(path),
+        vocabulary=text_config.get("vocab_size"),
     )
 
 

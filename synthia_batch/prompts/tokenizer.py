@@ -177,6 +177,11 @@ class Renderer:
         needs_care = bool(texts) and prompt_format.writes_special_tokens
         self._special = re.compile("|".join(map(re.escape, texts))) if needs_care else None
 
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The strings that end every answer in this format."""
+        return self._format.stop
+
     def encode(self, text: str) -> Sequence[int]:
         """Return the token ids of `text` as it stands, behind a start token if the format writes none."""
         return self._tokenizer.encode(

@@ -12,7 +12,7 @@ from typing import Any
 
 from synthia_batch.job.dotted import flatten
 from synthia_batch.report.showing import make_visible
-from synthia_batch.report.tally import Group, Tally
+from synthia_batch.report.tally import Group, Tally, find_limit
 from synthia_batch.report.verdict import spell_share
 from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.manifest import Manifest
@@ -99,7 +99,7 @@ def read_card_data(run_dir: RunDir, facts: CardFacts, manifest: Manifest) -> Car
     Raises:
         IntegrityError: A part cannot be read.
     """
-    tally = Tally(max_tokens=facts.identity["sampling"]["max_tokens"])
+    tally = Tally(max_tokens=find_limit(facts.identity))
     first: PartFacts | None = None
     for part in manifest.parts:
         path = run_dir.root / part.path

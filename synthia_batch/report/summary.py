@@ -18,7 +18,7 @@ from synthia_batch.report.samples import (
     fetch_side_by_side,
 )
 from synthia_batch.report.shards import PublishedSamples, ShardSamples, list_samples
-from synthia_batch.report.tally import Tally
+from synthia_batch.report.tally import Tally, find_limit
 from synthia_batch.store.events import read_events
 from synthia_batch.store.lock import find_running
 from synthia_batch.store.manifest import ManifestPart, read_manifest
@@ -31,7 +31,8 @@ State = Literal["complete", "running", "interrupted"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHead:
-    """Which run it is. `max_tokens` is the limit of an answer, `max_model_len` that of the context.
+    """Which run it is. `max_tokens` is the limit of an answer, None where rows have limits of their own,
+    `max_model_len` that of the context.
 
     `plays_turns`: a sample is a conversation, and its tokens are sums. `writer` is the library that
     wrote the first part, empty where there is none yet.
@@ -45,7 +46,7 @@ class RunHead:
     rows: int
     samples: int
     systems: tuple[str, ...]
-    max_tokens: int
+    max_tokens: int | None
     max_model_len: int
     plays_turns: bool
     identity: Mapping[str, Any]
@@ -158,7 +159,7 @@ def _read_head(facts: RunFacts, shards: Sequence[ShardSamples]) -> RunHead:
         rows=plan["scan"]["rows"],
         samples=facts.shards[-1].stop,
         systems=facts.grid.systems,
-        max_tokens=identity["sampling"]["max_tokens"],
+        max_tokens=find_limit(identity),
         max_model_len=identity["model"]["max_model_len"],
         plays_turns=facts.grid.plays_turns,
         identity=identity,

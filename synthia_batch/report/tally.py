@@ -116,10 +116,11 @@ class Group:
 class Tally:
     """A run in numbers. `groups` are by the name in the column `system`, `failures` by code.
 
-    `max_tokens` is what an answer may have.
+    `max_tokens` is what an answer may have, None where rows have limits of their own: which of the cut off
+    the context cut is then not known.
     """
 
-    max_tokens: int
+    max_tokens: int | None
     groups: dict[str, Group] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
 
@@ -133,8 +134,9 @@ class Tally:
             group.answers.add(numbers.completion_tokens[chosen])
             reasons = np.bincount(numbers.reason[chosen], minlength=len(numbers.reasons))
             group.reasons += Counter(dict(zip(numbers.reasons, reasons.tolist(), strict=True)))
-            early = is_cut[numbers.reason[chosen]] & (numbers.completion_tokens[chosen] < self.max_tokens)
-            group.cut_early += int(early.sum())
+            if self.max_tokens is not None:
+                is_short = numbers.completion_tokens[chosen] < self.max_tokens
+                group.cut_early += int((is_cut[numbers.reason[chosen]] & is_short).sum())
 
     def add_failed(self, codes: PartCodes) -> None:
         """Take in samples that could not be made."""
@@ -158,6 +160,12 @@ class Tally:
     def failures_by_number(self) -> Mapping[str, int]:
         """The codes, the commonest first, and those of one number by name."""
         return dict(sorted(self.failures.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def find_limit(identity: Mapping[str, Any]) -> int | None:
+    """Return the most tokens that an answer may have by a job's identity, None where rows say their own."""
+    limit: int = identity["sampling"]["max_tokens"]
+    return None if "sampling" in identity["input"]["columns"] else limit
 
 
 def _sum(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:

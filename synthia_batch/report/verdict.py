@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from synthia_batch.report.summary import Report
+from synthia_batch.report.summary import Report, RunHead
 
 Level = Literal["good", "note", "warn", "bad"]
 
@@ -71,8 +71,7 @@ def _tell_truncation(report: Report) -> Iterator[Sentence]:
         how = "had an answer that was cut off" if head.plays_turns else "were cut off"
         yield Sentence(
             level="warn",
-            text=f"{_count(by_limit, whole.finished, what)} {how} at {head.max_tokens:,} tokens: "
-            "raise --max-tokens.",
+            text=f"{_count(by_limit, whole.finished, what)} {how} {_name_limit(head)}",
         )
     if by_limit < whole.truncated:
         yield Sentence(
@@ -113,6 +112,12 @@ def _tell_losses(report: Report) -> Iterator[Sentence]:
         yield Sentence(level="note", text=f"An engine was lost {times}; nothing finished was lost with it.")
     if attempts > 1:
         yield Sentence(level="note", text=f"It took {attempts} attempts; nothing finished was made again.")
+
+
+def _name_limit(head: RunHead) -> str:
+    if head.max_tokens is None:
+        return "at their max_tokens: raise it, or those in the sampling column."
+    return f"at {head.max_tokens:,} tokens: raise --max-tokens."
 
 
 def _count(part: int, whole: int, what: str) -> str:

@@ -37,6 +37,7 @@ class Selection:
     system_column: str | None = None
     id_column: str | None = None
     keep_columns: tuple[str, ...] = ()
+    sampling_column: str | None = None
     limit: int | None = None
     format: str = "auto"
     template: str | None = None
@@ -57,6 +58,7 @@ class Columns:
     id: str | None
     keep: tuple[str, ...]
     turns: str | None = None
+    sampling: str | None = None
     shape: str | None = None
     reads: tuple[str, ...] = ()
     template: str | None = None
@@ -83,12 +85,12 @@ class Columns:
     @property
     def used(self) -> tuple[str, ...]:
         """Every column that is read, once each."""
-        named = (*self.texts, self.system, self.id, *self.keep)
+        named = (*self.texts, self.system, self.id, self.sampling, *self.keep)
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return them as plain JSON values; those of later versions only where there are any."""
-        values = {
+        """Return them as plain JSON values; later kinds only where there are any, as in plans of before."""
+        values: dict[str, Any] = {
             "prompt": self.prompt,
             "messages": self.messages,
             "system": self.system,
@@ -97,6 +99,7 @@ class Columns:
         }
         later = {
             "turns": self.turns,
+            "sampling": self.sampling,
             "shape": self.shape,
             "reads": list(self.reads) or None,
             "template": self.template,

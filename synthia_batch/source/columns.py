@@ -33,7 +33,7 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str
 
     Where no prompt, messages or turns column is named, it is `messages` if there is such a column,
     else `turns`, else those of a shape that is known by its columns, else the first there is of prompt,
-    question, instruction, input, text. Whether the system and kept columns exist is left to
+    question, instruction, input, text. Whether the system, sampling and kept columns exist is left to
     `require_columns`: a JSONL row need not have them.
 
     Raises:
@@ -62,6 +62,7 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str
         system=selection.system_column,
         id=selection.id_column,
         keep=_resolve_keep(selection, path),
+        sampling=selection.sampling_column,
     )
     require_columns([*columns.texts, *([columns.id] if columns.id is not None else [])], names, path)
     return columns
@@ -101,11 +102,21 @@ def _resolve_shape(selection: Selection, shape: Shape, names: Sequence[str], pat
         system=selection.system_column,
         id=identifier,
         keep=_resolve_keep(selection, path),
+        sampling=_choose_sampling(selection, shape, path),
         shape=shape.name,
         reads=(text, *(name for name in shape.beside if name in names)) if shape.beside else (),
     )
     require_columns([text, *([identifier] if identifier is not None else [])], names, path)
     return columns
+
+
+def _choose_sampling(selection: Selection, shape: Shape, path: Path | str) -> str | None:
+    """Return the column of what a row says of its sampling: a request says it beside its messages."""
+    if shape.name != "openai-batch":
+        return selection.sampling_column
+    if selection.sampling_column is not None:
+        raise UsageError(f"{path}: the requests' bodies say their sampling; leave --sampling-column out")
+    return selection.messages_column or shape.text
 
 
 def _resolve_template(selection: Selection, template: str, path: Path | str) -> Columns:
@@ -123,6 +134,7 @@ def _resolve_template(selection: Selection, template: str, path: Path | str) -> 
         system=selection.system_column,
         id=selection.id_column,
         keep=_resolve_keep(selection, path),
+        sampling=selection.sampling_column,
         reads=PromptTemplate(template).columns,
         template=template,
     )

@@ -58,7 +58,8 @@ class Gathering:
             self.columns, self._first = columns, str(place)
             self.kinds = KindTracker(columns.keep)
             # The others are optional in a JSON row, but not in all of them: that is a misspelt name.
-            self._unseen = {name for name in (columns.system, *columns.keep) if name is not None}
+            optional = (columns.system, columns.sampling, *columns.keep)
+            self._unseen = {name for name in optional if name is not None}
         return self.columns
 
     def note_names(self, names: Mapping[str, Any] | Sequence[str]) -> None:

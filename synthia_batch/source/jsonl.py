@@ -23,7 +23,7 @@ from synthia_batch.source.files import Watched, changed, report_unreadable
 from synthia_batch.source.gathering import Gathering, refuse_duplicates, refuse_empty, scan_files
 from synthia_batch.source.kept_json import convert_kept
 from synthia_batch.source.messages import describe
-from synthia_batch.source.record import RecordParser
+from synthia_batch.source.record import RecordParser, Values
 from synthia_batch.source.shapes.openai_batch import read_model
 from synthia_batch.source.strict_json import check_encodable, may_hold_surrogates, parse_json
 
@@ -175,7 +175,7 @@ class _Scanner:
             _check_encodable(record, columns)
         if columns.keep:
             self._gathering.kinds.take(record)
-        return self._parser.hash_record(*_get_values(record, columns))
+        return self._parser.hash_record(_get_values(record, columns))
 
 
 class _RowReader:
@@ -198,7 +198,7 @@ class _RowReader:
             if may_hold_surrogates(text):
                 _check_encodable(record, self._columns)
             return self._parser.make_row(
-                *_get_values(record, self._columns),
+                _get_values(record, self._columns),
                 index=index,
                 occurrence=self._number(index),
                 kept=convert_kept(record, self._kept) if self._kept else {},
@@ -249,14 +249,21 @@ def _settle_columns(selection: Selection, record: Mapping[str, Any], shown: Path
     return columns
 
 
-def _get_values(record: Mapping[str, Any], columns: Columns) -> tuple[Any, Any, Any]:
-    """Return the values of the text, system and id columns; the record where its text is made of several."""
+def _get_values(record: Mapping[str, Any], columns: Columns) -> Values:
+    """Return the values of the columns that make a row; text and id must be there.
+
+    The text is the record itself where it is made of several columns.
+    """
     try:
         text = record if columns.reads else record[columns.text or ""]
         identifier = record[columns.id] if columns.id is not None else None
     except KeyError as exc:
         raise RowFault(f"there is no {exc.args[0]!r} in this row") from exc
-    return text, record.get(columns.system) if columns.system is not None else None, identifier
+
+    def find(name: str | None) -> Any:
+        return record.get(name) if name is not None else None
+
+    return Values(text, find(columns.system), identifier, find(columns.sampling))
 
 
 def _check_encodable(record: Mapping[str, Any], columns: Columns) -> None:

@@ -22,12 +22,13 @@ from synthia_batch.source.parquet_types import (
     is_conversation,
     is_id,
     is_messages,
+    is_object,
     is_text,
     is_turns,
     list_values,
     make_kept_column,
 )
-from synthia_batch.source.record import RecordParser
+from synthia_batch.source.record import RecordParser, Values
 
 BATCH_ROWS = 1024
 """At most this many rows are decoded at a time."""
@@ -48,11 +49,12 @@ class Batch:
     texts: list[Any]
     systems: list[Any]
     ids: list[Any]
+    samplings: list[Any]
     kept: list[list[Any]]
 
-    def iterate_values(self) -> Iterator[tuple[Any, Any, Any]]:
-        """Yield the text, system and id values of each row."""
-        return zip(self.texts, self.systems, self.ids, strict=True)
+    def iterate_values(self) -> Iterator[Values]:
+        """Yield the values of each row but the kept ones."""
+        return map(Values._make, zip(self.texts, self.systems, self.ids, self.samplings, strict=True))
 
 
 class ParquetSource:
@@ -164,6 +166,7 @@ class ParquetSource:
             (columns.turns, is_talk if columns.shape else is_turns, "a list of strings"),
             (columns.system, is_text, "a string"),
             (columns.id, is_id, "a string or an integer"),
+            (columns.sampling, is_object, "a struct, a map with text as keys, or JSON text"),
         )
         for column, is_fit, wanted_type in checks:
             if column is not None and not is_fit(schema.field(column).type):
@@ -232,9 +235,9 @@ class _Scanner:
             return
         hash_record = self._parser.hash_record
         hashes = []
-        for index, (text, system, identifier) in enumerate(values.iterate_values(), start=first):
+        for index, record in enumerate(values.iterate_values(), start=first):
             try:
-                hashes.append(hash_record(text, system, identifier))
+                hashes.append(hash_record(record))
             except RowFault as fault:
                 self._add_fault(index, str(fault))
         self._gathering.index.add(b"".join(hashes))
@@ -314,6 +317,7 @@ def _convert(batch: pa.RecordBatch, first: int, columns: Columns) -> Batch:
         else values(columns.text),
         systems=values(columns.system),
         ids=values(columns.id),
+        samplings=values(columns.sampling),
         kept=[values(name) for name in columns.keep],
     )
 
@@ -338,7 +342,7 @@ def _make_rows(batch: Batch, scan: Scan, parser: RecordParser) -> Iterator[Row]:
         range(batch.first, stop), batch.iterate_values(), numbers, kept, strict=True
     ):
         yield parser.make_row(
-            *values,
+            values,
             index=index,
             occurrence=occurrence,
             kept=dict(zip(names, own, strict=True)) if names else {},

@@ -40,6 +40,14 @@ def is_turns(type_: pa.DataType) -> bool:
     return _is_list(type_) and is_text(type_.value_type)
 
 
+def is_object(type_: pa.DataType) -> bool:
+    """Say whether values of this type can be objects of names and values: structs, maps, or JSON text."""
+    if types.is_struct(type_):
+        names = [type_.field(number).name for number in range(type_.num_fields)]
+        return len(set(names)) == len(names)
+    return is_text(type_) or bool(types.is_map(type_) and is_text(type_.key_type))
+
+
 def make_kept_column(field: pa.Field) -> KeptColumn | None:
     """Return the kept column for `field`, or None where its type cannot be kept.
 

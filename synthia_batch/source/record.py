@@ -5,18 +5,31 @@ Scanning needs only the hash, which is made without a Row for speed; both ways c
 
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from synthia_batch.rows import Message, Row
+from synthia_batch.rows import Message, Row, RowSampling
 from synthia_batch.source.base import Columns
 from synthia_batch.source.faults import RowFault
 from synthia_batch.source.ids import HASH_BYTES
 from synthia_batch.source.messages import describe, parse_messages, parse_turns
+from synthia_batch.source.row_sampling import parse_sampling
 from synthia_batch.source.shapes.alpaca import parse_instruction
-from synthia_batch.source.shapes.openai_batch import parse_request
+from synthia_batch.source.shapes.openai_batch import parse_request, read_sampling
 from synthia_batch.source.shapes.sharegpt import parse_conversation, parse_questions
+
+
+class Values(NamedTuple):
+    """The values of a record's columns, None where there is no such column.
+
+    `text` is of the prompt, messages or turns column.
+    """
+
+    text: Any
+    system: Any
+    identifier: Any
+    sampling: Any = None
 
 
 class RecordParser:
@@ -26,26 +39,22 @@ class RecordParser:
         self._columns = columns
         self._parse_content: Callable[[Any], tuple[Message, ...]] = self._choose_parser()
 
-    def hash_record(self, text: Any, system: Any, identifier: Any) -> bytes:
+    def hash_record(self, values: Values) -> bytes:
         """Return the 8 bytes that the record's id is told apart by.
-
-        `text` is the value of the prompt, messages or turns column; `system` and `identifier` are None
-        where there is no such column.
 
         Raises:
             RowFault: A value is not what it must be.
         """
-        messages = self._parse_content(text)
-        system = self._parse_system(system)
+        messages = self._parse_content(values.text)
+        system = self._parse_system(values.system)
+        self._parse_sampling(values.sampling)
         if self._columns.id is None:
             return hash_content(messages, system)
-        return hash_id(self._parse_id(identifier))
+        return hash_id(self._parse_id(values.identifier))
 
     def make_row(
         self,
-        text: Any,
-        system: Any,
-        identifier: Any,
+        values: Values,
         *,
         index: int,
         occurrence: int,
@@ -57,12 +66,12 @@ class RecordParser:
         Raises:
             RowFault: A value is not what it must be.
         """
-        messages = self._parse_content(text)
-        system = self._parse_system(system)
+        messages = self._parse_content(values.text)
+        system = self._parse_system(values.system)
         if self._columns.id is None:
             row_id = f"{hash_content(messages, system).hex()}-{occurrence}"
         else:
-            row_id = self._parse_id(identifier)
+            row_id = self._parse_id(values.identifier)
         follow_ups: tuple[str, ...] = ()
         if self._columns.turns is not None:
             first = 1 + (messages[0].role == "system")
@@ -76,6 +85,7 @@ class RecordParser:
             kept=kept,
             line=line,
             follow_ups=follow_ups,
+            sampling=self._parse_sampling(values.sampling),
         )
 
     def _choose_parser(self) -> Callable[[Any], tuple[Message, ...]]:
@@ -127,6 +137,15 @@ class RecordParser:
         if type(value) is not str:
             raise RowFault(f"column {self._columns.system!r} must be a string, not {describe(value)}")
         return None if not value or value.isspace() else value
+
+    def _parse_sampling(self, value: Any) -> RowSampling | None:
+        if self._columns.sampling is None:
+            return None
+        try:
+            is_request = self._columns.shape == "openai-batch"
+            return parse_sampling(read_sampling(value) if is_request else value)
+        except RowFault as exc:
+            raise RowFault(f"column {self._columns.sampling!r}: {exc}") from exc
 
     def _parse_id(self, value: Any) -> str:
         if type(value) is int:

@@ -1,0 +1,146 @@
+"""How tokens are drawn: every parameter of vLLM's SamplingParams that a batch job can honour.
+
+Those that it cannot are in REFUSED, each with what to say instead.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from synthia_batch.job.human import TokenLength
+from synthia_batch.job.section import Number, Section, Whole
+
+TokenId = Annotated[Whole, Field(ge=0)]
+Bias = Annotated[Number, Field(ge=-100, le=100)]
+Text = Annotated[str, Field(min_length=1)]
+
+REFUSED = {
+    "n": "say -n/--num-samples, which gives each sample a seed of its own",
+    "best_of": "vLLM draws no more samples than it returns; make several with -n and choose among them",
+    "seed": "say --seed, of which each sample's own seed is made; a row may say its own in --sampling-column",
+    "logprobs": "say --logprobs K",
+    "prompt_logprobs": "the dataset has no column for them; score prompts with `vllm serve`",
+    "prompt_logprob_token_ids": "the dataset has no column for them; score prompts with `vllm serve`",
+    "prompt_logprob_start": "the dataset has no column for them; score prompts with `vllm serve`",
+    "logprob_token_ids": "say --logprobs K, which gives the K likeliest tokens of each place",
+    "flat_logprobs": "say --logprobs K; how vLLM hands them over does not show",
+    "detokenize": "the dataset holds text, and stop strings are found in it",
+    "output_kind": "an answer is taken whole, when it ends",
+    "stream_interval": "an answer is taken whole, when it ends",
+    "skip_clone": "it is vLLM's own affair",
+    "structured_outputs": "say --json-schema, --regex, --choice or --grammar",
+    "guided_json": "say --json-schema FILE",
+    "guided_regex": "say --regex",
+    "guided_choice": "say --choice",
+    "guided_grammar": "say --grammar FILE",
+    "response_format": "say --json-schema FILE",
+    "truncate_prompt_tokens": "a prompt that was cut would no longer be the row's; one that is too long ends "
+    "in failed/ (prompt_too_long), and of conversations --on-overflow truncate-oldest leaves out the oldest",
+    "skip_reading_prefix_cache": "say --set engine.enable_prefix_caching=false; in strict determinism there "
+    "is no such cache",
+    "routed_experts_prompt_start": "the dataset has no column for the experts that were chosen",
+    "trace_decode_token_ids": "it replays tokens that are known, and makes none",
+    "watermarking": "the engine's watermark is for all samples: --set engine.watermark_config=...",
+    "use_beam_search": "vLLM's engine has no beam search; draw several samples with -n",
+    "length_penalty": "it belongs to beam search, which vLLM's engine does not have",
+    "early_stopping": "it belongs to beam search, which vLLM's engine does not have",
+    "logits_processors": "name their classes with --set engine.logits_processors=[MODULE:CLASS], and say "
+    "sampling.extra_args to them",
+    "stop_strings": "say sampling.stop",
+    "do_sample": "say sampling.temperature: 0 takes the likeliest token each time",
+    "max_new_tokens": "say sampling.max_tokens",
+    "max_completion_tokens": "say sampling.max_tokens",
+}
+"""What vLLM, OpenAI or transformers know and a job cannot say here, and what to do instead."""
+
+
+class RepetitionDetection(Section):
+    """Ends an answer that repeats itself, with the finish_reason `repetition`. In tokens."""
+
+    max_pattern_size: Annotated[Whole, Field(ge=1)]
+    """The longest pattern that is looked for."""
+    min_pattern_size: Annotated[Whole, Field(ge=1)] = 1
+    """The shortest."""
+    min_count: Annotated[Whole, Field(ge=2)]
+    """How often it must come, one behind the other."""
+
+    @field_validator("min_pattern_size")
+    @classmethod
+    def _fit(cls, value: int, info: Any) -> int:
+        if value > info.data.get("max_pattern_size", value):
+            raise ValueError("Input should be at most max_pattern_size")
+        return value
+
+
+class Sampling(Section):
+    """How tokens are drawn. The defaults are those of the Synthia model cards."""
+
+    temperature: Annotated[Number, Field(ge=0, le=2)] = 0.75
+    """0 takes the likeliest token each time."""
+    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Draw from the likeliest tokens that come to this probability together."""
+    top_k: Annotated[Whole, Field(ge=0)] = 50
+    """0 considers every token."""
+    min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Leave out tokens less probable than this share of the likeliest one's probability."""
+    repetition_penalty: Annotated[Number, Field(gt=0)] = 1.0
+    """Over 1 disfavours tokens of the prompt and of the answer so far."""
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
+    """Over 0 disfavours tokens that the answer has."""
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
+    """Over 0 disfavours tokens by how often the answer has them."""
+    max_tokens: Annotated[TokenLength, Field(ge=1)] = 1024
+    """New tokens per answer; fewer where prompt and answer would exceed max_model_len."""
+    stop: tuple[Text, ...] = ()
+    """Strings that end an answer and are not part of it."""
+    min_tokens: Annotated[TokenLength, Field(ge=0)] = 0
+    """No answer ends of itself before it has so many tokens; max_tokens goes before it."""
+    stop_token_ids: tuple[TokenId, ...] = ()
+    """Tokens that end an answer, beside the model's own."""
+    ignore_eos: bool = False
+    """Go on behind the model's own end, up to max_tokens."""
+    include_stop_str_in_output: bool = False
+    """Leave the stop string that ended an answer at its end."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of an answer's text."""
+    spaces_between_special_tokens: bool = True
+    """Write spaces between special tokens, where those are in the text."""
+    bad_words: tuple[Text, ...] = ()
+    """Texts that no answer may have. Their last token is never drawn behind the others."""
+    logit_bias: dict[TokenId, Bias] = Field(default_factory=dict)
+    """What is added to a token's logit, by its id: from -100, never, to 100."""
+    allowed_token_ids: tuple[TokenId, ...] = ()
+    """Draw from these tokens only."""
+    repetition_detection: RepetitionDetection | None = None
+    """Ends an answer that repeats itself."""
+    thinking_token_budget: Annotated[TokenLength, Field(ge=0)] | None = None
+    """The most tokens of reasoning; needs a reasoning parser. Default: no limit of its own."""
+    extra_args: dict[str, Any] = Field(default_factory=dict)
+    """For logits processors of your own (engine.logits_processors)."""
+
+    @field_validator("stop", "bad_words", mode="before")
+    @classmethod
+    def _accept_one_string(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("stop_token_ids", "allowed_token_ids", mode="before")
+    @classmethod
+    def _accept_one_token(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else value
+
+
+_ALWAYS = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "max_tokens", "stop",
+)  # fmt: skip
+"""What every identity has; of the rest it has what is not left at its default."""
+
+
+def identify_sampling(sampling: Sampling) -> dict[str, Any]:
+    """Return what of `sampling` belongs to a job's identity, as JSON can say it."""
+    fields = Sampling.model_fields
+    return {
+        name: value
+        for name, value in sampling.model_dump(mode="json").items()
+        if name in _ALWAYS or getattr(sampling, name) != fields[name].get_default(call_default_factory=True)
+    }

@@ -1,0 +1,57 @@
+"""What a row says of its own sampling: what is accepted, the same for every format."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from synthia_batch.job.row_sampling import RowKeys, explain_row_fault
+from synthia_batch.rows import RowSampling
+from synthia_batch.source.faults import RowFault
+from synthia_batch.source.messages import describe
+from synthia_batch.source.strict_json import check_encodable, may_hold_surrogates, parse_json
+from synthia_batch.structure.check import check_structure
+
+NOTHING = RowSampling()
+"""What a row says that leaves all to the job."""
+
+
+def parse_sampling(value: Any) -> RowSampling:
+    """Return what `value` says: an object, its JSON text, or the pairs of a map. Blank and null say nothing.
+
+    A key whose value is null is the job's, too: a Parquet struct has all its keys in every row.
+
+    Raises:
+        RowFault: It is anything else, has an unknown key, or a value that does not fit.
+    """
+    if isinstance(value, str):
+        value = _parse_text(value)
+    if isinstance(value, list) and all(isinstance(pair, tuple) for pair in value):
+        value = dict(value)  # As pyarrow gives a map.
+    if value is None:
+        return NOTHING
+    if not isinstance(value, dict):
+        raise RowFault(f'must be an object such as {{"temperature": 0}}, not {describe(value)}')
+    said = {key: entry for key, entry in value.items() if entry is not None}
+    if not said:
+        return NOTHING
+    try:
+        sampling = RowKeys.model_validate(said).to_row()
+        if sampling.structure is not None:
+            check_structure(sampling.structure)
+    except ValidationError as exc:
+        raise RowFault(explain_row_fault(exc)) from exc
+    except ValueError as exc:
+        raise RowFault(f"structured: {exc}") from exc
+    return sampling
+
+
+def _parse_text(text: str) -> Any:
+    if not text or text.isspace():
+        return None
+    try:
+        value = parse_json(text)
+    except RowFault as exc:
+        raise RowFault(f"is a string, and as JSON {exc}") from exc
+    if may_hold_surrogates(text):
+        check_encodable("sampling", value)
+    return value

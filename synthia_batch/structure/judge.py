@@ -1,0 +1,69 @@
+"""Whether an answer is what it had to be.
+
+Engines keep answers to a structure as they draw tokens; this does not rest on their word. The same
+answer gets the same judgement, in the same words, wherever and whenever it is made.
+"""
+
+import json
+
+from jsonschema.exceptions import ValidationError, best_match
+
+from synthia_batch.rows import Failed, Finished, Structure
+from synthia_batch.structure.check import compile_regex, open_validator
+from synthia_batch.tally import CUT_OFF
+
+INVALID = "structured_output_invalid"
+"""The code of an answer that ended of itself and is not what it had to be."""
+CUT = "structured_output_cut_off"
+"""The code of one that max_tokens, or the end of the context, cut off before it was."""
+SHOWN_CHARACTERS = 80
+
+
+def judge_answer(structure: Structure, finished: Finished) -> Finished | Failed:
+    """Return `finished` where its response is what `structure` says, else the failure.
+
+    Of a grammar only the engine's backend can tell: what ended of itself is its, what was cut off is not.
+    """
+    is_cut = finished.finish_reason == CUT_OFF
+    fault = find_fault(structure, finished.response, is_cut=is_cut)
+    if fault is None:
+        return finished
+    begins = f"it begins {finished.response[:SHOWN_CHARACTERS]!r}"
+    if is_cut:
+        cut = f"cut off after {finished.completion_tokens} tokens, before it was whole; raise max_tokens"
+        return Failed(ordinal=finished.ordinal, code=CUT, message=f"{cut} ({fault}; {begins})")
+    return Failed(ordinal=finished.ordinal, code=INVALID, message=f"{fault}; {begins}")
+
+
+def find_fault(structure: Structure, response: str, *, is_cut: bool) -> str | None:
+    """Return what is wrong with `response`, None where nothing is."""
+    if structure.kind == "json_schema":
+        return _find_json_fault(structure.text, response)
+    if structure.kind == "regex":
+        matches = compile_regex(structure.text).fullmatch(response)
+        return None if matches else "the answer does not match the regular expression"
+    if structure.kind == "choice":
+        return None if response in json.loads(structure.text) else "the answer is none of the choices"
+    return "the grammar goes on" if is_cut else None
+
+
+def _find_json_fault(schema: str, response: str) -> str | None:
+    try:
+        value = json.loads(response, parse_constant=_refuse_constant)
+    except ValueError as exc:
+        return f"the answer is no JSON: {exc}"
+    except RecursionError:
+        return "the answer is JSON that is nested too deeply"
+    try:
+        fault: ValidationError | None = best_match(open_validator(schema).iter_errors(value))
+    except RecursionError:
+        return "the answer is JSON that is nested too deeply"
+    if fault is None:
+        return None
+    place = "/".join(map(str, fault.absolute_path))
+    message = fault.message if len(fault.message) <= 200 else f"{fault.message[:197]}..."
+    return f"the answer does not fit the schema{f' at {place}' if place else ''}: {message}"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
