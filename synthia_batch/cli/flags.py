@@ -41,7 +41,7 @@ class JobFlags:
     input_or_job: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT...|JOB.yaml", help=f"A job file, or {INPUT_HELP[0].lower()}{INPUT_HELP[1:]}"
+            metavar="INPUT|JOB.yaml", help=f"A job file, or {INPUT_HELP[0].lower()}{INPUT_HELP[1:]}"
         ),
     ] = None
     job: Annotated[Path | None, typer.Option("--job", "-j", help="A job file, with INPUT or without.")] = None

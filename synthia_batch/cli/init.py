@@ -13,7 +13,7 @@ STDOUT = Path("-")
 
 
 def init(
-    source: Annotated[list[str], typer.Argument(metavar="INPUT...", help=INPUT_HELP)],
+    source: Annotated[list[str], typer.Argument(metavar="INPUT", help=INPUT_HELP)],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="- is stdout. [NAME.yaml, here]")
     ] = None,
