@@ -7,11 +7,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from synthia_batch.hardware import installed_vllm
+
+if TYPE_CHECKING:
+    from harness import WarmProcess
 
 NEEDS_VLLM = pytest.mark.skipif(
     installed_vllm() is None, reason="vLLM is not installed: make setup installs it"
@@ -40,6 +43,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         exhaustive = item.get_closest_marker("exhaustive")
         if exhaustive is not None and not config.getoption("exhaustive"):
             item.add_marker(pytest.mark.skip(reason=f"in `make test-long`: {exhaustive.args[0]}"))
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator["WarmProcess"]:
+    """The process that the fault tests fork their runs from: see faults/warm.py."""
+    from harness import start_warm_process  # only from tests/faults can it be imported
+
+    with start_warm_process(tmp_path_factory.mktemp("warm")) as process:
+        yield process
 
 
 @pytest.fixture

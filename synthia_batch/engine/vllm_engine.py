@@ -27,6 +27,7 @@ from synthia_batch.engine.vllm_errors import memory_errors, setting_errors
 from synthia_batch.engine.vllm_lora import spare_rows_without_adapter
 from synthia_batch.engine.vllm_memory import lazy_zeros
 from synthia_batch.engine.vllm_padding import pad_small_gemms
+from synthia_batch.engine.vllm_ranks import count_ranks_uncompiled
 from synthia_batch.engine.vllm_strict import check_capability
 from synthia_batch.engine.vllm_structures import check_params, make_structured
 from synthia_batch.errors import DeterminismBroken, UsageError
@@ -54,6 +55,8 @@ class VllmEngine:
         self._spans_nodes = placement.spans_nodes
         if spec.determinism == "strict":
             _prepare_strict(spec, placement)
+        if spec.device == "cpu":
+            count_ranks_uncompiled()
         if spec.device == "cpu" and spec.adapters:
             spare_rows_without_adapter()
         lazily = lazy_zeros() if spec.device == "cpu" else nullcontext()

@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pytest
 from conftest import open_small_disk
-from harness import SmallJob, WarmProcess, open_small_job, read_ended, replace_tree, start_warm_process
+from harness import SmallJob, WarmProcess, open_small_job, read_ended, replace_tree
 
 from synthia_batch.store.frames import scan_frames
 
 STORAGE_FAILED = 74
 TMPFS_KIB = 64
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
-    with start_warm_process(tmp_path_factory.mktemp("warm")) as process:
-        yield process
 
 
 @pytest.fixture

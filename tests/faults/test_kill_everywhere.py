@@ -15,7 +15,6 @@ from harness import (
     open_small_job,
     read_ended,
     replace_tree,
-    start_warm_process,
 )
 
 KILLED = -9
@@ -24,12 +23,6 @@ PAIRS = [(15, 10), exhaustively((ALL, ALL), "after every kill, every kill in its
 """From how many different directories the recovery is killed, and how often each."""
 Point = tuple[int, str]
 """Which change to the directory, counted from 1, and whether before it or half-way through."""
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
-    with start_warm_process(tmp_path_factory.mktemp("warm")) as process:
-        yield process
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import read_bytes_of_data, write_jsonl
-from harness import SmallJob, WarmProcess, open_fast_directory, replace_tree, start_warm_process
+from harness import SmallJob, WarmProcess, open_fast_directory, replace_tree
 
 from synthia_batch import plan
 from synthia_batch.rows import Shard
@@ -73,12 +73,6 @@ def list_journaled_turns(journal: Path) -> set[tuple[int, int]]:
             if kind in value:
                 turns |= {(value[kind], turn) for turn in range(1 + len(value.get("earlier", [])))}
     return turns
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
-    with start_warm_process(tmp_path_factory.mktemp("warm")) as process:
-        yield process
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from harness import (
     exhaustively,
     open_fast_directory,
     read_ended,
-    start_warm_process,
 )
 
 KILLED = -9
@@ -47,12 +46,6 @@ class EarlyJob(SmallJob):
         log.unlink(missing_ok=True)
         assert self.begin(command, list={"log": str(log)}).code == 0
         return [line.split()[0] for line in log.read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
-    with start_warm_process(tmp_path_factory.mktemp("warm")) as process:
-        yield process
 
 
 @pytest.fixture

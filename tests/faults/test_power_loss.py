@@ -16,7 +16,6 @@ from harness import (
     exhaustively,
     list_journaled,
     open_small_job,
-    start_warm_process,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -69,12 +68,6 @@ class Recorded:
         ended = self.job.run(boot=f"boot {self.boots}", record={"log": str(log), "root": root})
         assert ended.code == 0, ended.stderr
         return read_steps(log)
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
-    with start_warm_process(tmp_path_factory.mktemp("warm")) as process:
-        yield process
 
 
 @pytest.fixture(scope="module")

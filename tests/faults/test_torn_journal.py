@@ -11,7 +11,6 @@ from harness import (
     list_journaled,
     open_small_job,
     replace_tree,
-    start_warm_process,
 )
 
 from synthia_batch import plan
@@ -27,12 +26,6 @@ FAIL_EVERY = 3
 SHARD = Shard(number=1, count=2, first_row=2, stop_row=4, first=2, stop=4)
 PUBLISHED = {0, 1}
 """The samples of the first shard."""
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
-    with start_warm_process(tmp_path_factory.mktemp("warm")) as process:
-        yield process
 
 
 @pytest.fixture
