@@ -73,7 +73,7 @@ def _describe_error(job: ResolvedJob, error: Exception) -> Ending:
 
 
 def _tell(notifier: "Notifier", job: ResolvedJob, ending: Ending, seconds: float) -> None:
-    lines = [ending.counts, f"{format_seconds(seconds)}, exit code {ending.exit_code}", str(job.output)]
+    lines = [ending.counts, f"{format_seconds(seconds)}, exit code {ending.exit_code}", job.place]
     command = read_command()
     if ending.is_complete:
         lines.append(f"next: synthia-batch report {job.output}")

@@ -31,7 +31,7 @@ from synthia_batch.job.reading import ADDRESS, STDIN
 from synthia_batch.model_choice import add_preset, choose_device, preview_by_card
 from synthia_batch.models.weigh import ModelWeight, weigh_model
 from synthia_batch.pool.address import check_form, probe_head
-from synthia_batch.resolve import select_rows
+from synthia_batch.resolve import find_directory, select_rows
 from synthia_batch.source import open_files
 from synthia_batch.user_cache import find_user_cache
 
@@ -80,7 +80,7 @@ def examine_job(layers: Sequence[Layer]) -> Diagnosis:
     none = Layer(origin="default", values={"input": {"path": NO_INPUT}}, is_said=False)
     chosen = add_preset([*layers, none])
     job = merge_layers(chosen.layers).job
-    output = job.output or Path("outputs")
+    output = find_directory(job) or Path("outputs")
     checks = [*_list_machine_checks(choose_device(job), output, job)]
     if job.input.path != NO_INPUT:
         checks.append(_try("input", lambda: _check_input(job)))

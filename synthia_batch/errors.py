@@ -8,8 +8,10 @@ SynthiaBatchError
 ├── IntegrityError        4   a file of the run is not what it must be
 │   └── JournalCorrupt    4   a complete frame fails its checksum, or names another shard
 ├── RunLocked             4   another process owns the run directory
+│   └── LeaseLost         4   another machine has taken over the object store that was written to
 ├── DeterminismBroken     4   the same prompt gave two answers in strict mode
 ├── StorageFailed         74  a write, fsync or rename failed; the run ended where it stood
+│   └── StoreUnreachable  74  an object store does not answer
 ├── PoolFailed            69  no engine is left to go on
 ├── EngineOutOfMemory     -   an engine needs more memory than there is: it starts again with less
 └── SampleRefused         -   the engine will not take this one prompt: data, not an error
@@ -84,6 +86,10 @@ class RunLocked(SynthiaBatchError):
     exit_code = 4
 
 
+class LeaseLost(RunLocked):
+    """This process stood still for too long, and another writes to the object store now."""
+
+
 class DeterminismBroken(SynthiaBatchError):
     """The canary prompts gave different answers where strict determinism promises one."""
 
@@ -94,6 +100,10 @@ class StorageFailed(SynthiaBatchError):
     """A write, fsync or rename failed. What was finished before is kept; it is never retried."""
 
     exit_code = 74  # EX_IOERR of sysexits.h
+
+
+class StoreUnreachable(StorageFailed):
+    """An object store did not answer for as long as was waited. What it has, and has not, is not known."""
 
 
 class PoolFailed(SynthiaBatchError):

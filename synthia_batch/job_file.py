@@ -55,11 +55,19 @@ def read_job(path: Path, output: Path) -> Layer | None:
         raise IntegrityError(
             f"{path} holds no job\n  run the job itself once, as it was said: it is kept anew"
         )
-    return Layer(origin="the run", values={**value["job"], "output": str(output)})
+    job = value["job"]
+    if "://" in str(job.get("output")):
+        values = {**job, "store": {**job.get("store", {}), "state": str(output)}}
+    else:
+        values = {**job, "output": str(output)}
+    return Layer(origin="the run", values=values)
 
 
 def _anchor(values: dict[str, Any]) -> dict[str, Any]:
     """Return what was said, with its paths as they are from anywhere."""
+    state = values.get("store", {}).get("state")
+    if state is not None:
+        values["store"] = {**values["store"], "state": os.path.abspath(state)}
     section = values["input"]
     values["input"] = {**section, "path": _anchor_input(section["path"])}
     if section.get("prompt_template") is not None:

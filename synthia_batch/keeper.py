@@ -12,7 +12,7 @@ from synthia_batch.errors import StorageFailed
 from synthia_batch.rows import Failed, Record, Shard, Turn
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.events import EventLog
-from synthia_batch.store.intents import Intents
+from synthia_batch.store.intents import Intent, Intents
 from synthia_batch.store.journal import Journal
 from synthia_batch.store.journal_reader import replay
 from synthia_batch.store.manifest import ManifestPart
@@ -36,7 +36,8 @@ class Keeper:
     """Records samples in their shards' journals and publishes each shard as it fills.
 
     `states` says for every shard, in order, what earlier attempts left, and which are published
-    since. Memory is bounded: of a sample that is recorded nothing stays here.
+    since. Memory is bounded: of a sample that is recorded nothing stays here. `on_published` is told of
+    every shard that is published; `check` raises what else is to end the run.
     """
 
     run_dir: RunDir
@@ -47,6 +48,8 @@ class Keeper:
     events: EventLog
     assembler: Assembler
     clock: Callable[[], float] = time.monotonic
+    on_published: Callable[[Shard, Intent], None] = lambda shard, intent: None
+    check: Callable[[], None] = lambda: None
     finished: int = 0
     failed: int = 0
     _open: dict[int, _OpenShard] = field(default_factory=dict)
@@ -125,6 +128,7 @@ class Keeper:
 
     def tick(self) -> None:
         """Sync what has waited long enough."""
+        self.check()
         for current in self._open.values():
             current.journal.sync_if_due(self.clock())
 
@@ -170,6 +174,7 @@ class Keeper:
         self.states[current.shard.number] = Published(
             shard=current.shard, intent=intent, has_leftover_journal=False
         )
+        self.on_published(current.shard, intent)
         tally = tally_records(outcomes.values())
         self.note(
             "shard_published",

@@ -8,6 +8,7 @@ from synthia_batch.job.layers import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job_file import read_job
 from synthia_batch.opening import refuse_other_identity
+from synthia_batch.remote.copies import read_kept_job
 from synthia_batch.resolve import resolve_job
 from synthia_batch.store.plan_file import require_plan
 from synthia_batch.store.run_dir import RunDir
@@ -32,4 +33,18 @@ def resolve_kept_job(
         )
     job = resolve_job([*said, kept], say)
     refuse_other_identity(job, run_dir)
+    return job
+
+
+def resolve_remote_job(url: str, said: Sequence[Layer], say: Callable[[str], None]) -> ResolvedJob:
+    """Return the job whose output is in the store at `url`; `said` goes before it. Changes nothing there.
+
+    Raises:
+        UsageError: There is no run, or it keeps no job.
+        StorageFailed: The store does not answer, or does not allow it.
+        IdentityMismatch: As for resolve_kept_job.
+    """
+    values = {**read_kept_job(url), "output": url}
+    job = resolve_job([*said, Layer(origin="the run", values=values)], say)
+    refuse_other_identity(job, RunDir(job.output))
     return job

@@ -16,6 +16,8 @@ from synthia_batch.job.resolved import PlanSpec, ResolvedJob
 from synthia_batch.job_file import write_job
 from synthia_batch.keeper import Keeper
 from synthia_batch.plan import ROW_SYSTEM, plan_shards
+from synthia_batch.remote.hold import hold_remote
+from synthia_batch.remote.mirror import Mirror
 from synthia_batch.reopening import FailureChoice, Reopener
 from synthia_batch.resolve import select_rows
 from synthia_batch.rows import Shard
@@ -32,6 +34,7 @@ from synthia_batch.store.part_rows import SampleGrid
 from synthia_batch.store.plan_file import plan_digest, read_plan, write_plan_once
 from synthia_batch.store.recovery import (
     OnProgress,
+    Published,
     ShardState,
     check_parts,
     inspect_shard,
@@ -40,6 +43,14 @@ from synthia_batch.store.recovery import (
     remove_unbegun,
 )
 from synthia_batch.store.run_dir import RunDir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldRun:
+    """A run directory whose lock is ours, and with it, where the output goes there, the object store."""
+
+    lock: RunLock
+    mirror: Mirror | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +79,7 @@ class LockedRun:
 
     run_dir: RunDir
     lock: RunLock
+    mirror: Mirror | None
     plan: Mapping[str, Any]
     assembler: Assembler
     attempt: Attempt
@@ -113,8 +125,10 @@ def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], No
 
 
 @contextmanager
-def lock_run(job: ResolvedJob) -> Iterator[RunLock]:
+def lock_run(job: ResolvedJob, say: Callable[[str], None] | None = None) -> Iterator[HeldRun]:
     """Take the job's run directory for the block; it is made where it was not there.
+
+    With `say`, where its output goes to an object store, that is taken as well: to be written to.
 
     A directory that was made here, and in which no run has begun by the end of the block, is
     removed again: a refused input leaves nothing behind.
@@ -122,6 +136,7 @@ def lock_run(job: ResolvedJob) -> Iterator[RunLock]:
     Raises:
         RunLocked: Another process has the directory.
         IdentityMismatch: Another process has just begun another job there.
+        SynthiaBatchError: As for hold_remote.
         StorageFailed: It cannot be made.
     """
     run_dir = RunDir(job.output)
@@ -131,7 +146,11 @@ def lock_run(job: ResolvedJob) -> Iterator[RunLock]:
     lock.take()
     try:
         refuse_other_identity(job, run_dir)  # Another process may have begun it since it was looked at.
-        yield lock
+        if job.remote is None or say is None:
+            yield HeldRun(lock=lock, mirror=None)
+        else:
+            with hold_remote(job.remote, run_dir, lock, job.identity, say) as mirror:
+                yield HeldRun(lock=lock, mirror=mirror)
     finally:
         if run_dir.hidden in made and not run_dir.plan.exists():
             remove_unbegun(run_dir, made)
@@ -140,7 +159,7 @@ def lock_run(job: ResolvedJob) -> Iterator[RunLock]:
 
 def inspect_run(
     job: ResolvedJob,
-    lock: RunLock,
+    held: HeldRun,
     on_rows: Callable[[int], None] | None = None,
     on_check: OnProgress | None = None,
 ) -> LockedRun:
@@ -174,7 +193,8 @@ def inspect_run(
     check_parts(run_dir, states, on_check or (lambda done, total: None))
     return LockedRun(
         run_dir=run_dir,
-        lock=lock,
+        lock=held.lock,
+        mirror=held.mirror,
         plan=plan,
         assembler=_make_assembler(job, source, scan, plan),
         attempt=attempt,
@@ -210,6 +230,9 @@ def begin_attempt(
             events.append("failed_reopened", code=again.code)
             states = dataclasses.replace(locked.reopener, attempt=attempt).reopen(states, again)
         remove_leftovers(run_dir, states)
+        mirror = locked.mirror
+        if mirror is not None:
+            _start_mirror(mirror, attempt.plan_digest, states)
         keeper = Keeper(
             run_dir=run_dir,
             shards=locked.shards,
@@ -219,6 +242,8 @@ def begin_attempt(
             events=events,
             assembler=locked.assembler,
         )
+        if mirror is not None:
+            keeper.on_published, keeper.check = mirror.submit, mirror.check
         stack.enter_context(keeper)
         scan = locked.assembler.scan
         yield OpenRun(
@@ -229,6 +254,24 @@ def begin_attempt(
             plan_digest=attempt.plan_digest,
             keeper=keeper,
         )
+        if mirror is not None:
+            mirror.settle()
+
+
+def complete_mirror(locked: LockedRun) -> None:
+    """Put a run that is complete in its directory into its object store, where it has one.
+
+    Raises:
+        SynthiaBatchError: As for Mirror.settle.
+    """
+    if locked.mirror is not None:
+        _start_mirror(locked.mirror, locked.attempt.plan_digest, locked.states)
+        locked.mirror.settle()
+
+
+def _start_mirror(mirror: Mirror, plan_digest: str, states: Sequence[ShardState]) -> None:
+    mirror.begin(plan_digest)
+    mirror.submit_all((state.shard, state.intent) for state in states if isinstance(state, Published))
 
 
 def tidy_complete_run(job: ResolvedJob) -> None:

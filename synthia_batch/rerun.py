@@ -99,8 +99,8 @@ def rerun_samples(directory: Path, choice: Choice, said: Sequence[Layer], displa
     """
     job = resolve_kept_job(directory, "verify --rerun", said, display.say)
     drain = DrainRequest()
-    with drain.listen(), lock_run(job) as lock:
-        locked = inspect_run(job, lock, on_check=display.show_check)
+    with drain.listen(), lock_run(job) as held:
+        locked = inspect_run(job, held, on_check=display.show_check)
         known = _read_chosen(locked, choice)
         batch = choose_batch(usual_batch(job.engine), len(known))
         display.say(f"{len(known)} finished samples are made again, at most {batch} at a time")

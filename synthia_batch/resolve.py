@@ -22,6 +22,7 @@ from synthia_batch.job.resolved import (
     PlanSpec,
     PoolSpec,
     PromptSpec,
+    Remote,
     ResolvedJob,
     SystemText,
 )
@@ -235,7 +236,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
         inputs=sources.taken.files,
         prompt_template=sources.template,
         columns=columns,
-        output=job.output or Path("outputs") / f"{name}-{mark[:8]}",
+        output=find_directory(job) or Path("outputs") / f"{name}-{mark[:8]}",
         preset=sources.preset,
         quantization=str(quantization) if quantization else None,
         model=found.ref,
@@ -262,6 +263,23 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             "tensor_parallel_size": engine.tensor_parallel_size,
             "pipeline_parallel_size": engine.pipeline_parallel_size,
         },
+        remote=_find_remote(job),
+    )
+
+
+def find_directory(job: Job) -> Path | None:
+    """Return the run directory that the job names on this machine, or None where it names none."""
+    return job.output if isinstance(job.output, Path) else job.store.state
+
+
+def _find_remote(job: Job) -> Remote | None:
+    if not isinstance(job.output, str):
+        return None
+    return Remote(
+        url=job.output.rstrip("/"),
+        lease_seconds=job.store.lease,
+        request_seconds=job.store.request_timeout,
+        patience_seconds=job.store.patience,
     )
 
 

@@ -21,7 +21,8 @@ class RunResult:
     """What a run came to. `made` counts the samples that this attempt made, `max_failures` those that
     may fail.
 
-    `drained` says why it stopped before the end, None where the dataset is complete.
+    `drained` says why it stopped before the end, None where the dataset is complete. `directory` is on
+    this machine; `remote` is the object store that has the output as well, None where there is none.
     """
 
     directory: Path
@@ -32,6 +33,12 @@ class RunResult:
     seconds: float
     max_failures: int | None
     drained: DrainReason | None
+    remote: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the output is, as it is named to people."""
+        return self.remote or str(self.directory)
 
     @property
     def has_too_many_failures(self) -> bool:

@@ -14,9 +14,9 @@ from synthia_batch.errors import StorageFailed
 from synthia_batch.job.layers import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
-from synthia_batch.kept_job import resolve_kept_job
+from synthia_batch.kept_job import resolve_kept_job, resolve_remote_job
 from synthia_batch.making import Ready, start_pool
-from synthia_batch.opening import LockedRun, begin_attempt, inspect_run, lock_run
+from synthia_batch.opening import LockedRun, begin_attempt, complete_mirror, inspect_run, lock_run
 from synthia_batch.reopening import FailureChoice, close_again, read_ending
 from synthia_batch.result import RunResult
 from synthia_batch.run import make_missing, note_command, report_on
@@ -37,21 +37,26 @@ class RetryResult:
 
 
 def retry_failed(
-    directory: Path, choice: FailureChoice, said: Sequence[Layer], display: Display
+    place: Path | str, choice: FailureChoice, said: Sequence[Layer], display: Display
 ) -> RetryResult:
     """Make the failed samples that `choice` takes again, and publish their parts anew.
+
+    `place` is the run's directory, or the URL of its output in a store.
 
     `said` goes before the job as it was run. A run that is not complete is completed as well. A
     complete one stays complete, as it was, where no sample comes to its end: where the engines do not
     load, or answer the canary prompts otherwise.
 
     Raises:
-        UsageError: `directory` is no run, or keeps no job.
+        UsageError: `place` is no run, or keeps no job.
         IdentityMismatch: `said`, or the input or model as it is now, makes it another job.
         SynthiaBatchError: As for run_job.
     """
     started = time.monotonic()
-    job = resolve_kept_job(directory, "retry", said, display.say)
+    if isinstance(place, str) and "://" in place:
+        job = resolve_remote_job(place, said, display.say)
+    else:
+        job = resolve_kept_job(Path(place), "retry", said, display.say)
     with accompany(job, display) as tell_end:
         result = _reopen_and_make(job, choice, display, started)
         if result.run is not None:
@@ -63,12 +68,13 @@ def _reopen_and_make(
     job: ResolvedJob, choice: FailureChoice, display: Display, started: float
 ) -> RetryResult:
     drain = open_drain(job.declared, display.say)
-    with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
-        locked = inspect_run(job, lock, on_check=display.show_check)
+    with drain.listen(), lock_run(job, display.say) as held, start_pool(job, display) as starter:
+        locked = inspect_run(job, held, on_check=display.show_check)
         ready = Ready(locked=locked, drain=drain, starter=starter, started=started)
         chosen = locked.reopener.count_chosen(locked.states, choice)
         # Without its manifest it may be a retry that was killed once its samples were reopened.
         if not chosen and read_manifest(locked.run_dir.manifest) is not None:
+            complete_mirror(locked)  # Which that retry may not have come to.
             return RetryResult(directory=job.output, chosen=0, run=None)
         with _Undoing(locked, display) as undoing, begin_attempt(job, locked, choice) as run:
             undoing.watch(run.keeper)

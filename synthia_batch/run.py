@@ -19,12 +19,15 @@ from synthia_batch.making import Made, Ready, make_samples, start_pool
 from synthia_batch.opening import (
     OpenRun,
     begin_attempt,
+    complete_mirror,
     inspect_run,
     lock_run,
     refuse_other_identity,
     tidy_complete_run,
 )
 from synthia_batch.picks import Picks
+from synthia_batch.remote.hold import open_remote
+from synthia_batch.remote.mirror import is_complete_there, put_report
 from synthia_batch.report.making import try_report
 from synthia_batch.resolve import resolve_job
 from synthia_batch.result import RunResult
@@ -64,6 +67,7 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
         # Nobody is told that it is complete on the word of the manifest alone.
         check_complete(run_dir, manifest, display.show_check)
         tidy_complete_run(job)
+        _complete_remote(job, display)
         return _tell(job, manifest, Made(samples=0, drained=None), started)
     with accompany(job, display) as tell_end:
         result = _begin_and_make(job, display, started)
@@ -88,7 +92,7 @@ def prepare_run(job: ResolvedJob, display: Display, started: float) -> Iterator[
     """
     run_dir = RunDir(job.output)
     drain = open_drain(job.declared, display.say)
-    with drain.listen(), lock_run(job) as lock, start_pool(job, display) as starter:
+    with drain.listen(), lock_run(job, display.say) as held, start_pool(job, display) as starter:
         is_new = not run_dir.plan.exists()
 
         def on_rows(rows: int) -> None:
@@ -99,7 +103,7 @@ def prepare_run(job: ResolvedJob, display: Display, started: float) -> Iterator[
                 make_directory(run_dir.logs)
             starter.note_scan()
 
-        locked = inspect_run(job, lock, on_rows, display.show_check)
+        locked = inspect_run(job, held, on_rows, display.show_check)
         yield Ready(locked=locked, drain=drain, starter=starter, started=started)
 
 
@@ -113,6 +117,17 @@ def report_on(job: ResolvedJob, display: Display) -> None:
         if manifest.samples >= LARGE_SAMPLES:
             display.say("writing the report")
         try_report(job.output, display.say)
+        if job.remote is not None:
+            put_report(open_remote(job.remote), RunDir(job.output), display.say)
+
+
+def _complete_remote(job: ResolvedJob, display: Display) -> None:
+    """Put a run that is complete in its state directory into its object store, where it is not there yet."""
+    if job.remote is None or is_complete_there(open_remote(job.remote), RunDir(job.output)):
+        return
+    with lock_run(job, display.say) as held:
+        complete_mirror(inspect_run(job, held, on_check=display.show_check))
+    report_on(job, display)
 
 
 def note_command(run: OpenRun) -> None:
@@ -156,6 +171,7 @@ def _tell(job: ResolvedJob, counts: Manifest | Keeper, made: Made, started: floa
         seconds=time.monotonic() - started,
         max_failures=count_allowed(job.declared.max_failures, counts.samples),
         drained=made.drained,
+        remote=job.remote.url if job.remote else None,
     )
 
 

@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "source": {"job", "structure", "rows", "errors", "digest"},
     "structure": {"tally", "rows", "errors"},
     "store": {"rows", "tally", "errors"},
+    "remote": {"job", "plan", "store", "rows", "errors"},
     "models": {"errors", "digest", "kept_directory", "privacy", "user_cache"},
     "plan": {"job", "rows", "errors"},
     "dispatch": {"prefixes", "suspects", "rows"},
@@ -135,8 +136,9 @@ MAY_IMPORT = {
         "rows",
         "errors",
     },
-    "kept_job": {"job", "job_file", "opening", "resolve", "store", "errors"},
+    "kept_job": {"job", "job_file", "opening", "remote", "resolve", "store", "errors"},
     "draft": {"intake", "job", "source", "errors"},
+    "push": {"store", "errors"},
     "footprint": set(),
     "forecast": {
         "footprint",
@@ -211,6 +213,7 @@ MAY_IMPORT = {
         "assemble",
         "job_file",
         "keeper",
+        "remote",
         "reopening",
         "store",
         "source",
@@ -266,6 +269,7 @@ MAY_IMPORT = {
         "keeper",
         "opening",
         "picks",
+        "remote",
         "report",
         "resolve",
         "command_line",
@@ -278,6 +282,9 @@ MAY_IMPORT = {
     "cli": {
         "export",
         "intake",
+        "privacy",
+        "push",
+        "remote",
         "run",
         "result",
         "retry",
@@ -322,8 +329,8 @@ ONLY_IN = {
         "store/part_rows.py",
         "store/row_digest.py",
     },
-    "obstore": {"intake/bucket.py"},
     "typer": {"cli"},
+    "obstore": {"intake/bucket.py", "remote/object_store.py"},
     "matplotlib": {"report/plots.py"},
     "prometheus_client": {"metrics.py"},
     "apprise": {"notify.py"},
@@ -399,6 +406,7 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
                 "presets",
                 "doctor",
                 "init",
+                "push",
                 "schema",
             )
         ),
@@ -411,7 +419,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy', 'matplotlib', 'jinja2'}\n"
-        "heavy |= {'apprise', 'prometheus_client', 'jsonschema'}\n"
+        "heavy |= {'apprise', 'prometheus_client', 'jsonschema', 'obstore'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )

@@ -16,6 +16,7 @@ from synthia_batch.cli.pipe import ends_with_its_reader
 from synthia_batch.cli.plan import plan, validate
 from synthia_batch.cli.presets import presets
 from synthia_batch.cli.preview import preview
+from synthia_batch.cli.push import push
 from synthia_batch.cli.report import report
 from synthia_batch.cli.retry import retry
 from synthia_batch.cli.run import run
@@ -49,6 +50,7 @@ app.command()(stops_at_once(report, _BEGIN_AGAIN))
 app.command()(stops_at_once(retry, _RESUME))
 app.command()(stops_at_once(verify, _BEGIN_AGAIN))
 app.command()(stops_at_once(ends_with_its_reader(export), _BEGIN_AGAIN))
+app.command()(stops_at_once(push, _BEGIN_AGAIN))
 app.command()(stops_at_once(tune, _BEGIN_AGAIN))
 app.command()(stops_at_once(presets, _BEGIN_AGAIN))
 app.command()(stops_at_once(doctor, _BEGIN_AGAIN))

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from synthia_batch.cli.flags import split_names
+from synthia_batch.cli.place import Place, open_place
 from synthia_batch.export.formats import FORMATS
 
 
 def export(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a complete run.")],
+    directory: Place,
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=", ".join(FORMATS) + ".")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="May end in .gz. [stdout]")
@@ -33,17 +34,18 @@ def export(
     chosen = FORMATS.get(to)
     if chosen is None:
         raise typer.BadParameter(f"--to {to}: there is no such format; take one of {', '.join(FORMATS)}")
-    contents = open_contents(directory)
     kept = split_names(keep_columns or "")
-    samples = contents.read_finished(kept)
-    if drop_truncated:
-        samples = (sample for sample in samples if not sample.is_cut_off)
-    records = chosen.convert(samples)
-    if chosen.convert_failed is not None:
-        records = itertools.chain(records, chosen.convert_failed(contents.read_failed()))
-    count = write_records(
-        records, (*chosen.columns, *kept), output, as_csv=chosen.name == "csv", replaces=force
-    )
+    with open_place(directory) as place:
+        contents = open_contents(place)
+        samples = contents.read_finished(kept)
+        if drop_truncated:
+            samples = (sample for sample in samples if not sample.is_cut_off)
+        records = chosen.convert(samples)
+        if chosen.convert_failed is not None:
+            records = itertools.chain(records, chosen.convert_failed(contents.read_failed()))
+        count = write_records(
+            records, (*chosen.columns, *kept), output, as_csv=chosen.name == "csv", replaces=force
+        )
     where = f" to {output}" if output else ""
     print(f"{count} records{where}", file=sys.stderr)
     if output is not None:

@@ -4,17 +4,18 @@ import json
 import shlex
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from synthia_batch.cli.place import Place, open_place
 
 if TYPE_CHECKING:
     from synthia_batch.failures import FailedSample
 
 
 def failed(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    directory: Place,
     code: Annotated[str | None, typer.Option(help="Only samples that failed with this code.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per line.")] = False,
 ) -> None:
@@ -27,10 +28,11 @@ def failed(
     from synthia_batch.failures import list_failures
 
     counts: Counter[str] = Counter()
-    for sample in list_failures(directory):
-        counts[sample.code] += 1
-        if code in (None, sample.code):
-            print(json.dumps(sample.to_dict(), ensure_ascii=False) if as_json else _describe(sample))
+    with open_place(directory) as place:
+        for sample in list_failures(place):
+            counts[sample.code] += 1
+            if code in (None, sample.code):
+                print(json.dumps(sample.to_dict(), ensure_ascii=False) if as_json else _describe(sample))
     sys.stdout.flush()
     print(_sum_up(directory, code, counts), file=sys.stderr)
 
@@ -43,10 +45,10 @@ def _describe(sample: "FailedSample") -> str:
     return f"{place}: {sample.code}: {shorten(sample.message)} ({name}sample {sample.sample_index})"
 
 
-def _sum_up(directory: Path, code: str | None, counts: Counter[str]) -> str:
+def _sum_up(directory: str, code: str | None, counts: Counter[str]) -> str:
     if not counts:
         return f"{directory}: no sample has failed"
-    here = shlex.quote(str(directory))
+    here = shlex.quote(directory)
     lines = [f"failed: {counts.total():,}, by code:"]
     lines += [f"  {name:<24} {count:>9,}" for name, count in counts.most_common()]
     if code is not None and code not in counts:

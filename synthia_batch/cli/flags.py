@@ -46,7 +46,17 @@ class JobFlags:
     ] = None
     job: Annotated[Path | None, typer.Option("--job", "-j", help="A job file, with INPUT or without.")] = None
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run directory. [outputs/NAME-FINGERPRINT]")
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR|URL",
+            help="Run directory, s3:// or gs://BUCKET/PREFIX. [outputs/NAME-FINGERPRINT]",
+        ),
+    ] = None
+    state: Annotated[
+        Path | None,
+        typer.Option(help="Where the run goes on for an output in a store. [outputs/NAME-FINGERPRINT]"),
     ] = None
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Directory, .gguf file, Hub name or demo. [demo]")
@@ -201,6 +211,7 @@ class JobFlags:
 _KEYS = {
     "input_or_job": "input.path",
     "output": "output",
+    "state": "store.state",
     "model": "model.name",
     "revision": "model.revision",
     "preset": "preset",
@@ -245,7 +256,7 @@ _KEYS = {
 }
 """The key of a job file that each flag says."""
 _GROUPS = {
-    "Job": ("job", "output", "settings"),
+    "Job": ("job", "output", "state", "settings"),
     "Input": (
         "prompt_column", "messages_column", "turns_column", "system_column", "id_column", "keep_columns",
         "sampling_column", "input_format", "prompt_template", "limit",

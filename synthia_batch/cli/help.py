@@ -11,13 +11,14 @@ OTHER = "Options"
 COMMAND_GROUPS = {
     "Before": ("init", "schema", "presets", "doctor", "validate", "plan", "preview", "tune"),
     "Run": ("run", "status", "failed", "retry"),
-    "After": ("report", "verify", "export"),
+    "After": ("report", "verify", "export", "push"),
 }
 EXAMPLES = {
     "run": (
         "synthia-batch run questions.parquet",
         "synthia-batch run questions.jsonl -m org/model -s synthia -s @persona.txt -n 4 --keep-columns topic",
         "synthia-batch run jobs/overnight.yaml --stop-at 07:00 --max-failures 1%",
+        "synthia-batch run questions.jsonl -o s3://bucket/questions",
         "synthia-batch run questions.jsonl --engine scripted --pool local   # a rehearsal without weights",
     ),
     "plan": (
@@ -39,6 +40,7 @@ EXAMPLES = {
         "synthia-batch export outputs/questions-1a2b3c4d --to messages -o train.jsonl.gz",
         "synthia-batch export outputs/questions-1a2b3c4d --to csv > table.csv",
     ),
+    "push": ("synthia-batch push outputs/questions-1a2b3c4d me/questions --private",),
     "verify": ("synthia-batch verify outputs/questions-1a2b3c4d --rows",),
 }
 """What is shown at the end of each command's help."""

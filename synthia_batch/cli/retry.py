@@ -1,14 +1,15 @@
 """`synthia-batch retry`: failed samples made again."""
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from synthia_batch.cli.place import Place
+
 
 def retry(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    directory: Place,
     code: Annotated[
         str | None, typer.Option(help="Only samples that failed with this code. [every failed one]")
     ] = None,
@@ -19,7 +20,10 @@ def retry(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Make failed samples again, with other settings if need be, and publish their files anew."""
+    """Make failed samples again, with other settings if need be, and publish their files anew.
+
+    Of a run in a store, in its state directory; a lost one is made again here.
+    """
     from synthia_batch.cli.run import print_result
     from synthia_batch.display import Display
     from synthia_batch.job.dotted import merge_values
@@ -43,7 +47,7 @@ def retry(
     raise typer.Exit(result.run.exit_code)
 
 
-def _to_json(directory: Path) -> str:
+def _to_json(directory: str) -> str:
     import json
 
-    return json.dumps({"directory": str(directory), "chosen": 0, "made_now": 0})
+    return json.dumps({"directory": directory, "chosen": 0, "made_now": 0})

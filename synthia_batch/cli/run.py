@@ -52,7 +52,7 @@ def print_result(result: "RunResult", as_json: bool) -> None:
     if as_json:
         _print_json(result)
     elif result.drained is None:
-        print(result.directory)
+        print(result.place)
 
 
 def _print_words(result: "RunResult") -> None:
@@ -64,7 +64,7 @@ def _print_words(result: "RunResult") -> None:
         if not result.finished:
             lines.append("every sample failed: there is no dataset to load")
         else:
-            lines.append(f"load it with: datasets.load_dataset({str(result.directory)!r})")
+            lines.append(f"load it with: {_spell_loading(result)}")
     elif result.drained.name == "FAILURES":
         lines = [f"stopped, what was finished is kept: {counts}"]
     else:
@@ -77,6 +77,13 @@ def _print_words(result: "RunResult") -> None:
     if result.drained is None and report.exists():
         lines.append(f"see what happened: {report}")
     print("\n".join(lines), file=sys.stderr)
+
+
+def _spell_loading(result: "RunResult") -> str:
+    if result.remote is None:
+        return f"datasets.load_dataset({str(result.directory)!r})"
+    # Which other readers need an add-on for.
+    return f"pyarrow.dataset.dataset({result.remote + '/data'!r}).to_table()"
 
 
 def _explain_failures(result: "RunResult") -> list[str]:
@@ -103,6 +110,7 @@ def _print_json(result: "RunResult") -> None:
         json.dumps(
             {
                 "directory": str(result.directory),
+                **({"output": result.remote} if result.remote else {}),
                 "state": _name_state(result),
                 "samples": result.samples,
                 "finished": result.finished,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from synthia_batch.cli.place import Place, is_url
+
 if TYPE_CHECKING:
     from synthia_batch.report.statistics import RunStatus
 
@@ -18,7 +20,7 @@ LOOK_SECONDS = 2.0
 
 
 def status(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    directory: Place,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, one line per look.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Look every 2 s until the run ends; Ctrl-C leaves with 0.")
@@ -26,11 +28,15 @@ def status(
 ) -> None:
     """Show how far a run is. Only reads, from any terminal, also while the run goes on.
 
-    With --watch a terminal shows a page that is drawn again and again, anything else gets a line per look.
+    Of a run in a store, what is there of it, once. With --watch a terminal shows a page that is drawn again
+    and again, anything else gets a line per look.
     """
+    if is_url(directory):
+        _print_remote(directory, as_json)
+        return
     from synthia_batch.report.statistics import StatusReader
 
-    reader = StatusReader(directory)
+    reader = StatusReader(Path(directory))
     found = reader.read()
     page = _Page()
     if watch and found.is_going_on:
@@ -45,6 +51,21 @@ def status(
             raise typer.Exit(0) from None
     page.clear()
     _print(found, as_json)
+
+
+def _print_remote(url: str, as_json: bool) -> None:
+    from synthia_batch.remote.copies import read_remote_status
+
+    found = read_remote_status(url)
+    if as_json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
+        return
+    ended = found.finished + found.failed
+    print(f"{found.name}  {found.state}  {found.url}")
+    print(f"samples   {ended} of {found.samples} are there: {found.finished} finished, {found.failed} failed")
+    print(f"shards    {found.shards_published} of {found.shards}")
+    if found.owner is not None:
+        print(f"writer    {found.owner.describe(found.url)}")
 
 
 def _show_look(found: "RunStatus", page: "_Page", as_json: bool) -> None:

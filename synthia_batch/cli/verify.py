@@ -2,10 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from synthia_batch.cli.place import Place, open_place, require_directory
 
 if TYPE_CHECKING:
     from synthia_batch.rerun import Rerun
@@ -17,7 +20,7 @@ SHOWN_DIFFERENCES = 10
 
 
 def verify(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    directory: Place,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="Drop what is damaged; the next run makes it again.")
@@ -33,6 +36,8 @@ def verify(
 ) -> None:
     """Check every file of a run: checksums, pages, columns, order, and one output per sample.
 
+    Of a run in a store, every byte is fetched and checked.
+
     With --rerun N, make N of its samples again instead, in other company, and compare them.
     """
     from synthia_batch.display import ReadingDisplay
@@ -40,18 +45,20 @@ def verify(
     if rerun is not None:
         if repair:
             raise typer.BadParameter("--repair and --rerun: one after the other")
-        _rerun(directory, rerun, seed, as_json, quiet)
-    with ReadingDisplay(quiet=quiet) as display:
+        _rerun(require_directory(directory, "--rerun"), rerun, seed, as_json, quiet)
+    if repair:
+        require_directory(directory, "--repair")
+    with ReadingDisplay(quiet=quiet) as display, open_place(directory) as place:
         if repair:
             from synthia_batch.verify.repair import repair_run
 
-            repaired = repair_run(directory, display.show)
+            repaired = repair_run(place, display.show)
             damaged = bool(repaired.remaining)
-            text = _repair_to_json(directory, repaired) if as_json else _describe_repair(directory, repaired)
+            text = _repair_to_json(place, repaired) if as_json else _describe_repair(place, repaired)
         else:
             from synthia_batch.verify.verification import verify_run
 
-            found = verify_run(directory, display.show, decodes_rows=rows)
+            found = replace(verify_run(place, display.show, decodes_rows=rows), directory=directory)
             damaged = bool(found.findings)
             text = json.dumps(found.to_dict(), ensure_ascii=False) if as_json else _describe(found)
     print(text)

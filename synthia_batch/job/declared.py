@@ -4,6 +4,7 @@ Everything is optional but the input. What is left unsaid is filled, in this ord
 preset, the model's generation_config and the defaults below; see `layers`.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
@@ -20,6 +21,10 @@ PoolKind = Literal["ray", "local"]
 PromptFormat = Literal["auto", "chat", "synthia", "synthia-card"]
 OnOverflow = Literal["fail", "truncate-oldest", "stop"]
 InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca"]
+
+STORE_URL = r"^(s3|gs)://[^/]+/.*[^/].*$"
+StoreUrl = Annotated[str, Field(pattern=STORE_URL)]
+"""A prefix in a bucket."""
 
 
 class Input(Section):
@@ -127,6 +132,20 @@ class Pool(Section):
     140 GB, a 70B model, at 40 MB/s: a slow network disc, or a download on a node that lacks it."""
 
 
+class Store(Section):
+    """How an object store is written to, where `output` names one."""
+
+    state: HomePath | None = None
+    """The directory on this machine in which the run goes on. Default: outputs/NAME-FINGERPRINT."""
+    lease: Annotated[Duration, Field(ge=1, le=3600)] = 60.0
+    """A machine that was lost may be replaced after this long."""
+    request_timeout: Annotated[Duration, Field(gt=0, le=3600)] = 120.0
+    """A request that is not answered after this long is sent again."""
+    patience: Annotated[Duration, Field(ge=0, allow_inf_nan=False)] = 300.0
+    """A store that does not answer is waited for this long when a run begins and when it ends. In between,
+    the engines go on."""
+
+
 class Job(Section):
     """One job. `Job(input={"path": "questions.parquet"})` is the smallest."""
 
@@ -166,8 +185,10 @@ class Job(Section):
     """What makes text, and its settings."""
     pool: Pool = Pool()
     """Where the engines live."""
-    output: HomePath | None = None
-    """The run directory. Default: outputs/NAME-FINGERPRINT."""
+    output: StoreUrl | HomePath | None = None
+    """The run directory, or s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. Default: outputs/NAME-FINGERPRINT."""
+    store: Store = Store()
+    """How an object store is written to."""
     max_failures: FailureLimit | None = None
     """More failed samples than this, a number or a share such as 1%, end the job with exit code 3.
     Default: no limit."""
@@ -181,6 +202,13 @@ class Job(Section):
     """Where to tell that the job has ended: Apprise URLs, in which ${NAME} is an environment variable."""
     report: bool = True
     """Write report.html once the run is complete."""
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _refuse_other_urls(cls, value: Any) -> Any:
+        if isinstance(value, str) and "://" in value and re.match(STORE_URL, value) is None:
+            raise ValueError("Input should be a directory, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
+        return value
 
     @field_validator("system", "notify", mode="before")
     @classmethod

@@ -21,6 +21,7 @@ ENGINE_PATHS = ("call_log", "fail_while_missing", "hang_load_once")
 _PATHS = (
     ("input", "prompt_template"),
     ("", "output"),
+    ("store", "state"),
     ("", "chat_template"),
     ("structured", "json_schema"),
     ("structured", "grammar"),
@@ -91,6 +92,8 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
 
 
 def _anchor(path: str, folder: Path) -> str:
+    if "://" in path:
+        return path
     return os.path.normpath(folder / os.path.expanduser(path))
 
 

@@ -130,6 +130,16 @@ class AdapterChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """Where in an object store the output goes, and how long that store is waited for, in seconds."""
+
+    url: str
+    lease_seconds: float
+    request_seconds: float
+    patience_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedJob:
     """A job with every value found, and the identity that those values make.
 
@@ -139,6 +149,7 @@ class ResolvedJob:
     `origins` tells for each dotted key of the job file where its value came from. `tuning_place`
     is the model, hardware and engine that tuned settings are remembered for. `preset` is None
     where there is no model for it to know, `quantization` what the checkpoint says of its weights.
+    `output` is a directory on this machine in any case: the state directory where there is a `remote`.
     """
 
     name: str
@@ -160,3 +171,9 @@ class ResolvedJob:
     fingerprint: str
     origins: Mapping[str, str]
     tuning_place: Mapping[str, Any]
+    remote: Remote | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the output is, as it is named to people."""
+        return str(self.output) if self.remote is None else self.remote.url

@@ -196,6 +196,7 @@ def remove_unbegun(run_dir: RunDir, made: Sequence[Path]) -> None:
     """
     for log in run_dir.logs.glob("*"):
         remove_file(log)
+    remove_file(run_dir.state_name)
     remove_file(run_dir.lock)
     with suppress(OSError):  # Somebody else has put something there, which stays.
         if run_dir.logs.exists():

@@ -64,6 +64,11 @@ class RunDir:
         return self.hidden / "job.json"
 
     @property
+    def state_name(self) -> Path:
+        """What tells this directory from any other that writes to the same object store."""
+        return self.hidden / "state.json"
+
+    @property
     def occurrences(self) -> Path:
         """Which rows of the input repeat others: what their ids need beside their content."""
         return self.hidden / "occurrences.bin"

@@ -49,9 +49,26 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         raise IntegrityError(
             f"{path} cannot be read: {exc}\n  `synthia-batch verify DIR` says what can be done about it"
         ) from exc
+    return _open(value, str(path))
+
+
+def unseal(content: bytes, name: str) -> dict[str, Any]:
+    """Return the value sealed in `content`, which is called `name`, without its digest.
+
+    Raises:
+        IntegrityError: It is not what was written.
+    """
+    try:
+        value = json.loads(content)
+    except ValueError as exc:
+        raise IntegrityError(f"{name} cannot be read: {exc}") from exc
+    return _open(value, name)
+
+
+def _open(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict) or value.pop(_DIGEST, None) != digest_of(value):
         raise IntegrityError(
-            f"{path} was altered: its content does not give the digest that it ends with\n"
+            f"{name} was altered: its content does not give the digest that it ends with\n"
             "  `synthia-batch verify DIR` says what can be done about it"
         )
     return value

@@ -1,0 +1,46 @@
+"""`synthia-batch push`: a finished dataset on the Hugging Face Hub."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def push(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a complete run.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO", help="NAME/DATASET on the Hub; it is made if need be.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make it private; refuse one that is public.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch; it is made if need be. [main]")] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    with_report: Annotated[bool, typer.Option("--report", help="Push report.html, too.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Push data/, failed/ and the card of a complete run to the Hugging Face Hub, in one commit.
+
+    The same command again sends what is missing. The token is HF_TOKEN, or that of `hf auth login`.
+    """
+    from synthia_batch.display import Display, ReadingDisplay
+    from synthia_batch.privacy import keep_private
+    from synthia_batch.push.dataset import list_pushed_files
+    from synthia_batch.push.hub import Target, push_files
+
+    keep_private()
+    with ReadingDisplay(quiet=quiet) as display:
+        files = list_pushed_files(directory, display.show, with_report=with_report)
+    target = Target(
+        repository=repository,
+        revision=revision,
+        private=private,
+        message=message or f"Push {directory.resolve().name} with synthia-batch",
+    )
+    done = push_files(files, target, Display(quiet=quiet).say)
+    if not (done.added or done.removed):
+        typer.echo(f"{repository} has all of it already: nothing was sent", err=True)
+    else:
+        typer.echo(f"{done.added} files are new there, {done.unchanged} were there", err=True)
+        typer.echo(f"load it with: datasets.load_dataset({repository!r})", err=True)
+    typer.echo(done.url)

@@ -1,0 +1,1 @@
+"""A finished dataset published on the Hugging Face Hub."""

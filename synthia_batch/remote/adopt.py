@@ -1,0 +1,163 @@
+"""A state directory that is lost, made again from what its run has put into the store.
+
+What comes back is all that was published: the plan and every shard whose parts are there as the ledger
+had them. What was only in journals is gone with the machine, and is made again.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.errors import IdentityMismatch, IntegrityError, UsageError
+from synthia_batch.job.fingerprint import compare_identities
+from synthia_batch.plan import plan_shards
+from synthia_batch.remote.lease import KEY as LEASE_KEY
+from synthia_batch.remote.notes import Notes, read_notes
+from synthia_batch.remote.object_store import ObjectStore
+from synthia_batch.rows import Shard
+from synthia_batch.store.atomic import make_directory, publish_bytes, remove_file
+from synthia_batch.store.attempt import Attempt, read_boot_id
+from synthia_batch.store.intents import Intent, Intents
+from synthia_batch.store.plan_file import plan_digest
+from synthia_batch.store.run_dir import RunDir
+from synthia_batch.store.sealed import unseal
+
+_ROOT = Path()
+"""Paths below it are keys below the prefix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopted:
+    """How many of the run's shards came back from the store."""
+
+    shards: int
+    total: int
+
+
+def read_remote_plan(store: ObjectStore) -> dict[str, Any] | None:
+    """Return the plan of the run in the store, or None where no run has begun.
+
+    Raises:
+        IntegrityError: It was altered.
+        StorageFailed: The store does not answer, or does not allow it.
+    """
+    key = RunDir(_ROOT).plan.as_posix()
+    found = store.read(key)
+    return None if found is None else unseal(found.content, f"{store.url}/{key}")
+
+
+def refuse_other_objects(store: ObjectStore) -> None:
+    """Return if there is nothing below the prefix but its lease.
+
+    Raises:
+        UsageError: There are other objects, and no run.
+        StorageFailed: The store does not answer, or does not allow it.
+    """
+    others = sorted(store.list_keys().keys() - {LEASE_KEY})
+    if others:
+        raise UsageError(
+            f"{store.url}: holds objects that are no run, such as {others[0]}; name another prefix with -o"
+        )
+
+
+def refuse_other_remote_identity(
+    store: ObjectStore, plan: Mapping[str, Any], identity: Mapping[str, Any]
+) -> None:
+    """Return if the run in the store is the job with this identity.
+
+    Raises:
+        IdentityMismatch: It is another job; every field that differs is named.
+    """
+    differences = compare_identities(plan["identity"], identity)
+    if differences:
+        lines = [f"{store.url} belongs to another job; nothing was touched. What differs:"]
+        lines += [f"  {difference}" for difference in differences]
+        lines.append("name another prefix with -o, or say the job as it was")
+        raise IdentityMismatch("\n".join(lines))
+
+
+def adopt_run(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any], epoch: int) -> Adopted:
+    """Make the state directory of the run in the store, under the lock of that directory. Repeatable.
+
+    Raises:
+        IntegrityError: A part is not what its notes say.
+        StorageFailed: Something cannot be read or written.
+    """
+    run_dir.create()
+    remove_file(run_dir.intents)
+    shards = plan_shards(plan["scan"]["rows"], plan["samples_per_row"])
+    attempt = Attempt(plan_digest=plan_digest(plan), epoch=epoch, boot=read_boot_id())
+    intents = Intents.open(run_dir.intents, attempt)
+    try:
+        adopted = sum(
+            _adopt_shard(store, run_dir, shard, intents, attempt)
+            for shard in list_begun(shards, store.list_keys())
+        )
+    finally:
+        intents.close()
+    for path in (run_dir.canary, run_dir.plan):  # The plan last: with it, the directory is one of a run.
+        found = store.read(path.relative_to(run_dir.root).as_posix())
+        if found is not None:
+            publish_bytes(path, found.content)
+    return Adopted(shards=adopted, total=len(shards))
+
+
+def find_intent(store: ObjectStore, shard: Shard, digest: str) -> Intent | None:
+    """Return what the store says that the shard's parts are, or None where they are not all there, as said.
+
+    Raises:
+        StorageFailed: The store does not answer, or does not allow it.
+    """
+    names = RunDir(_ROOT)
+    found: dict[str, Notes] = {}
+    sizes: dict[str, int] = {}
+    for kind, path in (("data", names.data_part(shard)), ("failed", names.failed_part(shard))):
+        there = store.look(path.as_posix())
+        notes = None if there is None else read_notes(there)
+        if there is not None and notes is not None and notes.plan_digest == digest:
+            found[kind], sizes[kind] = notes, there.size_bytes
+    intents = [notes.intent for notes in found.values() if notes.intent is not None]
+    if not intents:
+        return None
+    first = intents[0]
+    said = {kind: entry for kind, entry in (("data", first.data), ("failed", first.failed)) if entry}
+    is_whole = found.keys() == said.keys() and all(
+        (found[kind].sha256, sizes[kind]) == (entry.sha256, entry.bytes) for kind, entry in said.items()
+    )
+    # Of two publications, half of each may be there: then neither is.
+    is_one = all((intent.data, intent.failed) == (first.data, first.failed) for intent in intents)
+    return first if is_whole and is_one and first.shard == shard.number else None
+
+
+def list_begun(shards: Iterable[Shard], keys: Collection[str]) -> list[Shard]:
+    """Return the shards that have a part among `keys`."""
+    names = RunDir(_ROOT)
+    return [
+        shard
+        for shard in shards
+        if names.data_part(shard).as_posix() in keys or names.failed_part(shard).as_posix() in keys
+    ]
+
+
+def _adopt_shard(
+    store: ObjectStore, run_dir: RunDir, shard: Shard, intents: Intents, attempt: Attempt
+) -> bool:
+    intent = find_intent(store, shard, attempt.plan_digest)
+    if intent is None:
+        return False
+    for path, entry in ((run_dir.failed_part(shard), intent.failed), (run_dir.data_part(shard), intent.data)):
+        if entry is None:
+            continue
+        key = path.relative_to(run_dir.root).as_posix()
+        found = store.read(key)
+        if found is None or hashlib.sha256(found.content).hexdigest() != entry.sha256:
+            raise IntegrityError(
+                f"{store.url}/{key} was altered: its SHA-256 is not {entry.sha256}, with which it was put\n"
+                "  remove that object; its samples are then made again"
+            )
+        make_directory(path.parent)
+        publish_bytes(path, found.content)
+    intents.append(Intent(shard=shard.number, epoch=attempt.epoch, data=intent.data, failed=intent.failed))
+    return True

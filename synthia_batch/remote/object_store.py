@@ -1,0 +1,279 @@
+"""The few requests to an object store that a run is made of, each tried again until it is answered.
+
+obstore, since each write must say what it expects to find: pyarrow.fs and fsspec have no conditional
+writes, and without them two writers, or one request that arrives late, overwrite each other silently.
+Its own retries are off: whether a request may be sent again is decided here, and by the lease.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from synthia_batch.errors import StorageFailed, StoreUnreachable, UsageError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore as Client
+
+CONNECT_SECONDS = 10
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 10.0
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What a later write names to say which content it replaces: S3 heeds the tag, GCS the number."""
+
+    e_tag: str | None
+    number: str | None
+
+    @property
+    def condition(self) -> dict[str, str]:
+        """It as obstore wants it said."""
+        pairs = {"e_tag": self.e_tag, "version": self.number}
+        return {name: value for name, value in pairs.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """An object as it was found. `notes` were put with it; `content` is empty where it was only looked at."""
+
+    key: str
+    size_bytes: int
+    version: Version
+    notes: Mapping[str, str]
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a request that is not answered is tried: `request_seconds` each, `seconds` in all."""
+
+    request_seconds: float
+    seconds: float
+
+
+class ObjectStore:
+    """The objects below one prefix. `url` is as the user wrote it. Safe to use from several threads.
+
+    A request that fails because of the connection or the server is tried again, with growing pauses; one
+    that is not allowed is not.
+    """
+
+    def __init__(self, url: str, client: "Client", patience: Patience) -> None:
+        self.url = url
+        self._client = client
+        self._patience = patience
+        self._closing = threading.Event()
+
+    def read(self, key: str) -> StoredObject | None:
+        """Return the object with its content, or None where there is none.
+
+        Raises:
+            StoreUnreachable: The store did not answer for as long as was waited.
+            StorageFailed: It does not allow it.
+        """
+        return self._get(key, with_content=True)
+
+    def look(self, key: str) -> StoredObject | None:
+        """Return the object without its content, or None where there is none.
+
+        Raises:
+            StoreUnreachable, StorageFailed: As for read.
+        """
+        return self._get(key, with_content=False)
+
+    def create(self, key: str, content: bytes, notes: Mapping[str, str]) -> Version | None:
+        """Put an object where there is none; None where there is one.
+
+        That one may be this very object: put by an attempt whose answer was lost.
+
+        Raises:
+            UsageError: There is no such bucket.
+            StoreUnreachable, StorageFailed: As for read.
+        """
+        return self._put(key, content, notes, "create")
+
+    def replace(self, key: str, content: bytes, notes: Mapping[str, str], seen: Version) -> Version | None:
+        """Put an object in place of the version that was seen; None where that one is not there any more.
+
+        Raises:
+            UsageError, StoreUnreachable, StorageFailed: As for create.
+        """
+        return self._put(key, content, notes, seen.condition)
+
+    def overwrite(self, key: str, content: bytes) -> None:
+        """Put an object that nobody relies on, whatever is there.
+
+        Raises:
+            UsageError, StoreUnreachable, StorageFailed: As for create.
+        """
+        self._put(key, content, {}, "overwrite")
+
+    def remove(self, key: str) -> None:
+        """Remove an object; nothing where there is none.
+
+        Raises:
+            StoreUnreachable, StorageFailed: As for read.
+        """
+        import obstore
+
+        def delete() -> None:
+            try:
+                obstore.delete(self._client, key)
+            except FileNotFoundError:
+                return
+
+        self._try("remove", key, delete)
+
+    def list_keys(self) -> dict[str, int]:
+        """Return the size in bytes of every object below the prefix, by its key.
+
+        Raises:
+            UsageError, StoreUnreachable, StorageFailed: As for create.
+        """
+        import obstore
+
+        def collect() -> dict[str, int]:
+            return {found["path"]: found["size"] for page in obstore.list(self._client) for found in page}
+
+        return self._try("list", "", collect)
+
+    def stop_waiting(self) -> None:
+        """Have every request that goes on, or comes, be tried once more at most."""
+        self._closing.set()
+
+    def _get(self, key: str, *, with_content: bool) -> StoredObject | None:
+        import obstore
+
+        def get() -> StoredObject | None:
+            try:
+                found = obstore.get(self._client, key, options={"head": not with_content})
+                content = bytes(found.bytes()) if with_content else b""
+            except FileNotFoundError:
+                return None
+            meta = found.meta
+            return StoredObject(
+                key=key,
+                size_bytes=meta["size"],
+                version=Version(e_tag=meta["e_tag"], number=meta["version"]),
+                notes={str(name): str(value) for name, value in found.attributes.items()},
+                content=content,
+            )
+
+        return self._try("read", key, get)
+
+    def _put(self, key: str, content: bytes, notes: Mapping[str, str], mode: Any) -> Version | None:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        def put() -> Version | None:
+            try:
+                # In one request, up to 5 GB: a part is 4,000 samples at most, and only whole requests
+                # are conditional in every store.
+                done = obstore.put(
+                    self._client,
+                    key,
+                    content,
+                    mode=mode,
+                    use_multipart=False,
+                    attributes={"Content-Type": _name_type(key), **notes},
+                )
+            # 412, and 409 where two conditional requests met: somebody looks again and decides.
+            except (AlreadyExistsError, PreconditionError):
+                return None
+            return Version(e_tag=done["e_tag"], number=done["version"])
+
+        return self._try("write", key, put)
+
+    def _try(self, doing: str, key: str, call: Callable[[], _T]) -> _T:
+        from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
+        end = time.monotonic() + self._patience.seconds
+        for pause in _list_pauses():
+            try:
+                return call()
+            except (PermissionDeniedError, UnauthenticatedError) as exc:
+                raise StorageFailed(
+                    f"could not {doing} {self._name(key)}: it is not allowed: {_shorten(exc)}\n"
+                    "  see to the credentials and rights (read, write, delete, list); nothing finished is "
+                    "lost: run the same command again to go on"
+                ) from exc
+            except FileNotFoundError as exc:
+                raise UsageError(f"{self.url}: there is no such bucket: {_shorten(exc)}") from exc
+            # A timeout, a reset connection, 500, 503, 429: the library has one error for them all, and
+            # for what will never work, such as a name that is no bucket's, too.
+            except (BaseError, OSError) as exc:
+                if self._closing.is_set() or time.monotonic() + pause > end:
+                    raise StoreUnreachable(
+                        f"could not {doing} {self._name(key)}, tried for {self._patience.seconds:.0f} s: "
+                        f"{_shorten(exc)}\n"
+                        "  nothing finished is lost: run the same command again once the store answers"
+                    ) from exc
+            self._closing.wait(pause)
+        raise AssertionError("the pauses never end")
+
+    def _name(self, key: str) -> str:
+        return f"{self.url}/{key}" if key else self.url
+
+
+def open_object_store(url: str, patience: Patience) -> ObjectStore:
+    """Return the store below `url`, such as s3://bucket/prefix. Sends nothing yet.
+
+    Credentials, region and endpoint are those of the environment (AWS_*, GOOGLE_*), or the machine's own.
+
+    Raises:
+        UsageError: What this needs is not installed, or the environment says what cannot be used.
+    """
+    url = url.rstrip("/")
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    extra = {"s3": "s3", "gs": "gcs"}[scheme]
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import GCSStore, S3Store
+    except ImportError as exc:
+        raise UsageError(
+            f"{url}: writing to object stores needs the extra {extra!r}: pip install 'synthia-batch[{extra}]'"
+        ) from exc
+    client_options: dict[str, Any] = {
+        "timeout": timedelta(seconds=patience.request_seconds),
+        "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, patience.request_seconds)),
+        # Only where somebody has named such an endpoint: a server on this machine.
+        "allow_http": _find_endpoint().startswith("http://"),
+    }
+    shared: dict[str, Any] = {"client_options": client_options, "retry_config": {"max_retries": 0}}
+    try:
+        if scheme == "gs":
+            return ObjectStore(url, GCSStore(bucket, prefix=prefix, **shared), patience)
+        # The store itself then refuses a body that is not what was sent.
+        s3 = S3Store(bucket, prefix=prefix, checksum_algorithm="SHA256", **shared)
+        return ObjectStore(url, s3, patience)
+    except (BaseError, ValueError) as exc:
+        raise UsageError(f"{url}: {_shorten(exc)}") from exc
+
+
+def _find_endpoint() -> str:
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
+def _list_pauses() -> Iterator[float]:
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        yield pause
+        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+
+def _name_type(key: str) -> str:
+    types = {"json": "application/json", "md": "text/markdown", "html": "text/html"}
+    return types.get(key.rpartition(".")[2], "application/octet-stream")
+
+
+def _shorten(error: Exception) -> str:
+    # The rest is the library's debugging, of a dozen lines.
+    return str(error).partition("\n")[0].strip()
