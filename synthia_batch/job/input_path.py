@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import PlainValidator, WithJsonSchema
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 
 def _read_paths(value: Any) -> str | tuple[str, ...]:
@@ -21,9 +21,15 @@ def _read_paths(value: Any) -> str | tuple[str, ...]:
     return tuple(str(path) for path in paths)
 
 
+def _write_paths(value: str | tuple[str, ...]) -> Any:
+    """Return the same, as JSON and YAML can say it."""
+    return value if isinstance(value, str) else list(value)
+
+
 InputPath = Annotated[
     str | tuple[str, ...],
     PlainValidator(_read_paths),
+    PlainSerializer(_write_paths, return_type=Any),
     WithJsonSchema(
         {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string"}}]}
     ),
