@@ -44,7 +44,7 @@ def fetch_dataset(said: str, say: Say, *, makes: bool = True) -> list[Found]:
         UsageError: The address is none, or its files are not to be had.
     """
     address = _parse(said)
-    listed = _list_files(address, asks_hub=makes)
+    listed = _list_files(address, say, asks_hub=makes)
     wanted = select_rows(listed.files, address.path)
     if not wanted:
         raise UsageError(f"{said}: there is no such file of rows; there are: {_shorten(listed.files)}")
@@ -83,7 +83,7 @@ def _parse(said: str) -> HubAddress:
     )
 
 
-def _list_files(address: HubAddress, *, asks_hub: bool) -> _Listed:
+def _list_files(address: HubAddress, say: Say, *, asks_hub: bool) -> _Listed:
     """Return what the Hub lists, or where it does not answer, what its cache holds."""
     from huggingface_hub import HfApi
 
@@ -100,6 +100,8 @@ def _list_files(address: HubAddress, *, asks_hub: bool) -> _Listed:
         folder = _download(address, address.revision, None)
     except Exception as exc:
         raise UsageError(_explain(address, reason or exc)) from exc
+    if reason is not None:
+        say(f"{address.said}: the Hub is not reached; read are the files that its cache has")
     return _Listed(files=tuple(_list_below(folder)), commit=None)
 
 
@@ -117,7 +119,8 @@ def _fetch(address: HubAddress, listed: _Listed, wanted: Sequence[str], say: Say
     except Exception:  # Not all of it is in the cache.
         say(f"{address.said}: fetching {len(wanted)} files at commit {listed.commit[:12]}")
     try:
-        return _download(address, listed.commit, wanted)
+        # By its name, not by the commit: so the cache knows it by that, too, without a network.
+        return _download(address, address.revision, wanted)
     except Exception as exc:
         raise UsageError(_explain(address, exc)) from exc
 

@@ -1,4 +1,4 @@
-"""vLLM's own example of a batch file through the real engine: unchanged in, and out as OpenAI's client reads it."""
+"""vLLM's own example of a batch file through the real engine: unchanged in, and out as OpenAI has it."""
 
 import json
 from pathlib import Path
