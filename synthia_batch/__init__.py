@@ -1,23 +1,46 @@
 """Turn a file of prompts into a finished dataset with vLLM in Ray workers.
 
-from synthia_batch import Job, run_job
+from synthia_batch import Job, open_run, run_job
 
 result = run_job(Job(input={"path": "questions.parquet"}))
+for sample in open_run(result.directory).samples():
+    print(sample.response)
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Job", "RunResult", "run_job"]
+__all__ = [
+    "FailedSample",
+    "FinishedSample",
+    "Job",
+    "Run",
+    "RunResult",
+    "RunStatistics",
+    "SynthiaBatchError",
+    "open_run",
+    "run_job",
+]
 
 if TYPE_CHECKING:
+    from synthia_batch.errors import SynthiaBatchError
+    from synthia_batch.failures import FailedSample
     from synthia_batch.job.declared import Job
+    from synthia_batch.readback.run import Run, open_run
+    from synthia_batch.readback.samples import FinishedSample
+    from synthia_batch.readback.statistics import RunStatistics
     from synthia_batch.result import RunResult
     from synthia_batch.run import run_job
 
 _HOMES = {
+    "FailedSample": "synthia_batch.failures",
+    "FinishedSample": "synthia_batch.readback.samples",
     "Job": "synthia_batch.job.declared",
+    "Run": "synthia_batch.readback.run",
     "RunResult": "synthia_batch.result",
+    "RunStatistics": "synthia_batch.readback.statistics",
+    "SynthiaBatchError": "synthia_batch.errors",
+    "open_run": "synthia_batch.readback.run",
     "run_job": "synthia_batch.run",
 }
 
@@ -29,3 +52,8 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names too, for whoever completes them."""
+    return sorted({*globals(), *__all__})

@@ -62,10 +62,12 @@ def _spell_command(job: ResolvedJob, source_files: Sequence[str]) -> Iterator[st
     yield from ("synthia-batch", "run", *source_files[:MOST_NAMES])
     if len(source_files) > MOST_NAMES:
         yield "..."
-    if job.model.path is not None:
+    if job.model.path is not None or job.engine.is_elsewhere:
         yield from ("--model", job.model.name)
     if identity["engine"]["kind"] != "vllm":
         yield from ("--engine", identity["engine"]["kind"])
+    if job.engine.is_elsewhere:  # Where it was is no part of the output.
+        yield from ("--base-url", "URL")
     columns = identity["input"]["columns"]
     if columns.get("shape") is not None:
         yield from ("--input-format", columns["shape"])

@@ -21,6 +21,8 @@ from synthia_batch.rows import Failed, Finished, Outcome, Record, Request, Row, 
 from synthia_batch.structure.judge import judge_answer
 from synthia_batch.tally import CUT_OFF
 
+PROMPT_TOO_LONG = "prompt_too_long"
+"""The code of a request whose prompt has no room for an answer, as an engine says it."""
 CONTEXT_OVERFLOW = "context_overflow"
 """The finish_reason of a conversation that was stopped, or the code of one that failed, because the next
 prompt had no room for an answer."""
@@ -89,8 +91,9 @@ class Conversations:
     """Makes the requests of samples and reads the answers; knows the conversations in between.
 
     `choose_adapter` names the LoRA adapter that makes a row, `structure` is what an answer must be where
-    its row does not say. Holds a conversation from its first request to its end, a sample of one turn not
-    at all, but for the structure of its row.
+    its row does not say. With `sends_messages` requests carry the conversation, for engines that write
+    the prompt. Holds a conversation from its first request to its end, a sample of one turn not at all,
+    but for the structure of its row.
     """
 
     def __init__(
@@ -99,12 +102,15 @@ class Conversations:
         context: Context,
         choose_adapter: Callable[[Row], str | None] = _choose_none,
         structure: Structure | None = None,
+        *,
+        sends_messages: bool = False,
     ) -> None:
         self._renderer = renderer
         self._context = context
         self._choose_adapter = choose_adapter
         self._structure = structure
         self._structures: dict[int, Structure] = {}
+        self._sends_messages = sends_messages
         self._talks: dict[int, _Talk] = {}
 
     def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:
@@ -128,7 +134,7 @@ class Conversations:
         talk = self._talks.get(outcome.ordinal)
         if talk is None:
             return Step(record=outcome)
-        step = self._answer(talk, outcome) if isinstance(outcome, Finished) else _fail(talk, outcome)
+        step = self._answer(talk, outcome) if isinstance(outcome, Finished) else self._end(talk, outcome)
         if step.request is None:
             del self._talks[outcome.ordinal]
         return step
@@ -137,7 +143,9 @@ class Conversations:
         answer = self._renderer.read(finished.response)
         if answer.response is finished.response and answer.reasoning is None:
             return finished
-        return dataclasses.replace(finished, response=answer.response, reasoning=answer.reasoning)
+        # What the engine told apart already stays apart.
+        reasoning = finished.reasoning if answer.reasoning is None else answer.reasoning
+        return dataclasses.replace(finished, response=answer.response, reasoning=reasoning)
 
     def _judge(self, finished: Finished) -> Outcome:
         structure = self._structures.pop(finished.ordinal, self._structure)
@@ -164,6 +172,15 @@ class Conversations:
             failed = Failed(ordinal=finished.ordinal, code=refused.code, message=str(refused))
             return _fail(talk, failed)
 
+    def _end(self, talk: _Talk, failed: Failed) -> Step:
+        """Return what a turn that cannot be made comes to: only a server may know that it is too long."""
+        if not talk.turns or failed.code != PROMPT_TOO_LONG:
+            return _fail(talk, failed)
+        if self._context.on_overflow == "stop":
+            stopped = _sum_up(talk, None)
+            return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
+        return _fail(talk, dataclasses.replace(failed, code=CONTEXT_OVERFLOW))
+
     def _ask(self, talk: _Talk) -> Request:
         """Return the request for the turn that comes next.
 
@@ -188,6 +205,7 @@ class Conversations:
             seed=derive_turn_seed(sample.seed, number),
             turn=number,
             adapter=self._choose_adapter(sample.row),
+            messages=sample.join(talk.answers) if self._sends_messages else (),
         )
         return request if sample.row.sampling is None else self._sample_as_said(request, sample.row)
 
@@ -220,8 +238,13 @@ def open_conversations(job: ResolvedJob) -> Conversations:
         max_tokens=job.engine.sampling.max_tokens,
         on_overflow=job.declared.on_overflow,
     )
-    choose_adapter = partial(choose_row_adapter, job.adapter)
-    return Conversations(open_renderer(job.prompt), context, choose_adapter, job.engine.structure)
+    return Conversations(
+        open_renderer(job.prompt),
+        context,
+        partial(choose_row_adapter, job.adapter),
+        job.engine.structure,
+        sends_messages=job.engine.takes_messages,
+    )
 
 
 def _fail(talk: _Talk, failed: Failed) -> Step:

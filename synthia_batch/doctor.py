@@ -93,6 +93,9 @@ def _list_machine_checks(device: str, output: Path, job: Job | None) -> Iterator
     installed = installed_vllm()
     if job is not None and job.engine.kind == "scripted":
         yield Check(name="engine", state="ok", text="scripted: no weights, no GPU")
+    elif job is not None and job.engine.kind == "openai":
+        where = job.engine.settings.get("base_url", "no --base-url was said")
+        yield Check(name="engine", state="ok", text=f"openai: a server, {where}; it was not asked")
     elif installed is None:
         hint = "pip install 'synthia-batch[cuda]' on a GPU machine, 'synthia-batch[cpu]' elsewhere"
         yield Check(name="engine", state="bad", text=f"vLLM is not installed; {hint}")

@@ -65,6 +65,7 @@ class Forecast:
     row has as well.
 
     `later_turns` are the turns of all samples behind their first, whose prompts are not known.
+    `prompt_unit` is what `prompt_tokens` counts: bytes, where only a server knows tokens.
     `longest_output_tokens` is what all samples come to where every answer is as long as it may be.
     `settings` has by dotted key a `value` with its `origin`, and where something else runs, that
     as `resolved` with what it was `resolved_by`.
@@ -80,6 +81,7 @@ class Forecast:
     later_turns: int
     longest_output_tokens: int
     prompt_tokens: PromptTokens
+    prompt_unit: str
     rows_too_long: FoundRows
     rows_repeated: FoundRows
     disk: Footprint
@@ -128,6 +130,7 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         later_turns=prompts.later_turns * job.plan.num_samples,
         longest_output_tokens=longest_output_tokens,
         prompt_tokens=_sum_up(job, prompts),
+        prompt_unit="bytes" if job.engine.is_elsewhere else "tokens",
         rows_too_long=FoundRows(rows=prompts.too_long, first=tuple(prompts.first_too_long)),
         rows_repeated=_find_repeated(source, scan, prompts),
         disk=estimate_footprint(texts, job.output),
@@ -199,8 +202,10 @@ class _Resolution:
 
 
 def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
-    has_model = job.model.path is not None
-    model = "the model's config.json" if has_model else "the scripted engine"
+    has_model, is_elsewhere = job.model.path is not None, job.engine.is_elsewhere
+    model = (
+        "the server" if is_elsewhere else "the model's config.json" if has_model else "the scripted engine"
+    )
     format_by = "the model's chat template" if job.prompt.format == "chat" else "no chat template"
     preset_by = "the model's name" if job.preset else "no model"
     found = {
@@ -208,12 +213,12 @@ def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
         "output": _Resolution(_spell(job.output), "name and fingerprint"),
         "preset": _Resolution(job.preset, preset_by),
         "model.quantization": _Resolution(job.quantization or job.engine.quantization, "the checkpoint"),
-        "model.name": _Resolution(job.model.name, "the model" if has_model else "the scripted engine"),
+        "model.name": _Resolution(job.model.name, "the model" if has_model else model),
         "model.revision": _Resolution(job.model.revision, "the Hub"),
-        "model.max_model_len": _Resolution(job.engine.max_model_len, model),
+        "model.max_model_len": _Resolution(None if is_elsewhere else job.engine.max_model_len, model),
         "prompt_format": _Resolution(job.prompt.format, format_by),
         "system": _Resolution([system.name for system in job.plan.systems], "the library, files and rows"),
-        "engine.device": _Resolution(job.engine.device, "the installed vLLM"),
+        "engine.device": _Resolution("none" if is_elsewhere else job.engine.device, "the installed vLLM"),
         "sampling.stop": _Resolution(list(job.engine.sampling.stop), "the prompt format"),
         "input.prompt_column": _Resolution(job.columns["prompt"], "the input"),
         "input.messages_column": _Resolution(job.columns["messages"], "the input"),

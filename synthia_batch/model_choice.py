@@ -69,11 +69,12 @@ def add_preset(layers: Sequence[Layer]) -> ChosenPreset:
     merged = merge_layers(layers)
     job = merged.job
     model = job.model.name if merged.is_said("model.name") else None
-    if job.preset is None and model is None and job.engine.kind == "scripted":
+    if job.preset is None and model is None and job.engine.kind != "vllm":
         return ChosenPreset(preset=None, layers=layers)
     with merged.blame("preset"):
         preset = find_preset(job.model.name) if job.preset is None else read_preset(job.preset)
-    layer = preset.make_layer(model, on_gpu=choose_device(job) == "cuda", found=job.preset is None)
+    on_gpu = job.engine.kind != "openai" and choose_device(job) == "cuda"
+    layer = preset.make_layer(model, on_gpu=on_gpu, found=job.preset is None)
     if job.chat_template is not None:  # Whoever brings a template wants it used.
         named = Layer(origin="--chat-template", values={"prompt_format": "chat"}, is_said=False)
         layers = [*layers, named]
@@ -100,6 +101,10 @@ def find_model(
     if job.engine.kind == "scripted" and not merged.is_said("model.name"):
         ref = ModelRef(name="scripted", path=None, repo_id=None, revision=None, trust_remote_code=False)
         return FoundModel(ref=ref, facts=None, digests={}, adapters=adapters)
+    if job.engine.kind == "openai":  # The server has it; nothing of it need be here.
+        name, revision = job.model.name, job.model.revision
+        ref = ModelRef(name=name, path=None, repo_id=None, revision=revision, trust_remote_code=False)
+        return FoundModel(ref=ref, facts=None, digests={}, adapters=())
 
     def check(preview: Preview) -> None:
         if preview.describes_itself:

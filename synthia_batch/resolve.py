@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.digest import DigestCache, open_digest_cache
+from synthia_batch.engine import openai_settings
 from synthia_batch.engine.vllm_sampling import check_sampling, check_structures, name_structures_backend
 from synthia_batch.engine.vllm_settings import check_settings, check_split
 from synthia_batch.engine.vllm_strict import check_capability, check_quantization
@@ -18,6 +19,7 @@ from synthia_batch.job.fingerprint import fingerprint
 from synthia_batch.job.identity import IdentityParts, InputIdentity, Numerics, identify
 from synthia_batch.job.layers import Layer, Merged, merge_layers
 from synthia_batch.job.resolved import (
+    UNKNOWN_LENGTH,
     EngineSpec,
     PlanSpec,
     PoolSpec,
@@ -85,6 +87,11 @@ def resolve_job(
     layers = chosen.layers
     merged = merge_layers(layers)
     _refuse_two_systems(merged)
+    if said.engine.kind == "openai":
+        openai_settings.check_job(merged)
+        defaults = Layer(origin="the endpoint engine", values=openai_settings.DEFAULTS, is_said=False)
+        layers = [*layers, defaults]
+        merged = merge_layers(layers)
     for url in said.notify or ():
         reveal(url, os.environ, "notify")  # Missed in the evening, not in the morning.
     # Before the model, which may take an hour to download.
@@ -318,6 +325,8 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         from synthia_batch.engine.scripted_engine import parse_options
 
         parse_options(job.engine.settings)
+    elif job.engine.kind == "openai":
+        return _specify_endpoint(sources, prompt)
     elif installed_vllm() is None:
         raise UsageError(
             "vLLM is not installed: `pip install 'synthia-batch[cuda]'` on a GPU machine, "
@@ -374,6 +383,29 @@ def _read_structure(merged: Merged) -> Structure | None:
     return structure
 
 
+def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
+    job = sources.merged.job
+    settings = openai_settings.parse_settings(job.engine.settings)
+    openai_settings.check_sampling(job.sampling, settings, sources.merged.origins)
+    api = openai_settings.choose_api(settings, prompt.format)
+    stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
+    key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
+    telling = openai_settings.list_telling(settings, api)
+    return EngineSpec(
+        kind="openai",
+        model=sources.found.ref,
+        device="cpu",
+        dtype="auto",
+        quantization=None,
+        max_model_len=UNKNOWN_LENGTH,
+        sampling=job.sampling.model_copy(update={"stop": stop}),
+        determinism=job.determinism,
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        settings=reveal_settings({**key, **telling}, os.environ),
+    )
+
+
 def _choose_length(sources: _Sources) -> int:
     job, found = sources.merged.job, sources.found
     known = found.facts.max_model_len if found.facts else SCRIPTED_MODEL_LEN
@@ -390,6 +422,8 @@ def _choose_length(sources: _Sources) -> int:
 
 
 def _find_numerics(engine: EngineSpec, *, has_structures: bool) -> Numerics:
+    if engine.is_elsewhere:
+        return Numerics(version="the server's", hardware=None)
     if engine.kind == "scripted":
         from synthia_batch.engine.scripted_engine import VERSION
 

@@ -41,6 +41,11 @@ class RunResult:
         return self.remote or str(self.directory)
 
     @property
+    def is_complete(self) -> bool:
+        """Whether every sample has ended and the dataset is whole."""
+        return self.drained is None and self.finished + self.failed == self.samples
+
+    @property
     def has_too_many_failures(self) -> bool:
         """Whether more samples failed than the job allows, or every one of them."""
         if self.failed and not self.finished:

@@ -143,7 +143,8 @@ class Sample:
 class Request:
     """What an engine needs to make one sample. `token_ids` is the whole rendered prompt.
 
-    `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample. `turn`
+    `messages` is the conversation that it renders, for engines that write prompts themselves; empty for
+    others. `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample. `turn`
     counts the turns of a conversation from 0. `adapter` names the LoRA adapter that makes it.
     `tells_logprob` asks for the answer's, of engines that have one that can be relied on. `sampling`
     has, by the names of the job's, what this request has otherwise; max_tokens has a field of its own.
@@ -159,6 +160,7 @@ class Request:
     tells_logprob: bool = False
     sampling: Mapping[str, Any] | None = None
     structure: Structure | None = None
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

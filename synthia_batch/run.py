@@ -40,13 +40,17 @@ LARGE_SAMPLES = 50_000
 """From here on a report takes long enough for somebody to wonder."""
 
 
-def run_job(job: Job, *, display: Display | None = None) -> RunResult:
+def run_job(job: Job, *, progress: bool = False, display: Display | None = None) -> RunResult:
     """Make every sample of `job` that is not made yet, and return what the run came to.
+
+    The same job again resumes its run. `progress` shows on stderr how far it is; what a person should
+    know of, such as an engine that is lost, is said there in any case, or to `display`. In the main thread
+    Ctrl-C and SIGTERM drain the run as they do its command's, and the result says so: nothing is raised.
 
     Raises:
         SynthiaBatchError: See `errors`; each says what to do next. What was finished is kept.
     """
-    display = display or Display(quiet=True)
+    display = display or Display(quiet=not progress)
     said = Layer(origin="argument", values=job.model_dump(exclude_unset=True))
     layers = [said, read_ray_address(os.environ)]
     return run_resolved_job(resolve_job(layers, display.say), display)

@@ -239,6 +239,8 @@ def _shrink(job: ResolvedJob) -> ResolvedJob:
     Raises:
         UsageError: Its pool cannot load one vLLM after the other.
     """
+    if job.engine.is_elsewhere:
+        raise UsageError("tune measures engines of ours; a server's settings are the server's own")
     if job.pool.kind == "local" and job.engine.kind == "vllm":
         raise UsageError(
             "tune loads one engine after the other, each in a process of its own: drop --pool local"

@@ -27,22 +27,22 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
 ) -> None:
     """Write a finished dataset for TRL, Axolotl, LLaMA-Factory, OpenAI's batch readers or a spreadsheet."""
-    from synthia_batch.export.contents import open_contents
     from synthia_batch.export.recipes import describe_use
     from synthia_batch.export.writing import write_records
+    from synthia_batch.readback.run import open_complete_run
 
     chosen = FORMATS.get(to)
     if chosen is None:
         raise typer.BadParameter(f"--to {to}: there is no such format; take one of {', '.join(FORMATS)}")
     kept = split_names(keep_columns or "")
     with open_place(directory) as place:
-        contents = open_contents(place)
-        samples = contents.read_finished(kept)
+        finished = open_complete_run(place)
+        samples = finished.samples(kept)
         if drop_truncated:
             samples = (sample for sample in samples if not sample.is_cut_off)
         records = chosen.convert(samples)
         if chosen.convert_failed is not None:
-            records = itertools.chain(records, chosen.convert_failed(contents.read_failed()))
+            records = itertools.chain(records, chosen.convert_failed(finished.failed()))
         count = write_records(
             records, (*chosen.columns, *kept), output, as_csv=chosen.name == "csv", replaces=force
         )

@@ -153,7 +153,11 @@ class JobFlags:
         str | None, typer.Option(help="ray or local. [ray]", autocompletion=_offer("PoolKind"))
     ] = None
     engine: Annotated[
-        str | None, typer.Option(help="vllm or scripted. [vllm]", autocompletion=_offer("EngineKind"))
+        str | None,
+        typer.Option(help="vllm, openai (a server) or scripted. [vllm]", autocompletion=_offer("EngineKind")),
+    ] = None
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of --engine openai: http://127.0.0.1:8000/v1")
     ] = None
     determinism: Annotated[
         str | None, typer.Option(help="strict or fast. [strict]", autocompletion=_offer("Determinism"))
@@ -247,6 +251,7 @@ _KEYS = {
     "ray_address": "pool.ray_address",
     "pool": "pool.kind",
     "engine": "engine.kind",
+    "base_url": "engine.base_url",
     "determinism": "determinism",
     "max_failures": "max_failures",
     "deadline": "deadline",
@@ -267,6 +272,7 @@ _GROUPS = {
     "What an answer must be": ("json_schema", "regex", "choice", "grammar"),
     "Engines": (
         "workers", "tensor_parallel_size", "pipeline_parallel_size", "ray_address", "pool", "engine",
+        "base_url",
     ),
     "The night": ("deadline", "stop_at", "max_failures", "metrics_port", "notify"),
 }  # fmt: skip

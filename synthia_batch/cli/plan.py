@@ -101,7 +101,10 @@ def _list_facts(forecast: "Forecast") -> list[str]:
         lines += [f"  {file.name} ({file.rows} rows)" for file in forecast.files[:MOST_FILES]]
         lines += [f"  ... ({len(forecast.files) - MOST_FILES} more)"] * (len(forecast.files) > MOST_FILES)
     tokens = values["prompt_tokens"].items()
-    lines.append("prompt tokens: " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in tokens))
+    lines.append(
+        f"prompt {forecast.prompt_unit}: "
+        + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in tokens)
+    )
     if forecast.later_turns:
         lines.append(f"later turns: {forecast.later_turns}; {LATER_TURNS}")
     for name, found in (("too long", forecast.rows_too_long), ("repeated", forecast.rows_repeated)):

@@ -82,9 +82,10 @@ def _show(job: "ResolvedJob", one: "SamplePreview", full: bool) -> Column:
         texts += [f"[then asked] {make_visible(question)}" for question in one.sample.row.follow_ups]
     else:
         texts += [shorten(make_visible(text)) for text in _tell_outcome(one, one.outcome)]
-    said = (
-        f"{one.prompt_tokens} prompt tokens, room for {one.room}" if one.prompt is not None else "no prompt"
-    )
+    counted = f"{one.prompt_tokens} prompt tokens, room for {one.room}"
+    if job.engine.is_elsewhere:
+        counted = f"{one.prompt_tokens} bytes, which the server counts in tokens"
+    said = counted if one.prompt is not None else "no prompt"
     return Column(title=f"system {make_visible(one.sample.system)}: {said}", texts=texts)
 
 

@@ -19,6 +19,10 @@ def load_engine(spec: EngineSpec, placement: Placement) -> Engine:
         from synthia_batch.engine.scripted_engine import ScriptedEngine
 
         return ScriptedEngine(spec, placement)
+    if spec.kind == "openai":
+        from synthia_batch.engine.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(spec, placement)
     prepare_environment(spec, placement)
     with _paused_collector():
         from synthia_batch.engine.vllm_engine import VllmEngine

@@ -1,7 +1,5 @@
 """Keeps a compiler out of an engine's first step on CPUs."""
 
-from typing import Any
-
 import torch
 from vllm.v1.sample import sampler
 
@@ -14,11 +12,10 @@ def count_ranks_uncompiled() -> None:
     numbers, the same either way; a batch's comparison is a few MB. Raises AttributeError where vLLM has
     moved the function, which is then to be looked at again.
     """
-    _ = sampler.batched_count_greater_than
-    count: Any = _count_at_least
-    sampler.batched_count_greater_than = count
+    _ = sampler.batched_count_greater_than  # type: ignore[attr-defined]
+    sampler.batched_count_greater_than = _count_at_least  # type: ignore[attr-defined]
 
 
-def _count_at_least(logprobs: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Return how many of a row are no less probable than the chosen one: (n, tokens), (n, 1) -> (n)."""
-    return (logprobs >= chosen).sum(-1)
+def _count_at_least(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return how many of a row are no less than its value: (n, tokens), (n, 1) -> (n)."""
+    return (x >= values).sum(-1)

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from synthia_batch.export.samples import FailedSample, FinishedSample
+from synthia_batch.readback.samples import FinishedSample
 from synthia_batch.rows import Message
+
+if TYPE_CHECKING:  # It reads parts, and the names of formats stand in --help.
+    from synthia_batch.failures import FailedSample
 
 _SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 
@@ -22,7 +25,7 @@ class Format:
     name: str
     columns: tuple[str, ...]
     convert: Convert
-    convert_failed: Callable[[Iterable[FailedSample]], Iterator[dict[str, Any]]] | None = None
+    convert_failed: Callable[[Iterable["FailedSample"]], Iterator[dict[str, Any]]] | None = None
 
 
 def to_messages(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
@@ -119,7 +122,7 @@ def to_openai_batch(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any
         }
 
 
-def to_openai_errors(samples: Iterable[FailedSample]) -> Iterator[dict[str, Any]]:
+def to_openai_errors(samples: Iterable["FailedSample"]) -> Iterator[dict[str, Any]]:
     """Yield the lines of samples that failed, each of its own; `custom_id` is the row's id."""
     for number, sample in enumerate(samples):
         yield {

@@ -12,19 +12,15 @@ from pydantic import ConfigDict, Field, field_validator
 from synthia_batch.job.human import ClockTime, Count, Duration, FailureLimit, TokenLength
 from synthia_batch.job.input_path import InputPath
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.job.section import HomePath, Number, Section, Whole
+from synthia_batch.job.section import STORE_URL, HomePath, Number, Section, StoreUrl, Whole
 from synthia_batch.job.structured import Structured
 
 Determinism = Literal["strict", "fast"]
-EngineKind = Literal["vllm", "scripted"]
+EngineKind = Literal["vllm", "openai", "scripted"]
 PoolKind = Literal["ray", "local"]
 PromptFormat = Literal["auto", "chat", "synthia", "synthia-card"]
 OnOverflow = Literal["fail", "truncate-oldest", "stop"]
 InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca"]
-
-STORE_URL = r"^(s3|gs)://[^/]+/.*[^/].*$"
-StoreUrl = Annotated[str, Field(pattern=STORE_URL)]
-"""A prefix in a bucket."""
 
 
 class Input(Section):
@@ -96,13 +92,14 @@ class Lora(Section):
 class Engine(Section):
     """What makes text from token ids. Any further key is a setting of that engine.
 
-    vllm: the fields of vLLM's EngineArgs. scripted: see `engine.scripted_engine.ScriptedOptions`.
+    vllm: the fields of vLLM's EngineArgs. openai: `engine.openai_settings.EndpointSettings`. scripted:
+    `engine.scripted_engine.ScriptedOptions`.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     kind: EngineKind = "vllm"
-    """`vllm`, or `scripted` for rehearsals without weights."""
+    """`vllm`; `openai`, a server that speaks OpenAI's API; or `scripted` for rehearsals without weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is what the installed build of vLLM is for."""
 

@@ -82,7 +82,7 @@ def identify(parts: IdentityParts) -> dict[str, Any]:
             "dtype": engine.dtype,
             # Said aloud, what the checkpoint says of itself changes nothing.
             "quantization": engine.quantization or parts.quantization,
-            "max_model_len": engine.max_model_len,
+            "max_model_len": None if engine.is_elsewhere else engine.max_model_len,
             **parts.model_digests,
         },
         # Only where there are any: jobs without are what they were.

@@ -12,6 +12,9 @@ from synthia_batch.rows import InputFile, Structure
 Device = Literal["cpu", "cuda"]
 FormatName = Literal["chat", "synthia", "synthia-card", "plain"]
 
+UNKNOWN_LENGTH = 2**31 - 1
+"""Stands for the tokens that a sequence may have where only a server knows: more than any has."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
@@ -60,6 +63,16 @@ class EngineSpec:
     settings: Mapping[str, Any]
     adapters: tuple[LoraAdapter, ...] = ()
     structure: Structure | None = None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether a server makes the text: its model, tokenizer and limits are not known here."""
+        return self.kind == "openai"
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether the engine writes the prompt itself, from messages."""
+        return self.is_elsewhere and self.settings.get("api") == "chat"
 
     @property
     def caches_prefixes(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from synthia_batch.errors import UsageError
 
-SECRET_KEYS = frozenset({"notify", "engine.hf_token"})
+SECRET_KEYS = frozenset({"notify", "engine.hf_token", "engine.api_key"})
 """The keys that may hold a password or a token. None of them is part of a job's identity."""
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 """A reference to an environment variable."""

@@ -23,6 +23,10 @@ Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_refuse_bo
 HomePath = Annotated[Path, AfterValidator(_expand_home)]
 """A path that may start with `~`, the home directory."""
 
+STORE_URL = r"^(s3|gs)://[^/]+/.*[^/].*$"
+StoreUrl = Annotated[str, Field(pattern=STORE_URL)]
+"""A prefix in a bucket."""
+
 
 class Section(BaseModel):
     """A part of a job file. Unknown keys are refused."""

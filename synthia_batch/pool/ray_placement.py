@@ -74,8 +74,8 @@ class Placer:
 
     def __init__(self, spec: EngineSpec, session: RaySession) -> None:
         self._session = session
-        self._takes_gpus = spec.kind != "scripted" and spec.device != "cpu"
-        self._pins_cores = spec.kind != "scripted" and spec.device == "cpu"
+        self._takes_gpus = spec.kind == "vllm" and spec.device != "cpu"
+        self._pins_cores = spec.kind == "vllm" and spec.device == "cpu"
         self._shape = EngineShape(
             tensor_parallel=spec.tensor_parallel_size, stages=spec.pipeline_parallel_size
         )

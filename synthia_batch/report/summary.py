@@ -32,7 +32,7 @@ State = Literal["complete", "running", "interrupted"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHead:
     """Which run it is. `max_tokens` is the limit of an answer, None where rows have limits of their own,
-    `max_model_len` that of the context.
+    `max_model_len` that of the context, None where only a server knows it.
 
     `plays_turns`: a sample is a conversation, and its tokens are sums. `writer` is the library that
     wrote the first part, empty where there is none yet.
@@ -47,7 +47,7 @@ class RunHead:
     samples: int
     systems: tuple[str, ...]
     max_tokens: int | None
-    max_model_len: int
+    max_model_len: int | None
     plays_turns: bool
     identity: Mapping[str, Any]
     writer: str

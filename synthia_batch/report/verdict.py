@@ -77,9 +77,13 @@ def _tell_truncation(report: Report) -> Iterator[Sentence]:
         yield Sentence(
             level="warn",
             text=f"{_count(whole.truncated - by_limit, whole.finished, what)} were cut off where the "
-            f"context of {head.max_model_len:,} tokens was full: shorten the prompts, or raise "
+            f"context{_spell_length(head.max_model_len)} was full: shorten the prompts, or raise "
             "model.max_model_len.",
         )
+
+
+def _spell_length(tokens: int | None) -> str:
+    return "" if tokens is None else f" of {tokens:,} tokens"
 
 
 def _tell_failures(report: Report) -> Iterator[Sentence]:

@@ -218,7 +218,10 @@ class JournalReader:
         ordinal = outcome.ordinal
         self._check_place(frame, ordinal)
         turns = self.turns.get(ordinal, [])
-        if tuple(turn.response for turn in turns) != outcome.earlier[: len(turns)]:
+        # Only a server knows that a later prompt is too long: where that stops a conversation, its last
+        # answer was journaled as a turn before.
+        answers = (*outcome.earlier, outcome.response) if isinstance(outcome, Finished) else outcome.earlier
+        if tuple(turn.response for turn in turns) != answers[: len(turns)]:
             raise self.refuse(frame, f"sample {ordinal} ends a conversation of other turns than went before")
         known = self.outcomes.setdefault(ordinal, outcome)
         if known is not outcome and known != outcome:

@@ -1,4 +1,4 @@
-"""The samples of a run as they are exported: rows of data/ and failed/."""
+"""A finished sample as it is read back: a row of data/."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,11 @@ from synthia_batch.tally import CUT_OFF
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedSample:
-    """A row of data/. The last of `messages` is the answer; `kept` are columns of the input."""
+    """A row of data/. The last of `messages` is the answer; `kept` are columns of the input.
+
+    Tokens are those that the engine counted, of a conversation the sums over its turns. `seed` has 63
+    bits. `reasoning` is what the model thought before it answered, None where it marks nothing as that.
+    """
 
     id: str
     row_index: int
@@ -22,6 +26,7 @@ class FinishedSample:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    seed: int
     model: str
     kept: Mapping[str, Any]
 
@@ -29,15 +34,3 @@ class FinishedSample:
     def is_cut_off(self) -> bool:
         """Whether max_tokens ended the answer."""
         return self.finish_reason == CUT_OFF
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedSample:
-    """A row of failed/."""
-
-    id: str
-    row_index: int
-    sample_index: int
-    code: str
-    message: str
-    messages: tuple[Message, ...]

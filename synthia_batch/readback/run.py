@@ -1,0 +1,147 @@
+"""open_run(): a run directory as Python values, complete or not. Takes no lock and writes nothing."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.errors import UsageError
+from synthia_batch.failures import FailedSample, list_failures
+from synthia_batch.job.declared import Job
+from synthia_batch.job_file import read_job
+from synthia_batch.readback.samples import FinishedSample
+from synthia_batch.readback.statistics import RunStatistics, read_statistics
+from synthia_batch.report.looking import open_looker
+from synthia_batch.rows import Message
+from synthia_batch.store.manifest import read_manifest
+from synthia_batch.store.part import read_part
+from synthia_batch.store.plan_file import require_plan
+from synthia_batch.store.recovery import Published
+from synthia_batch.store.run_dir import RunDir
+
+_BATCH_ROWS = 256
+"""Rows of a part that are Python values at a time."""
+_COLUMNS = (
+    "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",
+    "prompt_tokens", "completion_tokens", "seed", "model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as it is now. Holds no samples: each reading streams them, a published file at a time."""
+
+    directory: Path
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every sample has ended and is published. Looks each time.
+
+        Raises:
+            IntegrityError: The manifest was altered.
+        """
+        return read_manifest(RunDir(self.directory).manifest) is not None
+
+    @property
+    def job(self) -> Job:
+        """The job as it was last said, its paths absolute: `run_job(run.job)` goes on with the run.
+
+        Raises:
+            UsageError: The run does not keep its job.
+            IntegrityError: The job that it keeps was altered.
+        """
+        kept = read_job(RunDir(self.directory).job, self.directory.absolute())
+        if kept is None:
+            raise UsageError(
+                f"{self.directory} does not keep its job; type the command that made it once, then look again"
+            )
+        return Job.model_validate(kept.values)
+
+    def samples(self, kept: Sequence[str] | None = None) -> Iterator[FinishedSample]:
+        """Yield the finished samples in the order of the input, with the columns `kept`, or all that are.
+
+        Of a run that is not complete, those of files that are published: each has 4,000 at most.
+
+        Raises:
+            UsageError: The run has kept no such column.
+            IntegrityError: A file is missing or altered.
+        """
+        for path in self._list_data():
+            for row in _read_rows(path, None if kept is None else (*_COLUMNS, *kept)):
+                ours = {name: row.pop(name) for name in _COLUMNS}
+                yield FinishedSample(**{**ours, "messages": _read_messages(ours["messages"])}, kept=row)
+
+    def failed(self, code: str | None = None) -> Iterator[FailedSample]:
+        """Yield the samples that could not be made, or those of `code`, in the order of the input.
+
+        Raises:
+            IntegrityError: What the directory holds is not what was written.
+        """
+        return list_failures(self.directory, code)
+
+    def statistics(self) -> RunStatistics:
+        """Return counts, tokens and reasons to end, of all samples that have ended.
+
+        Raises:
+            IntegrityError: What the directory holds is not what was written.
+        """
+        return read_statistics(self.directory)
+
+    def _list_data(self) -> list[Path]:
+        manifest = read_manifest(RunDir(self.directory).manifest)
+        if manifest is not None:
+            paths = (self.directory / part.path for part in manifest.parts)
+            return [path for path in paths if path.parent.name == "data"]
+        looker = open_looker(self.directory)
+        return [
+            looker.run_dir.data_part(state.shard)
+            for state in looker.look()
+            if isinstance(state, Published) and state.finished
+        ]
+
+
+def open_run(directory: str | PathLike[str]) -> Run:
+    """Return the run in `directory`, complete or not, also while it goes on.
+
+    Raises:
+        UsageError: It is no run directory.
+        IntegrityError: Its plan was altered.
+    """
+    path = Path(directory)
+    run_dir = RunDir(path)
+    if read_manifest(run_dir.manifest) is None:  # A copy of what is published is a run, too.
+        require_plan(run_dir)
+    return Run(path)
+
+
+def open_complete_run(directory: Path) -> Run:
+    """Return the complete run in `directory`.
+
+    Raises:
+        UsageError: It is no run directory, or its run is not complete.
+        IntegrityError: Its plan or manifest was altered.
+    """
+    run = open_run(directory)
+    if not run.is_complete:
+        raise UsageError(
+            f"{directory} is not complete: run its command again first; "
+            f"`synthia-batch status {directory}` says how far it is"
+        )
+    return run
+
+
+def _read_rows(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    table = read_part(path, columns)
+    missing = [name for name in columns or () if name not in table.column_names]
+    if missing:
+        raise UsageError(
+            f"{path} has no column {missing[0]!r}; it has what the run was told to keep: "
+            f"run it with --keep-columns {missing[0]}"
+        )
+    for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+        yield from batch.to_pylist()
+
+
+def _read_messages(messages: Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
+    return tuple(Message(role=message["role"], content=message["content"]) for message in messages)
