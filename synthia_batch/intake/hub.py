@@ -1,5 +1,6 @@
 """Datasets of the Hugging Face Hub: files of rows, fetched once into the Hub's own cache."""
 
+import glob
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from synthia_batch.errors import UsageError
-from synthia_batch.intake.found import IN_DIRECTORIES, Found, split_name
+from synthia_batch.intake.found import IN_DIRECTORIES, KINDS, PACKINGS, Found, split_name
 from synthia_batch.intake.patterns import match_names
 from synthia_batch.intake.plain import Say
 
@@ -97,7 +98,7 @@ def _list_files(address: HubAddress, say: Say, *, asks_hub: bool) -> _Listed:
             # Which errors the network has depends on the HTTP library under the Hub's.
             reason = exc
     try:
-        folder = _download(address, address.revision, None)
+        folder = _download(address, address.revision, _list_patterns(address.path), is_local=True)
     except Exception as exc:
         raise UsageError(_explain(address, reason or exc)) from exc
     if reason is not None:
@@ -112,44 +113,52 @@ def _list_below(folder: Path) -> Iterator[str]:
 
 
 def _fetch(address: HubAddress, listed: _Listed, wanted: Sequence[str], say: Say) -> Path:
+    patterns = [_escape(name) for name in wanted]
     if listed.commit is None:
-        return _download(address, address.revision, None)
+        return _download(address, address.revision, patterns, is_local=True)
     try:
-        return _download(address, listed.commit, None, wanted)
+        folder = _download(address, listed.commit, patterns, is_local=True)
+        for name in wanted:
+            (folder / name).stat()
+        return folder
     except Exception:  # Not all of it is in the cache.
         say(f"{address.said}: fetching {len(wanted)} files at commit {listed.commit[:12]}")
     try:
         # By its name, not by the commit: so the cache knows it by that, too, without a network.
-        return _download(address, address.revision, wanted)
+        return _download(address, address.revision, patterns)
     except Exception as exc:
         raise UsageError(_explain(address, exc)) from exc
 
 
 def _download(
-    address: HubAddress,
-    revision: str | None,
-    fetched: Sequence[str] | None,
-    needed: Sequence[str] = (),
+    address: HubAddress, revision: str | None, patterns: Sequence[str], *, is_local: bool = False
 ) -> Path:
-    """Return the snapshot's folder with the files of `fetched` in it, or what the cache has of it.
+    """Return the snapshot's folder with the files in it that fit, or `is_local`, what the cache has of them.
 
     Raises:
-        Exception: They are not to be had, or `needed` ones are not in the cache.
+        Exception: They are not to be had.
     """
     from huggingface_hub import snapshot_download
 
-    folder = Path(
+    return Path(
         snapshot_download(
             address.name,
             repo_type="dataset",
             revision=revision,
-            allow_patterns=None if fetched is None else [_escape(name) for name in fetched],
-            local_files_only=fetched is None,
+            allow_patterns=list(patterns),
+            local_files_only=is_local,
         )
     )
-    for name in needed:
-        (folder / name).stat()
-    return folder
+
+
+def _list_patterns(path: str) -> list[str]:
+    """Return patterns that the files of rows fit which `path` may name: only those are asked of the cache."""
+    path = path.strip("/")
+    if glob.has_magic(path):
+        return [path]
+    endings = [f"{kind}{packing}" for kind, name in KINDS.items() for packing in ("", *PACKINGS)
+               if name in IN_DIRECTORIES]  # fmt: skip
+    return [*([path] if path else []), *(f"{path}/*{end}" if path else f"*{end}" for end in endings)]
 
 
 def _escape(name: str) -> str:
