@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from synthia_batch.job.resolved import PlanSpec
 from synthia_batch.plan import make_samples
+from synthia_batch.quality.flags import Flagging
 from synthia_batch.rows import Failed, Finished, Outcome, Row, Sample, Shard
 from synthia_batch.source import Scan, Source
 from synthia_batch.store.part import (
@@ -31,6 +32,14 @@ class _KeptSamples:
     is_whole: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """The files of a shard, and what its samples came to in them: a flagged one may be set aside."""
+
+    encoded: EncodedShard
+    outcomes: Mapping[int, Outcome]
+
+
 @dataclass(slots=True, kw_only=True)
 class Assembler:
     """Knows, of one job, how to make samples of its rows and parts of its samples."""
@@ -39,6 +48,7 @@ class Assembler:
     scan: Scan
     plan: PlanSpec
     part_format: PartFormat
+    flagging: Flagging | None = None
     _kept: dict[int, _KeptSamples] = field(default_factory=dict)
 
     def list_samples(self, shard: Shard, wanted: Collection[int] | None = None) -> Iterator[Sample]:
@@ -81,11 +91,18 @@ class Assembler:
         kept.samples += samples
         kept.is_whole = row.index + 1 == shard.stop_row
 
-    def encode(self, shard: Shard, outcomes: Mapping[int, Outcome]) -> EncodedShard:
+    def encode(self, shard: Shard, outcomes: Mapping[int, Outcome]) -> Assembled:
         """Return the parts of `shard`, all of whose samples have ended as `outcomes` says."""
+        samples = self._take_samples(shard)
+        settled = outcomes if self.flagging is None else self.flagging.settle(samples, outcomes)
+        return Assembled(encoded=self._encode(shard, samples, settled), outcomes=settled)
+
+    def _encode(
+        self, shard: Shard, samples: Sequence[Sample], outcomes: Mapping[int, Outcome]
+    ) -> EncodedShard:
         made: list[DataRecord] = []
         failed: list[FailedRecord] = []
-        for sample in self._take_samples(shard):
+        for sample in samples:
             match outcomes[sample.ordinal]:
                 case Finished() as outcome:
                     made.append(DataRecord(sample, outcome))

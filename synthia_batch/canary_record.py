@@ -14,6 +14,7 @@ from synthia_batch.pool.base import WorkerReady
 from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.rows import Request
 from synthia_batch.store.atomic import publish_bytes
+from synthia_batch.store.events import read_events
 from synthia_batch.store.run_dir import RunDir
 from synthia_batch.store.sealed import read_sealed, seal
 
@@ -83,6 +84,19 @@ def compare_canary(run_dir: RunDir, ready: WorkerReady) -> str | None:
     if known is not None and known["bits"] != answer.bits:
         return _warn(ready, "their probabilities are not those of the engine that the run began with")
     return None
+
+
+def find_change(run_dir: RunDir, ready: WorkerReady) -> str | None:
+    """Return what a person should know of a worker whose engine is not the one that the run began with.
+
+    Only in fast determinism may it be another: in strict its version is identity, and its answers count.
+    """
+    before = next((e for e in read_events(run_dir.events) if e.get("kind") == "worker_ready"), None)
+    now = f"{ready.facts.engine} {ready.facts.version}"
+    if before is None or before.get("engine") == now:
+        return None
+    began = before.get("engine")
+    return f"worker {ready.worker} is {now}; the run began with {began}: its samples are of both"
 
 
 def _warn(ready: WorkerReady, what: str) -> str:

@@ -85,6 +85,9 @@ def _spell_command(job: ResolvedJob, source_files: Sequence[str]) -> Iterator[st
             yield from ("--system", name)
     yield from ("--num-samples", str(identity["num_samples"]), "--seed", str(identity["seed"]))
     yield from _spell_sampling(identity["sampling"])
+    if "flags" in identity:
+        yield from ("--flag", ",".join(identity["flags"]["names"]))
+        yield from ["--drop-flagged"] * identity["flags"]["drop"]
     if identity["determinism"] != "strict":
         yield from ("--determinism", identity["determinism"])
 

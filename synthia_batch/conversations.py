@@ -92,8 +92,9 @@ class Conversations:
 
     `choose_adapter` names the LoRA adapter that makes a row, `structure` is what an answer must be where
     its row does not say. With `sends_messages` requests carry the conversation, for engines that write
-    the prompt. Holds a conversation from its first request to its end, a sample of one turn not at all,
-    but for the structure of its row.
+    the prompt. Without `reads_reasoning` the engine has told it from the answer already. Holds a
+    conversation from its first request to its end, a sample of one turn not at all, but for the structure
+    of its row.
     """
 
     def __init__(
@@ -104,11 +105,13 @@ class Conversations:
         structure: Structure | None = None,
         *,
         sends_messages: bool = False,
+        reads_reasoning: bool = True,
     ) -> None:
         self._renderer = renderer
         self._context = context
         self._choose_adapter = choose_adapter
         self._structure = structure
+        self._reads_reasoning = reads_reasoning
         self._structures: dict[int, Structure] = {}
         self._sends_messages = sends_messages
         self._talks: dict[int, _Talk] = {}
@@ -140,6 +143,8 @@ class Conversations:
         return step
 
     def _read(self, finished: Finished) -> Finished:
+        if self._renderer.thinks and not self._reads_reasoning:
+            return finished
         answer = self._renderer.read(finished.response)
         if answer.response is finished.response and answer.reasoning is None:
             return finished
@@ -228,7 +233,8 @@ class Conversations:
         """Return the prompt of the next turn without the oldest `left_out` questions and answers."""
         messages = talk.sample.join(talk.answers)
         system = len(talk.sample.messages) - 1
-        return self._renderer.render((*messages[:system], *messages[system + 2 * left_out :]))
+        kept = (*messages[:system], *messages[system + 2 * left_out :])
+        return self._renderer.render(kept, talk.sample.row.tools)
 
 
 def open_conversations(job: ResolvedJob) -> Conversations:
@@ -244,6 +250,7 @@ def open_conversations(job: ResolvedJob) -> Conversations:
         partial(choose_row_adapter, job.adapter),
         job.engine.structure,
         sends_messages=job.engine.takes_messages,
+        reads_reasoning=not job.engine.parses_reasoning,
     )
 
 

@@ -181,7 +181,7 @@ class _Prompts:
         most = limit_answer(row, engine.sampling.max_tokens)
         for sample in samples:
             try:
-                count = len(renderer.render(sample.messages))
+                count = len(renderer.render(sample.messages, row.tools))
             except SampleRefused:
                 self.refused += 1
                 continue

@@ -167,15 +167,18 @@ class Keeper:
         # as an undisturbed one, and memory does not grow with the shard.
         current.journal.sync()
         outcomes = replay(current.journal.path, current.shard, self.attempt)
-        encoded = self.assembler.encode(current.shard, outcomes)
-        intent = publish_shard(self.run_dir, encoded, current.journal, self.intents)
+        assembled = self.assembler.encode(current.shard, outcomes)
+        intent = publish_shard(self.run_dir, assembled.encoded, current.journal, self.intents)
         del self._open[current.shard.number]
         # Or it would be taken for a shard that nothing is made of yet.
         self.states[current.shard.number] = Published(
             shard=current.shard, intent=intent, has_leftover_journal=False
         )
         self.on_published(current.shard, intent)
-        tally = tally_records(outcomes.values())
+        tally = tally_records(assembled.outcomes.values())
+        set_aside = tally_records(outcomes.values()).finished - tally.finished
+        self.finished -= set_aside
+        self.failed += set_aside
         self.note(
             "shard_published",
             shard=current.shard.number,

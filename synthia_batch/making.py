@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from synthia_batch.canary_record import check_canary, make_canaries
+from synthia_batch.canary_record import check_canary, find_change, make_canaries
 from synthia_batch.conversations import Conversations, open_conversations
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.display import Display
@@ -95,6 +95,10 @@ def make_samples(
         if note is not None:
             keeper.note("canary_inexact", worker=ready.worker, note=note)
             display.say(note)
+        change = find_change(run.run_dir, ready) if job.engine.determinism == "fast" else None
+        if change is not None:
+            keeper.note("engine_changed", worker=ready.worker, note=change)
+            display.say(change)
 
     driver = Driver(
         recorder=meter,

@@ -16,6 +16,7 @@ from synthia_batch.job.resolved import PlanSpec, ResolvedJob
 from synthia_batch.job_file import write_job
 from synthia_batch.keeper import Keeper
 from synthia_batch.plan import ROW_SYSTEM, plan_shards
+from synthia_batch.quality.flags import open_flagging
 from synthia_batch.remote.hold import hold_remote
 from synthia_batch.remote.mirror import Mirror
 from synthia_batch.reopening import FailureChoice, Reopener
@@ -87,9 +88,14 @@ class LockedRun:
     states: Sequence[ShardState]
 
     @property
+    def grid(self) -> SampleGrid:
+        """How its samples lie in the parts."""
+        return make_grid(self.assembler.plan, has_logprobs=self.assembler.part_format.has_logprobs)
+
+    @property
     def reopener(self) -> Reopener:
         """What reads its samples back."""
-        return Reopener(run_dir=self.run_dir, grid=make_grid(self.assembler.plan), attempt=self.attempt)
+        return Reopener(run_dir=self.run_dir, grid=self.grid, attempt=self.attempt)
 
 
 def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
@@ -292,13 +298,14 @@ def tidy_complete_run(job: ResolvedJob) -> None:
             write_job(run_dir.job, job.said)
 
 
-def make_grid(spec: PlanSpec) -> SampleGrid:
+def make_grid(spec: PlanSpec, *, has_logprobs: bool = False) -> SampleGrid:
     """Return how the samples of a row follow each other in the parts."""
     return SampleGrid(
         systems=tuple(system.name for system in spec.systems),
         num_samples=spec.num_samples,
         own_system=None if spec.replace_own_system else ROW_SYSTEM,
         plays_turns=spec.plays_turns,
+        has_logprobs=has_logprobs,
     )
 
 
@@ -340,15 +347,18 @@ def _make_assembler(job: ResolvedJob, source: Source, scan: Scan, plan: Mapping[
         source=source,
         scan=scan,
         plan=job.plan,
+        flagging=open_flagging(job.declared),
         part_format=PartFormat(
             model=job.model.name,
             source_file=plan["source_file"],
             source_files=tuple(plan.get("source_files", ())),
             kept=scan.kept,
+            has_flags=bool(job.declared.flags),
             metadata={
                 "synthia_batch.fingerprint": job.fingerprint,
                 **{f"synthia_batch.system.{name}": digest for name, digest in job.identity["system"]},
             },
+            has_logprobs=job.engine.sampling.logprobs is not None,
         ),
     )
 

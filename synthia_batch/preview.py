@@ -127,7 +127,7 @@ def _show(
     fault = None
     most = limit_answer(early.sample.row, engine.sampling.max_tokens)
     try:
-        ids = renderer.render(early.sample.messages)
+        ids = renderer.render(early.sample.messages, early.sample.row.tools)
         # What the run asks for, and what its engine checks before all else.
         check_prompt_length(conversations.begin(early.sample), engine.max_model_len)
     except SampleRefused as refused:

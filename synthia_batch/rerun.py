@@ -222,6 +222,8 @@ def _describe_difference(before: Finished, now: Outcome) -> str:
         for name in ("finish_reason", "prompt_tokens", "completion_tokens")
         if getattr(before, name) != getattr(now, name)
     ]
+    if not pairs:
+        return "the same text with other log-probabilities"
     return f"the same text with another {', '.join(pairs)}"
 
 

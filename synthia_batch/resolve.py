@@ -6,9 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from synthia_batch.asked import check_logprobs, check_tools, read_structure
 from synthia_batch.digest import DigestCache, open_digest_cache
 from synthia_batch.engine import openai_settings
-from synthia_batch.engine.vllm_sampling import check_sampling, check_structures, name_structures_backend
+from synthia_batch.engine.vllm_sampling import (
+    check_budget,
+    check_sampling,
+    check_structures,
+    name_structures_backend,
+)
 from synthia_batch.engine.vllm_settings import check_settings, check_split
 from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
@@ -29,7 +35,6 @@ from synthia_batch.job.resolved import (
     SystemText,
 )
 from synthia_batch.job.secret import reveal, reveal_settings
-from synthia_batch.job.structured import make_structure
 from synthia_batch.model_choice import (
     FoundModel,
     add_preset,
@@ -47,9 +52,8 @@ from synthia_batch.prompts.formats import (
 )
 from synthia_batch.prompts.library import SystemMessage, select_system_message
 from synthia_batch.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
-from synthia_batch.rows import Structure
+from synthia_batch.quality.flags import identify_flags
 from synthia_batch.source import Columns, Selection, open_files
-from synthia_batch.structure.check import check_structure, read_schema, read_text
 from synthia_batch.tuned import read_tuned
 
 SCRIPTED_MODEL_LEN = 8192
@@ -156,6 +160,7 @@ def select_rows(job: Job, template: str | None) -> Selection:
         id_column=said.id_column,
         keep_columns=(*said.keep_columns, *of_adapter),
         sampling_column=said.sampling_column,
+        tools_column=said.tools_column,
         limit=said.limit,
         format=said.format,
         template=template,
@@ -215,6 +220,8 @@ def _refuse_two_systems(merged: Merged) -> None:
 def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     job, found, columns = sources.merged.job, sources.found, sources.columns.to_dict()
     prompt = choose_format(job, found)
+    if job.input.tools_column is not None:
+        check_tools(open_format(prompt))
     plan = _choose_systems(sources.merged, sources.columns)
     engine = _specify_engine(sources, prompt)
     numerics = _find_numerics(engine, has_structures=bool(engine.structure or columns.get("sampling")))
@@ -232,6 +239,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             on_overflow=job.on_overflow if plan.plays_turns else None,
             quantization=quantization.method if quantization else None,
             adapter_column=job.lora.column,
+            flags=identify_flags(job),
         )
     )
     name = job.name or _name_after(sources.taken.name)
@@ -333,11 +341,17 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
             "'synthia-batch[cpu]' elsewhere; or rehearse with --engine scripted"
         )
     else:
-        for name, value in job.engine.settings.items():
+        settings = job.engine.settings
+        for name, value in settings.items():
             with sources.merged.blame(f"engine.{name}"):
-                check_settings({name: value}, job.determinism)
+                plugin = {
+                    name: value for name, value in settings.items() if name == "reasoning_parser_plugin"
+                }
+                check_settings({**plugin, name: value}, job.determinism)
         check_sampling(job.sampling, found.facts.vocabulary if found.facts else None)
+        check_budget(job.engine.settings, job.sampling)
         check_structures(job.engine.settings, job.sampling, is_asked=job.structured.kind is not None)
+    check_logprobs(job, choose_device(job))
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     spec = EngineSpec(
         kind=job.engine.kind,
@@ -352,7 +366,7 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         pipeline_parallel_size=job.pool.pipeline_parallel_size,
         settings=reveal_settings(job.engine.settings, os.environ),
         adapters=found.adapters,
-        structure=_read_structure(sources.merged),
+        structure=read_structure(sources.merged),
     )
     if spec.kind == "vllm":
         check_split(spec)
@@ -365,28 +379,12 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
     return spec
 
 
-def _read_structure(merged: Merged) -> Structure | None:
-    said = merged.job.structured
-    if said.kind is None:
-        return None
-    with merged.blame(f"structured.{said.kind}"):
-        value = getattr(said, said.kind)
-        if said.kind == "json_schema":
-            value = read_schema(value)
-        elif said.kind == "grammar":
-            value = read_text(value)
-        structure = make_structure(said.kind, value)
-        try:
-            check_structure(structure)
-        except ValueError as exc:
-            raise UsageError(f"structured.{exc}") from exc
-    return structure
-
-
 def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
     job = sources.merged.job
     settings = openai_settings.parse_settings(job.engine.settings)
     openai_settings.check_sampling(job.sampling, settings, sources.merged.origins)
+    structure = read_structure(sources.merged)
+    openai_settings.check_structure(structure, settings)
     api = openai_settings.choose_api(settings, prompt.format)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
@@ -403,6 +401,7 @@ def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
         tensor_parallel_size=1,
         pipeline_parallel_size=1,
         settings=reveal_settings({**key, **telling}, os.environ),
+        structure=structure,
     )
 
 

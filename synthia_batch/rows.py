@@ -1,5 +1,6 @@
 """The values that travel along the way of a sample. Imports nothing of the package."""
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,8 +68,8 @@ class Row:
     with a message from the user; it starts with the row's own system message where there is one.
     `follow_ups` are the user's later questions, asked one by one as those before are answered.
     `system` is the text of the system column, if the job names one, `sampling` what the sampling column
-    says: None where there is no such column. `line` is the line of a JSONL file or the row of a Parquet
-    file, counted from 1; `file` counts the files of the input from 0.
+    says: None where there is no such column. `tools` are definitions in OpenAI's shape. `line` is the line
+    of a JSONL file or the row of a Parquet file, counted from 1; `file` counts the files of the input from 0.
     """
 
     index: int
@@ -79,6 +80,7 @@ class Row:
     line: int
     follow_ups: tuple[str, ...] = ()
     sampling: RowSampling | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
     file: int = 0
 
 
@@ -164,6 +166,21 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Logprobs:
+    """The log-probabilities of an answer's tokens, flat: `width` entries for each token of it.
+
+    The first of a token's entries is the token itself, the others are the likeliest of its place, the
+    likeliest first. `ids` and `tokens`, its text by itself, say which token an entry is of. `values` are
+    natural logarithms, of 32 bits.
+    """
+
+    width: int
+    ids: "array[int]"
+    tokens: tuple[str, ...]
+    values: "array[float]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """A sample that was made. `response` excludes the reasoning and the stop string.
 
@@ -172,7 +189,9 @@ class Finished:
     before it, and the tokens are the sums over all turns.
 
     `logprob` is the natural logarithm of the answer's probability, where it was asked for: for a
-    comparison, never written with a sample.
+    comparison, never written with a sample. `logprobs` are of its tokens, where the job asks for them;
+    of a conversation those of the last answer. `flags` are given as its shard is published; a journal
+    knows none.
     """
 
     ordinal: int
@@ -184,6 +203,8 @@ class Finished:
     earlier: tuple[str, ...] = ()
     turn: int = 0
     logprob: float | None = None
+    logprobs: Logprobs | None = None
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

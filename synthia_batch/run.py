@@ -122,12 +122,14 @@ def report_on(job: ResolvedJob, display: Display) -> None:
             display.say("writing the report")
         try_report(job.output, display.say)
         if job.remote is not None:
-            put_report(open_remote(job.remote), RunDir(job.output), display.say)
+            put_report(open_remote(job.remote, display.say), RunDir(job.output), display.say)
 
 
 def _complete_remote(job: ResolvedJob, display: Display) -> None:
     """Put a run that is complete in its state directory into its object store, where it is not there yet."""
-    if job.remote is None or is_complete_there(open_remote(job.remote), RunDir(job.output)):
+    if job.remote is None:
+        return
+    if is_complete_there(open_remote(job.remote, display.say), RunDir(job.output)):
         return
     with lock_run(job, display.say) as held:
         complete_mirror(inspect_run(job, held, on_check=display.show_check))

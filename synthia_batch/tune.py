@@ -122,7 +122,7 @@ def choose_requests(job: ResolvedJob, count: int) -> list[Request]:
         for row in source.read_rows(scan, first, stop):
             for sample in make_samples(row, job.plan):
                 try:
-                    token_ids = renderer.render(sample.messages)
+                    token_ids = renderer.render(sample.messages, row.tools)
                 except SampleRefused:
                     continue
                 requests.append(Request(ordinal=len(requests), token_ids=token_ids, seed=sample.seed))

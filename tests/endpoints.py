@@ -50,6 +50,7 @@ class Endpoint:
     def __init__(self, behave: Behave | None = None, *, key: str | None = None, port: int = 0) -> None:
         self.behave: Behave = behave or (lambda call, before: None)
         self.key = key
+        self.max_model_len = 4096
         self.calls: list[Call] = []
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", port), _Handler)
@@ -125,7 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
         if endpoint.key is not None and self._key != endpoint.key:
             self._send(fail(401, f"Incorrect API key provided: {self._key}"))
         elif self.path == "/v1/models":
-            model = {"id": MODEL, "object": "model", "owned_by": "tests", "max_model_len": 4096}
+            length = endpoint.max_model_len
+            model = {"id": MODEL, "object": "model", "owned_by": "tests", "max_model_len": length}
             self._send(Reply(content={"object": "list", "data": [model]}))
         else:
             self._send(fail(404, "no such address"))

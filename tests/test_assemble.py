@@ -95,7 +95,7 @@ def test_a_shard_published_before_its_listing_is_asked_for_more_leaves_nothing(l
     listing = assembler.list_samples(shard)
     assert len(list(itertools.islice(listing, listed))) == listed
     outcomes = {n: Failed(ordinal=n, code="x", message="x") for n in range(8)}
-    encoded = assembler.encode(shard, outcomes)
+    encoded = assembler.encode(shard, outcomes).encoded
     assert encoded.failed is not None
     assert encoded.failed.rows == 8
     assert reads == [0], "the samples that were kept were published"

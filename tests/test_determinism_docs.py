@@ -59,6 +59,7 @@ def identify_some(engine: EngineSpec) -> dict[str, Any]:
                 model_digests={"weights": "w", "tokenizer": "t"},
                 numerics=Numerics(version="v", hardware="h", structures="x"),
                 on_overflow="fail",
+                flags={"names": ["empty"], "drop": False},
             )
         )
     )  # fmt: skip

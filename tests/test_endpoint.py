@@ -233,7 +233,9 @@ def test_a_server_that_stays_away_ends_the_run_and_the_next_one_goes_on(
     assert refused.returncode == 69
     assert "no server answers" in refused.stderr
     with Endpoint() as back:
+        back.max_model_len = 99
         done = ask(synthia, back, tmp_path)
+    assert "max_model_len 99; the run began with openai tiny, of tests, max_model_len 4096" in done.stderr
     assert done.returncode == 0, done.stderr
     assert sum(back.texts.values()) == 4
     assert read_bytes_of_data(tmp_path / "out") == read_bytes_of_data(tmp_path / "whole")
@@ -336,6 +338,44 @@ def test_sampling_beyond_openais_is_sent_where_that_is_said_and_never_left_out(
     assert body["reasoning_effort"] == "low"
     assert body["max_completion_tokens"] == 1024
     assert "max_tokens" not in body
+
+
+def test_what_answers_must_be_is_sent_and_judged(synthia: Command, server: Endpoint, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    server.behave = lambda call, before: complete(
+        call, message={"content": "no JSON" if call.text == "What is 3?" else '{"n": 1}'}
+    )
+    done = ask(synthia, server, tmp_path, "--json-schema", schema)
+    assert done.returncode == 0, done.stderr
+    asked = server.calls[-1].body["response_format"]
+    assert asked["json_schema"]["schema"]["required"] == ["n"]
+    assert asked["json_schema"]["strict"] is True
+    (failed,) = read_rows(tmp_path, "failed")
+    assert (failed["row_index"], failed["code"]) == (3, "structured_output_invalid")
+    refused = ask(synthia, server, tmp_path, "--regex", "[0-9]+", "-o", "other")
+    assert (refused.returncode, "structured.regex: OpenAI's API" in refused.stderr) == (2, True)
+    server.behave = lambda call, before: complete(call, message={"content": "12"})
+    extra = ("--regex", "[0-9]+", "--set", "engine.extra_sampling=true", "-o", "other")
+    assert ask(synthia, server, tmp_path, *extra).returncode == 0
+    assert server.calls[-1].body["structured_outputs"] == {"regex": "[0-9]+"}
+
+
+def test_a_rows_own_sampling_is_sent_or_fails_that_row(
+    synthia: Command, server: Endpoint, tmp_path: Path
+) -> None:
+    said = [{"temperature": 0, "max_tokens": 5}, {"stop": ["X"]}, {"top_k": 3}, None]
+    rows = [{"question": f"What is {n}?", "s": one} for n, one in enumerate(said)]
+    write_jsonl(tmp_path / "q.jsonl", rows)
+    done = ask(synthia, server, tmp_path, "--sampling-column", "s")
+    assert done.returncode == 0, done.stderr
+    bodies = {call.text: call.body for call in server.calls}
+    assert (bodies["What is 0?"]["temperature"], bodies["What is 0?"]["max_tokens"]) == (0, 5)
+    assert bodies["What is 1?"]["stop"] == ["X"]
+    assert bodies["What is 3?"]["temperature"] == 0.75
+    (failed,) = read_rows(tmp_path, "failed")
+    assert (failed["row_index"], failed["code"]) == (2, "refused_by_engine")
+    assert "sampling.top_k: OpenAI's API has no such field" in failed["message"]
 
 
 def test_a_key_reaches_the_server_and_no_file(synthia: Command, tmp_path: Path) -> None:

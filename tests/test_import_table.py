@@ -61,16 +61,18 @@ MAY_IMPORT = {
     "canary": {"engine", "rows", "errors"},
     "worker": {"engine", "rows", "errors"},
     "pool": {"canary", "worker", "engine", "job", "rows", "errors", "hardware", "privacy"},
-    "report": {"verify", "store", "plan", "job", "drain", "tally", "words", "rows", "errors"},
+    "quality": {"job", "rows", "errors"},
+    "report": {"quality", "verify", "store", "plan", "job", "drain", "tally", "words", "rows", "errors"},
     "carding": {"job", "models", "opening", "report", "store"},
     "model_choice": {"job", "models", "digest", "errors", "hardware"},
+    "asked": {"job", "prompts", "structure", "rows", "errors"},
     "resolve": {
+        "asked",
         "intake",
-        "structure",
-        "rows",
         "model_choice",
         "job",
         "prompts",
+        "quality",
         "source",
         "engine",
         "digest",
@@ -204,7 +206,7 @@ MAY_IMPORT = {
         "rows",
     },
     "conversations": {"prompts", "plan", "job", "resolve", "structure", "rows", "tally", "errors"},
-    "assemble": {"store", "source", "plan", "job", "rows"},
+    "assemble": {"quality", "store", "source", "plan", "job", "rows"},
     "keeper": {"assemble", "store", "tally", "rows", "errors"},
     "canary_record": {"canary", "pool", "prompts", "store", "rows", "errors"},
     "job_file": {"job", "models", "store", "errors"},
@@ -213,6 +215,7 @@ MAY_IMPORT = {
         "assemble",
         "job_file",
         "keeper",
+        "quality",
         "remote",
         "reopening",
         "store",
@@ -327,6 +330,7 @@ ONLY_IN = {
         "source/parquet_types.py",
         "store/part.py",
         "store/part_columns.py",
+        "store/part_logprobs.py",
         "store/part_pages.py",
         "store/part_rows.py",
         "store/row_digest.py",
@@ -334,6 +338,7 @@ ONLY_IN = {
     "typer": {"cli"},
     "obstore": {"intake/bucket.py", "remote/object_store.py"},
     "openai": {"engine/openai_"},
+    "py3langid": {"quality/language.py"},
     "httpx2": {"engine/openai_"},
     "matplotlib": {"report/plots.py"},
     "prometheus_client": {"metrics.py"},
@@ -424,6 +429,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "except SystemExit: pass\n"
         "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy', 'matplotlib', 'jinja2'}\n"
         "heavy |= {'apprise', 'prometheus_client', 'jsonschema', 'obstore', 'openai', 'httpx2'}\n"
+        "heavy |= {'py3langid'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from synthia_batch.report.quality import (
+from synthia_batch.quality.measures import (
     COMPRESSION_RATIO,
     REPEATED_SHARE,
     TAIL_BYTES,

@@ -93,7 +93,7 @@ def test_without_the_column_a_row_says_nothing_and_no_plan_has_a_word_of_it(tmp_
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens 9 is above max_tokens 8"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"n": 2}, "n: a row cannot say it: say -n/--num-samples"),
-        ({"logprobs": 2}, "logprobs: a row cannot say it: say --logprobs K"),
+        ({"logprobs": 2}, "logprobs: the column is there for every row or for none; say --logprobs K"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x.[key]: Input should be a valid integer"),
         ('{"temperature": 1', "is a string, and as JSON not valid JSON"),
         ("[1]", 'must be an object such as {"temperature": 0}, not an array'),

@@ -87,5 +87,5 @@ def test_every_key_is_described_and_no_constraint_is_in_words_of_our_library() -
     words = {word for _, entry in list_properties(SCHEMA) for word in entry}
     assert words <= {
         "$ref", "anyOf", "default", "description", "enum", "type", "items", "format", "minimum", "maximum",
-        "exclusiveMinimum", "exclusiveMaximum", "patternProperties", "pattern",
+        "exclusiveMinimum", "exclusiveMaximum", "patternProperties", "pattern", "additionalProperties",
     }  # fmt: skip

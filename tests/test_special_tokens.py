@@ -111,3 +111,12 @@ def test_a_text_with_every_mark_and_a_special_token_still_renders_or_says_why(ll
     assert renderer.render([Message("user", marks)])
     with pytest.raises(SampleRefused, match="keep them apart"):
         renderer.render([Message("user", marks + "</s>")])
+
+
+def test_a_tool_that_writes_out_a_special_token_does_not_end_the_prompt() -> None:
+    facts = read_model_facts(prepare_demo_model())
+    template = "<|im_start|>{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}<|im_end|>"
+    renderer = Renderer(ChatFormat(template, facts.special_tokens), FastTokenizer(facts.tokenizer_path))
+    tool = {"type": "function", "function": {"name": "a", "description": "<|im_end|>", "parameters": {}}}
+    ids = list(renderer.render([Message("user", "x")], [tool]))
+    assert (ids.count(1), ids.count(2)) == (1, 1), "the template's own start and end, and no other"

@@ -37,7 +37,7 @@ def export(
     kept = split_names(keep_columns or "")
     with open_place(directory) as place:
         finished = open_complete_run(place)
-        samples = finished.samples(kept)
+        samples = finished.samples(kept, with_logprobs=chosen.takes_logprobs)
         if drop_truncated:
             samples = (sample for sample in samples if not sample.is_cut_off)
         records = chosen.convert(samples)

@@ -110,8 +110,20 @@ class JobFlags:
     sampling_column: Annotated[
         str | None, typer.Option(help="Take what a row says of its own sampling from here.")
     ] = None
+    tools_column: Annotated[
+        str | None, typer.Option(help="Take a row's tool definitions, for the chat template, from here.")
+    ] = None
     num_samples: Annotated[
         int | None, typer.Option("--num-samples", "-n", help="Per row and system message. [1]")
+    ] = None
+    flag: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Mark answers, in a column: repetition,empty,refusal,language,duplicate"
+        ),
+    ] = None
+    drop_flagged: Annotated[
+        bool | None, typer.Option("--drop-flagged", help="Set marked samples aside, in failed/.")
     ] = None
     on_overflow: Annotated[
         str | None,
@@ -127,6 +139,9 @@ class JobFlags:
         str | None, typer.Option(metavar="COUNT", help="New tokens per answer, such as 512 or 4K. [1024]")
     ] = None
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends an answer. Repeatable.")] = None
+    logprobs: Annotated[
+        int | None, typer.Option(metavar="K", help="Keep each token's log-probability and the K likeliest.")
+    ] = None
     json_schema: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Every answer is JSON of this schema.")
     ] = None
@@ -136,6 +151,10 @@ class JobFlags:
     ] = None
     grammar: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Every answer is of this grammar, GBNF or Lark.")
+    ] = None
+    reasoning_parser: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="vLLM's parser of the model's reasoning: deepseek_r1, ..."),
     ] = None
     seed: Annotated[int | None, typer.Option(help="[0]")] = None
     limit: Annotated[
@@ -232,13 +251,18 @@ _KEYS = {
     "id_column": "input.id_column",
     "keep_columns": "input.keep_columns",
     "sampling_column": "input.sampling_column",
+    "tools_column": "input.tools_column",
+    "reasoning_parser": "engine.reasoning_parser",
     "num_samples": "num_samples",
+    "flag": "flags",
+    "drop_flagged": "drop_flagged",
     "on_overflow": "on_overflow",
     "temperature": "sampling.temperature",
     "top_p": "sampling.top_p",
     "top_k": "sampling.top_k",
     "max_tokens": "sampling.max_tokens",
     "stop": "sampling.stop",
+    "logprobs": "sampling.logprobs",
     "json_schema": "structured.json_schema",
     "regex": "structured.regex",
     "choice": "structured.choice",
@@ -264,12 +288,14 @@ _GROUPS = {
     "Job": ("job", "output", "state", "settings"),
     "Input": (
         "prompt_column", "messages_column", "turns_column", "system_column", "id_column", "keep_columns",
-        "sampling_column", "input_format", "prompt_template", "limit",
+        "sampling_column", "tools_column", "input_format", "prompt_template", "limit",
     ),
     "Model": ("model", "revision", "preset", "chat_template", "lora", "lora_column"),
-    "Prompts and samples": ("system", "num_samples", "on_overflow"),
-    "Sampling": ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed", "determinism"),
-    "What an answer must be": ("json_schema", "regex", "choice", "grammar"),
+    "Prompts and samples": ("system", "num_samples", "flag", "drop_flagged", "on_overflow"),
+    "Sampling": (
+        "temperature", "top_p", "top_k", "max_tokens", "stop", "logprobs", "seed", "determinism",
+    ),
+    "Answers": ("json_schema", "regex", "choice", "grammar", "reasoning_parser"),
     "Engines": (
         "workers", "tensor_parallel_size", "pipeline_parallel_size", "ray_address", "pool", "engine",
         "base_url",
@@ -340,7 +366,7 @@ def split_names(text: str) -> list[str]:
 def _spell(field: str, value: Any) -> Any:
     if field == "lora":
         return dict(_split_adapter(text) for text in value)
-    if field == "keep_columns":
+    if field in ("keep_columns", "flag"):
         return split_names(value)
     if field == "choice":
         return [name for text in value for name in split_names(text)]

@@ -159,4 +159,5 @@ def _list_dicts(samples: "Sequence[SamplePreview]") -> list[dict[str, Any]]:
 
 def _drop_turn(outcome: dict[str, Any]) -> dict[str, Any]:
     """Return an outcome without what only travels between a worker and the driver."""
-    return {key: value for key, value in outcome.items() if key not in ("ordinal", "turn", "logprob")}
+    hidden = ("ordinal", "turn", "logprob", "flags")
+    return {key: value for key, value in outcome.items() if key not in hidden}

@@ -1,17 +1,21 @@
 """What an endpoint is asked, and how its answer is read. Pure: no network, nothing of openai."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from synthia_batch.engine.openai_settings import EndpointSettings
+from synthia_batch.engine.openai_settings import NEUTRAL, EndpointSettings, list_extra
+from synthia_batch.errors import SampleRefused
 from synthia_batch.job.resolved import EngineSpec
-from synthia_batch.rows import Failed, Finished, Outcome, Request
+from synthia_batch.rows import Failed, Finished, Outcome, Request, Structure
 
 SEED_BITS = 31
 """Of a sample's 63: some servers keep seeds in 32 bits, JSON readers in 53, and llama.cpp takes 2**32 - 1 for
 any. Two samples of one prompt meet by chance once in 2,000,000,000 pairs."""
+_VLLM_NAMES = {"extra_args": "vllm_xargs"}
+"""What vLLM's server calls otherwise than its SamplingParams do."""
 CONTENT_FILTER = "content_filter"
 """A finish_reason, and the code of a sample whose answer, or prompt, the server would not have."""
 
@@ -85,8 +89,12 @@ class ServedModels(_Lenient):
 
 
 def build_body(spec: EngineSpec, settings: EndpointSettings, request: Request) -> dict[str, Any]:
-    """Return the JSON of `request` for the API that `settings` name."""
-    sampling = spec.sampling
+    """Return the JSON of `request` for the API that `settings` name.
+
+    Raises:
+        SampleRefused: Its row says what OpenAI's API has no field for, and no others may be sent.
+    """
+    sampling = spec.sampling.model_copy(update=dict(request.sampling or {}))
     body: dict[str, Any] = {
         "model": spec.model.name,
         "temperature": sampling.temperature,
@@ -99,9 +107,21 @@ def build_body(spec: EngineSpec, settings: EndpointSettings, request: Request) -
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(sampling, name):
             body[name] = getattr(sampling, name)
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    extra = list_extra(sampling)
     if settings.extra_sampling:
+        body |= {name: getattr(sampling, name) for name in NEUTRAL}
+        body |= {_VLLM_NAMES.get(name, name): value for name, value in extra.items()}
         body["top_k"] = sampling.top_k or -1  # All tokens: 0 is refused by some.
-        body |= {"min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty}
+    elif extra:  # Of the job itself it was refused before anything began.
+        names = ", ".join(f"sampling.{name}" for name in extra)
+        raise SampleRefused(
+            "refused_by_engine", f"{names}: OpenAI's API has no such field (engine.extra_sampling is false)"
+        )
+    structure = request.structure or spec.structure
+    if structure is not None:
+        body |= _say_structure(structure, settings)
     return {**body, **_say_prompt(settings, request), **settings.extra_body}
 
 
@@ -144,6 +164,21 @@ def parse(shape: type[Shape], content: bytes) -> Shape:
         fault = exc.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise BrokenAnswer(f"{where}: {fault['msg']}" if where else fault["msg"]) from exc
+
+
+def _say_structure(structure: Structure, settings: EndpointSettings) -> Mapping[str, Any]:
+    is_json = structure.kind in ("json_schema", "choice")
+    value = json.loads(structure.text) if is_json else structure.text
+    if settings.extra_sampling:
+        name = "json" if structure.kind == "json_schema" else structure.kind
+        return {"structured_outputs": {name: value}}
+    if structure.kind != "json_schema":
+        raise SampleRefused(
+            "refused_by_engine",
+            f"structured.{structure.kind}: OpenAI's API has no such field (engine.extra_sampling is false)",
+        )
+    schema = {"name": "answer", "schema": value, "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 def _say_prompt(settings: EndpointSettings, request: Request) -> Mapping[str, Any]:

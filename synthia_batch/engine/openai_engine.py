@@ -73,12 +73,12 @@ class OpenAIEngine:
 
     @property
     def facts(self) -> EngineFacts:
-        """What the server says of its model stands for the device. A tenth more than what is in flight."""
+        """What the server says of its model stands for the version. A tenth more than what is in flight."""
         concurrency = self._settings.concurrency
         return EngineFacts(
             engine="openai",
-            version=openai.__version__,
-            device=f"{self._settings.base_url}: {self._model.describe()}",
+            version=self._model.describe(),
+            device=self._settings.base_url,
             capacity=concurrency + max(2, concurrency // 10),
             max_model_len=self._model.max_model_len or self._spec.max_model_len,
         )
@@ -272,10 +272,11 @@ class _Patience:
         away_seconds = now - self._away_since
         asked_seconds = trouble.wait_seconds if isinstance(trouble, ServerAway) else 0.0
         if away_seconds + asked_seconds > self._settings.patience_seconds:
+            more = f", and asks for {asked_seconds:.0f} s more" if asked_seconds else ""
             raise PoolFailed(
-                f"{self._settings.base_url} has answered nothing for {away_seconds:.0f} s, and asks for "
-                f"{asked_seconds:.0f} s more ({trouble}); what was finished is kept: run the same command "
-                "once it is back (engine.patience_seconds is how long a server may be away)"
+                f"{self._settings.base_url} has answered nothing for {away_seconds:.0f} s{more} ({trouble}); "
+                "what was finished is kept: run the same command once it is back (engine.patience_seconds is "
+                "how long a server may be away)"
             )
         self._open_at = max(self._open_at, now + asked_seconds)
         await asyncio.sleep(max(asked_seconds, pause_seconds * random.uniform(0.5, 1.0)))

@@ -13,6 +13,7 @@ from synthia_batch.job.layers import Merged
 from synthia_batch.job.resolved import FormatName
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.job.secret import is_reference
+from synthia_batch.rows import Structure
 
 Api = Literal["chat", "completions"]
 
@@ -31,13 +32,26 @@ OF_THE_SERVER = {
     "engine.device": "how the server computes is the server's",
 }
 """Keys of a job that only an engine on this machine can do anything about."""
-_BESIDE_OPENAI = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Sampling that OpenAI's API has no field for, with the value that says nothing."""
+OF_OPENAI = (
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "stop",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+)
+"""Sampling that OpenAI's API has fields for. Others have a field of the same name in vLLM's server alone."""
+NEUTRAL: Mapping[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""What says nothing, of sampling whose absence a server may take for its model's recommendation."""
 _OWN_FIELDS = frozenset(
     {"model", "messages", "prompt", "n", "stream", "seed", "temperature", "top_p", "max_tokens", "stop"}
     | {"max_completion_tokens", "presence_penalty", "frequency_penalty"}
 )
 """Fields of a request that the job says elsewhere."""
+
+
+_FIELDS = Sampling.model_fields
 
 
 class EndpointSettings(BaseModel):
@@ -59,7 +73,7 @@ class EndpointSettings(BaseModel):
     patience_seconds: Annotated[float, Field(ge=0)] = 900.0
     """How long a server may be away, or busy, before its worker ends."""
     extra_sampling: bool = False
-    """Send top_k, min_p and repetition_penalty as well, under the names that vLLM has for them."""
+    """Send top_k, min_p, repetition_penalty and all other sampling as well, under the names that vLLM has."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of every request, such as reasoning_effort, as they are."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
@@ -140,23 +154,46 @@ def list_telling(settings: EndpointSettings, api: Api) -> dict[str, Any]:
     return {**settings.model_dump(exclude_defaults=True), "api": api}
 
 
+def list_extra(sampling: Sampling) -> dict[str, Any]:
+    """Return what of `sampling` OpenAI's API has no field for, and is not what goes without saying."""
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in _FIELDS.items()}
+    neutral = {**defaults, **NEUTRAL}
+    values = sampling.model_dump(mode="json", warnings=False)  # What a row says was checked before.
+    return {
+        name: values[name]
+        for name in _FIELDS
+        if name not in OF_OPENAI and getattr(sampling, name) != neutral[name]
+    }
+
+
 def check_sampling(sampling: Sampling, settings: EndpointSettings, origins: Mapping[str, str]) -> None:
     """Return if every value of `sampling` can be sent. `origins` tells by dotted key who said a value.
 
     Raises:
         UsageError: One has no field in OpenAI's API, and the server was not said to take it.
     """
-    if settings.extra_sampling:
-        return
-    for name, neutral in _BESIDE_OPENAI.items():
-        value = getattr(sampling, name)
-        if value != neutral:
+    if not settings.extra_sampling:
+        for name, value in list_extra(sampling).items():
+            neutral = NEUTRAL.get(name, _FIELDS[name].get_default(call_default_factory=True))
             origin = origins.get(f"sampling.{name}", "default")
             raise UsageError(
                 f"sampling.{name}={value} ({origin}): OpenAI's API has no such field, and nothing is left "
                 f"out in silence: --set sampling.{name}={neutral} does without, --set "
                 "engine.extra_sampling=true sends it to a server that takes vLLM's fields"
             )
+
+
+def check_structure(structure: Structure | None, settings: EndpointSettings) -> None:
+    """Return if a request can ask for `structure`: OpenAI's API knows JSON Schemas, vLLM's server all.
+
+    Raises:
+        UsageError: It cannot, and the server was not said to take vLLM's fields.
+    """
+    if structure is not None and structure.kind != "json_schema" and not settings.extra_sampling:
+        raise UsageError(
+            f"structured.{structure.kind}: OpenAI's API has no such field; say a --json-schema, or --set "
+            "engine.extra_sampling=true where the server takes vLLM's fields"
+        )
 
 
 def _check_determinism(determinism: Determinism) -> None:

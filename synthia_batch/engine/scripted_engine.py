@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
 from synthia_batch.engine.placement import Placement
+from synthia_batch.engine.scripted_logprobs import write_logprobs
 from synthia_batch.engine.scripted_structure import write_structured
 from synthia_batch.errors import EngineOutOfMemory, UsageError
 from synthia_batch.job.resolved import EngineSpec
@@ -108,6 +109,7 @@ class ScriptedEngine:
         self._max_num_seqs = max(1, self._options.max_num_seqs >> placement.halvings)
         self._max_tokens = spec.sampling.max_tokens
         self._structure = spec.structure
+        self._logprobs = spec.sampling.logprobs
         self._max_model_len = spec.max_model_len
         self._waiting: deque[Request] = deque()
         self._running: deque[tuple[float, Request]] = deque()
@@ -210,6 +212,7 @@ class ScriptedEngine:
             prompt_tokens=len(request.token_ids),
             completion_tokens=len(words),
             turn=request.turn,
+            logprobs=None if self._logprobs is None else write_logprobs(words, self._logprobs, picks),
         )
 
     def _see_batch(self) -> int:

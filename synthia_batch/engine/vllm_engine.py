@@ -16,7 +16,7 @@ from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
-from vllm.outputs import RequestOutput
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
 
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
@@ -24,17 +24,19 @@ from synthia_batch.engine.placement import Placement
 from synthia_batch.engine.vllm_arguments import engine_arguments, override_sampling, sampling_arguments
 from synthia_batch.engine.vllm_core import watch_core
 from synthia_batch.engine.vllm_errors import memory_errors, setting_errors
+from synthia_batch.engine.vllm_logprobs import read_logprobs
 from synthia_batch.engine.vllm_lora import spare_rows_without_adapter
 from synthia_batch.engine.vllm_memory import lazy_zeros
 from synthia_batch.engine.vllm_padding import pad_small_gemms
 from synthia_batch.engine.vllm_ranks import count_ranks_uncompiled
+from synthia_batch.engine.vllm_reasoning import open_reasoning
 from synthia_batch.engine.vllm_strict import check_capability
 from synthia_batch.engine.vllm_structures import check_params, make_structured
 from synthia_batch.errors import DeterminismBroken, UsageError
 from synthia_batch.hardware import name_cpu, name_driver, name_gpus
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.rows import Failed, Finished, Outcome, Request, Structure
+from synthia_batch.rows import Failed, Finished, Logprobs, Outcome, Request, Structure
 
 CPU_PREFILL_TOKENS = 1024
 """Of prompts let in for one step, about. Steps of 8,192 fall out of the CPU's caches; see
@@ -61,8 +63,10 @@ class VllmEngine:
             spare_rows_without_adapter()
         lazily = lazy_zeros() if spec.device == "cpu" else nullcontext()
         with memory_errors(), setting_errors(), lazily:
+            arguments = engine_arguments(spec, placement)
             check_params(_make_params(spec.sampling, spec.structure), spec.settings)
-            self._llm = LLM(**engine_arguments(spec, placement))
+            self._reasoning = open_reasoning(arguments)
+            self._llm = LLM(**arguments)
         _check_threads(spec)
         self._engine = self._llm.llm_engine
         watch_core(self._engine.engine_core)
@@ -202,18 +206,33 @@ class VllmEngine:
         answer = output.outputs[0]
         if answer.finish_reason == "error":
             return self._try_again(request)
-        return [
-            Finished(
-                ordinal=request.ordinal,
-                response=answer.text,
-                reasoning=None,
-                finish_reason=answer.finish_reason or "unknown",
-                prompt_tokens=len(request.token_ids),
-                completion_tokens=len(answer.token_ids),
-                logprob=answer.cumulative_logprob,
-                turn=request.turn,
-            )
-        ]
+        made = Finished(
+            ordinal=request.ordinal,
+            response=answer.text,
+            reasoning=None,
+            finish_reason=answer.finish_reason or "unknown",
+            prompt_tokens=len(request.token_ids),
+            completion_tokens=len(answer.token_ids),
+            logprob=answer.cumulative_logprob if request.tells_logprob else None,
+            logprobs=self._read_logprobs(answer),
+            turn=request.turn,
+        )
+        # A canary may be cut anywhere, and only its text is compared.
+        is_parsed = self._reasoning is not None and request.ordinal >= 0
+        return [self._reasoning.split(made) if self._reasoning is not None and is_parsed else made]
+
+    def _read_logprobs(self, answer: CompletionOutput) -> Logprobs | None:
+        count = self._spec.sampling.logprobs
+        if count is None:
+            return None
+        places = [place for place in answer.logprobs or () if place is not None]
+        return read_logprobs(answer.token_ids, places, count)
+
+    def _count_logprobs(self, request: Request) -> int | None:
+        if self._spec.sampling.logprobs is not None:
+            return self._spec.sampling.logprobs
+        # On GPUs they are not batch invariant where the tokens are (vllm#51187).
+        return 0 if request.tells_logprob and self._spec.device == "cpu" else None
 
     def _try_again(self, request: Request) -> list[Outcome]:
         tries = self._errors.get(_name(request), 0) + 1
@@ -244,8 +263,7 @@ class VllmEngine:
             max_tokens=room,
             min_tokens=min(sampling.min_tokens, room),
             seed=request.seed,
-            # On GPUs they are not batch invariant where the tokens are (vllm#51187).
-            logprobs=0 if request.tells_logprob and self._spec.device == "cpu" else None,
+            logprobs=self._count_logprobs(request),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 

@@ -38,6 +38,19 @@ def check_sampling(sampling: Sampling, vocabulary: int | None) -> None:
         _check_ids(sampling, vocabulary)
 
 
+def check_budget(settings: Mapping[str, Any], sampling: Sampling) -> None:
+    """Return if vLLM can tell where a reasoning begins, where its length is limited.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if sampling.thinking_token_budget is not None and not settings.get("reasoning_parser"):
+        raise UsageError(
+            "sampling.thinking_token_budget: vLLM has to know what reasoning looks like; say "
+            "--reasoning-parser NAME as well"
+        )
+
+
 def check_structures(settings: Mapping[str, Any], sampling: Sampling, *, is_asked: bool) -> None:
     """Return if answers can be kept to a structure with these engine settings.
 

@@ -69,6 +69,8 @@ def check_settings(settings: Mapping[str, Any], determinism: Determinism) -> Non
             )
         if determinism == "strict" and name == "attention_backend":
             _check_attention(value)
+        if name == "reasoning_parser" and "reasoning_parser_plugin" not in settings:
+            _check_reasoning_parser(value)
         if not _fits(value, fields[name]):
             raise UsageError(f"engine.{name}: {value!r} is no {fields[name]}, which vLLM takes here")
 
@@ -79,6 +81,28 @@ def _check_attention(backend: Any) -> None:
             f"engine.attention_backend: {backend} is not known to be batch invariant "
             f"(known: {', '.join(CLEAN_ATTENTION_BACKENDS)}); leave it out, or use --determinism fast"
         )
+
+
+def _check_reasoning_parser(name: Any) -> None:
+    known = list_reasoning_parsers()
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+        raise UsageError(f"engine.reasoning_parser: vLLM has no parser {name!r}; {hint}")
+
+
+def list_reasoning_parsers() -> list[str]:
+    """Return the names of the installed vLLM's reasoning parsers.
+
+    Raises:
+        UsageError: vLLM is not installed, or keeps them elsewhere than every release so far.
+    """
+    for node in parse_vllm("reasoning/__init__.py").body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            names = [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
+            if ast.unparse(node.targets[0]) == "_REASONING_PARSERS_TO_REGISTER":
+                return sorted(map(str, names))
+    raise UsageError("the installed vLLM does not list its reasoning parsers where it did so far")
 
 
 def check_split(spec: EngineSpec) -> None:

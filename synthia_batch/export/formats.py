@@ -19,13 +19,14 @@ Convert = Callable[[Iterable[FinishedSample]], Iterator[dict[str, Any]]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """A format by name. `convert` makes the records, `convert_failed` those of what failed, where the
-    format has any; `columns` are what every record holds.
+    format has any; `columns` are what every record holds. `takes_logprobs`: it has a place for them.
     """
 
     name: str
     columns: tuple[str, ...]
     convert: Convert
     convert_failed: Callable[[Iterable["FailedSample"]], Iterator[dict[str, Any]]] | None = None
+    takes_logprobs: bool = False
 
 
 def to_messages(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
@@ -149,6 +150,7 @@ FORMATS: Mapping[str, Format] = {
             columns=("id", "custom_id", "response", "error"),
             convert=to_openai_batch,
             convert_failed=to_openai_errors,
+            takes_logprobs=True,
         ),
         Format(name="synthia-jsonl", columns=("prompt", "answer"), convert=to_synthia),
         Format(
@@ -184,6 +186,22 @@ def _pair_turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
     return pairs
 
 
+def _list_logprobs(choice: FinishedSample) -> dict[str, Any] | None:
+    if choice.logprobs is None:
+        return None
+    content = [
+        {**_tell_entry(place), "top_logprobs": [_tell_entry(entry) for entry in place["top"]]}
+        for place in choice.logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _tell_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
+    # OpenAI's own word for what is never drawn; JSON has none.
+    value = max(entry["logprob"], -9999.0)
+    return {"token": entry["token"], "bytes": list(entry["token"].encode()), "logprob": value}
+
+
 def _complete_chat(name: str, choices: Sequence[FinishedSample]) -> dict[str, Any]:
     prompt, answers = choices[0].prompt_tokens, sum(choice.completion_tokens for choice in choices)
     return {
@@ -195,7 +213,7 @@ def _complete_chat(name: str, choices: Sequence[FinishedSample]) -> dict[str, An
             {
                 "index": index,
                 "message": {"role": "assistant", "content": choice.response, "refusal": None},
-                "logprobs": None,
+                "logprobs": _list_logprobs(choice),
                 "finish_reason": "length" if choice.is_cut_off else "stop",
             }
             for index, choice in enumerate(choices)

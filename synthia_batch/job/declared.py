@@ -5,6 +5,7 @@ preset, the model's generation_config and the defaults below; see `layers`.
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
@@ -21,6 +22,7 @@ PoolKind = Literal["ray", "local"]
 PromptFormat = Literal["auto", "chat", "synthia", "synthia-card"]
 OnOverflow = Literal["fail", "truncate-oldest", "stop"]
 InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca"]
+FlagName = Literal["repetition", "empty", "refusal", "language", "duplicate"]
 
 
 class Input(Section):
@@ -52,6 +54,9 @@ class Input(Section):
     sampling_column: str | None = None
     """Takes what a row says of its own sampling from this column: an object with keys of `sampling`, or
     `seed`. What it leaves out, or is null, is the job's."""
+    tools_column: str | None = None
+    """Takes the tools that a row's prompt tells of from this column: a list of definitions in OpenAI's
+    shape, for the chat template."""
     limit: Annotated[Count, Field(ge=1)] | None = None
     """Take the first `limit` rows only."""
 
@@ -170,6 +175,11 @@ class Job(Section):
     """What becomes of a conversation with a later turn whose prompt leaves no room for an answer: it fails,
     stops with the answers that it has, or goes on without its oldest turns in the prompt. Those are left
     out as soon as there is no room for max_tokens, or half of max_model_len where that is less."""
+    flags: tuple[FlagName, ...] = ()
+    """What to look for in answers: repetition, empty, refusal, language, duplicate. The column `flags` says
+    which were found. Default: none, and no column."""
+    drop_flagged: bool = False
+    """Set samples with a flag aside, in failed/, with a code such as flagged_repetition."""
     sampling: Sampling = Sampling()
     """How tokens are drawn."""
     structured: Structured = Structured()
@@ -203,11 +213,14 @@ class Job(Section):
     @field_validator("output", mode="before")
     @classmethod
     def _refuse_other_urls(cls, value: Any) -> Any:
-        if isinstance(value, str) and "://" in value and re.match(STORE_URL, value) is None:
+        is_url = isinstance(value, str) and "://" in value
+        # A Path has lost one of the slashes, and would be a directory called s3:.
+        is_lost = isinstance(value, Path) and str(value).startswith(("s3:/", "gs:/"))
+        if is_lost or (is_url and re.match(STORE_URL, value) is None):
             raise ValueError("Input should be a directory, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
         return value
 
-    @field_validator("system", "notify", mode="before")
+    @field_validator("system", "notify", "flags", mode="before")
     @classmethod
     def _accept_one_text(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value

@@ -1,7 +1,7 @@
 """What belongs to a job's identity: all that decides about the bytes of its output."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from blake3 import blake3
@@ -38,7 +38,8 @@ class Numerics:
 class IdentityParts:
     """All that an identity is made of. `model_digests` are those of weights and tokenizer.
 
-    `on_overflow` is None where no row has a later turn. `quantization` is the checkpoint's own word,
+    `on_overflow` is None where no row has a later turn. `flags` is empty where none are asked for, else
+    their `names`, whether it `drops`, and what tells languages. `quantization` is the checkpoint's own word,
     `adapter_column` what names a row's LoRA adapter.
     """
 
@@ -51,6 +52,7 @@ class IdentityParts:
     on_overflow: OnOverflow | None
     quantization: str | None = None
     adapter_column: str | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
 
 
 def identify(parts: IdentityParts) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def identify(parts: IdentityParts) -> dict[str, Any]:
         "seed": plan.seed,
         "num_samples": plan.num_samples,
         **conversation,
+        **({"flags": dict(parts.flags)} if parts.flags else {}),
         **_identify_structure(engine),
         "determinism": engine.determinism,
         "engine": _identify_engine(engine, parts.numerics),
@@ -114,7 +117,9 @@ def digest_text(text: str) -> str:
 
 
 def _identify_engine(engine: EngineSpec, numerics: Numerics) -> dict[str, Any]:
-    identity = {"kind": engine.kind, **select_identity_settings(engine.settings)}
+    identity: dict[str, Any] = {"kind": engine.kind, **select_identity_settings(engine.settings)}
+    if engine.parses_reasoning:  # Of old the setting was vLLM's alone, and changed no column.
+        identity["parses_reasoning"] = True
     if engine.determinism == "fast":
         return identity
     identity["version"] = numerics.version

@@ -75,6 +75,11 @@ class EngineSpec:
         return self.is_elsewhere and self.settings.get("api") == "chat"
 
     @property
+    def parses_reasoning(self) -> bool:
+        """Whether the engine itself tells an answer's reasoning from its response."""
+        return self.kind == "vllm" and bool(self.settings.get("reasoning_parser"))
+
+    @property
     def caches_prefixes(self) -> bool:
         """Whether the engine keeps what it computed of a prompt's beginning for the next: vLLM's default."""
         is_off = self.settings.get("enable_prefix_caching") is False

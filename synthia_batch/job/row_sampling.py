@@ -21,6 +21,8 @@ class RowKeys(Sampling):
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
+        if "logprobs" in self.model_fields_set:
+            raise ValueError("logprobs: the column is there for every row or for none; say --logprobs K")
         if {"min_tokens", "max_tokens"} <= self.model_fields_set and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
         if self.structured is not None and (self.min_tokens or self.ignore_eos):

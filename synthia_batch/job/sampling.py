@@ -18,7 +18,6 @@ REFUSED = {
     "n": "say -n/--num-samples, which gives each sample a seed of its own",
     "best_of": "vLLM draws no more samples than it returns; make several with -n and choose among them",
     "seed": "say --seed, of which each sample's own seed is made; a row may say its own in --sampling-column",
-    "logprobs": "say --logprobs K",
     "prompt_logprobs": "the dataset has no column for them; score prompts with `vllm serve`",
     "prompt_logprob_token_ids": "the dataset has no column for them; score prompts with `vllm serve`",
     "prompt_logprob_start": "the dataset has no column for them; score prompts with `vllm serve`",
@@ -113,6 +112,8 @@ class Sampling(Section):
     """Draw from these tokens only."""
     repetition_detection: RepetitionDetection | None = None
     """Ends an answer that repeats itself."""
+    logprobs: Annotated[Whole, Field(ge=0)] | None = None
+    """Keep the log-probability of each token, and of the so many likeliest in its place, in a column."""
     thinking_token_budget: Annotated[TokenLength, Field(ge=0)] | None = None
     """The most tokens of reasoning; needs a reasoning parser. Default: no limit of its own."""
     extra_args: dict[str, Any] = Field(default_factory=dict)

@@ -26,6 +26,8 @@ not be one run. The day is the one that the template of Llama 3 writes where it 
 part of what OUTPUT_FORMAT stands for.
 """
 
+Tools = Sequence[Mapping[str, Any]]
+"""Definitions of tools, in OpenAI's shape."""
 _ADDRESS = re.compile(r"0x[0-9A-Fa-f]{6,}")
 
 
@@ -43,16 +45,17 @@ class PromptFormat(Protocol):
     `adds_special_tokens` says whether the tokenizer should add the model's own start token: a
     chat template writes it itself. `writes_special_tokens` says whether the format's own text has
     any: where it has none, none is read in a prompt. `stop` are strings that end every answer in
-    this format.
+    this format. `thinks`: `read` finds reasoning in it.
     """
 
     name: str
     adds_special_tokens: bool
     writes_special_tokens: bool
     stop: tuple[str, ...]
+    thinks: bool
 
-    def write(self, messages: Sequence[Message]) -> str:
-        """Return the prompt for `messages`, up to where the model's answer starts.
+    def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
+        """Return the prompt for `messages`, up to where the model's answer starts, with `tools` to call.
 
         Raises:
             SampleRefused: The format cannot express this conversation.
@@ -76,8 +79,9 @@ class SynthiaFormat:
     adds_special_tokens = True
     writes_special_tokens = False
     stop: tuple[str, ...] = (_SYNTHIA_STOP,)
+    thinks = False
 
-    def write(self, messages: Sequence[Message]) -> str:
+    def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """Return one line for each turn and an open ASSISTANT: at the end."""
         turns = [f"{_SYNTHIA_HEADS[message.role]} {message.content}" for message in messages]
         return "\n".join([*turns, "ASSISTANT:"])
@@ -97,7 +101,7 @@ class SynthiaCardFormat(SynthiaFormat):
 
     name = "synthia-card"
 
-    def write(self, messages: Sequence[Message]) -> str:
+    def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """Return the loop's `llm_prompt` for `messages`; without a system message it begins with USER:."""
         turns = [f"{_SYNTHIA_HEADS[message.role]} {message.content}" for message in messages]
         return " \n".join([*turns, "ASSISTANT: "])
@@ -125,17 +129,17 @@ class ChatFormat:
                 "mend it, name another with --chat-template FILE, or use a --preset"
             ) from exc
         self._special_tokens = dict(special_tokens)
-        self._thinks = THINK_END in template
-        self._begins_thinking = self._thinks and self._opens_reasoning()
+        self.thinks = THINK_END in template
+        self._begins_thinking = self.thinks and self._opens_reasoning()
 
-    def write(self, messages: Sequence[Message]) -> str:
+    def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """Return what the template makes of `messages` with the head of an answer added."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return self._template.render(
                 messages=turns,
                 # Templates ask whether these are none, and transformers gives them that.
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=True,
                 **self._special_tokens,
@@ -150,13 +154,22 @@ class ChatFormat:
 
         Reasoning that was cut off before its end is all there is: the response is empty.
         """
-        if not self._thinks:
+        if not self.thinks:
             return Answer(response=text, reasoning=None)
         reasoning, end, response = text.partition(THINK_END)
         if end or self._begins_thinking or text.lstrip().startswith(THINK_START):
             reasoning = reasoning.lstrip().removeprefix(THINK_START).strip()
             return Answer(response=response.strip(), reasoning=reasoning)
         return Answer(response=text, reasoning=None)
+
+    def shows_tools(self) -> bool:
+        """Whether a prompt tells the model of the tools that it has."""
+        name = "look_up_the_weather"
+        tool = {"type": "function", "function": {"name": name, "description": "?", "parameters": {}}}
+        try:
+            return name in self.write([Message("user", "?")], [tool])
+        except SampleRefused:
+            return False
 
     def _opens_reasoning(self) -> bool:
         """Whether prompts end inside a reasoning, so that the model goes on with it at once."""
@@ -174,10 +187,13 @@ class PlainChatFormat:
     adds_special_tokens = False
     writes_special_tokens = False
     stop: tuple[str, ...] = ()
+    thinks = False
 
-    def write(self, messages: Sequence[Message]) -> str:
-        """Return each turn behind its role."""
-        return "".join(f"<{message.role}>\n{message.content}\n" for message in messages) + "<assistant>\n"
+    def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
+        """Return the tools, where there are any, and each turn behind its role."""
+        head = f"<tools>\n{_to_json(list(tools))}\n" if tools else ""
+        turns = "".join(f"<{message.role}>\n{message.content}\n" for message in messages)
+        return f"{head}{turns}<assistant>\n"
 
     def read(self, text: str) -> Answer:
         """Return `text` as it is."""

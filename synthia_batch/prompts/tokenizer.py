@@ -6,15 +6,16 @@ text within a message (`</s>`, `<|im_end|>`) is text here and never the token: a
 own turn, or begin one of the model's.
 """
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from synthia_batch.errors import ModelUnavailable, SampleRefused
-from synthia_batch.prompts.formats import Answer, PromptFormat
+from synthia_batch.prompts.formats import Answer, PromptFormat, Tools
 from synthia_batch.rows import Message
 
 if TYPE_CHECKING:
@@ -178,6 +179,11 @@ class Renderer:
         self._special = re.compile("|".join(map(re.escape, texts))) if needs_care else None
 
     @property
+    def thinks(self) -> bool:
+        """Whether `read` finds reasoning in an answer."""
+        return self._format.thinks
+
+    @property
     def stop(self) -> tuple[str, ...]:
         """The strings that end every answer in this format."""
         return self._format.stop
@@ -190,17 +196,19 @@ class Renderer:
             reads_special=self._format.writes_special_tokens,
         )
 
-    def render(self, messages: Sequence[Message]) -> Sequence[int]:
-        """Return the token ids of the whole prompt.
+    def render(self, messages: Sequence[Message], tools: Tools = ()) -> Sequence[int]:
+        """Return the token ids of the whole prompt, which tells of `tools`.
 
         Raises:
             SampleRefused: The format cannot express the conversation, or it has no tokens.
         """
         special = self._special
-        if special is not None and any(special.search(message.content) for message in messages):
-            ids = self._render_around(messages, special)
+        texts = [message.content for message in messages]
+        texts += [json.dumps(tool, ensure_ascii=False) for tool in tools]
+        if special is not None and any(special.search(text) for text in texts):
+            ids = self._render_around(messages, tools, special)
         else:
-            ids = self.encode(self._format.write(messages))
+            ids = self.encode(self._format.write(messages, tools))
         if not ids:
             raise SampleRefused("prompt_empty", "the prompt has no tokens")
         return ids
@@ -216,15 +224,29 @@ class Renderer:
         """Return the answer that the generated `text` is. Not to be read twice."""
         return self._format.read(text)
 
-    def _render_around(self, messages: Sequence[Message], special: re.Pattern[str]) -> Sequence[int]:
-        """Render messages in which special tokens are written out: a mark within each hides it."""
-        whole = "".join(message.content for message in messages)
+    def _render_around(
+        self, messages: Sequence[Message], tools: Tools, special: re.Pattern[str]
+    ) -> Sequence[int]:
+        """Render a prompt in which special tokens are written out: a mark within each hides it."""
+        whole = "".join(message.content for message in messages) + json.dumps(list(tools), ensure_ascii=False)
         mark = next((mark for mark in _MARKS if mark not in whole), None)
         if mark is None:
             reason = "it writes out special tokens, and all the characters that could keep them apart"
             raise SampleRefused("prompt_not_expressible", reason)
         hidden = [Message(message.role, _hide(special, message.content, mark)) for message in messages]
-        return self._tokenizer.encode_around(self._format.write(hidden), mark)
+        hidden_tools = [_hide_within(special, tool, mark) for tool in tools]
+        return self._tokenizer.encode_around(self._format.write(hidden, hidden_tools), mark)
+
+
+def _hide_within(special: re.Pattern[str], value: Any, mark: str) -> Any:
+    """Return `value`, of JSON, with every text in it hidden."""
+    if isinstance(value, str):
+        return _hide(special, value, mark)
+    if isinstance(value, Mapping):
+        return {_hide(special, key, mark): _hide_within(special, inner, mark) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_hide_within(special, inner, mark) for inner in value]
+    return value
 
 
 def _hide(special: re.Pattern[str], text: str, mark: str) -> str:

@@ -26,6 +26,9 @@ _COLUMNS = (
     "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",
     "prompt_tokens", "completion_tokens", "seed", "model",
 )  # fmt: skip
+_FLAGS = "flags"
+_LOGPROBS = "logprobs"
+"""A column that is there where the job asked for flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +61,24 @@ class Run:
             )
         return Job.model_validate(kept.values)
 
-    def samples(self, kept: Sequence[str] | None = None) -> Iterator[FinishedSample]:
+    def samples(
+        self, kept: Sequence[str] | None = None, *, with_logprobs: bool = True
+    ) -> Iterator[FinishedSample]:
         """Yield the finished samples in the order of the input, with the columns `kept`, or all that are.
 
         Of a run that is not complete, those of files that are published: each has 4,000 at most.
+        `with_logprobs`: with those, where the run has them; they are most of such a file.
 
         Raises:
             UsageError: The run has kept no such column.
             IntegrityError: A file is missing or altered.
         """
         for path in self._list_data():
-            for row in _read_rows(path, None if kept is None else (*_COLUMNS, *kept)):
+            for row in _read_rows(path, None if kept is None else (*_COLUMNS, *kept), with_logprobs):
                 ours = {name: row.pop(name) for name in _COLUMNS}
-                yield FinishedSample(**{**ours, "messages": _read_messages(ours["messages"])}, kept=row)
+                ours["messages"] = _read_messages(ours["messages"])
+                flags, logprobs = tuple(row.pop(_FLAGS, ())), row.pop(_LOGPROBS, None)
+                yield FinishedSample(**ours, flags=flags, logprobs=logprobs, kept=row)
 
     def failed(self, code: str | None = None) -> Iterator[FailedSample]:
         """Yield the samples that could not be made, or those of `code`, in the order of the input.
@@ -131,8 +139,11 @@ def open_complete_run(directory: Path) -> Run:
     return run
 
 
-def _read_rows(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    table = read_part(path, columns)
+def _read_rows(path: Path, columns: Sequence[str] | None, with_logprobs: bool) -> Iterator[dict[str, Any]]:
+    extra = (_FLAGS, _LOGPROBS) if with_logprobs else (_FLAGS,)
+    table = read_part(path, None if columns is None else (*columns, *extra))
+    if not with_logprobs and _LOGPROBS in table.column_names:
+        table = table.drop_columns([_LOGPROBS])
     missing = [name for name in columns or () if name not in table.column_names]
     if missing:
         raise UsageError(

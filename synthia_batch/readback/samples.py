@@ -1,6 +1,6 @@
 """A finished sample as it is read back: a row of data/."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ class FinishedSample:
 
     Tokens are those that the engine counted, of a conversation the sums over its turns. `seed` has 63
     bits. `reasoning` is what the model thought before it answered, None where it marks nothing as that.
+    `flags` are those that were found, of those that the job asked for. `logprobs` are as the column has
+    them, None where there is none, or nobody asked for it.
     """
 
     id: str
@@ -28,7 +30,9 @@ class FinishedSample:
     completion_tokens: int
     seed: int
     model: str
+    flags: tuple[str, ...]
     kept: Mapping[str, Any]
+    logprobs: Sequence[Mapping[str, Any]] | None = None
 
     @property
     def is_cut_off(self) -> bool:

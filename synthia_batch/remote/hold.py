@@ -36,7 +36,7 @@ def hold_remote(
             conditions.
         StorageFailed: The store does not answer, or does not allow it.
     """
-    store = open_remote(remote)
+    store = open_remote(remote, say)
     # Before the lease, too: a job that is refused touches nothing.
     plan = read_remote_plan(store)
     if plan is not None:
@@ -56,14 +56,14 @@ def hold_remote(
             mirror.close()
 
 
-def open_remote(remote: Remote) -> ObjectStore:
-    """Return the store of a job. Sends nothing yet.
+def open_remote(remote: Remote, say: Callable[[str], None]) -> ObjectStore:
+    """Return the store of a job. Sends nothing yet. `say` is told when it has to be waited for.
 
     Raises:
         UsageError: What this needs is not installed.
     """
     patience = Patience(request_seconds=remote.request_seconds, seconds=remote.patience_seconds)
-    return open_object_store(remote.url, patience)
+    return open_object_store(remote.url, patience, say)
 
 
 def _open_for_lease(remote: Remote) -> ObjectStore:

@@ -210,9 +210,7 @@ class Lease:
 
     def _probe(self, content: bytes) -> None:
         """Write the lease again under conditions that cannot hold: a store that does it heeds none."""
-        bogus = Version(
-            e_tag='"0"' if self._version.e_tag else None, number="1" if self._version.number else None
-        )
+        bogus = Version(e_tag=_alter(self._version.e_tag), number=_alter(self._version.number))
         heeds = (
             self._store.create(KEY, content, {}) is None
             and self._store.replace(KEY, content, {}, bogus) is None
@@ -234,6 +232,11 @@ def _sign(state: str, epoch: int, seconds: float) -> LeaseRecord:
         ends_at=time.time() + seconds,
         nonce=uuid.uuid4().hex,
     )
+
+
+def _alter(tag: str | None) -> str | None:
+    """Return a tag of the same form that no version has: tags and numbers have digits in every store."""
+    return None if tag is None else tag.translate(str.maketrans("0123456789", "9876543210"))
 
 
 def _now() -> float:

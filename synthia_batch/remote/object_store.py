@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
+TOLD_AT_PAUSE_SECONDS = 1.0
 _T = TypeVar("_T")
 
 
@@ -64,11 +65,15 @@ class ObjectStore:
     that is not allowed is not.
     """
 
-    def __init__(self, url: str, client: "Client", patience: Patience) -> None:
+    def __init__(
+        self, url: str, client: "Client", patience: Patience, say: Callable[[str], None] | None = None
+    ) -> None:
         self.url = url
         self._client = client
         self._patience = patience
+        self._say = say
         self._closing = threading.Event()
+        self._is_told = False
 
     def read(self, key: str) -> StoredObject | None:
         """Return the object with its content, or None where there is none.
@@ -196,7 +201,9 @@ class ObjectStore:
         end = time.monotonic() + self._patience.seconds
         for pause in _list_pauses():
             try:
-                return call()
+                answer = call()
+                self._is_told = False
+                return answer
             except (PermissionDeniedError, UnauthenticatedError) as exc:
                 raise StorageFailed(
                     f"could not {doing} {self._name(key)}: it is not allowed: {_shorten(exc)}\n"
@@ -212,17 +219,29 @@ class ObjectStore:
                     raise StoreUnreachable(
                         f"could not {doing} {self._name(key)}, tried for {self._patience.seconds:.0f} s: "
                         f"{_shorten(exc)}\n"
-                        "  nothing finished is lost: run the same command again once the store answers"
+                        "  nothing finished is lost: see to the network, the endpoint and the credentials, "
+                        "and run the same command again"
                     ) from exc
+                self._tell_of_waiting(exc, pause)
             self._closing.wait(pause)
         raise AssertionError("the pauses never end")
+
+    def _tell_of_waiting(self, error: Exception, pause: float) -> None:
+        # Once, until it answers again; a hiccup is not worth a line.
+        if self._say is not None and not self._is_told and pause >= TOLD_AT_PAUSE_SECONDS:
+            self._is_told = True
+            self._say(
+                f"{self.url} does not answer, trying for {self._patience.seconds:.0f} s: {_shorten(error)}"
+            )
 
     def _name(self, key: str) -> str:
         return f"{self.url}/{key}" if key else self.url
 
 
-def open_object_store(url: str, patience: Patience) -> ObjectStore:
+def open_object_store(url: str, patience: Patience, say: Callable[[str], None] | None = None) -> ObjectStore:
     """Return the store below `url`, such as s3://bucket/prefix. Sends nothing yet.
+
+    `say` is told when it has to be waited for.
 
     Credentials, region and endpoint are those of the environment (AWS_*, GOOGLE_*), or the machine's own.
 
@@ -249,10 +268,10 @@ def open_object_store(url: str, patience: Patience) -> ObjectStore:
     shared: dict[str, Any] = {"client_options": client_options, "retry_config": {"max_retries": 0}}
     try:
         if scheme == "gs":
-            return ObjectStore(url, GCSStore(bucket, prefix=prefix, **shared), patience)
+            return ObjectStore(url, GCSStore(bucket, prefix=prefix, **shared), patience, say)
         # The store itself then refuses a body that is not what was sent.
         s3 = S3Store(bucket, prefix=prefix, checksum_algorithm="SHA256", **shared)
-        return ObjectStore(url, s3, patience)
+        return ObjectStore(url, s3, patience, say)
     except (BaseError, ValueError) as exc:
         raise UsageError(f"{url}: {_shorten(exc)}") from exc
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from synthia_batch.quality.measures import assess_answer, digest_answer
 from synthia_batch.report.choosing import Picks, choose_stride, hash_samples, take_every
-from synthia_batch.report.quality import assess_answer, digest_answer
 from synthia_batch.report.shards import ShardSamples
 from synthia_batch.store.part_columns import PartNumbers
 

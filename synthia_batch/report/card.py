@@ -42,6 +42,8 @@ COLUMNS = {
     "completion_tokens": "tokens generated; of a conversation, in all its turns",
     "seed": "of the sample, from the job's seed and its place",
     "model": "what answered",
+    "flags": "what was found of those that were looked for; empty where nothing was",
+    "logprobs": "log-probabilities of the last answer's tokens, and of the likeliest in their places",
 }
 """What the columns of data/ are. Any other was kept from the input."""
 _STATISTICS = (
@@ -214,6 +216,8 @@ def _describe_making(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
     yield f"- sampling: {_list_values(identity['sampling'])}"
     yield f"- seed {identity['seed']}, {identity['num_samples']} samples per row and system message"
     yield f"- prompt format: {identity['prompt']['format']}"
+    if "flags" in identity:
+        yield f"- flags: {_list_values(identity['flags'])}"
     yield f"- determinism {identity['determinism']}, fingerprint `{manifest.fingerprint}`"
     yield from ("", "| system message | text | BLAKE3 |", "|---|---|---|")
     for name, digest in identity["system"]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from synthia_batch.job.dotted import flatten
-from synthia_batch.report import quality
+from synthia_batch.quality import measures
 from synthia_batch.report.answers import MARKS
 from synthia_batch.report.plots import draw_engines, draw_lengths, draw_speed, own_settings, render_svg
 from synthia_batch.report.showing import make_visible
@@ -32,10 +32,10 @@ _REASONS = {
 MOST_PARTS = 200
 _KINDS = {"random": "Random", "longest": "Longest", "truncated": "Cut off"}
 _LIMITS = {
-    "share": f"{quality.REPEATED_SHARE:.0%}",
-    "ratio": quality.COMPRESSION_RATIO,
-    "tail": f"{quality.TAIL_BYTES:,}",
-    "words": quality.NGRAM_WORDS,
+    "share": f"{measures.REPEATED_SHARE:.0%}",
+    "ratio": measures.COMPRESSION_RATIO,
+    "tail": f"{measures.TAIL_BYTES:,}",
+    "words": measures.NGRAM_WORDS,
 }
 
 

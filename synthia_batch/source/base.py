@@ -38,6 +38,7 @@ class Selection:
     id_column: str | None = None
     keep_columns: tuple[str, ...] = ()
     sampling_column: str | None = None
+    tools_column: str | None = None
     limit: int | None = None
     format: str = "auto"
     template: str | None = None
@@ -59,6 +60,7 @@ class Columns:
     keep: tuple[str, ...]
     turns: str | None = None
     sampling: str | None = None
+    tools: str | None = None
     shape: str | None = None
     reads: tuple[str, ...] = ()
     template: str | None = None
@@ -85,7 +87,7 @@ class Columns:
     @property
     def used(self) -> tuple[str, ...]:
         """Every column that is read, once each."""
-        named = (*self.texts, self.system, self.id, self.sampling, *self.keep)
+        named = (*self.texts, self.system, self.id, self.sampling, self.tools, *self.keep)
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,6 +102,7 @@ class Columns:
         later = {
             "turns": self.turns,
             "sampling": self.sampling,
+            "tools": self.tools,
             "shape": self.shape,
             "reads": list(self.reads) or None,
             "template": self.template,

@@ -33,7 +33,7 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str
 
     Where no prompt, messages or turns column is named, it is `messages` if there is such a column,
     else `turns`, else those of a shape that is known by its columns, else the first there is of prompt,
-    question, instruction, input, text. Whether the system, sampling and kept columns exist is left to
+    question, instruction, input, text. Whether the other columns exist is left to
     `require_columns`: a JSONL row need not have them.
 
     Raises:
@@ -63,6 +63,7 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str
         id=selection.id_column,
         keep=_resolve_keep(selection, path),
         sampling=selection.sampling_column,
+        tools=selection.tools_column,
     )
     require_columns([*columns.texts, *([columns.id] if columns.id is not None else [])], names, path)
     return columns
@@ -103,6 +104,7 @@ def _resolve_shape(selection: Selection, shape: Shape, names: Sequence[str], pat
         id=identifier,
         keep=_resolve_keep(selection, path),
         sampling=_choose_sampling(selection, shape, path),
+        tools=selection.tools_column,
         shape=shape.name,
         reads=(text, *(name for name in shape.beside if name in names)) if shape.beside else (),
     )
@@ -135,6 +137,7 @@ def _resolve_template(selection: Selection, template: str, path: Path | str) -> 
         id=selection.id_column,
         keep=_resolve_keep(selection, path),
         sampling=selection.sampling_column,
+        tools=selection.tools_column,
         reads=PromptTemplate(template).columns,
         template=template,
     )

@@ -58,7 +58,7 @@ class Gathering:
             self.columns, self._first = columns, str(place)
             self.kinds = KindTracker(columns.keep)
             # The others are optional in a JSON row, but not in all of them: that is a misspelt name.
-            optional = (columns.system, columns.sampling, *columns.keep)
+            optional = (columns.system, columns.sampling, columns.tools, *columns.keep)
             self._unseen = {name for name in optional if name is not None}
         return self.columns
 

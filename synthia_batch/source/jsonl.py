@@ -263,7 +263,7 @@ def _get_values(record: Mapping[str, Any], columns: Columns) -> Values:
     def find(name: str | None) -> Any:
         return record.get(name) if name is not None else None
 
-    return Values(text, find(columns.system), identifier, find(columns.sampling))
+    return Values(text, find(columns.system), identifier, find(columns.sampling), find(columns.tools))
 
 
 def _check_encodable(record: Mapping[str, Any], columns: Columns) -> None:

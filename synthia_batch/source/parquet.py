@@ -23,8 +23,10 @@ from synthia_batch.source.parquet_types import (
     is_id,
     is_messages,
     is_object,
+    is_objects,
     is_text,
     is_turns,
+    leave_out_nulls,
     list_values,
     make_kept_column,
 )
@@ -50,11 +52,13 @@ class Batch:
     systems: list[Any]
     ids: list[Any]
     samplings: list[Any]
+    tools: list[Any]
     kept: list[list[Any]]
 
     def iterate_values(self) -> Iterator[Values]:
         """Yield the values of each row but the kept ones."""
-        return map(Values._make, zip(self.texts, self.systems, self.ids, self.samplings, strict=True))
+        columns = (self.texts, self.systems, self.ids, self.samplings, self.tools)
+        return map(Values._make, zip(*columns, strict=True))
 
 
 class ParquetSource:
@@ -167,6 +171,7 @@ class ParquetSource:
             (columns.system, is_text, "a string"),
             (columns.id, is_id, "a string or an integer"),
             (columns.sampling, is_object, "a struct, a map with text as keys, or JSON text"),
+            (columns.tools, is_objects, "a list of structs, or JSON text"),
         )
         for column, is_fit, wanted_type in checks:
             if column is not None and not is_fit(schema.field(column).type):
@@ -318,6 +323,7 @@ def _convert(batch: pa.RecordBatch, first: int, columns: Columns) -> Batch:
         systems=values(columns.system),
         ids=values(columns.id),
         samplings=values(columns.sampling),
+        tools=[leave_out_nulls(value) for value in values(columns.tools)],
         kept=[values(name) for name in columns.keep],
     )
 

@@ -48,6 +48,18 @@ def is_object(type_: pa.DataType) -> bool:
     return is_text(type_) or bool(types.is_map(type_) and is_text(type_.key_type))
 
 
+def is_objects(type_: pa.DataType) -> bool:
+    """Say whether values of this type can be lists of objects: lists of structs, or JSON text."""
+    return is_text(type_) or (_is_list(type_) and types.is_struct(type_.value_type))
+
+
+def leave_out_nulls(value: Any) -> Any:
+    """Return `value` without the names whose value is null: structs of a column have all names of any."""
+    if isinstance(value, dict):
+        return {name: leave_out_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [leave_out_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
 def make_kept_column(field: pa.Field) -> KeptColumn | None:
     """Return the kept column for `field`, or None where its type cannot be kept.
 

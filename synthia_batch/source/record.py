@@ -18,6 +18,7 @@ from synthia_batch.source.row_sampling import parse_sampling
 from synthia_batch.source.shapes.alpaca import parse_instruction
 from synthia_batch.source.shapes.openai_batch import parse_request, read_sampling
 from synthia_batch.source.shapes.sharegpt import parse_conversation, parse_questions
+from synthia_batch.source.tools import parse_tools
 
 
 class Values(NamedTuple):
@@ -30,6 +31,7 @@ class Values(NamedTuple):
     system: Any
     identifier: Any
     sampling: Any = None
+    tools: Any = None
 
 
 class RecordParser:
@@ -48,6 +50,7 @@ class RecordParser:
         messages = self._parse_content(values.text)
         system = self._parse_system(values.system)
         self._parse_sampling(values.sampling)
+        self._parse_tools(values.tools)
         if self._columns.id is None:
             return hash_content(messages, system)
         return hash_id(self._parse_id(values.identifier))
@@ -86,6 +89,7 @@ class RecordParser:
             line=line,
             follow_ups=follow_ups,
             sampling=self._parse_sampling(values.sampling),
+            tools=self._parse_tools(values.tools),
         )
 
     def _choose_parser(self) -> Callable[[Any], tuple[Message, ...]]:
@@ -146,6 +150,14 @@ class RecordParser:
             return parse_sampling(read_sampling(value) if is_request else value)
         except RowFault as exc:
             raise RowFault(f"column {self._columns.sampling!r}: {exc}") from exc
+
+    def _parse_tools(self, value: Any) -> tuple[Mapping[str, Any], ...]:
+        if self._columns.tools is None:
+            return ()
+        try:
+            return parse_tools(value)
+        except RowFault as exc:
+            raise RowFault(f"column {self._columns.tools!r}: {exc}") from exc
 
     def _parse_id(self, value: Any) -> str:
         if type(value) is int:

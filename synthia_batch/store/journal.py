@@ -40,6 +40,7 @@ from synthia_batch.store.append_file import AppendFile
 from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.frames import encode_frame
+from synthia_batch.store.journal_logprobs import spell_logprobs
 from synthia_batch.store.journal_reader import Damage, JournalReader, Replayed, list_damages, read_journal
 
 SYNC_SECONDS = 1.0
@@ -201,6 +202,7 @@ def _encode_record(record: Record, shard: Shard) -> bytes:
             "prompt_tokens": record.prompt_tokens,
             "completion_tokens": record.completion_tokens,
             **earlier,
+            **({"logprobs": spell_logprobs(record.logprobs)} if record.logprobs is not None else {}),
         }
     )
 

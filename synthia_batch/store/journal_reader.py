@@ -14,6 +14,7 @@ from synthia_batch.store.append_file import DOUBT
 from synthia_batch.store.atomic import storage_errors
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.frames import Frame, scan_frames
+from synthia_batch.store.journal_logprobs import read_logprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +273,7 @@ def _decode_outcome(value: dict[str, Any]) -> Outcome:
         prompt_tokens=value["prompt_tokens"],
         completion_tokens=value["completion_tokens"],
         earlier=earlier,
+        logprobs=read_logprobs(value["logprobs"]) if "logprobs" in value else None,
     )
 
 

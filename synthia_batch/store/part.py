@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.rows import Failed, Finished, KeptColumn, Message, Sample
 from synthia_batch.store.parquet_options import WRITE_OPTIONS
+from synthia_batch.store.part_logprobs import LOGPROBS, encode_logprobs
 from synthia_batch.store.publish import EncodedPart
 from synthia_batch.store.row_digest import digest_rows
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_FLAGS = pa.list_(pa.string())
 _KEPT_TYPES = {
     "string": pa.string(),
     "int64": pa.int64(),
@@ -54,18 +56,22 @@ class PartFormat:
     """What all parts of a run have in common.
 
     `model` fills data's column of that name, `source_file` failed's; where the input is several files,
-    `source_files` has the names of all. `metadata` goes into every
-    file's schema: it must not depend on time, host, worker or attempt.
+    `source_files` has the names of all. `metadata` goes into every file's schema: it must not depend on
+    time, host, worker or attempt. `has_flags`, `has_logprobs`: data/ has such a column.
     """
 
     model: str
     source_file: str
     source_files: tuple[str, ...] = ()
     kept: tuple[KeptColumn, ...] = ()
+    has_flags: bool = False
     metadata: Mapping[str, str]
+    has_logprobs: bool = False
 
 
-def data_schema(kept: Sequence[KeptColumn]) -> pa.Schema:
+def data_schema(
+    kept: Sequence[KeptColumn], *, has_flags: bool = False, has_logprobs: bool = False
+) -> pa.Schema:
     """Return the columns of data/, in order, without metadata.
 
     Raises:
@@ -84,6 +90,8 @@ def data_schema(kept: Sequence[KeptColumn]) -> pa.Schema:
         pa.field("completion_tokens", pa.int32()),
         pa.field("seed", pa.int64()),
         pa.field("model", pa.string()),
+        *([pa.field("flags", _FLAGS)] if has_flags else []),
+        *([pa.field("logprobs", LOGPROBS)] if has_logprobs else []),
         *(pa.field(column.name, _kept_type(column)) for column in kept),
     ]
     names = [field.name for field in fields]
@@ -124,7 +132,10 @@ def encode_data_part(records: Sequence[DataRecord], part_format: PartFormat) -> 
         (*sample.join(made.earlier), Message("assistant", made.response))
         for sample, made in zip(samples, finished, strict=True)
     ]
-    schema = data_schema(part_format.kept)
+    schema = data_schema(
+        part_format.kept, has_flags=part_format.has_flags, has_logprobs=part_format.has_logprobs
+    )
+    logprobs = [made.logprobs for made in finished]
     columns = [
         *_identify(samples),
         _column(samples, "system", pa.string()),
@@ -136,6 +147,8 @@ def encode_data_part(records: Sequence[DataRecord], part_format: PartFormat) -> 
         _column(finished, "completion_tokens", pa.int32()),
         _column(samples, "seed", pa.int64()),
         pa.repeat(pa.scalar(part_format.model, pa.string()), len(records)),
+        *([_column(finished, "flags", _FLAGS)] if part_format.has_flags else []),
+        *([encode_logprobs(logprobs)] if part_format.has_logprobs else []),
         *(_encode_kept(samples, column) for column in part_format.kept),
     ]
     return _encode(columns, schema, part_format)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from synthia_batch.errors import IntegrityError
 from synthia_batch.rows import Failed, Finished, KeptColumn, Shard
 from synthia_batch.store.part import data_schema, failed_schema, read_part
+from synthia_batch.store.part_logprobs import decode_logprobs
 
 _PLACE_COLUMNS = ("row_index", "sample_index", "system")
 _DATA_COLUMNS = (
@@ -32,12 +33,14 @@ class SampleGrid:
 
     `own_system` is what the column says of a row that brought its own message in place of the one
     that the job names; None where rows cannot. `plays_turns`: every answer in `messages` was made.
+    `has_logprobs`: data/ has a column of them.
     """
 
     systems: tuple[str, ...]
     num_samples: int
     own_system: str | None
     plays_turns: bool = False
+    has_logprobs: bool = False
 
     @property
     def samples_per_row(self) -> int:
@@ -60,7 +63,12 @@ class Places:
 
 
 def place_data_rows(
-    path: Path, grid: SampleGrid, kept: Sequence[KeptColumn], metadata: Mapping[str, str]
+    path: Path,
+    grid: SampleGrid,
+    kept: Sequence[KeptColumn],
+    metadata: Mapping[str, str],
+    *,
+    has_flags: bool = False,
 ) -> Places:
     """Return where the rows of a data part belong, once its columns are found to be its run's.
 
@@ -69,7 +77,8 @@ def place_data_rows(
     Raises:
         IntegrityError: It cannot be read, has other columns than its run's, or lacks some of `metadata`.
     """
-    return _place_rows(path, grid, data_schema(kept), metadata)
+    schema = data_schema(kept, has_flags=has_flags, has_logprobs=grid.has_logprobs)
+    return _place_rows(path, grid, schema, metadata)
 
 
 def place_failed_rows(path: Path, grid: SampleGrid, metadata: Mapping[str, str]) -> Places:
@@ -149,6 +158,7 @@ def read_made(path: Path, shard: Shard, grid: SampleGrid) -> dict[int, Finished]
     """
     table = read_part(path, _choose_columns(_DATA_COLUMNS, grid))
     ordinals = number_made(shard, grid, _place(path, table, grid))
+    logprobs = decode_logprobs(read_part(path, ("logprobs",))["logprobs"]) if grid.has_logprobs else None
     return {
         ordinal: Finished(
             ordinal=ordinal,
@@ -158,8 +168,9 @@ def read_made(path: Path, shard: Shard, grid: SampleGrid) -> dict[int, Finished]
             prompt_tokens=row["prompt_tokens"],
             completion_tokens=row["completion_tokens"],
             earlier=_list_answers(row)[:-1],
+            logprobs=logprobs[at] if logprobs is not None else None,
         )
-        for ordinal, row in zip(ordinals.tolist(), table.to_pylist(), strict=True)
+        for at, (ordinal, row) in enumerate(zip(ordinals.tolist(), table.to_pylist(), strict=True))
     }
 
 

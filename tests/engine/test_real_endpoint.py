@@ -125,6 +125,21 @@ def test_a_real_server_is_asked_through_kills_of_the_driver_and_of_itself(
             bytes_of.append(read_bytes_of_data(tmp_path / name))
         assert bytes_of[0] == bytes_of[1]
         check_completions_and_turns(synthia, job, tmp_path)
+        check_flags(synthia, alone, tmp_path)
+
+
+def check_flags(synthia: Command, alone: tuple[Any, ...], directory: Path) -> None:
+    """Answers of a real model, flagged: the second of two greedy ones repeats the first."""
+    asked = ("--temperature", "0", "-n", "2", "--flag", "repetition,empty,refusal,language,duplicate")
+    done = synthia("run", *alone, "flagged", *asked, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(directory / "flagged")
+    assert all("duplicate" in row["flags"] for row in rows if row["sample_index"] == 1)
+    assert not any("empty" in row["flags"] for row in rows)
+    dropped = synthia("run", *alone, "dropped", *asked, "--drop-flagged", timeout=300)
+    assert dropped.returncode == 0, dropped.stderr
+    kept = [row["response"] for row in rows if not row["flags"]]
+    assert [row["response"] for row in read_rows(directory / "dropped")] == kept
 
 
 def check_completions_and_turns(synthia: Command, job: tuple[Any, ...], directory: Path) -> None:
@@ -136,6 +151,9 @@ def check_completions_and_turns(synthia: Command, job: tuple[Any, ...], director
     (row,) = read_rows(directory / "played")
     roles = ["system", "user", "assistant", "user", "assistant"]
     assert [turn["role"] for turn in row["messages"]] == roles
+    fitting = synthia("run", job[0], *shared, "fitting", "--regex", "(red|green|blue)", "--limit", "4")
+    assert fitting.returncode == 0, fitting.stderr
+    assert {row["response"] for row in read_rows(directory / "fitting")} <= {"red", "green", "blue"}
     written = synthia("run", job[0], *shared, "written", "--set", "prompt_format=synthia", "--limit", "4")
     assert written.returncode == 0, written.stderr
     rows = read_rows(directory / "written")

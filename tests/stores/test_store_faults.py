@@ -139,7 +139,7 @@ def test_an_outage_ends_no_engine_and_the_next_run_puts_the_rest(
     s3.proxy.faults.append(Fault(lambda seen: seen.is_part, times=10**6, before="reset"))
     done = run(store__patience="1s")
     assert done.returncode == STORAGE, done.stderr
-    assert "nothing finished is lost: run the same command again once the store answers" in done.stderr
+    assert "nothing finished is lost: see to the network, the endpoint and the credentials" in done.stderr
     assert "manifest.json" not in s3.list()
     assert len(run.made()) == ROWS
     s3.proxy.reset()
@@ -147,6 +147,23 @@ def test_an_outage_ends_no_engine_and_the_next_run_puts_the_rest(
     assert done.returncode == 0, done.stderr
     assert set(run.made().values()) == {1}
     assert s3.read_dataset() == expected
+
+
+def test_an_outage_longer_than_the_lease_is_survived_where_nobody_took_over(
+    s3: S3, run: Runner, expected: dict[str, bytes]
+) -> None:
+    began: list[float] = []
+
+    def is_out(seen: Seen) -> bool:
+        if is_part(seen) and not began:
+            began.append(time.monotonic())
+        return bool(began) and time.monotonic() < began[0] + 3
+
+    s3.proxy.faults.append(Fault(is_out, times=10**6, before="reset"))
+    done = run(store__lease="1s", engine__latency_ms=20)
+    assert done.returncode == 0, done.stderr
+    assert s3.read_dataset() == expected
+    assert set(run.made().values()) == {1}
 
 
 def test_a_write_that_is_forbidden_is_said_and_loses_nothing(

@@ -1,0 +1,83 @@
+"""What a job asks of every answer beside its text: what it must be, and how probable its tokens were."""
+
+from synthia_batch.errors import UsageError
+from synthia_batch.job.declared import Job
+from synthia_batch.job.layers import Merged
+from synthia_batch.job.resolved import Device
+from synthia_batch.job.structured import make_structure
+from synthia_batch.prompts.formats import ChatFormat, PlainChatFormat, PromptFormat
+from synthia_batch.rows import Structure
+from synthia_batch.structure.check import check_structure, read_schema, read_text
+
+MAX_LOGPROBS = 20
+"""What vLLM gives unless engine.max_logprobs says otherwise (config/model.py of 0.32.0)."""
+
+
+def read_structure(merged: Merged) -> Structure | None:
+    """Return what every answer must be, its files read; None where it may be anything.
+
+    Raises:
+        UsageError: A file cannot be read, or it is none.
+    """
+    said = merged.job.structured
+    if said.kind is None:
+        return None
+    with merged.blame(f"structured.{said.kind}"):
+        value = getattr(said, said.kind)
+        if said.kind == "json_schema":
+            value = read_schema(value)
+        elif said.kind == "grammar":
+            value = read_text(value)
+        structure = make_structure(said.kind, value)
+        try:
+            check_structure(structure)
+        except ValueError as exc:
+            raise UsageError(f"structured.{exc}") from exc
+    return structure
+
+
+def check_tools(prompt_format: PromptFormat) -> None:
+    """Return if prompts of this format can tell of tools.
+
+    Raises:
+        UsageError: They cannot.
+    """
+    if isinstance(prompt_format, PlainChatFormat):  # Of engines without a model.
+        return
+    if isinstance(prompt_format, ChatFormat) and prompt_format.shows_tools():
+        return
+    what = (
+        "the chat template" if isinstance(prompt_format, ChatFormat) else f"the format {prompt_format.name}"
+    )
+    raise UsageError(
+        f"--tools-column: {what} does not tell the model of tools; name another template with "
+        "--chat-template FILE, or another model"
+    )
+
+
+def check_logprobs(job: Job, device: Device) -> None:
+    """Return if the job can have the log-probabilities that it asks for.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    count = job.sampling.logprobs
+    if count is None:
+        return
+    if "logprobs" in (*job.input.keep_columns, job.lora.column):
+        raise UsageError(
+            "--logprobs: the output's column is called logprobs, and so is one of the input's that is kept; "
+            "rename that, or leave it out of --keep-columns"
+        )
+    if job.engine.kind != "vllm":
+        return
+    most = job.engine.settings.get("max_logprobs", MAX_LOGPROBS)
+    if most != -1 and count > most:
+        raise UsageError(
+            f"--logprobs {count}: vLLM gives {most} at most; raise that with --set engine.max_logprobs=COUNT"
+        )
+    if job.determinism == "strict" and device == "cuda":
+        raise UsageError(
+            "--logprobs: on GPUs their last bits were seen to depend on the batch where tokens do not "
+            "(vllm#51187), and strict determinism promises every byte; use --determinism fast"
+        )

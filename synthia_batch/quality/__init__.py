@@ -1,0 +1,1 @@
+"""What an answer shows by its text alone, and the flags that samples get for it."""

@@ -1,0 +1,72 @@
+"""vLLM's reasoning parsers by name, known before an engine loads."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import NEEDS_VLLM, Command, write_jsonl
+
+from synthia_batch.conversations import Context, Conversations
+from synthia_batch.engine.vllm_settings import check_settings, list_reasoning_parsers
+from synthia_batch.errors import UsageError
+from synthia_batch.prompts.formats import ChatFormat
+from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
+from synthia_batch.rows import Finished
+
+OPENING = "{% for m in messages %}{{ m.content }}{% endfor %}<think>{# and </think> ends it #}"
+
+
+@NEEDS_VLLM
+def test_the_names_are_vllms_own() -> None:
+    names = list_reasoning_parsers()
+    assert {"deepseek_r1", "qwen3", "granite", "openai_gptoss"} <= set(names)
+    check_settings({"reasoning_parser": "deepseek_r1"}, "strict")
+
+
+@NEEDS_VLLM
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("deepseek-r1", "did you mean deepseek_r1?"), ("parser of mine", "it has .*deepseek_r1, ")],
+)
+def test_a_name_that_is_none_is_refused_with_what_was_meant(name: str, words: str) -> None:
+    with pytest.raises(UsageError, match=f"vLLM has no parser '{name}'; {words}"):
+        check_settings({"reasoning_parser": name}, "fast")
+
+
+@NEEDS_VLLM
+def test_a_parser_of_a_plugin_is_the_plugins_to_know() -> None:
+    check_settings({"reasoning_parser": "mine", "reasoning_parser_plugin": "/mine.py"}, "fast")
+
+
+@NEEDS_VLLM
+def test_a_slip_ends_before_anything_loads_and_the_parser_is_identity(
+    synthia: Command, tmp_path: Path
+) -> None:
+    source = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "Why?"}])
+    job = ("plan", source, "-m", "demo", "--json")
+    slip = synthia(*job, "--reasoning-parser", "qwen33")
+    assert slip.returncode == 2
+    assert "vLLM has no parser 'qwen33'; did you mean qwen3?" in slip.stderr
+    alone = synthia(*job, "--set", "sampling.thinking_token_budget=9")
+    assert alone.returncode == 2
+    assert "say --reasoning-parser NAME as well" in alone.stderr
+    plans = [
+        json.loads(synthia(*job, *flags).stdout)["fingerprint"]
+        for flags in ((), ("--reasoning-parser", "qwen3"), ("--set", "engine.reasoning_parser=qwen3"))
+    ]
+    assert plans[0] != plans[1] == plans[2]
+
+
+def test_what_the_engine_has_split_is_not_split_again() -> None:
+    made = Finished(
+        ordinal=0, response="said", reasoning="thought", finish_reason="stop", prompt_tokens=1,
+        completion_tokens=2,
+    )  # fmt: skip
+    context = Context(max_model_len=1000, max_tokens=20, on_overflow="fail")
+    renderer = Renderer(ChatFormat(OPENING, {}), ByteTokenizer())
+    assert renderer.thinks
+    by_engine = Conversations(renderer, context, reads_reasoning=False)
+    assert by_engine.advance(made).record == made
+    by_template = Conversations(renderer, context).advance(made).record
+    assert isinstance(by_template, Finished)
+    assert by_template.response == "", "the template opens a reasoning that never ends"
