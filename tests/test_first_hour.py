@@ -165,7 +165,7 @@ SLIPS = [
         ("run", "q.jsonl", "--temprature", "1"),
         "Usage: python -m synthia_batch run [OPTIONS] [INPUT|JOB.yaml]...\n"
         "Try 'python -m synthia_batch run --help' for help.\n\n"
-        "Error: No such option: --temprature (Possible options: --chat-template, --temperature)\n",
+        "Error: No such option: --temprature (Possible options: --chat-template, --state, --temperature)\n",
     ),
     Slip(
         "a flag's value that is none",
