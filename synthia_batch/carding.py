@@ -53,7 +53,7 @@ def find_licence(job: ResolvedJob) -> Licence | None:
 
 def describe_sources(names: Sequence[str]) -> str:
     """Return the input's name, of several files the first and how many more there are."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more files"
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _spell_command(job: ResolvedJob, source_files: Sequence[str]) -> Iterator[str]:

@@ -140,7 +140,8 @@ def make_json(chance: random.Random) -> bytes:
 
 
 def make_packed(chance: random.Random) -> bytes:
-    content = gzip.compress(chance.choice([make_jsonl, make_jsonl, make_csv])(chance))
+    plain = "".join(json.dumps(record) + "\n" for record in make_records(chance)).encode()
+    content = gzip.compress(make_jsonl(chance) if chance.random() < 0.5 else plain)
     return mutate_bytes(content, chance) if chance.random() < 0.4 else content
 
 

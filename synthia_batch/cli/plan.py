@@ -48,7 +48,7 @@ def validate(flags: JobFlags) -> None:
     job = resolve_job(flags.read_layers(), Display().say)
     rows = check_input(job)
     names = [str(file.shown).encode(errors="backslashreplace").decode() for file in job.inputs]  # Any bytes.
-    name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more files"
+    name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
     print(f"{name}: {rows} rows, no faults{f'; {LATER_TURNS}' if job.plan.plays_turns else ''}")
 
 

@@ -149,7 +149,7 @@ def read_report(directory: Path) -> Report:
 
 def _describe_source(plan: Mapping[str, Any]) -> str:
     more = len(plan.get("source_files", ())) - 1
-    return f"{plan['source_file']} and {more} more files" if more > 0 else str(plan["source_file"])
+    return f"{plan['source_file']} and {more} more" if more > 0 else str(plan["source_file"])
 
 
 def _read_head(facts: RunFacts, shards: Sequence[ShardSamples]) -> RunHead:
