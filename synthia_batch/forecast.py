@@ -232,9 +232,9 @@ def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
 
 def _spell(value: Any) -> Any:
     """Return `value` as JSON and a terminal can show it: a path may have a name that is no UTF-8."""
-    if isinstance(value, Path):
+    if isinstance(value, str | Path):
         return os.fsencode(value).decode(errors="backslashreplace")
-    return list(value) if isinstance(value, tuple) else value
+    return [_spell(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _count_prompts(job: ResolvedJob, source: Source, scan: Scan) -> _Prompts:
