@@ -1,7 +1,7 @@
 """What a job asks of every answer beside its text: what it must be, and how probable its tokens were."""
 
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import EngineKind, Job
+from synthia_batch.job.declared import Job
 from synthia_batch.job.layers import Merged
 from synthia_batch.job.resolved import Device
 from synthia_batch.job.structured import make_structure
@@ -36,17 +36,12 @@ def read_structure(merged: Merged) -> Structure | None:
     return structure
 
 
-def check_tools(prompt_format: PromptFormat, kind: EngineKind) -> None:
+def check_tools(prompt_format: PromptFormat) -> None:
     """Return if prompts of this format can tell of tools.
 
     Raises:
         UsageError: They cannot.
     """
-    if isinstance(prompt_format, PlainChatFormat) and kind == "openai":
-        raise UsageError(
-            "--tools-column: the server writes the prompts, and no tools are sent to it; name a "
-            "--chat-template FILE that tells of them, or leave the column out"
-        )
     if isinstance(prompt_format, PlainChatFormat):  # Of engines without a model.
         return
     if isinstance(prompt_format, ChatFormat) and prompt_format.shows_tools():
@@ -74,8 +69,6 @@ def check_logprobs(job: Job, device: Device) -> None:
             "--logprobs: the output's column is called logprobs, and so is one of the input's that is kept; "
             "rename that, or leave it out of --keep-columns"
         )
-    if job.engine.kind == "openai":
-        raise UsageError("--logprobs: they are not read from a server's answers; leave it out")
     if job.engine.kind != "vllm":
         return
     most = job.engine.settings.get("max_logprobs", MAX_LOGPROBS)
