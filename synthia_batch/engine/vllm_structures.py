@@ -44,5 +44,6 @@ def check_params(params: SamplingParams, settings: Mapping[str, Any]) -> None:
         why = re.sub(r"^\[[^]]*\] \S+: ", "", str(exc.__cause__ or exc).strip())
         raise UsageError(
             f"structured: the backend xgrammar cannot compile it: {why}\n"
-            "mend it, or name another backend with --set engine.structured_outputs_config='{backend: guidance}'"
+            "mend it, or name another backend with --set "
+            "engine.structured_outputs_config='{backend: guidance}'"
         ) from exc
