@@ -34,6 +34,7 @@ _HINTS = {
     "n": "say -n/--num-samples of the whole job",
     "logprobs": "say --logprobs K of the whole job",
     "top_logprobs": "say --logprobs K of the whole job",
+    "tools": "write rows of messages and tools, and say --tools-column",
 }
 
 
