@@ -215,16 +215,20 @@ def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
         "model.quantization": _Resolution(job.quantization or job.engine.quantization, "the checkpoint"),
         "model.name": _Resolution(job.model.name, "the model" if has_model else model),
         "model.revision": _Resolution(job.model.revision, "the Hub"),
-        "model.max_model_len": _Resolution(None if is_elsewhere else job.engine.max_model_len, model),
+        "model.max_model_len": _Resolution(job.engine.max_model_len, model),
         "prompt_format": _Resolution(job.prompt.format, format_by),
         "system": _Resolution([system.name for system in job.plan.systems], "the library, files and rows"),
-        "engine.device": _Resolution("none" if is_elsewhere else job.engine.device, "the installed vLLM"),
+        "engine.device": _Resolution(job.engine.device, "the installed vLLM"),
         "sampling.stop": _Resolution(list(job.engine.sampling.stop), "the prompt format"),
         "input.prompt_column": _Resolution(job.columns["prompt"], "the input"),
         "input.messages_column": _Resolution(job.columns["messages"], "the input"),
         "input.turns_column": _Resolution(job.columns.get("turns"), "the input"),
         "input.keep_columns": _Resolution(job.columns["keep"], "the input"),
     }
+    if is_elsewhere:
+        writer = "the server writes prompts" if job.engine.takes_messages else "written here"
+        found["prompt_format"] = _Resolution(job.prompt.format, writer)
+        del found["engine.device"], found["model.max_model_len"]
     if job.pool.kind == "local":  # How many a Ray pool has, only Ray knows.
         found["pool.workers"] = _Resolution(job.pool.workers or 1, "the local pool")
     return found

@@ -382,10 +382,11 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
 def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
     job = sources.merged.job
     settings = openai_settings.parse_settings(job.engine.settings)
+    api = openai_settings.choose_api(settings, prompt.format)
+    openai_settings.check_answers(job, api)
     openai_settings.check_sampling(job.sampling, settings, sources.merged.origins)
     structure = read_structure(sources.merged)
     openai_settings.check_structure(structure, settings)
-    api = openai_settings.choose_api(settings, prompt.format)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
     telling = openai_settings.list_telling(settings, api)

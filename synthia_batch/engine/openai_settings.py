@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import Determinism
+from synthia_batch.job.declared import Determinism, Job
 from synthia_batch.job.layers import Merged
 from synthia_batch.job.resolved import FormatName
-from synthia_batch.job.sampling import Sampling
+from synthia_batch.job.sampling import Sampling, list_unusual
 from synthia_batch.job.secret import is_reference
 from synthia_batch.rows import Structure
 
@@ -44,14 +44,12 @@ OF_OPENAI = (
 """Sampling that OpenAI's API has fields for. Others have a field of the same name in vLLM's server alone."""
 NEUTRAL: Mapping[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What says nothing, of sampling whose absence a server may take for its model's recommendation."""
+_FIELDS = Sampling.model_fields
 _OWN_FIELDS = frozenset(
-    {"model", "messages", "prompt", "n", "stream", "seed", "temperature", "top_p", "max_tokens", "stop"}
-    | {"max_completion_tokens", "presence_penalty", "frequency_penalty"}
+    {"model", "messages", "prompt", "n", "stream", "seed", "max_completion_tokens"}
+    | {"response_format", "structured_outputs", *_FIELDS}
 )
 """Fields of a request that the job says elsewhere."""
-
-
-_FIELDS = Sampling.model_fields
 
 
 class EndpointSettings(BaseModel):
@@ -99,6 +97,7 @@ def check_job(merged: Merged) -> None:
     for key, reason in OF_THE_SERVER.items():
         if any(said == key or said.startswith(f"{key}.") for said in merged.said):
             raise UsageError(f"{key} does nothing with --engine openai: {reason}; leave it out")
+    _refuse_unsent(job)
     if job.on_overflow == "truncate-oldest":
         raise UsageError(
             "--on-overflow truncate-oldest: how long a prompt is only the server knows; say fail or stop"
@@ -123,6 +122,23 @@ def choose_api(settings: EndpointSettings, prompt_format: FormatName) -> Api:
         "engine.api=chat: the server writes the prompts, so the job's prompt format or template would do "
         "nothing; leave engine.api out, or add --set prompt_format=chat"
     )
+
+
+def check_answers(job: Job, api: Api) -> None:
+    """Return if all that the job asks of an answer beside its text can be had of a server.
+
+    Raises:
+        UsageError: It cannot: it would come in a shape of the server's own, or not at all.
+    """
+    if job.sampling.logprobs is not None:
+        raise UsageError(
+            "--logprobs: they are not read from a server, which has a way of its own: leave it out"
+        )
+    if api == "chat" and job.input.tools_column is not None:
+        raise UsageError(
+            "--tools-column: a server that is told of tools answers with calls, for which the dataset has no "
+            "column; name a --chat-template FILE that writes them into the prompt, and calls come as text"
+        )
 
 
 def parse_settings(settings: Mapping[str, Any]) -> EndpointSettings:
@@ -207,6 +223,26 @@ def _check_determinism(determinism: Determinism) -> None:
             "--engine openai: equal texts cannot be promised for a server that is not ours, so strict "
             "determinism is refused; say --determinism fast: everything else is kept"
         )
+
+
+def _refuse_unsent(job: Job) -> None:
+    """Return if nothing is asked of an answer that this engine does not ask the server for.
+
+    Raises:
+        UsageError: Something is: nothing is left out in silence.
+    """
+    unsent = {
+        "structured": job.structured.kind is not None,
+        "input.sampling_column": job.input.sampling_column is not None,
+        "input.tools_column": job.input.tools_column is not None,
+        **{f"sampling.{name}": True for name in list_unusual(job.sampling)},
+    }
+    for key, is_asked in unsent.items():
+        if is_asked:
+            raise UsageError(
+                f"{key} is not sent by --engine openai; leave it out. What is the same for every request can "
+                "be said to the server with --set engine.extra_body={...}"
+            )
 
 
 def _refuse_written_key(key: Any) -> None:

@@ -28,7 +28,8 @@ _COLUMNS = (
 )  # fmt: skip
 _FLAGS = "flags"
 _LOGPROBS = "logprobs"
-"""A column that is there where the job asked for flags."""
+_ON_REQUEST = (_FLAGS, _LOGPROBS)
+"""Columns that only runs have that were asked for them. Kept ones come beside these, if they are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,15 @@ class Run:
             UsageError: The run has kept no such column.
             IntegrityError: A file is missing or altered.
         """
+        named = set() if kept is None else set(kept)
+        tells_logprobs = with_logprobs or _LOGPROBS in named
         for path in self._list_data():
-            for row in _read_rows(path, None if kept is None else (*_COLUMNS, *kept), with_logprobs):
+            for row in _read_rows(path, None if kept is None else (*_COLUMNS, *kept), tells_logprobs):
                 ours = {name: row.pop(name) for name in _COLUMNS}
                 ours["messages"] = _read_messages(ours["messages"])
-                flags, logprobs = tuple(row.pop(_FLAGS, ())), row.pop(_LOGPROBS, None)
-                yield FinishedSample(**ours, flags=flags, logprobs=logprobs, kept=row)
+                flags, logprobs = tuple(row.get(_FLAGS, ())), row.get(_LOGPROBS)
+                own = {name: value for name, value in row.items() if name in named or name not in _ON_REQUEST}
+                yield FinishedSample(**ours, flags=flags, logprobs=logprobs, kept=own)
 
     def failed(self, code: str | None = None) -> Iterator[FailedSample]:
         """Yield the samples that could not be made, or those of `code`, in the order of the input.
@@ -116,6 +120,8 @@ def open_run(directory: str | PathLike[str]) -> Run:
         UsageError: It is no run directory.
         IntegrityError: Its plan was altered.
     """
+    if "://" in str(directory):
+        raise UsageError(f"{directory}: open_run reads directories; copy the run here, and open the copy")
     path = Path(directory)
     run_dir = RunDir(path)
     if read_manifest(run_dir.manifest) is None:  # A copy of what is published is a run, too.

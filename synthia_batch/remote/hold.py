@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from synthia_batch.errors import IntegrityError, UsageError
+from synthia_batch.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.job.resolved import Remote
 from synthia_batch.remote.adopt import (
     adopt_run,
@@ -13,7 +13,7 @@ from synthia_batch.remote.adopt import (
     refuse_other_objects,
     refuse_other_remote_identity,
 )
-from synthia_batch.remote.lease import RENEWALS, Lease
+from synthia_batch.remote.lease import RENEWALS, Lease, LeaseRecord, read_lease
 from synthia_batch.remote.mirror import Mirror
 from synthia_batch.remote.object_store import ObjectStore, Patience, open_object_store
 from synthia_batch.store.atomic import publish_bytes
@@ -37,18 +37,17 @@ def hold_remote(
         StorageFailed: The store does not answer, or does not allow it.
     """
     store = open_remote(remote, say)
-    # Before the lease, too: a job that is refused touches nothing.
+    state = _name_state(run_dir)
+    # Before the lease, too: what is refused touches nothing.
     plan = read_remote_plan(store)
     if plan is not None:
         refuse_other_remote_identity(store, plan, identity)
-    with Lease.take(_open_for_lease(remote), _name_state(run_dir), remote.lease_seconds) as lease:
-        # Another may have begun the run before the lease was ours.
-        plan = read_remote_plan(store)
-        if plan is not None:
-            refuse_other_remote_identity(store, plan, identity)
-            _catch_up(store, run_dir, lock, lease, plan, say)
-        else:
-            _require_empty(store, lease)
+        _refuse_outdated(store, run_dir, state, read_lease(store))
+    with Lease.take(_open_for_lease(remote), state, remote.lease_seconds) as lease:
+        plan = _look_again(store, run_dir, lease, identity)
+        if plan is not None and not run_dir.plan.exists():
+            adopted = adopt_run(store, run_dir, plan, lock.begin_epoch(after=0).epoch)
+            say(f"{store.url}: adopted {adopted.shards} of {adopted.total} shards that are there")
         mirror = Mirror(store=store, lease=lease, run_dir=run_dir, say=say)
         try:
             yield mirror
@@ -81,29 +80,27 @@ def _name_state(run_dir: RunDir) -> str:
     return str(known["state"])
 
 
-def _require_empty(store: ObjectStore, lease: Lease) -> None:
-    # Under the lease, since only a write tells that there is no such bucket.
+def _look_again(
+    store: ObjectStore, run_dir: RunDir, lease: Lease, identity: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the plan of the run in the store, None where none has begun; now nobody else can change that."""
     try:
-        refuse_other_objects(store)
-    except UsageError:
+        plan = read_remote_plan(store)
+        if plan is None:
+            # Only here, since only a write tells that there is no such bucket.
+            refuse_other_objects(store)
+        else:
+            refuse_other_remote_identity(store, plan, identity)
+            _refuse_outdated(store, run_dir, lease.state, lease.previous)
+    except SynthiaBatchError:
         lease.withdraw()
         raise
+    return plan
 
 
-def _catch_up(
-    store: ObjectStore,
-    run_dir: RunDir,
-    lock: RunLock,
-    lease: Lease,
-    plan: Mapping[str, Any],
-    say: Callable[[str], None],
-) -> None:
-    if not run_dir.plan.exists():
-        adopted = adopt_run(store, run_dir, plan, lock.begin_epoch(after=0).epoch)
-        say(f"{store.url}: adopted {adopted.shards} of {adopted.total} shards that are there")
-        return
-    last = lease.previous
-    if last is not None and last.state != lease.state:
+def _refuse_outdated(store: ObjectStore, run_dir: RunDir, state: str, last: LeaseRecord | None) -> None:
+    """Return unless another state directory than this one has got on with the run."""
+    if run_dir.plan.exists() and last is not None and last.state != state:
         raise IntegrityError(
             f"{last.describe(store.url)}, from another state directory than {run_dir.root}, which may be "
             "behind it; nothing was touched\n"

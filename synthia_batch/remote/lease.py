@@ -165,10 +165,13 @@ class Lease:
             return
 
     def withdraw(self) -> None:
-        """Remove the lease from a prefix that it was not meant for, where nobody had it before."""
+        """Leave the prefix as it was, where it turns out that it was not to be written to from here."""
         if self.previous is None:
             self._store.remove(KEY)
-            self._lost = LeaseLost(f"the lease of {self._store.url} was given up")
+        else:
+            with self._mutex:
+                self._write(replace(self.previous, ends_at=0.0, nonce=uuid.uuid4().hex))
+        self._lost = LeaseLost(f"the lease of {self._store.url} was given up")
 
     def __enter__(self) -> Self:
         self.start()

@@ -194,7 +194,9 @@ class Mirror:
         content = _read(path)
         notes = take_notes(content, self._plan_digest, intent)
         if notes.sha256 != entry.sha256:
-            if any(later.shard == intent.shard for _, later in self._waiting):
+            with self._changed:
+                is_outdated = any(later.shard == intent.shard for _, later in self._waiting)
+            if is_outdated:
                 return  # Published anew since: that one comes later.
             raise IntegrityError(
                 f"{path} was altered: its SHA-256 is not {entry.sha256}; it was not put into {self.store.url}"

@@ -110,6 +110,14 @@ def test_a_renewal_whose_answer_was_lost_is_known_by_its_nonce(
     lease.check()
 
 
+def test_a_lease_that_is_withdrawn_tells_of_the_one_before(store: ObjectStore) -> None:
+    Lease.take(store, "a", 60).release()
+    Lease.take(store, "b", 60).withdraw()
+    found = read_lease(store)
+    assert found is not None
+    assert (found.state, found.is_free) == ("a", True)
+
+
 def test_a_lease_that_was_not_meant_for_the_prefix_is_removed_again(store: ObjectStore) -> None:
     Lease.take(store, "a", 60).withdraw()
     assert read_lease(store) is None
