@@ -190,7 +190,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 @pytest.mark.parametrize("path", ["in", "in/", "in/*", "in/?.jsonl", "in/**"])
 def test_a_bucket_is_read_by_prefix_and_by_pattern(synthia: Command, s3: S3, path: str) -> None:
     done = synthia("plan", f"s3://{BUCKET}/{path}", "--json", *ENGINE[:-3], **s3.environment)
-    rows = {"in/*": {"a.jsonl": 1}, "in/?.jsonl": {"a.jsonl": 1}, "in/**": None}.get(path, {"a.jsonl": 1, "more/b.jsonl.gz": 2000})
+    whole, first = {"a.jsonl": 1, "more/b.jsonl.gz": 2000}, {"a.jsonl": 1}
+    rows = {"in/*": first, "in/?.jsonl": first, "in/**": None}.get(path, whole)
     if rows is None:
         assert done.returncode == 2
         assert "notes.txt: the format is not known" in done.stderr
