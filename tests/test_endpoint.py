@@ -428,9 +428,6 @@ def test_what_cannot_be_asked_is_refused_before_anything_is(
     assert "lora.adapters does nothing" in refuse("--lora", "a=b")
     assert "say fail or stop" in refuse("--on-overflow", "truncate-oldest")
     assert "engine.api=completions: nothing says" in refuse("--set", "engine.api=completions")
-    for flags in (("--choice", "a,b"), ("--logprobs", "2"), ("--set", "sampling.min_tokens=3")):
-        assert "is not sent by --engine openai; leave it out" in refuse(*flags)
-    assert "input.sampling_column is not sent" in refuse("--sampling-column", "how")
     assert "temperature is said by the job" in refuse("--set", "engine.extra_body={temperature: 1}")
     assert "response_format is said by" in refuse("--set", "engine.extra_body={response_format: {}}")
     assert "not read from a server" in refuse("--logprobs", "2", "--set", "engine.extra_sampling=true")

@@ -11,7 +11,7 @@ from synthia_batch.errors import UsageError
 from synthia_batch.job.declared import Determinism, Job
 from synthia_batch.job.layers import Merged
 from synthia_batch.job.resolved import FormatName
-from synthia_batch.job.sampling import Sampling, list_unusual
+from synthia_batch.job.sampling import Sampling
 from synthia_batch.job.secret import is_reference
 from synthia_batch.rows import Structure
 
@@ -97,7 +97,6 @@ def check_job(merged: Merged) -> None:
     for key, reason in OF_THE_SERVER.items():
         if any(said == key or said.startswith(f"{key}.") for said in merged.said):
             raise UsageError(f"{key} does nothing with --engine openai: {reason}; leave it out")
-    _refuse_unsent(job)
     if job.on_overflow == "truncate-oldest":
         raise UsageError(
             "--on-overflow truncate-oldest: how long a prompt is only the server knows; say fail or stop"
@@ -223,26 +222,6 @@ def _check_determinism(determinism: Determinism) -> None:
             "--engine openai: equal texts cannot be promised for a server that is not ours, so strict "
             "determinism is refused; say --determinism fast: everything else is kept"
         )
-
-
-def _refuse_unsent(job: Job) -> None:
-    """Return if nothing is asked of an answer that this engine does not ask the server for.
-
-    Raises:
-        UsageError: Something is: nothing is left out in silence.
-    """
-    unsent = {
-        "structured": job.structured.kind is not None,
-        "input.sampling_column": job.input.sampling_column is not None,
-        "input.tools_column": job.input.tools_column is not None,
-        **{f"sampling.{name}": True for name in list_unusual(job.sampling)},
-    }
-    for key, is_asked in unsent.items():
-        if is_asked:
-            raise UsageError(
-                f"{key} is not sent by --engine openai; leave it out. What is the same for every request can "
-                "be said to the server with --set engine.extra_body={...}"
-            )
 
 
 def _refuse_written_key(key: Any) -> None:

@@ -137,18 +137,11 @@ _ALWAYS = (
 """What every identity has; of the rest it has what is not left at its default."""
 
 
-def list_unusual(sampling: Sampling) -> list[str]:
-    """Return the keys beside the usual ones, those of every identity, that are not left at their defaults."""
-    fields = Sampling.model_fields
-    return [
-        name
-        for name in fields
-        if name not in _ALWAYS
-        and getattr(sampling, name) != fields[name].get_default(call_default_factory=True)
-    ]
-
-
 def identify_sampling(sampling: Sampling) -> dict[str, Any]:
     """Return what of `sampling` belongs to a job's identity, as JSON can say it."""
-    said = {*_ALWAYS, *list_unusual(sampling)}
-    return {name: value for name, value in sampling.model_dump(mode="json").items() if name in said}
+    fields = Sampling.model_fields
+    return {
+        name: value
+        for name, value in sampling.model_dump(mode="json").items()
+        if name in _ALWAYS or getattr(sampling, name) != fields[name].get_default(call_default_factory=True)
+    }

@@ -277,7 +277,7 @@ def open_object_store(url: str, patience: Patience, say: Callable[[str], None] |
 
 
 def _find_endpoint() -> str:
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL")
     return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
 
