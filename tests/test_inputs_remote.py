@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Command
 from s3 import BUCKET, S3, Fault, serve_s3
+from test_gs import Server, Stored
 
 from synthia_batch.intake.copies import find_copies
 from synthia_batch.intake.hub import select_rows
@@ -219,6 +220,19 @@ def test_what_a_bucket_does_not_have_is_said(synthia: Command, s3: S3) -> None:
     done = synthia("validate", f"s3://{BUCKET}/nothing.jsonl", *ENGINE[:-3], **s3.environment)
     assert done.returncode == 2
     assert "there is no such file, and none of rows below it" in done.stderr
+
+
+def test_a_bucket_of_google_is_read_on_a_server_in_the_shape_of_its_api(
+    synthia: Command, tmp_path: Path
+) -> None:
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, content in (("in/a.jsonl", TEXT), ("in/b.jsonl.gz", gzip.compress(TEXT))):
+            server.bucket.objects[name] = Stored(1, content, {})
+        done = synthia("run", "gs://bucket/in", "-o", "out", *ENGINE, **server.environment)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert count_rows(tmp_path / "out") == 4000
 
 
 def test_what_reads_a_bucket_is_named_where_it_is_not_installed(synthia: Command, tmp_path: Path) -> None:
