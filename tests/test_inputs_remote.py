@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Command
 from s3 import BUCKET, S3, Fault, serve_s3
+from test_gs import Server, Stored
 
 from synthia_batch.intake.copies import find_copies
 from synthia_batch.intake.hub import select_rows
@@ -187,10 +188,11 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         yield running
 
 
-@pytest.mark.parametrize("path", ["in", "in/", "in/*", "in/**"])
+@pytest.mark.parametrize("path", ["in", "in/", "in/*", "in/?.jsonl", "in/**"])
 def test_a_bucket_is_read_by_prefix_and_by_pattern(synthia: Command, s3: S3, path: str) -> None:
     done = synthia("plan", f"s3://{BUCKET}/{path}", "--json", *ENGINE[:-3], **s3.environment)
-    rows = {"in/*": {"a.jsonl": 1}, "in/**": None}.get(path, {"a.jsonl": 1, "more/b.jsonl.gz": 2000})
+    whole, first = {"a.jsonl": 1, "more/b.jsonl.gz": 2000}, {"a.jsonl": 1}
+    rows = {"in/*": first, "in/?.jsonl": first, "in/**": None}.get(path, whole)
     if rows is None:
         assert done.returncode == 2
         assert "notes.txt: the format is not known" in done.stderr
@@ -218,6 +220,19 @@ def test_what_a_bucket_does_not_have_is_said(synthia: Command, s3: S3) -> None:
     done = synthia("validate", f"s3://{BUCKET}/nothing.jsonl", *ENGINE[:-3], **s3.environment)
     assert done.returncode == 2
     assert "there is no such file, and none of rows below it" in done.stderr
+
+
+def test_a_bucket_of_google_is_read_on_a_server_in_the_shape_of_its_api(
+    synthia: Command, tmp_path: Path
+) -> None:
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, content in (("in/a.jsonl", TEXT), ("in/b.jsonl.gz", gzip.compress(TEXT))):
+            server.bucket.objects[name] = Stored(1, content, {})
+        done = synthia("run", "gs://bucket/in", "-o", "out", *ENGINE, **server.environment)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert count_rows(tmp_path / "out") == 4000
 
 
 def test_what_reads_a_bucket_is_named_where_it_is_not_installed(synthia: Command, tmp_path: Path) -> None:

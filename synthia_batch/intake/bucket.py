@@ -8,7 +8,7 @@ from synthia_batch.errors import UsageError
 from synthia_batch.intake.remote import Broken, RemoteFile
 
 CHUNK_BYTES = 16 * 1024 * 1024
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL")
 _EXTRAS = {"s3": "s3", "gs": "gcs"}
 _T = TypeVar("_T")
 
@@ -87,12 +87,10 @@ class BucketStore:
         import obstore
         from obstore.exceptions import PreconditionError
 
+        part = {} if (begin, end) == (0, file.size) else {"range": (begin, end)}
+        options: Any = {**part, "if_match": file.version}
         try:
-            found = self._ask(
-                lambda: obstore.get(
-                    self._client, file.key, options={"range": (begin, end), "if_match": file.version}
-                )
-            )
+            found = self._ask(lambda: obstore.get(self._client, file.key, options=options))
             content = self._ask(lambda: bytes(found.bytes()))
         except (PreconditionError, FileNotFoundError) as exc:
             raise UsageError(f"{file.url}: changed while it was fetched; run the same command again") from exc

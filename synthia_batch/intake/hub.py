@@ -11,6 +11,7 @@ from synthia_batch.errors import UsageError
 from synthia_batch.intake.found import IN_DIRECTORIES, KINDS, PACKINGS, Found, split_name
 from synthia_batch.intake.patterns import match_names
 from synthia_batch.intake.plain import Say
+from synthia_batch.privacy import keep_private
 
 _ADDRESS = re.compile(
     r"hf://datasets/(?P<name>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
@@ -45,6 +46,7 @@ def fetch_dataset(said: str, say: Say, *, makes: bool = True) -> list[Found]:
         UsageError: The address is none, or its files are not to be had.
     """
     address = _parse(said)
+    keep_private()  # Before the Hub's library is there: it reads its switches once.
     listed = _list_files(address, say, asks_hub=makes)
     wanted = select_rows(listed.files, address.path)
     if not wanted:

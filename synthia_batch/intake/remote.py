@@ -3,6 +3,7 @@
 A download that breaks is taken up where it broke, five times; one that was not whole never becomes a copy.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -94,7 +95,8 @@ def _find(store: RemoteStore, path: str, said: str) -> list[RemoteFile]:
     found = _try(lambda: store.look(path), said) if not path.endswith("/") else None
     if found is not None:
         return [found]
-    folder = path.partition("*")[0].rpartition("/")[0] if "*" in path else path.rstrip("/")
+    magic = re.search(r"[*?[]", path)
+    folder = path[: magic.start()].rpartition("/")[0] if magic else path.rstrip("/")
     keys = _try(lambda: store.list_keys(folder), said)
     wanted = match_names(keys, path) or sorted(key for key in keys if _is_rows(key, folder))
     if not wanted:

@@ -24,6 +24,8 @@ _NEUTRAL: Mapping[str, Any] = {
     "modalities": ["text"], "response_format": {"type": "text"}, "reasoning_effort": "none", "best_of": 1,
 }  # fmt: skip
 """Keys that cannot be honoured, each with the value that asks for nothing."""
+_OF_THE_JOB = ("structured", "logprobs")
+"""Keys of a row's sampling that mean something else in a body, or nothing."""
 _STRUCTURES = {
     "guided_json": "json_schema",
     "guided_regex": "regex",
@@ -31,9 +33,10 @@ _STRUCTURES = {
     "guided_grammar": "grammar",
 }
 _HINTS = {
-    "n": "say -n/--num-samples of the whole job",
-    "logprobs": "say --logprobs K of the whole job",
-    "top_logprobs": "say --logprobs K of the whole job",
+    "n": "leave it out, and say -n/--num-samples of the whole job",
+    "logprobs": "leave it out, and say --logprobs K of the whole job",
+    "top_logprobs": "leave it out, and say --logprobs K of the whole job",
+    "tools": "write rows of messages and tools, and say --tools-column",
 }
 
 
@@ -77,7 +80,7 @@ def read_sampling(body: Mapping[str, Any]) -> dict[str, Any]:
             said.setdefault("max_tokens", value)
         elif name == "top_k" and value == -1:
             said["top_k"] = 0  # vLLM's word for every token.
-        elif name in RowKeys.model_fields and name != "structured":
+        elif name in RowKeys.model_fields and name not in _OF_THE_JOB:
             said[name] = value
         else:
             said["structured"] = _read_structure(name, value)
