@@ -1,7 +1,7 @@
 """The dataset card of a run that is about to be complete: from the job to what the card tells of it."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from synthia_batch.job.presets import read_preset
@@ -11,6 +11,8 @@ from synthia_batch.opening import OpenRun
 from synthia_batch.report.card import CardFacts, Licence, write_card
 from synthia_batch.store.manifest import Manifest
 
+MOST_NAMES = 8
+"""Files that the command on a card names; of more it names these."""
 _SAMPLING_FLAGS = ("temperature", "top_p", "top_k", "max_tokens")
 _COLUMN_FLAGS = ("prompt", "messages", "turns", "system", "id")
 
@@ -25,8 +27,8 @@ def make_card(job: ResolvedJob, run: OpenRun, manifest: Manifest) -> None:
     facts = CardFacts(
         name=run.name,
         model=job.model.name,
-        source=run.source_file,
-        command=shlex.join(_spell_command(job, run.source_file)),
+        source=describe_sources(run.source_files),
+        command=shlex.join(_spell_command(job, run.source_files)),
         systems={system.name: system.text for system in job.plan.systems},
         identity=job.identity,
         licence=find_licence(job),
@@ -49,10 +51,17 @@ def find_licence(job: ResolvedJob) -> Licence | None:
     return Licence(name=str(known.value), source=preset.card or known.reason or f"preset {preset.name}")
 
 
-def _spell_command(job: ResolvedJob, source_file: str) -> Iterator[str]:
+def describe_sources(names: Sequence[str]) -> str:
+    """Return the input's name, of several files the first and how many more there are."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _spell_command(job: ResolvedJob, source_files: Sequence[str]) -> Iterator[str]:
     """Yield the words of a command that makes this job, but for where its files are."""
     identity = job.identity
-    yield from ("synthia-batch", "run", source_file)
+    yield from ("synthia-batch", "run", *source_files[:MOST_NAMES])
+    if len(source_files) > MOST_NAMES:
+        yield "..."
     if job.model.path is not None or job.engine.is_elsewhere:
         yield from ("--model", job.model.name)
     if identity["engine"]["kind"] != "vllm":
@@ -60,6 +69,10 @@ def _spell_command(job: ResolvedJob, source_file: str) -> Iterator[str]:
     if job.engine.is_elsewhere:  # Where it was is no part of the output.
         yield from ("--base-url", "URL")
     columns = identity["input"]["columns"]
+    if columns.get("shape") is not None:
+        yield from ("--input-format", columns["shape"])
+    if columns.get("template") is not None:
+        yield from ("--prompt-template", "FILE")
     for column in _COLUMN_FLAGS:
         if columns.get(column) is not None:
             yield from (f"--{column}-column", columns[column])

@@ -23,19 +23,21 @@ from synthia_batch.hardware import (
     name_gpus,
     total_memory_bytes,
 )
+from synthia_batch.intake import take_in
 from synthia_batch.job.declared import Job
 from synthia_batch.job.layers import Layer, merge_layers
 from synthia_batch.job.presets import Preset
+from synthia_batch.job.reading import ADDRESS, STDIN
 from synthia_batch.model_choice import add_preset, choose_device, preview_by_card
 from synthia_batch.models.weigh import ModelWeight, weigh_model
 from synthia_batch.pool.address import check_form, probe_head
 from synthia_batch.resolve import find_directory, select_rows
-from synthia_batch.source import open_source
+from synthia_batch.source import open_files
 from synthia_batch.user_cache import find_user_cache
 
 State = Literal["ok", "unknown", "bad"]
 LOW_DISK_BYTES = 2 * 10**9
-NO_INPUT = "-"
+NO_INPUT = "no input"
 """Stands for the input of a job that names none: its model can be looked at all the same."""
 
 
@@ -80,7 +82,7 @@ def examine_job(layers: Sequence[Layer]) -> Diagnosis:
     job = merge_layers(chosen.layers).job
     output = find_directory(job) or Path("outputs")
     checks = [*_list_machine_checks(choose_device(job), output, job)]
-    if str(job.input.path) != NO_INPUT:
+    if job.input.path != NO_INPUT:
         checks.append(_try("input", lambda: _check_input(job)))
     if job.engine.kind == "vllm":
         checks += _list_model_checks(job, chosen.preset)
@@ -144,9 +146,16 @@ def _check_disk(name: str, path: Path) -> Check:
 
 
 def _check_input(job: Job) -> Check:
-    open_source(job.input.path).detect(select_rows(job))
-    size = job.input.path.stat().st_size
-    text = f"{job.input.path}: {size / 1e6:.1f} MB; `synthia-batch validate` reads every row"
+    said = job.input.paths
+    first = f"{said[0]}{f' and {len(said) - 1} more' if len(said) > 1 else ''}"
+    if any(path == STDIN or ADDRESS.match(path) for path in said):
+        text = f"{first}: not looked at; `synthia-batch validate` fetches it and reads every row"
+        return Check(name="input", state="unknown", text=text)
+    template = job.input.prompt_template
+    files = take_in(said, lambda text: None).files
+    open_files(files).detect(select_rows(job, template.read_text() if template else None))
+    size = sum(file.path.stat().st_size for file in files)
+    text = f"{first}: {size / 1e6:.1f} MB; `synthia-batch validate` reads every row"
     return Check(name="input", state="ok", text=text)
 
 

@@ -4,14 +4,16 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.source import Columns, Scan, Selection, Source, open_source
+from synthia_batch.intake import take_in
+from synthia_batch.job.reading import ADDRESS
+from synthia_batch.source import Columns, Scan, Selection, Source, open_files
 
 PEEKED_ROWS = 1000
 MOST_KEPT_CHARACTERS = 200
@@ -44,6 +46,11 @@ sampling:
 # stop_at: 07:00                   # likewise
 # max_failures: 1%                 # end early where more fail
 # notify: ['${NOTIFY_URL}']        # an Apprise URL, told at the end; the variable holds it"""
+_SHAPES = {
+    "openai-batch": "requests of an OpenAI batch",
+    "sharegpt": "conversations in ShareGPT's shape",
+    "alpaca": "instructions in Alpaca's shape",
+}
 ID_NAMES = re.compile(r"(.*[_-])?(id|uuid|key|hash)", re.IGNORECASE)
 SYSTEM_NAMES = re.compile(r"system|persona|.*system_?(prompt|message).*", re.IGNORECASE)
 
@@ -54,7 +61,7 @@ class Draft:
     own system messages; both are only offered.
     """
 
-    path: Path
+    paths: tuple[str, ...]
     rows: int
     columns: Columns
     left_out: tuple[str, ...]
@@ -63,32 +70,36 @@ class Draft:
     @property
     def holds(self) -> str:
         """What a row is."""
+        if self.columns.shape is not None:
+            return _SHAPES[self.columns.shape]
         if self.columns.messages is not None:
             return "conversations in OpenAI's shape"
         return "conversations, played turn by turn" if self.columns.turns is not None else "prompts"
 
 
-def draft_job(path: Path) -> Draft:
-    """Return what the input at `path` is found to be. Reads and checks all of it.
+def draft_job(paths: Sequence[str], say: Callable[[str], None]) -> Draft:
+    """Return what the input at `paths` is found to be. Reads and checks all of it.
 
     Raises:
         UsageError: It cannot be read, or has no text to answer.
         InputRefused: It has faults.
     """
-    source = open_source(path)
+    taken = take_in(paths, say)
+    source = open_files(taken.files)
     records = source.peek(PEEKED_ROWS)
     names = list(dict.fromkeys(name for record in records for name in record))
     selection = _choose_text(source, records, names)
     columns = source.detect(selection)
-    rest = [name for name in names if name != columns.text]
-    id_column = next((name for name in rest if ID_NAMES.fullmatch(name) and _is_unique(name, records)), None)
+    rest = [name for name in names if name not in columns.texts]
+    ids = (name for name in rest if ID_NAMES.fullmatch(name) and _is_unique(name, records))
+    id_column = columns.id or next(ids, None)
     rest = [name for name in rest if name != id_column]
     systems = [name for name in rest if SYSTEM_NAMES.fullmatch(name) and _is_text(name, records)]
     rest = [name for name in rest if name not in systems]
     short = tuple(name for name in rest if _measure(name, records) <= MOST_KEPT_CHARACTERS)
     scan = _scan_first_fit(source, replace(selection, id_column=id_column, keep_columns=short))
     return Draft(
-        path=path,
+        paths=taken.said,
         rows=scan.rows,
         columns=scan.columns,
         left_out=tuple(name for name in rest if name not in scan.columns.keep),
@@ -102,12 +113,13 @@ def write_draft(draft: Draft, folder: Path) -> str:
     Raises:
         UsageError: The input has a name that no job file can hold.
     """
-    path = os.path.relpath(draft.path, folder)
-    try:
-        path.encode()
-    except UnicodeEncodeError as exc:
-        raise UsageError(f"{path!r}: the name is not valid UTF-8; rename the file") from exc
-    return "\n".join([*_write_head(draft), *_write_input(draft, path), *_write_rest(draft)]) + "\n"
+    paths = [path if ADDRESS.match(path) else os.path.relpath(path, folder) for path in draft.paths]
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError as exc:
+            raise UsageError(f"{path!r}: the name is not valid UTF-8; rename the file") from exc
+    return "\n".join([*_write_head(draft), *_write_input(draft, paths), *_write_rest(draft)]) + "\n"
 
 
 def _choose_text(source: Source, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Selection:
@@ -168,15 +180,20 @@ def _measure(name: str, records: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _write_head(draft: Draft) -> list[str]:
-    source = draft.path.name if draft.path.name.isprintable() else ascii(draft.path.name)
+    name = draft.paths[0].rpartition("/")[2]
+    source = name if name.isprintable() else ascii(name)
+    if len(draft.paths) > 1:
+        source += f" and {len(draft.paths) - 1} more"
     what = f"# A job for {source}: {draft.rows:,} rows of {draft.holds}."
     return [what, *_HEAD.splitlines(), ""]
 
 
-def _write_input(draft: Draft, path: str) -> Iterator[str]:
+def _write_input(draft: Draft, paths: Sequence[str]) -> Iterator[str]:
     columns = draft.columns
     yield "input:"
-    yield f"  path: {quote(path)}"
+    yield f"  path: {quote(paths[0]) if len(paths) == 1 else _quote_all(paths)}"
+    if columns.shape is not None:
+        yield f"  format: {columns.shape}"
     for kind, name in (("prompt", columns.prompt), ("messages", columns.messages), ("turns", columns.turns)):
         if name is not None:
             yield f"  {kind}_column: {quote(name)}"

@@ -4,17 +4,20 @@ Read from the directory alone, also while the run goes on; of the input only the
 that failed in a shard which is not published yet.
 """
 
+import glob
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import IntegrityError, SynthiaBatchError
+from synthia_batch.intake import take_in
+from synthia_batch.intake.copies import is_copy
 from synthia_batch.job_file import read_job
 from synthia_batch.report.looking import LOOKS, RunLooker, open_looker
 from synthia_batch.rows import Failed, Row, Shard
-from synthia_batch.source import Scan, open_source
+from synthia_batch.source import Scan, open_files
 from synthia_batch.source.ids import Occurrences
 from synthia_batch.store.journal_reader import replay
 from synthia_batch.store.part import read_part
@@ -22,7 +25,7 @@ from synthia_batch.store.recovery import Published, ShardState
 
 COMMONEST = 3
 """Reasons that are named where a run had too many failures."""
-_COLUMNS = ("id", "row_index", "sample_index", "code", "message", "source_line")
+_COLUMNS = ("id", "row_index", "sample_index", "code", "message", "source_file", "source_line")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +94,14 @@ def find_reasons(directory: Path) -> list[Reason]:
 
 
 class _Reader:
-    """Reads the failed samples of one shard after the other. `file` is the input as it is shown."""
+    """Reads the failed samples of one shard after the other. `said` is what the job named as its input."""
 
-    def __init__(self, looker: RunLooker, file: Path) -> None:
+    def __init__(self, looker: RunLooker, said: tuple[str, ...]) -> None:
         self._looker = looker
-        self._file = file
-        self._rows = _InputRows(looker, file)
-        self._shown = str(_shorten(file))
+        self._rows = _InputRows(looker, said)
+        self._names: Sequence[str] = looker.plan.get("source_files", ())
+        # Of one file where it is, of several the names that they have in the output.
+        self._shown = _show(said[0], looker.plan["source_file"])
 
     def read(self, state: ShardState) -> list[FailedSample]:
         """Return the failed samples of a shard as it was when it was looked at, or as it is now.
@@ -127,7 +131,13 @@ class _Reader:
         if not state.failed:
             return []
         rows = read_part(self._looker.run_dir.failed_part(state.shard), _COLUMNS).to_pylist()
-        return [FailedSample(file=self._shown, line=row.pop("source_line"), **row) for row in rows]
+        return [
+            FailedSample(file=self._show_file(row.pop("source_file")), line=row.pop("source_line"), **row)
+            for row in rows
+        ]
+
+    def _show_file(self, name: str) -> str:
+        return name if self._names else self._shown
 
     def _describe(self, failed: list[Failed]) -> list[FailedSample]:
         per_row = self._looker.plan["samples_per_row"]
@@ -137,7 +147,7 @@ class _Reader:
             FailedSample(
                 code=outcome.code,
                 message=outcome.message,
-                file=self._shown,
+                file=self._show_file(self._names[row.file] if row and self._names else self._shown),
                 line=row.line if row else None,
                 id=row.id if row else None,
                 row_index=outcome.ordinal // per_row,
@@ -151,27 +161,32 @@ class _Reader:
 class _InputRows:
     """The rows of the input, where it is still there and what it was."""
 
-    def __init__(self, looker: RunLooker, path: Path) -> None:
+    def __init__(self, looker: RunLooker, said: tuple[str, ...]) -> None:
         self._looker = looker
-        self._path = path
+        self._said = said
 
     def read(self, wanted: set[int]) -> dict[int, Row]:
         """Return the rows of those indexes, or none where the input cannot be read any more."""
         try:
             occurrences = Occurrences.load(self._looker.run_dir.occurrences)
             scan = Scan.from_dict(self._looker.plan["scan"], occurrences)
-            rows = open_source(self._path).read_rows(scan, min(wanted), max(wanted) + 1)
+            files = take_in(self._said, lambda text: None, makes=False).files
+            rows = open_files(files).read_rows(scan, min(wanted), max(wanted) + 1)
             return {row.index: row for row in rows if row.index in wanted}
         except SynthiaBatchError:
             return {}
 
 
-def _find_input(looker: RunLooker) -> Path:
-    """Return where the input was when the run was last started; its name where that is not known."""
+def _find_input(looker: RunLooker) -> tuple[str, ...]:
+    """Return what was named as the input when the run was last started; its name where that is not known."""
     job = read_job(looker.run_dir.job, looker.run_dir.root)
-    return Path(job.values["input"]["path"] if job else looker.plan["source_file"])
+    said = job.values["input"]["path"] if job else looker.plan["source_file"]
+    return (said,) if isinstance(said, str) else tuple(said)
 
 
-def _shorten(path: Path) -> Path:
-    """Return `path` as it is from here, where it is below."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _show(said: str, name: str) -> str:
+    """Return the one file that `said` names as it is from here, or its `name` where it is no such file."""
+    path = Path(said)
+    if path.is_dir() or is_copy(path) or glob.has_magic(said):
+        return name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else said)

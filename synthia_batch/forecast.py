@@ -20,7 +20,7 @@ from synthia_batch.plan import limit_answer, make_samples, plan_shards
 from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.resolve import open_renderer
 from synthia_batch.rows import Row, Sample
-from synthia_batch.source import Scan, Source, open_source
+from synthia_batch.source import Scan, Source, open_files
 
 SHOWN_ROWS = 5
 
@@ -50,8 +50,16 @@ class FoundRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastFile:
+    """One file of the input, and how many of its rows are taken."""
+
+    name: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What `plan` prints.
+    """What `plan` prints. `files` are the input's, in the order in which they are read.
 
     `rows_too_long` have a prompt that leaves no room for an answer, `rows_repeated` one that an earlier
     row has as well.
@@ -66,6 +74,7 @@ class Forecast:
     directory: Path
     fingerprint: str
     model: str
+    files: tuple[ForecastFile, ...]
     rows: int
     samples: int
     shards: int
@@ -94,12 +103,12 @@ def check_input(job: ResolvedJob) -> int:
     Raises:
         InputRefused: It has faults.
     """
-    return scan_input(job, open_source(job.input_path)).rows
+    return scan_input(job, open_files(job.inputs)).rows
 
 
 def forecast_job(job: ResolvedJob) -> Forecast:
     """Return what `job` would do. Reads and tokenizes the whole input."""
-    source = open_source(job.input_path)
+    source = open_files(job.inputs)
     scan = scan_input(job, source)
     shards = plan_shards(scan.rows, job.plan.samples_per_row)
     prompts = _count_prompts(job, source, scan)
@@ -114,6 +123,7 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         directory=job.output,
         fingerprint=job.fingerprint,
         model=job.model.name,
+        files=_list_files(job, scan),
         rows=scan.rows,
         samples=shards[-1].stop,
         shards=len(shards),
@@ -126,6 +136,12 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         disk=estimate_footprint(texts, job.output),
         settings=list_settings(job),
     )
+
+
+def _list_files(job: ResolvedJob, scan: Scan) -> tuple[ForecastFile, ...]:
+    rows = [file.rows for file in scan.files] or [scan.rows]
+    names = [os.fsencode(file.shown).decode(errors="backslashreplace") for file in job.inputs]
+    return tuple(ForecastFile(name=name, rows=count) for name, count in zip(names, rows, strict=True))
 
 
 def list_settings(job: ResolvedJob) -> dict[str, dict[str, Any]]:
@@ -199,16 +215,20 @@ def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
         "model.quantization": _Resolution(job.quantization or job.engine.quantization, "the checkpoint"),
         "model.name": _Resolution(job.model.name, "the model" if has_model else model),
         "model.revision": _Resolution(job.model.revision, "the Hub"),
-        "model.max_model_len": _Resolution(None if is_elsewhere else job.engine.max_model_len, model),
+        "model.max_model_len": _Resolution(job.engine.max_model_len, model),
         "prompt_format": _Resolution(job.prompt.format, format_by),
         "system": _Resolution([system.name for system in job.plan.systems], "the library, files and rows"),
-        "engine.device": _Resolution("none" if is_elsewhere else job.engine.device, "the installed vLLM"),
+        "engine.device": _Resolution(job.engine.device, "the installed vLLM"),
         "sampling.stop": _Resolution(list(job.engine.sampling.stop), "the prompt format"),
         "input.prompt_column": _Resolution(job.columns["prompt"], "the input"),
         "input.messages_column": _Resolution(job.columns["messages"], "the input"),
         "input.turns_column": _Resolution(job.columns.get("turns"), "the input"),
         "input.keep_columns": _Resolution(job.columns["keep"], "the input"),
     }
+    if is_elsewhere:
+        writer = "the server writes prompts" if job.engine.takes_messages else "written here"
+        found["prompt_format"] = _Resolution(job.prompt.format, writer)
+        del found["engine.device"], found["model.max_model_len"]
     if job.pool.kind == "local":  # How many a Ray pool has, only Ray knows.
         found["pool.workers"] = _Resolution(job.pool.workers or 1, "the local pool")
     return found
@@ -216,9 +236,9 @@ def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
 
 def _spell(value: Any) -> Any:
     """Return `value` as JSON and a terminal can show it: a path may have a name that is no UTF-8."""
-    if isinstance(value, Path):
+    if isinstance(value, str | Path):
         return os.fsencode(value).decode(errors="backslashreplace")
-    return list(value) if isinstance(value, tuple) else value
+    return [_spell(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _count_prompts(job: ResolvedJob, source: Source, scan: Scan) -> _Prompts:
@@ -248,7 +268,7 @@ def _tell_pair(source: Source, scan: Scan, index: int, earlier: int) -> str:
 
 
 def _locate(source: Source, row: Row) -> str:
-    return f"{_spell(source.path)}:{row.line}"
+    return os.fsencode(source.locate(row)).decode(errors="backslashreplace")
 
 
 def _sum_up(job: ResolvedJob, prompts: _Prompts) -> PromptTokens:

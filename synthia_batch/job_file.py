@@ -12,7 +12,7 @@ from typing import Any
 from synthia_batch.errors import IntegrityError
 from synthia_batch.job.declared import Job
 from synthia_batch.job.layers import Layer
-from synthia_batch.job.reading import ENGINE_PATHS
+from synthia_batch.job.reading import ADDRESS, ENGINE_PATHS, STDIN
 from synthia_batch.job.secret import drop_written_secrets
 from synthia_batch.models.locate import DEMO_MODEL
 from synthia_batch.store.atomic import publish_bytes
@@ -69,7 +69,9 @@ def _anchor(values: dict[str, Any]) -> dict[str, Any]:
     if state is not None:
         values["store"] = {**values["store"], "state": os.path.abspath(state)}
     section = values["input"]
-    values["input"] = {**section, "path": os.path.abspath(section["path"])}
+    values["input"] = {**section, "path": _anchor_input(section["path"])}
+    if section.get("prompt_template") is not None:
+        values["input"]["prompt_template"] = os.path.abspath(section["prompt_template"])
     if values.get("chat_template") is not None:
         values["chat_template"] = os.path.abspath(values["chat_template"])
     if "system" in values:
@@ -86,6 +88,12 @@ def _anchor(values: dict[str, Any]) -> dict[str, Any]:
     if files:
         values["engine"] = {**engine, **files}
     return values
+
+
+def _anchor_input(path: Any) -> Any:
+    if isinstance(path, list | tuple):
+        return [_anchor_input(entry) for entry in path]
+    return path if path == STDIN or ADDRESS.match(path) else os.path.abspath(path)
 
 
 def _anchor_file(spec: str) -> str:

@@ -122,7 +122,7 @@ def make_samples(
 
 
 def _open_teller(job: ResolvedJob, run: OpenRun, display: Display) -> FailureTeller:
-    locate = open_places(job.input_path, run.scan, job.plan.samples_per_row)
+    locate = open_places(job.inputs, run.scan, job.plan.samples_per_row)
     return FailureTeller(display.remark, locate)
 
 

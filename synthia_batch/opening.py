@@ -1,7 +1,6 @@
 """Opening a run: whose directory it is, what is planned, and what earlier attempts left of it."""
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -23,7 +22,7 @@ from synthia_batch.remote.mirror import Mirror
 from synthia_batch.reopening import FailureChoice, Reopener
 from synthia_batch.resolve import select_rows
 from synthia_batch.rows import Shard
-from synthia_batch.source import Scan, Source, open_source
+from synthia_batch.source import Scan, Source, open_files
 from synthia_batch.source.ids import Occurrences
 from synthia_batch.store.atomic import make_directory, publish_bytes
 from synthia_batch.store.attempt import Attempt, read_boot_id
@@ -59,13 +58,13 @@ class HeldRun:
 class OpenRun:
     """A run directory that is ours to write to, with its plan. `keeper` knows what is done.
 
-    `name` and `source_file` are the job's and its input's when the run began. Neither is identity,
+    `name` and `source_files` are the job's and its inputs' when the run began. Neither is identity,
     but both are in the output: a run resumed under other names goes on under its first ones.
     """
 
     run_dir: RunDir
     name: str
-    source_file: str
+    source_files: tuple[str, ...]
     scan: Scan
     plan_digest: str
     keeper: Keeper
@@ -128,7 +127,7 @@ def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], No
         UsageError: The selection does not fit its columns.
     """
     with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
-        return source.scan(select_rows(job.declared), Path(scratch), on_progress)
+        return source.scan(select_rows(job.declared, job.prompt_template), Path(scratch), on_progress)
 
 
 @contextmanager
@@ -181,7 +180,7 @@ def inspect_run(
         StorageFailed: It cannot be read.
     """
     run_dir = RunDir(job.output)
-    source = open_source(job.input_path)
+    source = open_files(job.inputs)
     plan = read_plan(run_dir.plan)
     if plan is not None and run_dir.occurrences.exists():
         scan = Scan.from_dict(plan["scan"], Occurrences.load(run_dir.occurrences))
@@ -190,7 +189,7 @@ def inspect_run(
     plan = plan or _make_plan(job, scan)
     if scan.to_dict() != plan["scan"]:
         raise IntegrityError(
-            f"{job.input_path} does not come to what {run_dir.plan} says of it; nothing was touched\n"
+            f"{source.shown} does not come to what {run_dir.plan} says of it; nothing was touched\n"
             "  put the input back as it was when the run began, or name another directory with -o"
         )
     attempt = Attempt(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id())
@@ -203,7 +202,7 @@ def inspect_run(
         lock=held.lock,
         mirror=held.mirror,
         plan=plan,
-        assembler=_make_assembler(job, source, scan, plan["source_file"]),
+        assembler=_make_assembler(job, source, scan, plan),
         attempt=attempt,
         shards=shards,
         states=states,
@@ -256,7 +255,7 @@ def begin_attempt(
         yield OpenRun(
             run_dir=run_dir,
             name=locked.plan["name"],
-            source_file=locked.plan["source_file"],
+            source_files=list_source_files(locked.plan),
             scan=scan,
             plan_digest=attempt.plan_digest,
             keeper=keeper,
@@ -315,10 +314,17 @@ def _list_missing(path: Path) -> list[Path]:
     return [directory for directory in (path, *path.parents) if not directory.exists()]
 
 
+def list_source_files(plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the input's files as they were when the run began, in order."""
+    return tuple(plan.get("source_files") or [plan["source_file"]])
+
+
 def _make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:
+    names = [file.name for file in job.inputs]
     return {
         "name": job.name,
-        "source_file": _spell_name(job.input_path),
+        "source_file": names[0],
+        **({"source_files": names} if len(names) > 1 else {}),
         "fingerprint": job.fingerprint,
         "identity": job.identity,
         "samples_per_row": job.plan.samples_per_row,
@@ -336,12 +342,7 @@ def _keep_plan(job: ResolvedJob, locked: LockedRun) -> None:
     write_plan_once(run_dir.plan, locked.plan)
 
 
-def _spell_name(path: Path) -> str:
-    """Return the file's name in UTF-8, with bytes that are not as \\xff."""
-    return os.fsencode(path.name).decode(errors="backslashreplace")
-
-
-def _make_assembler(job: ResolvedJob, source: Source, scan: Scan, source_file: str) -> Assembler:
+def _make_assembler(job: ResolvedJob, source: Source, scan: Scan, plan: Mapping[str, Any]) -> Assembler:
     return Assembler(
         source=source,
         scan=scan,
@@ -349,7 +350,8 @@ def _make_assembler(job: ResolvedJob, source: Source, scan: Scan, source_file: s
         flagging=open_flagging(job.declared),
         part_format=PartFormat(
             model=job.model.name,
-            source_file=source_file,
+            source_file=plan["source_file"],
+            source_files=tuple(plan.get("source_files", ())),
             kept=scan.kept,
             has_flags=bool(job.declared.flags),
             metadata={

@@ -19,7 +19,7 @@ from synthia_batch.plan import limit_answer, make_samples
 from synthia_batch.prompts.tokenizer import Renderer, ShownPrompt
 from synthia_batch.resolve import open_renderer, select_rows
 from synthia_batch.rows import Outcome, Sample
-from synthia_batch.source import Scan, Source, open_source
+from synthia_batch.source import Scan, Source, open_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ def preview_prompts(job: ResolvedJob, choice: Choice) -> Preview:
     Raises:
         InputRefused: What is read of the input has faults.
     """
-    source = open_source(job.input_path)
+    source = open_files(job.inputs)
     scan = _scan(job, source, choice)
     picks = pick_rows(scan.rows, job.plan, choice.count, scattered=choice.scattered)
     samples = (EarlySample(sample=sample, outcome=None) for sample in _read_samples(job, source, scan, picks))
@@ -100,7 +100,7 @@ def preview_answers(job: ResolvedJob, choice: Choice, display: Display) -> Previ
 
 
 def _scan(job: ResolvedJob, source: Source, choice: Choice) -> Scan:
-    selection = select_rows(job.declared)
+    selection = select_rows(job.declared, job.prompt_template)
     if not choice.scattered:
         limits = [limit for limit in (selection.limit, choice.count) if limit is not None]
         selection = dataclasses.replace(selection, limit=min(limits))

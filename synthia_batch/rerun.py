@@ -98,6 +98,10 @@ def rerun_samples(directory: Path, choice: Choice, said: Sequence[Layer], displa
         PoolFailed: The engine does not work.
     """
     job = resolve_kept_job(directory, "verify --rerun", said, display.say)
+    if job.engine.is_elsewhere:
+        raise UsageError(
+            f"{directory} was made by a server that is not ours: equal texts were never promised"
+        )
     drain = DrainRequest()
     with drain.listen(), lock_run(job) as held:
         locked = inspect_run(job, held, on_check=display.show_check)

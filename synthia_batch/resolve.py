@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.asked import check_logprobs, check_tools, read_structure
-from synthia_batch.digest import DigestCache, digest_file, open_digest_cache
+from synthia_batch.digest import DigestCache, open_digest_cache
 from synthia_batch.engine import openai_settings
 from synthia_batch.engine.vllm_sampling import (
     check_budget,
@@ -19,6 +19,7 @@ from synthia_batch.engine.vllm_settings import check_settings, check_split
 from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
 from synthia_batch.hardware import installed_vllm, list_capabilities, name_cpu, name_gpus
+from synthia_batch.intake import TakenInput, digest_files, take_in
 from synthia_batch.job.declared import Job
 from synthia_batch.job.fingerprint import fingerprint
 from synthia_batch.job.identity import IdentityParts, InputIdentity, Numerics, identify
@@ -52,7 +53,7 @@ from synthia_batch.prompts.formats import (
 from synthia_batch.prompts.library import SystemMessage, select_system_message
 from synthia_batch.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
 from synthia_batch.quality.flags import identify_flags
-from synthia_batch.source import Columns, Selection, open_source
+from synthia_batch.source import Columns, Selection, open_files
 from synthia_batch.tuned import read_tuned
 
 SCRIPTED_MODEL_LEN = 8192
@@ -67,6 +68,8 @@ class _Sources:
     said: Job
     merged: Merged
     preset: str | None
+    taken: TakenInput
+    template: str | None
     columns: Columns
     found: FoundModel
 
@@ -96,8 +99,12 @@ def resolve_job(
     for url in said.notify or ():
         reveal(url, os.environ, "notify")  # Missed in the evening, not in the morning.
     # Before the model, which may take an hour to download.
-    columns = open_source(said.input.path).detect(select_rows(said))
+    template = _read_template(merged)
+    taken = take_in(said.input.paths, say, cache)
+    columns = open_files(taken.files).detect(select_rows(said, template))
+    _tell_columns(columns, taken, say)
     found = find_model(merged, chosen.preset, cache, say)
+    _tell_model(columns, taken, found, say)
     if found.facts is not None and found.facts.generation:
         recommended = Layer(
             origin="the model's generation_config",
@@ -107,7 +114,15 @@ def resolve_job(
         layers = [*layers, recommended]
         merged = merge_layers(layers)
     preset = chosen.preset.name if chosen.preset else None
-    sources = _Sources(said=said, merged=merged, preset=preset, columns=columns, found=found)
+    sources = _Sources(
+        said=_name_copies(said, taken),
+        merged=merged,
+        preset=preset,
+        taken=taken,
+        template=template,
+        columns=columns,
+        found=found,
+    )
     job = _resolve(sources, cache)
     tuned = read_tuned(job.tuning_place) if takes_tuned else None
     if tuned is None:
@@ -132,8 +147,8 @@ def open_format(spec: PromptSpec) -> PromptFormat:
     return ChatFormat(spec.template, spec.special_tokens)
 
 
-def select_rows(job: Job) -> Selection:
-    """Return what the job asks of its input."""
+def select_rows(job: Job, template: str | None) -> Selection:
+    """Return what the job asks of its input; `template` is the text of its prompt template."""
     said = job.input
     # Kept, the column also tells in the output which adapter made a sample.
     of_adapter = (job.lora.column,) if job.lora.column is not None else ()
@@ -147,7 +162,51 @@ def select_rows(job: Job) -> Selection:
         sampling_column=said.sampling_column,
         tools_column=said.tools_column,
         limit=said.limit,
+        format=said.format,
+        template=template,
     )
+
+
+def _read_template(merged: Merged) -> str | None:
+    """Return the text of the job's prompt template, if it has one."""
+    path = merged.job.input.prompt_template
+    if path is None:
+        return None
+    with merged.blame("input.prompt_template"):
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            why = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+            raise UsageError(f"--prompt-template {path}: cannot be read: {why}; name a text file") from exc
+
+
+def _name_copies(said: Job, taken: TakenInput) -> Job:
+    """Return what was said, with stdin named as the copy that was kept of it: it is gone by the next time."""
+    if taken.said == said.input.paths:
+        return said
+    paths = taken.said[0] if isinstance(said.input.path, str) else taken.said
+    return said.model_copy(update={"input": said.input.model_copy(update={"path": paths})})
+
+
+def _tell_model(columns: Columns, taken: TakenInput, found: FoundModel, say: Callable[[str], None]) -> None:
+    """Say that another model answers than requests ask for: theirs may be one that nobody has here."""
+    if columns.model is not None and columns.model not in (found.ref.name, found.ref.repo_id):
+        say(
+            f"{taken.files[0].shown}: its requests name the model {columns.model!r}; "
+            f"{found.ref.name!r} answers them (--model names another)"
+        )
+
+
+def _tell_columns(columns: Columns, taken: TakenInput, say: Callable[[str], None]) -> None:
+    """Say what was found that nobody said, and changes what a model is asked."""
+    first = taken.files[0].shown
+    if columns.shape == "alpaca":
+        say(f"{first}: read as Alpaca: prompts are instruction and input (--input-format plain: one column)")
+    elif columns.shape == "sharegpt" and columns.turns is None:
+        say(
+            f"{first}: read as ShareGPT: the last answer of each conversation is made again "
+            f"(--turns-column {columns.messages}: every answer)"
+        )
 
 
 def _refuse_two_systems(merged: Merged) -> None:
@@ -170,7 +229,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     identity = identify(
         IdentityParts(
             input=InputIdentity(
-                digest=digest_file(job.input.path, cache), columns=columns, limit=job.input.limit
+                digest=digest_files(sources.taken.files, cache), columns=columns, limit=job.input.limit
             ),
             plan=plan,
             prompt=prompt,
@@ -183,13 +242,14 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             flags=identify_flags(job),
         )
     )
-    name = job.name or _name_after(job.input.path)
+    name = job.name or _name_after(sources.taken.name)
     mark = fingerprint(identity)
     return ResolvedJob(
         name=name,
         declared=job,
         said=sources.said,
-        input_path=job.input.path,
+        inputs=sources.taken.files,
+        prompt_template=sources.template,
         columns=columns,
         output=find_directory(job) or Path("outputs") / f"{name}-{mark[:8]}",
         preset=sources.preset,
@@ -241,7 +301,7 @@ def _find_remote(job: Job) -> Remote | None:
 def _choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
     job = merged.job
     # A prompt has no system message of its own, and a blank value of the column replaces none.
-    replaces = columns.messages is None or (not columns.system and merged.is_said("system"))
+    replaces = not columns.brings_system or (not columns.system and merged.is_said("system"))
     if job.input.system_column:
         systems = [SystemText(name=SYSTEM_COLUMN, text="")]
     else:
@@ -322,10 +382,11 @@ def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
 def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
     job = sources.merged.job
     settings = openai_settings.parse_settings(job.engine.settings)
+    api = openai_settings.choose_api(settings, prompt.format)
+    openai_settings.check_answers(job, api)
     openai_settings.check_sampling(job.sampling, settings, sources.merged.origins)
     structure = read_structure(sources.merged)
     openai_settings.check_structure(structure, settings)
-    api = openai_settings.choose_api(settings, prompt.format)
     stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
     key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
     telling = openai_settings.list_telling(settings, api)
@@ -382,6 +443,6 @@ def _name_gpu_kind() -> str:
     return ", ".join(sorted(set(name_gpus()))) or "as the canary says"
 
 
-def _name_after(path: Path) -> str:
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem).lstrip("._-")
+def _name_after(stem: str) -> str:
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).lstrip("._-")
     return name or "job"

@@ -3,7 +3,23 @@
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputFile:
+    """One file of a job's input as it is read: plain JSONL or Parquet on this machine.
+
+    `path` is what is read: the user's file, or a plain copy of it. `shown` names the file to a person,
+    as it was named to us; `name` names it in the output. `digest` stands for its content in the job's
+    identity, None where that is the digest of what is read.
+    """
+
+    path: Path
+    shown: Path | str
+    name: str
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +69,7 @@ class Row:
     `follow_ups` are the user's later questions, asked one by one as those before are answered.
     `system` is the text of the system column, if the job names one, `sampling` what the sampling column
     says: None where there is no such column. `tools` are definitions in OpenAI's shape. `line` is the line
-    of a JSONL file or the row of a Parquet file, counted from 1.
+    of a JSONL file or the row of a Parquet file, counted from 1; `file` counts the files of the input from 0.
     """
 
     index: int
@@ -65,6 +81,7 @@ class Row:
     follow_ups: tuple[str, ...] = ()
     sampling: RowSampling | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    file: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from synthia_batch.plan import make_samples
 from synthia_batch.resolve import open_renderer
 from synthia_batch.rows import Record, Request
 from synthia_batch.search import Settings, explain_no_drafts, is_gain, list_axes, search
-from synthia_batch.source import open_source
+from synthia_batch.source import open_files
 from synthia_batch.tuned import Tuned, keep_tuned
 
 PROMPTS_PER_ENGINE = {"cpu": 256, "cuda": 1024}
@@ -113,7 +113,7 @@ def choose_requests(job: ResolvedJob, count: int) -> list[Request]:
         InputRefused: The input has faults.
         UsageError: It has no prompt that the job's format can express.
     """
-    source = open_source(job.input_path)
+    source = open_files(job.inputs)
     scan = scan_input(job, source)
     renderer = open_renderer(job.prompt)
     rows = -(-count // job.plan.samples_per_row)

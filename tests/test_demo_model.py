@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from synthia_batch import kept_directory
 from synthia_batch.errors import ModelUnavailable
-from synthia_batch.models import demo, kept_directory
+from synthia_batch.models import demo
 
 WEIGHTS = b"weights"
 

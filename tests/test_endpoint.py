@@ -81,6 +81,8 @@ def test_a_servers_answers_become_the_dataset(synthia: Command, server: Endpoint
     )
     assert "already complete" in again.stderr
     assert synthia("verify", "out").returncode == 0
+    rerun = synthia("verify", "out", "--rerun", "2")
+    assert (rerun.returncode, "not ours" in rerun.stderr) == (2, True)
 
 
 def test_where_the_server_is_and_how_it_is_asked_is_no_identity(
@@ -410,6 +412,8 @@ def test_a_key_reaches_the_server_and_no_file(synthia: Command, tmp_path: Path) 
 def test_what_cannot_be_asked_is_refused_before_anything_is(
     synthia: Command, server: Endpoint, tmp_path: Path
 ) -> None:
+    write_jsonl(tmp_path / "q.jsonl", [{"question": "What is 1?", "tools": []}])
+
     def refuse(*flags: str) -> str:
         done = ask(synthia, server, tmp_path, *flags)
         assert done.returncode == 2, done.stderr
@@ -425,6 +429,9 @@ def test_what_cannot_be_asked_is_refused_before_anything_is(
     assert "say fail or stop" in refuse("--on-overflow", "truncate-oldest")
     assert "engine.api=completions: nothing says" in refuse("--set", "engine.api=completions")
     assert "temperature is said by the job" in refuse("--set", "engine.extra_body={temperature: 1}")
+    assert "response_format is said by" in refuse("--set", "engine.extra_body={response_format: {}}")
+    assert "not read from a server" in refuse("--logprobs", "2", "--set", "engine.extra_sampling=true")
+    assert "answers with calls" in refuse("--tools-column", "tools")
     done = synthia("run", tmp_path / "q.jsonl", *FLAGS)
     assert "--base-url" in done.stderr
     assert server.calls == []
@@ -457,7 +464,7 @@ def test_resolving_a_job_needs_no_server_and_looks_for_no_model(synthia: Command
     flags = (*FLAGS[:3], "some-org/some-70b", *FLAGS[4:], "--base-url", "http://127.0.0.1:9/v1")
     planned = synthia("plan", write_questions(tmp_path), *flags, HF_HUB_OFFLINE="1")
     assert planned.returncode == 0, planned.stderr
-    assert "pool.kind" in planned.stdout
+    assert "the server writes prompts" in planned.stdout
     assert "(the endpoint engine)" in planned.stdout
     shown = synthia("preview", tmp_path / "q.jsonl", *flags, "-n", "1")
     assert "which the server counts" in shown.stdout

@@ -28,7 +28,10 @@ RUN = ("run", "q.jsonl", *SCRIPTED)
 KEYS = "`synthia-batch run --help` lists the flags, `synthia-batch schema` the keys of a job file\n"
 REFUSED = "error: the input cannot be used; nothing was started:\n"
 MEND = "mend the input, then run the same command again\n"
-FORMATS = "JSONL (.jsonl, .ndjson) and Parquet (.parquet) are read, uncompressed"
+FORMATS = (
+    "JSONL (.jsonl, .ndjson), Parquet (.parquet), CSV (.csv, .tsv) and JSON lists (.json) are read, also "
+    "packed (.gz, .zst)"
+)
 TMPFS_KIB = 64
 ON_CPUS = pytest.mark.skipif(detect_device() == "cuda", reason="this machine has GPUs")
 
@@ -57,18 +60,22 @@ SLIPS = [
         "error: questionz.jsonl: there is no such file; check the path; did you mean questions.jsonl?\n",
         files={"questions.jsonl": "{}"},
     ),
-    Slip("a directory", ("run", "."), f"error: .: is a directory; name one file in it. {FORMATS}\n"),
     Slip(
-        "a CSV file",
-        ("run", "q.csv"),
-        f"error: q.csv: the format is not known by this name; {FORMATS}. With pandas: "
-        "pandas.read_csv('q.csv').to_parquet('q.parquet')\n",
-        files={"q.csv": "a,b\n"},
+        "a directory without rows",
+        ("run", "empty"),
+        f"error: empty: is a directory without files of rows; {FORMATS}\n",
+        files={"empty/notes.txt": "none"},
     ),
     Slip(
-        "a compressed file",
+        "a sheet",
+        ("run", "q.xlsx"),
+        f"error: q.xlsx: the format is not known by this name; {FORMATS}. Save the sheet as CSV\n",
+        files={"q.xlsx": "PK"},
+    ),
+    Slip(
+        "a file that is only called packed",
         ("run", "q.jsonl.gz"),
-        f"error: q.jsonl.gz: the format is not known by this name; {FORMATS}; decompress it first\n",
+        f"{REFUSED}  q.jsonl.gz: is called a gzip file, and does not begin like one\n{MEND}",
         files={"q.jsonl.gz": "x"},
     ),
     Slip(
@@ -156,14 +163,14 @@ SLIPS = [
     Slip(
         "an unknown flag",
         ("run", "q.jsonl", "--temprature", "1"),
-        "Usage: python -m synthia_batch run [OPTIONS] [INPUT|JOB.yaml]\n"
+        "Usage: python -m synthia_batch run [OPTIONS] [INPUT|JOB.yaml]...\n"
         "Try 'python -m synthia_batch run --help' for help.\n\n"
         "Error: No such option: --temprature (Possible options: --chat-template, --state, --temperature)\n",
     ),
     Slip(
         "a flag's value that is none",
         ("run", "q.jsonl", "--temperature", "hot"),
-        "Usage: python -m synthia_batch run [OPTIONS] [INPUT|JOB.yaml]\n"
+        "Usage: python -m synthia_batch run [OPTIONS] [INPUT|JOB.yaml]...\n"
         "Try 'python -m synthia_batch run --help' for help.\n\n"
         "Error: Invalid value for '--temperature': Input should be a valid number, unable to parse string as "
         "a number\n",

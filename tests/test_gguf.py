@@ -13,6 +13,7 @@ from synthia_batch.digest import DigestCache
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.job.layers import Layer
 from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.kept_directory import measure
 from synthia_batch.models.demo import SOURCE_NAME, WEIGHTS_DIGEST
 from synthia_batch.models.gguf import (
     HubFile,
@@ -24,7 +25,6 @@ from synthia_batch.models.gguf import (
     parse_hub_name,
 )
 from synthia_batch.models.gguf_header import read_gguf_header
-from synthia_batch.models.kept_directory import measure
 from synthia_batch.models.locate import Preview, Reception, locate_model
 from synthia_batch.resolve import resolve_job
 

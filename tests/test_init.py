@@ -38,7 +38,7 @@ def test_a_drafted_job_runs_as_it_stands(
     assert f"from the column {next(iter(said.values()))!r}" in made.stderr
     assert "look at it with: synthia-batch plan jobs/a.yaml" in made.stderr
     job = merge_layers([read_job_file(tmp_path / "jobs/a.yaml")]).job
-    assert job.input.path.resolve() == source
+    assert Path(job.input.paths[0]).resolve() == source
     assert {key: getattr(job.input, key) for key in said} == said
     checked = synthia("validate", "jobs/a.yaml", *SCRIPTED)
     assert checked.returncode == 0, checked.stderr

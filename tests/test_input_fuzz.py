@@ -3,10 +3,12 @@
 Mutations are drawn from a fixed seed, so that a failure names the case that repeats it.
 """
 
+import csv
+import gzip
 import json
 import random
 from collections.abc import Callable
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,68 @@ def make_parquet(chance: random.Random) -> bytes:
     return mutate_bytes(content, chance) if chance.random() < 0.6 else content
 
 
-@pytest.mark.parametrize(("suffix", "make"), [("jsonl", make_jsonl), ("parquet", make_parquet)])
+def make_csv(chance: random.Random) -> bytes:
+    sink = StringIO(newline="")
+    writer = csv.writer(sink, lineterminator=chance.choice(["\n", "\r\n"]))
+    writer.writerow(["id", "question", "topic", "number"])
+    for record in make_records(chance):
+        odd = chance.choice(["", " ", "a\nb", "a\r\nb", '"', ",", "x" * 5000, "\x00", "\u2028", "\U0001f600"])
+        values = [*record.values()]
+        if chance.random() < 0.4:
+            values[chance.randrange(4)] = odd
+        writer.writerow(values[: 4 if chance.random() < 0.95 else 3])
+    content = chance.choice([b"", b"", b"\xef\xbb\xbf"]) + sink.getvalue().encode()
+    return mutate_bytes(content, chance) if chance.random() < 0.4 else content
+
+
+def make_json(chance: random.Random) -> bytes:
+    content = json.dumps(make_records(chance), indent=chance.choice([None, 2])).encode()
+    return mutate_bytes(content, chance) if chance.random() < 0.6 else content
+
+
+def make_packed(chance: random.Random) -> bytes:
+    plain = "".join(json.dumps(record) + "\n" for record in make_records(chance)).encode()
+    content = gzip.compress(make_jsonl(chance) if chance.random() < 0.5 else plain)
+    return mutate_bytes(content, chance) if chance.random() < 0.4 else content
+
+
+def make_zstd(chance: random.Random) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(make_parquet(chance) if chance.random() < 0.8 else make_jsonl(chance))
+    content = bytes(sink.getvalue().to_pybytes())
+    return mutate_bytes(content, chance) if chance.random() < 0.4 else content
+
+
+def make_batch(chance: random.Random) -> bytes:
+    lines = []
+    for number in range(chance.randint(1, 6)):
+        message = {"role": "user", "content": "Why?"}
+        body: dict[str, Any] = {"model": "org/m", "messages": [message]}
+        if chance.random() < 0.3:
+            key = chance.choice(
+                ["messages", "temperature", "stop", "seed", "n", "tools", "model", "max_tokens"]
+            )
+            body[key] = chance.choice(ODD_VALUES)
+        record = {"custom_id": f"r-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        if chance.random() < 0.1:
+            record[chance.choice(list(record))] = chance.choice(ODD_VALUES)
+        lines.append(json.dumps(record).encode())
+    return b"\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "make"),
+    [
+        ("jsonl", make_jsonl),
+        ("parquet", make_parquet),
+        ("csv", make_csv),
+        ("json", make_json),
+        ("jsonl.gz", make_packed),
+        ("parquet.zst", make_zstd),
+        ("batch.jsonl", make_batch),
+    ],
+)
 def test_mutated_inputs_never_end_in_a_traceback(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -127,6 +190,7 @@ def test_mutated_inputs_never_end_in_a_traceback(
     make: Callable[[random.Random], bytes],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     codes: dict[int, int] = {}
     for case in range(CASES):
         chance = random.Random(f"{suffix} {case}")

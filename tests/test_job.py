@@ -177,7 +177,7 @@ def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.Monke
     flags = Layer(origin="flag", values={"input": {"path": "~/q.jsonl"}, "output": "~/out"})
     for layer in (read_job_file(file), flags):
         job = merge_layers([layer]).job
-        assert (job.input.path, job.output) == (Path("/home/someone/q.jsonl"), Path("/home/someone/out"))
+        assert (job.input.path, job.output) == ("/home/someone/q.jsonl", Path("/home/someone/out"))
 
 
 def test_a_plan_shows_what_will_run_beside_what_was_said(source: Path) -> None:

@@ -177,6 +177,8 @@ def test_ray_workers_need_no_guard_in_the_script(tmp_path: Path) -> None:
 def test_what_is_no_run_or_was_altered_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a run directory"):
         open_run(tmp_path)
+    with pytest.raises(UsageError, match="copy the run here"):
+        open_run("s3://bucket/run")
     directory = run_job(make_job(tmp_path)).directory
     with pytest.raises(UsageError, match="--keep-columns nothing"):
         next(open_run(directory).samples(kept=["nothing"]))

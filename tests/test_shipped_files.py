@@ -49,7 +49,8 @@ def test_every_job_file_is_a_valid_job_whose_input_is_there(path: Path) -> None:
         if "preset" in layer.values
         else []
     )
-    assert merge_layers([layer, *presets]).job.input.path.is_file()
+    paths = merge_layers([layer, *presets]).job.input.paths
+    assert all(Path(name).is_file() for name in paths)
 
 
 def test_conversations_keep_their_own_system_messages(synthia: Command, tmp_path: Path) -> None:

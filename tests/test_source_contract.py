@@ -421,4 +421,4 @@ def test_memory_does_not_grow_with_the_file(write: Write) -> None:
 
 def test_a_source_is_a_source(write: Write) -> None:
     source: Source = open_source(write(MANY[:1]))
-    assert source.path.name.startswith("rows.")
+    assert Path(source.shown).name.startswith("rows.")

@@ -50,7 +50,7 @@ def test_text_parts_are_joined_by_line_ends() -> None:
         ([{"role": "developer", "content": "a"}, USER], "has the role 'developer'"),
         ([{"role": "tool", "content": "a"}, USER], "has the role 'tool'"),
         ([{"role": ["user"], "content": "a"}], "has the role an array"),
-        ([{"from": "human", "value": "a"}], "rename them to role and content"),
+        ([{"from": "human", "value": "a"}], "say --input-format sharegpt"),
         ([{"role": "user"}], "must be a string, not null"),
         ([{"role": "user", "content": 1}], "must be a string, not a number"),
         ([{"role": "user", "content": " \n"}], "is blank"),

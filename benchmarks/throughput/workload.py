@@ -114,7 +114,7 @@ def make_workload(wish: Wish, directory: Path) -> Workload:
     job = resolve_job([Layer(origin="benchmark", values=values)], lambda text: None)
     renderer = open_renderer(job.prompt)
     source, scratch = open_source(path), make_empty(directory / "scan")
-    rows = source.read_rows(source.scan(select_rows(job.declared), scratch), 0, wish.prompts)
+    rows = source.read_rows(source.scan(select_rows(job.declared, None), scratch), 0, wish.prompts)
     samples = [sample for row in rows for sample in make_samples(row, job.plan)]
     prompts = tuple(
         Prompt(

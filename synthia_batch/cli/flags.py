@@ -14,6 +14,10 @@ import typer
 if TYPE_CHECKING:
     from synthia_batch.job.layers import Layer
 
+INPUT_HELP = (
+    "Files, directories, patterns, addresses (s3://, gs://, https://, hf://) or - for stdin: JSONL, Parquet, "
+    "CSV, also packed."
+)
 _JOB_FILE_SUFFIXES = (".yaml", ".yml")
 
 
@@ -35,7 +39,10 @@ class JobFlags:
     """What was said on the command line. None or empty: nothing was."""
 
     input_or_job: Annotated[
-        Path | None, typer.Argument(metavar="INPUT|JOB.yaml", help="JSONL, Parquet or a job file.")
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT|JOB.yaml", help=f"A job file, or {INPUT_HELP[0].lower()}{INPUT_HELP[1:]}"
+        ),
     ] = None
     job: Annotated[Path | None, typer.Option("--job", "-j", help="A job file, with INPUT or without.")] = None
     output: Annotated[
@@ -76,6 +83,15 @@ class JobFlags:
         typer.Option(
             "--system", "-s", metavar="NAME|@FILE|TEXT", help="System message. Repeatable. [synthia]"
         ),
+    ] = None
+    input_format: Annotated[
+        str | None,
+        typer.Option(
+            help="openai-batch, sharegpt, alpaca or plain. [found]", autocompletion=_offer("InputFormat")
+        ),
+    ] = None
+    prompt_template: Annotated[
+        Path | None, typer.Option(help="A Jinja file that writes each prompt from the row's columns.")
     ] = None
     prompt_column: Annotated[
         str | None, typer.Option(help="[prompt, question, instruction, input or text]")
@@ -194,10 +210,10 @@ class JobFlags:
         from synthia_batch.job.layers import Layer, parse_assignment, read_environment
         from synthia_batch.job.reading import read_job_file
 
-        input_path, job_file = self._tell_input_from_job()
+        paths, job_file = self._tell_input_from_job()
         said: dict[str, Any] = {}
         for field, key in _KEYS.items():
-            value = input_path if field == "input_or_job" else getattr(self, field)
+            value = paths if field == "input_or_job" else getattr(self, field)
             if value is not None and value != []:
                 said = merge_values(said, nest(key, _spell(field, value)))
         for assignment in self.settings or []:
@@ -205,13 +221,14 @@ class JobFlags:
         layers = [Layer(origin="flag", values=said), read_environment(os.environ)]
         return [*layers, read_job_file(job_file)] if job_file else layers
 
-    def _tell_input_from_job(self) -> tuple[Path | None, Path | None]:
-        named = self.input_or_job
-        if named is not None and named.suffix.lower() in _JOB_FILE_SUFFIXES:
-            if self.job is not None:
-                raise typer.BadParameter(f"two job files: {named} and {self.job}; name one")
-            return None, named
-        return named, self.job
+    def _tell_input_from_job(self) -> tuple[str | list[str] | None, Path | None]:
+        named = self.input_or_job or []
+        jobs = [Path(name) for name in named if name.lower().endswith(_JOB_FILE_SUFFIXES)]
+        jobs += [self.job] if self.job is not None else []
+        if len(jobs) > 1:
+            raise typer.BadParameter(f"two job files: {jobs[0]} and {jobs[1]}; name one")
+        paths = [name for name in named if not name.lower().endswith(_JOB_FILE_SUFFIXES)]
+        return (paths[0] if len(paths) == 1 else paths or None), next(iter(jobs), None)
 
 
 _KEYS = {
@@ -225,6 +242,8 @@ _KEYS = {
     "lora": "lora.adapters",
     "lora_column": "lora.column",
     "system": "system",
+    "input_format": "input.format",
+    "prompt_template": "input.prompt_template",
     "prompt_column": "input.prompt_column",
     "messages_column": "input.messages_column",
     "turns_column": "input.turns_column",
@@ -269,7 +288,7 @@ _GROUPS = {
     "Job": ("job", "output", "state", "settings"),
     "Input": (
         "prompt_column", "messages_column", "turns_column", "system_column", "id_column", "keep_columns",
-        "sampling_column", "tools_column", "limit",
+        "sampling_column", "tools_column", "input_format", "prompt_template", "limit",
     ),
     "Model": ("model", "revision", "preset", "chat_template", "lora", "lora_column"),
     "Prompts and samples": ("system", "num_samples", "flag", "drop_flagged", "on_overflow"),

@@ -19,6 +19,7 @@ EXAMPLES = {
         "synthia-batch run questions.jsonl -m org/model -s synthia -s @persona.txt -n 4 --keep-columns topic",
         "synthia-batch run jobs/overnight.yaml --stop-at 07:00 --max-failures 1%",
         "synthia-batch run questions.jsonl -o s3://bucket/questions",
+        "synthia-batch run a.jsonl 'more/*.csv.gz' hf://datasets/me/rows/data --prompt-template ask.jinja",
         "synthia-batch run questions.jsonl --engine scripted --pool local   # a rehearsal without weights",
     ),
     "plan": (
@@ -56,6 +57,8 @@ class GroupedCommand(core.TyperCommand):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 is_argument = parameter.param_type_name == "argument"
+                # In words of Python, Typer would say what the dots say.
+                record = (record[0].replace(" <list[str]>", "..."), record[1])
                 group = getattr(parameter, "rich_help_panel", None) or OTHER
                 groups.setdefault("Arguments" if is_argument else group, []).append(record)
         last = groups.pop(OTHER, None)

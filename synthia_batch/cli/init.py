@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from synthia_batch.cli.flags import INPUT_HELP
+
 STDOUT = Path("-")
 
 
 def init(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL or Parquet.")],
+    source: Annotated[list[str], typer.Argument(metavar="INPUT", help=INPUT_HELP)],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="- is stdout. [NAME.yaml, here]")
     ] = None,
@@ -20,13 +22,16 @@ def init(
     """Write a job file, with comments, from an input's columns. It runs as it stands."""
     from synthia_batch.draft import draft_job, write_draft
     from synthia_batch.errors import UsageError
+    from synthia_batch.intake.found import split_name
 
-    file = output or Path(f"{source.stem}.yaml")
+    file = output or Path(
+        f"{split_name(source[0].rstrip('/').rpartition('/')[2]).stem.strip('*') or 'job'}.yaml"
+    )
     if file != STDOUT and file.exists() and not force:
         raise UsageError(
             f"{file}: is there already; name another with -o FILE, or write over it with --force"
         )
-    draft = draft_job(source)
+    draft = draft_job(source, lambda text: print(text, file=sys.stderr))
     if file == STDOUT:
         print(write_draft(draft, Path()), end="")
         return

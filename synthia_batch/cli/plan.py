@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from synthia_batch.forecast import Forecast, FoundRows
 
 
+MOST_FILES = 50
+"""Names of input files that a plan shows; --json has them all."""
 LATER_TURNS = "only the prompts of first turns are known, later ones hold the answers before them"
 
 
@@ -45,7 +47,8 @@ def validate(flags: JobFlags) -> None:
 
     job = resolve_job(flags.read_layers(), Display().say)
     rows = check_input(job)
-    name = str(job.input_path).encode(errors="backslashreplace").decode()  # It may be no UTF-8.
+    names = [str(file.shown).encode(errors="backslashreplace").decode() for file in job.inputs]  # Any bytes.
+    name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
     print(f"{name}: {rows} rows, no faults{f'; {LATER_TURNS}' if job.plan.plays_turns else ''}")
 
 
@@ -93,6 +96,10 @@ def _list_facts(forecast: "Forecast") -> list[str]:
     values: dict[str, Any] = forecast.to_dict()
     names = ("directory", "fingerprint", "model", "rows", "samples", "shards", "longest_output_tokens")
     lines = [f"{name.replace('_', ' ')}: {values[name]}" for name in names]
+    if len(forecast.files) > 1:
+        lines.append(f"files: {len(forecast.files)}, in this order:")
+        lines += [f"  {file.name} ({file.rows} rows)" for file in forecast.files[:MOST_FILES]]
+        lines += [f"  ... ({len(forecast.files) - MOST_FILES} more)"] * (len(forecast.files) > MOST_FILES)
     tokens = values["prompt_tokens"].items()
     lines.append(
         f"prompt {forecast.prompt_unit}: "

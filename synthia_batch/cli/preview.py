@@ -57,7 +57,7 @@ def preview(
 
 def _print_rows(job: "ResolvedJob", found: "Preview", full: bool) -> None:
     for row, samples in _group_by_row(found):
-        place = make_visible(f"{job.input_path.name}:{row.line}: row {row.index}, id {row.id}")
+        place = make_visible(f"{job.inputs[row.file].name}:{row.line}: row {row.index}, id {row.id}")
         print(place)
         shown = [_show(job, sample, full) for sample in samples]
         depth = max(len(column.texts) for column in shown)

@@ -9,10 +9,8 @@ at fault, and that is waited out.
 """
 
 import asyncio
-import random
-import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import httpx2
@@ -21,7 +19,8 @@ import openai
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.engine.openai_body import ServedModel, ServedModels, build_body, parse, read_answer
 from synthia_batch.engine.openai_errors import RequestFailed, ServerAway, api_errors
-from synthia_batch.engine.openai_settings import EndpointSettings, parse_settings
+from synthia_batch.engine.openai_patience import Patience, count_pauses
+from synthia_batch.engine.openai_settings import parse_settings
 from synthia_batch.engine.placement import Placement
 from synthia_batch.errors import PoolFailed, SampleRefused, UsageError
 from synthia_batch.job.resolved import EngineSpec
@@ -31,9 +30,6 @@ STEP_SECONDS = 0.2
 """A step waits no longer: new requests, a drain and the watchdog come between two of them."""
 TRIES = 4
 """Of a request that the server fails at, before the server is asked whether it can do anything at all."""
-FIRST_PAUSE_SECONDS = 0.5
-MOST_PAUSE_SECONDS = 20.0
-"""Between two tries: doubled each time, and some of it left to chance, so that not all come back at once."""
 CONNECT_SECONDS = 10.0
 QUESTION_TOKENS = 16
 """Of the small question: the least that OpenAI's reasoning models take."""
@@ -59,7 +55,7 @@ class OpenAIEngine:
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None)
             ),
         )
-        self._server = _Patience(self._settings)
+        self._server = Patience(self._settings)
         self._waiting: deque[Request] = deque()
         self._running: dict[asyncio.Task[Outcome], Request] = {}
         self._error: BaseException | None = None
@@ -147,7 +143,7 @@ class OpenAIEngine:
     async def _make(self, request: Request) -> Outcome:
         """Return what the server makes of `request`, as often as it has to be asked."""
         tries = 0
-        for pause in _count_pauses():
+        for pause in count_pauses():
             await self._server.wait_for_turn()
             try:
                 outcome = await self._ask(request)
@@ -197,7 +193,7 @@ class OpenAIEngine:
         return model
 
     async def _insist(self, ask: Callable[[], Awaitable[Result]]) -> Result:
-        for pause in _count_pauses():
+        for pause in count_pauses():
             try:
                 return await ask()
             except ServerAway as away:
@@ -241,50 +237,3 @@ class OpenAIEngine:
         except (ServerAway, RequestFailed, SampleRefused):
             return False
         return True
-
-
-class _Patience:
-    """How long the server of one engine has been away, and when it may be asked again."""
-
-    def __init__(self, settings: EndpointSettings) -> None:
-        self._settings = settings
-        self._away_since: float | None = None
-        self._open_at = 0.0
-
-    def note_answer(self) -> None:
-        """Take note that the server answers."""
-        self._away_since = None
-
-    async def wait_for_turn(self) -> None:
-        """Return once the server may be asked: all keep away while it has asked for that."""
-        while (left := self._open_at - time.monotonic()) > 0:
-            await asyncio.sleep(left)
-
-    async def wait_out(self, trouble: ServerAway | RequestFailed, pause_seconds: float) -> None:
-        """Return after a pause, or after the longer one that the server asks for.
-
-        Raises:
-            PoolFailed: There has been no answer for as long as a server may be away, or there would be none.
-        """
-        now = time.monotonic()
-        if self._away_since is None:
-            self._away_since = now
-        away_seconds = now - self._away_since
-        asked_seconds = trouble.wait_seconds if isinstance(trouble, ServerAway) else 0.0
-        if away_seconds + asked_seconds > self._settings.patience_seconds:
-            more = f", and asks for {asked_seconds:.0f} s more" if asked_seconds else ""
-            raise PoolFailed(
-                f"{self._settings.base_url} has answered nothing for {away_seconds:.0f} s{more} ({trouble}); "
-                "what was finished is kept: run the same command once it is back (engine.patience_seconds is "
-                "how long a server may be away)"
-            )
-        self._open_at = max(self._open_at, now + asked_seconds)
-        await asyncio.sleep(max(asked_seconds, pause_seconds * random.uniform(0.5, 1.0)))
-
-
-def _count_pauses() -> Iterator[float]:
-    """Yield the seconds to wait after each try: twice as many each time, up to a limit."""
-    pause = FIRST_PAUSE_SECONDS
-    while True:
-        yield pause
-        pause = min(MOST_PAUSE_SECONDS, 2 * pause)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import Determinism
+from synthia_batch.job.declared import Determinism, Job
 from synthia_batch.job.layers import Merged
 from synthia_batch.job.resolved import FormatName
 from synthia_batch.job.sampling import Sampling
@@ -44,14 +44,12 @@ OF_OPENAI = (
 """Sampling that OpenAI's API has fields for. Others have a field of the same name in vLLM's server alone."""
 NEUTRAL: Mapping[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What says nothing, of sampling whose absence a server may take for its model's recommendation."""
+_FIELDS = Sampling.model_fields
 _OWN_FIELDS = frozenset(
-    {"model", "messages", "prompt", "n", "stream", "seed", "temperature", "top_p", "max_tokens", "stop"}
-    | {"max_completion_tokens", "presence_penalty", "frequency_penalty"}
+    {"model", "messages", "prompt", "n", "stream", "seed", "max_completion_tokens"}
+    | {"response_format", "structured_outputs", *_FIELDS}
 )
 """Fields of a request that the job says elsewhere."""
-
-
-_FIELDS = Sampling.model_fields
 
 
 class EndpointSettings(BaseModel):
@@ -123,6 +121,23 @@ def choose_api(settings: EndpointSettings, prompt_format: FormatName) -> Api:
         "engine.api=chat: the server writes the prompts, so the job's prompt format or template would do "
         "nothing; leave engine.api out, or add --set prompt_format=chat"
     )
+
+
+def check_answers(job: Job, api: Api) -> None:
+    """Return if all that the job asks of an answer beside its text can be had of a server.
+
+    Raises:
+        UsageError: It cannot: it would come in a shape of the server's own, or not at all.
+    """
+    if job.sampling.logprobs is not None:
+        raise UsageError(
+            "--logprobs: they are not read from a server, which has a way of its own: leave it out"
+        )
+    if api == "chat" and job.input.tools_column is not None:
+        raise UsageError(
+            "--tools-column: a server that is told of tools answers with calls, for which the dataset has no "
+            "column; name a --chat-template FILE that writes them into the prompt, and calls come as text"
+        )
 
 
 def parse_settings(settings: Mapping[str, Any]) -> EndpointSettings:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from vllm.exceptions import VLLMClientError
 
 from synthia_batch.errors import EngineOutOfMemory, UsageError
 
@@ -33,7 +34,7 @@ def setting_errors() -> Iterator[None]:
     """Turn what vLLM says of arguments that it cannot use into UsageError: loading again would not help."""
     try:
         yield
-    except (TypeError, ValueError) as exc:  # pydantic's and vLLM's own validation errors are ValueErrors
+    except (TypeError, ValueError, VLLMClientError) as exc:  # pydantic's are ValueErrors, vLLM's not always
         raise UsageError(
             f"vLLM cannot start with these settings: {exc}\n"
             "change what it names, with --set engine.KEY=VALUE or the model's and sampling's own flags"

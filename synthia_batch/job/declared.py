@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 
 from synthia_batch.job.human import ClockTime, Count, Duration, FailureLimit, TokenLength
+from synthia_batch.job.input_path import InputPath
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.job.section import STORE_URL, HomePath, Number, Section, StoreUrl, Whole
 from synthia_batch.job.structured import Structured
@@ -20,14 +21,22 @@ EngineKind = Literal["vllm", "openai", "scripted"]
 PoolKind = Literal["ray", "local"]
 PromptFormat = Literal["auto", "chat", "synthia", "synthia-card"]
 OnOverflow = Literal["fail", "truncate-oldest", "stop"]
+InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca"]
 FlagName = Literal["repetition", "empty", "refusal", "language", "duplicate"]
 
 
 class Input(Section):
     """Where the rows come from, and which of them."""
 
-    path: HomePath
-    """JSONL or Parquet. In a job file, relative to the job file."""
+    path: InputPath
+    """A file, directory, pattern (`*.jsonl.gz`), address (`s3://`, `gs://`, `https://`, `hf://`) or `-` for
+    stdin, or a list of them. JSONL, Parquet, CSV or a JSON list, packed or not. In a job file, relative to
+    the job file."""
+    format: InputFormat = "auto"
+    """The shape of the records: `openai-batch`, `sharegpt`, `alpaca`, or `plain` for none of them. `auto`
+    finds it by the columns."""
+    prompt_template: HomePath | None = None
+    """A Jinja file that writes each prompt from the columns of its row. In a job file, relative to it."""
     prompt_column: str | None = None
     """Default: the first of prompt, question, instruction, input, text that there is."""
     messages_column: str | None = None
@@ -50,6 +59,11 @@ class Input(Section):
     shape, for the chat template."""
     limit: Annotated[Count, Field(ge=1)] | None = None
     """Take the first `limit` rows only."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All that is named, in order."""
+        return (self.path,) if isinstance(self.path, str) else self.path
 
 
 class Model(Section):

@@ -1,6 +1,7 @@
 """Reads a job file: a layer whose relative paths are relative to the file."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from synthia_batch.job.section import Section
 
 MOST_BYTES = 1_000_000
 """A larger file is data that was taken for a job file."""
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+"""How an input begins that is not on this machine."""
+STDIN = "-"
 ENGINE_PATHS = ("call_log", "fail_while_missing", "hang_load_once")
 """The settings of the scripted engine that are paths."""
 _PATHS = (
-    ("input", "path"),
+    ("input", "prompt_template"),
     ("", "output"),
     ("store", "state"),
     ("", "chat_template"),
@@ -68,6 +72,9 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
         section = values.get(name) if name else values
         if isinstance(section, dict) and isinstance(section.get(key), str):
             section[key] = _anchor(section[key], folder)
+    given = values.get("input")
+    if isinstance(given, dict) and "path" in given:
+        given["path"] = _anchor_input(given["path"], folder)
     model = values.get("model")
     if isinstance(model, dict) and isinstance(model.get("name"), str):
         model["name"] = _anchor_model(model["name"], folder)
@@ -88,6 +95,13 @@ def _anchor(path: str, folder: Path) -> str:
     if "://" in path:
         return path
     return os.path.normpath(folder / os.path.expanduser(path))
+
+
+def _anchor_input(path: Any, folder: Path) -> Any:
+    if isinstance(path, list):
+        return [_anchor_input(entry, folder) for entry in path]
+    is_file = isinstance(path, str) and path not in ("", STDIN) and not ADDRESS.match(path)
+    return _anchor(path, folder) if is_file else path
 
 
 def _anchor_file(spec: Any, folder: Path) -> Any:

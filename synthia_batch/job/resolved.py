@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from synthia_batch.job.declared import Determinism, EngineKind, Job, PoolKind
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.rows import Structure
+from synthia_batch.rows import InputFile, Structure
 
 Device = Literal["cpu", "cuda"]
 FormatName = Literal["chat", "synthia", "synthia-card", "plain"]
@@ -162,7 +162,8 @@ class ResolvedJob:
     """A job with every value found, and the identity that those values make.
 
     `declared` has every value filled, `said` those only that the user said: no preset's and none
-    of the model's. `columns` are the input's, as `Columns.to_dict` of the source gives them.
+    of the model's. `inputs` are the files to read, in order, and `prompt_template` the text that writes
+    prompts of their rows. `columns` are the input's, as `Columns.to_dict` of the source gives them.
     `origins` tells for each dotted key of the job file where its value came from. `tuning_place`
     is the model, hardware and engine that tuned settings are remembered for. `preset` is None
     where there is no model for it to know, `quantization` what the checkpoint says of its weights.
@@ -172,7 +173,8 @@ class ResolvedJob:
     name: str
     declared: Job
     said: Job
-    input_path: Path
+    inputs: tuple[InputFile, ...]
+    prompt_template: str | None
     columns: Mapping[str, Any]
     output: Path
     preset: str | None

@@ -30,7 +30,6 @@ _FLAGS = "flags"
 _LOGPROBS = "logprobs"
 _ON_REQUEST = (_FLAGS, _LOGPROBS)
 """Columns that only runs have that were asked for them. Kept ones come beside these, if they are named."""
-"""A column that is there where the job asked for flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +120,8 @@ def open_run(directory: str | PathLike[str]) -> Run:
         UsageError: It is no run directory.
         IntegrityError: Its plan was altered.
     """
+    if "://" in str(directory):
+        raise UsageError(f"{directory}: open_run reads directories; copy the run here, and open the copy")
     path = Path(directory)
     run_dir = RunDir(path)
     if read_manifest(run_dir.manifest) is None:  # A copy of what is published is a run, too.

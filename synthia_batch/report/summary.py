@@ -147,13 +147,18 @@ def read_report(directory: Path) -> Report:
     )
 
 
+def _describe_source(plan: Mapping[str, Any]) -> str:
+    more = len(plan.get("source_files", ())) - 1
+    return f"{plan['source_file']} and {more} more" if more > 0 else str(plan["source_file"])
+
+
 def _read_head(facts: RunFacts, shards: Sequence[ShardSamples]) -> RunHead:
     plan, identity = facts.plan, facts.plan["identity"]
     return RunHead(
         # Not its path: the same run gives the same page wherever it is looked at from.
         directory=facts.run_dir.root.resolve().name,
         name=plan["name"],
-        source_file=plan["source_file"],
+        source_file=_describe_source(plan),
         fingerprint=plan["fingerprint"],
         state=_find_state(facts.run_dir),
         rows=plan["scan"]["rows"],

@@ -24,8 +24,9 @@ class Watched:
     Across processes the caller compares content digests; this guards the hours in between.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shown: Path | str | None = None) -> None:
         self._path = path
+        self._shown = path if shown is None else shown
         self._stamp: InputStamp | None = None
 
     def begin_scan(self) -> int:
@@ -36,7 +37,7 @@ class Watched:
     def end_scan(self) -> None:
         """Refuse the input if it changed since `begin_scan`. Raises InputRefused."""
         if self._read_stamp() != self._stamp:
-            raise InputRefused([f"{self._path}: changed while it was read; is it complete?"])
+            raise InputRefused([f"{self._shown}: changed while it was read; is it complete?"])
 
     def check(self, size: int) -> None:
         """Make sure that the file has `size` bytes and is the one of the last look.
@@ -47,23 +48,23 @@ class Watched:
         try:
             stamp = self._read_stamp()
         except UsageError as exc:
-            raise changed(self._path, "it cannot be found any more") from exc
+            raise changed(self._shown, "it cannot be found any more") from exc
         if stamp.size != size:
-            raise changed(self._path, f"{stamp.size} bytes instead of {size}")
+            raise changed(self._shown, f"{stamp.size} bytes instead of {size}")
         if self._stamp is not None and stamp != self._stamp:
-            raise changed(self._path, "written to or replaced")
+            raise changed(self._shown, "written to or replaced")
         self._stamp = stamp
 
     def _read_stamp(self) -> InputStamp:
         try:
             status = os.stat(self._path)
         except OSError as exc:
-            raise UsageError(f"{self._path}: cannot be read: {exc.strerror}") from exc
+            raise UsageError(f"{self._shown}: cannot be read: {exc.strerror}") from exc
         return InputStamp(inode=status.st_ino, size=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
 @contextmanager
-def report_unreadable(path: Path) -> Iterator[None]:
+def report_unreadable(path: Path | str) -> Iterator[None]:
     """Turn the system's refusal to read `path` into a UsageError."""
     try:
         yield
@@ -71,7 +72,7 @@ def report_unreadable(path: Path) -> Iterator[None]:
         raise UsageError(f"{path}: cannot be read: {exc.strerror}; run again once it can") from exc
 
 
-def changed(path: Path, what: str) -> IntegrityError:
+def changed(path: Path | str, what: str) -> IntegrityError:
     """Return the error that the input is not what the plan was made from."""
     return IntegrityError(
         f"{path}: the input changed since the run began ({what}); "

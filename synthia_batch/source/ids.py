@@ -101,6 +101,11 @@ class Occurrences:
         numbers[self._rows[start:end] - np.uint64(first)] = self._numbers[start:end]
         return list(numbers.tolist())
 
+    def cut(self, first: int, stop: int) -> "Occurrences":
+        """Return those of the rows `first` to `stop` (excluded), by their index from `first` on."""
+        start, end = np.searchsorted(self._rows, np.array([first, stop], _ROW))
+        return Occurrences(self._rows[start:end] - np.uint64(first), self._numbers[start:end])
+
     def list_rows(self, start: int, count: int) -> list[int]:
         """Return `count` of the repeating rows, in order, passing over the first `start` of them."""
         return list(self._rows[start : start + count].tolist())

@@ -1,28 +1,37 @@
 """JSONL: one JSON object per line, read by lines with their byte offsets."""
 
 import codecs
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from synthia_batch.errors import InputRefused
 from synthia_batch.rows import Row
-from synthia_batch.source.base import CHECKPOINT_ROWS, PROGRESS_ROWS, Checkpoint, Columns, Scan, Selection
-from synthia_batch.source.columns import require_columns, resolve_columns
+from synthia_batch.source.base import (
+    CHECKPOINT_ROWS,
+    Checkpoint,
+    Columns,
+    FileScan,
+    Scan,
+    Selection,
+)
+from synthia_batch.source.columns import resolve_columns
 from synthia_batch.source.cursors import Cursors
 from synthia_batch.source.faults import FaultList, RowFault
 from synthia_batch.source.files import Watched, changed, report_unreadable
-from synthia_batch.source.ids import HashIndex, find_duplicates
-from synthia_batch.source.kept_json import KindTracker, convert_kept
+from synthia_batch.source.gathering import Gathering, refuse_duplicates, refuse_empty, scan_files
+from synthia_batch.source.kept_json import convert_kept
 from synthia_batch.source.messages import describe
 from synthia_batch.source.record import RecordParser, Values
+from synthia_batch.source.shapes.openai_batch import read_model
 from synthia_batch.source.strict_json import check_encodable, may_hold_surrogates, parse_json
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """One record of over 64 MiB is a file of another format, or one that lost its line ends."""
 
 READ_BUFFER_BYTES = 1024 * 1024
+ONLY_BLANK = ", only blank lines"
 
 
 class Line(NamedTuple):
@@ -36,39 +45,45 @@ class Line(NamedTuple):
 class JsonlSource:
     """A JSONL file. Blank lines and a byte order mark at its start are passed over."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shown: Path | str | None = None) -> None:
+        """Read `path`, and call it `shown` in messages."""
         self._path = path
-        self._watched = Watched(path)
+        self._shown = path if shown is None else shown
+        self._watched = Watched(path, self._shown)
         self._cursors = Cursors()
 
     @property
-    def path(self) -> Path:
+    def shown(self) -> str:
         """The file, as the user named it."""
-        return self._path
+        return str(self._shown)
+
+    def locate(self, row: Row) -> str:
+        """Return where `row` stands, as file:line."""
+        return f"{self._shown}:{row.line}"
 
     def detect(self, selection: Selection) -> Columns:
         """Return the columns, by the first record that can be read; see `Source.detect`."""
         faults = FaultList()
-        with report_unreadable(self._path), _open(self._path) as file:
+        with report_unreadable(self._shown), _open(self._path) as file:
             for line in islice(_iterate_lines(file, Checkpoint(offset=0, line=1)), selection.limit):
                 try:
                     record, _ = parse_line(line)
                 except RowFault as fault:
-                    faults.add(f"{self._path}:{line.number}", str(fault))
+                    faults.add(f"{self._shown}:{line.number}", str(fault))
                 else:
-                    return resolve_columns(selection, tuple(record), self._path)
+                    return _settle_columns(selection, record, self._shown)
         faults.raise_if_any()
-        raise _refuse_blank(self._path)
+        raise refuse_empty(self._shown, ONLY_BLANK)
 
     def peek(self, count: int) -> list[dict[str, Any]]:
         """Return the first records; see `Source.peek`."""
         faults, records = FaultList(), []
-        with report_unreadable(self._path), _open(self._path) as file:
+        with report_unreadable(self._shown), _open(self._path) as file:
             for line in islice(_iterate_lines(file, Checkpoint(offset=0, line=1)), count):
                 try:
                     records.append(dict(parse_line(line)[0]))
                 except RowFault as fault:
-                    faults.add(f"{self._path}:{line.number}", str(fault))
+                    faults.add(f"{self._shown}:{line.number}", str(fault))
         faults.raise_if_any()
         return records
 
@@ -76,123 +91,98 @@ class JsonlSource:
         self, selection: Selection, scratch: Path, on_progress: Callable[[int], None] | None = None
     ) -> Scan:
         """Check every selected row in one pass; see `Source.scan`."""
-        size = self._watched.begin_scan()
-        with HashIndex(scratch) as index, report_unreadable(self._path), _open(self._path) as file:
-            scanner = _Scanner(self._path, selection, index)
-            for line in islice(_iterate_lines(file, Checkpoint(offset=0, line=1)), selection.limit):
-                scanner.take(line)
-                if on_progress and scanner.rows % PROGRESS_ROWS == 0:
-                    on_progress(scanner.rows)
-            scan = scanner.finish(size)
-        self._watched.end_scan()
-        if on_progress:
-            on_progress(scan.rows)
-        if scan.columns.id is not None:
-            self._refuse_duplicates(scan)
+        scan = scan_files([self], selection, scratch, on_progress)
+        if scan is None:
+            raise refuse_empty(self._shown, ONLY_BLANK)
+        refuse_duplicates(scan, self.read_rows, lambda row, earlier: self.tell_pair(row, self, earlier))
         return scan
+
+    def gather(self, gathering: Gathering) -> FileScan:
+        """Add what one pass over the file finds; see `FileReader.gather`."""
+        size = self._watched.begin_scan()
+        gathering.note_json()
+        scanner = _Scanner(self._shown, gathering)
+        with report_unreadable(self._shown), _open(self._path) as file:
+            for line in islice(_iterate_lines(file, Checkpoint(offset=0, line=1)), gathering.wanted):
+                scanner.take(line)
+        self._watched.end_scan()
+        return FileScan(rows=scanner.rows, size=size, checkpoints=tuple(scanner.checkpoints))
 
     def read_rows(self, scan: Scan, first: int, stop: int) -> Iterator[Row]:
         """Yield the rows `first` to `stop` (excluded); see `Source.read_rows`."""
         self._watched.check(scan.size)
         return self._cursors.read(scan, first, min(stop, scan.rows), self._iterate_rows)
 
+    def tell_pair(self, row: Row, other: Any, earlier: Row) -> tuple[str, str]:
+        """Return where `row` stands, and where an `earlier` one of another file or this one does."""
+        return self.locate(row), f"at {other.locate(earlier)}"
+
     def _iterate_rows(self, scan: Scan, first: int) -> Iterator[Row]:
         """Yield every row from `first` on, from the checkpoint before it."""
         step, skip = divmod(first, CHECKPOINT_ROWS)
         checkpoint = scan.checkpoints[step]
-        reader = _RowReader(self._path, scan)
-        with report_unreadable(self._path), _open(self._path) as file:
+        reader = _RowReader(self._shown, scan)
+        with report_unreadable(self._shown), _open(self._path) as file:
             if checkpoint.offset:
                 file.seek(checkpoint.offset - 1)
                 if file.read(1) != b"\n":
-                    raise changed(self._path, f"no line starts at byte {checkpoint.offset}")
+                    raise changed(self._shown, f"no line starts at byte {checkpoint.offset}")
             lines = islice(_iterate_lines(file, checkpoint), skip, scan.rows - first + skip)
             index = first
             for index, line in enumerate(lines, start=first):
                 yield reader.read(line, index)
             if index != scan.rows - 1:
-                raise changed(self._path, f"{index + 1} rows instead of {scan.rows}")
-
-    def _refuse_duplicates(self, scan: Scan) -> None:
-        faults = FaultList()
-        for pair in find_duplicates(scan.occurrences, lambda first, stop: self.read_rows(scan, first, stop)):
-            earlier = f"{self._path}:{pair.first.line}"
-            faults.add(
-                f"{self._path}:{pair.second.line}",
-                f"the id {pair.second.id[:200]!r} was used before, at {earlier}",
-            )
-        faults.raise_if_any()
+                raise changed(self._shown, f"{index + 1} rows instead of {scan.rows}")
 
 
 class _Scanner:
-    """The state of one pass."""
+    """The state of one pass over one file."""
 
-    def __init__(self, path: Path, selection: Selection, index: HashIndex) -> None:
+    def __init__(self, shown: Path | str, gathering: Gathering) -> None:
         self.rows = 0
-        self._path = path
-        self._selection = selection
-        self._index = index
-        self._faults = FaultList()
-        self._checkpoints: list[Checkpoint] = []
-        self._names: tuple[str, ...] = ()
+        self.checkpoints: list[Checkpoint] = []
+        self._shown = shown
+        self._gathering = gathering
         self._columns: Columns | None = None
 
     def take(self, line: Line) -> None:
         """Check one line and note its hash."""
         if self.rows % CHECKPOINT_ROWS == 0:
-            self._checkpoints.append(Checkpoint(offset=line.offset, line=line.number))
+            self.checkpoints.append(Checkpoint(offset=line.offset, line=line.number))
         self.rows += 1
         try:
             record, text = parse_line(line)
             if self._columns is None:
                 self._begin(record)
-            self._index.add(self._check(record, text))
+            self._gathering.index.add(self._check(record, text))
         except RowFault as fault:
-            self._faults.add(f"{self._path}:{line.number}", str(fault))
-
-    def finish(self, size: int) -> Scan:
-        """Return what the pass found, or refuse the input."""
-        self._faults.raise_if_any()
-        if self._columns is None:
-            raise _refuse_blank(self._path)
-        require_columns(sorted(self._unseen), self._names, self._path)
-        return Scan(
-            rows=self.rows,
-            size=size,
-            columns=self._columns,
-            kept=self._kinds.resolve(),
-            checkpoints=tuple(self._checkpoints),
-            occurrences=self._index.finish(self.rows),
-        )
+            self._gathering.faults.add(f"{self._shown}:{line.number}", str(fault))
+        self._gathering.count(1)
 
     def _begin(self, record: Mapping[str, Any]) -> None:
-        """Settle the columns by the first record."""
-        self._names = tuple(record)
-        self._columns = columns = resolve_columns(self._selection, self._names, self._path)
-        self._parser = RecordParser(columns)
-        self._kinds = KindTracker(columns.keep)
-        # The others are optional in a row, but not in all of them: that is a misspelt name.
-        optional = (columns.system, columns.sampling, columns.tools, *columns.keep)
-        self._unseen = {name for name in optional if name is not None}
+        """Settle the columns by the first record, where no earlier file has."""
+        gathering = self._gathering
+        settled = gathering.columns or _settle_columns(gathering.selection, record, self._shown)
+        self._columns = gathering.settle(settled, self._shown)
+        self._parser = RecordParser(self._columns)
 
     def _check(self, record: Mapping[str, Any], text: str) -> bytes:
         columns = self._columns
         if columns is None:
             raise ValueError("a record is checked once the columns are known")
-        if self._unseen:
-            self._unseen -= record.keys()
+        self._gathering.note_names(record)
         if may_hold_surrogates(text):
             _check_encodable(record, columns)
         if columns.keep:
-            self._kinds.take(record)
+            self._gathering.kinds.take(record)
         return self._parser.hash_record(_get_values(record, columns))
 
 
 class _RowReader:
     """Makes rows of lines that a scan has checked."""
 
-    def __init__(self, path: Path, scan: Scan) -> None:
-        self._path = path
+    def __init__(self, shown: Path | str, scan: Scan) -> None:
+        self._shown = shown
         self._columns = scan.columns
         self._kept = scan.kept
         self._parser = RecordParser(scan.columns)
@@ -215,7 +205,7 @@ class _RowReader:
                 line=line.number,
             )
         except RowFault as fault:
-            raise changed(self._path, f"line {line.number}: {fault}") from fault
+            raise changed(self._shown, f"line {line.number}: {fault}") from fault
 
     def _number(self, index: int) -> int:
         if not 0 <= index - self._numbers_start < len(self._numbers):
@@ -252,10 +242,20 @@ def _hint_truncated(content: bytes) -> str:
     return "" if content.endswith(b"\n") else "; the file ends within this line, it is probably truncated"
 
 
+def _settle_columns(selection: Selection, record: Mapping[str, Any], shown: Path | str) -> Columns:
+    columns = resolve_columns(selection, tuple(record), shown)
+    if columns.shape == "openai-batch":
+        return dataclasses.replace(columns, model=read_model(record, columns.text or ""))
+    return columns
+
+
 def _get_values(record: Mapping[str, Any], columns: Columns) -> Values:
-    """Return the values of the columns that make a row; text and id must be there."""
+    """Return the values of the columns that make a row; text and id must be there.
+
+    The text is the record itself where it is made of several columns.
+    """
     try:
-        text = record[columns.text]
+        text = record if columns.reads else record[columns.text or ""]
         identifier = record[columns.id] if columns.id is not None else None
     except KeyError as exc:
         raise RowFault(f"there is no {exc.args[0]!r} in this row") from exc
@@ -296,10 +296,6 @@ def _skip_line(file: BinaryIO) -> int:
         if content.endswith(b"\n"):
             break
     return size
-
-
-def _refuse_blank(path: Path) -> InputRefused:
-    return InputRefused([f"{path}: there are no rows, only blank lines"])
 
 
 def _open(path: Path) -> BinaryIO:

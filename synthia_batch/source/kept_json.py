@@ -33,6 +33,10 @@ class KindTracker:
                     raise RowFault(f"column {name!r} holds an integer of over 64 bits; make it a string")
                 kinds.add(_WIDE)
 
+    def has_values(self, name: str) -> bool:
+        """Say whether the column had any value that was not null."""
+        return bool(self._kinds.get(name))
+
     def resolve(self) -> tuple[KeptColumn, ...]:
         """Return the kept columns: of the one type of their values, else double or json."""
         return tuple(KeptColumn(name=name, type=_resolve(kinds)) for name, kinds in self._kinds.items())

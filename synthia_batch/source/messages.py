@@ -23,13 +23,13 @@ def parse_messages(value: Any) -> tuple[Message, ...]:
         RowFault: It is anything else.
     """
     if isinstance(value, str):
-        value = _parse_text(value)
+        value = parse_json_text(value)
     if not isinstance(value, list):
         raise RowFault(f"messages must be a list of objects with role and content, not {describe(value)}")
     if not value:
         raise RowFault("messages is an empty list; it needs at least one message, from the user")
     messages = tuple(_parse_message(item, number) for number, item in enumerate(value, start=1))
-    _check_order(messages)
+    check_order(messages)
     return messages
 
 
@@ -63,7 +63,8 @@ def describe(value: Any) -> str:
     return kinds.get(type(value)) or f"a value of type {type(value).__name__}"
 
 
-def _parse_text(text: str) -> Any:
+def parse_json_text(text: str) -> Any:
+    """Return the value that a string of messages is the JSON of. Raises RowFault."""
     try:
         value = parse_json(text)
     except RowFault as exc:
@@ -77,7 +78,7 @@ def _parse_message(item: Any, number: int) -> Message:
     if not isinstance(item, dict):
         raise RowFault(f"message {number} must be an object with role and content, not {describe(item)}")
     if "role" not in item and "from" in item and "value" in item:
-        raise RowFault(f"message {number} has from and value; rename them to role and content")
+        raise RowFault(f"message {number} has from and value; say --input-format sharegpt")
     role = item.get("role")
     if role not in ROLES:
         shown = repr(role[:40]) if isinstance(role, str) else describe(role)
@@ -107,7 +108,12 @@ def _parse_part(part: Any, number: int) -> str:
     return text
 
 
-def _check_order(messages: tuple[Message, ...]) -> None:
+def check_order(messages: tuple[Message, ...]) -> None:
+    """Refuse a conversation that has a system message elsewhere than first, or does not end with the user.
+
+    Raises:
+        RowFault: It is such a one.
+    """
     if any(message.role == "system" for message in messages[1:]):
         raise RowFault("only the first message may be a system message, and only one")
     if messages[-1].role != "user":

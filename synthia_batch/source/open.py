@@ -1,49 +1,74 @@
-"""From a path to the source that reads it."""
+"""From files to the source that reads them."""
 
 import difflib
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from synthia_batch.errors import InputRefused, UsageError
+from synthia_batch.rows import InputFile
 from synthia_batch.source.base import Source
 
+if TYPE_CHECKING:
+    from synthia_batch.source.many import FileSource
+
 PARQUET_MAGIC = b"PAR1"
+MAGIC_BYTES = 6
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
-FORMATS = "JSONL (.jsonl, .ndjson) and Parquet (.parquet) are read, uncompressed"
+FORMATS = (
+    "JSONL (.jsonl, .ndjson), Parquet (.parquet), CSV (.csv, .tsv) and JSON lists (.json) are read, also "
+    "packed (.gz, .zst)"
+)
 
 
-def open_source(path: Path) -> Source:
-    """Return the source that reads `path`: Parquet by its first four bytes, else by suffix.
+def open_source(path: Path, shown: Path | str | None = None) -> "FileSource":
+    """Return the source that reads `path`, plain JSONL or Parquet; it is called `shown` in messages.
+
+    Parquet is known by its first four bytes, else the suffix tells.
 
     Raises:
         UsageError: There is no such file, or it cannot be read, or its format is unknown.
         InputRefused: The file is empty.
     """
-    magic = _read_magic(path)
+    shown = path if shown is None else shown
+    magic = read_magic(path, shown)[: len(PARQUET_MAGIC)]
     suffix = path.suffix.lower()
     if magic == PARQUET_MAGIC or suffix == ".parquet":
         # pyarrow takes half a second to load; a JSONL job has no need of it here.
         from synthia_batch.source.parquet import ParquetSource
 
-        return ParquetSource(path)
+        return ParquetSource(path, shown)
     if suffix in JSONL_SUFFIXES:
         from synthia_batch.source.jsonl import JsonlSource
 
-        return JsonlSource(path)
-    raise UsageError(f"{path}: the format is not known by this name; {FORMATS}{_hint_conversion(path)}")
+        return JsonlSource(path, shown)
+    raise refuse_format(shown)
 
 
-def _hint_conversion(path: Path) -> str:
-    """Return how to come to a format that is read, for those that people have."""
-    suffix = path.suffix.lower()
-    reader = {".csv": "read_csv", ".tsv": "read_table", ".json": "read_json", ".xlsx": "read_excel"}.get(
-        suffix
-    )
-    if reader is not None:
-        target = path.with_suffix(".parquet")
-        return f". With pandas: pandas.{reader}({str(path)!r}).to_parquet({str(target)!r})"
-    return "; decompress it first" if suffix in (".gz", ".zst", ".bz2", ".xz", ".zip") else ""
+def open_files(files: Sequence[InputFile]) -> Source:
+    """Return the source that reads all of `files`, one after the other.
+
+    Raises:
+        UsageError, InputRefused: As for `open_source`.
+    """
+    sources = [open_source(file.path, file.shown) for file in files]
+    if len(sources) == 1:
+        return sources[0]
+    from synthia_batch.source.many import ManySource
+
+    return ManySource(sources)
+
+
+def refuse_format(shown: Path | str) -> UsageError:
+    """Return the refusal of a file whose format is not known by its name."""
+    hint = ""
+    if str(shown).lower().endswith((".xlsx", ".xls")):
+        hint = ". Save the sheet as CSV"
+    elif str(shown).lower().endswith((".bz2", ".xz", ".zip")):
+        hint = "; unpack it first"
+    return UsageError(f"{shown}: the format is not known by this name; {FORMATS}{hint}")
 
 
 def _suggest_file(path: Path) -> str:
@@ -56,22 +81,27 @@ def _suggest_file(path: Path) -> str:
     return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
-def _read_magic(path: Path) -> bytes:
-    """Return the first four bytes of a regular file that has any."""
+def read_magic(path: Path, shown: Path | str) -> bytes:
+    """Return the first six bytes of a regular file, or as many as it has.
+
+    Raises:
+        UsageError: There is no such file, or it cannot be read.
+        InputRefused: It is empty.
+    """
     try:
         if path.is_dir():
-            raise UsageError(f"{path}: is a directory; name one file in it. {FORMATS}")
+            raise UsageError(f"{shown}: is a directory; name the files in it. {FORMATS}")
         # Non-blocking: opening a pipe that nobody writes to would wait for ever.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UsageError(f"{path}: is not a regular file; save it to one, as it is read twice")
-            magic = file.read(len(PARQUET_MAGIC))
+                raise UsageError(f"{shown}: is not a regular file; pipe it in as - instead")
+            magic = file.read(MAGIC_BYTES)
     except FileNotFoundError as exc:
-        raise UsageError(f"{path}: there is no such file; check the path{_suggest_file(path)}") from exc
+        raise UsageError(f"{shown}: there is no such file; check the path{_suggest_file(path)}") from exc
     except OSError as exc:
-        raise UsageError(f"{path}: cannot be read: {exc.strerror}") from exc
+        raise UsageError(f"{shown}: cannot be read: {exc.strerror}") from exc
     except ValueError as exc:
         raise UsageError(f"{str(path)!r}: is not a path: {exc}") from exc
     if not magic:
-        raise InputRefused([f"{path}: the file is empty"])
+        raise InputRefused([f"{shown}: the file is empty"])
     return magic

@@ -12,13 +12,14 @@ from pyarrow import parquet
 
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.rows import KeptColumn, Row
-from synthia_batch.source.base import PROGRESS_ROWS, Columns, Scan, Selection
+from synthia_batch.source.base import Columns, FileScan, Scan, Selection
 from synthia_batch.source.columns import require_columns, resolve_columns
 from synthia_batch.source.cursors import Cursors
 from synthia_batch.source.faults import FaultList, RowFault
 from synthia_batch.source.files import Watched, changed
-from synthia_batch.source.ids import HashIndex, find_duplicates
+from synthia_batch.source.gathering import Gathering, refuse_duplicates, refuse_empty, scan_files
 from synthia_batch.source.parquet_types import (
+    is_conversation,
     is_id,
     is_messages,
     is_object,
@@ -36,6 +37,7 @@ BATCH_ROWS = 1024
 BATCH_BYTES = 8 * 1024 * 1024
 """Fewer than BATCH_ROWS where rows are so long that these many bytes would be passed."""
 READ_BUFFER_BYTES = 1024 * 1024
+_TALKS = ("a list of structs with role and content", "a list of structs with from and value")
 LIBRARY_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 """What pyarrow raises on damaged files, as fuzzing shows: tests/test_source_fuzz.py."""
 
@@ -62,15 +64,21 @@ class Batch:
 class ParquetSource:
     """A Parquet file. Only the columns that are used are read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shown: Path | str | None = None) -> None:
+        """Read `path`, and call it `shown` in messages."""
         self._path = path
-        self._watched = Watched(path)
+        self._shown = path if shown is None else shown
+        self._watched = Watched(path, self._shown)
         self._cursors = Cursors()
 
     @property
-    def path(self) -> Path:
+    def shown(self) -> str:
         """The file, as the user named it."""
-        return self._path
+        return str(self._shown)
+
+    def locate(self, row: Row) -> str:
+        """Return where `row` stands, as file:row."""
+        return f"{self._shown}:{row.line}"
 
     def detect(self, selection: Selection) -> Columns:
         """Return the columns, by the file's footer; see `Source.detect`."""
@@ -88,28 +96,41 @@ class ParquetSource:
         self, selection: Selection, scratch: Path, on_progress: Callable[[int], None] | None = None
     ) -> Scan:
         """Check every selected row in one pass; see `Source.scan`."""
-        size = self._watched.begin_scan()
-        with HashIndex(scratch) as index, self._refuse_damage():
-            file = _open(self._path)
-            columns = self._resolve_columns(selection, file.schema_arrow)
-            scanner = _Scanner(self._path, columns, index)
-            wanted = min(file.metadata.num_rows, selection.limit or file.metadata.num_rows)
-            for batch in _iterate_batches(file, columns, 0, wanted):
-                scanner.take(batch, on_progress)
-            if scanner.rows != wanted:
-                raise InputRefused([f"{self._path}: holds {scanner.rows} rows, its footer says {wanted}"])
-            scan = scanner.finish(size, self._make_kept(columns, file.schema_arrow))
-        self._watched.end_scan()
-        if on_progress:
-            on_progress(scan.rows)
-        if columns.id is not None:
-            self._refuse_duplicates(scan)
+        scan = scan_files([self], selection, scratch, on_progress)
+        if scan is None:
+            raise refuse_empty(self._shown, "")
+        refuse_duplicates(scan, self.read_rows, lambda row, earlier: self.tell_pair(row, self, earlier))
         return scan
+
+    def gather(self, gathering: Gathering) -> FileScan:
+        """Add what one pass over the file finds; see `FileReader.gather`."""
+        size = self._watched.begin_scan()
+        with self._refuse_damage():
+            file = _open(self._path)
+            found = gathering.columns or self._resolve_columns(gathering.selection, file.schema_arrow)
+            columns = gathering.settle(found, self._shown)
+            kept = self._check_columns(columns, file.schema_arrow)
+            gathering.note_names(file.schema_arrow.names)
+            gathering.note_types(kept, self._shown)
+            scanner = _Scanner(self._shown, columns, gathering)
+            there = file.metadata.num_rows
+            wanted = there if gathering.wanted is None else min(there, gathering.wanted)
+            for batch in _iterate_batches(file, columns, 0, wanted):
+                scanner.take(batch)
+            if scanner.rows != wanted:
+                raise InputRefused([f"{self._shown}: holds {scanner.rows} rows, its footer says {wanted}"])
+        self._watched.end_scan()
+        return FileScan(rows=scanner.rows, size=size)
 
     def read_rows(self, scan: Scan, first: int, stop: int) -> Iterator[Row]:
         """Yield the rows `first` to `stop` (excluded); see `Source.read_rows`."""
         self._watched.check(scan.size)
         return self._cursors.read(scan, first, min(stop, scan.rows), self._iterate_rows)
+
+    def tell_pair(self, row: Row, other: Any, earlier: Row) -> tuple[str, str]:
+        """Return where `row` stands, and where an `earlier` one of another file or this one does."""
+        place = f"{self._shown}: row {row.line}"
+        return place, f"in row {earlier.line}" if other is self else f"at {other.locate(earlier)}"
 
     def _iterate_rows(self, scan: Scan, first: int) -> Iterator[Row]:
         """Yield every row from `first` on, from the row group that it is in."""
@@ -122,34 +143,42 @@ class ParquetSource:
                 yield from _make_rows(batch, scan, parser)
                 following = batch.first + batch.rows
         except (RowFault, *LIBRARY_ERRORS) as exc:
-            raise changed(self._path, _describe(exc)) from exc
+            raise changed(self._shown, _describe(exc)) from exc
         if following != scan.rows:
-            raise changed(self._path, f"{following} rows instead of {scan.rows}")
+            raise changed(self._shown, f"{following} rows instead of {scan.rows}")
 
     def _resolve_columns(self, selection: Selection, schema: pa.Schema) -> Columns:
+        columns = resolve_columns(selection, schema.names, self._shown)
+        self._check_columns(columns, schema)
+        return columns
+
+    def _check_columns(self, columns: Columns, schema: pa.Schema) -> tuple[KeptColumn, ...]:
+        """Return the kept columns of the file, whose columns must be there, once each, and fit."""
         names = schema.names
-        columns = resolve_columns(selection, names, self._path)
-        require_columns(columns.used, names, self._path)
+        if columns.shape == "openai-batch":
+            raise UsageError(f"{self._shown}: OpenAI batch files are JSONL; write it as one")
+        wanted = [name for name in (columns.text, columns.system, columns.id) if name is not None]
+        require_columns([*wanted, *columns.keep], names, self._shown)
         for name in columns.used:
             if names.count(name) > 1:
-                raise UsageError(f"{self._path}: there are several columns {name!r}; rename all but one")
+                raise UsageError(f"{self._shown}: there are several columns {name!r}; rename all but one")
         faults = FaultList()
+        is_talk = is_conversation if columns.shape == "sharegpt" else is_messages
         checks = (
             (columns.prompt, is_text, "a string"),
-            (columns.messages, is_messages, "a list of structs with role and content, or JSON text"),
-            (columns.turns, is_turns, "a list of strings"),
+            (columns.messages, is_talk, f"{_TALKS[columns.shape == 'sharegpt']}, or JSON text"),
+            (columns.turns, is_talk if columns.shape else is_turns, "a list of strings"),
             (columns.system, is_text, "a string"),
             (columns.id, is_id, "a string or an integer"),
             (columns.sampling, is_object, "a struct, a map with text as keys, or JSON text"),
             (columns.tools, is_objects, "a list of structs, or JSON text"),
         )
-        for column, is_fit, wanted in checks:
+        for column, is_fit, wanted_type in checks:
             if column is not None and not is_fit(schema.field(column).type):
                 found = schema.field(column).type
-                faults.add(str(self._path), f"column {column!r} must be {wanted}, not {found}")
+                faults.add(str(self._shown), f"column {column!r} must be {wanted_type}, not {found}")
         faults.raise_if_any()
-        self._make_kept(columns, schema)
-        return columns
+        return self._make_kept(columns, schema)
 
     def _make_kept(self, columns: Columns, schema: pa.Schema) -> tuple[KeptColumn, ...]:
         kept = []
@@ -157,19 +186,12 @@ class ParquetSource:
             column = make_kept_column(schema.field(name))
             if column is None:
                 raise UsageError(
-                    f"{self._path}: column {name!r} cannot be kept, its type {schema.field(name).type} "
+                    f"{self._shown}: column {name!r} cannot be kept, its type {schema.field(name).type} "
                     "has no exact Python values; cast it in the input (nanoseconds to microseconds, "
                     "say), or leave it out of --keep-columns"
                 )
             kept.append(column)
         return tuple(kept)
-
-    def _refuse_duplicates(self, scan: Scan) -> None:
-        faults = FaultList()
-        for pair in find_duplicates(scan.occurrences, lambda first, stop: self.read_rows(scan, first, stop)):
-            place = f"{self._path}: row {pair.second.line}"
-            faults.add(place, f"the id {pair.second.id[:200]!r} was used before, in row {pair.first.line}")
-        faults.raise_if_any()
 
     @contextmanager
     def _refuse_damage(self) -> Iterator[None]:
@@ -177,7 +199,7 @@ class ParquetSource:
             yield
         except LIBRARY_ERRORS as exc:
             raise InputRefused(
-                [f"{self._path}: not a Parquet file that can be read, or damaged: {_describe(exc)}"]
+                [f"{self._shown}: not a Parquet file that can be read, or damaged: {_describe(exc)}"]
             ) from exc
 
 
@@ -190,36 +212,20 @@ class _Located:
 
 
 class _Scanner:
-    """The state of one pass."""
+    """The state of one pass over one file."""
 
-    def __init__(self, path: Path, columns: Columns, index: HashIndex) -> None:
+    def __init__(self, shown: Path | str, columns: Columns, gathering: Gathering) -> None:
         self.rows = 0
-        self._path = path
+        self._shown = shown
         self._columns = columns
-        self._index = index
+        self._gathering = gathering
         self._parser = RecordParser(columns)
-        self._faults = FaultList()
 
-    def take(self, located: _Located, on_progress: Callable[[int], None] | None) -> None:
+    def take(self, located: _Located) -> None:
         """Check the rows of one batch and note their hashes."""
         self._check(located.batch, located.first)
-        before, self.rows = self.rows, located.first + located.batch.num_rows
-        if on_progress and before // PROGRESS_ROWS < self.rows // PROGRESS_ROWS:
-            on_progress(self.rows)
-
-    def finish(self, size: int, kept: tuple[KeptColumn, ...]) -> Scan:
-        """Return what the pass found, or refuse the input."""
-        self._faults.raise_if_any()
-        if not self.rows:
-            raise InputRefused([f"{self._path}: there are no rows"])
-        return Scan(
-            rows=self.rows,
-            size=size,
-            columns=self._columns,
-            kept=kept,
-            checkpoints=(),
-            occurrences=self._index.finish(self.rows),
-        )
+        self.rows = located.first + located.batch.num_rows
+        self._gathering.count(located.batch.num_rows)
 
     def _check(self, batch: pa.RecordBatch, first: int) -> None:
         try:
@@ -239,10 +245,10 @@ class _Scanner:
                 hashes.append(hash_record(record))
             except RowFault as fault:
                 self._add_fault(index, str(fault))
-        self._index.add(b"".join(hashes))
+        self._gathering.index.add(b"".join(hashes))
 
     def _add_fault(self, index: int, text: str) -> None:
-        self._faults.add(f"{self._path}: row {index + 1}", text)
+        self._gathering.faults.add(f"{self._shown}: row {index + 1}", text)
 
 
 def _open(path: Path) -> parquet.ParquetFile:
@@ -269,7 +275,7 @@ def _iterate_batches(
     batches = file.iter_batches(
         batch_size=_choose_batch_rows(file.metadata),
         row_groups=range(group, groups),
-        columns=list(columns.used),
+        columns=_list_used(columns, file.schema_arrow.names),
         use_threads=False,
     )
     for batch in batches:
@@ -292,6 +298,11 @@ def _choose_batch_rows(metadata: parquet.FileMetaData) -> int:
     return max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, width)))
 
 
+def _list_used(columns: Columns, names: list[str]) -> list[str]:
+    """Return the columns to read; those that a template asks about need not be there."""
+    return [name for name in columns.used if name in names]
+
+
 def _convert(batch: pa.RecordBatch, first: int, columns: Columns) -> Batch:
     """Return the Python values of `batch`. Raises ValueError where one has none."""
 
@@ -306,13 +317,26 @@ def _convert(batch: pa.RecordBatch, first: int, columns: Columns) -> Batch:
     return Batch(
         first=first,
         rows=batch.num_rows,
-        texts=values(columns.text),
+        texts=_join(values, _list_read(columns, batch), batch.num_rows)
+        if columns.reads
+        else values(columns.text),
         systems=values(columns.system),
         ids=values(columns.id),
         samplings=values(columns.sampling),
         tools=[leave_out_nulls(value) for value in values(columns.tools)],
         kept=[values(name) for name in columns.keep],
     )
+
+
+def _list_read(columns: Columns, batch: pa.RecordBatch) -> list[str]:
+    return [name for name in columns.reads if name in batch.schema.names]
+
+
+def _join(values: Callable[[str], list[Any]], names: list[str], rows: int) -> list[Any]:
+    """Return for each row the values of several columns, by name."""
+    if not names:
+        return [{} for _ in range(rows)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*map(values, names), strict=True)]
 
 
 def _make_rows(batch: Batch, scan: Scan, parser: RecordParser) -> Iterator[Row]:

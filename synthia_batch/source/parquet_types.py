@@ -27,12 +27,12 @@ def is_id(type_: pa.DataType) -> bool:
 
 def is_messages(type_: pa.DataType) -> bool:
     """Say whether values of this type can be conversations: lists of structs, or JSON text."""
-    if is_text(type_):
-        return True
-    if not _is_list(type_) or not types.is_struct(type_.value_type):
-        return False
-    names = [type_.value_type.field(number).name for number in range(type_.value_type.num_fields)]
-    return names.count("role") == 1 and names.count("content") == 1 and len(set(names)) == len(names)
+    return is_text(type_) or _is_list_of(type_, "role", "content")
+
+
+def is_conversation(type_: pa.DataType) -> bool:
+    """Say whether values of this type can be ShareGPT's conversations: lists of structs, or JSON text."""
+    return is_text(type_) or _is_list_of(type_, "from", "value")
 
 
 def is_turns(type_: pa.DataType) -> bool:
@@ -150,6 +150,14 @@ def _has_known_zone(type_: pa.DataType) -> bool:
     except (pa.ArrowException, LookupError, ValueError):
         return False
     return True
+
+
+def _is_list_of(type_: pa.DataType, *wanted: str) -> bool:
+    """Say whether values are lists of structs that have the `wanted` fields, and no name twice."""
+    if not _is_list(type_) or not types.is_struct(type_.value_type):
+        return False
+    names = [type_.value_type.field(number).name for number in range(type_.value_type.num_fields)]
+    return set(wanted) <= set(names) and len(set(names)) == len(names)
 
 
 def _is_list(type_: pa.DataType) -> bool:

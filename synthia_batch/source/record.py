@@ -15,6 +15,9 @@ from synthia_batch.source.faults import RowFault
 from synthia_batch.source.ids import HASH_BYTES
 from synthia_batch.source.messages import describe, parse_messages, parse_turns
 from synthia_batch.source.row_sampling import parse_sampling
+from synthia_batch.source.shapes.alpaca import parse_instruction
+from synthia_batch.source.shapes.openai_batch import parse_request, read_sampling
+from synthia_batch.source.shapes.sharegpt import parse_conversation, parse_questions
 from synthia_batch.source.tools import parse_tools
 
 
@@ -74,7 +77,8 @@ class RecordParser:
             row_id = self._parse_id(values.identifier)
         follow_ups: tuple[str, ...] = ()
         if self._columns.turns is not None:
-            messages, later = messages[:1], messages[1:]
+            first = 1 + (messages[0].role == "system")
+            messages, later = messages[:first], messages[first:]
             follow_ups = tuple(message.content for message in later)
         return Row(
             index=index,
@@ -89,9 +93,28 @@ class RecordParser:
         )
 
     def _choose_parser(self) -> Callable[[Any], tuple[Message, ...]]:
+        if self._columns.template is not None:
+            from synthia_batch.source.shapes.template import compile_template
+
+            return compile_template(self._columns.template).write
+        if self._columns.shape is not None:
+            return self._parse_shape
         if self._columns.prompt is not None:
             return self._parse_prompt
         return self._parse_messages if self._columns.messages is not None else self._parse_turns
+
+    def _parse_shape(self, value: Any) -> tuple[Message, ...]:
+        """Return what `value` is: of the text column, or by name where several are read."""
+        columns = self._columns
+        if columns.shape == "alpaca":
+            return parse_instruction(value, columns.text or "")
+        if columns.shape == "openai-batch":
+            return parse_request(value, columns)
+        parse = parse_questions if columns.turns is not None else parse_conversation
+        try:
+            return parse(value)
+        except RowFault as exc:
+            raise RowFault(f"column {columns.text!r}: {exc}") from exc
 
     def _parse_prompt(self, value: Any) -> tuple[Message, ...]:
         if type(value) is not str:
@@ -123,7 +146,8 @@ class RecordParser:
         if self._columns.sampling is None:
             return None
         try:
-            return parse_sampling(value)
+            is_request = self._columns.shape == "openai-batch"
+            return parse_sampling(read_sampling(value) if is_request else value)
         except RowFault as exc:
             raise RowFault(f"column {self._columns.sampling!r}: {exc}") from exc
 

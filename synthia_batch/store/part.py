@@ -55,13 +55,14 @@ class FailedRecord:
 class PartFormat:
     """What all parts of a run have in common.
 
-    `model` fills data's column of that name, `source_file` failed's. `metadata` goes into every
-    file's schema: it must not depend on time, host, worker or attempt. `has_flags`, `has_logprobs`: data/
-    has such a column.
+    `model` fills data's column of that name, `source_file` failed's; where the input is several files,
+    `source_files` has the names of all. `metadata` goes into every file's schema: it must not depend on
+    time, host, worker or attempt. `has_flags`, `has_logprobs`: data/ has such a column.
     """
 
     model: str
     source_file: str
+    source_files: tuple[str, ...] = ()
     kept: tuple[KeptColumn, ...] = ()
     has_flags: bool = False
     metadata: Mapping[str, str]
@@ -153,6 +154,13 @@ def encode_data_part(records: Sequence[DataRecord], part_format: PartFormat) -> 
     return _encode(columns, schema, part_format)
 
 
+def _name_sources(samples: Sequence[Sample], part_format: PartFormat) -> pa.Array:
+    names = part_format.source_files
+    if not names:
+        return pa.repeat(pa.scalar(part_format.source_file, pa.string()), len(samples))
+    return pa.array([names[sample.row.file] for sample in samples], pa.string())
+
+
 def encode_failed_part(records: Sequence[FailedRecord], part_format: PartFormat) -> EncodedPart:
     """Return the Parquet file of these failed samples, in their order.
 
@@ -166,7 +174,7 @@ def encode_failed_part(records: Sequence[FailedRecord], part_format: PartFormat)
         _column(failed, "code", pa.string()),
         _column(failed, "message", pa.string()),
         _encode_messages([record.sample.join(record.failed.earlier) for record in records]),
-        pa.repeat(pa.scalar(part_format.source_file, pa.string()), len(records)),
+        _name_sources(samples, part_format),
         _column(samples, "row.line", pa.int64()),
     ]
     return _encode(columns, failed_schema(), part_format)

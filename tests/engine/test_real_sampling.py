@@ -72,6 +72,8 @@ def test_every_row_is_made_as_it_says_whatever_the_batch(synthia: Command, tmp_p
         },
         "unknown token": {**greedy, "stop_token_ids": [10**6]},
         "json": {**greedy, "structured": {"json_schema": SCHEMA}, "max_tokens": 60},
+        "grammar": {"structured": {"grammar": 'root ::= "in the " ("north" | "south") "."'}},
+        "lark": {"structured": {"grammar": 'start: "in the " ("east" | "west") "!"'}},
         "choice": {"temperature": 1.5, "structured": {"choice": ["the north", "the south"]}},
     }  # fmt: skip
     records = [{"id": name, "question": QUESTION, "how": said} for name, said in says.items()]
@@ -117,6 +119,8 @@ def test_every_row_is_made_as_it_says_whatever_the_batch(synthia: Command, tmp_p
     assert count["repeats"] < 60
     assert json.loads(text["json"])["city"] in ("Paris", "Rome")
     assert text["choice"] in ("the north", "the south")
+    assert text["grammar"] in ("in the north.", "in the south.")
+    assert text["lark"] in ("in the east!", "in the west!")
     one, other = read_failed(tmp_path / "wide")
     assert {one["id"], other["id"]} == {"unknown token"}
     assert one["code"] == "refused_by_engine"
@@ -190,3 +194,15 @@ def test_kills_workers_and_batches_do_not_show_in_structures_or_log_probabilitie
     assert codes <= {"structured_output_cut_off"}
     again = synthia("verify", "killed", "--rerun", 8, timeout=400)
     assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_a_grammar_that_cannot_be_compiled_is_refused_before_weights_are_loaded(
+    synthia: Command, tmp_path: Path
+) -> None:
+    source = write_jsonl(tmp_path / "q.jsonl", [{"question": QUESTION}])
+    (tmp_path / "bad.gbnf").write_text('root ::= "in the')
+    done = synthia("run", source, *SMALL, "--grammar", "bad.gbnf", "-o", "out", timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert "structured: the backend xgrammar cannot compile it: EBNF lexer error at line 1" in done.stderr
+    assert "name another backend" in done.stderr
+    assert not list((tmp_path / "out").glob("data/*"))

@@ -1,4 +1,4 @@
-"""Model directories of the user's cache that are made once, by a conversion, and then checked.
+"""Directories of the user's cache that are made once, by a conversion, and then checked.
 
 A directory appears whole, by a rename, and holds `digests.json`, the size and BLAKE3 digest of
 every other file: its existence says that the directory is complete.
