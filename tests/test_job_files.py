@@ -39,8 +39,8 @@ the job cannot be used:
   x.yaml:9:1: temperature: unknown key. Did you mean 'sampling.temperature'?
   x.yaml:10:7: seed: 010 may be meant as octal; write 10, or 0o10
   x.yaml:12:1: name: said a second time, first in line 1; remove one of the two
-  x.yaml:13:10: system[0]: ${HOME} is filled in for secrets only (engine.api_key, engine.hf_token, notify), since \
-what a job makes must not depend on the environment; put the text into a file, and say @FILE
+  x.yaml:13:10: system[0]: ${HOME} is filled in for secrets only (engine.api_key, engine.hf_token, notify), \
+since what a job makes must not depend on the environment; put the text into a file, and say @FILE
   x.yaml:13:25: system[1]: Input should be text, got ['x']
   x.yaml:14:7: pool: Input should be a section, with its keys indented under it, got 3
   x.yaml:15:11: deadline: Input should be a duration such as 90s, 10m, 7h30m or 1d, got '7:30'
