@@ -65,9 +65,9 @@ MAY_IMPORT = {
     "report": {"quality", "verify", "store", "plan", "job", "drain", "tally", "words", "rows", "errors"},
     "carding": {"job", "models", "opening", "report", "store"},
     "model_choice": {"job", "models", "digest", "errors", "hardware"},
-    "asked": {"job", "prompts", "structure", "rows", "errors"},
     "resolve": {
-        "asked",
+        "structure",
+        "rows",
         "intake",
         "model_choice",
         "job",

@@ -9,7 +9,6 @@ import pytest
 from conftest import NEEDS_VLLM, write_jsonl
 from test_engine_environment import SPEC
 
-from synthia_batch import resolve
 from synthia_batch.engine.environment import required_environment
 from synthia_batch.engine.placement import Placement
 from synthia_batch.engine.vllm_arguments import engine_arguments
@@ -20,6 +19,7 @@ from synthia_batch.hardware import list_capabilities
 from synthia_batch.job.layers import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.locate import read_model_facts
+from synthia_batch.resolve import engine_spec, resolve_job
 
 GPU = dataclasses.replace(SPEC, device="cuda")
 
@@ -118,13 +118,13 @@ def resolve_on(tmp_path: Path, **values: Any) -> ResolvedJob:
     source = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "x"}])
     # A format of its own: the models made here have no chat template.
     said = {"input": {"path": source}, "prompt_format": "synthia", **values}
-    return resolve.resolve_job([Layer(origin="flag", values=said)], print, takes_tuned=False)
+    return resolve_job([Layer(origin="flag", values=said)], print, takes_tuned=False)
 
 
 @pytest.fixture
 def old_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "list_capabilities", lambda: ((7, 0),))
-    monkeypatch.setattr(resolve, "name_gpus", lambda: ("Tesla V100",))
+    monkeypatch.setattr(engine_spec, "list_capabilities", lambda: ((7, 0),))
+    monkeypatch.setattr(engine_spec, "name_gpus", lambda: ("Tesla V100",))
 
 
 @NEEDS_VLLM

@@ -6,57 +6,37 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.asked import check_logprobs, check_tools, read_structure
 from synthia_batch.digest import DigestCache, open_digest_cache
 from synthia_batch.engine import openai_settings
-from synthia_batch.engine.vllm_sampling import (
-    check_budget,
-    check_sampling,
-    check_structures,
-    name_structures_backend,
-)
-from synthia_batch.engine.vllm_settings import check_settings, check_split
-from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
-from synthia_batch.hardware import installed_vllm, list_capabilities, name_cpu, name_gpus
 from synthia_batch.intake import TakenInput, digest_files, take_in
 from synthia_batch.job.declared import Job
 from synthia_batch.job.fingerprint import fingerprint
-from synthia_batch.job.identity import IdentityParts, InputIdentity, Numerics, identify
+from synthia_batch.job.identity import IdentityParts, InputIdentity, identify
 from synthia_batch.job.layers import Layer, Merged, merge_layers
 from synthia_batch.job.resolved import (
-    UNKNOWN_LENGTH,
-    EngineSpec,
     PlanSpec,
     PoolSpec,
-    PromptSpec,
     Remote,
     ResolvedJob,
     SystemText,
 )
-from synthia_batch.job.secret import reveal, reveal_settings
+from synthia_batch.job.secret import reveal
 from synthia_batch.model_choice import (
     FoundModel,
     add_preset,
     choose_adapter,
-    choose_device,
     choose_format,
     find_model,
 )
-from synthia_batch.prompts.formats import (
-    ChatFormat,
-    PlainChatFormat,
-    PromptFormat,
-    SynthiaCardFormat,
-    SynthiaFormat,
-)
 from synthia_batch.prompts.library import SystemMessage, select_system_message
-from synthia_batch.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
 from synthia_batch.quality.flags import identify_flags
+from synthia_batch.resolve.asked import check_tools
+from synthia_batch.resolve.engine_spec import find_numerics, specify_engine
+from synthia_batch.resolve.rendering import open_format
 from synthia_batch.source import Columns, Selection, open_files
 from synthia_batch.tuned import read_tuned
 
-SCRIPTED_MODEL_LEN = 8192
 SYSTEM_COLUMN = "column"
 """The name of a system message that comes from the row's system column."""
 
@@ -128,23 +108,6 @@ def resolve_job(
     if tuned is None:
         return job
     return _resolve(dataclasses.replace(sources, merged=merge_layers([*layers, tuned])), cache)
-
-
-def open_renderer(spec: PromptSpec) -> Renderer:
-    """Return what renders the job's conversations to token ids."""
-    tokenizer = ByteTokenizer() if spec.tokenizer is None else FastTokenizer(spec.tokenizer)
-    return Renderer(open_format(spec), tokenizer)
-
-
-def open_format(spec: PromptSpec) -> PromptFormat:
-    """Return the job's prompt format."""
-    if spec.format == "synthia":
-        return SynthiaFormat()
-    if spec.format == "synthia-card":
-        return SynthiaCardFormat()
-    if spec.template is None:
-        return PlainChatFormat()
-    return ChatFormat(spec.template, spec.special_tokens)
 
 
 def select_rows(job: Job, template: str | None) -> Selection:
@@ -223,8 +186,8 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     if job.input.tools_column is not None:
         check_tools(open_format(prompt))
     plan = _choose_systems(sources.merged, sources.columns)
-    engine = _specify_engine(sources, prompt)
-    numerics = _find_numerics(engine, has_structures=bool(engine.structure or columns.get("sampling")))
+    engine = specify_engine(sources.merged, found, prompt)
+    numerics = find_numerics(engine, has_structures=bool(engine.structure or columns.get("sampling")))
     quantization = found.facts.quantization if found.facts else None
     identity = identify(
         IdentityParts(
@@ -324,123 +287,6 @@ def _select_system(merged: Merged, number: int) -> SystemMessage:
     is_list = len(merged.job.system) > 1
     with merged.blame(f"system.{number}" if is_list else "system"):
         return select_system_message(merged.job.system[number])
-
-
-def _specify_engine(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
-    job, found = sources.merged.job, sources.found
-    length = _choose_length(sources)
-    if job.engine.kind == "scripted":
-        from synthia_batch.engine.scripted_engine import parse_options
-
-        parse_options(job.engine.settings)
-    elif job.engine.kind == "openai":
-        return _specify_endpoint(sources, prompt)
-    elif installed_vllm() is None:
-        raise UsageError(
-            "vLLM is not installed: `pip install 'synthia-batch[cuda]'` on a GPU machine, "
-            "'synthia-batch[cpu]' elsewhere; or rehearse with --engine scripted"
-        )
-    else:
-        settings = job.engine.settings
-        for name, value in settings.items():
-            with sources.merged.blame(f"engine.{name}"):
-                plugin = {
-                    name: value for name, value in settings.items() if name == "reasoning_parser_plugin"
-                }
-                check_settings({**plugin, name: value}, job.determinism)
-        check_sampling(job.sampling, found.facts.vocabulary if found.facts else None)
-        check_budget(job.engine.settings, job.sampling)
-        check_structures(job.engine.settings, job.sampling, is_asked=job.structured.kind is not None)
-    check_logprobs(job, choose_device(job))
-    stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
-    spec = EngineSpec(
-        kind=job.engine.kind,
-        model=found.ref,
-        device=choose_device(job),
-        dtype=job.model.dtype,
-        quantization=job.model.quantization,
-        max_model_len=length,
-        sampling=job.sampling.model_copy(update={"stop": stop}),
-        determinism=job.determinism,
-        tensor_parallel_size=job.pool.tensor_parallel_size,
-        pipeline_parallel_size=job.pool.pipeline_parallel_size,
-        settings=reveal_settings(job.engine.settings, os.environ),
-        adapters=found.adapters,
-        structure=read_structure(sources.merged),
-    )
-    if spec.kind == "vllm":
-        check_split(spec)
-        of_model = found.facts.quantization if found.facts else None
-        check_quantization(spec, of_model.method if of_model else None)
-        if spec.device == "cuda" and spec.determinism == "strict" and not job.pool.ray_address:
-            # This machine's cards; on a cluster each worker looks at its own.
-            for capability, name in zip(list_capabilities(), name_gpus(), strict=False):
-                check_capability(capability, name)
-    return spec
-
-
-def _specify_endpoint(sources: _Sources, prompt: PromptSpec) -> EngineSpec:
-    job = sources.merged.job
-    settings = openai_settings.parse_settings(job.engine.settings)
-    api = openai_settings.choose_api(settings, prompt.format)
-    openai_settings.check_answers(job, api)
-    openai_settings.check_sampling(job.sampling, settings, sources.merged.origins)
-    structure = read_structure(sources.merged)
-    openai_settings.check_structure(structure, settings)
-    stop = tuple(dict.fromkeys((*job.sampling.stop, *open_format(prompt).stop)))
-    key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
-    telling = openai_settings.list_telling(settings, api)
-    return EngineSpec(
-        kind="openai",
-        model=sources.found.ref,
-        device="cpu",
-        dtype="auto",
-        quantization=None,
-        max_model_len=UNKNOWN_LENGTH,
-        sampling=job.sampling.model_copy(update={"stop": stop}),
-        determinism=job.determinism,
-        tensor_parallel_size=1,
-        pipeline_parallel_size=1,
-        settings=reveal_settings({**key, **telling}, os.environ),
-        structure=structure,
-    )
-
-
-def _choose_length(sources: _Sources) -> int:
-    job, found = sources.merged.job, sources.found
-    known = found.facts.max_model_len if found.facts else SCRIPTED_MODEL_LEN
-    said = job.model.max_model_len
-    if said is not None and known is not None and not sources.merged.is_said("model.max_model_len"):
-        return min(said, known)  # A card's word against the model's own.
-    length = said or known
-    if length is None:
-        raise UsageError(
-            f"{found.ref.name}: its config.json does not say how long a sequence may be; "
-            "say it with --set model.max_model_len=TOKENS"
-        )
-    return length
-
-
-def _find_numerics(engine: EngineSpec, *, has_structures: bool) -> Numerics:
-    if engine.is_elsewhere:
-        return Numerics(version="the server's", hardware=None)
-    if engine.kind == "scripted":
-        from synthia_batch.engine.scripted_engine import VERSION
-
-        return Numerics(version=VERSION, hardware=None)
-    hardware = name_cpu() if engine.device == "cpu" else _name_gpu_kind()
-    return Numerics(
-        version=" ".join(installed_vllm() or ()),
-        hardware=hardware,
-        structures=name_structures_backend(engine.settings) if has_structures else None,
-    )
-
-
-def _name_gpu_kind() -> str:
-    """Return this machine's GPU model. A driver without one leaves it to the canary, which a
-    resumed run must answer as the first did.
-    """
-    return ", ".join(sorted(set(name_gpus()))) or "as the canary says"
 
 
 def _name_after(stem: str) -> str:

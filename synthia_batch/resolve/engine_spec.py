@@ -1,0 +1,164 @@
+"""What makes the text, as resolved: the engine's specification, and what its numbers depend on."""
+
+import os
+
+from synthia_batch.engine import openai_settings
+from synthia_batch.engine.vllm_sampling import (
+    check_budget,
+    check_sampling,
+    check_structures,
+    name_structures_backend,
+)
+from synthia_batch.engine.vllm_settings import check_settings, check_split
+from synthia_batch.engine.vllm_strict import check_capability, check_quantization
+from synthia_batch.errors import UsageError
+from synthia_batch.hardware import installed_vllm, list_capabilities, name_cpu, name_gpus
+from synthia_batch.job.identity import Numerics
+from synthia_batch.job.layers import Merged
+from synthia_batch.job.resolved import UNKNOWN_LENGTH, EngineSpec, PromptSpec
+from synthia_batch.job.sampling import Sampling
+from synthia_batch.job.secret import reveal_settings
+from synthia_batch.model_choice import FoundModel, choose_device
+from synthia_batch.resolve.asked import check_logprobs, read_structure
+from synthia_batch.resolve.rendering import open_format
+
+SCRIPTED_MODEL_LEN = 8192
+
+
+def specify_engine(merged: Merged, found: FoundModel, prompt: PromptSpec) -> EngineSpec:
+    """Return all that a worker needs to make the engine of the job that `merged` comes to.
+
+    Raises:
+        UsageError: A setting is wrong, or this machine cannot.
+    """
+    if merged.job.engine.kind == "openai":
+        return _specify_endpoint(merged, found, prompt)
+    length = _choose_length(merged, found)
+    if merged.job.engine.kind == "vllm":
+        _check_vllm(merged, found)
+    else:
+        from synthia_batch.engine.scripted_engine import parse_options
+
+        parse_options(merged.job.engine.settings)
+    spec = _specify_local(merged, found, prompt, length)
+    if spec.kind == "vllm":
+        _check_vllm_spec(spec, found, is_elsewhere=bool(merged.job.pool.ray_address))
+    return spec
+
+
+def find_numerics(engine: EngineSpec, *, has_structures: bool) -> Numerics:
+    """Return what else decides about the last bits; `has_structures`: some answers have to be something."""
+    if engine.is_elsewhere:
+        return Numerics(version="the server's", hardware=None)
+    if engine.kind == "scripted":
+        from synthia_batch.engine.scripted_engine import VERSION
+
+        return Numerics(version=VERSION, hardware=None)
+    hardware = name_cpu() if engine.device == "cpu" else _name_gpu_kind()
+    return Numerics(
+        version=" ".join(installed_vllm() or ()),
+        hardware=hardware,
+        structures=name_structures_backend(engine.settings) if has_structures else None,
+    )
+
+
+def _check_vllm(merged: Merged, found: FoundModel) -> None:
+    """Return if vLLM is there, and takes what is said of it and of sampling."""
+    job, settings = merged.job, merged.job.engine.settings
+    if installed_vllm() is None:
+        raise UsageError(
+            "vLLM is not installed: `pip install 'synthia-batch[cuda]'` on a GPU machine, "
+            "'synthia-batch[cpu]' elsewhere; or rehearse with --engine scripted"
+        )
+    # A plugin brings names of parsers, so that no name can be judged without it.
+    plugin = {name: value for name, value in settings.items() if name == "reasoning_parser_plugin"}
+    for name, value in settings.items():
+        with merged.blame(f"engine.{name}"):
+            check_settings({**plugin, name: value}, job.determinism)
+    check_sampling(job.sampling, found.facts.vocabulary if found.facts else None)
+    check_budget(settings, job.sampling)
+    check_structures(settings, job.sampling, is_asked=job.structured.kind is not None)
+
+
+def _specify_local(merged: Merged, found: FoundModel, prompt: PromptSpec, length: int) -> EngineSpec:
+    job = merged.job
+    check_logprobs(job, choose_device(job))
+    return EngineSpec(
+        kind=job.engine.kind,
+        model=found.ref,
+        device=choose_device(job),
+        dtype=job.model.dtype,
+        quantization=job.model.quantization,
+        max_model_len=length,
+        sampling=_add_stops(job.sampling, prompt),
+        determinism=job.determinism,
+        tensor_parallel_size=job.pool.tensor_parallel_size,
+        pipeline_parallel_size=job.pool.pipeline_parallel_size,
+        settings=reveal_settings(job.engine.settings, os.environ),
+        adapters=found.adapters,
+        structure=read_structure(merged),
+    )
+
+
+def _check_vllm_spec(spec: EngineSpec, found: FoundModel, *, is_elsewhere: bool) -> None:
+    """Return if the machine and the checkpoint allow it; of a cluster each worker looks at its own cards."""
+    check_split(spec)
+    of_model = found.facts.quantization if found.facts else None
+    check_quantization(spec, of_model.method if of_model else None)
+    if spec.device == "cuda" and spec.determinism == "strict" and not is_elsewhere:
+        for capability, name in zip(list_capabilities(), name_gpus(), strict=False):
+            check_capability(capability, name)
+
+
+def _specify_endpoint(merged: Merged, found: FoundModel, prompt: PromptSpec) -> EngineSpec:
+    job = merged.job
+    settings = openai_settings.parse_settings(job.engine.settings)
+    api = openai_settings.choose_api(settings, prompt.format)
+    openai_settings.check_answers(job, api)
+    openai_settings.check_sampling(job.sampling, settings, merged.origins)
+    structure = read_structure(merged)
+    openai_settings.check_structure(structure, settings)
+    key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
+    telling = openai_settings.list_telling(settings, api)
+    return EngineSpec(
+        kind="openai",
+        model=found.ref,
+        device="cpu",
+        dtype="auto",
+        quantization=None,
+        max_model_len=UNKNOWN_LENGTH,
+        sampling=_add_stops(job.sampling, prompt),
+        determinism=job.determinism,
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        settings=reveal_settings({**key, **telling}, os.environ),
+        structure=structure,
+    )
+
+
+def _add_stops(sampling: Sampling, prompt: PromptSpec) -> Sampling:
+    """Return `sampling` with what ends an answer in the prompt's format, too."""
+    stop = tuple(dict.fromkeys((*sampling.stop, *open_format(prompt).stop)))
+    return sampling.model_copy(update={"stop": stop})
+
+
+def _choose_length(merged: Merged, found: FoundModel) -> int:
+    job = merged.job
+    known = found.facts.max_model_len if found.facts else SCRIPTED_MODEL_LEN
+    said = job.model.max_model_len
+    if said is not None and known is not None and not merged.is_said("model.max_model_len"):
+        return min(said, known)  # A card's word against the model's own.
+    length = said or known
+    if length is None:
+        raise UsageError(
+            f"{found.ref.name}: its config.json does not say how long a sequence may be; "
+            "say it with --set model.max_model_len=TOKENS"
+        )
+    return length
+
+
+def _name_gpu_kind() -> str:
+    """Return this machine's GPU model. A driver without one leaves it to the canary, which a
+    resumed run must answer as the first did.
+    """
+    return ", ".join(sorted(set(name_gpus()))) or "as the canary says"
