@@ -55,15 +55,13 @@ def test_an_openai_batch_runs_unchanged_and_comes_back_as_one(synthia: Command, 
     shutil.copy(EXAMPLE, tmp_path / "batch.jsonl")
     done = synthia("run", "batch.jsonl", "-o", "out", *ENGINE)
     assert done.returncode == 0, done.stderr
-    assert (
-        "its requests name the model 'meta-llama/Meta-Llama-3-8B-Instruct'; 'scripted' answers" in done.stderr
-    )
+    assert "its requests name the model 'somebody/another-model'; 'scripted' answers" in done.stderr
     rows = read_data(tmp_path / "out")
     assert [(row["id"], row["system"]) for row in rows] == [("request-1", "row"), ("request-2", "row")]
-    assert list_messages(rows[1])[0] == ("system", "You are an unhelpful assistant.")
+    assert list_messages(rows[1])[0] == ("system", "You answer with a question.")
     exported = synthia("export", "out", "--to", "openai-batch")
     lines = [json.loads(line) for line in exported.stdout.splitlines()]
-    assert [line["custom_id"] for line in lines] == ["request-1", "request-2"]
+    assert [line["custom_id"] for line in lines] == ["prime-plain", "prime-asked-back"]
     for line in lines:
         ChatCompletion.model_validate(line["response"]["body"], strict=True)
 
