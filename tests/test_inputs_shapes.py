@@ -57,7 +57,10 @@ def test_an_openai_batch_runs_unchanged_and_comes_back_as_one(synthia: Command, 
     assert done.returncode == 0, done.stderr
     assert "its requests name the model 'somebody/another-model'; 'scripted' answers" in done.stderr
     rows = read_data(tmp_path / "out")
-    assert [(row["id"], row["system"]) for row in rows] == [("request-1", "row"), ("request-2", "row")]
+    assert [(row["id"], row["system"]) for row in rows] == [
+        ("prime-plain", "row"),
+        ("prime-asked-back", "row"),
+    ]
     assert list_messages(rows[1])[0] == ("system", "You answer with a question.")
     exported = synthia("export", "out", "--to", "openai-batch")
     lines = [json.loads(line) for line in exported.stdout.splitlines()]

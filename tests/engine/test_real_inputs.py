@@ -1,4 +1,4 @@
-"""A batch file with the keys of vLLM's own example through the real engine: in as it is, and out as OpenAI's."""
+"""A batch file with the keys of vLLM's example through the real engine: in as it is, out as OpenAI has it."""
 
 import json
 from pathlib import Path
