@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs every test: those that take the whole machine one after the other, and beside them the rest, two at a
-# time: half of what those do is to wait. Its arguments go to both calls of pytest.
+# Runs every test: those that take the whole machine one after the other, and beside them the rest.
+# Its arguments go to both calls of pytest; `-n 2` has each run two tests at a time, which starves engines: for
+# tests that have none, such as tests/faults.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,7 +10,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
 "${pytest[@]}" -m machine -o cache_dir=.pytest_cache/machine "$@" >"$log" 2>&1 &
-"${pytest[@]}" -m "not machine" -n 2 --dist worksteal "$@"
+"${pytest[@]}" -m "not machine" "$@"
 rest=$?
 wait $!
 machine=$?
