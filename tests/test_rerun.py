@@ -127,8 +127,8 @@ def interrupt_run(directory: Path, *command: str | Path) -> None:
 def journal_again(run_directory: Path) -> int:
     """Make a finished sample of an unfinished run again, alone, and journal it; return its ordinal."""
     job = resolve_kept_job(run_directory, "test", [], print)
-    with lock_run(job) as lock:
-        locked = inspect_run(job, lock)
+    with lock_run(job) as held:
+        locked = inspect_run(job, held)
         (shard,) = locked.shards
         finished = locked.reopener.read_outcomes(locked.states[0])
         sample = next(s for s in locked.assembler.list_samples(shard) if s.ordinal in finished)
@@ -137,7 +137,7 @@ def journal_again(run_directory: Path) -> int:
         engine.add(Request(ordinal=sample.ordinal, token_ids=token_ids, seed=sample.seed))
         (outcome,) = engine.step()
         assert outcome != finished[sample.ordinal], "it made the same alone"
-        epoch = lock.begin_epoch().epoch
+        epoch = held.lock.begin_epoch().epoch
         attempt = dataclasses.replace(locked.attempt, epoch=epoch)
         journal = Journal.open(locked.run_dir.journal(shard), shard, attempt)
         journal.append([outcome])
