@@ -4,7 +4,7 @@ from typing import Any
 
 from synthia_batch.rows import Message
 from synthia_batch.source.faults import RowFault
-from synthia_batch.source.strict_json import check_encodable, may_hold_surrogates, parse_json
+from synthia_batch.source.strict_json import parse_json_text
 
 ROLES = ("system", "user", "assistant")
 CALL_KEYS = ("tool_calls", "function_call", "tool_call_id")
@@ -23,7 +23,7 @@ def parse_messages(value: Any) -> tuple[Message, ...]:
         RowFault: It is anything else.
     """
     if isinstance(value, str):
-        value = parse_json_text(value)
+        value = parse_json_text(value, "messages")
     if not isinstance(value, list):
         raise RowFault(f"messages must be a list of objects with role and content, not {describe(value)}")
     if not value:
@@ -61,17 +61,6 @@ def describe(value: Any) -> str:
         return "a number"
     kinds: dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
     return kinds.get(type(value)) or f"a value of type {type(value).__name__}"
-
-
-def parse_json_text(text: str) -> Any:
-    """Return the value that a string of messages is the JSON of. Raises RowFault."""
-    try:
-        value = parse_json(text)
-    except RowFault as exc:
-        raise RowFault(f"messages is a string, and as JSON {exc}") from exc
-    if may_hold_surrogates(text):
-        check_encodable("messages", value)
-    return value
 
 
 def _parse_message(item: Any, number: int) -> Message:

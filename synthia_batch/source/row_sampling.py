@@ -8,7 +8,7 @@ from synthia_batch.job.row_sampling import RowKeys, explain_row_fault
 from synthia_batch.rows import RowSampling
 from synthia_batch.source.faults import RowFault
 from synthia_batch.source.messages import describe
-from synthia_batch.source.strict_json import check_encodable, may_hold_surrogates, parse_json
+from synthia_batch.source.strict_json import is_blank, parse_json_text
 from synthia_batch.structure.check import check_structure
 
 NOTHING = RowSampling()
@@ -24,7 +24,7 @@ def parse_sampling(value: Any) -> RowSampling:
         RowFault: It is anything else, has an unknown key, or a value that does not fit.
     """
     if isinstance(value, str):
-        value = _parse_text(value)
+        value = None if is_blank(value) else parse_json_text(value, "sampling", subject="")
     if isinstance(value, list) and all(isinstance(pair, tuple) for pair in value):
         value = dict(value)  # As pyarrow gives a map.
     if value is None:
@@ -43,15 +43,3 @@ def parse_sampling(value: Any) -> RowSampling:
     except ValueError as exc:
         raise RowFault(f"structured: {exc}") from exc
     return sampling
-
-
-def _parse_text(text: str) -> Any:
-    if not text or text.isspace():
-        return None
-    try:
-        value = parse_json(text)
-    except RowFault as exc:
-        raise RowFault(f"is a string, and as JSON {exc}") from exc
-    if may_hold_surrogates(text):
-        check_encodable("sampling", value)
-    return value

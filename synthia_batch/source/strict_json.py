@@ -49,6 +49,29 @@ def check_encodable(name: str, value: Any) -> None:
         ) from exc
 
 
+def parse_json_text(text: str, name: str, *, subject: str | None = None) -> Any:
+    """Return the value of a field `name` that is JSON within a string.
+
+    `subject` stands before what is wrong with it, and is the name where it is not said.
+
+    Raises:
+        RowFault: It is not the JSON that this module takes.
+    """
+    told = f"{name} " if subject is None else subject
+    try:
+        value = parse_json(text)
+    except RowFault as exc:
+        raise RowFault(f"{told}is a string, and as JSON {exc}") from exc
+    if may_hold_surrogates(text):
+        check_encodable(name, value)
+    return value
+
+
+def is_blank(text: str) -> bool:
+    """Return whether there is nothing to see in `text`."""
+    return not text or text.isspace()
+
+
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):

@@ -5,7 +5,7 @@ from typing import Any
 
 from synthia_batch.source.faults import RowFault
 from synthia_batch.source.messages import describe
-from synthia_batch.source.strict_json import check_encodable, may_hold_surrogates, parse_json
+from synthia_batch.source.strict_json import is_blank, parse_json_text
 
 
 def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
@@ -18,7 +18,7 @@ def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
         RowFault: It is anything else.
     """
     if isinstance(value, str):
-        value = _parse_text(value)
+        value = None if is_blank(value) else parse_json_text(value, "tools")
     if value is None:
         return ()
     if not isinstance(value, list):
@@ -29,18 +29,6 @@ def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     if twice is not None:
         raise RowFault(f"the tool {twice!r} is there twice")
     return tools
-
-
-def _parse_text(text: str) -> Any:
-    if not text or text.isspace():
-        return None
-    try:
-        value = parse_json(text)
-    except RowFault as exc:
-        raise RowFault(f"tools is a string, and as JSON {exc}") from exc
-    if may_hold_surrogates(text):
-        check_encodable("tools", value)
-    return value
 
 
 def _check_tool(tool: Any, number: int) -> Mapping[str, Any]:

@@ -4,7 +4,8 @@ from typing import Any
 
 from synthia_batch.rows import Message
 from synthia_batch.source.faults import RowFault
-from synthia_batch.source.messages import check_order, describe, parse_json_text
+from synthia_batch.source.messages import check_order, describe
+from synthia_batch.source.strict_json import parse_json_text
 
 _ROLES = {
     "system": "system",
@@ -43,7 +44,7 @@ def parse_questions(value: Any) -> tuple[Message, ...]:
 
 def _parse_all(value: Any) -> tuple[Message, ...]:
     if isinstance(value, str):
-        value = parse_json_text(value)
+        value = parse_json_text(value, "messages")
     if not isinstance(value, list):
         raise RowFault(f"must be a list of objects with from and value, not {describe(value)}")
     return tuple(_parse_message(item, number) for number, item in enumerate(value, start=1))
