@@ -90,7 +90,10 @@ class LockedRun:
     @property
     def grid(self) -> SampleGrid:
         """How its samples lie in the parts."""
-        return make_grid(self.assembler.plan, has_logprobs=self.assembler.part_format.has_logprobs)
+        part_format = self.assembler.part_format
+        return make_grid(
+            self.assembler.plan, has_flags=part_format.has_flags, has_logprobs=part_format.has_logprobs
+        )
 
     @property
     def reopener(self) -> Reopener:
@@ -298,13 +301,14 @@ def tidy_complete_run(job: ResolvedJob) -> None:
             write_job(run_dir.job, job.said)
 
 
-def make_grid(spec: PlanSpec, *, has_logprobs: bool = False) -> SampleGrid:
+def make_grid(spec: PlanSpec, *, has_flags: bool = False, has_logprobs: bool = False) -> SampleGrid:
     """Return how the samples of a row follow each other in the parts."""
     return SampleGrid(
         systems=tuple(system.name for system in spec.systems),
         num_samples=spec.num_samples,
         own_system=None if spec.replace_own_system else ROW_SYSTEM,
         plays_turns=spec.plays_turns,
+        has_flags=has_flags,
         has_logprobs=has_logprobs,
     )
 

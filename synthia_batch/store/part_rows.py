@@ -33,13 +33,14 @@ class SampleGrid:
 
     `own_system` is what the column says of a row that brought its own message in place of the one
     that the job names; None where rows cannot. `plays_turns`: every answer in `messages` was made.
-    `has_logprobs`: data/ has a column of them.
+    `has_flags`, `has_logprobs`: data/ has such a column.
     """
 
     systems: tuple[str, ...]
     num_samples: int
     own_system: str | None
     plays_turns: bool = False
+    has_flags: bool = False
     has_logprobs: bool = False
 
     @property
@@ -63,12 +64,7 @@ class Places:
 
 
 def place_data_rows(
-    path: Path,
-    grid: SampleGrid,
-    kept: Sequence[KeptColumn],
-    metadata: Mapping[str, str],
-    *,
-    has_flags: bool = False,
+    path: Path, grid: SampleGrid, kept: Sequence[KeptColumn], metadata: Mapping[str, str]
 ) -> Places:
     """Return where the rows of a data part belong, once its columns are found to be its run's.
 
@@ -77,7 +73,7 @@ def place_data_rows(
     Raises:
         IntegrityError: It cannot be read, has other columns than its run's, or lacks some of `metadata`.
     """
-    schema = data_schema(kept, has_flags=has_flags, has_logprobs=grid.has_logprobs)
+    schema = data_schema(kept, has_flags=grid.has_flags, has_logprobs=grid.has_logprobs)
     return _place_rows(path, grid, schema, metadata)
 
 

@@ -34,7 +34,6 @@ class RunFacts:
     shards: tuple[Shard, ...]
     grid: SampleGrid
     kept: tuple[KeptColumn, ...]
-    has_flags: bool = False
     decodes_rows: bool = False
 
     @property
@@ -68,10 +67,10 @@ def read_facts(directory: Path) -> RunFacts:
             num_samples=identity["num_samples"],
             own_system=None if identity["replace_own_system"] else ROW_SYSTEM,
             plays_turns=identity["input"]["columns"].get("turns") is not None,
+            has_flags="flags" in identity,
             has_logprobs="logprobs" in identity["sampling"],
         ),
         kept=tuple(KeptColumn(**column) for column in plan["scan"]["kept"]),
-        has_flags="flags" in identity,
     )
 
 

@@ -144,7 +144,7 @@ def _check_part(facts: RunFacts, path: Path, entry: PartEntry | None) -> Places 
     if damage is not None:
         raise IntegrityError(f"{path}: {damage.reason}", reason=damage.reason, offset=damage.offset)
     if path.parent == facts.run_dir.data:
-        places = place_data_rows(path, facts.grid, facts.kept, facts.metadata, has_flags=facts.has_flags)
+        places = place_data_rows(path, facts.grid, facts.kept, facts.metadata)
     else:
         places = place_failed_rows(path, facts.grid, facts.metadata)
     if facts.decodes_rows and not holds_rows(path, entry.rows_digest):
