@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.throughput.workload import Wish, make_workload
-from synthia_batch.engine import load_engine
+from synthia_batch.engine import load_engine, vllm_admission
 from synthia_batch.engine.base import Engine
 from synthia_batch.engine.placement import Placement
 from synthia_batch.rows import Request
@@ -56,9 +56,7 @@ def main() -> None:
 
 def measure(engine: Engine, requests: list[Request], budget: int) -> Pass:
     """Make `requests` with `budget` prompt tokens per step."""
-    from synthia_batch.engine import vllm_engine
-
-    vllm_engine.CPU_PREFILL_TOKENS = budget
+    vllm_admission.CPU_PREFILL_TOKENS = budget
     began = time.monotonic()
     for request in requests:
         engine.add(request)

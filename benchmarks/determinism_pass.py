@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.engine import vllm_admission
 from synthia_batch.engine.environment import prepare_environment
 from synthia_batch.engine.placement import Placement
 from synthia_batch.job.resolved import EngineSpec, ModelRef
@@ -113,7 +114,7 @@ def load(setup: Setup) -> Any:
     if not setup.pads:
         vars(vllm_engine)["pad_small_gemms"] = lambda: None
     if setup.prefill_tokens is not None:
-        vllm_engine.CPU_PREFILL_TOKENS = vllm_engine.CPU_FIRST_PREFILL_TOKENS = setup.prefill_tokens
+        vllm_admission.CPU_PREFILL_TOKENS, vllm_admission.CPU_FIRST_STEPS = setup.prefill_tokens, 0
 
     class TellingEngine(vllm_engine.VllmEngine):
         """Keeps the tokens of each answer; every second prompt is answered greedily."""

@@ -3,6 +3,7 @@
 Nothing heavy is imported until a command needs it: `--help` answers in a blink.
 """
 
+import gc
 import sys
 import traceback
 
@@ -74,3 +75,7 @@ def main() -> None:
         )
         traceback.print_exc()
         sys.exit(EXIT_BUG)
+    finally:
+        # As it ends, Python looks twice through all that a garbage collector could find: for a run, most
+        # of a second in which a person waits for their prompt.
+        gc.freeze()

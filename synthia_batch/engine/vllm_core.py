@@ -16,12 +16,14 @@ from vllm.v1.engine.exceptions import EngineDeadError
 _LOOK_SECONDS = 0.5
 
 
-def watch_core(client: Any) -> None:
-    """Have a `step` that waits for `client`, the engine's core client, fail once the core is dead.
+def has_own_process(client: Any) -> bool:
+    """Whether the core of `client`, the engine's core client, is another process than this one."""
+    return hasattr(client, "outputs_queue") and hasattr(client, "resources")
 
-    A core in this process has no client of this kind and dies with the process.
-    """
-    if hasattr(client, "outputs_queue") and hasattr(client, "resources"):
+
+def watch_core(client: Any) -> None:
+    """Have a `step` that waits for `client` fail once the core is dead. One in this process dies with it."""
+    if has_own_process(client):
         watch = threading.Thread(target=_watch, args=(weakref.ref(client),), name="core-watch", daemon=True)
         watch.start()
 

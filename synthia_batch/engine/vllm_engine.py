@@ -21,8 +21,9 @@ from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
 
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
 from synthia_batch.engine.placement import Placement
+from synthia_batch.engine.vllm_admission import KvRoom, StepBudget
 from synthia_batch.engine.vllm_arguments import engine_arguments, override_sampling, sampling_arguments
-from synthia_batch.engine.vllm_core import watch_core
+from synthia_batch.engine.vllm_core import has_own_process, watch_core
 from synthia_batch.engine.vllm_errors import memory_errors, setting_errors
 from synthia_batch.engine.vllm_logprobs import read_logprobs
 from synthia_batch.engine.vllm_lora import spare_rows_without_adapter
@@ -38,13 +39,6 @@ from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.rows import Failed, Finished, Logprobs, Outcome, Request, Structure
 
-CPU_PREFILL_TOKENS = 1024
-"""Of prompts let in for one step, about. Steps of 8,192 fall out of the CPU's caches; see
-benchmarks/results/2026-11-21-admission.md."""
-CPU_FIRST_PREFILL_TOKENS = 256
-"""The same while fewer than CPU_FIRST_SEQS run: smaller steps, so that the first samples, where their
-answers are short, end while the batch still fills. All along they would cost 2 to 4% of the time."""
-CPU_FIRST_SEQS = 32
 TRIES_AFTER_ENGINE_ERROR = 3
 """vLLM ends a request with the reason `error` where trying again is worth it."""
 
@@ -72,7 +66,8 @@ class VllmEngine:
         watch_core(self._engine.engine_core)
         config = self._engine.vllm_config
         self._max_num_seqs = config.scheduler_config.max_num_seqs
-        self._room = _KvRoom(config.cache_config) if spec.determinism == "strict" else None
+        self._budget = StepBudget(self._max_num_seqs) if spec.device == "cpu" else None
+        self._room = _open_room(config.cache_config) if spec.determinism == "strict" else None
         if self._room is not None and not self._room.holds(spec.max_model_len):
             raise UsageError(
                 f"the KV cache does not hold one sample of {spec.max_model_len} tokens; give it more memory "
@@ -120,6 +115,8 @@ class VllmEngine:
         for output in outputs:
             if isinstance(output, RequestOutput) and output.finished:
                 outcomes += self._end(output)
+        if self._budget is not None:
+            self._budget.note_step(ended=bool(outcomes))
         return outcomes
 
     def withdraw(self) -> Sequence[int]:
@@ -140,9 +137,16 @@ class VllmEngine:
         self._waiting.clear()
 
     def close(self) -> None:
-        """Shut the engine core down: its processes, if it has any, and the device's memory."""
+        """Shut the engine core down: its processes, if it has any, and the device's memory.
+
+        What is on CPUs and all in this process ends with it. Taken apart by vLLM it would take a second
+        longer, in which every object of the process is looked through.
+        """
         self.abort()
-        self._engine.engine_core.shutdown()
+        devices = self._spec.tensor_parallel_size * self._spec.pipeline_parallel_size
+        ends_with_process = self._spec.device == "cpu" and devices == 1
+        if not ends_with_process or has_own_process(self._engine.engine_core):
+            self._engine.engine_core.shutdown()
 
     def _name_device(self) -> str:
         if self._spec.device == "cpu":
@@ -165,6 +169,8 @@ class VllmEngine:
         A request that vLLM preempts is recomputed as one prefill, which is not bitwise its
         decode. What fits at its longest is never preempted.
         """
+        if self._budget is not None and not self._running:
+            self._budget.begin()
         refused: list[Outcome] = []
         prompt_tokens = 0
         while self._waiting and not self._is_step_full(prompt_tokens):
@@ -193,11 +199,7 @@ class VllmEngine:
         On a CPU vLLM steps in this process, so that what is kept back here is not late. Elsewhere
         its own queue must never be empty.
         """
-        if self._spec.device != "cpu":
-            return False
-        is_filling = len(self._running) < CPU_FIRST_SEQS
-        budget = CPU_FIRST_PREFILL_TOKENS if is_filling else CPU_PREFILL_TOKENS
-        return prompt_tokens >= budget or len(self._running) >= self._max_num_seqs
+        return self._budget is not None and self._budget.is_full(len(self._running), prompt_tokens)
 
     def _end(self, output: RequestOutput) -> list[Outcome]:
         request = self._running.pop(output.request_id)
@@ -285,32 +287,9 @@ def _name(request: Request) -> str:
     return f"{request.ordinal}.{request.turn}" if request.turn else str(request.ordinal)
 
 
-class _KvRoom:
-    """Counts the KV cache blocks that running requests may come to need."""
-
-    def __init__(self, cache_config: Any) -> None:
-        self._block_size = int(cache_config.block_size)
-        self._blocks = int(cache_config.num_gpu_blocks) - 1  # vLLM keeps one block for itself.
-        self._free = self._blocks
-
-    def holds(self, tokens: int) -> bool:
-        """Whether `tokens` fit in an empty cache."""
-        return self._count(tokens) <= self._blocks
-
-    def take(self, tokens: int) -> bool:
-        """Reserve room for `tokens`; False where there is none."""
-        blocks = self._count(tokens)
-        if blocks > self._free:
-            return False
-        self._free -= blocks
-        return True
-
-    def give_back(self, tokens: int) -> None:
-        """End a reservation."""
-        self._free += self._count(tokens)
-
-    def _count(self, tokens: int) -> int:
-        return -(-tokens // self._block_size)
+def _open_room(cache_config: Any) -> KvRoom:
+    blocks = int(cache_config.num_gpu_blocks) - 1  # vLLM keeps one block for itself.
+    return KvRoom(blocks, int(cache_config.block_size))
 
 
 def _prepare_strict(spec: EngineSpec, placement: Placement) -> None:

@@ -1,0 +1,84 @@
+"""What a vLLM engine lets in for one step, without vLLM."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from synthia_batch.engine.vllm_admission import (
+    CPU_FIRST_PREFILL_TOKENS,
+    CPU_FIRST_SEQS,
+    CPU_FIRST_STEPS,
+    CPU_PREFILL_TOKENS,
+    KvRoom,
+    StepBudget,
+)
+
+PROMPT = 64
+"""Tokens of each prompt here."""
+
+
+def let_in(budget: StepBudget, running: int) -> int:
+    """Return how many requests join `running` ones in one step."""
+    joined = 0
+    while not budget.is_full(running + joined, joined * PROMPT):
+        joined += 1
+    return joined
+
+
+def fill(budget: StepBudget, ends_at: int | None = None) -> Iterator[int]:
+    """Yield the size of the batch with each step; with the step `ends_at` one ends."""
+    running, step = 0, 0
+    budget.begin()
+    while True:
+        running += let_in(budget, running)
+        yield running
+        step += 1
+        budget.note_step(ended=step == ends_at)
+        running -= step == ends_at
+
+
+def test_a_batch_begins_with_small_steps_and_few_requests() -> None:
+    sizes = [size for size, _ in zip(fill(StepBudget(128)), range(CPU_FIRST_STEPS), strict=False)]
+    assert sizes[0] == CPU_FIRST_PREFILL_TOKENS // PROMPT
+    assert sizes[-1] == max(sizes) == CPU_FIRST_SEQS
+
+
+def test_after_the_first_steps_the_batch_fills_in_large_ones() -> None:
+    batches = fill(StepBudget(128))
+    sizes = [next(batches) for _ in range(CPU_FIRST_STEPS + 20)]
+    assert sizes[CPU_FIRST_STEPS] - sizes[CPU_FIRST_STEPS - 1] == CPU_PREFILL_TOKENS // PROMPT
+    assert sizes[-1] == 128
+
+
+def test_with_the_first_answer_the_first_steps_are_over() -> None:
+    batches = fill(StepBudget(128), ends_at=10)
+    sizes = [next(batches) for _ in range(11)]
+    assert sizes[9] == CPU_FIRST_SEQS
+    assert sizes[10] == CPU_FIRST_SEQS - 1 + CPU_PREFILL_TOKENS // PROMPT
+
+
+def test_an_engine_that_runs_dry_begins_anew() -> None:
+    budget = StepBudget(128)
+    budget.begin()
+    budget.note_step(ended=True)
+    assert let_in(budget, 0) == CPU_PREFILL_TOKENS // PROMPT
+    budget.begin()
+    assert let_in(budget, 0) == CPU_FIRST_PREFILL_TOKENS // PROMPT
+
+
+@pytest.mark.parametrize("seqs", [1, 8])
+def test_no_batch_is_larger_than_the_engine_takes(seqs: int) -> None:
+    batches = fill(StepBudget(seqs))
+    assert max(next(batches) for _ in range(CPU_FIRST_STEPS + 20)) == seqs
+
+
+def test_room_is_counted_in_whole_blocks_and_given_back() -> None:
+    room = KvRoom(blocks=4, block_size=16)
+    assert room.holds(64)
+    assert not room.holds(65)
+    assert room.take(17)
+    assert room.take(32)
+    assert not room.take(1), "two blocks each are taken"
+    room.give_back(17)
+    assert room.take(32)
+    assert not room.take(1)
