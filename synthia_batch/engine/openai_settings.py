@@ -5,8 +5,9 @@ from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from synthia_batch.engine.settings import read_settings
 from synthia_batch.errors import UsageError
 from synthia_batch.job.declared import Determinism, Job
 from synthia_batch.job.layers import Merged
@@ -150,13 +151,7 @@ def parse_settings(settings: Mapping[str, Any]) -> EndpointSettings:
         raise UsageError(
             "--engine openai: say where the server is, such as --base-url http://127.0.0.1:8000/v1"
         )
-    try:
-        parsed = EndpointSettings.model_validate(dict(settings))
-    except ValidationError as exc:
-        # Without the value: it may be a secret in the wrong place.
-        faults = "; ".join(f"engine.{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in exc.errors())
-        known = ", ".join(EndpointSettings.model_fields)
-        raise UsageError(f"the endpoint's settings: {faults}; there are {known}") from None
+    parsed = read_settings(EndpointSettings, settings, "the endpoint's")
     _check_url(parsed.base_url)
     taken = sorted(_OWN_FIELDS & parsed.extra_body.keys())
     if taken:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
 from synthia_batch.engine.placement import Placement
 from synthia_batch.engine.scripted_logprobs import write_logprobs
 from synthia_batch.engine.scripted_structure import write_structured
+from synthia_batch.engine.settings import read_settings
 from synthia_batch.errors import EngineOutOfMemory, UsageError
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.rows import Failed, Finished, Outcome, Request
@@ -89,12 +90,7 @@ def parse_options(settings: Mapping[str, Any]) -> ScriptedOptions:
         UsageError: A setting is unknown or has a value that does not fit, or the call log's folder
             is not there.
     """
-    try:
-        options = ScriptedOptions.model_validate(dict(settings))
-    except ValidationError as exc:
-        faults = "; ".join(f"engine.{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in exc.errors())
-        known = ", ".join(ScriptedOptions.model_fields)
-        raise UsageError(f"the scripted engine's settings: {faults}; it knows {known}") from exc
+    options = read_settings(ScriptedOptions, settings, "the scripted engine's")
     if options.call_log is not None and not options.call_log.parent.is_dir():
         folder = options.call_log.parent
         raise UsageError(f"engine.call_log={options.call_log}: there is no directory {folder}; make it first")
