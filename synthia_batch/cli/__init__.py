@@ -3,8 +3,6 @@
 Nothing heavy is imported until a command needs it: `--help` answers in a blink.
 """
 
-import atexit
-import gc
 import sys
 import traceback
 
@@ -62,9 +60,6 @@ app.command()(stops_at_once(schema, _BEGIN_AGAIN))
 
 def main() -> None:
     """Run the command line; every error becomes its message and its exit code."""
-    # As it ends, Python looks twice through all that a garbage collector could find: for a run, most of
-    # a second in which a person waits for their prompt.
-    atexit.register(gc.freeze)
     try:
         app()
     except SynthiaBatchError as exc:
