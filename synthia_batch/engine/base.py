@@ -14,7 +14,8 @@ class EngineFacts:
 
     `capacity` is the number of requests that keep it busy: its batch, and enough more that a
     finished one is replaced without a round trip. `device` is the hardware's own name. `numerics` is
-    what else the last bits of a logit may depend on, by what a person calls it.
+    what else the last bits of a logit may depend on, by what a person calls it. `ends_with_process`: what
+    it holds goes with its process, so that it need not be closed before that is killed.
     """
 
     engine: str
@@ -23,6 +24,7 @@ class EngineFacts:
     capacity: int
     max_model_len: int
     numerics: Mapping[str, str] = field(default_factory=dict)
+    ends_with_process: bool = False
 
     def describe(self) -> dict[str, str]:
         """Return all that may decide about a token, by what a person calls it."""

@@ -93,6 +93,7 @@ class VllmEngine:
             capacity=self._max_num_seqs + max(2, self._max_num_seqs // 10),
             max_model_len=self._engine.model_config.max_model_len,
             numerics=self._describe_numerics(),
+            ends_with_process=self._ends_with_process(),
         )
 
     @property
@@ -137,16 +138,14 @@ class VllmEngine:
         self._waiting.clear()
 
     def close(self) -> None:
-        """Shut the engine core down: its processes, if it has any, and the device's memory.
-
-        What is on CPUs and all in this process ends with it. Taken apart by vLLM it would take a second
-        longer, in which every object of the process is looked through.
-        """
+        """Shut the engine core down: its processes, if it has any, and the device's memory."""
         self.abort()
+        self._engine.engine_core.shutdown()
+
+    def _ends_with_process(self) -> bool:
         devices = self._spec.tensor_parallel_size * self._spec.pipeline_parallel_size
-        ends_with_process = self._spec.device == "cpu" and devices == 1
-        if not ends_with_process or has_own_process(self._engine.engine_core):
-            self._engine.engine_core.shutdown()
+        is_here = not has_own_process(self._engine.engine_core)
+        return is_here and self._spec.device == "cpu" and devices == 1
 
     def _name_device(self) -> str:
         if self._spec.device == "cpu":
