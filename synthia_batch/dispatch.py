@@ -6,12 +6,14 @@ there are workers: the engine that is ready first takes a whole batch at once, a
 longest half of a job, the others would be done in half of its time. Where engines have a prefix
 cache, what is dealt is groups of prompts that begin alike (see `prefixes`), the group with the
 longest prompt first, so that one engine gets all of a group. In strict determinism there is no
-cache, and only the length counts.
+cache, and only the length counts. As long as no engine has made a sample of the job, a hand begins with
+its shortest: soon somebody can read an answer, and the engine is known to work.
 
 At the tail no engine gets more than its share of what is left, and takes over the rest of another's
 hand. That leaves what is inside a slower worker, waiting: a tenth of a batch as a rule, but most of
 it where the KV cache has room for few samples at their longest. So an engine that has nothing
-recalls what others have not begun, and it is dealt out again.
+recalls what others have not begun, and it is dealt out again: of what nobody holds, each engine leaves
+one for every other that has nothing.
 
 What a lost worker had comes first again, or, where it may be what killed the worker, is tried apart
 from the rest: see `suspects`.
@@ -22,9 +24,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from synthia_batch.prefixes import group_by_prefix, group_singly
+from synthia_batch.prefixes import count_tokens, group_by_prefix, group_singly
 from synthia_batch.rows import Finished, Outcome, Request
-from synthia_batch.suspects import Suspects
+from synthia_batch.suspects import PROBE, Suspects
 
 WINDOW_SAMPLES = 512
 """Read ahead and sorted together; a sample is never held back longer than that. Bounds memory."""
@@ -43,14 +45,16 @@ class Loss:
 @dataclass(slots=True)
 class _Desk:
     """What one worker is busy with. `capacity` is the number of requests that it can hold, `hand`
-    the next turns of its conversations and what it was dealt and does not hold yet. `is_recalled`
-    says that it was asked for what it has not begun since it was last given something.
+    the next turns of its conversations and what it was dealt and does not hold yet. `on_trial` says that
+    nothing may join what it holds, `is_proving` that this is to show that the worker is not broken.
+    `is_recalled` says that it was asked for what it has not begun since it was last given something.
     """
 
     capacity: int
     held: dict[int, Request] = field(default_factory=dict)
     hand: deque[Request] = field(default_factory=deque)
     on_trial: bool = False
+    is_proving: bool = False
     is_recalled: bool = False
 
 
@@ -58,10 +62,18 @@ class Dispatcher:
     """Hands out the samples of a job, each to one worker at a time until it ends.
 
     `requests` is read a window ahead of what workers can take. `total` is the number of requests
-    that it will give. `groups_prefixes` says that the engines have a prefix cache.
+    that it will give. `groups_prefixes` says that the engines have a prefix cache, `has_made` that
+    engines like them have made samples of this job before.
     """
 
-    def __init__(self, requests: Iterator[Request], total: int, *, groups_prefixes: bool = False) -> None:
+    def __init__(
+        self,
+        requests: Iterator[Request],
+        total: int,
+        *,
+        groups_prefixes: bool = False,
+        has_made: bool = False,
+    ) -> None:
         self._requests = requests
         self._total = total
         self._group = group_by_prefix if groups_prefixes else group_singly
@@ -72,6 +84,7 @@ class Dispatcher:
         self._suspects = Suspects()
         self._quarantine: set[int] = set()
         self._ended = 0
+        self._has_made = has_made
 
     @property
     def is_done(self) -> bool:
@@ -110,13 +123,13 @@ class Dispatcher:
         desk = self._desks.pop(worker, None)
         if desk is not None and desk.hand:
             self._hands.appendleft(desk.hand)
-        held = list(desk.held.values()) if desk else []
+        held = [request for request in desk.held.values() if request is not PROBE] if desk else []
         if desk is None or not held:
             return Loss(unfinished=0, narrowed=False)
         if blames_samples:
             self._quarantine.add(worker)
             spread = self._suspects.blame(worker, held)
-            return Loss(unfinished=len(held), narrowed=desk.on_trial and spread)
+            return Loss(unfinished=len(held), narrowed=spread and desk.on_trial and not desk.is_proving)
         if desk.on_trial:
             self._quarantine.add(worker)
             self._suspects.put_back(held)
@@ -125,7 +138,7 @@ class Dispatcher:
         return Loss(unfinished=len(held), narrowed=False)
 
     def give_up(self, worker: int) -> None:
-        """Never count `worker` in again, and believe nothing that its deaths seemed to say."""
+        """Wait for `worker` no more, and believe nothing that its deaths seemed to say."""
         self._suspects.overturn(worker)
 
     def top_up(self, worker: int, workers: int) -> list[Request]:
@@ -135,7 +148,9 @@ class Dispatcher:
         no engine sits idle while another has a queue.
         """
         desk = self._desks[worker]
-        if self._is_apart(worker, desk):
+        if self._suspects.doubts(worker) and not desk.held and (batch := self._draw_proof(desk, workers)):
+            desk.on_trial = desk.is_proving = True
+        elif self._is_apart(worker, desk):
             batch = self._draw_suspects(desk)
         else:
             batch = self._draw(desk, self._count_room(desk, workers), workers)
@@ -152,13 +167,12 @@ class Dispatcher:
 
         Each is asked once until it is given more.
         """
-        is_idle = any(
-            not desk.held and worker not in self._quarantine for worker, desk in self._desks.items()
-        )
+        if not self._list_idle():
+            return []
         chosen = [
             worker
             for worker, desk in self._desks.items()
-            if is_idle and len(desk.held) > 1 and not desk.on_trial and not desk.is_recalled
+            if len(desk.held) > 1 and not desk.on_trial and not desk.is_recalled
         ]
         for worker in chosen:
             self._desks[worker].is_recalled = True
@@ -172,7 +186,10 @@ class Dispatcher:
             self._returned.extend(request for request in returned if request is not None)
 
     def accept(self, worker: int, outcome: Outcome) -> bool:
-        """Take note that `worker` ended a request, and with it a sample; False if that was not its own."""
+        """Take note that `worker` ended a request; False if that was not its own.
+
+        With it a sample has ended, unless its ordinal is below 0: that shows only that the worker works.
+        """
         desk = self._desks.get(worker)
         held = desk.held.get(outcome.ordinal) if desk else None
         if desk is None or held is None:
@@ -180,8 +197,12 @@ class Dispatcher:
         if isinstance(outcome, Finished) and outcome.turn != held.turn:
             return False
         del desk.held[outcome.ordinal]
+        if held is PROBE:
+            self._suspects.prove(worker)
+            return True
         self._ended += 1
         if isinstance(outcome, Finished):
+            self._has_made = True
             self._suspects.prove(worker)
         return True
 
@@ -196,7 +217,8 @@ class Dispatcher:
 
     def take_convicted(self) -> list[Request]:
         """Return the samples that were found to end engines; with that they have ended."""
-        if self._suspects.convicted and self._ended + self._suspects.convicted == self._total:
+        is_all = self._ended + self._suspects.convicted == self._total
+        if self._suspects.convicted and is_all and not self._has_made:
             self._suspects.close_trial()
         convicted = self._suspects.take_proven()
         self._ended += len(convicted)
@@ -217,12 +239,38 @@ class Dispatcher:
     def _draw_suspects(self, desk: _Desk) -> list[Request]:
         if desk.held or not self._suspects.are_waiting:
             return []
-        desk.on_trial = True
+        desk.on_trial, desk.is_proving = True, False
         return self._suspects.take_group()
 
+    def _draw_proof(self, desk: _Desk, workers: int) -> list[Request]:
+        """Return what shows, alone in the engine, that a worker which has convicted a sample is not broken.
+
+        Of the samples the shortest: those that end engines are often the longest. With none left a
+        question will do, unless no engine has made any sample yet: then all of the job may end engines,
+        and only a sample that was made shows anything.
+        """
+        if self._returned:
+            return [self._returned.pop()]
+        if hand := self._find_hand(desk, workers):
+            return [hand.pop()]
+        if self._has_made:
+            return [PROBE]
+        return self._suspects.take_least() if self._suspects.are_waiting else []
+
     def _count_room(self, desk: _Desk, workers: int) -> int:
-        share = -(-(self._total - self._ended) // workers)
-        return max(0, min(desk.capacity, share) - len(desk.held))
+        left = self._total - self._ended
+        share = -(-left // workers)
+        # What is drawn now is inside the engine a moment later, and an idle one would have to recall it.
+        others_idle = len(self._list_idle()) - (not desk.held)
+        spare = left - self.in_flight - self._suspects.apart - others_idle
+        most = min(desk.capacity, share) - len(desk.held)
+        return max(0, min(most, spare if desk.held else max(1, spare)))
+
+    def _list_idle(self) -> list[int]:
+        """Return the workers that have nothing and may have anything."""
+        return [
+            worker for worker, desk in self._desks.items() if not desk.held and worker not in self._quarantine
+        ]
 
     def _draw(self, desk: _Desk, count: int, workers: int) -> list[Request]:
         """Return up to `count` requests, those that came back first."""
@@ -243,6 +291,9 @@ class Dispatcher:
             dealt = (self._window[start::workers] for start in range(workers))
             self._hands.extend(deque(itertools.chain.from_iterable(groups)) for groups in dealt if groups)
             self._window = []
+            if not self._has_made:
+                for hand in self._hands:
+                    _put_shortest_first(hand)
         return bool(self._hands)
 
     def _fill_window(self) -> bool:
@@ -250,3 +301,9 @@ class Dispatcher:
         if not self._window:
             self._window = self._group(list(itertools.islice(self._requests, WINDOW_SAMPLES)))
         return bool(self._window)
+
+
+def _put_shortest_first(hand: deque[Request]) -> None:
+    """Have `hand`, whose longest requests are first, begin with its last where that is shorter."""
+    if count_tokens(hand[-1]) < count_tokens(hand[0]):
+        hand.rotate(1)

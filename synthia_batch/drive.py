@@ -134,10 +134,13 @@ class Driver:
             self._show()
 
     def _handle(self, events: Sequence[PoolEvent]) -> None:
+        """Take in what the pool reports, and only then send more: a later event may be a worker's death."""
+        going_on: set[int] = set()
         for event in events:
             match event:
                 case SamplesEnded():
-                    self._take(event)
+                    if self._take(event):
+                        going_on.add(event.worker)
                 case SamplesReturned():
                     if self._supervisor.believes(event.worker, event.epoch):
                         self._dispatcher.take_back(event.worker, event.ordinals)
@@ -145,22 +148,24 @@ class Driver:
                     self._note_steps(event)
                 case _:
                     self._staff.handle(event)
+        if self.drain.reason is None:
+            # Before the others are topped up: the turns before are in these engines' prefix caches.
+            for worker in going_on.intersection(self._supervisor.ready):
+                self._feed(worker)
 
-    def _take(self, event: SamplesEnded) -> None:
+    def _take(self, event: SamplesEnded) -> bool:
+        """Record what ended; return whether the worker has conversations to go on with."""
         is_known = self._supervisor.believes(event.worker, event.epoch)
         known = [o for o in event.outcomes if is_known and self._dispatcher.accept(event.worker, o)]
         self.dropped += len(event.outcomes) - len(known)
         if any(isinstance(outcome, Finished) for outcome in known):
             self._supervisor.note_made(event.worker)
-        if not known:
-            return
         self._pace.note_ended([outcome.ordinal for outcome in known], self.clock())
-        following = self._record(known)
+        samples = [outcome for outcome in known if outcome.ordinal >= 0]
+        following = self._record(samples) if samples else []
         for request in following:
             self._dispatcher.go_on(event.worker, request)
-        if following and self.drain.reason is None:
-            # Before the others are topped up: the turns before are in this engine's prefix cache.
-            self._feed(event.worker)
+        return bool(following)
 
     def _record(self, outcomes: Sequence[Outcome]) -> list[Request]:
         """Record what `outcomes` come to; return the next turns of the conversations among them."""

@@ -15,8 +15,12 @@ def describe_loss(event: WorkerLost, unfinished: int, pause: float | None, has_l
     what = "is given up" if pause is None else f"starts again in {pause:.1f} s"
     if has_less and pause is not None:
         what += " with less memory: half the batch, or a smaller KV cache"
+    how = event.cause.value
+    if event.refused is not None:
+        why, _, _ = str(event.refused).partition("\n")
+        how = f"could not load its engine ({why})"
     return (
-        f"worker {event.worker} {event.cause.value} and {what}; {unfinished} unfinished samples go "
+        f"worker {event.worker} {how} and {what}; {unfinished} unfinished samples go "
         f"back to the queue (log: {log})"
     )
 

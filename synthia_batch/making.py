@@ -89,24 +89,13 @@ def make_samples(
         display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
     meter = Meter(portion, ready.started)
     conversations = open_conversations(job)
-
-    def check(ready: WorkerReady) -> None:
-        note = check_canary(run.run_dir, ready)
-        if note is not None:
-            keeper.note("canary_inexact", worker=ready.worker, note=note)
-            display.say(note)
-        change = find_change(run.run_dir, ready) if job.engine.determinism == "fast" else None
-        if change is not None:
-            keeper.note("engine_changed", worker=ready.worker, note=change)
-            display.say(change)
-
     driver = Driver(
         recorder=meter,
         drain=drain,
         display=display,
         watchdog_seconds=job.pool.watchdog_seconds,
         load_timeout_seconds=job.pool.load_timeout_seconds,
-        check_canary=check,
+        check_canary=lambda ready: _check_engine(job, run, display, ready),
         log_path=run.run_dir.worker_log,
         advance=conversations.advance,
         tell=_open_teller(job, run, display).tell,
@@ -115,10 +104,27 @@ def make_samples(
     requests = _list_requests(portion, conversations, driver.take_unsent)
     with ExitStack() as stack:
         stack.callback(display.close)
-        dispatcher = Dispatcher(requests, portion.samples - ended, groups_prefixes=job.engine.caches_prefixes)
+        dispatcher = Dispatcher(
+            requests,
+            portion.samples - ended,
+            groups_prefixes=job.engine.caches_prefixes,
+            has_made=keeper.finished > 0,
+        )
         drained = driver.run(dispatcher, starter.take_over)
         meter.note_speed()
         return Made(samples=driver.made, drained=drained)
+
+
+def _check_engine(job: ResolvedJob, run: OpenRun, display: Display, ready: WorkerReady) -> None:
+    """Compare a worker's engine with the run's, and say what a person should know of a difference."""
+    note = check_canary(run.run_dir, ready)
+    if note is not None:
+        run.keeper.note("canary_inexact", worker=ready.worker, note=note)
+        display.say(note)
+    change = find_change(run.run_dir, ready) if job.engine.determinism == "fast" else None
+    if change is not None:
+        run.keeper.note("engine_changed", worker=ready.worker, note=change)
+        display.say(change)
 
 
 def _open_teller(job: ResolvedJob, run: OpenRun, display: Display) -> FailureTeller:

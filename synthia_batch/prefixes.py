@@ -37,6 +37,11 @@ def group_singly(requests: Sequence[Request]) -> list[list[Request]]:
     return _put_longest_first([[request] for request in requests])
 
 
+def count_tokens(request: Request) -> int:
+    """Return the tokens of the prompt and, where rows have limits of their own, of the longest answer."""
+    return len(request.token_ids) + (request.max_tokens or 0)
+
+
 def _begin_alike(one: Request, other: Request) -> bool:
     shortest = min(len(one.token_ids), len(other.token_ids))
     shared = max(MIN_SHARED_TOKENS, -(-shortest // 2))
@@ -44,14 +49,9 @@ def _begin_alike(one: Request, other: Request) -> bool:
 
 
 def _split(group: list[Request]) -> list[list[Request]]:
-    group.sort(key=_count_tokens, reverse=True)
+    group.sort(key=count_tokens, reverse=True)
     return [group[start : start + GROUP_SAMPLES] for start in range(0, len(group), GROUP_SAMPLES)]
 
 
 def _put_longest_first(groups: list[list[Request]]) -> list[list[Request]]:
-    return sorted(groups, key=lambda group: _count_tokens(group[0]), reverse=True)
-
-
-def _count_tokens(request: Request) -> int:
-    """Return the tokens of the prompt and, where rows have limits of their own, of the longest answer."""
-    return len(request.token_ids) + (request.max_tokens or 0)
+    return sorted(groups, key=lambda group: count_tokens(group[0]), reverse=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.dispatch import Dispatcher
-from synthia_batch.errors import PoolFailed
+from synthia_batch.errors import DeterminismBroken, PoolFailed
 from synthia_batch.losses import describe_loss, explain_failure, read_tail
 from synthia_batch.pool.base import Cause, Pool, WorkerAdded, WorkerLoading, WorkerLost, WorkerReady
 from synthia_batch.recorder import Recorder
@@ -60,6 +60,7 @@ class Staff:
     def kill_hung(self) -> None:
         """End the workers whose engines make no step, or do not load."""
         supervisor = self.supervisor
+        supervisor.note_look(self.clock())
         for worker, epoch in supervisor.find_hung(self.dispatcher.busy, self.clock()):
             self._kill(worker, epoch, f"its engine made no step for {supervisor.watchdog_seconds:g} s")
         for worker, epoch in supervisor.find_stuck_loads(self.clock()):
@@ -91,7 +92,8 @@ class Staff:
 
     def _bury(self, event: WorkerLost) -> None:
         is_short = event.cause is Cause.OUT_OF_MEMORY
-        tries_less = is_short or (event.cause is Cause.DIED and self.supervisor.fails_to_load(event.worker))
+        dies_at_start = event.cause is Cause.DIED and self.supervisor.fails_to_load(event.worker)
+        tries_less = is_short or (dies_at_start and event.refused is None)
         has_less = tries_less and self.supervisor.halve(event.worker)
         is_innocent = (is_short and has_less) or event.cause is Cause.NODE_LOST
         loss = self.dispatcher.close_desk(event.worker, blames_samples=not is_innocent)
@@ -99,12 +101,21 @@ class Staff:
             event.worker, event.epoch, is_strike=not (is_innocent or loss.narrowed), now=self.clock()
         )
         self._report_loss(event, loss.unfinished, pause, has_less)
-        if event.refused is not None:
+        if event.refused is not None and self._ends_run(event.worker, event.refused):
             raise event.refused
-        if pause is None:
+        if pause is None or event.cause is Cause.NODE_LOST:
             self.dispatcher.give_up(event.worker)
         if not self.supervisor.staff:
             raise PoolFailed(explain_failure(event, self.log_path(event.worker)))
+
+    def _ends_run(self, worker: int, refusal: Exception) -> bool:
+        """Whether what refused `worker` its start would refuse it to all.
+
+        Settings with which another engine has loaded are not wrong; nor are they a worker's own memory,
+        halved so often that the model does not fit.
+        """
+        is_workers_own = self.supervisor.has_welcomed or self.supervisor.count_halvings(worker) > 0
+        return isinstance(refusal, DeterminismBroken) or not is_workers_own
 
     def _report_loss(self, event: WorkerLost, unfinished: int, pause: float | None, has_less: bool) -> None:
         """Say who died and what comes next; the history also gets the evidence."""

@@ -14,6 +14,8 @@ PAUSE_FACTOR = 3.0
 """Each strike makes the pause longer: 0.2, 0.6, 1.8, 5.4, 16 s, for what mends itself in time."""
 STUCK_LOADS = 2
 """Loads in a row that did not end in time after which a worker is given up: each costs an hour."""
+SHARE_UNHEARD = 4
+"""Between two looks at the workers no more than a quarter of the watchdog's patience counts as silence."""
 MOST_HALVINGS = 6
 """Times that an engine's memory is halved before running out of it is a death like others."""
 
@@ -53,12 +55,15 @@ class Supervisor:
 
     A worker that holds samples and whose engine makes no step for `watchdog_seconds` is hung, and so
     is one that has not loaded its engine in `load_timeout_seconds`. No sign of progress makes that
-    longer: vLLM's log grows while it hangs, too (it says every minute what it waits for).
+    longer: vLLM's log grows while it hangs, too (it says every minute what it waits for). `has_welcomed`
+    says that some engine has loaded.
     """
 
     watchdog_seconds: float
     load_timeout_seconds: float = math.inf
+    has_welcomed: bool = False
     _posts: dict[int, _Post] = field(default_factory=dict)
+    _looked_at: float = math.inf
 
     @property
     def ready(self) -> list[int]:
@@ -85,6 +90,7 @@ class Supervisor:
 
     def welcome(self, worker: int, epoch: int, now: float) -> None:
         """Take note that `worker` can be fed."""
+        self.has_welcomed = True
         post = self._posts[worker]
         post.epoch, post.steps, post.stepped_at = epoch, -1, now
         post.loading = None
@@ -107,6 +113,18 @@ class Supervisor:
     def note_made(self, worker: int) -> None:
         """Take note that `worker` made a sample: what went before is forgiven."""
         self._posts[worker].strikes = 0
+
+    def note_look(self, now: float) -> None:
+        """Take note that the workers were heard until now.
+
+        Where that took long, as when a disk stood still, they were silent because nobody listened, and
+        what they said meanwhile is heard next.
+        """
+        unheard = max(0.0, now - self._looked_at - self.watchdog_seconds / SHARE_UNHEARD)
+        self._looked_at = now
+        for post in self._posts.values():
+            post.stepped_at = min(now, post.stepped_at + unheard)
+            post.loading_since = min(now, post.loading_since + unheard)
 
     def find_hung(self, busy: Collection[int], now: float) -> list[tuple[int, int]]:
         """Return the hung workers with their epochs. Those that are not `busy` have nothing to step for."""

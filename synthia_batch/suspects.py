@@ -7,20 +7,29 @@ in an engine; trying a sample is making it, so the innocent are done with when t
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from synthia_batch.rows import Failed, Request
+from synthia_batch.rows import Failed, Message, Request
 
 PARTS = 4
 """Groups that a group is split into. A death costs a restart of the engine, a group that survives
-costs nothing: it is made. Four parts find one of 140 samples in 6 deaths, two parts in 9."""
+costs nothing: it is made. Four parts find one of 281 samples in 7 deaths, two parts in 11."""
 DEATHS_ALONE = 2
 """Deaths with nothing else in the engine that convict a sample."""
+_QUESTION = "Are you there?"
+PROBE = Request(
+    ordinal=-1,
+    token_ids=_QUESTION.encode(),  # Some tokens of any model: nobody reads the answer.
+    messages=(Message("user", _QUESTION),),
+    seed=0,
+    max_tokens=8,
+)
+"""What an engine that works can answer, whatever it was that ended it before."""
 
 
 class Suspects:
     """The samples under suspicion, and those that are convicted.
 
-    A conviction stands once the worker that tried the sample has made another: until then the
-    worker itself may be what is broken.
+    A conviction stands once the worker that tried the sample has made another, or answered PROBE: until
+    then the worker itself may be what is broken.
     """
 
     def __init__(self) -> None:
@@ -35,6 +44,11 @@ class Suspects:
         return bool(self._groups)
 
     @property
+    def apart(self) -> int:
+        """Samples that no engine holds and that are not to be made among others: suspected or convicted."""
+        return sum(map(len, self._groups)) + self.convicted
+
+    @property
     def convicted(self) -> int:
         """Samples that are convicted and not yet taken, proven or not."""
         return len(self._proven) + sum(map(len, self._convicted.values()))
@@ -42,6 +56,13 @@ class Suspects:
     def take_group(self) -> list[Request]:
         """Return the next group to try, with nothing else in the engine."""
         return self._groups.popleft()
+
+    def take_least(self) -> list[Request]:
+        """Return the sample that is least likely to be a culprit, for a trial of its own."""
+        *others, request = self._groups.pop()
+        if others:
+            self._groups.append(others)
+        return [request]
 
     def put_back(self, group: Sequence[Request]) -> None:
         """Have `group` tried again as it is: its trial ended for a reason that was not in it."""
@@ -66,12 +87,16 @@ class Suspects:
         """Forget the deaths with this sample alone: a turn of it was made, and the next is another prompt."""
         self._deaths_alone.pop(ordinal, None)
 
+    def doubts(self, worker: int) -> bool:
+        """Whether `worker` has convicted a sample and not made anything since."""
+        return worker in self._convicted
+
     def prove(self, worker: int) -> None:
-        """Take note that `worker` made a sample: it works, so its convictions stand."""
+        """Take note that `worker` made something: it works, so its convictions stand."""
         self._proven += self._convicted.pop(worker, [])
 
     def overturn(self, worker: int) -> None:
-        """Take note that `worker` is given up: what it convicted is tried again elsewhere."""
+        """Take note that `worker` may not come back: what it convicted is tried again elsewhere."""
         for request in self._convicted.pop(worker, []):
             del self._deaths_alone[request.ordinal]
             self._groups.append([request])

@@ -29,6 +29,21 @@ TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills", "[ray]")
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def run_probe(code: str, *arguments: str, **variables: str) -> list[str]:
+    """Run `code`, which may import vllm and tests, in a process of its own; return the lines it prints."""
+    path = os.pathsep.join([str(ROOT / "tests"), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONPATH": path, **variables},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--exhaustive", action="store_true", help="also run what only `make test-long` runs")
 

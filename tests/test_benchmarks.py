@@ -18,7 +18,7 @@ from benchmarks.throughput.measures import (
 )
 from benchmarks.throughput.process import MARK, run_process
 from benchmarks.throughput.report import Target, write_failures, write_ratios, write_raw, write_sides
-from benchmarks.throughput.workload import MODEL_SHAPES, write_questions
+from benchmarks.throughput.workload import LIMITS_COLUMN, MODEL_SHAPES, draw_limits, write_questions
 from synthia_batch.report.history import read_history, read_progress
 
 
@@ -158,12 +158,20 @@ def test_a_history_without_progress_is_refused_with_its_reason(
 
 
 def test_every_prompt_of_a_workload_is_another_and_always_the_same(tmp_path: Path) -> None:
-    for is_mixed in (False, True):
-        path = write_questions(tmp_path / "q.jsonl", 600, is_mixed)
-        questions = [json.loads(line)["question"] for line in path.read_text().splitlines()]
-        assert len(set(questions)) == 600
+    for limits in (None, draw_limits(600, 512)):
+        path = write_questions(tmp_path / "q.jsonl", 600, limits)
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert len({row["question"] for row in rows}) == 600
+        assert [row.get(LIMITS_COLUMN, {}).get("max_tokens") for row in rows] == (limits or [None] * 600)
         before = path.read_bytes()
-        assert write_questions(path, 600, is_mixed).read_bytes() == before
+        assert write_questions(path, 600, limits).read_bytes() == before
+
+
+def test_limits_are_drawn_from_all_lengths_and_always_the_same() -> None:
+    limits = draw_limits(6000, 512)
+    assert (min(limits), max(limits)) == (8, 512)
+    assert set(limits) == set(range(8, 513))
+    assert draw_limits(600, 512) == limits[:600]
 
 
 def test_a_side_that_hangs_is_ended() -> None:

@@ -85,9 +85,26 @@ def test_samples_that_never_reach_a_worker_still_count() -> None:
 def test_the_longest_prompts_of_a_window_go_first_and_equal_ones_together() -> None:
     lengths = [3, 9, 9, 1]
     requests = (Request(ordinal=n, token_ids=b"x" * length, seed=n) for n, length in enumerate(lengths))
-    dispatcher = Dispatcher(requests, 4)
+    dispatcher = Dispatcher(requests, 4, has_made=True)
     dispatcher.open_desk(0, 4)
     assert [request.ordinal for request in dispatcher.top_up(0, 1)] == [1, 2, 0, 3]
+
+
+def test_the_first_answer_of_a_job_does_not_wait_for_the_longest() -> None:
+    limits = [400, *range(100, 110), 8, 300, *range(20, 30)]
+    requests = [Request(ordinal=n, token_ids=b"xx", seed=n, max_tokens=m) for n, m in enumerate(limits)]
+    dispatcher = Dispatcher(iter(requests), len(requests))
+    hands = []
+    for worker in range(2):
+        dispatcher.open_desk(worker, 4)
+        hands.append([request.max_tokens for request in dispatcher.top_up(worker, 2)])
+    assert hands == [[8, 400, 109, 107], [20, 300, 108, 106]]
+
+
+def test_of_prompts_that_are_as_long_as_each_other_the_first_of_the_input_goes_first() -> None:
+    dispatcher = make_dispatcher(6)
+    dispatcher.open_desk(0, 3)
+    assert [request.ordinal for request in dispatcher.top_up(0, 1)] == [0, 1, 2]
 
 
 def test_the_engine_that_is_ready_first_does_not_take_all_the_longest() -> None:
@@ -146,7 +163,8 @@ def test_prompts_that_begin_alike_meet_in_few_engines_only_where_there_is_a_cach
 ) -> None:
     prefixes, each, workers = 63, 8, 4
     requests = write_prompts(prefixes, each)
-    given = serve(Dispatcher(iter(requests), len(requests), groups_prefixes=groups_prefixes), workers, 8)
+    dispatcher = Dispatcher(iter(requests), len(requests), groups_prefixes=groups_prefixes, has_made=True)
+    given = serve(dispatcher, workers, 8)
     assert sorted(r.ordinal for requests in given for r in requests) == list(range(prefixes * each))
     computed = sum(len({tuple(r.token_ids[:65]) for r in requests}) for requests in given)
     if groups_prefixes:
@@ -160,7 +178,7 @@ def test_prompts_that_begin_alike_meet_in_few_engines_only_where_there_is_a_cach
 
 def test_two_system_messages_take_turns_so_that_the_longest_still_go_first() -> None:
     requests = write_prompts(prefixes=2, each=200)
-    dispatcher = Dispatcher(iter(requests), len(requests), groups_prefixes=True)
+    dispatcher = Dispatcher(iter(requests), len(requests), groups_prefixes=True, has_made=True)
     (given,) = serve(dispatcher, 1, 8)
     switches = sum(a.token_ids[:65] != b.token_ids[:65] for a, b in itertools.pairwise(given))
     assert switches <= len(requests) / 16, "in groups of sixteen"
@@ -273,6 +291,23 @@ def test_a_worker_is_asked_once_for_what_it_has_not_begun() -> None:
     assert not dispatcher.accept(0, made(5)), "it was given back"
     assert dispatcher.accept(1, made(5))
     assert dispatcher.held == {0: 5, 1: 2}
+
+
+def test_what_is_drawn_leaves_one_for_every_idle_worker_though_others_await_their_trial() -> None:
+    dispatcher = make_dispatcher(5)
+    for worker in range(3):
+        dispatcher.open_desk(worker, 4)
+    dispatcher.top_up(2, 2)  # Three of the five, and dies of them.
+    dispatcher.close_desk(2, blames_samples=True)
+    for _ in range(3):
+        dispatcher.open_desk(2, 4)
+        suspects = dispatcher.top_up(2, 3)
+        assert [len(dispatcher.top_up(worker, 3)) for worker in (0, 1)] == [1, 1]
+        assert dispatcher.choose_recalls() == []
+        for worker in (0, 1):
+            held = list(dispatcher._desks[worker].held)
+            dispatcher.take_back(worker, held)
+        dispatcher.close_desk(2, blames_samples=len(suspects) > 1)
 
 
 def follow(request: Request) -> Request:

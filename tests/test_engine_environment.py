@@ -11,7 +11,7 @@ from conftest import Command, write_jsonl
 
 from synthia_batch.canary_record import make_canaries
 from synthia_batch.engine.environment import preferred_environment, required_environment
-from synthia_batch.engine.vllm_settings import check_split
+from synthia_batch.engine.vllm_settings import check_processes
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import EngineSpec, LoraAdapter, ModelRef
 from synthia_batch.job.sampling import Sampling
@@ -31,6 +31,8 @@ SPEC = EngineSpec(
     pipeline_parallel_size=1,
     settings={},
 )
+ELSEWHERE = {"distributed_executor_backend": "mp"}
+"""Has vLLM compute in a process of its own."""
 
 
 def test_what_determinism_rests_on_wins_over_the_users_shell() -> None:
@@ -56,7 +58,9 @@ def test_adapters_on_cpus_stay_in_the_process_that_keeps_them_apart() -> None:
     adapted = dataclasses.replace(fast, adapters=(adapter,))
     assert required_environment(adapted)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     with pytest.raises(UsageError, match="cannot keep LoRA adapters apart"):
-        check_split(dataclasses.replace(adapted, tensor_parallel_size=2))
+        check_processes(dataclasses.replace(adapted, tensor_parallel_size=2))
+    with pytest.raises(UsageError, match=r"engine\.distributed_executor_backend: .*keep LoRA adapters apart"):
+        check_processes(dataclasses.replace(adapted, settings=ELSEWHERE))
 
 
 def test_batch_invariance_is_asked_for_on_gpus_and_only_where_it_is_meant() -> None:
@@ -80,10 +84,25 @@ def test_strict_determinism_keeps_a_cpu_engine_in_one_process_and_fast_leaves_it
 def test_a_cpu_engine_of_several_processes_is_refused_in_strict_determinism() -> None:
     split = dataclasses.replace(SPEC, tensor_parallel_size=3)
     with pytest.raises(UsageError, match="--determinism fast"):
-        check_split(split)
-    check_split(SPEC)
-    check_split(dataclasses.replace(split, determinism="fast"))
-    check_split(dataclasses.replace(split, device="cuda"))
+        check_processes(split)
+    check_processes(SPEC)
+    check_processes(dataclasses.replace(split, determinism="fast"))
+    check_processes(dataclasses.replace(split, device="cuda"))
+    elsewhere = dataclasses.replace(SPEC, settings=ELSEWHERE)
+    with pytest.raises(UsageError, match=r"engine\.distributed_executor_backend: .*strictly deterministic"):
+        check_processes(elsewhere)
+    check_processes(dataclasses.replace(elsewhere, determinism="fast"))
+    check_processes(dataclasses.replace(SPEC, settings={"distributed_executor_backend": "uni"}))
+
+
+def test_only_an_engine_that_is_to_compile_may() -> None:
+    name = "TORCHDYNAMO_DISABLE"
+    fast = dataclasses.replace(SPEC, determinism="fast")
+    assert preferred_environment(SPEC)[name] == preferred_environment(fast)[name] == "1"
+    for eager in (False, None):
+        compiling = dataclasses.replace(fast, settings={"enforce_eager": eager})
+        assert name not in preferred_environment(compiling)
+    assert name not in preferred_environment(dataclasses.replace(SPEC, device="cuda"))
 
 
 def test_nothing_phones_home() -> None:

@@ -20,7 +20,7 @@ OPENING = "{% for m in messages %}{{ m.content }}{% endfor %}<think>{# and </thi
 def test_the_names_are_vllms_own() -> None:
     names = list_reasoning_parsers()
     assert {"deepseek_r1", "qwen3", "granite", "openai_gptoss"} <= set(names)
-    check_settings({"reasoning_parser": "deepseek_r1"}, "strict")
+    check_settings({"reasoning_parser": "deepseek_r1"}, "cpu", "strict")
 
 
 @NEEDS_VLLM
@@ -30,12 +30,12 @@ def test_the_names_are_vllms_own() -> None:
 )
 def test_a_name_that_is_none_is_refused_with_what_was_meant(name: str, words: str) -> None:
     with pytest.raises(UsageError, match=f"vLLM has no parser '{name}'; {words}"):
-        check_settings({"reasoning_parser": name}, "fast")
+        check_settings({"reasoning_parser": name}, "cpu", "fast")
 
 
 @NEEDS_VLLM
 def test_a_parser_of_a_plugin_is_the_plugins_to_know() -> None:
-    check_settings({"reasoning_parser": "mine", "reasoning_parser_plugin": "/mine.py"}, "fast")
+    check_settings({"reasoning_parser": "mine", "reasoning_parser_plugin": "/mine.py"}, "cpu", "fast")
 
 
 @NEEDS_VLLM

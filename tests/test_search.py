@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from test_engine_environment import SPEC as CPU_SPEC
 
-from synthia_batch.search import Axis, Settings, explain_no_drafts, list_axes, search
+from synthia_batch.search import Axis, Settings, explain_no_drafts, list_axes, search, usual_batch
 
 SPEC = replace(CPU_SPEC, max_model_len=4096)
+USUAL = usual_batch(SPEC)
 
 
 def walk(axes: tuple[Axis, ...], measure: Callable[[Settings], float]) -> list[Settings]:
@@ -24,15 +25,20 @@ def walk(axes: tuple[Axis, ...], measure: Callable[[Settings], float]) -> list[S
 
 
 def test_a_larger_batch_is_tried_as_long_as_it_gains() -> None:
-    axes = list_axes(SPEC, prompts=512)
-    tried = walk(axes[:1], lambda settings: min(settings.get("max_num_seqs", 128), 256))
-    assert tried == [{}, {"max_num_seqs": 256}, {"max_num_seqs": 512}]
+    axes = list_axes(SPEC, prompts=4 * USUAL)
+    tried = walk(axes[:1], lambda settings: min(settings.get("max_num_seqs", USUAL), 2 * USUAL))
+    assert tried == [{}, {"max_num_seqs": 2 * USUAL}, {"max_num_seqs": 4 * USUAL}]
 
 
 def test_a_smaller_batch_is_tried_where_a_larger_one_is_slower() -> None:
-    axes = list_axes(SPEC, prompts=512)
-    tried = walk(axes[:1], lambda settings: 1000 - settings.get("max_num_seqs", 128))
-    assert tried == [{}, {"max_num_seqs": 256}, {"max_num_seqs": 64}, {"max_num_seqs": 32}]
+    axes = list_axes(SPEC, prompts=4 * USUAL)
+    tried = walk(axes[:1], lambda settings: 1000 - settings.get("max_num_seqs", USUAL))
+    assert [settings.get("max_num_seqs", USUAL) for settings in tried] == [
+        USUAL,
+        2 * USUAL,
+        USUAL // 2,
+        USUAL // 4,
+    ]
 
 
 def test_each_setting_starts_from_the_best_of_those_before() -> None:
@@ -47,8 +53,13 @@ def test_each_setting_starts_from_the_best_of_those_before() -> None:
 
 
 def test_what_does_not_work_is_no_gain() -> None:
-    tried = walk(list_axes(SPEC, prompts=256), lambda settings: 0.0 if settings else 10.0)
-    assert tried == [{}, {"max_num_seqs": 256}, {"max_num_seqs": 64}, {"max_num_batched_tokens": 8192}]
+    tried = walk(list_axes(SPEC, prompts=2 * USUAL), lambda settings: 0.0 if settings else 10.0)
+    assert tried == [
+        {},
+        {"max_num_seqs": 2 * USUAL},
+        {"max_num_seqs": USUAL // 2},
+        {"max_num_batched_tokens": 8192},
+    ]
 
 
 def test_strict_determinism_and_cpus_leave_speculative_decoding_out_and_say_why() -> None:

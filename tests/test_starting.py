@@ -204,3 +204,72 @@ def test_a_local_pool_may_be_stopped_while_a_worker_is_being_started(
     monkeypatch.setattr(Worker, "start", stop_then_start)
     pool.start()
     assert is_stopped.wait(30), "the pool cannot be stopped before its worker has started"
+
+
+FACTS = EngineFacts(engine="x", version="1", device="d", capacity=4, max_model_len=100)
+
+
+@dataclass
+class ClosableEngine:
+    """An engine that only tells whether it was closed."""
+
+    is_closed: threading.Event = field(default_factory=threading.Event)
+    facts: EngineFacts = FACTS
+    cached_prompt_tokens: int = 0
+
+    def abort(self) -> None:
+        """It has no requests."""
+
+    def close(self) -> None:
+        self.is_closed.set()
+
+
+def open_local_pool(directory: Path) -> LocalPool:
+    engine = dataclasses.replace(SPEC, kind="scripted")
+    staffing = Staffing(engine=engine, canaries=None, log_path=lambda worker: directory / "log")
+    spec = PoolSpec(kind="local", workers=1, ray_address=None, watchdog_seconds=9, load_timeout_seconds=9)
+    return LocalPool(spec, staffing)
+
+
+def test_a_local_pool_closes_its_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are threads of a process that goes on: its end does not give back what they hold."""
+    engine = ClosableEngine()
+    monkeypatch.setattr("synthia_batch.pool.local_pool.load_engine", lambda spec, placement: engine)
+    pool = open_local_pool(tmp_path)
+    pool.start()
+    events: list[PoolEvent] = []
+    while not any(isinstance(event, WorkerReady) for event in events):
+        events += pool.poll(5)
+    assert not engine.is_closed.is_set()
+    pool.stop()
+    assert engine.is_closed.wait(5)
+
+
+def test_an_engine_that_has_loaded_after_it_was_given_up_is_closed_and_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = [ClosableEngine(), ClosableEngine()]
+    goes_on = [threading.Event(), threading.Event()]
+    begun = threading.Event()
+
+    def load(spec: object, placement: object) -> ClosableEngine:
+        number = int(begun.is_set())
+        begun.set()
+        assert goes_on[number].wait(5)
+        return engines[number]
+
+    monkeypatch.setattr("synthia_batch.pool.local_pool.load_engine", load)
+    pool = open_local_pool(tmp_path)
+    pool.start()
+    assert begun.wait(5)
+    pool.kill(0)
+    pool.restart(0)
+    goes_on[0].set()
+    assert engines[0].is_closed.wait(5)
+    goes_on[1].set()
+    events: list[PoolEvent] = []
+    while not any(isinstance(event, WorkerReady) for event in events):
+        events += pool.poll(5)
+    assert [event.epoch for event in events if isinstance(event, WorkerReady)] == [2]
+    assert not engines[1].is_closed.is_set()
+    pool.stop()

@@ -9,6 +9,7 @@ from synthia_batch.engine.vllm_admission import (
     CPU_FIRST_SEQS,
     CPU_FIRST_STEPS,
     CPU_PREFILL_TOKENS,
+    CPU_SHORT_SEQS,
     KvRoom,
     StepBudget,
 )
@@ -25,10 +26,10 @@ def let_in(budget: StepBudget, running: int) -> int:
     return joined
 
 
-def fill(budget: StepBudget, ends_at: int | None = None) -> Iterator[int]:
+def fill(budget: StepBudget, ends_at: int | None = None, first_tokens: int = 128) -> Iterator[int]:
     """Yield the size of the batch with each step; with the step `ends_at` one ends."""
     running, step = 0, 0
-    budget.begin()
+    budget.begin(first_tokens)
     while True:
         running += let_in(budget, running)
         yield running
@@ -57,12 +58,19 @@ def test_with_the_first_answer_the_first_steps_are_over() -> None:
     assert sizes[10] == CPU_FIRST_SEQS - 1 + CPU_PREFILL_TOKENS // PROMPT
 
 
+def test_a_short_first_request_waits_for_few_others() -> None:
+    batches = fill(StepBudget(128), ends_at=8, first_tokens=8)
+    sizes = [next(batches) for _ in range(9)]
+    assert sizes[7] == CPU_SHORT_SEQS < CPU_FIRST_SEQS
+    assert sizes[8] == CPU_SHORT_SEQS - 1 + CPU_PREFILL_TOKENS // PROMPT
+
+
 def test_an_engine_that_runs_dry_begins_anew() -> None:
     budget = StepBudget(128)
-    budget.begin()
+    budget.begin(first_tokens=128)
     budget.note_step(ended=True)
     assert let_in(budget, 0) == CPU_PREFILL_TOKENS // PROMPT
-    budget.begin()
+    budget.begin(first_tokens=128)
     assert let_in(budget, 0) == CPU_FIRST_PREFILL_TOKENS // PROMPT
 
 

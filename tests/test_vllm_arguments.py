@@ -28,6 +28,11 @@ def test_a_cpu_engine_gives_up_half_the_batch_and_half_the_cache_each_time() -> 
     ]
 
 
+def test_a_batch_that_was_left_to_vllm_is_halved_all_the_same() -> None:
+    unsaid = dataclasses.replace(GPU, settings={"max_num_seqs": None})
+    assert after(1, unsaid)["max_num_seqs"] == after(1, GPU)["max_num_seqs"]
+
+
 def test_a_gpu_engine_gives_up_batch_first_and_then_its_share_of_the_memory() -> None:
     assert "gpu_memory_utilization" not in after(BATCH_HALVINGS, GPU)
     last = after(BATCH_HALVINGS + 1, GPU)

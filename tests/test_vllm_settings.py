@@ -21,24 +21,9 @@ def test_settings_that_vllm_has_pass() -> None:
             "kv_cache_dtype": "fp8",
             "speculative_config": {"method": "ngram", "num_speculative_tokens": 3},
         },
+        "cpu",
         "fast",
     )
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"enable_prefix_caching": True},
-        {"enable_chunked_prefill": True},
-        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}},
-    ],
-    ids=str,
-)
-def test_what_strict_determinism_cannot_be_kept_with_is_refused(settings: dict[str, object]) -> None:
-    check_settings(settings, "fast")
-    with pytest.raises(UsageError, match="use --determinism fast"):
-        check_settings(settings, "strict")
-    check_settings({"enable_prefix_caching": False}, "strict")
 
 
 @pytest.mark.parametrize(
@@ -51,11 +36,13 @@ def test_what_strict_determinism_cannot_be_kept_with_is_refused(settings: dict[s
         ({"model": "other"}, "--model"),
         ({"max_model_len": 100}, "model.max_model_len"),
         ({"seed": 3}, "--seed"),
+        ({"enable_lora": False}, "--lora"),
+        ({"hf_config_path": "elsewhere"}, "--model"),
     ],
 )
 def test_others_are_refused_with_what_was_meant(settings: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        check_settings(settings, "strict")
+        check_settings(settings, "cpu", "strict")
 
 
 def test_vllm_is_not_imported_for_it() -> None:

@@ -12,7 +12,6 @@ from test_engine_environment import SPEC
 from synthia_batch.engine.environment import required_environment
 from synthia_batch.engine.placement import Placement
 from synthia_batch.engine.vllm_arguments import engine_arguments
-from synthia_batch.engine.vllm_settings import check_settings
 from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
 from synthia_batch.hardware import list_capabilities
@@ -30,6 +29,7 @@ def test_a_strict_gpu_engine_has_all_that_batch_invariance_takes() -> None:
     assert arguments["attention_backend"] == "TRITON_ATTN"
     assert arguments["enable_prefix_caching"] is False
     assert arguments["enable_chunked_prefill"] is False
+    assert arguments["disable_hybrid_kv_cache_manager"] is True
     assert arguments["max_num_batched_tokens"] >= arguments["max_model_len"]
 
 
@@ -42,6 +42,7 @@ def test_a_fast_gpu_engine_is_vllms_own() -> None:
     arguments = engine_arguments(dataclasses.replace(GPU, determinism="fast"), Placement())
     strict_only = {
         "attention_backend",
+        "disable_hybrid_kv_cache_manager",
         "enable_prefix_caching",
         "enable_chunked_prefill",
     }
@@ -79,14 +80,6 @@ def test_a_quantization_that_is_not_known_to_be_batch_invariant_is_refused(
         return
     with pytest.raises(UsageError, match=rf"quantized with {method}.*--determinism fast"):
         check_quantization(spec, of_model)
-
-
-@NEEDS_VLLM
-def test_an_attention_backend_that_is_not_known_to_be_clean_is_refused() -> None:
-    check_settings({"attention_backend": "TRITON_ATTN"}, "strict")
-    check_settings({"attention_backend": "FLASH_ATTN"}, "fast")
-    with pytest.raises(UsageError, match=r"FLASH_ATTN is not known.*--determinism fast"):
-        check_settings({"attention_backend": "FLASH_ATTN"}, "strict")
 
 
 def make_model(path: Path, **config: Any) -> Path:

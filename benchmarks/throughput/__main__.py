@@ -32,7 +32,7 @@ from benchmarks.throughput.report import (
 )
 from benchmarks.throughput.sides import SIDES
 from benchmarks.throughput.sides.base import NotRun, Reading, Side
-from benchmarks.throughput.workload import MODEL_SHAPES, Wish, Workload, make_workload
+from benchmarks.throughput.workload import LEAST_TOKENS, MODEL_SHAPES, Wish, Workload, make_workload
 from synthia_batch.hardware import detect_device
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -229,8 +229,8 @@ def check_answers(workload: Workload, reading: Reading) -> None:
             raise ValueError(
                 f"{prompt.id}: {answer.prompt_tokens} prompt tokens, not {len(prompt.token_ids)}"
             )
-        if not 0 < answer.tokens <= workload.max_tokens:
-            raise ValueError(f"{prompt.id}: {answer.tokens} tokens, not 1 to {workload.max_tokens}")
+        if not 0 < answer.tokens <= prompt.max_tokens:
+            raise ValueError(f"{prompt.id}: {answer.tokens} tokens, not 1 to {prompt.max_tokens}")
 
 
 def compose(options: argparse.Namespace, same: Bench, chosen: Mapping[str, Side], mixed: Bench | None) -> str:
@@ -253,9 +253,8 @@ def compose(options: argparse.Namespace, same: Bench, chosen: Mapping[str, Side]
     if mixed is not None:
         parts += [
             "## Mixed lengths",
-            f"{len(mixed.workload.prompts)} questions, some to be answered with a word, some in a sentence "
-            f"or two, some freely; at most {mixed.workload.max_tokens} tokens. A job has one max_tokens for "
-            "all of its rows, so the lengths are the model's own. Busy share of each engine between the "
+            f"{len(mixed.workload.prompts)} questions, each with a limit of its own, drawn from "
+            f"{LEAST_TOKENS} to {mixed.workload.max_tokens} tokens. Busy share of each engine between the "
             "run's first and last sample (must be at least 0.95); first sample after less than 15 s.",
             write_busy(mixed.measured),
             write_sides(mixed.measured),

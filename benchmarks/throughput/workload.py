@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ SEED = 20261121
 _QUESTIONS = Path(__file__).resolve().parents[2] / "inputs" / "questions.jsonl"
 _LONGEST_QUESTION = 150
 """Characters. Some of inputs/ bring a whole page of context: with them the job would be mostly prefill."""
-_LENGTHS = ("Answer with one word.", "Answer in one sentence.", "", "Answer in two sentences.", "")
-"""What makes the natural lengths of answers differ: a job has one max_tokens for all of its rows."""
+LEAST_TOKENS = 8
+"""The shortest limit of a row where each has its own; the longest is the job's."""
+LIMITS_COLUMN = "limits"
 
 MODEL_SHAPES: dict[str, dict[str, int]] = {
     "llama-2-7b-dummy": {
@@ -53,18 +56,21 @@ class Prompt:
     messages: tuple[Message, ...]
     token_ids: tuple[int, ...]
     seed: int
+    max_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """The job. `input` is its file; `engine` is as synthia-batch resolves it in strict determinism.
 
-    `model` is the model's directory; its weights are random where `is_dummy`.
+    `model` is the model's directory; its weights are random where `is_dummy`. `max_tokens` is the limit of
+    every row, or where lengths are mixed, which is for synthia-batch and the bare actors, the longest.
     """
 
     prompts: tuple[Prompt, ...]
     input: Path
     max_tokens: int
+    is_mixed: bool
     model: Path
     is_dummy: bool
     workers: int
@@ -102,9 +108,10 @@ def make_workload(wish: Wish, directory: Path) -> Workload:
     model = (
         make_dummy_model(wish.model_shape, directory / "model") if wish.model_shape else prepare_demo_model()
     )
-    path = write_questions(directory / "questions.jsonl", wish.prompts, wish.is_mixed)
+    limits = draw_limits(wish.prompts, wish.max_tokens) if wish.is_mixed else None
+    path = write_questions(directory / "questions.jsonl", wish.prompts, limits)
     values: dict[str, Any] = {
-        "input": {"path": path, "id_column": "id"},
+        "input": {"path": path, "id_column": "id", "sampling_column": LIMITS_COLUMN if limits else None},
         "model": {"name": str(model)},
         "system": [SYSTEM],
         "sampling": {"max_tokens": wish.max_tokens},
@@ -123,6 +130,7 @@ def make_workload(wish: Wish, directory: Path) -> Workload:
             messages=sample.messages,
             token_ids=tuple(renderer.render(sample.messages)),
             seed=sample.seed,
+            max_tokens=wish.max_tokens if limits is None else limits[sample.row.index],
         )
         for sample in samples
     )
@@ -130,6 +138,7 @@ def make_workload(wish: Wish, directory: Path) -> Workload:
         prompts=prompts,
         input=path,
         max_tokens=wish.max_tokens,
+        is_mixed=wish.is_mixed,
         model=model,
         is_dummy=wish.model_shape is not None,
         workers=wish.workers,
@@ -137,15 +146,28 @@ def make_workload(wish: Wish, directory: Path) -> Workload:
     )
 
 
-def write_questions(path: Path, count: int, is_mixed: bool) -> Path:
-    """Write `count` different questions: the short ones of inputs/ again and again, each with its number."""
+def draw_limits(count: int, longest: int) -> list[int]:
+    """Return `count` limits from LEAST_TOKENS to `longest`, always the same."""
+    draw = random.Random(SEED)
+    return [draw.randint(LEAST_TOKENS, longest) for _ in range(count)]
+
+
+def write_questions(path: Path, count: int, limits: Sequence[int] | None) -> Path:
+    """Write `count` different questions: the short ones of inputs/ again and again, each with its number.
+
+    With `limits` each has its own in LIMITS_COLUMN.
+    """
     lines = _QUESTIONS.read_text(encoding="utf-8").splitlines()
     questions = [q for line in lines if len(q := json.loads(line)["question"]) <= _LONGEST_QUESTION]
     with path.open("w", encoding="utf-8") as file:
         for n in range(count):
-            wish = f" {_LENGTHS[n % len(_LENGTHS)]}" if is_mixed else ""
-            text = f"(Question {n + 1}.) {questions[n % len(questions)]}{wish}".rstrip()
-            file.write(json.dumps({"id": f"q{n:05}", "question": text}) + "\n")
+            row: dict[str, Any] = {
+                "id": f"q{n:05}",
+                "question": f"(Question {n + 1}.) {questions[n % len(questions)]}",
+            }
+            if limits is not None:
+                row[LIMITS_COLUMN] = {"max_tokens": limits[n]}
+            file.write(json.dumps(row) + "\n")
     return path
 
 

@@ -3,11 +3,15 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from synthia_batch.engine.base import Engine
-from synthia_batch.engine.environment import prepare_environment
+from synthia_batch.engine.environment import compiles, prepare_environment
 from synthia_batch.engine.placement import Placement
 from synthia_batch.job.resolved import EngineSpec
+
+if TYPE_CHECKING:
+    from synthia_batch.engine.vllm_engine import VllmEngine
 
 
 def load_engine(spec: EngineSpec, placement: Placement) -> Engine:
@@ -24,9 +28,18 @@ def load_engine(spec: EngineSpec, placement: Placement) -> Engine:
 
         return OpenAIEngine(spec, placement)
     prepare_environment(spec, placement)
+    return import_vllm_engine(spec)(spec, placement)
+
+
+def import_vllm_engine(spec: EngineSpec) -> type["VllmEngine"]:
+    """Return the class of vLLM engines; the environment must stand. Takes seconds."""
     with _paused_collector():
+        if not compiles(spec):
+            from synthia_batch.engine.vllm_lean import import_without_inductor
+
+            import_without_inductor()
         from synthia_batch.engine.vllm_engine import VllmEngine
-    return VllmEngine(spec, placement)
+    return VllmEngine
 
 
 @contextmanager

@@ -44,4 +44,12 @@ def preferred_environment(spec: EngineSpec) -> dict[str, str]:
         variables["THP_MEM_ALLOC_ENABLE"] = "1"
         # In one process an engine starts in a third of the time, at the same speed.
         variables[_IN_PROCESS] = "0"
+        if not compiles(spec):
+            # Some functions vLLM compiles all the same, with a C++ compiler, when they are first called.
+            variables["TORCHDYNAMO_DISABLE"] = "1"
     return variables
+
+
+def compiles(spec: EngineSpec) -> bool:
+    """Whether the engine of `spec` compiles its model: on CPUs only where the user says so."""
+    return spec.device != "cpu" or not spec.settings.get("enforce_eager", True)

@@ -9,10 +9,12 @@ benchmarks/results/2026-11-21-admission.md."""
 CPU_FIRST_PREFILL_TOKENS = 256
 """The same in the first steps of an engine that had nothing to do: smaller ones, so that the first answers,
 where they are short, are there before the batch is full. All along they would cost 2 to 4% of the time."""
-CPU_FIRST_SEQS = 32
-"""The batch is no larger than that in the first steps."""
 CPU_FIRST_STEPS = 24
 """How many first steps there are, unless a request ends before."""
+CPU_FIRST_SEQS = 32
+"""The batch is no larger than that in the first steps."""
+CPU_SHORT_SEQS = 8
+"""Nor than that where the first request must end with them: it is not to wait for the others' prompts."""
 
 
 class StepBudget:
@@ -20,10 +22,13 @@ class StepBudget:
 
     def __init__(self, max_num_seqs: int) -> None:
         self._max_num_seqs = max_num_seqs
+        self._first_seqs = max_num_seqs
         self._first_steps = 0
 
-    def begin(self) -> None:
-        """Take note that nothing runs: what comes next begins a batch."""
+    def begin(self, first_tokens: int) -> None:
+        """Take note that a batch begins: its first request ends after `first_tokens` at most."""
+        seqs = CPU_SHORT_SEQS if first_tokens <= CPU_FIRST_STEPS else CPU_FIRST_SEQS
+        self._first_seqs = min(self._max_num_seqs, seqs)
         self._first_steps = CPU_FIRST_STEPS
 
     def is_full(self, running: int, prompt_tokens: int) -> bool:
@@ -31,8 +36,7 @@ class StepBudget:
         latter `prompt_tokens` of prompts.
         """
         if self._first_steps:
-            seqs = min(self._max_num_seqs, CPU_FIRST_SEQS)
-            return running >= seqs or prompt_tokens >= CPU_FIRST_PREFILL_TOKENS
+            return running >= self._first_seqs or prompt_tokens >= CPU_FIRST_PREFILL_TOKENS
         return running >= self._max_num_seqs or prompt_tokens >= CPU_PREFILL_TOKENS
 
     def note_step(self, *, ended: bool) -> None:
@@ -50,11 +54,11 @@ class KvRoom:
 
     def holds(self, tokens: int) -> bool:
         """Whether `tokens` fit in an empty cache."""
-        return self._count(tokens) <= self._blocks
+        return self.count_blocks(tokens) <= self._blocks
 
     def take(self, tokens: int) -> bool:
         """Reserve room for `tokens`; False where there is none."""
-        blocks = self._count(tokens)
+        blocks = self.count_blocks(tokens)
         if blocks > self._free:
             return False
         self._free -= blocks
@@ -62,7 +66,8 @@ class KvRoom:
 
     def give_back(self, tokens: int) -> None:
         """End a reservation."""
-        self._free += self._count(tokens)
+        self._free += self.count_blocks(tokens)
 
-    def _count(self, tokens: int) -> int:
+    def count_blocks(self, tokens: int) -> int:
+        """Return how many blocks `tokens` take."""
         return -(-tokens // self._block_size)

@@ -10,7 +10,8 @@ from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.rows import Request
 
-CPU_MAX_NUM_SEQS = 128
+CPU_MAX_NUM_SEQS = 256
+"""vLLM's own for batches on CPUs, said here since halving starts from it."""
 CPU_KV_CACHE_BYTES = 4 * 2**30
 """The most that a CPU engine takes for its KV cache unless told otherwise."""
 BATCH_HALVINGS = 3
@@ -25,6 +26,8 @@ GPU_MEMORY_SHARE = 0.92
 """vLLM's default gpu_memory_utilization: weights, activations and KV cache together."""
 GPU_SHARE_KEPT = 0.85
 """Per further halving: the weights stay as large as they are."""
+
+NO_TEMPLATE = "{{ messages[0].content }}"
 
 STRUCTURES = "structured_outputs_config"
 STRUCTURES_BACKEND = "xgrammar"
@@ -58,6 +61,8 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
         "seed": 0,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
+        # Prompts arrive as token ids. Left to itself, vLLM looks for a template and tries it.
+        "chat_template": NO_TEMPLATE,
     }
     settings = dict(spec.settings) | {STRUCTURES: structures_config(spec.settings)}
     if model.gguf is not None:
@@ -79,6 +84,9 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
     if spec.determinism == "strict":
         # A prefix taken from the cache was computed in another batch shape than one that was not.
         arguments["enable_prefix_caching"] = False
+        # Of a model with several kinds of KV cache (sliding windows, for one) all are kept as the largest:
+        # what a sample may come to need can be counted then, so that none is preempted.
+        arguments["disable_hybrid_kv_cache_manager"] = True
         if spec.device == "cuda":
             arguments |= _strict_gpu_arguments(spec)
     return _shrink(arguments | settings, placement.halvings, on_cpu=spec.device == "cpu")
@@ -137,7 +145,7 @@ def _shrink(arguments: dict[str, Any], halvings: int, *, on_cpu: bool) -> dict[s
         return arguments
     of_batch = min(halvings, BATCH_HALVINGS)
     of_cache = halvings if on_cpu else halvings - of_batch
-    sequences = arguments.get("max_num_seqs", GPU_MAX_NUM_SEQS)
+    sequences = arguments.get("max_num_seqs") or GPU_MAX_NUM_SEQS
     smaller = {**arguments, "max_num_seqs": max(1, sequences >> of_batch)}
     if arguments.get("kv_cache_memory_bytes"):
         smaller["kv_cache_memory_bytes"] = arguments["kv_cache_memory_bytes"] >> of_cache

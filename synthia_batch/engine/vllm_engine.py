@@ -29,7 +29,6 @@ from synthia_batch.engine.vllm_logprobs import read_logprobs
 from synthia_batch.engine.vllm_lora import spare_rows_without_adapter
 from synthia_batch.engine.vllm_memory import lazy_zeros
 from synthia_batch.engine.vllm_padding import pad_small_gemms
-from synthia_batch.engine.vllm_ranks import count_ranks_uncompiled
 from synthia_batch.engine.vllm_reasoning import open_reasoning
 from synthia_batch.engine.vllm_strict import check_capability
 from synthia_batch.engine.vllm_structures import check_params, make_structured
@@ -51,8 +50,6 @@ class VllmEngine:
         self._spans_nodes = placement.spans_nodes
         if spec.determinism == "strict":
             _prepare_strict(spec, placement)
-        if spec.device == "cpu":
-            count_ranks_uncompiled()
         if spec.device == "cpu" and spec.adapters:
             spare_rows_without_adapter()
         lazily = lazy_zeros() if spec.device == "cpu" else nullcontext()
@@ -67,13 +64,7 @@ class VllmEngine:
         config = self._engine.vllm_config
         self._max_num_seqs = config.scheduler_config.max_num_seqs
         self._budget = StepBudget(self._max_num_seqs) if spec.device == "cpu" else None
-        self._room = _open_room(config.cache_config) if spec.determinism == "strict" else None
-        if self._room is not None and not self._room.holds(spec.max_model_len):
-            raise UsageError(
-                f"the KV cache does not hold one sample of {spec.max_model_len} tokens; give it more memory "
-                "with --set engine.kv_cache_memory_bytes=BYTES, or less to hold with --set "
-                "model.max_model_len=TOKENS"
-            )
+        self._room = _open_room(config.cache_config, spec) if spec.determinism == "strict" else None
         self._adapters = {
             adapter.name: LoRARequest(adapter.name, number, str(adapter.path))
             for number, adapter in enumerate(spec.adapters, start=1)
@@ -154,7 +145,8 @@ class VllmEngine:
         return next(iter(name_gpus()), "") if self._spans_nodes else torch.cuda.get_device_name(0)
 
     def _describe_numerics(self) -> dict[str, str]:
-        numerics = {"torch": torch.__version__, "dtype": str(self._engine.model_config.dtype)}
+        # torch's version is a class of its own: whoever unpickles one imports torch.
+        numerics = {"torch": str(torch.__version__), "dtype": str(self._engine.model_config.dtype)}
         if self._spec.device == "cpu":
             return numerics | {
                 "threads": str(torch.get_num_threads()),
@@ -168,8 +160,8 @@ class VllmEngine:
         A request that vLLM preempts is recomputed as one prefill, which is not bitwise its
         decode. What fits at its longest is never preempted.
         """
-        if self._budget is not None and not self._running:
-            self._budget.begin()
+        if self._budget is not None and self._waiting and not self._running:
+            self._budget.begin(self._count_room(self._waiting[0]))
         refused: list[Outcome] = []
         prompt_tokens = 0
         while self._waiting and not self._is_step_full(prompt_tokens):
@@ -248,6 +240,10 @@ class VllmEngine:
         limit = request.max_tokens or self._spec.sampling.max_tokens
         return min(len(request.token_ids) + limit, self._spec.max_model_len)
 
+    def _count_room(self, request: Request) -> int:
+        """Return how many tokens the answer to `request` may have."""
+        return self._longest(request) - len(request.token_ids)
+
     def _release(self, request: Request) -> None:
         if self._room is not None:
             self._room.give_back(self._longest(request))
@@ -257,7 +253,7 @@ class VllmEngine:
         structure = request.structure or self._spec.structure
         if structure is not None:  # It says where an answer ends, whatever the job says of others.
             sampling = sampling.model_copy(update={"min_tokens": 0, "ignore_eos": False})
-        room = self._longest(request) - len(request.token_ids)
+        room = self._count_room(request)
         return _make_params(
             sampling,
             structure,
@@ -286,9 +282,26 @@ def _name(request: Request) -> str:
     return f"{request.ordinal}.{request.turn}" if request.turn else str(request.ordinal)
 
 
-def _open_room(cache_config: Any) -> KvRoom:
-    blocks = int(cache_config.num_gpu_blocks) - 1  # vLLM keeps one block for itself.
-    return KvRoom(blocks, int(cache_config.block_size))
+def _open_room(cache: Any, spec: EngineSpec) -> KvRoom:
+    """Return the KV cache's room, empty.
+
+    Raises:
+        UsageError: One sample does not fit, or vLLM needs more for one than is counted here.
+    """
+    room = KvRoom(int(cache.num_gpu_blocks) - 1, int(cache.block_size))  # vLLM keeps one block for itself.
+    blocks_of_longest = round(cache.num_gpu_blocks / cache.kv_cache_max_concurrency)
+    if blocks_of_longest > room.count_blocks(spec.max_model_len):
+        raise UsageError(
+            f"vLLM keeps several kinds of KV cache for {spec.model.name}, so that samples could be "
+            "preempted, which shows in their tokens; use --determinism fast"
+        )
+    if not room.holds(spec.max_model_len):
+        raise UsageError(
+            f"the KV cache does not hold one sample of {spec.max_model_len} tokens; give it more memory "
+            "with --set engine.kv_cache_memory_bytes=BYTES, or less to hold with --set "
+            "model.max_model_len=TOKENS"
+        )
+    return room
 
 
 def _prepare_strict(spec: EngineSpec, placement: Placement) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.engine.vllm_arguments import CLEAN_ATTENTION_BACKENDS
+from synthia_batch.engine.vllm_refused import check_not_refused
 from synthia_batch.errors import UsageError
 from synthia_batch.job.declared import Determinism
-from synthia_batch.job.resolved import EngineSpec
+from synthia_batch.job.resolved import Device, EngineSpec
 
 _SAID_ELSEWHERE = {
     "model": "--model",
@@ -27,14 +27,11 @@ _SAID_ELSEWHERE = {
     "seed": "--seed",
     "tensor_parallel_size": "--tensor-parallel-size",
     "pipeline_parallel_size": "--pipeline-parallel-size",
+    "hf_config_path": "--model",
+    "model_weights": "--model",
+    "enable_lora": "--lora",
 }
 """What the job itself must know, for its prompts, its seeds or its identity."""
-_BREAKS_STRICT = {
-    "enable_prefix_caching": "a prefix from the cache may differ in its last bits from one computed afresh",
-    "enable_chunked_prefill": "how a prompt is cut depends on what else is in the batch",
-    "speculative_config": "which tokens are proposed together depends on what else is in the batch",
-}
-"""What strict determinism cannot be kept with, and why."""
 _PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {
     "bool": (bool,),
     "int": (int,),
@@ -43,10 +40,9 @@ _PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def check_settings(settings: Mapping[str, Any], determinism: Determinism) -> None:
-    """Return if vLLM has every field of `settings`, and those of a plain type have a value of it.
-
-    In strict determinism none of them may undo what that rests on.
+def check_settings(settings: Mapping[str, Any], device: Device, determinism: Determinism) -> None:
+    """Return if vLLM has every field of `settings`, those of a plain type have a value of it, and none is
+    one that a job on `device` may not have.
 
     Raises:
         UsageError: One does not; says which was probably meant.
@@ -63,24 +59,11 @@ def check_settings(settings: Mapping[str, Any], determinism: Determinism) -> Non
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f"did you mean engine.{near[0]}?" if near else "see `vllm serve --help=all` for the list"
             raise UsageError(f"engine.{name}: vLLM has no such setting; {hint}")
-        if determinism == "strict" and name in _BREAKS_STRICT and value not in (None, False):
-            raise UsageError(
-                f"engine.{name}: {_BREAKS_STRICT[name]}; leave it out, or use --determinism fast"
-            )
-        if determinism == "strict" and name == "attention_backend":
-            _check_attention(value)
         if name == "reasoning_parser" and "reasoning_parser_plugin" not in settings:
             _check_reasoning_parser(value)
         if not _fits(value, fields[name]):
             raise UsageError(f"engine.{name}: {value!r} is no {fields[name]}, which vLLM takes here")
-
-
-def _check_attention(backend: Any) -> None:
-    if str(backend).upper() not in CLEAN_ATTENTION_BACKENDS:
-        raise UsageError(
-            f"engine.attention_backend: {backend} is not known to be batch invariant "
-            f"(known: {', '.join(CLEAN_ATTENTION_BACKENDS)}); leave it out, or use --determinism fast"
-        )
+        check_not_refused(name, value, device, determinism)
 
 
 def _check_reasoning_parser(name: Any) -> None:
@@ -105,20 +88,28 @@ def list_reasoning_parsers() -> list[str]:
     raise UsageError("the installed vLLM does not list its reasoning parsers where it did so far")
 
 
-def check_split(spec: EngineSpec) -> None:
-    """Return if the model may be split as `spec` has it.
+def check_processes(spec: EngineSpec) -> None:
+    """Return if the model may be computed in the processes that `spec` has for it.
 
     Raises:
         UsageError: It may not: on CPUs strict determinism and adapters rest on this package's own
             arithmetic, which is in the worker's process and not in those that vLLM starts for the parts.
     """
+    if spec.device != "cpu" or (spec.determinism == "fast" and not spec.adapters):
+        return
+    if spec.settings.get("distributed_executor_backend") not in (None, "uni"):
+        what = "keep LoRA adapters apart" if spec.adapters else "be strictly deterministic"
+        raise UsageError(
+            f"engine.distributed_executor_backend: on CPUs an engine in processes of its own cannot {what}; "
+            "leave it out"
+        )
     parts = spec.tensor_parallel_size * spec.pipeline_parallel_size
-    if spec.device == "cpu" and spec.adapters and parts > 1:
+    if parts > 1 and spec.adapters:
         raise UsageError(
             f"on CPUs an engine of {parts} processes cannot keep LoRA adapters apart; leave out "
             "--tensor-parallel-size and --pipeline-parallel-size"
         )
-    if spec.device == "cpu" and spec.determinism == "strict" and parts > 1:
+    if parts > 1:
         raise UsageError(
             f"an engine of {parts} GPUs was asked for, and the installed vLLM computes on CPUs: there an "
             f"engine of {parts} processes cannot be strictly deterministic; leave out "

@@ -43,6 +43,7 @@ class LocalPool:
         self._workers: dict[int, Worker] = {}
         self._epochs = itertools.count(1)
         self._present: dict[int, int] = {}
+        self._changing = threading.Lock()
         self._stopping = threading.Event()
 
     @property
@@ -64,7 +65,8 @@ class LocalPool:
 
     def restart(self, worker: int, halvings: int = 0) -> None:
         """Start a thread for `worker`."""
-        epoch = self._present[worker] = next(self._epochs)
+        with self._changing:
+            epoch = self._present[worker] = next(self._epochs)
         name = f"worker-{worker}"
         placement = Placement(halvings=halvings)
         threading.Thread(target=self._run, args=(worker, epoch, placement), name=name, daemon=True).start()
@@ -80,8 +82,9 @@ class LocalPool:
                 "the engine hangs, and --pool local cannot end it; what was finished is kept. Run the same "
                 "command with --pool ray, which gives each engine a process of its own"
             )
-        del self._present[worker]
-        self._workers.pop(worker, None)
+        with self._changing:
+            del self._present[worker]
+            self._workers.pop(worker, None)
 
     def feed(self, worker: int, requests: Sequence[Request]) -> None:
         """Put `requests` into the worker's inbox."""
@@ -115,6 +118,8 @@ class LocalPool:
         self._events.put(WorkerLoading(worker=index, epoch=epoch))
         try:
             worker = self._load(index, epoch, placement)
+            if worker is None:
+                return
             while not self._stopping.is_set() and self._present.get(index) == epoch:
                 delivery = worker.collect(self._collect_seconds)
                 for event in read_delivery(index, epoch, delivery):
@@ -124,19 +129,25 @@ class LocalPool:
         except EngineOutOfMemory:
             reason = traceback.format_exc()
             self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, cause=Cause.OUT_OF_MEMORY))
-        except Exception as exc:
+        except BaseException as exc:  # Whatever ended it, the driver must hear of it.
             refused = exc if isinstance(exc, SynthiaBatchError) else None
             reason = traceback.format_exc()
             self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, refused=refused))
 
-    def _load(self, index: int, epoch: int, placement: Placement) -> Worker:
+    def _load(self, index: int, epoch: int, placement: Placement) -> Worker | None:
+        """Return the worker once its engine is loaded; None where nobody waits for it any more."""
         if self._staffing.engine.kind == "vllm":
             _send_logs_to(self._staffing.log_path(index))
         engine = load_engine(self._staffing.engine, placement)
         canary = ask_canaries(engine, self._staffing.canaries) if self._staffing.canaries else None
-        worker = Worker(engine)
-        worker.start()
-        self._workers[index] = worker  # Started: `stop`, which may come at any moment, waits for its loop.
+        with self._changing:
+            if self._present.get(index) != epoch:
+                engine.close()
+                return None
+            worker = Worker(engine)
+            worker.start()
+            # Started: `stop`, which may come at any moment, waits for its loop.
+            self._workers[index] = worker
         self._events.put(WorkerReady(worker=index, epoch=epoch, facts=engine.facts, canary=canary))
         return worker
 

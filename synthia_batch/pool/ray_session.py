@@ -18,6 +18,7 @@ from synthia_batch.hardware import list_cores
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.pool.address import check_form, probe_head
 from synthia_batch.pool.guard import Guard
+from synthia_batch.pool.ray_lean import spared_processes
 
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Ray would take a third of the memory; prompts and answers travel inside the calls."""
@@ -101,7 +102,7 @@ class RaySession:
         # reach, and listens everywhere. With this switch, meant for laptops, it stays on loopback.
         before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
         try:
-            with self._guard.marked():
+            with self._guard.marked(), spared_processes():
                 ray.init(
                     # Keeps RAY_ADDRESS, and a Ray that was left running on this machine, out of it.
                     "local",

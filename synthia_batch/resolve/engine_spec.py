@@ -9,7 +9,7 @@ from synthia_batch.engine.vllm_sampling import (
     check_structures,
     name_structures_backend,
 )
-from synthia_batch.engine.vllm_settings import check_settings, check_split
+from synthia_batch.engine.vllm_settings import check_processes, check_settings
 from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
 from synthia_batch.hardware import installed_vllm, list_capabilities, name_cpu, name_gpus
@@ -70,11 +70,12 @@ def _check_vllm(merged: Merged, found: FoundModel) -> None:
             "vLLM is not installed: `pip install 'synthia-batch[cuda]'` on a GPU machine, "
             "'synthia-batch[cpu]' elsewhere; or rehearse with --engine scripted"
         )
+    device = choose_device(job)
     # A plugin brings names of parsers, so that no name can be judged without it.
     plugin = {name: value for name, value in settings.items() if name == "reasoning_parser_plugin"}
     for name, value in settings.items():
         with merged.blame(f"engine.{name}"):
-            check_settings({**plugin, name: value}, job.determinism)
+            check_settings({**plugin, name: value}, device, job.determinism)
     check_sampling(job.sampling, found.facts.vocabulary if found.facts else None)
     check_budget(settings, job.sampling)
     check_structures(settings, job.sampling, is_asked=job.structured.kind is not None)
@@ -102,7 +103,7 @@ def _specify_local(merged: Merged, found: FoundModel, prompt: PromptSpec, length
 
 def _check_vllm_spec(spec: EngineSpec, found: FoundModel, *, is_elsewhere: bool) -> None:
     """Return if the machine and the checkpoint allow it; of a cluster each worker looks at its own cards."""
-    check_split(spec)
+    check_processes(spec)
     of_model = found.facts.quantization if found.facts else None
     check_quantization(spec, of_model.method if of_model else None)
     if spec.device == "cuda" and spec.determinism == "strict" and not is_elsewhere:

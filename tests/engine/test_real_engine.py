@@ -48,8 +48,11 @@ def test_a_killed_driver_resumes_on_other_workers_to_the_same_bytes(synthia: Com
         assert driver.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, "no samples in four minutes"
         time.sleep(0.05)
+    libraries = Path(f"/proc/{driver.pid}/maps").read_text()
     driver.kill()
     driver.wait()
+    assert "libarrow" in libraries
+    assert "libtorch" not in libraries, "what workers report must not make the driver import torch"
     finished = count_journaled(tmp_path / "killed")
     assert ROWS // 3 <= finished < ROWS - 1
     assert not (tmp_path / "killed" / "manifest.json").exists()

@@ -1,10 +1,7 @@
 """vLLM's CPU kernels as strict determinism uses them: a row comes out the same among any number of others."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+from conftest import run_probe
 
 from synthia_batch.hardware import installed_vllm
 
@@ -59,16 +56,7 @@ for dtype in (torch.bfloat16, torch.float16):
 
 
 def test_a_row_comes_out_the_same_among_any_number_of_others() -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("unquantized", "4 bits"))]
+    printed = run_probe(PROBE, OMP_NUM_THREADS="1")
+    lines = [line for line in printed if line.startswith(("unquantized", "4 bits"))]
     assert len(lines) == 10
     assert [line for line in lines if not line.endswith("[]")] == []

@@ -76,7 +76,8 @@ def test_killed_at_every_change_the_run_ends_in_the_same_bytes(
             job.check_resumed(ended_before=ended, context=(command, when, at, name))
     print(f"{kills} kills, {when} the call, {some} of them with samples made")
     assert kills > (10 if when == "half" else len(changes) - 10)
-    assert some > 5
+    # How many records one write takes along is a matter of time.
+    assert 0 < some < kills
 
 
 def test_one_killed_after_another_makes_nothing_twice(job: EarlyJob) -> None:

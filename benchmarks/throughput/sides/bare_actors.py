@@ -115,7 +115,7 @@ class BareEngine:
             prompt = workload.prompts[place]
             params = SamplingParams(
                 **sampling_arguments(spec.sampling),
-                max_tokens=workload.max_tokens,
+                max_tokens=prompt.max_tokens,
                 seed=prompt.seed,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from benchmarks.throughput.measures import find_busy_shares
 from benchmarks.throughput.process import Ended, python_command
 from benchmarks.throughput.sides.base import Answer, Command, Reading
-from benchmarks.throughput.workload import SEED, SYSTEM, Workload
+from benchmarks.throughput.workload import LIMITS_COLUMN, SEED, SYSTEM, Workload
 from synthia_batch.job.declared import Determinism
 from synthia_batch.report.history import read_progress
 from synthia_batch.store.events import read_events
@@ -39,6 +39,8 @@ class Ours:
         """Its input is the JSONL file from which every side's prompts were made."""
         settings = {"model": workload.model, "max-tokens": workload.max_tokens, "workers": workload.workers}
         settings |= {"system": SYSTEM, "seed": SEED, "id-column": "id", "determinism": self.determinism}
+        if workload.is_mixed:
+            settings["sampling-column"] = LIMITS_COLUMN
         flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
         if workload.is_dummy:
             flags += ["--set", "engine.load_format=dummy"]
