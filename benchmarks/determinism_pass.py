@@ -112,7 +112,7 @@ def load(setup: Setup) -> Any:
     from synthia_batch.engine import vllm_engine
 
     if not setup.pads:
-        vars(vllm_engine)["pad_small_gemms"] = lambda: None
+        vars(vllm_engine)["make_gemms_batch_invariant"] = lambda: None
     if setup.prefill_tokens is not None:
         vllm_admission.CPU_PREFILL_TOKENS, vllm_admission.CPU_FIRST_STEPS = setup.prefill_tokens, 0
 

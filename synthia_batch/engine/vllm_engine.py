@@ -23,12 +23,12 @@ from synthia_batch.engine.base import EngineFacts, check_prompt_length
 from synthia_batch.engine.placement import Placement
 from synthia_batch.engine.vllm_admission import KvRoom, StepBudget
 from synthia_batch.engine.vllm_arguments import engine_arguments, override_sampling, sampling_arguments
+from synthia_batch.engine.vllm_batch_invariance import make_gemms_batch_invariant
 from synthia_batch.engine.vllm_core import has_own_process, watch_core
 from synthia_batch.engine.vllm_errors import memory_errors, setting_errors
 from synthia_batch.engine.vllm_logprobs import read_logprobs
 from synthia_batch.engine.vllm_lora import spare_rows_without_adapter
 from synthia_batch.engine.vllm_memory import lazy_zeros
-from synthia_batch.engine.vllm_padding import pad_small_gemms
 from synthia_batch.engine.vllm_reasoning import open_reasoning
 from synthia_batch.engine.vllm_strict import check_capability
 from synthia_batch.engine.vllm_structures import check_params, make_structured
@@ -311,7 +311,7 @@ def _prepare_strict(spec: EngineSpec, placement: Placement) -> None:
         UsageError: This GPU cannot.
     """
     if spec.device == "cpu":
-        pad_small_gemms()
+        make_gemms_batch_invariant()
     elif not placement.spans_nodes:  # Such a worker has no GPU of its own; vLLM's refuse by themselves.
         check_capability(torch.cuda.get_device_capability(0), torch.cuda.get_device_name(0))
 

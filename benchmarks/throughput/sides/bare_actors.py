@@ -104,10 +104,10 @@ class BareEngine:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        from synthia_batch.engine.vllm_padding import pad_small_gemms
+        from synthia_batch.engine.vllm_batch_invariance import make_gemms_batch_invariant
 
         if spec.device == "cpu" and determinism == "strict":
-            pad_small_gemms()  # part of what strict costs, so the limit pays it too
+            make_gemms_batch_invariant()  # part of what strict costs, so the limit pays it too
         engine: Any = LLM(**engine_arguments(spec, placement)).llm_engine
         ready = time.time()
         mine = range(number, len(workload.prompts), workload.workers)
