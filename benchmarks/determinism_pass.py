@@ -121,7 +121,7 @@ def load(setup: Setup) -> Any:
 
         def run(self, requests: Sequence[Request], batch: int, chance: random.Random) -> dict[str, Any]:
             self.tokens: dict[int, list[int]] = {}
-            self._max_num_seqs = batch
+            self._budget = vllm_admission.StepBudget(batch)
             if not setup.reserves:
                 self._room = None
             preempted = self._count_preemptions()
@@ -131,6 +131,8 @@ def load(setup: Setup) -> Any:
             while ended < len(requests):
                 ended += len(self.step())
                 largest = max(largest, len(self._running))
+            if largest > batch:
+                raise AssertionError(f"{largest} ran at once where {batch} were to: this compares nothing")
             return {
                 "tokens": self.tokens,
                 "seconds": round(time.monotonic() - begun, 1),

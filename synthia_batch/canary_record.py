@@ -48,42 +48,36 @@ def make_canaries(renderer: Renderer, max_model_len: int) -> Canaries:
     return Canaries(prompts=tuple(requests[:count]), fillers=tuple(requests[count:]))
 
 
-def check_canary(run_dir: RunDir, ready: WorkerReady) -> str | None:
+def check_canary(run_dir: RunDir, ready: WorkerReady) -> None:
     """Compare a worker's answer with the run's, which it becomes if it is the first.
-
-    Return what a person should know of it: that texts agree and probabilities do not.
 
     Raises:
         DeterminismBroken: It is another one.
     """
-    note = compare_canary(run_dir, ready)
+    compare_canary(run_dir, ready)
     if ready.canary is not None and not run_dir.canary.exists():
         answer = {"texts": ready.canary.texts, "bits": ready.canary.bits}
         publish_bytes(run_dir.canary, seal({**answer, "by": ready.facts.describe()}))
-    return note
 
 
-def compare_canary(run_dir: RunDir, ready: WorkerReady) -> str | None:
+def compare_canary(run_dir: RunDir, ready: WorkerReady) -> None:
     """Compare a worker's answer with the run's, if it has one; otherwise as check_canary. Writes nothing.
 
     Raises:
         DeterminismBroken: It is another one. Names what differs between the engines.
     """
     known, answer = read_sealed(run_dir.canary), ready.canary
-    if answer is None:
-        return None
-    if known is not None and known["texts"] != answer.texts:
-        raise DeterminismBroken(
-            "the engines do not answer the canary prompts alike, so their samples would not fit together\n"
-            f"{_list_differences(known['by'], ready)}\n"
-            "go on with the hardware and versions that it began with, or start a run of its own with -o; "
-            "--determinism fast allows a mixture"
-        )
-    if not answer.is_exact:
-        return _warn(ready, "their probabilities depend on the batch")
-    if known is not None and known["bits"] != answer.bits:
-        return _warn(ready, "their probabilities are not those of the engine that the run began with")
-    return None
+    if answer is None or known is None:
+        return
+    if (known["texts"], known["bits"]) == (answer.texts, answer.bits):
+        return
+    what = "" if known["texts"] != answer.texts else " to the last bit of their probabilities"
+    raise DeterminismBroken(
+        f"the engines do not answer the canary prompts alike{what}, so their samples would not fit together\n"
+        f"{_list_differences(known['by'], ready)}\n"
+        "go on with the hardware and versions that it began with, or start a run of its own with -o; "
+        "--determinism fast allows a mixture"
+    )
 
 
 def find_change(run_dir: RunDir, ready: WorkerReady) -> str | None:
@@ -97,14 +91,6 @@ def find_change(run_dir: RunDir, ready: WorkerReady) -> str | None:
         return None
     began = before.get("engine")
     return f"worker {ready.worker} is {now}; the run began with {began}: its samples are of both"
-
-
-def _warn(ready: WorkerReady, what: str) -> str:
-    return (
-        f"worker {ready.worker} on {ready.facts.device} answers the canary prompts as it must, but {what}, "
-        "in their last bits: now and then a sample may come out otherwise. `synthia-batch verify DIR --rerun "
-        "100` tells whether any does; --determinism fast promises no equal texts"
-    )
 
 
 def _list_differences(before: Mapping[str, Any], ready: WorkerReady) -> str:

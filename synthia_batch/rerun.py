@@ -24,7 +24,6 @@ from synthia_batch.job.layers import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.kept_job import resolve_kept_job
 from synthia_batch.opening import LockedRun, inspect_run, lock_run
-from synthia_batch.pool.base import WorkerReady
 from synthia_batch.resolve import open_renderer
 from synthia_batch.rows import Failed, Finished, Outcome, Record, Request, Sample, Turn
 from synthia_batch.search import usual_batch
@@ -188,13 +187,6 @@ def _make_aside(
     job: ResolvedJob, locked: LockedRun, again: _Again, drain: DrainRequest, display: Display, batch: int
 ) -> Aside:
     is_strict = job.engine.determinism == "strict"
-
-    def check(ready: WorkerReady) -> None:
-        # Compared only: an answer that the run lacks is not for us to give.
-        note = compare_canary(locked.run_dir, ready)
-        if note is not None:
-            display.say(note)
-
     return Aside(
         job=job,
         recorder=again,
@@ -203,7 +195,8 @@ def _make_aside(
         drain=drain,
         settings={"max_num_seqs": batch},
         canaries=make_canaries(open_renderer(job.prompt), job.engine.max_model_len) if is_strict else None,
-        check_canary=check,
+        # Compared only: an answer that the run lacks is not for us to give.
+        check_canary=lambda ready: compare_canary(locked.run_dir, ready),
     )
 
 
