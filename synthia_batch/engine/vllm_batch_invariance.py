@@ -107,8 +107,8 @@ def find_alike(outputs: int, inputs: int, dtype: torch.dtype) -> tuple[int, ...]
     """Return those of AMX_ROWS at which oneDNN adds up as at the largest, for weights (outputs, inputs).
 
     Tried with weights and inputs whose products cancel: what is left is rounding, so that every element
-    shows in which order it was added up. Takes as long as nine products of the largest number, some
-    0.5 s for all shapes of a small model, and for that time the memory of the weights twice.
+    shows in which order it was added up. Takes as long as ten products of the largest number, some 0.6 s
+    for all shapes of a small model, and for that time the memory of the layer's weights twice.
     """
     generator = torch.Generator().manual_seed(0)
 
