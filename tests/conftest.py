@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from synthia_batch.hardware import installed_vllm
 
@@ -22,6 +23,10 @@ NEEDS_VLLM = pytest.mark.skipif(
 ROOT = Path(__file__).parent.parent
 # Hundreds of runs, whose reports nobody looks at: tests of the report ask for it.
 os.environ.setdefault("SYNTHIA_BATCH_REPORT", "false")
+
+# A busy machine may take its time over any example.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills", "[ray]")
 """Tests with engines or clusters of their own, of which two cores have room for one at a time."""

@@ -133,7 +133,7 @@ def test_a_run_stops_admitting_in_time_and_drops_nothing(synthia: Command, tmp_p
     source = write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n}?"} for n in range(200)])
     log = tmp_path / "calls"
     flags = ("--engine", "scripted", "--pool", "local", "--set", f"engine.call_log={log}", "-o", "out")
-    slow = ("--set", "engine.latency_ms=1500", "--set", "engine.max_num_seqs=8")
+    slow = ("--set", "engine.latency_ms=500", "--set", "engine.max_num_seqs=8")
     done = synthia("run", source, *flags, *slow, "--deadline", "12s")
     assert done.returncode == 75, done.stderr
     assert "stops by " in done.stderr

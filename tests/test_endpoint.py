@@ -134,11 +134,11 @@ def test_what_breaks_once_is_asked_again(synthia: Command, server: Endpoint, tmp
         Reply(content={"choices": [{"finish_reason": "stop", "message": {"content": "no usage"}}]}),
         Reply(content={"x": "y" * 1000}, hangs_up=True),
         Reply(content=b"<html>", headers={"content-type": "text/html"}),
-        Reply(wait_seconds=3.0, content=b"{}"),
+        Reply(wait_seconds=9.0, content=b"{}"),
     ]
     texts = {f"What is {n}?": fault for n, fault in enumerate(faults)}
     server.behave = lambda call, before: None if before else texts.get(call.text)
-    done = ask(synthia, server, tmp_path, "--set", "engine.timeout_seconds=1.5")
+    done = ask(synthia, server, tmp_path, "--set", "engine.timeout_seconds=6")
     assert done.returncode == 0, done.stderr
     assert server.texts == Counter(dict.fromkeys(texts, 2))
     assert len(read_rows(tmp_path)) == 8

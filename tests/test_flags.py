@@ -113,7 +113,7 @@ def test_flags_are_the_same_for_any_workers_and_kills(synthia: Command, tmp_path
     job = (source, "--engine", "scripted", "--pool", "local", *words)
     whole = synthia("run", *job, "-o", "whole")
     assert whole.returncode == 0, whole.stderr
-    slow = command_of("run", *job, "-o", "out", "--workers", "3", "--set", "engine.latency_ms=120")
+    slow = command_of("run", *job, "-o", "out", "--workers", "3", "--set", "engine.latency_ms=300")
     slow += ["--set", "engine.max_num_seqs=4"]
     for count in (20, 90):
         process = subprocess.Popen(slow, cwd=tmp_path, env=make_environment(), stderr=subprocess.DEVNULL)
@@ -129,10 +129,10 @@ def test_flags_are_the_same_for_any_workers_and_kills(synthia: Command, tmp_path
 def wait_for(directory: Path, count: int, process: subprocess.Popen[Any]) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        assert process.poll() is None
         has_begun = (directory / ".synthia" / "plan.json").exists()
         if has_begun and open_run(directory).statistics().finished >= count:
             return
+        assert process.poll() is None
         time.sleep(0.02)
     raise AssertionError("the run did not get so far")
 

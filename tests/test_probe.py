@@ -157,7 +157,7 @@ def test_status_and_verify_know_a_probed_directory(inside: Any, tmp_path: Path, 
 def test_a_signal_drains_a_probe(synthia: Command, tmp_path: Path, number: int, code: int) -> None:
     write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(ROWS)])
     log = ("--set", f"engine.call_log={tmp_path / 'calls'}")
-    slow = ("--set", "engine.latency_ms=40", "--set", "engine.max_num_seqs=2")
+    slow = ("--set", "engine.latency_ms=200", "--set", "engine.max_num_seqs=2")
     command = command_of("plan", "q.jsonl", *SCRIPTED, *log, *slow, "-o", "out", "--probe", "300")
     probe = subprocess.Popen(
         command,

@@ -135,12 +135,15 @@ def test_a_run_is_read_while_it_goes_on_and_drains_on_a_signal(tmp_path: Path) -
     )  # fmt: skip
     try:
         run = wait_for_part(tmp_path / "out")
+        process.send_signal(signal.SIGSTOP)  # so that it is still under way when all is read
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
         seen = list(run.samples())
         assert [sample.row_index for sample in seen] == list(range(1000))
         numbers = run.statistics()
         assert 1000 <= numbers.finished < 2000
         assert not run.is_complete
         process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
         told, words = process.communicate(timeout=60)
     finally:
         process.kill()

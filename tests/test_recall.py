@@ -9,7 +9,15 @@ from conftest import write_jsonl
 
 from synthia_batch.job.layers import Layer
 from synthia_batch.pool import open_pool
-from synthia_batch.pool.base import Pool, PoolEvent, SamplesEnded, SamplesReturned, Staffing, WorkerReady
+from synthia_batch.pool.base import (
+    Pool,
+    PoolEvent,
+    SamplesEnded,
+    SamplesReturned,
+    Staffing,
+    WorkerReady,
+    WorkerStepped,
+)
 from synthia_batch.resolve import resolve_job
 from synthia_batch.rows import Request
 
@@ -29,7 +37,7 @@ def test_a_recalled_sample_is_given_back_and_not_made(tmp_path: Path, kind: str)
     values = {
         "input": {"path": source},
         "pool": {"kind": kind, "workers": 1},
-        "engine": {"kind": "scripted", "latency_ms": 1500, "max_num_seqs": 2},
+        "engine": {"kind": "scripted", "latency_ms": 4000, "max_num_seqs": 2},
     }
     job = resolve_job([Layer(origin="argument", values=values)], print)
     staffing = Staffing(engine=job.engine, canaries=None, log_path=lambda index: tmp_path / f"{index}.log")
@@ -38,7 +46,9 @@ def test_a_recalled_sample_is_given_back_and_not_made(tmp_path: Path, kind: str)
     try:
         poll_until(pool, lambda events: any(isinstance(event, WorkerReady) for event in events))
         pool.feed(0, [Request(ordinal=n, token_ids=b"x", seed=n) for n in range(6)])
-        time.sleep(0.5)
+        poll_until(
+            pool, lambda events: any(isinstance(e, WorkerStepped) and e.busy_seconds > 0 for e in events)
+        )
         pool.recall(0)
         told = poll_until(pool, lambda events: any(isinstance(event, SamplesReturned) for event in events))
         told += poll_until(

@@ -105,7 +105,7 @@ def test_the_order_of_system_messages_is_identity(synthia: Command, home: Path) 
 
 @pytest.mark.parametrize("is_stopped", [False, True], ids=["running", "stopped"])
 def test_a_second_run_names_the_first(synthia: Command, tmp_path: Path, is_stopped: bool) -> None:
-    write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(300)])
+    write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(3000)])
     log = tmp_path / "calls"
     slow = (
         "--set",

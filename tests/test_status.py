@@ -120,10 +120,10 @@ def half_done(tmp_path: Path) -> Path:
         "--set", "engine.max_num_seqs=32", "--max-tokens", "20",
     )  # fmt: skip
     with subprocess.Popen(command, cwd=tmp_path, env=make_environment()) as run:
-        while not (tmp_path / "out/.synthia/journal/shard-00002.wal").exists():
+        journal = tmp_path / "out/.synthia/journal/shard-00002.wal"
+        while not journal.exists() or journal.stat().st_size < 2000:
             assert run.poll() is None
             time.sleep(0.02)
-        time.sleep(0.5)
         run.kill()
     return tmp_path / "out"
 

@@ -99,7 +99,7 @@ def test_ctrl_c_twice_stops_at_once(questions: Path, tmp_path: Path, synthia: Co
 
 
 def test_the_bar_takes_a_new_width_and_does_not_spill(questions: Path, tmp_path: Path) -> None:
-    with open_terminal("run", questions, *SCRIPTED, *slow(300), directory=tmp_path) as terminal:
+    with open_terminal("run", questions, *SCRIPTED, *slow(300, 1), directory=tmp_path) as terminal:
         terminal.wait_for(lambda: terminal.ended > 0)
         assert is_drawn_for(100, terminal.bars[0])
         for columns in (60, 140, 40):
@@ -179,7 +179,7 @@ def test_whoever_watches_leaves_with_ctrl_c_and_the_run_goes_on(questions: Path,
 def test_status_watched_down_a_pipe_is_a_line_per_look(
     questions: Path, tmp_path: Path, synthia: Command
 ) -> None:
-    with running(questions, tmp_path, *slow(400)):
+    with running(questions, tmp_path, *slow(400, 1)):
         lines = synthia("status", "out", "--watch", NO_COLOR="1").stdout.splitlines()
     looks = [line for line in lines if " running " in line]
     assert len(looks) >= 2
@@ -191,7 +191,7 @@ def test_status_watched_down_a_pipe_is_a_line_per_look(
 def test_status_watched_as_json_is_an_object_per_look(
     questions: Path, tmp_path: Path, synthia: Command
 ) -> None:
-    with running(questions, tmp_path, *slow(400)):
+    with running(questions, tmp_path, *slow(400, 1)):
         looks = [
             json.loads(line) for line in synthia("status", "out", "--watch", "--json").stdout.splitlines()
         ]

@@ -80,8 +80,8 @@ def test_an_engine_that_does_not_work_as_the_job_says_is_an_error(synthia: Comma
 def test_the_budget_ends_the_search_and_keeps_what_was_found(synthia: Command, tmp_path: Path) -> None:
     source = write_questions(tmp_path / "q.jsonl")
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    slow = (*SCRIPTED, "--set", "engine.load_seconds=3", "--prompts", "128", "--json")
-    done = synthia("tune", source, *slow, "--budget", "5s", **cache)
+    slow = (*SCRIPTED, "--set", "engine.load_seconds=7", "--prompts", "128", "--json")
+    done = synthia("tune", source, *slow, "--budget", "12s", **cache)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["stopped"] == "the deadline"

@@ -148,8 +148,8 @@ def test_aborted_samples_yield_nothing() -> None:
     worker = Worker(engine)
     worker.start()
     worker.feed(ask(1))
-    time.sleep(0.1)  # Sample 1 is in the step; sample 2 is still in the inbox.
-    worker.feed(ask(2))
+    wait_for_step(engine)
+    worker.feed(ask(2))  # Sample 1 is in the step; this one is still in the inbox.
     worker.abort()
     engine.may_step.set()
     worker.feed(ask(3))
@@ -170,7 +170,10 @@ def test_what_was_not_begun_is_given_back_and_yields_nothing() -> None:
     worker.feed(ask(2, 3))
     worker.recall()
     engine.may_step.set()
-    deliveries = [worker.collect(1.0), worker.collect(0.2)]
+    deliveries = [worker.collect(1.0)]
+    deadline = time.monotonic() + 10
+    while not deliveries[-1].returned and time.monotonic() < deadline:
+        deliveries.append(worker.collect(0.2))
     assert [outcome.ordinal for delivery in deliveries for outcome in delivery.outcomes] == [1]
     assert [ordinal for delivery in deliveries for ordinal in delivery.returned] == [2, 3]
     assert deliveries[-1].unfinished == 0

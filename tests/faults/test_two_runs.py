@@ -30,10 +30,10 @@ IN_USE = 4
 
 @contextmanager
 def start_slow_run(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start a run of some seconds and wait until its first samples are made."""
+    """Start a run of some ten seconds and wait until its first samples are made."""
     write_jsonl(directory / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(ROWS)])
     log = directory / "calls"
-    slow = ("--set", "engine.latency_ms=60", "--set", f"engine.call_log={log}")
+    slow = ("--set", "engine.latency_ms=200", "--set", f"engine.call_log={log}")
     command = command_of("run", "q.jsonl", *FLAGS, *slow, "-o", "out")
     process = subprocess.Popen(
         command,

@@ -59,8 +59,8 @@ def test_after_its_end_it_can_be_renewed_where_nobody_took_it(store: ObjectStore
 
 
 def test_its_thread_renews_it_and_it_is_given_back(store: ObjectStore) -> None:
-    with Lease.take(store, "a", 0.3):
-        time.sleep(0.6)
+    with Lease.take(store, "a", 3):
+        time.sleep(3.5)
         with pytest.raises(RunLocked):
             Lease.take(store, "b", 60)
     assert Lease.take(store, "b", 60).previous is not None
