@@ -180,6 +180,11 @@ def test_odd_yaml_is_told_by_its_place(text: str, told: str) -> None:
     assert told in refuse_file(f"{text}input: {{path: q.jsonl}}\n")
 
 
+@pytest.mark.parametrize("text", ["!!set {seed}\n", "!mine {seed: 1}\n"])
+def test_a_tag_of_the_whole_is_told_by_its_place(text: str) -> None:
+    assert "x.yaml:1:1: the tag !" in refuse_file(text)
+
+
 def test_yaml_surprises_nobody() -> None:
     job = merge_file(
         "input: {path: q.jsonl, id_column: on, limit: 1_000}\n"

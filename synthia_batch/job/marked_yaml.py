@@ -64,7 +64,7 @@ def read_marked(text: str, file: str) -> MarkedYaml:
         )
     reader = _Reader(file=file)
     try:
-        values = reader.read(root, "")
+        values = reader.read(root, "") or {}  # None where the whole has a tag, which is a fault
     except RecursionError:
         raise UsageError(f"{file}: nested too deeply for a job file; see jobs/quickstart.yaml") from None
     return MarkedYaml(values=values, places=reader.places, faults=tuple(reader.faults))
