@@ -258,7 +258,8 @@ def test_samples_of_a_journal_are_shown_without_their_prompts(tmp_path: Path) ->
     samples = found.examples.kinds["random"]
     assert samples
     assert all(sample.turns is None for sample in samples)
-    assert re.match(r"row \d+ of \.synthia/journal/shard-00000\.wal", samples[0].place)
+    place = re.compile(r"row [1-5]?\d of \.synthia/journal/shard-00000\.wal")
+    assert all(place.match(sample.place) for sample in samples)
     assert "Its prompt is in the input" in render_page(found)
 
 
