@@ -25,6 +25,7 @@ from synthia_batch.engine.vllm_admission import KvRoom, StepBudget
 from synthia_batch.engine.vllm_arguments import engine_arguments, override_sampling, sampling_arguments
 from synthia_batch.engine.vllm_batch_invariance import make_gemms_batch_invariant
 from synthia_batch.engine.vllm_core import has_own_process, watch_core
+from synthia_batch.engine.vllm_draw import draw_among_few
 from synthia_batch.engine.vllm_errors import memory_errors, setting_errors
 from synthia_batch.engine.vllm_logprobs import read_logprobs
 from synthia_batch.engine.vllm_lora import spare_rows_without_adapter
@@ -50,8 +51,10 @@ class VllmEngine:
         self._spans_nodes = placement.spans_nodes
         if spec.determinism == "strict":
             _prepare_strict(spec, placement)
-        if spec.device == "cpu" and spec.adapters:
-            spare_rows_without_adapter()
+        if spec.device == "cpu":
+            draw_among_few()
+            if spec.adapters:
+                spare_rows_without_adapter()
         lazily = lazy_zeros() if spec.device == "cpu" else nullcontext()
         with memory_errors(), setting_errors(), lazily:
             arguments = engine_arguments(spec, placement)

@@ -65,6 +65,9 @@ def test_every_row_is_made_as_it_says_whatever_the_batch(synthia: Command, tmp_p
         "allowed": {**greedy, "allowed_token_ids": encode(" yes no"), "max_tokens": 5},
         "penalties": {**greedy, "presence_penalty": 2, "frequency_penalty": 2, "repetition_penalty": 1.8},
         "narrow": {"top_k": 1, "temperature": 2},
+        "share": {"top_p": 0.8, "top_k": 0, "temperature": 1},
+        "share of few": {"top_p": 0.8, "top_k": 20, "temperature": 1},
+        "least share": {"top_p": 0.01, "top_k": 0, "temperature": 2},
         "min_p": {"min_p": 1.0, "temperature": 2},
         "repeats": {
             **greedy, "logit_bias": {str(sea[0]): 100}, "max_tokens": 60,
@@ -96,7 +99,8 @@ def test_every_row_is_made_as_it_says_whatever_the_batch(synthia: Command, tmp_p
     reason = {name: row["finish_reason"] for name, row in rows.items()}
     assert text["greedy"] == text["greedy again"] == others["greedy"]["response"]
     # At the likeliest token there may be two: a draw between them is all that is left.
-    assert text["narrow"][:40] == text["min_p"][:40] == text["greedy"][:40]
+    assert text["narrow"][:40] == text["least share"][:40] == text["min_p"][:40] == text["greedy"][:40]
+    assert text["share"] != text["share of few"]
     assert text["plain"] != others["plain"]["response"]
     assert text["seed 1"] == text["seed 1 again"] != text["seed 2"]
     assert (rows["seed 1"]["seed"], rows["seed 2"]["seed"]) == (1, 2)

@@ -3,7 +3,8 @@
     python -m benchmarks.throughput.sides.bare_actors DIRECTORY DETERMINISM
 
 The engines get the arguments and the process that synthia-batch gives to its own. Every prompt is
-handed over at once, as token ids, each engine's share to itself.
+handed over at once, as token ids, each engine's share to itself. In fast determinism they are vLLM as it
+is; in strict they have what synthia-batch does to vLLM, so that what is left is the price of its run.
 """
 
 import json
@@ -34,8 +35,12 @@ class BareActors:
     @property
     def note(self) -> str:
         """What its engines are like."""
-        like = "synthia-batch's" if self.determinism == "strict" else "`--determinism fast`'s"
-        return f"the limit: engine arguments, pinning and seeds are {like}; no files, no detours"
+        if self.determinism == "strict":
+            return "the limit of synthia-batch's own engine: all that it does to vLLM; no files, no detours"
+        return (
+            "the limit: vLLM as it is; engine arguments, pinning and seeds are `--determinism fast`'s; "
+            "no files, no detours"
+        )
 
     def select(self, workload: Workload) -> Workload:
         """All of it."""
@@ -105,9 +110,11 @@ class BareEngine:
         from vllm.sampling_params import RequestOutputKind
 
         from synthia_batch.engine.vllm_batch_invariance import make_gemms_batch_invariant
+        from synthia_batch.engine.vllm_draw import draw_among_few
 
         if spec.device == "cpu" and determinism == "strict":
-            make_gemms_batch_invariant()  # part of what strict costs, so the limit pays it too
+            make_gemms_batch_invariant()
+            draw_among_few()
         engine: Any = LLM(**engine_arguments(spec, placement)).llm_engine
         ready = time.time()
         mine = range(number, len(workload.prompts), workload.workers)
