@@ -25,7 +25,7 @@ _FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 def draw_among_few() -> None:
     """Have vLLM's CPU sampler draw as this module does.
 
-    Raises AttributeError where vLLM has moved its own: better no engine than one that says it is faster.
+    Raises AttributeError where vLLM has moved the function, so that a new release is looked at first.
     """
     draw_among_all = TopKTopPSampler.forward_cpu
     if getattr(draw_among_all, "draws_among_few", False):
