@@ -1,9 +1,11 @@
 """Draws tokens in vLLM's CPU engine among those few that top-k and top-p leave, as vLLM would draw them.
 
-vLLM 0.32.0 writes -inf over all others, and its kernel, which takes the token whose logit and noise come to
-most, goes through the whole vocabulary once more. The noise depends on the row's seed and the token alone,
-so that of the few it can be had by itself. The same tokens are drawn, unless two come to the same in some
-16 digits, or a top-p leaves others than vLLM's would: see vllm_top_tokens.
+vLLM 0.32.0, where it has no Triton for CPUs, writes -inf over all others, and its kernel, which takes the
+token whose logit and noise come to most, goes through the whole vocabulary once more. The noise depends on
+the row's seed and the token alone, so that of the few it can be had by itself. The same tokens are drawn,
+unless two come to the same in some 16 digits, or a top-p leaves others than vLLM's would: see
+vllm_top_tokens. Rows that have neither are the kernel's as they are; vLLM sorts them where others have a
+top-p.
 
 Figures: benchmarks/results/2026-11-22-top-tokens.md.
 """
@@ -49,9 +51,11 @@ def draw_among_few() -> None:
 def can_draw_among_few(
     sampler: TopKTopPSampler, logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor | None
 ) -> bool:
-    """Whether there are few to draw among, and nobody asks for what is left of `logits`."""
+    """Whether there may be few to draw among, and nobody asks for what is left of `logits`."""
+    rows, vocabulary = logits.shape
     asks_for_more = sampler.use_fp64_gumbel or sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
-    return (k is not None or p is not None) and not asks_for_more and logits.shape[1] >= LEAST_VOCABULARY
+    is_limited = k is not None or p is not None
+    return is_limited and not asks_for_more and rows > 0 and vocabulary >= LEAST_VOCABULARY
 
 
 def draw_seeds(rows: int, generators: Mapping[int, torch.Generator]) -> torch.Tensor:
@@ -67,22 +71,28 @@ def draw_tokens(
 ) -> torch.Tensor:
     """Return a token for each row of `logits`, (rows, vocabulary), float32."""
     top = find_top_tokens(logits, k, p)
-    drawn = _draw(top, seeds)
-    left = ~top.is_found
-    if left.any():
-        masked = vllm_sampler.apply_top_k_top_p(
-            logits[left], k if k is None else k[left], p if p is None else p[left]
-        )
-        drawn[left] = torch.ops._C.fused_gumbel_argmax(masked, seeds[left])
+    best = score_tokens(top, seeds).argmax(1, keepdim=True)
+    drawn = top.tokens.gather(1, best).squeeze(1)
+    is_free = torch.ones(len(logits), dtype=torch.bool)
+    if k is not None:
+        is_free &= k == logits.shape[1]
+    if p is not None:
+        is_free &= p == 1.0
+    others = ~is_free & ~top.is_found
+    if is_free.any():
+        drawn[is_free] = torch.ops._C.fused_gumbel_argmax(logits[is_free], seeds[is_free])
+    if others.any():
+        k, p = (None if limit is None else limit[others] for limit in (k, p))
+        masked = vllm_sampler.apply_top_k_top_p(logits[others], k, p)
+        drawn[others] = torch.ops._C.fused_gumbel_argmax(masked, seeds[others])
     return drawn
 
 
-def _draw(top: TopTokens, seeds: torch.Tensor) -> torch.Tensor:
-    """Return for each row the token whose logit and Gumbel noise come to most."""
+def score_tokens(top: TopTokens, seeds: torch.Tensor) -> torch.Tensor:
+    """Return the sum of logit and Gumbel noise of each token: (rows, columns), float64."""
     bits = _scramble(_scramble(seeds).unsqueeze(1) + (top.tokens + 1) * _STEP)
     uniform = (_shift(bits, 11).double() + 0.5) * 2.0**-53
-    best = (top.values.double() - (-uniform.log()).log()).argmax(1, keepdim=True)
-    return top.tokens.gather(1, best).squeeze(1)
+    return top.values.double() - (-uniform.log()).log()
 
 
 def _scramble(bits: torch.Tensor) -> torch.Tensor:

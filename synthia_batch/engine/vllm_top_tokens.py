@@ -16,9 +16,10 @@ import torch
 BLOCK = 64
 """Tokens in a block. With smaller ones the first pass takes longer, with larger ones the second."""
 MOST_TOKENS = 256
-"""No larger top-k is looked for, and no top-p among more of a row's highest tokens than about these."""
-MOST_BLOCKS = 2 * MOST_TOKENS
-"""Nor anything where so many blocks are to be looked into, for equal logits mostly: it would take memory."""
+"""No larger top-k is looked for, and a top-p among this many of a row's highest tokens, with their equals."""
+MOST_BLOCKS, MOST_EQUALS = 2 * MOST_TOKENS, 16 * MOST_TOKENS
+"""Nothing is found in a row with more blocks to look into, or more tokens in them: logits that are equal
+mostly, for which memory would be taken in all rows."""
 LEAST_VOCABULARY = MOST_TOKENS * BLOCK
 """Smaller ones have fewer blocks than tokens may be looked for."""
 
@@ -61,7 +62,7 @@ def find_top_tokens(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tenso
     return TopTokens(
         values=values.masked_fill(~is_kept, -torch.inf),
         tokens=highest.tokens,
-        is_found=(values[:, 0] > -torch.inf) & (has_few | (sums[:, -1] >= limits)),
+        is_found=values[:, 0].isfinite() & (has_few | (sums[:, -1] >= limits)),
     )
 
 
@@ -91,13 +92,15 @@ def find_highest(logits: torch.Tensor, counts: torch.Tensor) -> Highest:
     least = highest.gather(1, (counts - 1).clamp(min=0).unsqueeze(1))
     least = least.clamp(min=torch.finfo(logits.dtype).min).masked_fill((counts == 0).unsqueeze(1), torch.inf)
 
-    is_wanted = maxima >= least
-    is_wanted &= (is_wanted.sum(1, keepdim=True) <= MOST_BLOCKS) & ~highest[:, :1].isnan()
+    is_wanted = (maxima >= least) & ~highest[:, :1].isnan()
+    is_wanted &= is_wanted.sum(1, keepdim=True) <= MOST_BLOCKS
     row, block = is_wanted.nonzero(as_tuple=True)
     is_rest = block == blocks.shape[1]
     value = blocks[row, block.masked_fill(is_rest, 0)]
     value[is_rest] = rest[row[is_rest]]
-    entry, place = (value >= least[row]).nonzero(as_tuple=True)
+    is_high = value >= least[row]
+    sizes = torch.zeros(len(logits), dtype=torch.long).index_add_(0, row, is_high.sum(1))
+    entry, place = (is_high & (sizes[row] <= MOST_EQUALS).unsqueeze(1)).nonzero(as_tuple=True)
     return _sort_rows(len(logits), row[entry], block[entry] * BLOCK + place, value[entry, place])
 
 

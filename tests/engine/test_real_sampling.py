@@ -65,8 +65,8 @@ def test_every_row_is_made_as_it_says_whatever_the_batch(synthia: Command, tmp_p
         "allowed": {**greedy, "allowed_token_ids": encode(" yes no"), "max_tokens": 5},
         "penalties": {**greedy, "presence_penalty": 2, "frequency_penalty": 2, "repetition_penalty": 1.8},
         "narrow": {"top_k": 1, "temperature": 2},
-        "share": {"top_p": 0.8, "top_k": 0, "temperature": 1},
-        "share of few": {"top_p": 0.8, "top_k": 20, "temperature": 1},
+        "share": {"seed": 5, "top_p": 0.8, "top_k": 0, "temperature": 1.5},
+        "share of few": {"seed": 5, "top_p": 0.8, "top_k": 20, "temperature": 1.5},
         "least share": {"top_p": 0.01, "top_k": 0, "temperature": 2},
         "min_p": {"min_p": 1.0, "temperature": 2},
         "repeats": {

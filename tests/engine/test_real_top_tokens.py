@@ -37,6 +37,9 @@ def compare(name, logits, k, p):
         for one in seeds
     )
     print(name, logits.shape[1], is_kept_alike, is_drawn_alike, int(top.is_found.sum()))
+    if p is not None:  # Which of equal logits a top-p cuts off is open; how many, is not.
+        rows = found[top.is_found].sort().values, wanted[top.is_found].sort().values
+        print("values of", name, torch.equal(*rows))
 
 
 for vocabulary in (49152, 32001, 16384):
@@ -46,6 +49,8 @@ for vocabulary in (49152, 32001, 16384):
     compare("many k", tied, [1, 2, 3, 7, 50, 256, 257, all_of_it], None)
     compare("k and p", apart, [50, 20, 5, all_of_it], [0.9, 0.5, 1.0, 0.05])
     compare("p", apart, None, [0.9, 0.95, 0.01])
+compare("tied p", tied, None, [0.9, 0.95, 0.5])
+compare("tied k and p", tied, [50, 20], [0.9, 0.5, 0.7])
 compare("p of most", draw(49152, has_ties=False) * 0.01, None, [0.99])
 equal, alike = torch.zeros(96, 49152), torch.zeros(96, 49152)
 alike[:, ::400] = 1.0
@@ -53,8 +58,16 @@ compare("all equal", equal, [50], None)
 compare("some equal", alike, [50], None)
 broken = draw(49152, has_ties=True)
 broken[3, 100] = torch.nan
-is_found = find_top_tokens(broken, torch.full((96,), 50), None).is_found
-print("no number", is_found.logical_not().nonzero().tolist())
+broken[7, [5, 900]] = torch.inf
+broken[9] = -torch.inf
+k, seeds = torch.full((96,), 50), torch.arange(96)
+wanted = torch.ops._C.fused_gumbel_argmax(apply_top_k_top_p(broken.clone(), k, None), seeds)
+is_found = find_top_tokens(broken, k, None).is_found
+print("no numbers", is_found.logical_not().nonzero().flatten().tolist())
+print("drawn of them", torch.equal(draw_tokens(broken, seeds, k, None), wanted))
+flat = draw(32001, has_ties=True)
+flat[4] = 0.0
+compare("one row of equals", flat, [50], None)
 """
 
 
@@ -69,13 +82,16 @@ def test_what_is_left_and_drawn_is_what_vllm_leaves_and_draws() -> None:
     assert "p of most 49152 True True 24" in printed
     assert "all equal 49152 True True 0" in printed
     assert "some equal 49152 True True 96" in printed
-    assert "no number [[3]]" in printed
+    assert {"values of tied p True", "values of tied k and p True"} <= set(printed)
+    assert "no numbers [3, 7, 9]" in printed
+    assert "drawn of them True" in printed
+    assert "one row of equals 32001 True True 95" in printed
 
 
 ALONE_PROBE = """
 import torch
 import vllm._custom_ops  # loads the kernels
-from synthia_batch.engine.vllm_draw import draw_tokens
+from synthia_batch.engine.vllm_draw import draw_tokens, score_tokens
 from synthia_batch.engine.vllm_top_tokens import find_top_tokens
 
 torch.manual_seed(0)
@@ -91,7 +107,12 @@ seeds = torch.arange(96) * 1_000_003
 def take(rows, with_k, with_p):
     given = logits[rows].clone(), k[rows] if with_k else None, p[rows] if with_p else None
     top = find_top_tokens(*given)
-    kept = [tokens[values > -torch.inf].tolist() for tokens, values in zip(top.tokens, top.values)]
+    scores = score_tokens(top, seeds[rows])
+    is_kept = top.values > -torch.inf
+    kept = [
+        (tokens[mask].tolist(), values[mask].tolist())
+        for tokens, values, mask in zip(top.tokens, scores, is_kept)
+    ]
     return list(zip(top.is_found.tolist(), kept)), draw_tokens(given[0], seeds[rows], *given[1:]).tolist()
 
 
@@ -108,6 +129,30 @@ def test_a_row_is_drawn_alike_among_any_others() -> None:
     printed = run_probe(ALONE_PROBE, OMP_NUM_THREADS="1")
     expected = [f"{name} {rows} True" for name in ("k", "p", "both") for rows in (1, 2, 5, 17, 64)]
     assert printed[-len(expected) :] == expected
+
+
+ASKED_PROBE = """
+from types import SimpleNamespace
+import torch
+import vllm._custom_ops  # as an engine has it
+from synthia_batch.engine.vllm_draw import can_draw_among_few
+
+k, p = torch.tensor([50]), torch.tensor([0.9])
+
+
+def ask(mode="raw_logprobs", is_fp64=False, rows=1, vocabulary=49152, k=k, p=p):
+    sampler = SimpleNamespace(logprobs_mode=mode, use_fp64_gumbel=is_fp64)
+    return can_draw_among_few(sampler, torch.zeros(rows, vocabulary), k, p)
+
+
+print(ask(), ask(mode="raw_logits"), ask(k=None), ask(p=None))
+print(ask(mode="processed_logprobs"), ask(mode="processed_logits"), ask(is_fp64=True))
+print(ask(rows=0), ask(vocabulary=16383), ask(k=None, p=None))
+"""
+
+
+def test_vllm_draws_itself_where_more_is_asked_or_nothing_is_left_out() -> None:
+    assert run_probe(ASKED_PROBE)[-3:] == ["True True True True", "False False False", "False False False"]
 
 
 ENGINE_PROBE = """

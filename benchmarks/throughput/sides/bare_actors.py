@@ -4,7 +4,8 @@
 
 The engines get the arguments and the process that synthia-batch gives to its own. Every prompt is
 handed over at once, as token ids, each engine's share to itself. In fast determinism they are vLLM as it
-is; in strict they have what synthia-batch does to vLLM, so that what is left is the price of its run.
+is; in strict their arithmetic and their draws are synthia-batch's, so that what is left is the price of
+its run.
 """
 
 import json
@@ -36,11 +37,9 @@ class BareActors:
     def note(self) -> str:
         """What its engines are like."""
         if self.determinism == "strict":
-            return "the limit of synthia-batch's own engine: all that it does to vLLM; no files, no detours"
-        return (
-            "the limit: vLLM as it is; engine arguments, pinning and seeds are `--determinism fast`'s; "
-            "no files, no detours"
-        )
+            return "the limit of synthia-batch's engine: its arithmetic and its draws; no files, no detours"
+        like = "engine arguments, pinning and seeds are `--determinism fast`'s"
+        return f"vLLM as it is; {like}; no files, no detours"
 
     def select(self, workload: Workload) -> Workload:
         """All of it."""
