@@ -73,14 +73,9 @@ def draw_tokens(
     top = find_top_tokens(logits, k, p)
     best = score_tokens(top, seeds).argmax(1, keepdim=True)
     drawn = top.tokens.gather(1, best).squeeze(1)
-    is_free = torch.ones(len(logits), dtype=torch.bool)
-    if k is not None:
-        is_free &= k == logits.shape[1]
-    if p is not None:
-        is_free &= p == 1.0
-    others = ~is_free & ~top.is_found
-    if is_free.any():
-        drawn[is_free] = torch.ops._C.fused_gumbel_argmax(logits[is_free], seeds[is_free])
+    free, others = top.is_free, ~(top.is_free | top.is_found)
+    if free.any():
+        drawn[free] = torch.ops._C.fused_gumbel_argmax(logits[free], seeds[free])
     if others.any():
         k, p = (None if limit is None else limit[others] for limit in (k, p))
         masked = vllm_sampler.apply_top_k_top_p(logits[others], k, p)

@@ -27,12 +27,14 @@ LEAST_VOCABULARY = MOST_TOKENS * BLOCK
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopTokens:
     """What is left of each row: logits, float32, and their tokens, both (rows, columns). The logits of what
-    is left out are -inf. `is_found` (rows,) says where this is so: of the other rows nothing is known.
+    is left out are -inf. `is_found` (rows,) says where this is so: of the other rows nothing is known, but
+    that nothing at all is left out of those that are `is_free` (rows,).
     """
 
     values: torch.Tensor
     tokens: torch.Tensor
     is_found: torch.Tensor
+    is_free: torch.Tensor
 
 
 def find_top_tokens(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor | None) -> TopTokens:
@@ -63,6 +65,7 @@ def find_top_tokens(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tenso
         values=values.masked_fill(~is_kept, -torch.inf),
         tokens=highest.tokens,
         is_found=values[:, 0].isfinite() & (has_few | (sums[:, -1] >= limits)),
+        is_free=(k == vocabulary) & (p == 1.0),
     )
 
 
@@ -98,15 +101,21 @@ def find_highest(logits: torch.Tensor, counts: torch.Tensor) -> Highest:
     is_rest = block == blocks.shape[1]
     value = blocks[row, block.masked_fill(is_rest, 0)]
     value[is_rest] = rest[row[is_rest]]
-    is_high = value >= least[row]
-    sizes = torch.zeros(len(logits), dtype=torch.long).index_add_(0, row, is_high.sum(1))
-    entry, place = (is_high & (sizes[row] <= MOST_EQUALS).unsqueeze(1)).nonzero(as_tuple=True)
+    entry, place = (value >= least[row]).nonzero(as_tuple=True)
     return _sort_rows(len(logits), row[entry], block[entry] * BLOCK + place, value[entry, place])
 
 
 def _sort_rows(rows: int, row: torch.Tensor, token: torch.Tensor, value: torch.Tensor) -> Highest:
-    """Return `value` as a table, each in its row; `row` and in it `token` ascend."""
+    """Return `value` as a table, each in its row, but for rows with more than MOST_EQUALS.
+
+    `row` and in it `token` ascend.
+    """
     sizes = row.bincount(minlength=rows)
+    has_most = sizes > MOST_EQUALS
+    if has_most.any():
+        is_taken = ~has_most[row]
+        row, token, value = row[is_taken], token[is_taken], value[is_taken]
+        sizes = sizes.masked_fill(has_most, 0)
     column = torch.arange(len(row)) - (sizes.cumsum(0) - sizes)[row]
     # Whole vectors only: the last few elements of an array are computed by other instructions.
     shape = (rows, -(-max(1, int(sizes.max())) // BLOCK) * BLOCK)
