@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.throughput.workload import Wish, make_workload
+from synthia_batch.core.types import Request
 from synthia_batch.engine import load_engine, vllm_admission
 from synthia_batch.engine.base import Engine
 from synthia_batch.engine.placement import Placement
-from synthia_batch.rows import Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,11 +77,11 @@ def main() -> int:
 
 def make_prompts(count: int) -> list[list[int]]:
     """Return the token ids of `count` prompts: the questions of inputs/ under the cards' system messages."""
+    from synthia_batch.core.types import Message
     from synthia_batch.models.demo import prepare_demo_model
     from synthia_batch.prompts.formats import SynthiaCardFormat
     from synthia_batch.prompts.library import load_system_message
     from synthia_batch.prompts.tokenizer import FastTokenizer, Renderer
-    from synthia_batch.rows import Message
 
     renderer = Renderer(SynthiaCardFormat(), FastTokenizer(prepare_demo_model() / "tokenizer.json"))
     lines = (ROOT / "inputs" / "questions.jsonl").read_text(encoding="utf-8").splitlines()
@@ -96,12 +96,12 @@ def make_prompts(count: int) -> list[list[int]]:
 
 def generate_ours(work: Path, max_tokens: int) -> None:
     """Have this package's engine answer, and keep its token ids."""
+    from synthia_batch.core.types import Request
     from synthia_batch.engine.environment import prepare_environment
     from synthia_batch.engine.placement import Placement
     from synthia_batch.job.resolved import EngineSpec, ModelRef
     from synthia_batch.job.sampling import Sampling
     from synthia_batch.models.demo import prepare_demo_model
-    from synthia_batch.rows import Request
 
     model = ModelRef(
         name="demo", path=prepare_demo_model(), repo_id=None, revision=None, trust_remote_code=False
@@ -124,8 +124,8 @@ def generate_ours(work: Path, max_tokens: int) -> None:
 
     from vllm.outputs import RequestOutput
 
+    from synthia_batch.core.types import Outcome
     from synthia_batch.engine.vllm_engine import VllmEngine
-    from synthia_batch.rows import Outcome
 
     generated: dict[int, list[int]] = {}
 
@@ -206,7 +206,7 @@ def describe(prompts: int, tokens: int, found: Sequence[Parting]) -> str:
     """Return the result as Markdown."""
     import vllm
 
-    from synthia_batch.hardware import name_cpu
+    from synthia_batch.core.hardware import name_cpu
 
     lines = [
         f"# Equal to the cards' own method, {datetime.now(UTC):%Y-%m-%d}",

@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.determinism_pass import LONGEST, SHORTEST, Pass, Setup
 from benchmarks.throughput.machine import describe_machine
-from synthia_batch.hardware import list_cores
+from synthia_batch.core.hardware import list_cores
 from synthia_batch.models.demo import prepare_demo_model
 from tests.awq import make_awq_checkpoint
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.types import Outcome, Request
 from synthia_batch.engine import vllm_admission
 from synthia_batch.engine.environment import prepare_environment
 from synthia_batch.engine.placement import Placement
@@ -22,7 +23,6 @@ from synthia_batch.job.sampling import Sampling
 from synthia_batch.models.locate import read_model_facts
 from synthia_batch.prompts.library import select_system_message
 from synthia_batch.prompts.tokenizer import FastTokenizer
-from synthia_batch.rows import Outcome, Request
 
 SHORTEST, LONGEST = 8, 1500
 """Tokens of a prompt; lengths in between are spread evenly over their logarithm."""

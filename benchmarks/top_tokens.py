@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.throughput.workload import Wish, make_workload
+from synthia_batch.core.types import Finished, Request
 from synthia_batch.engine import load_engine
 from synthia_batch.engine.base import Engine
 from synthia_batch.engine.placement import Placement
-from synthia_batch.rows import Finished, Request
 
 SAMPLINGS: Mapping[str, Mapping[str, Any]] = {
     "top_k 50": {"temperature": 0.75, "top_k": 50, "top_p": 1.0},

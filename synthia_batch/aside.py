@@ -10,15 +10,15 @@ from typing import Any
 
 from synthia_batch.canary import Canaries
 from synthia_batch.conversations import Step, record_as_it_is
+from synthia_batch.core.console import Display
+from synthia_batch.core.shutdown import DrainReason, DrainRequest
+from synthia_batch.core.types import Outcome, Request
 from synthia_batch.dispatch import Dispatcher
-from synthia_batch.display import Display
-from synthia_batch.drain import DrainReason, DrainRequest
 from synthia_batch.drive import Driver
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import Staffing, WorkerReady
 from synthia_batch.recorder import Recorder
-from synthia_batch.rows import Outcome, Request
 from synthia_batch.starting import StartedPool
 
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
+from synthia_batch.core.types import Failed, Finished, Outcome, Request
 from synthia_batch.engine.base import Engine, EngineFacts
 from synthia_batch.errors import DeterminismBroken, UsageError
-from synthia_batch.rows import Failed, Finished, Outcome, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from synthia_batch.core.counts import CUT_OFF
+from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request, Row, Sample, Structure, Turn
 from synthia_batch.errors import SampleRefused
 from synthia_batch.job.declared import OnOverflow
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.plan import choose_row_adapter, derive_turn_seed, limit_answer
 from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.resolve import open_renderer
-from synthia_batch.rows import Failed, Finished, Outcome, Record, Request, Row, Sample, Structure, Turn
 from synthia_batch.structure.judge import judge_answer
-from synthia_batch.tally import CUT_OFF
 
 PROMPT_TOO_LONG = "prompt_too_long"
 """The code of a request whose prompt has no room for an answer, as an engine says it."""

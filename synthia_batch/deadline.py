@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from synthia_batch.drain import DrainRequest
+from synthia_batch.core.formatting import format_seconds
+from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.job.declared import Job
 from synthia_batch.job.human import find_next
-from synthia_batch.words import format_seconds
 
 
 def open_drain(job: Job, say: Callable[[str], None], now: datetime | None = None) -> DrainRequest:

@@ -24,8 +24,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from synthia_batch.core.types import Finished, Outcome, Request
 from synthia_batch.prefixes import count_tokens, group_by_prefix, group_singly
-from synthia_batch.rows import Finished, Outcome, Request
 from synthia_batch.suspects import PROBE, Suspects
 
 WINDOW_SAMPLES = 512

@@ -11,10 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from synthia_batch.errors import SynthiaBatchError
-from synthia_batch.fit import Need, Room, judge_fit
-from synthia_batch.footprint import find_existing
-from synthia_batch.hardware import (
+from synthia_batch.core.cache import find_user_cache
+from synthia_batch.core.hardware import (
     detect_device,
     installed_vllm,
     list_cores,
@@ -23,6 +21,9 @@ from synthia_batch.hardware import (
     name_gpus,
     total_memory_bytes,
 )
+from synthia_batch.errors import SynthiaBatchError
+from synthia_batch.fit import Need, Room, judge_fit
+from synthia_batch.footprint import find_existing
 from synthia_batch.intake import take_in
 from synthia_batch.job.declared import Job
 from synthia_batch.job.layers import Layer, merge_layers
@@ -33,7 +34,6 @@ from synthia_batch.models.weigh import ModelWeight, weigh_model
 from synthia_batch.pool.address import check_form, probe_head
 from synthia_batch.resolve import find_directory, select_rows
 from synthia_batch.source import open_files
-from synthia_batch.user_cache import find_user_cache
 
 State = Literal["ok", "unknown", "bad"]
 LOW_DISK_BYTES = 2 * 10**9

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from synthia_batch.conversations import Step, record_as_it_is
+from synthia_batch.core.console import Display
+from synthia_batch.core.formatting import format_seconds
+from synthia_batch.core.shutdown import DrainReason, DrainRequest
+from synthia_batch.core.snapshot import Standing
+from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request
 from synthia_batch.dispatch import Dispatcher
-from synthia_batch.display import Display
-from synthia_batch.drain import DrainReason, DrainRequest
 from synthia_batch.pace import Pace
 from synthia_batch.pool.base import Pool, PoolEvent, SamplesEnded, SamplesReturned, WorkerReady, WorkerStepped
 from synthia_batch.progress import Progress
 from synthia_batch.recorder import Recorder
-from synthia_batch.rows import Failed, Finished, Outcome, Record, Request
 from synthia_batch.staff import Staff
-from synthia_batch.standing import Standing
 from synthia_batch.starting import StartedPool
 from synthia_batch.supervise import Supervisor
 from synthia_batch.suspects import fail_convicted
-from synthia_batch.words import format_seconds
 
 POLL_SECONDS = 0.2
 SHOW_SECONDS = 0.1

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.display import Display
-from synthia_batch.drain import DrainReason
+from synthia_batch.core.console import Display
+from synthia_batch.core.shutdown import DrainReason
+from synthia_batch.core.types import Outcome, Sample
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.opening import LockedRun, begin_attempt, refuse_other_identity
 from synthia_batch.picks import Picks
-from synthia_batch.rows import Outcome, Sample
 from synthia_batch.run import make_missing, note_command, prepare_run, report_on
 from synthia_batch.store.recovery import ShardState
 from synthia_batch.store.run_dir import RunDir

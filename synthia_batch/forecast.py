@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 
+from synthia_batch.core.types import Row, Sample
 from synthia_batch.errors import SampleRefused
 from synthia_batch.footprint import Footprint, Texts, estimate_footprint
 from synthia_batch.job.dotted import flatten
@@ -19,7 +20,6 @@ from synthia_batch.opening import scan_input
 from synthia_batch.plan import limit_answer, make_samples, plan_shards
 from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.resolve import open_renderer
-from synthia_batch.rows import Row, Sample
 from synthia_batch.source import Scan, Source, open_files
 
 SHOWN_ROWS = 5

@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from synthia_batch.assemble import Assembler
+from synthia_batch.core.counts import tally_records
+from synthia_batch.core.types import Failed, Record, Shard, Turn
 from synthia_batch.errors import StorageFailed
-from synthia_batch.rows import Failed, Record, Shard, Turn
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.events import EventLog
 from synthia_batch.store.intents import Intent, Intents
@@ -19,7 +20,6 @@ from synthia_batch.store.manifest import ManifestPart
 from synthia_batch.store.publish import publish_shard
 from synthia_batch.store.recovery import Published, ShardState, Unfinished
 from synthia_batch.store.run_dir import RunDir
-from synthia_batch.tally import tally_records
 
 
 @dataclass(slots=True)

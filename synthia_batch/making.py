@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from synthia_batch.canary_record import check_canary, find_change, make_canaries
 from synthia_batch.conversations import Conversations, open_conversations
+from synthia_batch.core.console import Display
+from synthia_batch.core.shutdown import DrainReason, DrainRequest
+from synthia_batch.core.types import Failed, Request
 from synthia_batch.dispatch import Dispatcher
-from synthia_batch.display import Display
-from synthia_batch.drain import DrainReason, DrainRequest
 from synthia_batch.drive import Driver
 from synthia_batch.errors import SampleRefused
 from synthia_batch.job.human import count_allowed
@@ -22,7 +23,6 @@ from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import Pool, Staffing, WorkerReady
 from synthia_batch.portion import Portion
 from synthia_batch.resolve import open_renderer
-from synthia_batch.rows import Failed, Request
 from synthia_batch.starting import PoolStarter
 from synthia_batch.store.run_dir import RunDir
 from synthia_batch.telling import FailureTeller

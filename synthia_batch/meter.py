@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from synthia_batch.core.types import Record, Turn
 from synthia_batch.estimate import Speed
 from synthia_batch.recorder import Recorder
-from synthia_batch.rows import Record, Turn
 
 SPEED_MEASURED = "speed_measured"
 """The kind of the event that has a Speed as its fields."""

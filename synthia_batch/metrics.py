@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from synthia_batch.core.snapshot import Standing, WorkerStanding
 from synthia_batch.errors import UsageError
-from synthia_batch.standing import Standing, WorkerStanding
 
 HOST = "127.0.0.1"
 """From another machine: ssh -L 9400:127.0.0.1:9400 HOST. The numbers have no password."""

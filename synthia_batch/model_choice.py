@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.digest import DigestCache
+from synthia_batch.core.digest import DigestCache
+from synthia_batch.core.hardware import detect_device, list_gpu_memory, total_memory_bytes
 from synthia_batch.errors import ModelUnavailable, UsageError
-from synthia_batch.hardware import detect_device, list_gpu_memory, total_memory_bytes
 from synthia_batch.job.declared import Job
 from synthia_batch.job.layers import Layer, Merged, merge_layers
 from synthia_batch.job.presets import Preset, find_preset, list_presets, read_preset

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.assemble import Assembler
+from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, RunLocked, UsageError
 from synthia_batch.job.fingerprint import compare_identities
 from synthia_batch.job.resolved import PlanSpec, ResolvedJob
@@ -21,7 +22,6 @@ from synthia_batch.remote.hold import hold_remote
 from synthia_batch.remote.mirror import Mirror
 from synthia_batch.reopening import FailureChoice, Reopener
 from synthia_batch.resolve import select_rows
-from synthia_batch.rows import Shard
 from synthia_batch.source import Scan, Source, open_files
 from synthia_batch.source.ids import Occurrences
 from synthia_batch.store.atomic import make_directory, publish_bytes

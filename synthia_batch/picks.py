@@ -7,8 +7,8 @@ from itertools import accumulate, islice
 
 from blake3 import blake3
 
+from synthia_batch.core.types import Shard
 from synthia_batch.job.resolved import PlanSpec
-from synthia_batch.rows import Shard
 
 SHARDS_TOUCHED = 128
 """A probe's samples come from so many shards at most: each has a journal to open and rows to read."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from synthia_batch.core.types import InputFile
 from synthia_batch.errors import SynthiaBatchError
-from synthia_batch.rows import InputFile
 from synthia_batch.source import Scan, open_files
 
 

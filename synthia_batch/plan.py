@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from blake3 import blake3
 
+from synthia_batch.core.types import Message, Row, Sample, Shard
 from synthia_batch.errors import SampleRefused
 from synthia_batch.job.resolved import AdapterChoice, PlanSpec, SystemText
-from synthia_batch.rows import Message, Row, Sample, Shard
 
 ROWS_STEP = 1000
 """Shards are whole multiples of this many rows where that fits; sources keep a checkpoint for each."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from synthia_batch.core.types import Record, Sample, Turn
 from synthia_batch.keeper import Keeper
 from synthia_batch.picks import Picks
-from synthia_batch.rows import Record, Sample, Turn
 from synthia_batch.store.recovery import Unfinished
 
 

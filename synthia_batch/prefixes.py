@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from synthia_batch.rows import Request
+from synthia_batch.core.types import Request
 
 GROUP_SAMPLES = 16
 """Requests that go to one engine together. More would save less than a sixteenth of a prefix each."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.conversations import Conversations, open_conversations
-from synthia_batch.display import Display
-from synthia_batch.drain import DrainReason
+from synthia_batch.core.console import Display
+from synthia_batch.core.shutdown import DrainReason
+from synthia_batch.core.types import Outcome, Sample
 from synthia_batch.early import EarlySample, make_early
 from synthia_batch.engine.base import check_prompt_length
 from synthia_batch.errors import SampleRefused
@@ -18,7 +19,6 @@ from synthia_batch.picks import Picks, pick_rows
 from synthia_batch.plan import limit_answer, make_samples
 from synthia_batch.prompts.tokenizer import Renderer, ShownPrompt
 from synthia_batch.resolve import open_renderer, select_rows
-from synthia_batch.rows import Outcome, Sample
 from synthia_batch.source import Scan, Source, open_files
 
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from synthia_batch.display import Display
-from synthia_batch.drain import DrainReason
+from synthia_batch.core.console import Display
+from synthia_batch.core.shutdown import DrainReason
+from synthia_batch.core.types import Finished
 from synthia_batch.early import Early, EarlySample, make_early
 from synthia_batch.estimate import (
     Lengths,
@@ -24,7 +25,6 @@ from synthia_batch.meter import SPEED_MEASURED
 from synthia_batch.opening import LockedRun
 from synthia_batch.picks import Picks, pick_probe
 from synthia_batch.plan import limit_answer
-from synthia_batch.rows import Finished
 from synthia_batch.store.events import read_events
 from synthia_batch.store.part import DataRecord, encode_data_part
 from synthia_batch.store.run_dir import RunDir

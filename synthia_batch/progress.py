@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from synthia_batch.rows import Finished, Outcome, Record
-from synthia_batch.standing import Standing, WorkerStanding
+from synthia_batch.core.counts import Tally, tally_records
+from synthia_batch.core.snapshot import Standing, WorkerStanding
+from synthia_batch.core.types import Finished, Outcome, Record
 from synthia_batch.supervise import Duty
-from synthia_batch.tally import Tally, tally_records
 
 FIRST_INTERVAL_SECONDS = 2.0
 ELAPSED_PER_INTERVAL = 3600

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from synthia_batch.rows import Record
+from synthia_batch.core.types import Record
 
 
 class Recorder(Protocol):

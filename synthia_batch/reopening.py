@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.rows import Failed, Outcome, Shard, Turn
+from synthia_batch.core.counts import tally_records
+from synthia_batch.core.types import Failed, Outcome, Shard, Turn
 from synthia_batch.store.atomic import publish_bytes, remove_file, storage_errors, sync_directory
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.journal import write_journal
@@ -18,7 +19,6 @@ from synthia_batch.store.journal_reader import read_journal, replay
 from synthia_batch.store.part_rows import SampleGrid, read_failed, read_made
 from synthia_batch.store.recovery import Published, ShardState, Unfinished
 from synthia_batch.store.run_dir import RunDir
-from synthia_batch.tally import tally_records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

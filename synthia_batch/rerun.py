@@ -16,8 +16,9 @@ from typing import Any
 from synthia_batch.aside import Aside, drive_aside
 from synthia_batch.canary_record import compare_canary, make_canaries
 from synthia_batch.conversations import Conversations, open_conversations
-from synthia_batch.display import Display
-from synthia_batch.drain import DrainReason, DrainRequest
+from synthia_batch.core.console import Display
+from synthia_batch.core.shutdown import DrainReason, DrainRequest
+from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request, Sample, Turn
 from synthia_batch.errors import UsageError
 from synthia_batch.job.declared import Determinism
 from synthia_batch.job.layers import Layer
@@ -25,7 +26,6 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.kept_job import resolve_kept_job
 from synthia_batch.opening import LockedRun, inspect_run, lock_run
 from synthia_batch.resolve import open_renderer
-from synthia_batch.rows import Failed, Finished, Outcome, Record, Request, Sample, Turn
 from synthia_batch.search import usual_batch
 
 CONTEXT_CHARACTERS = 40

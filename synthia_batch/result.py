@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.drain import DrainReason
+from synthia_batch.core.shutdown import DrainReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from synthia_batch.accompany import accompany
+from synthia_batch.core.console import Display
 from synthia_batch.deadline import open_drain
-from synthia_batch.display import Display
 from synthia_batch.errors import StorageFailed
 from synthia_batch.job.layers import Layer
 from synthia_batch.job.resolved import ResolvedJob

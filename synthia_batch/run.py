@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from synthia_batch.accompany import accompany
 from synthia_batch.carding import make_card
 from synthia_batch.command_line import read_command, turn_into_run
+from synthia_batch.core.console import Display
 from synthia_batch.deadline import open_drain
-from synthia_batch.display import Display
 from synthia_batch.job.declared import Job
 from synthia_batch.job.human import count_allowed
 from synthia_batch.job.layers import Layer, read_ray_address

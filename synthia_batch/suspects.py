@@ -7,7 +7,7 @@ in an engine; trying a sample is making it, so the innocent are done with when t
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from synthia_batch.rows import Failed, Message, Request
+from synthia_batch.core.types import Failed, Message, Request
 
 PARTS = 4
 """Groups that a group is split into. A death costs a restart of the engine, a group that survives

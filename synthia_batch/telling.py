@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from synthia_batch.rows import Failed, Finished, Record
-from synthia_batch.tally import CUT_OFF
-from synthia_batch.words import make_printable
+from synthia_batch.core.counts import CUT_OFF
+from synthia_batch.core.formatting import make_printable
+from synthia_batch.core.types import Failed, Finished, Record
 
 TOLD_OF_EACH = 3
 """So many of each kind are named with their place in the input; then its 10th, 100th, 1,000th is told."""

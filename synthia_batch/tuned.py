@@ -11,10 +11,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.digest import digest_json
+from synthia_batch.core.cache import find_user_cache, replace_cached
+from synthia_batch.core.digest import digest_json
 from synthia_batch.job.fingerprint import NOT_IDENTITY
 from synthia_batch.job.layers import Layer
-from synthia_batch.user_cache import find_user_cache, replace_cached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from synthia_batch.core.types import Failed, Outcome, Request
 from synthia_batch.engine.base import Engine
 from synthia_batch.errors import EngineOutOfMemory, SampleRefused
-from synthia_batch.rows import Failed, Outcome, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
-from synthia_batch.hardware import installed_vllm
+from synthia_batch.core.hardware import installed_vllm
 
 if TYPE_CHECKING:
     from harness import WarmProcess

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from synthia_batch.core.types import Row
 from synthia_batch.errors import InputRefused
-from synthia_batch.rows import Row
 from synthia_batch.source import Scan, Selection, open_source
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from unittest.mock import Mock
 
 from synthia_batch.conversations import Step, record_as_it_is
+from synthia_batch.core.console import Display
+from synthia_batch.core.shutdown import DrainRequest
+from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request
 from synthia_batch.dispatch import Dispatcher
-from synthia_batch.display import Display
-from synthia_batch.drain import DrainRequest
 from synthia_batch.drive import Driver
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.pool.base import (
@@ -22,7 +23,6 @@ from synthia_batch.pool.base import (
     WorkerReady,
     WorkerStepped,
 )
-from synthia_batch.rows import Failed, Finished, Outcome, Record, Request
 from synthia_batch.starting import StartedPool
 
 TICK = 0.05

@@ -14,9 +14,9 @@ from conftest import Command, command_of, make_environment, read_bytes_of_data, 
 from inside import Answer, call
 from reading import list_faults, read_all
 
+from synthia_batch.core.types import Message
 from synthia_batch.job.layers import Layer
 from synthia_batch.resolve import resolve_job
-from synthia_batch.rows import Message
 
 LOCAL = ("--engine", "scripted", "--pool", "local", "-q")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Command, read_bytes_of_data, read_call_log, write_jsonl
 
+from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.deadline import open_drain
-from synthia_batch.drain import DrainReason, DrainRequest
 from synthia_batch.job.declared import Job
 from synthia_batch.pace import RECENT_REQUESTS, Pace
 

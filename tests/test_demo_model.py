@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from synthia_batch import kept_directory
+from synthia_batch.core import cache as kept_directory
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models import demo
 

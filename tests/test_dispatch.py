@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from synthia_batch.core.types import Finished, Request
 from synthia_batch.dispatch import WINDOW_SAMPLES, Dispatcher
-from synthia_batch.rows import Finished, Request
 
 
 def make_dispatcher(total: int) -> Dispatcher:

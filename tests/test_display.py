@@ -3,9 +3,9 @@
 import io
 from collections.abc import Sequence
 
-from synthia_batch.display import Display
-from synthia_batch.standing import Standing, WorkerStanding
-from synthia_batch.words import format_seconds
+from synthia_batch.core.console import Display
+from synthia_batch.core.formatting import format_seconds
+from synthia_batch.core.snapshot import Standing, WorkerStanding
 
 
 class Clock:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from synthia_batch.drain import DrainReason, DrainRequest
+from synthia_batch.core.shutdown import DrainReason, DrainRequest
 
 
 def test_nothing_asked_is_no_reason() -> None:

@@ -6,9 +6,9 @@ import pytest
 from simulated_pool import Books, SimulatedPool, drive
 
 from synthia_batch.conversations import Step
+from synthia_batch.core.types import Finished, Outcome, Record, Request, Turn
 from synthia_batch.errors import DeterminismBroken, PoolFailed, UsageError
 from synthia_batch.pool.base import Cause, PoolEvent, SamplesEnded, WorkerLost
-from synthia_batch.rows import Finished, Outcome, Record, Request, Turn
 
 
 def ask(count: int, longest_first: int = 0) -> list[Request]:

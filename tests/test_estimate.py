@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from synthia_batch.core.types import Failed, Finished, Record, Turn
 from synthia_batch.estimate import (
     Span,
     Speed,
@@ -19,7 +20,6 @@ from synthia_batch.estimate import (
     sum_up_lengths,
 )
 from synthia_batch.meter import Meter
-from synthia_batch.rows import Failed, Finished, Record, Turn
 
 
 def finish(ordinal: int, tokens: int, reason: str = "stop") -> Finished:

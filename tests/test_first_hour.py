@@ -21,7 +21,7 @@ from conftest import (
     write_jsonl,
 )
 
-from synthia_batch.hardware import detect_device, total_memory_bytes
+from synthia_batch.core.hardware import detect_device, total_memory_bytes
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local")
 RUN = ("run", "q.jsonl", *SCRIPTED)

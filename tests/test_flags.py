@@ -12,13 +12,13 @@ from conftest import Command, command_of, make_environment, read_bytes_of_data, 
 from endpoints import MODEL, Call, Endpoint, Reply, complete
 
 from synthia_batch import open_run
+from synthia_batch.core.types import Failed, Finished, Row, Sample
+from synthia_batch.core.types import Message as Turn
 from synthia_batch.errors import UsageError
 from synthia_batch.job.declared import Job
 from synthia_batch.quality import language
 from synthia_batch.quality.flags import Flagging, identify_flags, is_in_another_language
 from synthia_batch.quality.language import detect_language
-from synthia_batch.rows import Failed, Finished, Row, Sample
-from synthia_batch.rows import Message as Turn
 
 ALL = "repetition,empty,refusal,language,duplicate"
 QUESTION = "Why is the sky blue at noon, and why is it red when the sun sets?"

@@ -13,7 +13,7 @@ from conftest import Command, make_environment
 from synthia_batch.cli import app
 from synthia_batch.cli.flags import _GROUPS, JobFlags
 from synthia_batch.cli.help import COMMAND_GROUPS, EXAMPLES
-from synthia_batch.hardware import installed_vllm
+from synthia_batch.core.hardware import installed_vllm
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 AS_INSTALLED = (

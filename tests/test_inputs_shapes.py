@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, Command, write_jsonl
 from inside import call
 
-from synthia_batch.rows import Message
+from synthia_batch.core.types import Message
 from synthia_batch.source import Selection, open_source
 from synthia_batch.source.shapes.openai_batch import read_sampling
 from synthia_batch.source.shapes.template import PromptTemplate

@@ -13,7 +13,7 @@ import pytest
 from conftest import read_bytes_of_data, write_jsonl
 
 from synthia_batch import Job, run_job
-from synthia_batch.display import Display
+from synthia_batch.core.console import Display
 from synthia_batch.errors import SampleRefused, UsageError
 from synthia_batch.forecast import forecast_job, list_settings
 from synthia_batch.job.fingerprint import NOT_IDENTITY, compare_identities, fingerprint

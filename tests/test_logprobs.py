@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
-from synthia_batch.rows import Finished, Logprobs, Shard
+from synthia_batch.core.types import Finished, Logprobs, Shard
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.frames import encode_frame
 from synthia_batch.store.journal import Journal

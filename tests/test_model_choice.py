@@ -15,6 +15,7 @@ from test_special_tokens import make_llama_tokenizer
 
 from synthia_batch import model_choice
 from synthia_batch.cli import app
+from synthia_batch.core.types import Row
 from synthia_batch.errors import ModelUnavailable, SampleRefused, UsageError
 from synthia_batch.forecast import list_settings
 from synthia_batch.job.declared import Job
@@ -26,7 +27,6 @@ from synthia_batch.models.hub import Repository, explain
 from synthia_batch.models.locate import read_model_facts
 from synthia_batch.plan import choose_row_adapter
 from synthia_batch.resolve import resolve_job
-from synthia_batch.rows import Row
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CHATML = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"

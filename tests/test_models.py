@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-from synthia_batch.digest import DigestCache
+from synthia_batch.core.digest import DigestCache
+from synthia_batch.core.telemetry import PRIVACY
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models import tokenizer_file
 from synthia_batch.models.locate import digest_model, locate_model, read_model_facts
 from synthia_batch.models.tokenizer_file import find_tokenizer_file
-from synthia_batch.privacy import PRIVACY
 from synthia_batch.prompts.tokenizer import FastTokenizer
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from synthia_batch.core.types import Message, Row
 from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.plan import derive_seed, make_samples, plan_shards
-from synthia_batch.rows import Message, Row
 
 
 def make_spec(*names: str, num_samples: int = 1, column: str | None = None, replace: bool = True) -> PlanSpec:

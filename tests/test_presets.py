@@ -7,12 +7,12 @@ import pytest
 from card_loop import WITH_LOOP, play_loop, read_card, read_prompt_block
 from conftest import Command
 
+from synthia_batch.core.types import Message
 from synthia_batch.errors import UsageError
 from synthia_batch.job.layers import Layer, merge_layers
 from synthia_batch.job.presets import Preset, Sourced, find_preset, list_presets, read_preset
 from synthia_batch.prompts.formats import PromptFormat, SynthiaCardFormat, SynthiaFormat
 from synthia_batch.prompts.library import load_system_message
-from synthia_batch.rows import Message
 
 OF_CARDS = (
     "synthia-70b", "synthia-70b-gguf", "synthia-70b-v1.1", "synthia-70b-v1.2b-awq", "synthia-7b",

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from conftest import Command, write_jsonl
 
+from synthia_batch.core.types import Failed, Finished
 from synthia_batch.progress import FIRST_INTERVAL_SECONDS, Progress
-from synthia_batch.rows import Failed, Finished
 from synthia_batch.store.events import read_events
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import write_jsonl
 
+from synthia_batch.core.types import Request
 from synthia_batch.job.layers import Layer
 from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import (
@@ -19,7 +20,6 @@ from synthia_batch.pool.base import (
     WorkerStepped,
 )
 from synthia_batch.resolve import resolve_job
-from synthia_batch.rows import Request
 
 
 def poll_until(pool: Pool, is_enough: Callable[[list[PoolEvent]], bool]) -> list[PoolEvent]:

@@ -11,13 +11,13 @@ import pytest
 from conftest import Command, command_of, make_environment, write_jsonl
 from inside import snapshot
 
+from synthia_batch.core.types import Failed, Finished, Message, Request, Row, Sample
 from synthia_batch.engine.placement import Placement
 from synthia_batch.engine.scripted_engine import ScriptedEngine
 from synthia_batch.kept_job import resolve_kept_job
 from synthia_batch.opening import inspect_run, lock_run
 from synthia_batch.rerun import SampleDifference, choose_batch
 from synthia_batch.resolve import open_renderer
-from synthia_batch.rows import Failed, Finished, Message, Request, Row, Sample
 from synthia_batch.store.journal import Journal
 
 ROWS = 150

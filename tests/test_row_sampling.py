@@ -13,6 +13,7 @@ from pyarrow import parquet
 from reading import list_faults, read_all, scan
 
 from synthia_batch.conversations import Context, Conversations
+from synthia_batch.core.types import Message, Request, Row, RowSampling
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import PlanSpec, SystemText
@@ -20,7 +21,6 @@ from synthia_batch.job.sampling import REFUSED, RepetitionDetection, Sampling
 from synthia_batch.plan import derive_own_seed, derive_seed, make_samples
 from synthia_batch.prompts.formats import SynthiaFormat
 from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
-from synthia_batch.rows import Message, Request, Row, RowSampling
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")
 SAID: list[dict[str, Any] | None] = [

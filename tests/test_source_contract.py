@@ -14,9 +14,9 @@ from blake3 import blake3
 from pyarrow import parquet
 from reading import list_faults, read_all, scan
 
-from synthia_batch.digest import canonical_json
+from synthia_batch.core.digest import canonical_json
+from synthia_batch.core.types import KeptColumn, Message, Row
 from synthia_batch.errors import InputRefused, IntegrityError, UsageError
-from synthia_batch.rows import KeptColumn, Message, Row
 from synthia_batch.source import Scan, Selection, Source, open_source
 from synthia_batch.source import ids as ids_module
 from synthia_batch.source.ids import Occurrences

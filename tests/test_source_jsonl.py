@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from reading import list_faults, read_all, scan
 
+from synthia_batch.core.types import KeptColumn
 from synthia_batch.errors import InputRefused, IntegrityError, UsageError
-from synthia_batch.rows import KeptColumn
 from synthia_batch.source import Selection
 from synthia_batch.source import jsonl as jsonl_module
 from synthia_batch.source.jsonl import JsonlSource

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from synthia_batch.rows import Message
+from synthia_batch.core.types import Message
 from synthia_batch.source.faults import RowFault
 from synthia_batch.source.messages import parse_messages
 

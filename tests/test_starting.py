@@ -13,16 +13,16 @@ from conftest import write_jsonl
 from test_engine_environment import SPEC
 
 from synthia_batch import Job, run_job
+from synthia_batch.core.console import Display
+from synthia_batch.core.shutdown import DrainRequest
+from synthia_batch.core.types import Failed, Request
 from synthia_batch.dispatch import Dispatcher
-from synthia_batch.display import Display
-from synthia_batch.drain import DrainRequest
 from synthia_batch.drive import Driver
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.errors import PoolFailed, UsageError
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.pool.base import PoolEvent, SamplesEnded, Staffing, WorkerAdded, WorkerLost, WorkerReady
 from synthia_batch.pool.local_pool import LocalPool
-from synthia_batch.rows import Failed, Request
 from synthia_batch.source.base import PROGRESS_ROWS
 from synthia_batch.source.jsonl import JsonlSource
 from synthia_batch.starting import GRACE_SECONDS, PoolStarter, StartedPool

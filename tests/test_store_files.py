@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, StorageFailed
-from synthia_batch.rows import Shard
 from synthia_batch.store import atomic
 from synthia_batch.store.append_file import AppendFile
 from synthia_batch.store.attempt import read_boot_id

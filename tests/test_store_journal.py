@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from synthia_batch.core.types import Failed, Finished, Shard
 from synthia_batch.errors import JournalCorrupt, StorageFailed
-from synthia_batch.rows import Failed, Finished, Shard
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.frames import encode_frame, scan_frames
 from synthia_batch.store.journal import (

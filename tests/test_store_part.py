@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from synthia_batch.core.types import Failed, Finished, KeptColumn, Message, Row, Sample
 from synthia_batch.errors import IntegrityError, UsageError
-from synthia_batch.rows import Failed, Finished, KeptColumn, Message, Row, Sample
 from synthia_batch.store.part import (
     DataRecord,
     FailedRecord,

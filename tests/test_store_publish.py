@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from synthia_batch.core.counts import Tally
+from synthia_batch.core.types import Failed, Finished, Shard
 from synthia_batch.errors import IntegrityError, StorageFailed
-from synthia_batch.rows import Failed, Finished, Shard
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.intents import Intents, read_intents
 from synthia_batch.store.journal import Journal, write_journal
@@ -16,7 +17,6 @@ from synthia_batch.store.journal_reader import replay
 from synthia_batch.store.publish import EncodedPart, EncodedShard, publish_shard
 from synthia_batch.store.recovery import Published, Unfinished, check_parts, inspect_shard, remove_leftovers
 from synthia_batch.store.run_dir import RunDir
-from synthia_batch.tally import Tally
 
 SHARD = Shard(number=1, count=3, first_row=4, stop_row=8, first=4, stop=8)
 ATTEMPT = Attempt(plan_digest="c0ffee", epoch=1, boot="this boot")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from synthia_batch.core.types import Failed, Finished, Record, Shard, Turn
 from synthia_batch.errors import JournalCorrupt
-from synthia_batch.rows import Failed, Finished, Record, Shard, Turn
 from synthia_batch.store.attempt import Attempt
 from synthia_batch.store.frames import scan_frames
 from synthia_batch.store.journal import Journal, repair_journal, write_journal

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from synthia_batch.core.types import Finished, Request
 from synthia_batch.dispatch import Dispatcher
-from synthia_batch.rows import Finished, Request
 from synthia_batch.suspects import PROBE, Suspects, fail_convicted
 
 

@@ -10,9 +10,9 @@ import pytest
 from conftest import Command, write_jsonl
 from reading import list_faults, read_all
 
+from synthia_batch.core.types import Message
 from synthia_batch.prompts.formats import ChatFormat, PlainChatFormat
 from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
-from synthia_batch.rows import Message
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")
 WEATHER = {

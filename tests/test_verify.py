@@ -14,9 +14,9 @@ import pytest
 from conftest import command_of, read_bytes_of_data, write_jsonl
 from inside import Answer, Killed, call, dying_at, snapshot
 
-from synthia_batch.display import Display
+from synthia_batch.core.console import Display
+from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.rows import Shard
 from synthia_batch.store.journal import write_journal
 from synthia_batch.store.lock import read_owner
 from synthia_batch.store.manifest import read_manifest, write_manifest

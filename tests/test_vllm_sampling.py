@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from conftest import NEEDS_VLLM, Command, write_jsonl
 
+from synthia_batch.core.types import Request
 from synthia_batch.engine.vllm_arguments import override_sampling, sampling_arguments
 from synthia_batch.engine.vllm_sampling import check_sampling
 from synthia_batch.engine.vllm_settings import find_class
 from synthia_batch.errors import UsageError
 from synthia_batch.job.sampling import REFUSED, Sampling, identify_sampling
-from synthia_batch.rows import Request
 
 OURS = {"max_tokens", "min_tokens"}
 """What goes to vLLM with each request, beside what all have in common."""

@@ -9,12 +9,12 @@ import pytest
 from conftest import NEEDS_VLLM, write_jsonl
 from test_engine_environment import SPEC
 
+from synthia_batch.core.hardware import list_capabilities
 from synthia_batch.engine.environment import required_environment
 from synthia_batch.engine.placement import Placement
 from synthia_batch.engine.vllm_arguments import engine_arguments
 from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
-from synthia_batch.hardware import list_capabilities
 from synthia_batch.job.layers import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.locate import read_model_facts

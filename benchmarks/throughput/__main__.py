@@ -33,7 +33,7 @@ from benchmarks.throughput.report import (
 from benchmarks.throughput.sides import SIDES
 from benchmarks.throughput.sides.base import NotRun, Reading, Side
 from benchmarks.throughput.workload import LEAST_TOKENS, MODEL_SHAPES, Wish, Workload, make_workload
-from synthia_batch.hardware import detect_device
+from synthia_batch.core.hardware import detect_device
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 MIXED_SIDES = ("ours", "bare-strict")

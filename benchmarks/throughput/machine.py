@@ -4,7 +4,7 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from synthia_batch.hardware import installed_vllm, list_cores, name_cpu, name_gpus, total_memory_bytes
+from synthia_batch.core.hardware import installed_vllm, list_cores, name_cpu, name_gpus, total_memory_bytes
 
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "tokenizers")
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.privacy import PRIVACY
+from synthia_batch.core.telemetry import PRIVACY
 
 MARK = "BENCHMARK_SIDE"
 """Every process that a side starts inherits it, so that none outlives its side."""

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from synthia_batch.words import make_printable
+from synthia_batch.core.formatting import make_printable
 
 COLUMN_WIDTH = 38
 """What a text needs to be readable beside others, in characters."""

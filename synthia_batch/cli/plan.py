@@ -41,7 +41,7 @@ def plan(
 @takes_job_flags
 def validate(flags: JobFlags) -> None:
     """Check a job and every row of its input; list the faults."""
-    from synthia_batch.display import Display
+    from synthia_batch.core.console import Display
     from synthia_batch.forecast import check_input
     from synthia_batch.resolve import resolve_job
 
@@ -56,7 +56,7 @@ def print_plan(
     flags: JobFlags, as_json: bool, probe_samples: int | None = None, *, shows_defaults: bool = False
 ) -> None:
     """Print the forecast of the job that `flags` say, and what so many of its samples say of the rest."""
-    from synthia_batch.display import Display
+    from synthia_batch.core.console import Display
     from synthia_batch.forecast import forecast_job
     from synthia_batch.resolve import resolve_job
 

@@ -13,9 +13,9 @@ from synthia_batch.cli.flags import JobFlags, takes_job_flags
 from synthia_batch.command_line import describe_command
 
 if TYPE_CHECKING:
+    from synthia_batch.core.types import Outcome, Row
     from synthia_batch.job.resolved import ResolvedJob
     from synthia_batch.preview import Preview, SamplePreview
-    from synthia_batch.rows import Outcome, Row
 
 
 @takes_job_flags
@@ -37,7 +37,7 @@ def preview(
 
     Takes the flags of `run`; -n is the number of rows here. Writes nothing without --answers.
     """
-    from synthia_batch.display import Display
+    from synthia_batch.core.console import Display
     from synthia_batch.preview import Choice, preview_answers, preview_prompts
     from synthia_batch.resolve import resolve_job
 
@@ -95,7 +95,7 @@ def _fill(column: Column, depth: int) -> Column:
 
 def _tell_outcome(one: "SamplePreview", outcome: "Outcome") -> Iterator[str]:
     """Yield what was answered, and between the answers of a conversation what was asked."""
-    from synthia_batch.rows import Failed
+    from synthia_batch.core.types import Failed
 
     for answer, question in zip(outcome.earlier, one.sample.row.follow_ups, strict=False):
         yield f"[answer] {answer}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from synthia_batch.command_line import describe_command
-from synthia_batch.words import format_bytes, format_seconds
+from synthia_batch.core.formatting import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from synthia_batch.estimate import Lengths, Span, Speed
@@ -27,7 +27,7 @@ def probe(job: "ResolvedJob", count: int) -> "Probe":
     Raises:
         typer.Exit: It drained before its end, and that was said.
     """
-    from synthia_batch.display import Display
+    from synthia_batch.core.console import Display
     from synthia_batch.probe import probe_job
 
     found = probe_job(job, count, Display())

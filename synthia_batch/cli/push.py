@@ -23,8 +23,8 @@ def push(
 
     The same command again sends what is missing. The token is HF_TOKEN, or that of `hf auth login`.
     """
-    from synthia_batch.display import Display, ReadingDisplay
-    from synthia_batch.privacy import keep_private
+    from synthia_batch.core.console import Display, ReadingDisplay
+    from synthia_batch.core.telemetry import keep_private
     from synthia_batch.push.dataset import list_pushed_files
     from synthia_batch.push.hub import Target, push_files
 

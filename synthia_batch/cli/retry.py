@@ -25,7 +25,7 @@ def retry(
     Of a run in a store, in its state directory; a lost one is made again here.
     """
     from synthia_batch.cli.run import print_result
-    from synthia_batch.display import Display
+    from synthia_batch.core.console import Display
     from synthia_batch.job.dotted import merge_values
     from synthia_batch.job.layers import Layer, parse_assignment, read_environment
     from synthia_batch.reopening import FailureChoice

@@ -13,7 +13,7 @@ from synthia_batch.cli.flags import JobFlags, takes_job_flags
 from synthia_batch.command_line import describe_command
 
 if TYPE_CHECKING:
-    from synthia_batch.display import Display
+    from synthia_batch.core.console import Display
     from synthia_batch.job.resolved import ResolvedJob
     from synthia_batch.result import RunResult
 
@@ -29,7 +29,7 @@ def run(
     ] = False,
 ) -> None:
     """Make every sample of a job. The same command again resumes it, or says that it is done."""
-    from synthia_batch.display import Display
+    from synthia_batch.core.console import Display
     from synthia_batch.resolve import resolve_job
     from synthia_batch.run import run_resolved_job
 

@@ -40,7 +40,7 @@ def verify(
 
     With --rerun N, make N of its samples again instead, in other company, and compare them.
     """
-    from synthia_batch.display import ReadingDisplay
+    from synthia_batch.core.console import ReadingDisplay
 
     if rerun is not None:
         if repair:
@@ -66,7 +66,7 @@ def verify(
 
 
 def _rerun(directory: Path, count: int, seed: int, as_json: bool, quiet: bool) -> None:
-    from synthia_batch.display import Display
+    from synthia_batch.core.console import Display
     from synthia_batch.job.layers import read_environment
     from synthia_batch.rerun import Choice, rerun_samples
 

@@ -11,7 +11,7 @@ def show_version(is_asked: bool) -> None:
     """Print the versions that decide about a run, and end, if that is asked."""
     if not is_asked:
         return
-    from synthia_batch.hardware import installed_vllm
+    from synthia_batch.core.hardware import installed_vllm
 
     vllm = " ".join(installed_vllm() or ("vllm", "not installed"))
     print(f"synthia-batch {_find_version('synthia-batch')}")

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from synthia_batch.core.types import Outcome, Request
 from synthia_batch.errors import SampleRefused
-from synthia_batch.rows import Outcome, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

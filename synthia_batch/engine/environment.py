@@ -2,9 +2,9 @@
 
 import os
 
+from synthia_batch.core.telemetry import PRIVACY
 from synthia_batch.engine.placement import Placement
 from synthia_batch.job.resolved import EngineSpec
-from synthia_batch.privacy import PRIVACY
 
 _IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 """0 keeps vLLM's core in the process that makes the engine."""

@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from synthia_batch.core.types import Failed, Finished, Outcome, Request, Structure
 from synthia_batch.engine.openai_settings import NEUTRAL, EndpointSettings, list_extra
 from synthia_batch.errors import SampleRefused
 from synthia_batch.job.resolved import EngineSpec
-from synthia_batch.rows import Failed, Finished, Outcome, Request, Structure
 
 SEED_BITS = 31
 """Of a sample's 63: some servers keep seeds in 32 bits, JSON readers in 53, and llama.cpp takes 2**32 - 1 for

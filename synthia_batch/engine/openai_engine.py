@@ -16,6 +16,7 @@ from typing import TypeVar
 import httpx2
 import openai
 
+from synthia_batch.core.types import Failed, Message, Outcome, Request
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.engine.openai_body import ServedModel, ServedModels, build_body, parse, read_answer
 from synthia_batch.engine.openai_errors import RequestFailed, ServerAway, api_errors
@@ -24,7 +25,6 @@ from synthia_batch.engine.openai_settings import parse_settings
 from synthia_batch.engine.placement import Placement
 from synthia_batch.errors import PoolFailed, SampleRefused, UsageError
 from synthia_batch.job.resolved import EngineSpec
-from synthia_batch.rows import Failed, Message, Outcome, Request
 
 STEP_SECONDS = 0.2
 """A step waits no longer: new requests, a drain and the watchdog come between two of them."""

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from synthia_batch.core.types import Structure
 from synthia_batch.engine.settings import read_settings
 from synthia_batch.errors import UsageError
 from synthia_batch.job.declared import Determinism, Job
@@ -14,7 +15,6 @@ from synthia_batch.job.layers import Merged
 from synthia_batch.job.resolved import FormatName
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.job.secret import is_reference
-from synthia_batch.rows import Structure
 
 Api = Literal["chat", "completions"]
 

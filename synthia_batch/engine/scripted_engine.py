@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field
 
+from synthia_batch.core.types import Failed, Finished, Outcome, Request
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
 from synthia_batch.engine.placement import Placement
 from synthia_batch.engine.scripted_logprobs import write_logprobs
@@ -21,7 +22,6 @@ from synthia_batch.engine.scripted_structure import write_structured
 from synthia_batch.engine.settings import read_settings
 from synthia_batch.errors import EngineOutOfMemory, UsageError
 from synthia_batch.job.resolved import EngineSpec
-from synthia_batch.rows import Failed, Finished, Outcome, Request
 
 VERSION = "1"
 """Changes with the text that a prompt and a seed give."""

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Sequence
 
-from synthia_batch.rows import Logprobs
+from synthia_batch.core.types import Logprobs
 
 
 def write_logprobs(words: Sequence[str], count: int, picks: bytes) -> Logprobs:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from synthia_batch.rows import Structure
+from synthia_batch.core.types import Structure
 
 
 def write_structured(structure: Structure, picks: bytes) -> str | None:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from synthia_batch.core.hardware import total_memory_bytes
+from synthia_batch.core.types import Request
 from synthia_batch.engine.placement import Placement
 from synthia_batch.errors import UsageError
-from synthia_batch.hardware import total_memory_bytes
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.rows import Request
 
 CPU_MAX_NUM_SEQS = 256
 """vLLM's own for batches on CPUs, said here since halving starts from it."""

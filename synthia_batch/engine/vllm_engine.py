@@ -19,6 +19,8 @@ from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
 
+from synthia_batch.core.hardware import name_cpu, name_driver, name_gpus
+from synthia_batch.core.types import Failed, Finished, Logprobs, Outcome, Request, Structure
 from synthia_batch.engine.base import EngineFacts, check_prompt_length
 from synthia_batch.engine.placement import Placement
 from synthia_batch.engine.vllm_admission import KvRoom, StepBudget
@@ -34,10 +36,8 @@ from synthia_batch.engine.vllm_reasoning import open_reasoning
 from synthia_batch.engine.vllm_strict import check_capability
 from synthia_batch.engine.vllm_structures import check_params, make_structured
 from synthia_batch.errors import DeterminismBroken, UsageError
-from synthia_batch.hardware import name_cpu, name_driver, name_gpus
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.rows import Failed, Finished, Logprobs, Outcome, Request, Structure
 
 TRIES_AFTER_ENGINE_ERROR = 3
 """vLLM ends a request with the reason `error` where trying again is worth it."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from vllm.logprobs import Logprob
 
-from synthia_batch.rows import Logprobs
+from synthia_batch.core.types import Logprobs
 
 
 def read_logprobs(token_ids: Sequence[int], places: Sequence[Mapping[int, Logprob]], count: int) -> Logprobs:

@@ -8,8 +8,8 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.reasoning import ReasoningParser, ReasoningParserManager
 from vllm.tokenizers import get_tokenizer
 
+from synthia_batch.core.types import Failed, Finished
 from synthia_batch.errors import UsageError
-from synthia_batch.rows import Failed, Finished
 
 NOT_PARSED = "reasoning_not_parsed"
 """The code of an answer that the parser could not read."""

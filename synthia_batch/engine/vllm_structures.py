@@ -9,9 +9,9 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import StructuredOutputsParams
 
+from synthia_batch.core.types import Structure
 from synthia_batch.engine.vllm_arguments import structures_config
 from synthia_batch.errors import UsageError
-from synthia_batch.rows import Structure
 
 
 def make_structured(structure: Structure) -> StructuredOutputsParams:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from synthia_batch.core.types import Message
 from synthia_batch.readback.samples import FinishedSample
-from synthia_batch.rows import Message
 
 if TYPE_CHECKING:  # It reads parts, and the names of formats stand in --help.
     from synthia_batch.failures import FailedSample

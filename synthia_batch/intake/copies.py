@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from synthia_batch.core.cache import KeptDirectory, find_user_cache
 from synthia_batch.errors import StorageFailed
-from synthia_batch.kept_directory import KeptDirectory
-from synthia_batch.user_cache import find_user_cache
 
 KEPT_DAYS = 30
 """How long a copy stays that nobody reads."""

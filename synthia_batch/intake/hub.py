@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import UsageError
 from synthia_batch.intake.found import IN_DIRECTORIES, KINDS, PACKINGS, Found, split_name
 from synthia_batch.intake.patterns import match_names
 from synthia_batch.intake.plain import Say
-from synthia_batch.privacy import keep_private
 
 _ADDRESS = re.compile(
     r"hf://datasets/(?P<name>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"

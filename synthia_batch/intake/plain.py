@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from blake3 import blake3
 
-from synthia_batch.digest import DigestCache, digest_file, digest_json
+from synthia_batch.core.digest import DigestCache, digest_file, digest_json
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.intake.copies import FACTS_NAME, find_copy, keep_copy
 from synthia_batch.intake.found import Found, split_name

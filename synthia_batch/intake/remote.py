@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from synthia_batch.digest import digest_json
+from synthia_batch.core.digest import digest_json
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.intake.copies import find_copy, keep_copy, report_disk
 from synthia_batch.intake.found import IN_DIRECTORIES, Found, split_name

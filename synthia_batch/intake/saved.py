@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from synthia_batch.digest import DigestCache, digest_file, digest_json
+from synthia_batch.core.digest import DigestCache, digest_file, digest_json
 from synthia_batch.errors import UsageError
 from synthia_batch.intake.copies import FACTS_NAME, find_copy, keep_copy
 from synthia_batch.intake.found import Found

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.digest import DigestCache, digest_file, digest_json, open_digest_cache
+from synthia_batch.core.digest import DigestCache, digest_file, digest_json, open_digest_cache
+from synthia_batch.core.types import InputFile
 from synthia_batch.errors import UsageError
 from synthia_batch.intake.copies import is_copy
 from synthia_batch.intake.finding import find_files, is_dataset, is_url
@@ -14,7 +15,6 @@ from synthia_batch.intake.found import Found, split_name
 from synthia_batch.intake.plain import PlainFile, Say, make_plain
 from synthia_batch.intake.saved import make_plain_dataset
 from synthia_batch.intake.stdin import STDIN, STDIN_NAME, keep_stdin
-from synthia_batch.rows import InputFile
 
 Taken = tuple[InputFile, ...]
 

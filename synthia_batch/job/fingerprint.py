@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from synthia_batch.digest import digest_json
+from synthia_batch.core.digest import digest_json
 from synthia_batch.job.dotted import flatten
 
 OUTPUT_FORMAT = 4

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from synthia_batch.core.types import InputFile, Structure
 from synthia_batch.job.declared import Determinism, EngineKind, Job, PoolKind
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.rows import InputFile, Structure
 
 Device = Literal["cpu", "cuda"]
 FormatName = Literal["chat", "synthia", "synthia-card", "plain"]

@@ -5,10 +5,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from synthia_batch.core.types import RowSampling
 from synthia_batch.job.sampling import REFUSED, Sampling
 from synthia_batch.job.section import Whole
 from synthia_batch.job.structured import RowStructured
-from synthia_batch.rows import RowSampling
 
 
 class RowKeys(Sampling):

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.digest import DigestCache, digest_file, digest_json
+from synthia_batch.core.digest import DigestCache, digest_file, digest_json
 from synthia_batch.errors import ModelUnavailable
 
 CONFIG_NAME = "adapter_config.json"

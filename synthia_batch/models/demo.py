@@ -17,10 +17,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from synthia_batch.core.cache import DIGESTS_NAME, KeptDirectory, find_user_cache, measure
 from synthia_batch.errors import ModelUnavailable
-from synthia_batch.kept_directory import DIGESTS_NAME, KeptDirectory, measure
 from synthia_batch.models.gguf_convert import convert_gguf, require_converter
-from synthia_batch.user_cache import find_user_cache
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done now, the stages done, and the number of stages."""

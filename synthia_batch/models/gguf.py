@@ -13,12 +13,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from synthia_batch.digest import DigestCache, digest_file, digest_json
+from synthia_batch.core.cache import KeptDirectory, find_user_cache, sync
+from synthia_batch.core.digest import DigestCache, digest_file, digest_json
 from synthia_batch.errors import ModelUnavailable
-from synthia_batch.kept_directory import KeptDirectory, sync
 from synthia_batch.models.gguf_convert import convert_gguf, require_converter
 from synthia_batch.models.gguf_header import GgufHeader
-from synthia_batch.user_cache import find_user_cache
 
 SUFFIX = ".gguf"
 CONVERSION = 1

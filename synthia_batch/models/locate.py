@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from synthia_batch.digest import DigestCache, digest_file, digest_json, open_digest_cache
+from synthia_batch.core.digest import DigestCache, digest_file, digest_json, open_digest_cache
+from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models.demo import prepare_demo_model
 from synthia_batch.models.facts import ModelFacts, Quantization, read_model_facts, read_template
@@ -23,7 +24,6 @@ from synthia_batch.models.gguf import (
 from synthia_batch.models.gguf_header import read_gguf_header
 from synthia_batch.models.hub import DESCRIPTION_FILES, Repository, explain, fetch, look_up, read_sizes
 from synthia_batch.models.tokenizer_file import TOKENIZER_FILES
-from synthia_batch.privacy import keep_private
 
 __all__ = [
     "DEMO_MODEL",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from synthia_batch.digest import digest_file, digest_json
+from synthia_batch.core.cache import find_user_cache
+from synthia_batch.core.digest import digest_file, digest_json
 from synthia_batch.errors import ModelUnavailable
-from synthia_batch.user_cache import find_user_cache
 
 TOKENIZER_FILES = (
     "tokenizer.json",

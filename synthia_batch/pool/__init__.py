@@ -3,9 +3,9 @@
 import os
 from collections.abc import Callable
 
+from synthia_batch.core.telemetry import keep_private
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.pool.base import Pool, Staffing
-from synthia_batch.privacy import keep_private
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it as it is imported, below here only.
 

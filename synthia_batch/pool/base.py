@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from synthia_batch.canary import Canaries, CanaryAnswer
+from synthia_batch.core.types import Outcome, Request
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.job.resolved import EngineSpec
-from synthia_batch.rows import Outcome, Request
 from synthia_batch.worker import Delivery
 
 REPORTS_PER_WATCHDOG = 4

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from synthia_batch.canary import ask_canaries
+from synthia_batch.core.types import Request
 from synthia_batch.engine import load_engine
 from synthia_batch.engine.placement import Placement
 from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError, UsageError
@@ -25,7 +26,6 @@ from synthia_batch.pool.base import (
     WorkerReady,
     read_delivery,
 )
-from synthia_batch.rows import Request
 from synthia_batch.worker import Worker
 
 _COLLECT_SECONDS = 0.5

@@ -8,12 +8,12 @@ from pathlib import Path
 import ray
 
 from synthia_batch.canary import Canaries, CanaryAnswer, ask_canaries
+from synthia_batch.core.hardware import list_cores
+from synthia_batch.core.types import Request
 from synthia_batch.engine import load_engine
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.engine.placement import Placement
-from synthia_batch.hardware import list_cores
 from synthia_batch.job.resolved import EngineSpec
-from synthia_batch.rows import Request
 from synthia_batch.worker import Delivery, Worker
 
 STOP_SECONDS = 10.0

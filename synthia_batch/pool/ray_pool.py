@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from synthia_batch.core.types import Request
 from synthia_batch.engine.placement import Placement
 from synthia_batch.errors import PoolFailed
 from synthia_batch.job.resolved import PoolSpec
@@ -30,7 +31,6 @@ from synthia_batch.pool.ray_actor import STOP_SECONDS, Loaded, Location
 from synthia_batch.pool.ray_handle import ActorHandle
 from synthia_batch.pool.ray_placement import Placer
 from synthia_batch.pool.ray_session import RaySession
-from synthia_batch.rows import Request
 from synthia_batch.worker import Delivery
 
 _COLLECT_SECONDS = 1.0

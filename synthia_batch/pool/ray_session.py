@@ -13,8 +13,8 @@ from ray._private import worker as ray_worker
 from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import RayError
 
+from synthia_batch.core.hardware import list_cores
 from synthia_batch.errors import PoolFailed
-from synthia_batch.hardware import list_cores
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.pool.address import check_form, probe_head
 from synthia_batch.pool.guard import Guard

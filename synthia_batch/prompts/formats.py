@@ -13,8 +13,8 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from synthia_batch.core.types import Message
 from synthia_batch.errors import SampleRefused, UsageError
-from synthia_batch.rows import Message
 
 THINK_START = "<think>"
 THINK_END = "</think>"

@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from synthia_batch.core.types import Message
 from synthia_batch.errors import ModelUnavailable, SampleRefused
 from synthia_batch.prompts.formats import Answer, PromptFormat, Tools
-from synthia_batch.rows import Message
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Tokenizers

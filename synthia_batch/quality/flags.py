@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from synthia_batch.core.types import Failed, Finished, Outcome, Sample
 from synthia_batch.errors import UsageError
 from synthia_batch.job.declared import FlagName, Job
 from synthia_batch.quality.language import check_library, detect_language
 from synthia_batch.quality.measures import assess_answer, digest_answer
-from synthia_batch.rows import Failed, Finished, Outcome, Sample
 
 CODE_PREFIX = "flagged_"
 """Of the codes of samples that were set aside: flagged_repetition, ..."""

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.types import Message
 from synthia_batch.errors import UsageError
 from synthia_batch.failures import FailedSample, list_failures
 from synthia_batch.job.declared import Job
@@ -13,7 +14,6 @@ from synthia_batch.job_file import read_job
 from synthia_batch.readback.samples import FinishedSample
 from synthia_batch.readback.statistics import RunStatistics, read_statistics
 from synthia_batch.report.looking import open_looker
-from synthia_batch.rows import Message
 from synthia_batch.store.manifest import read_manifest
 from synthia_batch.store.part import read_part
 from synthia_batch.store.plan_file import require_plan

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from synthia_batch.rows import Message
-from synthia_batch.tally import CUT_OFF
+from synthia_batch.core.counts import CUT_OFF
+from synthia_batch.core.types import Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, UsageError
 from synthia_batch.job.fingerprint import compare_identities
 from synthia_batch.plan import plan_shards
 from synthia_batch.remote.lease import KEY as LEASE_KEY
 from synthia_batch.remote.notes import Notes, read_notes
 from synthia_batch.remote.object_store import ObjectStore
-from synthia_batch.rows import Shard
 from synthia_batch.store.atomic import make_directory, publish_bytes, remove_file
 from synthia_batch.store.attempt import Attempt, read_boot_id
 from synthia_batch.store.intents import Intent, Intents

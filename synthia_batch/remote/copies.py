@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.plan import plan_shards
 from synthia_batch.remote.adopt import find_intent, list_begun, read_remote_plan
 from synthia_batch.remote.lease import LeaseRecord, read_lease
 from synthia_batch.remote.object_store import ObjectStore, Patience, open_object_store
-from synthia_batch.rows import Shard
 from synthia_batch.store.atomic import make_directory, publish_bytes
 from synthia_batch.store.attempt import Attempt, read_boot_id
 from synthia_batch.store.intents import Intent, Intents

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, StorageFailed, SynthiaBatchError
 from synthia_batch.remote.lease import Lease
 from synthia_batch.remote.notes import Notes, read_notes, take_notes
 from synthia_batch.remote.object_store import ObjectStore
-from synthia_batch.rows import Shard
 from synthia_batch.store.atomic import storage_errors
 from synthia_batch.store.intents import Intent, PartEntry
 from synthia_batch.store.manifest import read_manifest

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.formatting import format_bytes
 from synthia_batch.job.dotted import flatten
 from synthia_batch.report.showing import make_visible
 from synthia_batch.report.tally import Group, Tally, find_limit
@@ -18,7 +19,6 @@ from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.manifest import Manifest
 from synthia_batch.store.part_columns import PartFacts, read_codes, read_numbers, read_part_facts
 from synthia_batch.store.run_dir import RunDir
-from synthia_batch.words import format_bytes
 
 SIZES = (
     (1_000, "n<1K"),

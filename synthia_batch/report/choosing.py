@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.store.part_columns import PartNumbers
-from synthia_batch.tally import CUT_OFF
 
 ROWS_SIDE_BY_SIDE = 3
 MOST = {"random": 10, "longest": 8, "truncated": 8}

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.counts import CUT_OFF, Tally
+from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.plan import plan_shards
-from synthia_batch.rows import Shard
 from synthia_batch.store.attempt import Attempt, read_boot_id
 from synthia_batch.store.intents import Intent, read_intents
 from synthia_batch.store.lock import find_running
 from synthia_batch.store.plan_file import plan_digest, require_plan
 from synthia_batch.store.recovery import Published, ShardState, inspect_shard
 from synthia_batch.store.run_dir import RunDir
-from synthia_batch.tally import CUT_OFF, Tally
 
 LOOKS = 5
 """How often a directory that somebody writes to is looked at until it holds still, or is damaged."""

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from synthia_batch.core.formatting import format_bytes, format_seconds
 from synthia_batch.job.dotted import flatten
 from synthia_batch.quality import measures
 from synthia_batch.report.answers import MARKS
@@ -20,7 +21,6 @@ from synthia_batch.report.plots import draw_engines, draw_lengths, draw_speed, o
 from synthia_batch.report.showing import make_visible
 from synthia_batch.report.summary import Report
 from synthia_batch.report.verdict import judge, spell_share
-from synthia_batch.words import format_bytes, format_seconds
 
 VALUE_CHARACTERS = 600
 _REASONS = {

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from synthia_batch.rows import Failed, Finished, Outcome, Shard
+from synthia_batch.core.types import Failed, Finished, Outcome, Shard
 from synthia_batch.store.intents import Intent, read_intents
 from synthia_batch.store.journal_reader import replay
 from synthia_batch.store.part_columns import (

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.store.part_columns import PartCodes, PartNumbers
-from synthia_batch.tally import CUT_OFF
 
 QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95}
 

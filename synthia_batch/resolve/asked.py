@@ -1,12 +1,12 @@
 """What a job asks of every answer beside its text: what it must be, and how probable its tokens were."""
 
+from synthia_batch.core.types import Structure
 from synthia_batch.errors import UsageError
 from synthia_batch.job.declared import Job
 from synthia_batch.job.layers import Merged
 from synthia_batch.job.resolved import Device
 from synthia_batch.job.structured import make_structure
 from synthia_batch.prompts.formats import ChatFormat, PlainChatFormat, PromptFormat
-from synthia_batch.rows import Structure
 from synthia_batch.structure.check import check_structure, read_schema, read_text
 
 MAX_LOGPROBS = 20

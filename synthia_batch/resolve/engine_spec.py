@@ -2,6 +2,7 @@
 
 import os
 
+from synthia_batch.core.hardware import installed_vllm, list_capabilities, name_cpu, name_gpus
 from synthia_batch.engine import openai_settings
 from synthia_batch.engine.vllm_sampling import (
     check_budget,
@@ -12,7 +13,6 @@ from synthia_batch.engine.vllm_sampling import (
 from synthia_batch.engine.vllm_settings import check_processes, check_settings
 from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
-from synthia_batch.hardware import installed_vllm, list_capabilities, name_cpu, name_gpus
 from synthia_batch.job.identity import Numerics
 from synthia_batch.job.layers import Merged
 from synthia_batch.job.resolved import UNKNOWN_LENGTH, EngineSpec, PromptSpec

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.digest import DigestCache, open_digest_cache
+from synthia_batch.core.digest import DigestCache, open_digest_cache
 from synthia_batch.engine import openai_settings
 from synthia_batch.errors import UsageError
 from synthia_batch.intake import TakenInput, digest_files, take_in

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import IntegrityError
-from synthia_batch.rows import KeptColumn, Row
 
 if TYPE_CHECKING:  # numpy is behind it, which a command without input has no need to load.
     from synthia_batch.source.ids import Occurrences

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from synthia_batch.rows import Row
+from synthia_batch.core.types import Row
 from synthia_batch.source.base import Scan
 
 MAX_PARKED = 4

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.rows import KeptColumn, Row
 from synthia_batch.source.base import PROGRESS_ROWS, Columns, FileScan, Scan, Selection
 from synthia_batch.source.columns import require_columns
 from synthia_batch.source.faults import FaultList

@@ -21,8 +21,8 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from synthia_batch.core.types import Row
 from synthia_batch.errors import IntegrityError, StorageFailed
-from synthia_batch.rows import Row
 from synthia_batch.source.faults import MAX_FAULTS
 
 HASH_BYTES = 8

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from synthia_batch.rows import Row
+from synthia_batch.core.types import Row
 from synthia_batch.source.base import (
     CHECKPOINT_ROWS,
     Checkpoint,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synthia_batch.rows import KeptColumn
+from synthia_batch.core.types import KeptColumn
 from synthia_batch.source.faults import RowFault
 
 _KINDS = {str: "string", bool: "bool", int: "int64", float: "double", dict: "json", list: "json"}

@@ -6,7 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from synthia_batch.rows import Row
+from synthia_batch.core.types import Row
 from synthia_batch.source.base import Columns, Scan, Selection, Source
 from synthia_batch.source.files import changed
 from synthia_batch.source.gathering import FileReader, refuse_duplicates, refuse_empty, scan_files

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from synthia_batch.rows import Message
+from synthia_batch.core.types import Message
 from synthia_batch.source.faults import RowFault
 from synthia_batch.source.strict_json import parse_json_text
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from synthia_batch.core.types import InputFile
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.rows import InputFile
 from synthia_batch.source.base import Source
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.rows import KeptColumn, Row
 from synthia_batch.source.base import Columns, FileScan, Scan, Selection
 from synthia_batch.source.columns import require_columns, resolve_columns
 from synthia_batch.source.cursors import Cursors

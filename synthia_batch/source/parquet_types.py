@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import types
 
-from synthia_batch.rows import KeptColumn
+from synthia_batch.core.types import KeptColumn
 
 _PLAIN = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "double", pa.bool_(): "bool"}
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from synthia_batch.rows import Message, Row, RowSampling
+from synthia_batch.core.types import Message, Row, RowSampling
 from synthia_batch.source.base import Columns
 from synthia_batch.source.faults import RowFault
 from synthia_batch.source.ids import HASH_BYTES

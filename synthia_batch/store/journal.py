@@ -35,7 +35,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from synthia_batch.rows import Failed, Record, Shard, Turn
+from synthia_batch.core.types import Failed, Record, Shard, Turn
 from synthia_batch.store.append_file import AppendFile
 from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.attempt import Attempt

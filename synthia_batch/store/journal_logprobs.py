@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
-from synthia_batch.rows import Logprobs
+from synthia_batch.core.types import Logprobs
 
 DIGITS = 9
 """C's FLT_DECIMAL_DIG."""

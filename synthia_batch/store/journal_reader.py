@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.types import Failed, Finished, Outcome, Record, Shard, Turn
 from synthia_batch.errors import JournalCorrupt
-from synthia_batch.rows import Failed, Finished, Outcome, Record, Shard, Turn
 from synthia_batch.store.append_file import DOUBT
 from synthia_batch.store.atomic import storage_errors
 from synthia_batch.store.attempt import Attempt

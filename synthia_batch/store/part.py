@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from synthia_batch.core.types import Failed, Finished, KeptColumn, Message, Sample
 from synthia_batch.errors import IntegrityError, UsageError
-from synthia_batch.rows import Failed, Finished, KeptColumn, Message, Sample
 from synthia_batch.store.parquet_options import WRITE_OPTIONS
 from synthia_batch.store.part_logprobs import LOGPROBS, encode_logprobs
 from synthia_batch.store.publish import EncodedPart

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from synthia_batch.rows import Logprobs
+from synthia_batch.core.types import Logprobs
 
 _ENTRY = [("token_id", pa.int32()), ("token", pa.string()), ("logprob", pa.float32())]
 _TOP = pa.list_(pa.struct(_ENTRY))

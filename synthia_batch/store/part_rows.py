@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from synthia_batch.core.types import Failed, Finished, KeptColumn, Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.rows import Failed, Finished, KeptColumn, Shard
 from synthia_batch.store.part import data_schema, failed_schema, read_part
 from synthia_batch.store.part_logprobs import decode_logprobs
 

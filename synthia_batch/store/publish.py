@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.rows import Shard
+from synthia_batch.core.types import Shard
 from synthia_batch.store.atomic import make_directory, publish_bytes, remove_file, sync_directory
 from synthia_batch.store.intents import Intent, Intents, PartEntry
 from synthia_batch.store.journal import Journal

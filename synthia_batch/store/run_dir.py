@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.rows import Shard
+from synthia_batch.core.types import Shard
 from synthia_batch.store.atomic import make_directory
 
 

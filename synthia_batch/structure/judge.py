@@ -8,9 +8,9 @@ import json
 
 from jsonschema.exceptions import ValidationError, best_match
 
-from synthia_batch.rows import Failed, Finished, Structure
+from synthia_batch.core.counts import CUT_OFF
+from synthia_batch.core.types import Failed, Finished, Structure
 from synthia_batch.structure.check import compile_regex, open_validator
-from synthia_batch.tally import CUT_OFF
 
 INVALID = "structured_output_invalid"
 """The code of an answer that ended of itself and is not what it had to be."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from synthia_batch.core.types import Finished, Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.rows import Finished, Shard
 from synthia_batch.store.atomic import remove_file, sync_directory
 from synthia_batch.store.intents import repair_intents
 from synthia_batch.store.journal import repair_journal, write_journal

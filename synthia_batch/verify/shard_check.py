@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, JournalCorrupt
-from synthia_batch.rows import Shard
 from synthia_batch.store.intents import Intent, PartEntry
 from synthia_batch.store.journal_reader import find_damages, find_last_epoch, read_journal
 from synthia_batch.store.part import holds_rows

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.rows import Shard
 from synthia_batch.store.intents import Intent, read_intents
 from synthia_batch.store.lock import Owner, find_running
 from synthia_batch.store.manifest import Manifest, read_manifest

@@ -41,7 +41,7 @@ from synthia_batch.engine import load_engine
 from synthia_batch.engine.placement import Placement
 from synthia_batch.job.resolved import EngineSpec, ModelRef
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.rows import Request
+from synthia_batch.core.types import Request
 
 path = Path(sys.argv[1])
 settings = {"load_format": "dummy", "kv_cache_memory_bytes": 12_000_000}

@@ -161,7 +161,7 @@ import sys
 from pathlib import Path
 from synthia_batch.engine import load_engine
 from synthia_batch.engine.placement import Placement
-from synthia_batch.rows import Request
+from synthia_batch.core.types import Request
 from test_engine_environment import SPEC
 
 sampling = SPEC.sampling.model_copy(update={"temperature": 1.0, "top_k": 40})

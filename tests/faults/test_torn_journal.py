@@ -14,7 +14,7 @@ from harness import (
 )
 
 from synthia_batch import plan
-from synthia_batch.rows import Shard
+from synthia_batch.core.types import Shard
 from synthia_batch.store.frames import scan_frames
 from synthia_batch.store.run_dir import RunDir
 from synthia_batch.verify.repair import repair_run

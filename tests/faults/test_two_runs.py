@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from conftest import Command, command_of, make_environment, read_bytes_of_data, read_call_log, write_jsonl
 
+from synthia_batch.core.console import Display
+from synthia_batch.core.shutdown import DrainRequest
+from synthia_batch.core.types import Finished, Outcome, Request
 from synthia_batch.dispatch import Dispatcher
-from synthia_batch.display import Display
-from synthia_batch.drain import DrainRequest
 from synthia_batch.drive import Driver
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.pool.base import Cause, PoolEvent, SamplesEnded, WorkerLost, WorkerReady
-from synthia_batch.rows import Finished, Outcome, Request
 from synthia_batch.starting import StartedPool
 
 ROWS = 120

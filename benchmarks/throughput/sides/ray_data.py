@@ -14,7 +14,7 @@ from benchmarks.throughput.process import Ended, python_command
 from benchmarks.throughput.sides.base import Answer, Command, NotRun, Reading
 from benchmarks.throughput.sides.run_batch import KV_CACHE_BYTES
 from benchmarks.throughput.workload import Workload
-from synthia_batch.hardware import list_cores
+from synthia_batch.core.hardware import list_cores
 
 SLOTS = 16
 """CPUs that Ray is told of: each stage's actor takes one, and with too few it waits without a word."""
@@ -160,7 +160,7 @@ def _engine_arguments(workload: Workload) -> dict[str, Any]:
 def _environment() -> dict[str, str]:
     import os
 
-    from synthia_batch.privacy import PRIVACY
+    from synthia_batch.core.telemetry import PRIVACY
 
     names = (*PRIVACY, "VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS", "HF_HUB_OFFLINE")
     return {name: os.environ[name] for name in names if name in os.environ}

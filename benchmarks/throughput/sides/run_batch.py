@@ -10,7 +10,7 @@ from typing import Literal
 from benchmarks.throughput.process import Ended, python_command
 from benchmarks.throughput.sides.base import Answer, Command, NotRun, Reading
 from benchmarks.throughput.workload import Workload
-from synthia_batch.hardware import list_cores
+from synthia_batch.core.hardware import list_cores
 
 KV_CACHE_BYTES = 3 * 2**30
 """Of each engine on CPUs, about what synthia-batch gives its own on 24 GB. Left to itself, vLLM takes what

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from synthia_batch.rows import Message
+from synthia_batch.core.types import Message
 from synthia_batch.source.faults import RowFault
 from synthia_batch.source.messages import describe
 

@@ -11,8 +11,8 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from synthia_batch.core.types import Message
 from synthia_batch.errors import UsageError
-from synthia_batch.rows import Message
 from synthia_batch.source.faults import RowFault
 
 ROW = "row"

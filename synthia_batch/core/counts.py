@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from synthia_batch.rows import Failed, Finished, Record
+from synthia_batch.core.types import Failed, Finished, Record
 
 CUT_OFF = "length"
 """The finish_reason of an answer that max_tokens cut off."""

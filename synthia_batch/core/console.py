@@ -8,8 +8,8 @@ from typing import Never, Self, TextIO
 
 from tqdm import tqdm
 
-from synthia_batch.standing import Standing
-from synthia_batch.words import format_seconds
+from synthia_batch.core.formatting import format_seconds
+from synthia_batch.core.snapshot import Standing
 
 LINE_SECONDS = 30.0
 """Between two lines where stderr is not a terminal."""

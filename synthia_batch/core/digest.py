@@ -11,8 +11,8 @@ from typing import Any
 
 from blake3 import blake3
 
+from synthia_batch.core.cache import find_user_cache, replace_cached
 from synthia_batch.errors import IntegrityError, UsageError
-from synthia_batch.user_cache import find_user_cache, replace_cached
 
 SETTLE_SECONDS = 2.0
 """A file modified this recently may change again within its time stamp's resolution."""
