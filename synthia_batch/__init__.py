@@ -25,7 +25,7 @@ __all__ = [
 if TYPE_CHECKING:
     from synthia_batch.errors import SynthiaBatchError
     from synthia_batch.failures import FailedSample
-    from synthia_batch.job.declared import Job
+    from synthia_batch.job.schema import Job
     from synthia_batch.readback.run import Run, open_run
     from synthia_batch.readback.samples import FinishedSample
     from synthia_batch.readback.statistics import RunStatistics
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "FailedSample": "synthia_batch.failures",
     "FinishedSample": "synthia_batch.readback.samples",
-    "Job": "synthia_batch.job.declared",
+    "Job": "synthia_batch.job.schema",
     "Run": "synthia_batch.readback.run",
     "RunResult": "synthia_batch.result",
     "RunStatistics": "synthia_batch.readback.statistics",

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from synthia_batch.command_line import read_command
 from synthia_batch.core.console import Display
 from synthia_batch.core.formatting import format_seconds
 from synthia_batch.errors import SynthiaBatchError
+from synthia_batch.job.loading.command_line import read_command
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.report.statistics import read_status
 from synthia_batch.result import Ending

@@ -14,9 +14,9 @@ from functools import partial
 from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request, Row, Sample, Structure, Turn
 from synthia_batch.errors import SampleRefused
-from synthia_batch.job.declared import OnOverflow
+from synthia_batch.job.plan import choose_row_adapter, derive_turn_seed, limit_answer
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.plan import choose_row_adapter, derive_turn_seed, limit_answer
+from synthia_batch.job.schema import OnOverflow
 from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.resolve import open_renderer
 from synthia_batch.structure.judge import judge_answer

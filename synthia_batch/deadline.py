@@ -5,8 +5,8 @@ from datetime import datetime
 
 from synthia_batch.core.formatting import format_seconds
 from synthia_batch.core.shutdown import DrainRequest
-from synthia_batch.job.declared import Job
-from synthia_batch.job.human import find_next
+from synthia_batch.job.schema import Job
+from synthia_batch.job.units import find_next
 
 
 def open_drain(job: Job, say: Callable[[str], None], now: datetime | None = None) -> DrainRequest:

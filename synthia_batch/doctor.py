@@ -25,10 +25,10 @@ from synthia_batch.errors import SynthiaBatchError
 from synthia_batch.fit import Need, Room, judge_fit
 from synthia_batch.footprint import find_existing
 from synthia_batch.intake import take_in
-from synthia_batch.job.declared import Job
-from synthia_batch.job.layers import Layer, merge_layers
+from synthia_batch.job.loading.job_file import ADDRESS, STDIN
+from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import Preset
-from synthia_batch.job.reading import ADDRESS, STDIN
+from synthia_batch.job.schema import Job
 from synthia_batch.model_choice import add_preset, choose_device, preview_by_card
 from synthia_batch.models.weigh import ModelWeight, weigh_model
 from synthia_batch.pool.address import check_form, probe_head

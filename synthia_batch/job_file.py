@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import IntegrityError
-from synthia_batch.job.declared import Job
-from synthia_batch.job.layers import Layer
-from synthia_batch.job.reading import ADDRESS, ENGINE_PATHS, STDIN
-from synthia_batch.job.secret import drop_written_secrets
+from synthia_batch.job.loading.job_file import ADDRESS, ENGINE_PATHS, STDIN
+from synthia_batch.job.loading.merge import Layer
+from synthia_batch.job.loading.secrets import drop_written_secrets
+from synthia_batch.job.schema import Job
 from synthia_batch.models.locate import DEMO_MODEL
 from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.sealed import read_sealed, seal

@@ -13,8 +13,8 @@ from synthia_batch.core.types import Failed, Request
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.drive import Driver
 from synthia_batch.errors import SampleRefused
-from synthia_batch.job.human import count_allowed
 from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.job.units import count_allowed
 from synthia_batch.meter import Meter
 from synthia_batch.opening import LockedRun, OpenRun
 from synthia_batch.picks import Picks

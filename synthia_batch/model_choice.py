@@ -12,8 +12,7 @@ from pathlib import Path
 from synthia_batch.core.digest import DigestCache
 from synthia_batch.core.hardware import detect_device, list_gpu_memory, total_memory_bytes
 from synthia_batch.errors import ModelUnavailable, UsageError
-from synthia_batch.job.declared import Job
-from synthia_batch.job.layers import Layer, Merged, merge_layers
+from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
 from synthia_batch.job.presets import Preset, find_preset, list_presets, read_preset
 from synthia_batch.job.resolved import (
     AdapterChoice,
@@ -23,6 +22,7 @@ from synthia_batch.job.resolved import (
     ModelRef,
     PromptSpec,
 )
+from synthia_batch.job.schema import Job
 from synthia_batch.models.adapter import read_adapter
 from synthia_batch.models.gguf import estimate_dequantized_bytes, parse_hub_name
 from synthia_batch.models.locate import (

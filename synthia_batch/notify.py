@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from synthia_batch.errors import UsageError
-from synthia_batch.job.secret import mask, reveal
+from synthia_batch.job.loading.secrets import mask, reveal
 
 try:
     import apprise

@@ -12,11 +12,11 @@ from typing import Any
 from synthia_batch.assemble import Assembler
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, RunLocked, UsageError
-from synthia_batch.job.fingerprint import compare_identities
+from synthia_batch.job.identity import compare_identities
+from synthia_batch.job.plan import ROW_SYSTEM, plan_shards
 from synthia_batch.job.resolved import PlanSpec, ResolvedJob
 from synthia_batch.job_file import write_job
 from synthia_batch.keeper import Keeper
-from synthia_batch.plan import ROW_SYSTEM, plan_shards
 from synthia_batch.quality.flags import open_flagging
 from synthia_batch.remote.hold import hold_remote
 from synthia_batch.remote.mirror import Mirror

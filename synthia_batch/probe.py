@@ -20,11 +20,11 @@ from synthia_batch.estimate import (
     predict_total,
     sum_up_lengths,
 )
+from synthia_batch.job.plan import limit_answer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.meter import SPEED_MEASURED
 from synthia_batch.opening import LockedRun
 from synthia_batch.picks import Picks, pick_probe
-from synthia_batch.plan import limit_answer
 from synthia_batch.store.events import read_events
 from synthia_batch.store.part import DataRecord, encode_data_part
 from synthia_batch.store.run_dir import RunDir

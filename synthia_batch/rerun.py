@@ -20,9 +20,9 @@ from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request, Sample, Turn
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import Determinism
-from synthia_batch.job.layers import Layer
+from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.job.schema import Determinism
 from synthia_batch.kept_job import resolve_kept_job
 from synthia_batch.opening import LockedRun, inspect_run, lock_run
 from synthia_batch.resolve import open_renderer

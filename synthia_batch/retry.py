@@ -11,7 +11,7 @@ from synthia_batch.accompany import accompany
 from synthia_batch.core.console import Display
 from synthia_batch.deadline import open_drain
 from synthia_batch.errors import StorageFailed
-from synthia_batch.job.layers import Layer
+from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.keeper import Keeper
 from synthia_batch.kept_job import resolve_kept_job, resolve_remote_job

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 from synthia_batch.accompany import accompany
 from synthia_batch.carding import make_card
-from synthia_batch.command_line import read_command, turn_into_run
 from synthia_batch.core.console import Display
 from synthia_batch.deadline import open_drain
-from synthia_batch.job.declared import Job
-from synthia_batch.job.human import count_allowed
-from synthia_batch.job.layers import Layer, read_ray_address
+from synthia_batch.job.loading.command_line import read_command, turn_into_run
+from synthia_batch.job.loading.merge import Layer, read_ray_address
 from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.job.schema import Job
+from synthia_batch.job.units import count_allowed
 from synthia_batch.keeper import Keeper
 from synthia_batch.making import Made, Ready, make_samples, start_pool
 from synthia_batch.opening import (

@@ -13,8 +13,8 @@ from typing import Any
 
 from synthia_batch.core.cache import find_user_cache, replace_cached
 from synthia_batch.core.digest import digest_json
-from synthia_batch.job.fingerprint import NOT_IDENTITY
-from synthia_batch.job.layers import Layer
+from synthia_batch.job.identity import NOT_IDENTITY
+from synthia_batch.job.loading.merge import Layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

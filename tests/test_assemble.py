@@ -13,8 +13,8 @@ from conftest import read_bytes_of_data, write_jsonl
 from synthia_batch import Job, assemble, run_job
 from synthia_batch.assemble import Assembler
 from synthia_batch.core.types import Failed, Message, Row
+from synthia_batch.job.plan import plan_shards
 from synthia_batch.job.resolved import PlanSpec, SystemText
-from synthia_batch.plan import plan_shards
 from synthia_batch.store.part import PartFormat
 
 

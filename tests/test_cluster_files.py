@@ -16,7 +16,7 @@ from conftest import ROOT, make_environment, write_jsonl
 from ruamel.yaml import YAML
 from test_ray_faults import wait_until_gone
 
-from synthia_batch.job.layers import Layer, merge_layers, parse_assignment
+from synthia_batch.job.loading.merge import Layer, merge_layers, parse_assignment
 
 CLUSTER = ROOT / "jobs" / "cluster"
 SRUN = """#!/usr/bin/env bash

@@ -15,7 +15,7 @@ from inside import Answer, call
 from reading import list_faults, read_all
 
 from synthia_batch.core.types import Message
-from synthia_batch.job.layers import Layer
+from synthia_batch.job.loading.merge import Layer
 from synthia_batch.resolve import resolve_job
 
 LOCAL = ("--engine", "scripted", "--pool", "local", "-q")

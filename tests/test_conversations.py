@@ -6,9 +6,9 @@ import pytest
 
 from synthia_batch.conversations import Context, Conversations
 from synthia_batch.core.types import Failed, Finished, Message, Request, Row, Sample, Turn
-from synthia_batch.job.declared import OnOverflow
+from synthia_batch.job.plan import derive_turn_seed, make_samples
 from synthia_batch.job.resolved import PlanSpec, SystemText
-from synthia_batch.plan import derive_turn_seed, make_samples
+from synthia_batch.job.schema import OnOverflow
 from synthia_batch.prompts.formats import ChatFormat, PlainChatFormat
 from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
 

@@ -15,7 +15,7 @@ from synthia_batch import open_run
 from synthia_batch.core.types import Failed, Finished, Row, Sample
 from synthia_batch.core.types import Message as Turn
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import Job
+from synthia_batch.job.schema import Job
 from synthia_batch.quality import language
 from synthia_batch.quality.flags import Flagging, identify_flags, is_in_another_language
 from synthia_batch.quality.language import detect_language

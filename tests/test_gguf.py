@@ -12,7 +12,7 @@ from synthia_batch import model_choice
 from synthia_batch.core.cache import measure
 from synthia_batch.core.digest import DigestCache
 from synthia_batch.errors import ModelUnavailable
-from synthia_batch.job.layers import Layer
+from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.demo import SOURCE_NAME, WEIGHTS_DIGEST
 from synthia_batch.models.gguf import (

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from synthia_batch.job.declared import Job
-from synthia_batch.job.human import (
+from synthia_batch.job.schema import Job
+from synthia_batch.job.units import (
     Share,
     count_allowed,
     find_next,

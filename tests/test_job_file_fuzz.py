@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from synthia_batch.draft import quote
 from synthia_batch.errors import UsageError
-from synthia_batch.job.layers import Layer, merge_layers
-from synthia_batch.job.marked_yaml import read_marked
+from synthia_batch.job.loading.merge import Layer, merge_layers
+from synthia_batch.job.loading.yaml_positions import read_marked
 
 NAMES = st.sampled_from(["input", "sampling", "seed", "system", "a", "<<", "1", "null", "stop"])
 # JSON escapes what lies beyond in two halves, which YAML takes for two characters.

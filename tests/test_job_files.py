@@ -6,8 +6,8 @@ import pytest
 from conftest import NEEDS_VLLM, Command, write_jsonl
 
 from synthia_batch.errors import UsageError
-from synthia_batch.job.layers import Layer, Merged, merge_layers, read_environment
-from synthia_batch.job.reading import MOST_BYTES, read_job_file
+from synthia_batch.job.loading.job_file import MOST_BYTES, read_job_file
+from synthia_batch.job.loading.merge import Layer, Merged, merge_layers, read_environment
 
 FAULTY = """\
 name: x

@@ -18,14 +18,14 @@ from synthia_batch.cli import app
 from synthia_batch.core.types import Row
 from synthia_batch.errors import ModelUnavailable, SampleRefused, UsageError
 from synthia_batch.forecast import list_settings
-from synthia_batch.job.declared import Job
-from synthia_batch.job.layers import Layer
-from synthia_batch.job.reading import read_job_file
+from synthia_batch.job.loading.job_file import read_job_file
+from synthia_batch.job.loading.merge import Layer
+from synthia_batch.job.plan import choose_row_adapter
 from synthia_batch.job.resolved import AdapterChoice, ResolvedJob
+from synthia_batch.job.schema import Job
 from synthia_batch.job_file import read_job, write_job
 from synthia_batch.models.hub import Repository, explain
 from synthia_batch.models.locate import read_model_facts
-from synthia_batch.plan import choose_row_adapter
 from synthia_batch.resolve import resolve_job
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

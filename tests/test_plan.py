@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synthia_batch.core.types import Message, Row
+from synthia_batch.job.plan import derive_seed, make_samples, plan_shards
 from synthia_batch.job.resolved import PlanSpec, SystemText
-from synthia_batch.plan import derive_seed, make_samples, plan_shards
 
 
 def make_spec(*names: str, num_samples: int = 1, column: str | None = None, replace: bool = True) -> PlanSpec:
@@ -127,6 +127,6 @@ def test_parts_of_a_seed_never_run_into_each_other() -> None:
 
 
 def test_another_process_derives_the_same_seed() -> None:
-    code = "from synthia_batch.plan import derive_seed; print(derive_seed(7, 'naïve ☃', 'synthia', 3))"
+    code = "from synthia_batch.job.plan import derive_seed; print(derive_seed(7, 'naïve ☃', 'synthia', 3))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(other.stdout) == derive_seed(7, "naïve ☃", "synthia", 3)

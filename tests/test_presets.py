@@ -9,7 +9,7 @@ from conftest import Command
 
 from synthia_batch.core.types import Message
 from synthia_batch.errors import UsageError
-from synthia_batch.job.layers import Layer, merge_layers
+from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import Preset, Sourced, find_preset, list_presets, read_preset
 from synthia_batch.prompts.formats import PromptFormat, SynthiaCardFormat, SynthiaFormat
 from synthia_batch.prompts.library import load_system_message

@@ -12,7 +12,7 @@ import pytest
 from conftest import Command, command_of, make_environment, read_bytes_of_data, read_call_log, write_jsonl
 from inside import Answer, call, snapshot
 
-from synthia_batch.command_line import turn_into_run
+from synthia_batch.job.loading.command_line import turn_into_run
 from synthia_batch.store.events import read_events
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local")
@@ -23,7 +23,7 @@ ROWS = 400
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
     """Run a command on scripted engines in this process and in `tmp_path`, with a call log `calls`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("synthia_batch.plan.ROWS_STEP", 50)
+    monkeypatch.setattr("synthia_batch.job.plan.ROWS_STEP", 50)
     write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(ROWS)])
 
     def run(command: str, *flags: str | Path) -> Answer:

@@ -8,7 +8,7 @@ import pytest
 from conftest import write_jsonl
 
 from synthia_batch.core.types import Request
-from synthia_batch.job.layers import Layer
+from synthia_batch.job.loading.merge import Layer
 from synthia_batch.pool import open_pool
 from synthia_batch.pool.base import (
     Pool,

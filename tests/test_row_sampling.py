@@ -16,9 +16,9 @@ from synthia_batch.conversations import Context, Conversations
 from synthia_batch.core.types import Message, Request, Row, RowSampling
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.errors import UsageError
+from synthia_batch.job.plan import derive_own_seed, derive_seed, make_samples
 from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.sampling import REFUSED, RepetitionDetection, Sampling
-from synthia_batch.plan import derive_own_seed, derive_seed, make_samples
 from synthia_batch.prompts.formats import SynthiaFormat
 from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
 

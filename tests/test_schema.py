@@ -9,7 +9,7 @@ from conftest import ROOT, Command
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
-from synthia_batch.job.schema import make_schema
+from synthia_batch.job.loading.json_schema import make_schema
 
 SCHEMA = make_schema()
 VALIDATOR = Draft202012Validator(SCHEMA)

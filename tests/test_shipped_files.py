@@ -13,9 +13,9 @@ from test_models import make_model
 
 from synthia_batch.engine.placement import Placement
 from synthia_batch.engine.vllm_arguments import engine_arguments
-from synthia_batch.job.layers import Layer, merge_layers
+from synthia_batch.job.loading.job_file import read_job_file
+from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import read_preset
-from synthia_batch.job.reading import read_job_file
 from synthia_batch.resolve import resolve_job
 
 INPUTS = ROOT / "inputs"

@@ -11,12 +11,12 @@ from reading import list_faults, read_all
 
 from synthia_batch.conversations import Context, Conversations
 from synthia_batch.core.types import Failed, Finished, Message, Request, Row, RowSampling, Structure
+from synthia_batch.job.plan import make_samples
 from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.structured import make_structure
-from synthia_batch.plan import make_samples
+from synthia_batch.job.structured_check import check_structure
 from synthia_batch.prompts.formats import PlainChatFormat
 from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
-from synthia_batch.structure.check import check_structure
 from synthia_batch.structure.judge import judge_answer
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from synthia_batch.errors import UsageError
-from synthia_batch.plan import ROW_SYSTEM
+from synthia_batch.job.plan import ROW_SYSTEM
 from synthia_batch.prompts import library
 from synthia_batch.prompts.library import list_system_messages, load_system_message, select_system_message
 from synthia_batch.resolve import SYSTEM_COLUMN

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Command, command_of, make_environment, write_jsonl
 
-from synthia_batch.job.layers import Layer
+from synthia_batch.job.loading.merge import Layer
 from synthia_batch.resolve import resolve_job
 from synthia_batch.search import is_gain
 from synthia_batch.tune import choose_requests

@@ -10,10 +10,10 @@ from typing import Any
 
 from benchmarks.throughput.process import make_empty
 from synthia_batch.core.types import Message
-from synthia_batch.job.layers import Layer
+from synthia_batch.job.loading.merge import Layer
+from synthia_batch.job.plan import make_samples
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.models.demo import prepare_demo_model
-from synthia_batch.plan import make_samples
 from synthia_batch.resolve import open_renderer, resolve_job, select_rows
 from synthia_batch.source import open_source
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from synthia_batch.job.layers import Layer
+    from synthia_batch.job.loading.merge import Layer
 
 INPUT_HELP = (
     "Files, directories, patterns, addresses (s3://, gs://, https://, hf://) or - for stdin: JSONL, Parquet, "
@@ -25,7 +25,7 @@ def _offer(name: str) -> Callable[[str], list[str]]:
     """Return what completes the values of the key `name`, for a shell."""
 
     def complete(incomplete: str) -> list[str]:
-        from synthia_batch.job import declared
+        from synthia_batch.job import schema as declared
         from synthia_batch.job.presets import list_presets
 
         known = list_presets() if name == "Preset" else get_args(getattr(declared, name))
@@ -207,8 +207,8 @@ class JobFlags:
     def read_layers(self) -> "list[Layer]":
         """Return the layers of flags, environment and job file, the strongest first."""
         from synthia_batch.job.dotted import merge_values, nest
-        from synthia_batch.job.layers import Layer, parse_assignment, read_environment
-        from synthia_batch.job.reading import read_job_file
+        from synthia_batch.job.loading.job_file import read_job_file
+        from synthia_batch.job.loading.merge import Layer, parse_assignment, read_environment
 
         paths, job_file = self._tell_input_from_job()
         said: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from synthia_batch.command_line import describe_command
+from synthia_batch.job.loading.command_line import describe_command
 
 EXIT_INTERRUPTED = 130
 

@@ -127,7 +127,7 @@ def _describe_disk(disk: "Footprint") -> str:
 
 
 def _describe_setting(key: str, entry: "Mapping[str, Any]") -> str:
-    from synthia_batch.job.human import spell_duration
+    from synthia_batch.job.units import spell_duration
 
     value = entry["value"]
     if key == "deadline" and value is not None:

@@ -10,7 +10,7 @@ import typer
 
 from synthia_batch.cli.beside import Column, fold, make_visible, print_columns
 from synthia_batch.cli.flags import JobFlags, takes_job_flags
-from synthia_batch.command_line import describe_command
+from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
     from synthia_batch.core.types import Outcome, Row

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from synthia_batch.command_line import describe_command
 from synthia_batch.core.formatting import format_bytes, format_seconds
+from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
     from synthia_batch.estimate import Lengths, Span, Speed

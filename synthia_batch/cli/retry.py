@@ -27,7 +27,7 @@ def retry(
     from synthia_batch.cli.run import print_result
     from synthia_batch.core.console import Display
     from synthia_batch.job.dotted import merge_values
-    from synthia_batch.job.layers import Layer, parse_assignment, read_environment
+    from synthia_batch.job.loading.merge import Layer, parse_assignment, read_environment
     from synthia_batch.reopening import FailureChoice
     from synthia_batch.retry import retry_failed
 

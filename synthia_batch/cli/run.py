@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthia_batch.cli.flags import JobFlags, takes_job_flags
-from synthia_batch.command_line import describe_command
+from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
     from synthia_batch.core.console import Display

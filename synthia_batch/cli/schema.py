@@ -9,6 +9,6 @@ def schema() -> None:
     Save it as job.schema.json and begin a job file with the comment
     # yaml-language-server: $schema=job.schema.json
     """
-    from synthia_batch.job.schema import make_schema
+    from synthia_batch.job.loading.json_schema import make_schema
 
     print(json.dumps(make_schema(), indent=2, ensure_ascii=False))

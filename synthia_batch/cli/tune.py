@@ -105,7 +105,7 @@ def _spell_flags(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _parse_budget(text: str) -> float:
-    from synthia_batch.job.human import parse_duration
+    from synthia_batch.job.units import parse_duration
 
     try:
         seconds = float(parse_duration(text))

@@ -67,7 +67,7 @@ def verify(
 
 def _rerun(directory: Path, count: int, seed: int, as_json: bool, quiet: bool) -> None:
     from synthia_batch.core.console import Display
-    from synthia_batch.job.layers import read_environment
+    from synthia_batch.job.loading.merge import read_environment
     from synthia_batch.rerun import Choice, rerun_samples
 
     display = Display(quiet=quiet)

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from synthia_batch.core.types import Structure
 from synthia_batch.engine.settings import read_settings
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import Determinism, Job
-from synthia_batch.job.layers import Merged
+from synthia_batch.job.loading.merge import Merged
+from synthia_batch.job.loading.secrets import is_reference
 from synthia_batch.job.resolved import FormatName
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.job.secret import is_reference
+from synthia_batch.job.schema import Determinism, Job
 
 Api = Literal["chat", "completions"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from synthia_batch.engine.vllm_arguments import CLEAN_ATTENTION_BACKENDS
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import Determinism
 from synthia_batch.job.resolved import Device
+from synthia_batch.job.schema import Determinism
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 from synthia_batch.engine.vllm_refused import check_not_refused
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import Determinism
 from synthia_batch.job.resolved import Device, EngineSpec
+from synthia_batch.job.schema import Determinism
 
 _SAID_ELSEWHERE = {
     "model": "--model",

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from synthia_batch.core.types import InputFile, Structure
-from synthia_batch.job.declared import Determinism, EngineKind, Job, PoolKind
 from synthia_batch.job.sampling import Sampling
+from synthia_batch.job.schema import Determinism, EngineKind, Job, PoolKind
 
 Device = Literal["cpu", "cuda"]
 FormatName = Literal["chat", "synthia", "synthia-card", "plain"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from synthia_batch.core.types import Structure
-from synthia_batch.job.section import HomePath, Section
+from synthia_batch.job.fields import HomePath, Section
 
 Choices = tuple[Annotated[str, Field(min_length=1)], ...]
 

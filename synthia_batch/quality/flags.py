@@ -12,7 +12,7 @@ from typing import Any
 
 from synthia_batch.core.types import Failed, Finished, Outcome, Sample
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import FlagName, Job
+from synthia_batch.job.schema import FlagName, Job
 from synthia_batch.quality.language import check_library, detect_language
 from synthia_batch.quality.measures import assess_answer, digest_answer
 

@@ -9,7 +9,7 @@ from typing import Any
 from synthia_batch.core.types import Message
 from synthia_batch.errors import UsageError
 from synthia_batch.failures import FailedSample, list_failures
-from synthia_batch.job.declared import Job
+from synthia_batch.job.schema import Job
 from synthia_batch.job_file import read_job
 from synthia_batch.readback.samples import FinishedSample
 from synthia_batch.readback.statistics import RunStatistics, read_statistics

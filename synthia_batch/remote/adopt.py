@@ -12,8 +12,8 @@ from typing import Any
 
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, UsageError
-from synthia_batch.job.fingerprint import compare_identities
-from synthia_batch.plan import plan_shards
+from synthia_batch.job.identity import compare_identities
+from synthia_batch.job.plan import plan_shards
 from synthia_batch.remote.lease import KEY as LEASE_KEY
 from synthia_batch.remote.notes import Notes, read_notes
 from synthia_batch.remote.object_store import ObjectStore

@@ -10,7 +10,7 @@ from typing import Any
 
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, UsageError
-from synthia_batch.plan import plan_shards
+from synthia_batch.job.plan import plan_shards
 from synthia_batch.remote.adopt import find_intent, list_begun, read_remote_plan
 from synthia_batch.remote.lease import LeaseRecord, read_lease
 from synthia_batch.remote.object_store import ObjectStore, Patience, open_object_store

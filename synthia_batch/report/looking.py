@@ -14,7 +14,7 @@ from typing import Any
 from synthia_batch.core.counts import CUT_OFF, Tally
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, UsageError
-from synthia_batch.plan import plan_shards
+from synthia_batch.job.plan import plan_shards
 from synthia_batch.store.attempt import Attempt, read_boot_id
 from synthia_batch.store.intents import Intent, read_intents
 from synthia_batch.store.lock import find_running

@@ -2,12 +2,12 @@
 
 from synthia_batch.core.types import Structure
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import Job
-from synthia_batch.job.layers import Merged
+from synthia_batch.job.loading.merge import Merged
 from synthia_batch.job.resolved import Device
+from synthia_batch.job.schema import Job
 from synthia_batch.job.structured import make_structure
+from synthia_batch.job.structured_check import check_structure, read_schema, read_text
 from synthia_batch.prompts.formats import ChatFormat, PlainChatFormat, PromptFormat
-from synthia_batch.structure.check import check_structure, read_schema, read_text
 
 MAX_LOGPROBS = 20
 """What vLLM gives unless engine.max_logprobs says otherwise (config/model.py of 0.32.0)."""

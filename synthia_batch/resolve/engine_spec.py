@@ -14,10 +14,10 @@ from synthia_batch.engine.vllm_settings import check_processes, check_settings
 from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
 from synthia_batch.job.identity import Numerics
-from synthia_batch.job.layers import Merged
+from synthia_batch.job.loading.merge import Merged
+from synthia_batch.job.loading.secrets import reveal_settings
 from synthia_batch.job.resolved import UNKNOWN_LENGTH, EngineSpec, PromptSpec
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.job.secret import reveal_settings
 from synthia_batch.model_choice import FoundModel, choose_device
 from synthia_batch.resolve.asked import check_logprobs, read_structure
 from synthia_batch.resolve.rendering import open_format

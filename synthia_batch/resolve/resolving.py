@@ -10,10 +10,9 @@ from synthia_batch.core.digest import DigestCache, open_digest_cache
 from synthia_batch.engine import openai_settings
 from synthia_batch.errors import UsageError
 from synthia_batch.intake import TakenInput, digest_files, take_in
-from synthia_batch.job.declared import Job
-from synthia_batch.job.fingerprint import fingerprint
-from synthia_batch.job.identity import IdentityParts, InputIdentity, identify
-from synthia_batch.job.layers import Layer, Merged, merge_layers
+from synthia_batch.job.identity import IdentityParts, InputIdentity, fingerprint, identify
+from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
+from synthia_batch.job.loading.secrets import reveal
 from synthia_batch.job.resolved import (
     PlanSpec,
     PoolSpec,
@@ -21,7 +20,7 @@ from synthia_batch.job.resolved import (
     ResolvedJob,
     SystemText,
 )
-from synthia_batch.job.secret import reveal
+from synthia_batch.job.schema import Job
 from synthia_batch.model_choice import (
     FoundModel,
     add_preset,

@@ -5,11 +5,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from synthia_batch.core.types import RowSampling
-from synthia_batch.job.row_sampling import RowKeys, explain_row_fault
+from synthia_batch.job.sampling import RowKeys, explain_row_fault
+from synthia_batch.job.structured_check import check_structure
 from synthia_batch.source.faults import RowFault
 from synthia_batch.source.messages import describe
 from synthia_batch.source.strict_json import is_blank, parse_json_text
-from synthia_batch.structure.check import check_structure
 
 NOTHING = RowSampling()
 """What a row says that leaves all to the job."""

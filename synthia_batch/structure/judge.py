@@ -10,7 +10,7 @@ from jsonschema.exceptions import ValidationError, best_match
 
 from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.core.types import Failed, Finished, Structure
-from synthia_batch.structure.check import compile_regex, open_validator
+from synthia_batch.job.structured_check import compile_regex, open_validator
 
 INVALID = "structured_output_invalid"
 """The code of an answer that ended of itself and is not what it had to be."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.types import KeptColumn, Shard
-from synthia_batch.plan import ROW_SYSTEM, plan_shards
+from synthia_batch.job.plan import ROW_SYSTEM, plan_shards
 from synthia_batch.store.atomic import storage_errors
 from synthia_batch.store.attempt import Attempt, read_boot_id
 from synthia_batch.store.events import read_events

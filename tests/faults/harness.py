@@ -28,7 +28,7 @@ MEMORY = Path("/dev/shm")
 ROOM_MIB = 32
 """Several times what the small job's directories and records take: containers often have 64 there."""
 PATCH = {
-    "synthia_batch.plan.ROWS_STEP": SHARD_ROWS,
+    "synthia_batch.job.plan.ROWS_STEP": SHARD_ROWS,
     # Small journals get marks, too.
     "synthia_batch.store.journal.SYNC_SAMPLES": 2,
     "synthia_batch.store.journal.SYNC_PAUSE_SECONDS": 0.0,
@@ -130,7 +130,7 @@ class SmallJob:
 
     @property
     def patch(self) -> dict[str, Any]:
-        return {**PATCH, "synthia_batch.plan.ROWS_STEP": self.rows // 2}
+        return {**PATCH, "synthia_batch.job.plan.ROWS_STEP": self.rows // 2}
 
     @property
     def run_directory(self) -> Path:

@@ -9,8 +9,8 @@ import pytest
 from conftest import read_bytes_of_data, write_jsonl
 from harness import SmallJob, WarmProcess, open_fast_directory, replace_tree
 
-from synthia_batch import plan
 from synthia_batch.core.types import Shard
+from synthia_batch.job import plan
 from synthia_batch.store.frames import scan_frames
 from synthia_batch.store.run_dir import RunDir
 from synthia_batch.verify.repair import repair_run

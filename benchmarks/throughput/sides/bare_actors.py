@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.throughput.process import Ended, python_command
 from benchmarks.throughput.sides.base import Answer, Command, Reading
 from benchmarks.throughput.workload import Workload
-from synthia_batch.job.declared import Determinism
+from synthia_batch.job.schema import Determinism
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import merge_values, nest
-from synthia_batch.job.layers import Layer
+from synthia_batch.job.loading.merge import Layer
 
 ANY_MODEL = "chat"
 """The preset of a model that no other one knows."""

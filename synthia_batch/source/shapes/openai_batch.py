@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from synthia_batch.core.types import Message
-from synthia_batch.job.row_sampling import RowKeys
+from synthia_batch.job.sampling import RowKeys
 from synthia_batch.source.base import Columns
 from synthia_batch.source.faults import RowFault
 from synthia_batch.source.messages import describe, parse_messages

@@ -11,10 +11,10 @@ from pydantic_core import ErrorDetails
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import flatten, spell_key
-from synthia_batch.job.keys import suggest_key
-from synthia_batch.job.layer import Layer, Place, find_layer, walk_texts
+from synthia_batch.job.loading.keys import suggest_key
+from synthia_batch.job.loading.layer import Layer, Place, find_layer, walk_texts
+from synthia_batch.job.loading.secrets import REFERENCE, SECRET_KEYS
 from synthia_batch.job.sampling import REFUSED
-from synthia_batch.job.secret import REFERENCE, SECRET_KEYS
 
 _WORDS = {
     "model_type": "Input should be a section, with its keys indented under it",

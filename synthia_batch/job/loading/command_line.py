@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from synthia_batch.job.secret import SECRET_KEYS, mask
+from synthia_batch.job.loading.secrets import SECRET_KEYS, mask
 
 PROGRAM = "synthia-batch"
 _OWN_FLAGS = {

@@ -3,8 +3,8 @@
 import difflib
 from typing import Annotated, Any, get_args, get_origin
 
-from synthia_batch.job.declared import Job
 from synthia_batch.job.dotted import flatten
+from synthia_batch.job.schema import Job
 
 
 def wants_text(key: str) -> bool:

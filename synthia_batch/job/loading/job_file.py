@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import UsageError
-from synthia_batch.job.declared import Job, Model
-from synthia_batch.job.layers import Layer
-from synthia_batch.job.marked_yaml import read_marked
-from synthia_batch.job.section import Section
+from synthia_batch.job.fields import Section
+from synthia_batch.job.loading.merge import Layer
+from synthia_batch.job.loading.yaml_positions import read_marked
+from synthia_batch.job.schema import Job, Model
 
 MOST_BYTES = 1_000_000
 """A larger file is data that was taken for a job file."""
