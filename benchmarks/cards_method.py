@@ -79,9 +79,9 @@ def make_prompts(count: int) -> list[list[int]]:
     """Return the token ids of `count` prompts: the questions of inputs/ under the cards' system messages."""
     from synthia_batch.core.types import Message
     from synthia_batch.models.demo import prepare_demo_model
-    from synthia_batch.prompts.formats import SynthiaCardFormat
-    from synthia_batch.prompts.library import load_system_message
-    from synthia_batch.prompts.tokenizer import FastTokenizer, Renderer
+    from synthia_batch.models.prompts.formats import SynthiaCardFormat
+    from synthia_batch.models.prompts.system_messages import load_system_message
+    from synthia_batch.models.prompts.tokenizer import FastTokenizer, Renderer
 
     renderer = Renderer(SynthiaCardFormat(), FastTokenizer(prepare_demo_model() / "tokenizer.json"))
     lines = (ROOT / "inputs" / "questions.jsonl").read_text(encoding="utf-8").splitlines()

@@ -21,8 +21,8 @@ from synthia_batch.engine.placement import Placement
 from synthia_batch.job.resolved import EngineSpec, ModelRef
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.models.locate import read_model_facts
-from synthia_batch.prompts.library import select_system_message
-from synthia_batch.prompts.tokenizer import FastTokenizer
+from synthia_batch.models.prompts.system_messages import select_system_message
+from synthia_batch.models.prompts.tokenizer import FastTokenizer
 
 SHORTEST, LONGEST = 8, 1500
 """Tokens of a prompt; lengths in between are spread evenly over their logarithm."""

@@ -11,8 +11,8 @@ from typing import Any
 from synthia_batch.canary import Canaries
 from synthia_batch.core.types import Request
 from synthia_batch.errors import DeterminismBroken
+from synthia_batch.models.prompts.tokenizer import Renderer
 from synthia_batch.pool.base import WorkerReady
-from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.store.atomic import publish_bytes
 from synthia_batch.store.events import read_events
 from synthia_batch.store.run_dir import RunDir

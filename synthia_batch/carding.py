@@ -6,7 +6,7 @@ from typing import Any
 
 from synthia_batch.job.presets import read_preset
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.models.licence import read_licence
+from synthia_batch.models.checkpoint import read_licence
 from synthia_batch.opening import OpenRun
 from synthia_batch.report.card import CardFacts, Licence, write_card
 from synthia_batch.store.manifest import Manifest

@@ -17,7 +17,7 @@ from synthia_batch.errors import SampleRefused
 from synthia_batch.job.plan import choose_row_adapter, derive_turn_seed, limit_answer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import OnOverflow
-from synthia_batch.prompts.tokenizer import Renderer
+from synthia_batch.models.prompts.tokenizer import Renderer
 from synthia_batch.resolve import open_renderer
 from synthia_batch.structure.judge import judge_answer
 

@@ -30,7 +30,7 @@ from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import Preset
 from synthia_batch.job.schema import Job
 from synthia_batch.model_choice import add_preset, choose_device, preview_by_card
-from synthia_batch.models.weigh import ModelWeight, weigh_model
+from synthia_batch.models.weights import ModelWeight, weigh_model
 from synthia_batch.pool.address import check_form, probe_head
 from synthia_batch.resolve import find_directory, select_rows
 from synthia_batch.source import open_files

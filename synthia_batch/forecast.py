@@ -17,8 +17,8 @@ from synthia_batch.job.dotted import flatten
 from synthia_batch.job.loading.secrets import SECRET_KEYS, mask
 from synthia_batch.job.plan import limit_answer, make_samples, plan_shards
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
+from synthia_batch.models.prompts.tokenizer import Renderer
 from synthia_batch.opening import scan_input
-from synthia_batch.prompts.tokenizer import Renderer
 from synthia_batch.resolve import open_renderer
 from synthia_batch.source import Scan, Source, open_files
 

@@ -23,7 +23,6 @@ from synthia_batch.job.resolved import (
     PromptSpec,
 )
 from synthia_batch.job.schema import Job
-from synthia_batch.models.adapter import read_adapter
 from synthia_batch.models.gguf import estimate_dequantized_bytes, parse_hub_name
 from synthia_batch.models.locate import (
     ModelFacts,
@@ -34,6 +33,7 @@ from synthia_batch.models.locate import (
     locate_model,
     read_model_facts,
 )
+from synthia_batch.models.lora import read_adapter
 
 GGUF_PLUGIN = "vllm_gguf_plugin"
 _OF_CARDS: Mapping[str, FormatName] = {"synthia": "synthia", "synthia-card": "synthia-card"}

@@ -14,7 +14,7 @@ from hostile import MARK, make_hostile_run
 from ruamel.yaml import YAML
 
 from synthia_batch.carding import find_licence
-from synthia_batch.models.licence import read_licence
+from synthia_batch.models.checkpoint import read_licence
 from synthia_batch.report.card import Licence
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-q")

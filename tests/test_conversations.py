@@ -9,8 +9,8 @@ from synthia_batch.core.types import Failed, Finished, Message, Request, Row, Sa
 from synthia_batch.job.plan import derive_turn_seed, make_samples
 from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.schema import OnOverflow
-from synthia_batch.prompts.formats import ChatFormat, PlainChatFormat
-from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
+from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat
+from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
 
 SYSTEM = "Be kind."
 PLAN = PlanSpec(

@@ -15,8 +15,8 @@ from synthia_batch.engine.vllm_settings import check_processes
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import EngineSpec, LoraAdapter, ModelRef
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.prompts.formats import ChatFormat
-from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
+from synthia_batch.models.prompts.formats import ChatFormat
+from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
 
 SPEC = EngineSpec(
     kind="vllm",

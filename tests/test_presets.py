@@ -11,8 +11,8 @@ from synthia_batch.core.types import Message
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import Preset, Sourced, find_preset, list_presets, read_preset
-from synthia_batch.prompts.formats import PromptFormat, SynthiaCardFormat, SynthiaFormat
-from synthia_batch.prompts.library import load_system_message
+from synthia_batch.models.prompts.formats import PromptFormat, SynthiaCardFormat, SynthiaFormat
+from synthia_batch.models.prompts.system_messages import load_system_message
 
 OF_CARDS = (
     "synthia-70b", "synthia-70b-gguf", "synthia-70b-v1.1", "synthia-70b-v1.2b-awq", "synthia-7b",

@@ -263,8 +263,8 @@ def test_special_tokens_are_shown_and_what_only_looks_like_one_is_told_apart(tmp
     from tokenizers.pre_tokenizers import ByteLevel
 
     from synthia_batch.core.types import Message
-    from synthia_batch.prompts.formats import ChatFormat
-    from synthia_batch.prompts.tokenizer import FastTokenizer, Renderer
+    from synthia_batch.models.prompts.formats import ChatFormat
+    from synthia_batch.models.prompts.tokenizer import FastTokenizer, Renderer
 
     letters = sorted(ByteLevel.alphabet())
     made = Tokenizers(BPE(vocab={letter: n for n, letter in enumerate(letters)}, merges=[]))

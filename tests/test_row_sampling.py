@@ -19,8 +19,8 @@ from synthia_batch.errors import UsageError
 from synthia_batch.job.plan import derive_own_seed, derive_seed, make_samples
 from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.sampling import REFUSED, RepetitionDetection, Sampling
-from synthia_batch.prompts.formats import SynthiaFormat
-from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
+from synthia_batch.models.prompts.formats import SynthiaFormat
+from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")
 SAID: list[dict[str, Any] | None] = [

@@ -15,8 +15,8 @@ from synthia_batch.job.plan import make_samples
 from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.structured import make_structure
 from synthia_batch.job.structured_check import check_structure
-from synthia_batch.prompts.formats import PlainChatFormat
-from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
+from synthia_batch.models.prompts.formats import PlainChatFormat
+from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
 from synthia_batch.structure.judge import judge_answer
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")

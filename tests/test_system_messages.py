@@ -6,8 +6,12 @@ import pytest
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.plan import ROW_SYSTEM
-from synthia_batch.prompts import library
-from synthia_batch.prompts.library import list_system_messages, load_system_message, select_system_message
+from synthia_batch.models.prompts import system_messages as library
+from synthia_batch.models.prompts.system_messages import (
+    list_system_messages,
+    load_system_message,
+    select_system_message,
+)
 from synthia_batch.resolve import SYSTEM_COLUMN
 
 SYNTHIA = (

@@ -11,8 +11,8 @@ from conftest import Command, write_jsonl
 from reading import list_faults, read_all
 
 from synthia_batch.core.types import Message
-from synthia_batch.prompts.formats import ChatFormat, PlainChatFormat
-from synthia_batch.prompts.tokenizer import ByteTokenizer, Renderer
+from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat
+from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")
 WEATHER = {

@@ -7,7 +7,7 @@ from synthia_batch.job.resolved import Device
 from synthia_batch.job.schema import Job
 from synthia_batch.job.structured import make_structure
 from synthia_batch.job.structured_check import check_structure, read_schema, read_text
-from synthia_batch.prompts.formats import ChatFormat, PlainChatFormat, PromptFormat
+from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat, PromptFormat
 
 MAX_LOGPROBS = 20
 """What vLLM gives unless engine.max_logprobs says otherwise (config/model.py of 0.32.0)."""

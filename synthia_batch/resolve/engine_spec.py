@@ -19,8 +19,8 @@ from synthia_batch.job.loading.secrets import reveal_settings
 from synthia_batch.job.resolved import UNKNOWN_LENGTH, EngineSpec, PromptSpec
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.model_choice import FoundModel, choose_device
+from synthia_batch.models.prompts.tokenizer import open_format
 from synthia_batch.resolve.asked import check_logprobs, read_structure
-from synthia_batch.resolve.rendering import open_format
 
 SCRIPTED_MODEL_LEN = 8192
 

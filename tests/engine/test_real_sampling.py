@@ -11,9 +11,9 @@ from conftest import NEEDS_VLLM, Command, read_bytes_of_data, write_jsonl
 from test_ray_faults import list_descendants, wait_until_gone
 from test_real_bytes import running, wait_for_samples
 
+from synthia_batch.models.checkpoint import read_model_facts
 from synthia_batch.models.demo import prepare_demo_model
-from synthia_batch.models.facts import read_model_facts
-from synthia_batch.prompts.tokenizer import FastTokenizer
+from synthia_batch.models.prompts.tokenizer import FastTokenizer
 
 pytestmark = [
     pytest.mark.engine,

@@ -4,6 +4,8 @@ Uses the `tokenizers` library alone: importing transformers costs 8 s of start-u
 and what it would do with a fast tokenizer's text is the same, but for one thing. A special token's
 text within a message (`</s>`, `<|im_end|>`) is text here and never the token: a row cannot end its
 own turn, or begin one of the model's.
+
+How a resolved job's conversations are written.
 """
 
 import json
@@ -16,7 +18,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from synthia_batch.core.types import Message
 from synthia_batch.errors import ModelUnavailable, SampleRefused
-from synthia_batch.prompts.formats import Answer, PromptFormat, Tools
+from synthia_batch.job.resolved import PromptSpec
+from synthia_batch.models.prompts.formats import (
+    Answer,
+    ChatFormat,
+    PlainChatFormat,
+    PromptFormat,
+    SynthiaCardFormat,
+    SynthiaFormat,
+    Tools,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Tokenizers
@@ -255,3 +266,20 @@ def _hide(special: re.Pattern[str], text: str, mark: str) -> str:
     while special.search(text):
         text = special.sub(lambda found: found[0][0] + mark + found[0][1:], text)
     return text
+
+
+def open_renderer(spec: PromptSpec) -> Renderer:
+    """Return what renders the job's conversations to token ids."""
+    tokenizer = ByteTokenizer() if spec.tokenizer is None else FastTokenizer(spec.tokenizer)
+    return Renderer(open_format(spec), tokenizer)
+
+
+def open_format(spec: PromptSpec) -> PromptFormat:
+    """Return the job's prompt format."""
+    if spec.format == "synthia":
+        return SynthiaFormat()
+    if spec.format == "synthia-card":
+        return SynthiaCardFormat()
+    if spec.template is None:
+        return PlainChatFormat()
+    return ChatFormat(spec.template, spec.special_tokens)
