@@ -81,8 +81,8 @@ def make_command(path: Path, output: Path, *more: str) -> list[str]:
 
 def time_planning(path: Path) -> float:
     """Return the seconds that one scan of the input takes, without the start of a process."""
-    from synthia_batch.source import open_source
-    from synthia_batch.source.base import Selection
+    from synthia_batch.inputs import open_source
+    from synthia_batch.inputs.base import Selection
 
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()

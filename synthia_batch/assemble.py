@@ -4,10 +4,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from synthia_batch.core.types import Failed, Finished, Outcome, Row, Sample, Shard
+from synthia_batch.inputs import Scan, Source
 from synthia_batch.job.plan import make_samples
 from synthia_batch.job.resolved import PlanSpec
 from synthia_batch.quality.flags import Flagging
-from synthia_batch.source import Scan, Source
 from synthia_batch.store.part import (
     DataRecord,
     FailedRecord,

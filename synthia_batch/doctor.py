@@ -24,7 +24,7 @@ from synthia_batch.core.hardware import (
 from synthia_batch.errors import SynthiaBatchError
 from synthia_batch.fit import Need, Room, judge_fit
 from synthia_batch.footprint import find_existing
-from synthia_batch.intake import take_in
+from synthia_batch.inputs import open_files, take_in
 from synthia_batch.job.loading.job_file import ADDRESS, STDIN
 from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import Preset
@@ -33,7 +33,6 @@ from synthia_batch.model_choice import add_preset, choose_device, preview_by_car
 from synthia_batch.models.weights import ModelWeight, weigh_model
 from synthia_batch.pool.address import check_form, probe_head
 from synthia_batch.resolve import find_directory, select_rows
-from synthia_batch.source import open_files
 
 State = Literal["ok", "unknown", "bad"]
 LOW_DISK_BYTES = 2 * 10**9

@@ -11,9 +11,8 @@ from statistics import median
 from typing import Any
 
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.intake import take_in
+from synthia_batch.inputs import Columns, Scan, Selection, Source, open_files, take_in
 from synthia_batch.job.loading.job_file import ADDRESS
-from synthia_batch.source import Columns, Scan, Selection, Source, open_files
 
 PEEKED_ROWS = 1000
 MOST_KEPT_CHARACTERS = 200

@@ -13,12 +13,11 @@ from typing import Any
 
 from synthia_batch.core.types import Failed, Row, Shard
 from synthia_batch.errors import IntegrityError, SynthiaBatchError
-from synthia_batch.intake import take_in
-from synthia_batch.intake.copies import is_copy
+from synthia_batch.inputs import Scan, open_files, take_in
+from synthia_batch.inputs.fetch.cache import is_copy
+from synthia_batch.inputs.records.row_ids import Occurrences
 from synthia_batch.job_file import read_job
 from synthia_batch.report.looking import LOOKS, RunLooker, open_looker
-from synthia_batch.source import Scan, open_files
-from synthia_batch.source.ids import Occurrences
 from synthia_batch.store.journal_reader import replay
 from synthia_batch.store.part import read_part
 from synthia_batch.store.recovery import Published, ShardState

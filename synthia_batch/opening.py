@@ -12,6 +12,8 @@ from typing import Any
 from synthia_batch.assemble import Assembler
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, RunLocked, UsageError
+from synthia_batch.inputs import Scan, Source, open_files
+from synthia_batch.inputs.records.row_ids import Occurrences
 from synthia_batch.job.identity import compare_identities
 from synthia_batch.job.plan import ROW_SYSTEM, plan_shards
 from synthia_batch.job.resolved import PlanSpec, ResolvedJob
@@ -22,8 +24,6 @@ from synthia_batch.remote.hold import hold_remote
 from synthia_batch.remote.mirror import Mirror
 from synthia_batch.reopening import FailureChoice, Reopener
 from synthia_batch.resolve import select_rows
-from synthia_batch.source import Scan, Source, open_files
-from synthia_batch.source.ids import Occurrences
 from synthia_batch.store.atomic import make_directory, publish_bytes
 from synthia_batch.store.attempt import Attempt, read_boot_id
 from synthia_batch.store.events import EventLog

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from synthia_batch.core.types import InputFile
 from synthia_batch.errors import SynthiaBatchError
-from synthia_batch.source import Scan, open_files
+from synthia_batch.inputs import Scan, open_files
 
 
 def open_places(files: Sequence[InputFile], scan: Scan, samples_per_row: int) -> Callable[[int], str]:

@@ -13,13 +13,13 @@ from synthia_batch.core.types import Outcome, Sample
 from synthia_batch.early import EarlySample, make_early
 from synthia_batch.engine.base import check_prompt_length
 from synthia_batch.errors import SampleRefused
+from synthia_batch.inputs import Scan, Source, open_files
 from synthia_batch.job.plan import limit_answer, make_samples
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, ShownPrompt
 from synthia_batch.opening import LockedRun
 from synthia_batch.picks import Picks, pick_rows
 from synthia_batch.resolve import open_renderer, select_rows
-from synthia_batch.source import Scan, Source, open_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import pytest
 
 from synthia_batch.core.types import Row
 from synthia_batch.errors import InputRefused
-from synthia_batch.source import Scan, Selection, open_source
+from synthia_batch.inputs import Scan, Selection, open_source
 
 
 def scan(path: Path, **selection: Any) -> Scan:

@@ -18,7 +18,7 @@ import pytest
 from conftest import Command, command_of, make_environment, read_bytes_of_data, write_jsonl
 from inside import call
 
-from synthia_batch.intake.copies import KEPT_DAYS, drop_unused, find_copies, keep_copy
+from synthia_batch.inputs.fetch.cache import KEPT_DAYS, drop_unused, find_copies, keep_copy
 
 ENGINE = ("--engine", "scripted", "--pool", "local", "-q", "--max-tokens", "4")
 ROWS = [{"id": f"row-{n}", "question": f"What is {n}?", "topic": "numbers"} for n in range(9)]
@@ -382,7 +382,7 @@ def test_a_copy_goes_when_it_was_not_used_for_a_month() -> None:
 def test_a_jsonl_job_still_loads_neither_arrow_nor_what_reads_addresses(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", ROWS)
     script = (
-        "import sys; from synthia_batch.intake import take_in\n"
+        "import sys; from synthia_batch.inputs import take_in\n"
         "take_in([sys.argv[1]], print)\n"
         "heavy = {'pyarrow', 'numpy', 'obstore', 'huggingface_hub', 'jinja2', 'fsspec'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"

@@ -18,8 +18,8 @@ from conftest import Command
 from s3 import BUCKET, S3, Fault, serve_s3
 from test_gs import Server, Stored
 
-from synthia_batch.intake.copies import find_copies
-from synthia_batch.intake.hub import select_rows
+from synthia_batch.inputs.fetch.cache import find_copies
+from synthia_batch.inputs.remote.hub import select_rows
 
 ENGINE = ("--engine", "scripted", "--pool", "local", "-q", "--max-tokens", "4")
 TEXT = "".join(json.dumps({"question": f"What is {n}?"}) + "\n" for n in range(2000)).encode()

@@ -12,9 +12,9 @@ from conftest import ROOT, Command, write_jsonl
 from inside import call
 
 from synthia_batch.core.types import Message
-from synthia_batch.source import Selection, open_source
-from synthia_batch.source.shapes.openai_batch import read_sampling
-from synthia_batch.source.shapes.template import PromptTemplate
+from synthia_batch.inputs import Selection, open_source
+from synthia_batch.inputs.records.openai_batch import read_sampling
+from synthia_batch.inputs.records.template import PromptTemplate
 
 EXAMPLE = ROOT / "tests" / "inputs" / "openai_batch.jsonl"
 """Line for line of the form of vLLM's examples/offline_inference/openai/openai_example_batch.jsonl."""

@@ -17,10 +17,10 @@ from reading import list_faults, read_all, scan
 from synthia_batch.core.digest import canonical_json
 from synthia_batch.core.types import KeptColumn, Message, Row
 from synthia_batch.errors import InputRefused, IntegrityError, UsageError
-from synthia_batch.source import Scan, Selection, Source, open_source
-from synthia_batch.source import ids as ids_module
-from synthia_batch.source.ids import Occurrences
-from synthia_batch.source.record import hash_content
+from synthia_batch.inputs import Scan, Selection, Source, open_source
+from synthia_batch.inputs.records import row_ids as ids_module
+from synthia_batch.inputs.records.record import hash_content
+from synthia_batch.inputs.records.row_ids import Occurrences
 
 Write = Callable[[list[dict[str, Any]]], Path]
 
@@ -210,7 +210,7 @@ def test_a_scan_survives_a_process(write: Write, tmp_path: Path) -> None:
 def test_ids_are_the_same_in_another_process(write: Write) -> None:
     path = write(MANY[:100])
     script = (
-        "import sys; from pathlib import Path; from synthia_batch.source import *\n"
+        "import sys; from pathlib import Path; from synthia_batch.inputs import *\n"
         "source = open_source(Path(sys.argv[1])); scan = source.scan(Selection(), Path(sys.argv[1]).parent)\n"
         "print(*[row.id for row in source.read_rows(scan, 0, scan.rows)])"
     )
@@ -334,7 +334,7 @@ def test_ten_faults_are_listed_and_more_are_mentioned(write: Write) -> None:
 def test_equal_hashes_of_different_ids_are_no_duplicates(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synthia_batch.source.record.hash_id", lambda row_id: b"same8byt")
+    monkeypatch.setattr("synthia_batch.inputs.records.record.hash_id", lambda row_id: b"same8byt")
     path = write([{"prompt": "a", "qid": number} for number in range(40)])
     assert [row.id for row in read_all(path, id_column="qid")] == [str(number) for number in range(40)]
     path = write([{"prompt": "a", "qid": number % 39} for number in range(40)])
@@ -402,7 +402,7 @@ def test_kept_columns_come_in_the_order_named(write: Write) -> None:
 def read_peak_memory(path: Path, rows: int) -> int:
     """Scan and read the `rows` of `path` in a process of its own; return the most memory it had, in MiB."""
     script = (
-        "import sys; from pathlib import Path; from synthia_batch.source import *\n"
+        "import sys; from pathlib import Path; from synthia_batch.inputs import *\n"
         "source = open_source(Path(sys.argv[1])); scan = source.scan(Selection(), Path(sys.argv[1]).parent)\n"
         "print(sum(1 for row in source.read_rows(scan, 0, scan.rows)))\n"
         "status = Path('/proc/self/status').read_text()\n"

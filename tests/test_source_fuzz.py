@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from synthia_batch.errors import IntegrityError, UsageError
-from synthia_batch.source import Selection, open_source
+from synthia_batch.inputs import Selection, open_source
 
 ROWS = [
     {

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synthia_batch.errors import IntegrityError, StorageFailed
-from synthia_batch.source.ids import HashIndex, Occurrences
+from synthia_batch.inputs.records.row_ids import HashIndex, Occurrences
 
 
 def count_occurrences(hashes: list[int]) -> list[int]:

@@ -9,9 +9,9 @@ from reading import list_faults, read_all, scan
 
 from synthia_batch.core.types import KeptColumn
 from synthia_batch.errors import InputRefused, IntegrityError, UsageError
-from synthia_batch.source import Selection
-from synthia_batch.source import jsonl as jsonl_module
-from synthia_batch.source.jsonl import JsonlSource
+from synthia_batch.inputs import Selection
+from synthia_batch.inputs.readers import jsonl as jsonl_module
+from synthia_batch.inputs.readers.jsonl import JsonlSource
 
 GOOD = b'{"prompt": "a"}\n'
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from synthia_batch.core.types import Message
-from synthia_batch.source.faults import RowFault
-from synthia_batch.source.messages import parse_messages
+from synthia_batch.inputs.records.faults import RowFault
+from synthia_batch.inputs.records.messages import parse_messages
 
 USER = {"role": "user", "content": "Why?"}
 ASSISTANT = {"role": "assistant", "content": "Because."}

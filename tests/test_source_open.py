@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.source import Selection, open_source
+from synthia_batch.inputs import Selection, open_source
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.ndjson", "ROWS.JSONL"])
@@ -74,7 +74,7 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
 def test_a_jsonl_job_does_not_load_pyarrow(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
     script = (
-        "import sys; from pathlib import Path; from synthia_batch.source import *\n"
+        "import sys; from pathlib import Path; from synthia_batch.inputs import *\n"
         "assert 'numpy' not in sys.modules and 'pyarrow' not in sys.modules\n"
         "path = Path(sys.argv[1]); open_source(path).scan(Selection(), path.parent)\n"
         "assert 'pyarrow' not in sys.modules\n"

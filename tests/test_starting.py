@@ -20,11 +20,11 @@ from synthia_batch.dispatch import Dispatcher
 from synthia_batch.drive import Driver
 from synthia_batch.engine.base import EngineFacts
 from synthia_batch.errors import PoolFailed, UsageError
+from synthia_batch.inputs.base import PROGRESS_ROWS
+from synthia_batch.inputs.readers.jsonl import JsonlSource
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.pool.base import PoolEvent, SamplesEnded, Staffing, WorkerAdded, WorkerLost, WorkerReady
 from synthia_batch.pool.local_pool import LocalPool
-from synthia_batch.source.base import PROGRESS_ROWS
-from synthia_batch.source.jsonl import JsonlSource
 from synthia_batch.starting import GRACE_SECONDS, PoolStarter, StartedPool
 from synthia_batch.worker import Worker
 

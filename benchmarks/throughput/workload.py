@@ -10,12 +10,12 @@ from typing import Any
 
 from benchmarks.throughput.process import make_empty
 from synthia_batch.core.types import Message
+from synthia_batch.inputs import open_source
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.plan import make_samples
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.models.demo import prepare_demo_model
 from synthia_batch.resolve import open_renderer, resolve_job, select_rows
-from synthia_batch.source import open_source
 
 SYSTEM = "You are a helpful assistant. Answer in one or two sentences."
 SEED = 20261121

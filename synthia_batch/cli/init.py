@@ -22,7 +22,7 @@ def init(
     """Write a job file, with comments, from an input's columns. It runs as it stands."""
     from synthia_batch.draft import draft_job, write_draft
     from synthia_batch.errors import UsageError
-    from synthia_batch.intake.found import split_name
+    from synthia_batch.inputs.fetch.file_types import split_name
 
     file = output or Path(
         f"{split_name(source[0].rstrip('/').rpartition('/')[2]).stem.strip('*') or 'job'}.yaml"

@@ -9,7 +9,7 @@ from pathlib import Path
 from synthia_batch.core.digest import DigestCache, open_digest_cache
 from synthia_batch.engine import openai_settings
 from synthia_batch.errors import UsageError
-from synthia_batch.intake import TakenInput, digest_files, take_in
+from synthia_batch.inputs import Columns, Selection, TakenInput, digest_files, open_files, take_in
 from synthia_batch.job.identity import IdentityParts, InputIdentity, fingerprint, identify
 from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
 from synthia_batch.job.loading.secrets import reveal
@@ -33,7 +33,6 @@ from synthia_batch.models.prompts.tokenizer import open_format
 from synthia_batch.quality.flags import identify_flags
 from synthia_batch.resolve.asked import check_tools
 from synthia_batch.resolve.engine_spec import find_numerics, specify_engine
-from synthia_batch.source import Columns, Selection, open_files
 from synthia_batch.tuned import read_tuned
 
 SYSTEM_COLUMN = "column"

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from synthia_batch.errors import IntegrityError
-from synthia_batch.source.ids import Occurrences
+from synthia_batch.inputs.records.row_ids import Occurrences
 from synthia_batch.store.atomic import temporary_path
 from synthia_batch.store.frames import scan_frames
 from synthia_batch.store.intents import Intent, read_intents

@@ -32,8 +32,8 @@ IMPORTS = (
     "synthia_batch.probe",
     "synthia_batch.retry",
     "synthia_batch.run",
-    "synthia_batch.source.jsonl",
-    "synthia_batch.source.parquet",
+    "synthia_batch.inputs.readers.jsonl",
+    "synthia_batch.inputs.readers.parquet",
     "syscalls",
 )
 

@@ -1,0 +1,73 @@
+"""Rows that are piped in: kept whole in the user's cache, so that the run can be resumed."""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from blake3 import blake3
+
+from synthia_batch.errors import InputRefused, UsageError
+from synthia_batch.inputs.fetch.cache import find_copies, keep_copy, report_disk
+from synthia_batch.inputs.fetch.decompress import CHUNK_BYTES
+from synthia_batch.inputs.fetch.file_types import Found
+from synthia_batch.inputs.fetch.normalize import Say, look_at
+
+STDIN = "-"
+"""What a job names as its input where it is piped in."""
+STDIN_NAME = "stdin"
+_SUFFIXES = {"gzip": ".gz", "zstd": ".zst"}
+
+
+def keep_stdin(say: Say) -> Path:
+    """Return the copy of all that stdin gives; the same bytes have the same copy.
+
+    Raises:
+        UsageError: stdin is a terminal.
+        InputRefused: It is empty.
+        StorageFailed: The copy cannot be written.
+    """
+    source = sys.stdin.buffer if sys.stdin is not None else None
+    if source is None or source.isatty():
+        raise UsageError("-: nothing is piped in; write `... | synthia-batch run -`, or name a file")
+    with report_disk():
+        find_copies().mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=".stdin-", dir=find_copies())
+    piped = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as target, report_disk():
+            digest = _copy(source, target)
+        if not piped.stat().st_size:
+            raise InputRefused([f"{STDIN_NAME}: nothing came; it is empty"])
+        making = look_at(Found(path=piped, shown=STDIN_NAME, guesses=True))
+        # Plain rows are read from the copy as it is, so it has to be called what it is.
+        kept_name = f"stdin.{making.kind}{_SUFFIXES.get(making.packing or '', '')}"
+        directory = keep_copy(f"stdin-{digest[:32]}", lambda target: _move(piped, target, kept_name))
+    finally:
+        piped.unlink(missing_ok=True)
+    path = directory / kept_name
+    say(f"stdin: {path.stat().st_size:,} bytes, kept as {path} to resume and retry from")
+    return path
+
+
+def refuse_lost(path: Path) -> UsageError:
+    """Return the refusal of a job whose copy of stdin is gone."""
+    return UsageError(
+        f"{path}: the copy of what was piped in is gone; pipe the same bytes in again, with the run's "
+        "directory: `... | synthia-batch run - -o DIR`"
+    )
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> str:
+    hasher = blake3()
+    while content := source.read(CHUNK_BYTES):
+        hasher.update(content)
+        target.write(content)
+    return hasher.hexdigest()
+
+
+def _move(piped: Path, target: Path, name: str) -> None:
+    target.mkdir()
+    shutil.move(piped, target / name)

@@ -1,0 +1,1 @@
+"""Reads JSONL and Parquet: one scan that checks every row, then any range of rows."""

@@ -1,0 +1,60 @@
+"""The types of kept columns in JSONL: settled by all the values that a column has."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from synthia_batch.core.types import KeptColumn
+from synthia_batch.inputs.records.faults import RowFault
+
+_KINDS = {str: "string", bool: "bool", int: "int64", float: "double", dict: "json", list: "json"}
+_WIDE = "wide"
+"""An integer that a double cannot hold exactly."""
+
+
+class KindTracker:
+    """Notes the kinds of values of the kept columns, row by row."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._kinds: dict[str, set[str]] = {name: set() for name in names}
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Note the values of one row; one that is missing counts as null.
+
+        Raises:
+            RowFault: An integer has more than 64 bits.
+        """
+        for name, kinds in self._kinds.items():
+            value = record.get(name)
+            if value is None:
+                continue
+            kinds.add(_KINDS[type(value)])
+            if type(value) is int and not -(2**53) <= value <= 2**53:
+                if not -(2**63) <= value < 2**63:
+                    raise RowFault(f"column {name!r} holds an integer of over 64 bits; make it a string")
+                kinds.add(_WIDE)
+
+    def has_values(self, name: str) -> bool:
+        """Say whether the column had any value that was not null."""
+        return bool(self._kinds.get(name))
+
+    def resolve(self) -> tuple[KeptColumn, ...]:
+        """Return the kept columns: of the one type of their values, else double or json."""
+        return tuple(KeptColumn(name=name, type=_resolve(kinds)) for name, kinds in self._kinds.items())
+
+
+def convert_kept(record: Mapping[str, Any], kept: Sequence[KeptColumn]) -> dict[str, Any]:
+    """Return the kept values of a row; integers of a double column become floats."""
+    values = {}
+    for column in kept:
+        value = record.get(column.name)
+        values[column.name] = float(value) if column.type == "double" and value is not None else value
+    return values
+
+
+def _resolve(kinds: set[str]) -> str:
+    if kinds == {"int64", "double"}:
+        return "double"
+    kinds = kinds - {_WIDE}
+    if not kinds:
+        return "string"  # Nulls only.
+    return kinds.pop() if len(kinds) == 1 else "json"

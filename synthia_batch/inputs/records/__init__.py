@@ -1,0 +1,1 @@
+"""From one record of a file to a checked row."""

@@ -1,0 +1,196 @@
+"""Which column gives what: named by the job, or detected."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from synthia_batch.errors import UsageError
+from synthia_batch.inputs.base import Columns, Selection
+from synthia_batch.inputs.records.shapes import SHAPES, Shape, find_shape
+
+MESSAGES_COLUMN = "messages"
+TURNS_COLUMN = "turns"
+PROMPT_COLUMNS = ("prompt", "question", "instruction", "input", "text")
+OUTPUT_COLUMNS = (
+    "id",
+    "row_index",
+    "sample_index",
+    "system",
+    "messages",
+    "response",
+    "reasoning",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "seed",
+    "model",
+)
+MAX_NAMES_SHOWN = 30
+
+
+def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str) -> Columns:
+    """Return the columns to read, given the names of those that the input has.
+
+    Where no prompt, messages or turns column is named, it is `messages` if there is such a column,
+    else `turns`, else those of a shape that is known by its columns, else the first there is of prompt,
+    question, instruction, input, text. Whether the other columns exist is left to
+    `require_columns`: a JSONL row need not have them.
+
+    Raises:
+        UsageError: Several are named, a named one is missing, none can be detected, or a kept
+            column has the name of one that every output has.
+    """
+    prompt, messages, turns = selection.prompt_column, selection.messages_column, selection.turns_column
+    _refuse_several({"prompt": prompt, "messages": messages, "turns": turns}, path)
+    if selection.template is not None:
+        return _resolve_template(selection, selection.template, path)
+    is_named = prompt is not None or messages is not None or turns is not None
+    shape = _choose_shape(selection, names, is_named=is_named)
+    if shape is not None:
+        return _resolve_shape(selection, shape, names, path)
+    if not is_named:
+        if MESSAGES_COLUMN in names:
+            messages = MESSAGES_COLUMN
+        elif TURNS_COLUMN in names:
+            turns = TURNS_COLUMN
+        else:
+            prompt = _detect_prompt(names, path)
+    columns = Columns(
+        prompt=prompt,
+        messages=messages,
+        turns=turns,
+        system=selection.system_column,
+        id=selection.id_column,
+        keep=_resolve_keep(selection, path),
+        sampling=selection.sampling_column,
+        tools=selection.tools_column,
+    )
+    require_columns([*columns.texts, *([columns.id] if columns.id is not None else [])], names, path)
+    return columns
+
+
+def _choose_shape(selection: Selection, names: Sequence[str], *, is_named: bool) -> Shape | None:
+    """Return the shape that the job names, or that the columns are known by."""
+    if selection.format in SHAPES:
+        return SHAPES[selection.format]
+    if selection.format != "auto" or is_named or MESSAGES_COLUMN in names or TURNS_COLUMN in names:
+        return None
+    shape = find_shape(names)
+    # What has a prompt of its own is prompts, as it was before there were shapes.
+    first = next((name for name in PROMPT_COLUMNS if name in names), None)
+    return shape if shape is not None and first in (None, shape.text) else None
+
+
+def _resolve_shape(selection: Selection, shape: Shape, names: Sequence[str], path: Path | str) -> Columns:
+    said = {
+        "prompt": selection.prompt_column,
+        "messages": selection.messages_column,
+        "turns": selection.turns_column,
+    }
+    kind, text = next(
+        ((kind, name) for kind, name in said.items() if name is not None), (shape.kind, shape.text)
+    )
+    if kind != shape.kind and kind not in shape.other_kinds:
+        raise UsageError(
+            f"{path}: records of the format {shape.name} have no {kind} column; leave --{kind}-column out, "
+            "or say --input-format plain"
+        )
+    identifier = selection.id_column or shape.id
+    columns = Columns(
+        prompt=text if kind == "prompt" else None,
+        messages=text if kind == "messages" else None,
+        turns=text if kind == "turns" else None,
+        system=selection.system_column,
+        id=identifier,
+        keep=_resolve_keep(selection, path),
+        sampling=_choose_sampling(selection, shape, path),
+        tools=selection.tools_column,
+        shape=shape.name,
+        reads=(text, *(name for name in shape.beside if name in names)) if shape.beside else (),
+    )
+    require_columns([text, *([identifier] if identifier is not None else [])], names, path)
+    return columns
+
+
+def _choose_sampling(selection: Selection, shape: Shape, path: Path | str) -> str | None:
+    """Return the column of what a row says of its sampling: a request says it beside its messages."""
+    if shape.name != "openai-batch":
+        return selection.sampling_column
+    if selection.sampling_column is not None:
+        raise UsageError(f"{path}: the requests' bodies say their sampling; leave --sampling-column out")
+    return selection.messages_column or shape.text
+
+
+def _resolve_template(selection: Selection, template: str, path: Path | str) -> Columns:
+    """Return the columns of prompts that a template writes. Whether those it reads exist, each row says."""
+    # Jinja takes 50 ms to load; few jobs have a template.
+    from synthia_batch.inputs.records.template import PromptTemplate
+
+    named = selection.prompt_column or selection.messages_column or selection.turns_column
+    if named is not None or selection.format in SHAPES:
+        what = f"the column {named!r}" if named is not None else f"--input-format {selection.format}"
+        raise UsageError(f"{path}: --prompt-template writes the prompts; leave {what} out")
+    return Columns(
+        prompt=None,
+        messages=None,
+        system=selection.system_column,
+        id=selection.id_column,
+        keep=_resolve_keep(selection, path),
+        sampling=selection.sampling_column,
+        tools=selection.tools_column,
+        reads=PromptTemplate(template).columns,
+        template=template,
+    )
+
+
+def require_columns(wanted: Iterable[str], names: Sequence[str], path: Path | str) -> None:
+    """Make sure that every `wanted` column is among `names`.
+
+    Raises:
+        UsageError: One is not; the columns that exist are named, and the nearest suggested.
+    """
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"{path}: there is no column {name!r}{hint} {_show_names(names)}")
+
+
+def _refuse_several(columns: Mapping[str, str | None], path: Path | str) -> None:
+    named = [f"a {kind} column ({name!r})" for kind, name in columns.items() if name is not None]
+    if len(named) > 1:
+        raise UsageError(f"{path}: {' and '.join(named)} are named; name the one that holds the conversation")
+
+
+def _detect_prompt(names: Sequence[str], path: Path | str) -> str:
+    for name in PROMPT_COLUMNS:
+        if name in names:
+            return name
+    raise UsageError(
+        f"{path}: none of the columns {MESSAGES_COLUMN}, {TURNS_COLUMN}, {', '.join(PROMPT_COLUMNS)} is "
+        f"there; name one with --prompt-column, --messages-column or --turns-column. {_show_names(names)}"
+    )
+
+
+def _resolve_keep(selection: Selection, path: Path | str) -> tuple[str, ...]:
+    """Return the columns to keep, once each.
+
+    The id column under the name `id` is in every output already, as text: keeping it is no more
+    than that. Any other name of an output column would hide one of the two.
+    """
+    keep = dict.fromkeys(selection.keep_columns)
+    if selection.id_column == "id":
+        keep.pop("id", None)
+    for name in keep:
+        if name in OUTPUT_COLUMNS:
+            raise UsageError(
+                f"{path}: column {name!r} cannot be kept, the output has one of that name; "
+                "rename it in the input, or leave it out of --keep-columns"
+            )
+    return tuple(keep)
+
+
+def _show_names(names: Sequence[str]) -> str:
+    shown = ", ".join(ascii(name) if not name.isprintable() else name for name in names[:MAX_NAMES_SHOWN])
+    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+    return f"(there are: {shown or 'none'}{more})"

@@ -1,0 +1,93 @@
+"""Definitions of tools in OpenAI's shape: what is accepted, the same for every format.
+
+What a row says of its own sampling: what is accepted, the same for every format.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from synthia_batch.core.types import RowSampling
+from synthia_batch.inputs.records.faults import RowFault
+from synthia_batch.inputs.records.messages import describe
+from synthia_batch.inputs.records.strict_json import is_blank, parse_json_text
+from synthia_batch.job.sampling import RowKeys, explain_row_fault
+from synthia_batch.job.structured_check import check_structure
+
+
+def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """Return the definitions in `value`: a list of them, or its JSON text. Blank, null and [] are none.
+
+    Each is an object with `type` `function` and a `function` that has a name, and may have a description
+    and parameters: a JSON Schema. What else there is in it goes to the chat template as it stands.
+
+    Raises:
+        RowFault: It is anything else.
+    """
+    if isinstance(value, str):
+        value = None if is_blank(value) else parse_json_text(value, "tools")
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise RowFault(f"tools must be a list of definitions, not {describe(value)}")
+    tools = tuple(_check_tool(tool, number) for number, tool in enumerate(value, start=1))
+    names = [tool["function"]["name"] for tool in tools]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RowFault(f"the tool {twice!r} is there twice")
+    return tools
+
+
+def _check_tool(tool: Any, number: int) -> Mapping[str, Any]:
+    if not isinstance(tool, dict):
+        raise RowFault(f"tool {number} must be an object with type and function, not {describe(tool)}")
+    if tool.get("type") != "function":
+        raise RowFault(f"tool {number} has the type {tool.get('type')!r}; it must be 'function'")
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        raise RowFault(f"tool {number} has no function, an object with its name; it is {describe(function)}")
+    name = function.get("name")
+    if not isinstance(name, str) or not name or name.isspace():
+        raise RowFault(f"the function of tool {number} has no name")
+    for key, kind, word in (
+        ("description", str, "a string"),
+        ("parameters", dict, "a JSON Schema, an object"),
+    ):
+        if function.get(key) is not None and not isinstance(function[key], kind):
+            raise RowFault(f"tool {name!r}: {key} must be {word}, not {describe(function[key])}")
+    return tool
+
+
+NOTHING = RowSampling()
+"""What a row says that leaves all to the job."""
+
+
+def parse_sampling(value: Any) -> RowSampling:
+    """Return what `value` says: an object, its JSON text, or the pairs of a map. Blank and null say nothing.
+
+    A key whose value is null is the job's, too: a Parquet struct has all its keys in every row.
+
+    Raises:
+        RowFault: It is anything else, has an unknown key, or a value that does not fit.
+    """
+    if isinstance(value, str):
+        value = None if is_blank(value) else parse_json_text(value, "sampling", subject="")
+    if isinstance(value, list) and all(isinstance(pair, tuple) for pair in value):
+        value = dict(value)  # As pyarrow gives a map.
+    if value is None:
+        return NOTHING
+    if not isinstance(value, dict):
+        raise RowFault(f'must be an object such as {{"temperature": 0}}, not {describe(value)}')
+    said = {key: entry for key, entry in value.items() if entry is not None}
+    if not said:
+        return NOTHING
+    try:
+        sampling = RowKeys.model_validate(said).to_row()
+        if sampling.structure is not None:
+            check_structure(sampling.structure)
+    except ValidationError as exc:
+        raise RowFault(explain_row_fault(exc)) from exc
+    except ValueError as exc:
+        raise RowFault(f"structured: {exc}") from exc
+    return sampling

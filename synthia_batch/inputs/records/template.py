@@ -1,0 +1,135 @@
+"""Prompts that a Jinja template writes, of any columns of a row, in a sandbox without chance or time."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from types import TracebackType
+from typing import Any
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from synthia_batch.core.types import Message
+from synthia_batch.errors import UsageError
+from synthia_batch.inputs.records.faults import RowFault
+
+ROW = "row"
+"""The name under which a template finds columns whose names are no words: `row["the name"]`."""
+_CHANCE_FILTERS = ("random",)
+_CHANCE_GLOBALS = ("lipsum",)
+_NAME = "<prompt template>"
+
+
+class PromptTemplate:
+    """A template, compiled. `columns` are the names of those that it reads, sorted."""
+
+    def __init__(self, text: str) -> None:
+        """Compile `text`.
+
+        Raises:
+            UsageError: It is no valid template, or uses `row` otherwise than as `row["NAME"]`.
+        """
+        environment = _make_environment()
+        try:
+            tree = environment.parse(text)
+            # Under a name of our own, frames of the template can be told in a traceback.
+            code = environment.compile(text, filename=_NAME)
+        except jinja2.TemplateSyntaxError as exc:
+            raise UsageError(
+                f"--prompt-template, line {exc.lineno}: {exc.message}; mend the template"
+            ) from exc
+        self.columns = tuple(sorted(_list_columns(tree)))
+        if not self.columns:
+            raise UsageError(
+                "--prompt-template: it names no column, so all prompts would be the same; "
+                "write {{ COLUMN }} where the text of a row belongs"
+            )
+        self._template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
+
+    def write(self, record: Mapping[str, Any]) -> tuple[Message, ...]:
+        """Return the one question that the template writes of `record`.
+
+        Raises:
+            RowFault: The template fails on it, or writes nothing. Says the template's line.
+        """
+        values = {name: record[name] for name in self.columns if name in record}
+        try:
+            text = self._template.render(values, **{ROW: values})
+        except jinja2.UndefinedError as exc:
+            raise RowFault(f"{_place(exc.__traceback__)}: {exc}{_suggest(exc, record)}") from exc
+        except Exception as exc:  # A template is a program: it divides by zero as any other.
+            what = "it recurses without end" if isinstance(exc, RecursionError) else str(exc)
+            raise RowFault(f"{_place(exc.__traceback__)}: {what}") from exc
+        if not text or text.isspace():
+            raise RowFault("the prompt template writes a blank prompt")
+        return (Message("user", text),)
+
+
+@lru_cache(maxsize=8)
+def compile_template(text: str) -> PromptTemplate:
+    """Return the template of `text`. Raises UsageError."""
+    return PromptTemplate(text)
+
+
+def _make_environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_refuse_no_text
+    )
+    # The same row must give the same prompt in every process.
+    for name in _CHANCE_FILTERS:
+        del environment.filters[name]
+    for name in _CHANCE_GLOBALS:
+        del environment.globals[name]
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _list_columns(tree: nodes.Template) -> set[str]:
+    names = set(meta.find_undeclared_variables(tree))
+    if ROW not in names:
+        return names
+    looked_up = {
+        id(item.node): item.arg.value
+        for item in tree.find_all(nodes.Getitem)
+        if isinstance(item.node, nodes.Name) and item.node.name == ROW
+        and isinstance(item.arg, nodes.Const) and isinstance(item.arg.value, str)
+    }  # fmt: skip
+    for name in tree.find_all(nodes.Name):
+        if name.name == ROW and id(name) not in looked_up:
+            raise UsageError(
+                f'--prompt-template, line {name.lineno}: `row` is there for row["COLUMN NAME"] alone; '
+                "name the column"
+            )
+    return (names - {ROW}) | set(looked_up.values())
+
+
+def _refuse_no_text(value: Any) -> Any:
+    """Return `value` if it may be written out: neither null nor a function."""
+    if value is None:
+        raise jinja2.TemplateRuntimeError(
+            "a null would be written as None; say {{ NAME or '' }}, or ask {% if %}"
+        )
+    if callable(value) and not isinstance(value, jinja2.Undefined):
+        raise jinja2.TemplateRuntimeError("a function would be written out; call it with ()")
+    return value
+
+
+def _place(trace: TracebackType | None) -> str:
+    line = None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == _NAME:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"line {line} of the prompt template" if line is not None else "the prompt template"
+
+
+def _suggest(exc: jinja2.UndefinedError, record: Mapping[str, Any]) -> str:
+    missing = str(exc).split("'")[1:2]
+    near = difflib.get_close_matches(missing[0], list(record), n=1) if missing else []
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

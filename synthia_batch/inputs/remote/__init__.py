@@ -1,0 +1,1 @@
+"""Inputs that come over a network: web servers, buckets, the Hugging Face Hub."""

@@ -1,0 +1,180 @@
+"""Names on another machine against a pattern: `*` and `?` within a part, `**` over parts, `[...]`.
+
+Inputs on other machines: fetched whole into the user's cache, by address and version.
+
+A download that breaks is taken up where it broke, five times; one that was not whole never becomes a copy.
+"""
+
+import glob
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from synthia_batch.core.digest import digest_json
+from synthia_batch.errors import InputRefused, UsageError
+from synthia_batch.inputs.fetch.cache import find_copy, keep_copy, report_disk
+from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, Found, split_name
+from synthia_batch.inputs.fetch.normalize import VERSION, Say
+
+
+def match_names(names: Sequence[str], pattern: str) -> list[str]:
+    """Return the names that fit, sorted; none where `pattern` is none."""
+    if not glob.has_magic(pattern):
+        return []
+    from fsspec.utils import glob_translate
+
+    fits = re.compile(glob_translate(pattern))
+    return sorted(name for name in names if fits.match(name))
+
+
+RETRIES = 5
+FIRST_PAUSE_SECONDS = 0.5
+"""Doubled with each further try in a row: some 15 s in all."""
+_T = TypeVar("_T")
+SCHEMES = ("s3", "gs", "https", "http")
+
+
+class Broken(Exception):
+    """A request that may be made again. `pause_seconds` is how long the server asks to wait."""
+
+    def __init__(self, message: str, pause_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.pause_seconds = pause_seconds
+
+
+class Changed(Exception):
+    """What is there is not what was begun with: it has to be fetched from its start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteFile:
+    """A file on another machine. `url` is shown: it has no secrets. `size` in bytes and `version` as far
+    as the server tells them.
+    """
+
+    url: str
+    key: str
+    size: int | None
+    version: str | None
+
+
+class RemoteStore(Protocol):
+    """Where files are, on one server or in one bucket."""
+
+    def look(self, key: str) -> RemoteFile | None:
+        """Return the file of that key, None where there is none. Raises Broken, UsageError."""
+
+    def list_keys(self, prefix: str) -> list[str]:
+        """Return the keys of all files below `prefix`. Raises Broken, UsageError."""
+
+    def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
+        """Yield the bytes of `file` from `start` on. Raises Broken, Changed, UsageError."""
+
+
+def fetch_remote(said: str, say: Say, *, makes: bool = True) -> list[Found]:
+    """Return the files of rows that an address names, fetched where that was not done before.
+
+    Raises:
+        UsageError: They are not to be had, or none are there, or what reads them is not installed.
+        StorageFailed: The copy cannot be written.
+    """
+    scheme, _, rest = said.partition("://")
+    if scheme not in SCHEMES:
+        raise UsageError(
+            f"{said}: addresses begin with {', '.join(SCHEMES)} or hf; fetch it, and name the file"
+        )
+    if not makes:
+        raise UsageError(f"{said}: is not looked up again")
+    store, path = _open_store(scheme, rest, said)
+    files = _find(store, path, said)
+    return [_fetch(store, file, say) for file in files]
+
+
+def _open_store(scheme: str, rest: str, said: str) -> tuple[RemoteStore, str]:
+    if scheme in ("http", "https"):
+        from synthia_batch.inputs.remote.http import WebStore
+
+        return WebStore(), said
+    from synthia_batch.inputs.remote.bucket import open_bucket
+
+    bucket, _, path = rest.partition("/")
+    return open_bucket(scheme, bucket, said), path
+
+
+def _find(store: RemoteStore, path: str, said: str) -> list[RemoteFile]:
+    found = _try(lambda: store.look(path), said) if not path.endswith("/") else None
+    if found is not None:
+        return [found]
+    magic = re.search(r"[*?[]", path)
+    folder = path[: magic.start()].rpartition("/")[0] if magic else path.rstrip("/")
+    keys = _try(lambda: store.list_keys(folder), said)
+    wanted = match_names(keys, path) or sorted(key for key in keys if _is_rows(key, folder))
+    if not wanted:
+        raise UsageError(f"{said}: there is no such file, and none of rows below it; check the address")
+    files = [_try(lambda key=key: store.look(key), said) for key in wanted]  # type: ignore[misc]
+    return [file for file in files if file is not None]
+
+
+def _is_rows(key: str, folder: str) -> bool:
+    parts = key.removeprefix(folder).lstrip("/").split("/")
+    return not any(part.startswith(".") for part in parts) and split_name(parts[-1]).kind in IN_DIRECTORIES
+
+
+def _fetch(store: RemoteStore, file: RemoteFile, say: Say) -> Found:
+    # Without a version nobody knows whether it is the same: then it is fetched anew each time.
+    version = file.version or f"fetched {time.time_ns()}"
+    key = digest_json([VERSION, "remote", file.url, file.size, version])[:32]
+    name = file.url.rpartition("/")[2] or "rows"
+    directory = find_copy(key)
+    if directory is None:
+        directory = keep_copy(key, lambda target: _download(store, file, target, name))
+        say(f"{file.url}: fetched, {(directory / name).stat().st_size:,} bytes, to {directory}")
+    return Found(path=directory / name, shown=file.url)
+
+
+def _download(store: RemoteStore, file: RemoteFile, target: Path, name: str) -> None:
+    """Write all of `file` to `target`, a new directory, going on where it breaks."""
+    target.mkdir()
+    done = failures = 0
+    with (target / name).open("wb") as copy:
+        while True:
+            try:
+                for content in store.read(file, done):
+                    with report_disk():
+                        copy.write(content)
+                    done, failures = done + len(content), 0
+                if file.size is None or done == file.size:
+                    break
+                raise Broken(f"{done:,} of {file.size:,} bytes came")
+            except Changed as exc:
+                failures, done = failures + 1, 0
+                copy.seek(0)
+                copy.truncate()
+                _pause(Broken(str(exc)), failures, file.url)
+            except Broken as exc:
+                failures += 1
+                _pause(exc, failures, file.url)
+    if not done:
+        raise InputRefused([f"{file.url}: the file is empty"])
+
+
+def _try(ask: Callable[[], _T], said: str) -> _T:
+    failures = 0
+    while True:
+        try:
+            return ask()
+        except Broken as exc:
+            failures += 1
+            _pause(exc, failures, said)
+
+
+def _pause(exc: Broken, failures: int, shown: str) -> None:
+    """Wait before the next try, or refuse where there were enough."""
+    if failures > RETRIES:
+        raise UsageError(
+            f"{shown}: cannot be fetched, tried {failures} times: {exc}; run the same command again later"
+        ) from exc
+    time.sleep(min(max(exc.pause_seconds, FIRST_PAUSE_SECONDS * 2 ** (failures - 1)), 60.0))

@@ -1,0 +1,85 @@
+"""Files on web servers, read in ranges where the server has them."""
+
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from synthia_batch.errors import UsageError
+from synthia_batch.inputs.remote.fetch import Broken, Changed, RemoteFile
+
+TIMEOUT_SECONDS = 60
+CHUNK_BYTES = 1024 * 1024
+_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+
+
+class WebStore:
+    """Whatever http(s) addresses name; there is no list of what is there."""
+
+    def look(self, key: str) -> RemoteFile:
+        """Return the file at the address `key`, by its first byte: not all servers answer HEAD."""
+        if "*" in urlsplit(key).path:
+            raise UsageError(f"{_shorten(key)}: a web server has no list to fit a pattern to; name each file")
+        with _open(key, {"Range": "bytes=0-0"}) as answer:
+            headers = answer.headers
+            total = headers.get("Content-Range", "").rpartition("/")[2]
+            size = total if answer.status == http.client.PARTIAL_CONTENT else headers.get("Content-Length")
+        return RemoteFile(
+            url=_shorten(key),
+            key=key,
+            size=int(size) if size and size.isdigit() else None,
+            version=_read_version(headers),
+        )
+
+    def list_keys(self, prefix: str) -> list[str]:
+        """Return nothing: a web server has no list."""
+        return []
+
+    def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
+        """Yield the bytes of `file` from `start` on."""
+        with _open(file.key, {"Range": f"bytes={start}-"} if start else {}) as answer:
+            if _read_version(answer.headers) != file.version:
+                raise Changed("the file changed while it was fetched")
+            if start and answer.status != http.client.PARTIAL_CONTENT:
+                raise Changed("the connection broke, and the server cannot go on in the middle of a file")
+            try:
+                while content := answer.read(CHUNK_BYTES):
+                    yield content
+            except (http.client.HTTPException, OSError) as exc:
+                raise Broken(str(exc) or repr(exc)) from exc
+
+
+def _open(url: str, headers: Mapping[str, str]) -> Any:
+    """Return the answer. Raises Broken where it may be asked for again, else UsageError."""
+    request = urllib.request.Request(
+        url, headers={"Accept-Encoding": "identity", "User-Agent": "synthia-batch", **headers}
+    )
+    try:
+        return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as exc:
+        with exc:
+            if exc.code in _AGAIN:
+                asked = exc.headers.get("Retry-After", "")
+                raise Broken(
+                    f"the server answers {exc.code}", float(asked) if asked.isdigit() else 0.0
+                ) from exc
+            raise UsageError(
+                f"{_shorten(url)}: the server answers {exc.code} {exc.reason}; check the address, "
+                "and whether it is open to you"
+            ) from exc
+    except (http.client.InvalidURL, ValueError) as exc:
+        raise UsageError(f"{_shorten(url)}: is no address: {exc}") from exc
+    except (http.client.HTTPException, OSError) as exc:
+        raise Broken(str(getattr(exc, "reason", None) or exc) or repr(exc)) from exc
+
+
+def _read_version(headers: Mapping[str, str]) -> str | None:
+    return headers.get("ETag") or headers.get("Last-Modified")
+
+
+def _shorten(url: str) -> str:
+    """Return the address without what may be secret: user, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
