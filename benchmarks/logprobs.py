@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks.throughput.machine import describe_machine
-from synthia_batch.store.part_logprobs import decode_logprobs
+from synthia_batch.storage.parts.logprobs import decode_logprobs
 
 BATCHES = (16, 1, 3, 64)
 """The first is the reference."""

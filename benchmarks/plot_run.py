@@ -11,8 +11,8 @@ from pathlib import Path
 
 from synthia_batch.report.history import History, read_history
 from synthia_batch.report.plots import draw_history
-from synthia_batch.store.events import read_events
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.events import read_events
+from synthia_batch.storage.layout import RunDir
 
 
 def main() -> None:

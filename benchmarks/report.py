@@ -17,9 +17,9 @@ from pathlib import Path
 
 from benchmarks.journal import make_command, watch, write_questions
 from synthia_batch.report.card import CardFacts, read_card_data
-from synthia_batch.store.manifest import read_manifest
-from synthia_batch.store.plan_file import read_plan
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.manifest import read_manifest
+from synthia_batch.storage.plan_file import read_plan
 
 
 def main() -> None:

@@ -8,14 +8,14 @@ from synthia_batch.inputs import Scan, Source
 from synthia_batch.job.plan import make_samples
 from synthia_batch.job.resolved import PlanSpec
 from synthia_batch.quality.flags import Flagging
-from synthia_batch.store.part import (
+from synthia_batch.storage.parts.schema import (
     DataRecord,
     FailedRecord,
     PartFormat,
     encode_data_part,
     encode_failed_part,
 )
-from synthia_batch.store.publish import EncodedShard
+from synthia_batch.storage.publish import EncodedShard
 
 KEPT_BYTES = 100_000_000
 """What samples may take, at most, between being made and being published."""

@@ -16,8 +16,8 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.opening import LockedRun, begin_attempt, refuse_other_identity
 from synthia_batch.picks import Picks
 from synthia_batch.run import make_missing, note_command, prepare_run, report_on
-from synthia_batch.store.recovery import ShardState
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.recovery import ShardState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

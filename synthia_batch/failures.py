@@ -16,11 +16,11 @@ from synthia_batch.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.inputs import Scan, open_files, take_in
 from synthia_batch.inputs.fetch.cache import is_copy
 from synthia_batch.inputs.records.row_ids import Occurrences
-from synthia_batch.job_file import read_job
 from synthia_batch.report.looking import LOOKS, RunLooker, open_looker
-from synthia_batch.store.journal_reader import replay
-from synthia_batch.store.part import read_part
-from synthia_batch.store.recovery import Published, ShardState
+from synthia_batch.storage.journal.reader import replay
+from synthia_batch.storage.parts.schema import read_part
+from synthia_batch.storage.recovery import Published, ShardState
+from synthia_batch.storage.saved_job import read_job
 
 COMMONEST = 3
 """Reasons that are named where a run had too many failures."""

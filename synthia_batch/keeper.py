@@ -11,15 +11,15 @@ from synthia_batch.assemble import Assembler
 from synthia_batch.core.counts import tally_records
 from synthia_batch.core.types import Failed, Record, Shard, Turn
 from synthia_batch.errors import StorageFailed
-from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.events import EventLog
-from synthia_batch.store.intents import Intent, Intents
-from synthia_batch.store.journal import Journal
-from synthia_batch.store.journal_reader import replay
-from synthia_batch.store.manifest import ManifestPart
-from synthia_batch.store.publish import publish_shard
-from synthia_batch.store.recovery import Published, ShardState, Unfinished
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.events import EventLog
+from synthia_batch.storage.journal.reader import replay
+from synthia_batch.storage.journal.writer import Journal
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.ledger import Intent, Intents
+from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.manifest import ManifestPart
+from synthia_batch.storage.publish import publish_shard
+from synthia_batch.storage.recovery import Published, ShardState, Unfinished
 
 
 @dataclass(slots=True)

@@ -6,12 +6,12 @@ from pathlib import Path
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.job_file import read_job
 from synthia_batch.opening import refuse_other_identity
-from synthia_batch.remote.copies import read_kept_job
 from synthia_batch.resolve import resolve_job
-from synthia_batch.store.plan_file import require_plan
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.plan_file import require_plan
+from synthia_batch.storage.remote.download import read_kept_job
+from synthia_batch.storage.saved_job import read_job
 
 
 def resolve_kept_job(

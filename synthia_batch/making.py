@@ -24,7 +24,7 @@ from synthia_batch.pool.base import Pool, Staffing, WorkerReady
 from synthia_batch.portion import Portion
 from synthia_batch.resolve import open_renderer
 from synthia_batch.starting import PoolStarter
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.layout import RunDir
 from synthia_batch.telling import FailureTeller
 
 

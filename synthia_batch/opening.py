@@ -17,23 +17,20 @@ from synthia_batch.inputs.records.row_ids import Occurrences
 from synthia_batch.job.identity import compare_identities
 from synthia_batch.job.plan import ROW_SYSTEM, plan_shards
 from synthia_batch.job.resolved import PlanSpec, ResolvedJob
-from synthia_batch.job_file import write_job
 from synthia_batch.keeper import Keeper
 from synthia_batch.quality.flags import open_flagging
-from synthia_batch.remote.hold import hold_remote
-from synthia_batch.remote.mirror import Mirror
 from synthia_batch.reopening import FailureChoice, Reopener
 from synthia_batch.resolve import select_rows
-from synthia_batch.store.atomic import make_directory, publish_bytes
-from synthia_batch.store.attempt import Attempt, read_boot_id
-from synthia_batch.store.events import EventLog
-from synthia_batch.store.intents import Intents, read_intents
-from synthia_batch.store.lock import RunLock
-from synthia_batch.store.manifest import withdraw_manifest
-from synthia_batch.store.part import PartFormat
-from synthia_batch.store.part_rows import SampleGrid
-from synthia_batch.store.plan_file import plan_digest, read_plan, write_plan_once
-from synthia_batch.store.recovery import (
+from synthia_batch.storage.atomic import make_directory, publish_bytes
+from synthia_batch.storage.events import EventLog
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.ledger import Intents, read_intents
+from synthia_batch.storage.lock import Attempt, RunLock, read_boot_id
+from synthia_batch.storage.manifest import withdraw_manifest
+from synthia_batch.storage.parts.reader import SampleGrid
+from synthia_batch.storage.parts.schema import PartFormat
+from synthia_batch.storage.plan_file import plan_digest, read_plan, write_plan_once
+from synthia_batch.storage.recovery import (
     OnProgress,
     Published,
     ShardState,
@@ -43,7 +40,9 @@ from synthia_batch.store.recovery import (
     remove_leftovers,
     remove_unbegun,
 )
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.remote.claim import hold_remote
+from synthia_batch.storage.remote.mirror import Mirror
+from synthia_batch.storage.saved_job import write_job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

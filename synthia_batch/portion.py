@@ -6,7 +6,7 @@ from typing import Any
 from synthia_batch.core.types import Record, Sample, Turn
 from synthia_batch.keeper import Keeper
 from synthia_batch.picks import Picks
-from synthia_batch.store.recovery import Unfinished
+from synthia_batch.storage.recovery import Unfinished
 
 
 class Portion:

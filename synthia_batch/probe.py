@@ -25,9 +25,9 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.meter import SPEED_MEASURED
 from synthia_batch.opening import LockedRun
 from synthia_batch.picks import Picks, pick_probe
-from synthia_batch.store.events import read_events
-from synthia_batch.store.part import DataRecord, encode_data_part
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.events import read_events
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.parts.schema import DataRecord, encode_data_part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from synthia_batch.core.counts import tally_records
 from synthia_batch.core.types import Failed, Outcome, Shard, Turn
-from synthia_batch.store.atomic import publish_bytes, remove_file, storage_errors, sync_directory
-from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.journal import write_journal
-from synthia_batch.store.journal_reader import read_journal, replay
-from synthia_batch.store.part_rows import SampleGrid, read_failed, read_made
-from synthia_batch.store.recovery import Published, ShardState, Unfinished
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.atomic import publish_bytes, remove_file, storage_errors, sync_directory
+from synthia_batch.storage.journal.reader import read_journal, replay
+from synthia_batch.storage.journal.writer import write_journal
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.parts.reader import SampleGrid, read_failed, read_made
+from synthia_batch.storage.recovery import Published, ShardState, Unfinished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from synthia_batch.opening import LockedRun, begin_attempt, complete_mirror, ins
 from synthia_batch.reopening import FailureChoice, close_again, read_ending
 from synthia_batch.result import RunResult
 from synthia_batch.run import make_missing, note_command, report_on
-from synthia_batch.store.manifest import read_manifest
+from synthia_batch.storage.manifest import read_manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

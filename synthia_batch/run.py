@@ -26,15 +26,15 @@ from synthia_batch.opening import (
     tidy_complete_run,
 )
 from synthia_batch.picks import Picks
-from synthia_batch.remote.hold import open_remote
-from synthia_batch.remote.mirror import is_complete_there, put_report
 from synthia_batch.report.making import try_report
 from synthia_batch.resolve import resolve_job
 from synthia_batch.result import RunResult
-from synthia_batch.store.atomic import make_directory, sync_directory
-from synthia_batch.store.manifest import Manifest, read_manifest, write_manifest
-from synthia_batch.store.recovery import check_complete
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.atomic import make_directory, sync_directory
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.manifest import Manifest, read_manifest, write_manifest
+from synthia_batch.storage.recovery import check_complete
+from synthia_batch.storage.remote.claim import open_remote
+from synthia_batch.storage.remote.mirror import is_complete_there, put_report
 
 LARGE_SAMPLES = 50_000
 """From here on a report takes long enough for somebody to wonder."""

@@ -15,7 +15,7 @@ from synthia_batch.assemble import Assembler
 from synthia_batch.core.types import Failed, Message, Row
 from synthia_batch.job.plan import plan_shards
 from synthia_batch.job.resolved import PlanSpec, SystemText
-from synthia_batch.store.part import PartFormat
+from synthia_batch.storage.parts.schema import PartFormat
 
 
 def run(source: Path, output: Path) -> dict[str, bytes]:

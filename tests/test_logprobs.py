@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
 from synthia_batch.core.types import Finished, Logprobs, Shard
-from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.frames import encode_frame
-from synthia_batch.store.journal import Journal
-from synthia_batch.store.journal_logprobs import read_logprobs, spell_logprobs
-from synthia_batch.store.journal_reader import replay
-from synthia_batch.store.part_logprobs import LOGPROBS, decode_logprobs, encode_logprobs
+from synthia_batch.storage.journal.frames import encode_frame
+from synthia_batch.storage.journal.logprobs import read_logprobs, spell_logprobs
+from synthia_batch.storage.journal.reader import replay
+from synthia_batch.storage.journal.writer import Journal
+from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.parts.logprobs import LOGPROBS, decode_logprobs, encode_logprobs
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")
 SOME = Logprobs(

@@ -23,10 +23,10 @@ from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.plan import choose_row_adapter
 from synthia_batch.job.resolved import AdapterChoice, ResolvedJob
 from synthia_batch.job.schema import Job
-from synthia_batch.job_file import read_job, write_job
 from synthia_batch.models.hub import Repository, explain
 from synthia_batch.models.locate import read_model_facts
 from synthia_batch.resolve import resolve_job
+from synthia_batch.storage.saved_job import read_job, write_job
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CHATML = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"

@@ -13,7 +13,7 @@ from conftest import ROOT, command_of, make_environment, read_bytes_of_data, rea
 from inside import Answer, call, snapshot
 
 from synthia_batch.cli.beside import FOLDED_CHARACTERS, FOLDED_LINES, fold, make_visible
-from synthia_batch.store.events import read_events
+from synthia_batch.storage.events import read_events
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local")
 TWO = ("-s", "synthia", "-s", "You are a poet.")

@@ -13,7 +13,7 @@ from conftest import Command, command_of, make_environment, read_bytes_of_data, 
 from inside import Answer, call, snapshot
 
 from synthia_batch.job.loading.command_line import turn_into_run
-from synthia_batch.store.events import read_events
+from synthia_batch.storage.events import read_events
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local")
 ROWS = 400

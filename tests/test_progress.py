@@ -7,7 +7,7 @@ from conftest import Command, write_jsonl
 
 from synthia_batch.core.types import Failed, Finished
 from synthia_batch.progress import FIRST_INTERVAL_SECONDS, Progress
-from synthia_batch.store.events import read_events
+from synthia_batch.storage.events import read_events
 
 
 def made(prompt_tokens: int, completion_tokens: int) -> Finished:

@@ -28,9 +28,9 @@ from synthia_batch.report.showing import make_visible, show_text
 from synthia_batch.report.summary import Report, read_report
 from synthia_batch.report.tally import Lengths
 from synthia_batch.report.verdict import judge, spell_share
-from synthia_batch.store.atomic import temporary_path
-from synthia_batch.store.part_columns import read_numbers, read_rows
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.atomic import temporary_path
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.parts.columns import read_numbers, read_rows
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-q")
 ROWS = 1200

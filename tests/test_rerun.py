@@ -18,7 +18,7 @@ from synthia_batch.kept_job import resolve_kept_job
 from synthia_batch.opening import inspect_run, lock_run
 from synthia_batch.rerun import SampleDifference, choose_batch
 from synthia_batch.resolve import open_renderer
-from synthia_batch.store.journal import Journal
+from synthia_batch.storage.journal.writer import Journal
 
 ROWS = 150
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")

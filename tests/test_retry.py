@@ -10,11 +10,11 @@ import pytest
 from conftest import read_bytes_of_data, read_call_log, write_jsonl
 from inside import Killed, call, dying_at, snapshot
 
-from synthia_batch.job_file import read_job
-from synthia_batch.store.lock import RunLock
-from synthia_batch.store.manifest import read_manifest
-from synthia_batch.store.run_dir import RunDir
-from synthia_batch.store.sealed import seal
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.lock import RunLock
+from synthia_batch.storage.manifest import read_manifest
+from synthia_batch.storage.saved_job import read_job
+from synthia_batch.storage.sealed_json import seal
 
 LONG = 7  # the row whose prompt fits no engine: it fails however often it is tried
 ROWS = 1100

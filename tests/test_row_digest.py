@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from synthia_batch.store.parquet_options import LEFT_ALONE, WRITE_OPTIONS
-from synthia_batch.store.row_digest import digest_rows
+from synthia_batch.storage.parts.options import LEFT_ALONE, WRITE_OPTIONS
+from synthia_batch.storage.parts.row_digest import digest_rows
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 TABLE = pa.table(

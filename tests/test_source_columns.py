@@ -8,7 +8,7 @@ from synthia_batch.errors import UsageError
 from synthia_batch.inputs.base import Columns, Selection
 from synthia_batch.inputs.readers.json_types import KindTracker, convert_kept
 from synthia_batch.inputs.records.columns import OUTPUT_COLUMNS, resolve_columns
-from synthia_batch.store.part import data_schema
+from synthia_batch.storage.parts.schema import data_schema
 
 PATH = Path("rows.jsonl")
 

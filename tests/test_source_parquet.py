@@ -14,7 +14,7 @@ from reading import list_faults, read_all, scan
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.readers import parquet as parquet_module
 from synthia_batch.inputs.readers.parquet import ParquetSource
-from synthia_batch.store.part import data_schema
+from synthia_batch.storage.parts.schema import data_schema
 
 DAY = datetime.datetime(2026, 11, 21, 6, 36, 1, 123456)
 

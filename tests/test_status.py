@@ -18,7 +18,7 @@ from synthia_batch.report.latest_attempt import History, Rate, WorkerState
 from synthia_batch.report.looking import open_looker
 from synthia_batch.report.statistics import StatusReader, read_status
 from synthia_batch.report.status_text import describe_briefly, describe_status
-from synthia_batch.store.events import EventReader
+from synthia_batch.storage.events import EventReader
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-o", "out")
 BEGIN = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)

@@ -10,13 +10,13 @@ import pytest
 
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, StorageFailed
-from synthia_batch.store import atomic
-from synthia_batch.store.append_file import AppendFile
-from synthia_batch.store.attempt import read_boot_id
-from synthia_batch.store.events import EventLog, read_events
-from synthia_batch.store.manifest import Manifest, ManifestPart, read_manifest, write_manifest
-from synthia_batch.store.plan_file import plan_digest, read_plan, write_plan_once
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage import atomic
+from synthia_batch.storage.events import EventLog, read_events
+from synthia_batch.storage.journal.append_file import AppendFile
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.lock import read_boot_id
+from synthia_batch.storage.manifest import Manifest, ManifestPart, read_manifest, write_manifest
+from synthia_batch.storage.plan_file import plan_digest, read_plan, write_plan_once
 
 PLAN = {"version": 1, "model": {"name": "demo", "temperature": 0.75}, "text": "naïve 🙂"}
 MANIFEST = Manifest(
@@ -207,7 +207,7 @@ def test_an_altered_or_foreign_manifest_is_refused(tmp_path, monkeypatch):
     with pytest.raises(IntegrityError, match=r"manifest\.json was altered"):
         read_manifest(path)
 
-    monkeypatch.setattr("synthia_batch.store.manifest.FORMAT_VERSION", 99)
+    monkeypatch.setattr("synthia_batch.storage.manifest.FORMAT_VERSION", 99)
     write_manifest(path, replace(MANIFEST, rows=11))
     monkeypatch.undo()
     with pytest.raises(IntegrityError, match="format version 99; this version of synthia-batch reads 2"):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthia_batch.store.frames import Frame, encode_frame, scan_frames
+from synthia_batch.storage.journal.frames import Frame, encode_frame, scan_frames
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 

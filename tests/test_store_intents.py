@@ -6,8 +6,8 @@ import os
 import pytest
 
 from synthia_batch.errors import IntegrityError, StorageFailed
-from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.intents import Intent, Intents, PartEntry, read_intents
+from synthia_batch.storage.ledger import Intent, Intents, PartEntry, read_intents
+from synthia_batch.storage.lock import Attempt
 
 ATTEMPT = Attempt(plan_digest="c0ffee", epoch=3, boot=None)
 DATA = PartEntry(sha256="ab" * 32, bytes=1234, rows=20, rows_digest="ef")

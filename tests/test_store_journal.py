@@ -8,16 +8,16 @@ import pytest
 
 from synthia_batch.core.types import Failed, Finished, Shard
 from synthia_batch.errors import JournalCorrupt, StorageFailed
-from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.frames import encode_frame, scan_frames
-from synthia_batch.store.journal import (
+from synthia_batch.storage.journal.frames import encode_frame, scan_frames
+from synthia_batch.storage.journal.reader import read_journal, replay
+from synthia_batch.storage.journal.writer import (
     SYNC_PAUSE_SECONDS,
     SYNC_SAMPLES,
     SYNC_SECONDS,
     Journal,
     repair_journal,
 )
-from synthia_batch.store.journal_reader import read_journal, replay
+from synthia_batch.storage.lock import Attempt
 
 SHARD = Shard(number=7, count=60, first_row=100, stop_row=200, first=100, stop=200)
 ATTEMPT = Attempt(plan_digest="c0ffee", epoch=1, boot="this boot")

@@ -11,16 +11,16 @@ from datetime import UTC, datetime
 import pytest
 
 from synthia_batch.errors import IntegrityError, RunLocked, StorageFailed
-from synthia_batch.store.lock import RunLock, read_owner
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.lock import RunLock, read_owner
 
 NOW = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
 HOLD_THE_LOCK = """
 import subprocess, sys, time
 from datetime import UTC, datetime
 from pathlib import Path
-from synthia_batch.store.lock import RunLock
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.lock import RunLock
+from synthia_batch.storage.layout import RunDir
 with RunLock(RunDir(Path(sys.argv[1])), datetime.now(UTC)) as owner:
     if "with-child" in sys.argv:
         child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, close_fds=False)

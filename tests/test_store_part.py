@@ -14,7 +14,7 @@ import pytest
 
 from synthia_batch.core.types import Failed, Finished, KeptColumn, Message, Row, Sample
 from synthia_batch.errors import IntegrityError, UsageError
-from synthia_batch.store.part import (
+from synthia_batch.storage.parts.schema import (
     DataRecord,
     FailedRecord,
     PartFormat,

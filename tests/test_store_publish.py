@@ -10,13 +10,13 @@ import pytest
 from synthia_batch.core.counts import Tally
 from synthia_batch.core.types import Failed, Finished, Shard
 from synthia_batch.errors import IntegrityError, StorageFailed
-from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.intents import Intents, read_intents
-from synthia_batch.store.journal import Journal, write_journal
-from synthia_batch.store.journal_reader import replay
-from synthia_batch.store.publish import EncodedPart, EncodedShard, publish_shard
-from synthia_batch.store.recovery import Published, Unfinished, check_parts, inspect_shard, remove_leftovers
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.journal.reader import replay
+from synthia_batch.storage.journal.writer import Journal, write_journal
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.ledger import Intents, read_intents
+from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.publish import EncodedPart, EncodedShard, publish_shard
+from synthia_batch.storage.recovery import Published, Unfinished, check_parts, inspect_shard, remove_leftovers
 
 SHARD = Shard(number=1, count=3, first_row=4, stop_row=8, first=4, stop=8)
 ATTEMPT = Attempt(plan_digest="c0ffee", epoch=1, boot="this boot")

@@ -7,10 +7,10 @@ import pytest
 
 from synthia_batch.core.types import Failed, Finished, Record, Shard, Turn
 from synthia_batch.errors import JournalCorrupt
-from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.frames import scan_frames
-from synthia_batch.store.journal import Journal, repair_journal, write_journal
-from synthia_batch.store.journal_reader import Replayed, read_journal
+from synthia_batch.storage.journal.frames import scan_frames
+from synthia_batch.storage.journal.reader import Replayed, read_journal
+from synthia_batch.storage.journal.writer import Journal, repair_journal, write_journal
+from synthia_batch.storage.lock import Attempt
 
 SHARD = Shard(number=0, count=1, first_row=0, stop_row=9, first=0, stop=9)
 ATTEMPT = Attempt(plan_digest="c0ffee", epoch=1, boot="this boot")

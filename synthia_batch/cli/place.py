@@ -37,7 +37,7 @@ def open_place(place: str) -> Iterator[Path]:
     if not is_url(place):
         yield Path(place)
         return
-    from synthia_batch.remote.copies import open_copy
+    from synthia_batch.storage.remote.download import open_copy
 
     with open_copy(place) as directory:
         yield directory

@@ -132,8 +132,8 @@ def _name_state(result: "RunResult") -> str:
 def _told_in_detail(job: "ResolvedJob", display: "Display") -> Iterator[None]:
     """Tell before the block what makes the job itself, and after it what its workers went through."""
     from synthia_batch.job.dotted import flatten
-    from synthia_batch.store.events import read_events
-    from synthia_batch.store.run_dir import RunDir
+    from synthia_batch.storage.events import read_events
+    from synthia_batch.storage.layout import RunDir
 
     display.detail(f"fingerprint {job.fingerprint}, directory {job.output}")
     for key, value in flatten(job.identity).items():

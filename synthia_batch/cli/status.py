@@ -54,7 +54,7 @@ def status(
 
 
 def _print_remote(url: str, as_json: bool) -> None:
-    from synthia_batch.remote.copies import read_remote_status
+    from synthia_batch.storage.remote.download import read_remote_status
 
     found = read_remote_status(url)
     if as_json:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from synthia_batch.errors import StorageFailed, UsageError
-from synthia_batch.store.atomic import temporary_path
+from synthia_batch.storage.atomic import temporary_path
 
 
 def write_records(

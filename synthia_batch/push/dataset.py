@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.errors import UsageError
-from synthia_batch.store.atomic import storage_errors
-from synthia_batch.store.manifest import read_manifest
-from synthia_batch.store.plan_file import no_run_error
-from synthia_batch.store.recovery import check_part
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.atomic import storage_errors
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.manifest import read_manifest
+from synthia_batch.storage.plan_file import no_run_error
+from synthia_batch.storage.recovery import check_part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,15 +10,15 @@ from synthia_batch.core.types import Message
 from synthia_batch.errors import UsageError
 from synthia_batch.failures import FailedSample, list_failures
 from synthia_batch.job.schema import Job
-from synthia_batch.job_file import read_job
 from synthia_batch.readback.samples import FinishedSample
 from synthia_batch.readback.statistics import RunStatistics, read_statistics
 from synthia_batch.report.looking import open_looker
-from synthia_batch.store.manifest import read_manifest
-from synthia_batch.store.part import read_part
-from synthia_batch.store.plan_file import require_plan
-from synthia_batch.store.recovery import Published
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.manifest import read_manifest
+from synthia_batch.storage.parts.schema import read_part
+from synthia_batch.storage.plan_file import require_plan
+from synthia_batch.storage.recovery import Published
+from synthia_batch.storage.saved_job import read_job
 
 _BATCH_ROWS = 256
 """Rows of a part that are Python values at a time."""

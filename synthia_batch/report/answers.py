@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from synthia_batch.quality.measures import assess_answer, digest_answer
 from synthia_batch.report.choosing import Picks, choose_stride, hash_samples, take_every
 from synthia_batch.report.shards import ShardSamples
-from synthia_batch.store.part_columns import PartNumbers
+from synthia_batch.storage.parts.columns import PartNumbers
 
 MOST_ANSWERS = 200_000
 MOST_BYTES = 100_000_000

@@ -15,10 +15,10 @@ from synthia_batch.job.dotted import flatten
 from synthia_batch.report.showing import make_visible
 from synthia_batch.report.tally import Group, Tally, find_limit
 from synthia_batch.report.verdict import spell_share
-from synthia_batch.store.atomic import publish_bytes
-from synthia_batch.store.manifest import Manifest
-from synthia_batch.store.part_columns import PartFacts, read_codes, read_numbers, read_part_facts
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.atomic import publish_bytes
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.manifest import Manifest
+from synthia_batch.storage.parts.columns import PartFacts, read_codes, read_numbers, read_part_facts
 
 SIZES = (
     (1_000, "n<1K"),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthia_batch.core.counts import CUT_OFF
-from synthia_batch.store.part_columns import PartNumbers
+from synthia_batch.storage.parts.columns import PartNumbers
 
 ROWS_SIDE_BY_SIDE = 3
 MOST = {"random": 10, "longest": 8, "truncated": 8}

@@ -15,12 +15,11 @@ from synthia_batch.core.counts import CUT_OFF, Tally
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.job.plan import plan_shards
-from synthia_batch.store.attempt import Attempt, read_boot_id
-from synthia_batch.store.intents import Intent, read_intents
-from synthia_batch.store.lock import find_running
-from synthia_batch.store.plan_file import plan_digest, require_plan
-from synthia_batch.store.recovery import Published, ShardState, inspect_shard
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.ledger import Intent, read_intents
+from synthia_batch.storage.lock import Attempt, find_running, read_boot_id
+from synthia_batch.storage.plan_file import plan_digest, require_plan
+from synthia_batch.storage.recovery import Published, ShardState, inspect_shard
 
 LOOKS = 5
 """How often a directory that somebody writes to is looked at until it holds still, or is damaged."""
@@ -138,7 +137,7 @@ def open_looker(directory: Path) -> RunLooker:
 
 
 def _tally_parts(run_dir: RunDir, state: Published) -> Tally:
-    from synthia_batch.store.part import read_part  # pyarrow takes half a second to load
+    from synthia_batch.storage.parts.schema import read_part  # pyarrow takes half a second to load
 
     failures: Counter[str] = Counter()
     truncated = 0

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from synthia_batch.errors import UsageError
 from synthia_batch.report.summary import read_report
-from synthia_batch.store.atomic import publish_bytes
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.atomic import publish_bytes
+from synthia_batch.storage.layout import RunDir
 
 
 def write_report(directory: Path, output: Path | None = None) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 from synthia_batch.report.choosing import Choice, Picks
 from synthia_batch.report.shards import ShardSamples
 from synthia_batch.report.showing import Shown, make_visible, show_text
-from synthia_batch.store.part_columns import PartCodes
+from synthia_batch.storage.parts.columns import PartCodes
 
 ANSWER_BYTES = 10_000
 TURN_BYTES = 3_000

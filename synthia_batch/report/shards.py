@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthia_batch.core.types import Failed, Finished, Outcome, Shard
-from synthia_batch.store.intents import Intent, read_intents
-from synthia_batch.store.journal_reader import replay
-from synthia_batch.store.part_columns import (
+from synthia_batch.storage.journal.reader import replay
+from synthia_batch.storage.ledger import Intent, read_intents
+from synthia_batch.storage.parts.columns import (
     TEXT_BATCH_ROWS,
     PartCodes,
     PartNumbers,

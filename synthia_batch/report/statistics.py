@@ -14,10 +14,10 @@ from synthia_batch.core.counts import Tally
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.report.latest_attempt import History, WorkerState
 from synthia_batch.report.looking import open_looker
-from synthia_batch.store.events import EventReader
-from synthia_batch.store.lock import Owner, find_running, read_owner
-from synthia_batch.store.manifest import read_manifest
-from synthia_batch.store.recovery import Published, ShardState
+from synthia_batch.storage.events import EventReader
+from synthia_batch.storage.lock import Owner, find_running, read_owner
+from synthia_batch.storage.manifest import read_manifest
+from synthia_batch.storage.recovery import Published, ShardState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,11 +19,11 @@ from synthia_batch.report.samples import (
 )
 from synthia_batch.report.shards import PublishedSamples, ShardSamples, list_samples
 from synthia_batch.report.tally import Tally, find_limit
-from synthia_batch.store.events import read_events
-from synthia_batch.store.lock import find_running
-from synthia_batch.store.manifest import ManifestPart, read_manifest
-from synthia_batch.store.part_columns import read_part_facts
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.events import read_events
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.lock import find_running
+from synthia_batch.storage.manifest import ManifestPart, read_manifest
+from synthia_batch.storage.parts.columns import read_part_facts
 from synthia_batch.verify.facts import RunFacts, read_facts
 
 State = Literal["complete", "running", "interrupted"]

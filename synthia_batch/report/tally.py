@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthia_batch.core.counts import CUT_OFF
-from synthia_batch.store.part_columns import PartCodes, PartNumbers
+from synthia_batch.storage.parts.columns import PartCodes, PartNumbers
 
 QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95}
 

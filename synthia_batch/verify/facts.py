@@ -8,16 +8,16 @@ from typing import Any
 
 from synthia_batch.core.types import KeptColumn, Shard
 from synthia_batch.job.plan import ROW_SYSTEM, plan_shards
-from synthia_batch.store.atomic import storage_errors
-from synthia_batch.store.attempt import Attempt, read_boot_id
-from synthia_batch.store.events import read_events
-from synthia_batch.store.frames import scan_frames
-from synthia_batch.store.intents import Intent
-from synthia_batch.store.journal_reader import find_last_epoch
-from synthia_batch.store.manifest import Manifest
-from synthia_batch.store.part_rows import SampleGrid
-from synthia_batch.store.plan_file import plan_digest, require_plan
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.atomic import storage_errors
+from synthia_batch.storage.events import read_events
+from synthia_batch.storage.journal.frames import scan_frames
+from synthia_batch.storage.journal.reader import find_last_epoch
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.ledger import Intent
+from synthia_batch.storage.lock import Attempt, read_boot_id
+from synthia_batch.storage.manifest import Manifest
+from synthia_batch.storage.parts.reader import SampleGrid
+from synthia_batch.storage.plan_file import plan_digest, require_plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

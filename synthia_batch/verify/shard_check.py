@@ -7,11 +7,10 @@ import numpy as np
 
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, JournalCorrupt
-from synthia_batch.store.intents import Intent, PartEntry
-from synthia_batch.store.journal_reader import find_damages, find_last_epoch, read_journal
-from synthia_batch.store.part import holds_rows
-from synthia_batch.store.part_pages import find_page_damage
-from synthia_batch.store.part_rows import (
+from synthia_batch.storage.journal.reader import find_damages, find_last_epoch, read_journal
+from synthia_batch.storage.ledger import Intent, PartEntry
+from synthia_batch.storage.parts.pages import find_page_damage
+from synthia_batch.storage.parts.reader import (
     Places,
     describe_sample,
     list_missing,
@@ -20,7 +19,8 @@ from synthia_batch.store.part_rows import (
     place_data_rows,
     place_failed_rows,
 )
-from synthia_batch.store.recovery import check_part
+from synthia_batch.storage.parts.schema import holds_rows
+from synthia_batch.storage.recovery import check_part
 from synthia_batch.verify.facts import RunFacts
 from synthia_batch.verify.findings import Finding, Kind, explain_error
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.store.intents import Intent, read_intents
-from synthia_batch.store.lock import Owner, find_running
-from synthia_batch.store.manifest import Manifest, read_manifest
-from synthia_batch.store.recovery import HASH_THREADS, list_temporary_files
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.ledger import Intent, read_intents
+from synthia_batch.storage.lock import Owner, find_running
+from synthia_batch.storage.manifest import Manifest, read_manifest
+from synthia_batch.storage.recovery import HASH_THREADS, list_temporary_files
 from synthia_batch.verify.facts import RunFacts, list_intents, read_facts
 from synthia_batch.verify.findings import Finding, Kind, explain_error
 from synthia_batch.verify.run_files import (

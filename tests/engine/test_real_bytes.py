@@ -17,7 +17,7 @@ from conftest import NEEDS_VLLM, Command, command_of, make_environment, read_byt
 from test_ray_faults import list_descendants, list_engines, wait_until_gone
 from test_real_engine import count_journaled
 
-from synthia_batch.store.events import read_events
+from synthia_batch.storage.events import read_events
 
 pytestmark = [
     pytest.mark.engine,

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import NEEDS_VLLM, Command, command_of, make_environment, read_bytes_of_data, write_jsonl
 
-from synthia_batch.store.frames import scan_frames
+from synthia_batch.storage.journal.frames import scan_frames
 
 pytestmark = [
     pytest.mark.engine,

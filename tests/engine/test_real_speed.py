@@ -7,7 +7,7 @@ import pytest
 from conftest import NEEDS_VLLM, Command, write_jsonl
 
 from synthia_batch.models.demo import prepare_demo_model
-from synthia_batch.store.events import read_events
+from synthia_batch.storage.events import read_events
 
 pytestmark = [
     pytest.mark.engine,

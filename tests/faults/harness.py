@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, make_environment, read_bytes_of_data, read_call_log, write_jsonl
 
-from synthia_batch.store.frames import scan_frames
+from synthia_batch.storage.journal.frames import scan_frames
 
 ROWS = 12
 SHARD_ROWS = 6
@@ -30,8 +30,8 @@ ROOM_MIB = 32
 PATCH = {
     "synthia_batch.job.plan.ROWS_STEP": SHARD_ROWS,
     # Small journals get marks, too.
-    "synthia_batch.store.journal.SYNC_SAMPLES": 2,
-    "synthia_batch.store.journal.SYNC_PAUSE_SECONDS": 0.0,
+    "synthia_batch.storage.journal.writer.SYNC_SAMPLES": 2,
+    "synthia_batch.storage.journal.writer.SYNC_PAUSE_SECONDS": 0.0,
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import open_small_disk
 from harness import SmallJob, WarmProcess, open_small_job, read_ended, replace_tree
 
-from synthia_batch.store.frames import scan_frames
+from synthia_batch.storage.journal.frames import scan_frames
 
 STORAGE_FAILED = 74
 TMPFS_KIB = 64

@@ -11,8 +11,8 @@ from harness import SmallJob, WarmProcess, open_fast_directory, replace_tree
 
 from synthia_batch.core.types import Shard
 from synthia_batch.job import plan
-from synthia_batch.store.frames import scan_frames
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.journal.frames import scan_frames
+from synthia_batch.storage.layout import RunDir
 from synthia_batch.verify.repair import repair_run
 
 KILLED = -9

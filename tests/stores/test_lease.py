@@ -9,8 +9,8 @@ import pytest
 from obstore.store import MemoryStore
 
 from synthia_batch.errors import LeaseLost, RunLocked
-from synthia_batch.remote.lease import Lease, read_lease
-from synthia_batch.remote.object_store import ObjectStore, Patience
+from synthia_batch.storage.remote.lease import Lease, read_lease
+from synthia_batch.storage.remote.object_store import ObjectStore, Patience
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from benchmarks.throughput.sides.base import Answer, Command, Reading
 from benchmarks.throughput.workload import LIMITS_COLUMN, SEED, SYSTEM, Workload
 from synthia_batch.job.schema import Determinism
 from synthia_batch.report.history import read_progress
-from synthia_batch.store.events import read_events
+from synthia_batch.storage.events import read_events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.types import Shard
-from synthia_batch.store.atomic import make_directory
+from synthia_batch.storage.atomic import make_directory
 
 
 @dataclass(frozen=True, slots=True)

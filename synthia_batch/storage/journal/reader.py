@@ -10,11 +10,11 @@ from typing import Any
 
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Shard, Turn
 from synthia_batch.errors import JournalCorrupt
-from synthia_batch.store.append_file import DOUBT
-from synthia_batch.store.atomic import storage_errors
-from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.frames import Frame, scan_frames
-from synthia_batch.store.journal_logprobs import read_logprobs
+from synthia_batch.storage.atomic import storage_errors
+from synthia_batch.storage.journal.append_file import DOUBT
+from synthia_batch.storage.journal.frames import Frame, scan_frames
+from synthia_batch.storage.journal.logprobs import read_logprobs
+from synthia_batch.storage.lock import Attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

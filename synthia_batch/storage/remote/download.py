@@ -11,17 +11,16 @@ from typing import Any
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.job.plan import plan_shards
-from synthia_batch.remote.adopt import find_intent, list_begun, read_remote_plan
-from synthia_batch.remote.lease import LeaseRecord, read_lease
-from synthia_batch.remote.object_store import ObjectStore, Patience, open_object_store
-from synthia_batch.store.atomic import make_directory, publish_bytes
-from synthia_batch.store.attempt import Attempt, read_boot_id
-from synthia_batch.store.intents import Intent, Intents
-from synthia_batch.store.lock import RunLock
-from synthia_batch.store.manifest import Manifest, read_manifest
-from synthia_batch.store.plan_file import plan_digest
-from synthia_batch.store.run_dir import RunDir
-from synthia_batch.store.sealed import unseal
+from synthia_batch.storage.atomic import make_directory, publish_bytes
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.ledger import Intent, Intents
+from synthia_batch.storage.lock import Attempt, RunLock, read_boot_id
+from synthia_batch.storage.manifest import Manifest, read_manifest
+from synthia_batch.storage.plan_file import plan_digest
+from synthia_batch.storage.remote.lease import LeaseRecord, read_lease
+from synthia_batch.storage.remote.object_store import ObjectStore, Patience, open_object_store
+from synthia_batch.storage.remote.restore import find_intent, list_begun, read_remote_plan
+from synthia_batch.storage.sealed_json import unseal
 
 PATIENCE = Patience(request_seconds=120, seconds=60)
 FOLDERS = ("data/", "failed/")

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 
 from synthia_batch.core.types import Failed, Finished, KeptColumn, Message, Sample
 from synthia_batch.errors import IntegrityError, UsageError
-from synthia_batch.store.parquet_options import WRITE_OPTIONS
-from synthia_batch.store.part_logprobs import LOGPROBS, encode_logprobs
-from synthia_batch.store.publish import EncodedPart
-from synthia_batch.store.row_digest import digest_rows
+from synthia_batch.storage.parts.logprobs import LOGPROBS, encode_logprobs
+from synthia_batch.storage.parts.options import WRITE_OPTIONS
+from synthia_batch.storage.parts.row_digest import digest_rows
+from synthia_batch.storage.publish import EncodedPart
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _FLAGS = pa.list_(pa.string())

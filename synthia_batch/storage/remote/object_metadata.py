@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from synthia_batch.remote.object_store import StoredObject
-from synthia_batch.store.intents import Intent, PartEntry
+from synthia_batch.storage.ledger import Intent, PartEntry
+from synthia_batch.storage.remote.object_store import StoredObject
 
 _PLAN = "synthia-plan"
 _SHA256 = "synthia-sha256"

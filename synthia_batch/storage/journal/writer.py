@@ -36,12 +36,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from synthia_batch.core.types import Failed, Record, Shard, Turn
-from synthia_batch.store.append_file import AppendFile
-from synthia_batch.store.atomic import publish_bytes
-from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.frames import encode_frame
-from synthia_batch.store.journal_logprobs import spell_logprobs
-from synthia_batch.store.journal_reader import Damage, JournalReader, Replayed, list_damages, read_journal
+from synthia_batch.storage.atomic import publish_bytes
+from synthia_batch.storage.journal.append_file import AppendFile
+from synthia_batch.storage.journal.frames import encode_frame
+from synthia_batch.storage.journal.logprobs import spell_logprobs
+from synthia_batch.storage.journal.reader import Damage, JournalReader, Replayed, list_damages, read_journal
+from synthia_batch.storage.lock import Attempt
 
 SYNC_SECONDS = 1.0
 """At most so much work is lost with the power ..."""

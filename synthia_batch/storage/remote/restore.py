@@ -14,15 +14,15 @@ from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, UsageError
 from synthia_batch.job.identity import compare_identities
 from synthia_batch.job.plan import plan_shards
-from synthia_batch.remote.lease import KEY as LEASE_KEY
-from synthia_batch.remote.notes import Notes, read_notes
-from synthia_batch.remote.object_store import ObjectStore
-from synthia_batch.store.atomic import make_directory, publish_bytes, remove_file
-from synthia_batch.store.attempt import Attempt, read_boot_id
-from synthia_batch.store.intents import Intent, Intents
-from synthia_batch.store.plan_file import plan_digest
-from synthia_batch.store.run_dir import RunDir
-from synthia_batch.store.sealed import unseal
+from synthia_batch.storage.atomic import make_directory, publish_bytes, remove_file
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.ledger import Intent, Intents
+from synthia_batch.storage.lock import Attempt, read_boot_id
+from synthia_batch.storage.plan_file import plan_digest
+from synthia_batch.storage.remote.lease import KEY as LEASE_KEY
+from synthia_batch.storage.remote.object_metadata import Notes, read_notes
+from synthia_batch.storage.remote.object_store import ObjectStore
+from synthia_batch.storage.sealed_json import unseal
 
 _ROOT = Path()
 """Paths below it are keys below the prefix."""

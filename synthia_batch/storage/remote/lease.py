@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from synthia_batch.errors import IntegrityError, LeaseLost, RunLocked, StorageFailed, UsageError
-from synthia_batch.remote.object_store import ObjectStore, Version
+from synthia_batch.storage.remote.object_store import ObjectStore, Version
 
 KEY = ".synthia/lease.json"
 RENEWALS = 3

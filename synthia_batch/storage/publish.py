@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.types import Shard
-from synthia_batch.store.atomic import make_directory, publish_bytes, remove_file, sync_directory
-from synthia_batch.store.intents import Intent, Intents, PartEntry
-from synthia_batch.store.journal import Journal
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.atomic import make_directory, publish_bytes, remove_file, sync_directory
+from synthia_batch.storage.journal.writer import Journal
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.ledger import Intent, Intents, PartEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

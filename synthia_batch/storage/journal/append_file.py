@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Self
 
 from synthia_batch.errors import StorageFailed
-from synthia_batch.store.atomic import storage_errors, sync_directory, sync_file_data, write_all
-from synthia_batch.store.frames import encode_frame
+from synthia_batch.storage.atomic import storage_errors, sync_directory, sync_file_data, write_all
+from synthia_batch.storage.journal.frames import encode_frame
 
 DOUBT = "unsynced"
 """The key of the frame that follows a failed sync: from which byte on the file may not be on the disk."""

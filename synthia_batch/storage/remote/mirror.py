@@ -19,13 +19,13 @@ from pathlib import Path
 
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, StorageFailed, SynthiaBatchError
-from synthia_batch.remote.lease import Lease
-from synthia_batch.remote.notes import Notes, read_notes, take_notes
-from synthia_batch.remote.object_store import ObjectStore
-from synthia_batch.store.atomic import storage_errors
-from synthia_batch.store.intents import Intent, PartEntry
-from synthia_batch.store.manifest import read_manifest
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.atomic import storage_errors
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.ledger import Intent, PartEntry
+from synthia_batch.storage.manifest import read_manifest
+from synthia_batch.storage.remote.lease import Lease
+from synthia_batch.storage.remote.object_metadata import Notes, read_notes, take_notes
+from synthia_batch.storage.remote.object_store import ObjectStore
 
 PAUSE_SECONDS = 5.0
 """Between two rounds of tries to reach a store that does not answer, while the run goes on."""

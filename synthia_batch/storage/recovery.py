@@ -23,12 +23,12 @@ from pathlib import Path
 from synthia_batch.core.counts import Tally, tally_records
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.store.atomic import remove_file, storage_errors, temporary_path
-from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.intents import Intent, PartEntry
-from synthia_batch.store.journal_reader import read_journal
-from synthia_batch.store.manifest import Manifest
-from synthia_batch.store.run_dir import RunDir
+from synthia_batch.storage.atomic import remove_file, storage_errors, temporary_path
+from synthia_batch.storage.journal.reader import read_journal
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.ledger import Intent, PartEntry
+from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.manifest import Manifest
 
 HASH_THREADS = 4
 """hashlib works outside the interpreter's lock; beyond a few threads the disk is the limit."""

@@ -1,4 +1,7 @@
-"""One owner per run directory, and the epoch that tells its writings from those before it."""
+"""One owner per run directory, and the epoch that tells its writings from those before it.
+
+Who writes: which plan, which epoch, since which start of the machine.
+"""
 
 import errno
 import fcntl
@@ -12,9 +15,9 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from synthia_batch.errors import IntegrityError, RunLocked
-from synthia_batch.store.atomic import publish_bytes, storage_errors
-from synthia_batch.store.run_dir import RunDir
-from synthia_batch.store.sealed import read_sealed, seal
+from synthia_batch.storage.atomic import publish_bytes, storage_errors
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.sealed_json import read_sealed, seal
 
 _LOCKS = Path("/proc/locks")
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
@@ -232,3 +235,28 @@ def _find_holder(path: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return None
+
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux: a UUID drawn anew at every boot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One opening of a run. Readers without the lock use epoch 0.
+
+    `boot` tells a process that died from a machine that died: under one boot every byte that was
+    written is still there, synced or not. None where the system does not say; then every earlier
+    writer is taken to have lost what it had not synced.
+    """
+
+    plan_digest: str
+    epoch: int
+    boot: str | None
+
+
+def read_boot_id() -> str | None:
+    """Return what identifies this start of the machine, or None where the system does not say."""
+    try:
+        return _BOOT_ID.read_text().strip() or None
+    except OSError:
+        return None

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import IntegrityError
-from synthia_batch.store.atomic import publish_bytes, remove_file, sync_directory
-from synthia_batch.store.intents import PartEntry
-from synthia_batch.store.run_dir import RunDir
-from synthia_batch.store.sealed import read_sealed, seal
+from synthia_batch.storage.atomic import publish_bytes, remove_file, sync_directory
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.ledger import PartEntry
+from synthia_batch.storage.sealed_json import read_sealed, seal
 
 FORMAT_VERSION = 2
 """Of the run directory as a whole. Readers refuse any other."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import IdentityMismatch, UsageError
-from synthia_batch.store.atomic import publish_bytes
-from synthia_batch.store.run_dir import RunDir
-from synthia_batch.store.sealed import digest_of, read_sealed, seal
+from synthia_batch.storage.atomic import publish_bytes
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.sealed_json import digest_of, read_sealed, seal
 
 
 def plan_digest(plan: Mapping[str, Any]) -> str:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from synthia_batch.core.types import Failed, Finished, KeptColumn, Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.store.part import data_schema, failed_schema, read_part
-from synthia_batch.store.part_logprobs import decode_logprobs
+from synthia_batch.storage.parts.logprobs import decode_logprobs
+from synthia_batch.storage.parts.schema import data_schema, failed_schema, read_part
 
 _PLACE_COLUMNS = ("row_index", "sample_index", "system")
 _DATA_COLUMNS = (

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-from synthia_batch.store.atomic import storage_errors, write_all
+from synthia_batch.storage.atomic import storage_errors, write_all
 
 
 class EventLog:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from synthia_batch.errors import IntegrityError
-from synthia_batch.store.append_file import DOUBT, AppendFile
-from synthia_batch.store.atomic import publish_bytes, storage_errors
-from synthia_batch.store.attempt import Attempt
-from synthia_batch.store.frames import Frame, encode_frame, scan_frames
+from synthia_batch.storage.atomic import publish_bytes, storage_errors
+from synthia_batch.storage.journal.append_file import DOUBT, AppendFile
+from synthia_batch.storage.journal.frames import Frame, encode_frame, scan_frames
+from synthia_batch.storage.lock import Attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

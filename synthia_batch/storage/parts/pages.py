@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from synthia_batch.store.atomic import storage_errors
+from synthia_batch.storage.atomic import storage_errors
 
 _TAIL_BYTES = 8  # of the file: the footer's length in four bytes, little-endian, and "PAR1"
 _HEADER_BYTES = 4096  # more than any header of ours: its statistics hold two truncated values

@@ -7,19 +7,19 @@ from typing import Any
 
 from synthia_batch.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.job.resolved import Remote
-from synthia_batch.remote.adopt import (
+from synthia_batch.storage.atomic import publish_bytes
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.lock import RunLock
+from synthia_batch.storage.remote.lease import RENEWALS, Lease, LeaseRecord, read_lease
+from synthia_batch.storage.remote.mirror import Mirror
+from synthia_batch.storage.remote.object_store import ObjectStore, Patience, open_object_store
+from synthia_batch.storage.remote.restore import (
     adopt_run,
     read_remote_plan,
     refuse_other_objects,
     refuse_other_remote_identity,
 )
-from synthia_batch.remote.lease import RENEWALS, Lease, LeaseRecord, read_lease
-from synthia_batch.remote.mirror import Mirror
-from synthia_batch.remote.object_store import ObjectStore, Patience, open_object_store
-from synthia_batch.store.atomic import publish_bytes
-from synthia_batch.store.lock import RunLock
-from synthia_batch.store.run_dir import RunDir
-from synthia_batch.store.sealed import read_sealed, seal
+from synthia_batch.storage.sealed_json import read_sealed, seal
 
 
 @contextmanager

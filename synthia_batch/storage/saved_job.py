@@ -15,8 +15,8 @@ from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.loading.secrets import drop_written_secrets
 from synthia_batch.job.schema import Job
 from synthia_batch.models.locate import DEMO_MODEL
-from synthia_batch.store.atomic import publish_bytes
-from synthia_batch.store.sealed import read_sealed, seal
+from synthia_batch.storage.atomic import publish_bytes
+from synthia_batch.storage.sealed_json import read_sealed, seal
 
 
 def write_job(path: Path, job: Job) -> None:

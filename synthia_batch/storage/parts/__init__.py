@@ -1,0 +1,1 @@
+"""Published Parquet files: their schema, how they are written, how they are read."""
