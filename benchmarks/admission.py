@@ -16,9 +16,9 @@ from pathlib import Path
 
 from benchmarks.throughput.workload import Wish, make_workload
 from synthia_batch.core.types import Request
-from synthia_batch.engine import load_engine, vllm_admission
-from synthia_batch.engine.base import Engine
-from synthia_batch.engine.placement import Placement
+from synthia_batch.workers import load_engine
+from synthia_batch.workers.engine import Engine, Placement
+from synthia_batch.workers.vllm import admission as vllm_admission
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,11 +97,11 @@ def make_prompts(count: int) -> list[list[int]]:
 def generate_ours(work: Path, max_tokens: int) -> None:
     """Have this package's engine answer, and keep its token ids."""
     from synthia_batch.core.types import Request
-    from synthia_batch.engine.environment import prepare_environment
-    from synthia_batch.engine.placement import Placement
     from synthia_batch.job.resolved import EngineSpec, ModelRef
     from synthia_batch.job.sampling import Sampling
     from synthia_batch.models.demo import prepare_demo_model
+    from synthia_batch.workers.engine import Placement
+    from synthia_batch.workers.environment import prepare_environment
 
     model = ModelRef(
         name="demo", path=prepare_demo_model(), repo_id=None, revision=None, trust_remote_code=False
@@ -125,7 +125,7 @@ def generate_ours(work: Path, max_tokens: int) -> None:
     from vllm.outputs import RequestOutput
 
     from synthia_batch.core.types import Outcome
-    from synthia_batch.engine.vllm_engine import VllmEngine
+    from synthia_batch.workers.vllm.engine import VllmEngine
 
     generated: dict[int, list[int]] = {}
 

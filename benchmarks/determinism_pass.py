@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.types import Outcome, Request
-from synthia_batch.engine import vllm_admission
-from synthia_batch.engine.environment import prepare_environment
-from synthia_batch.engine.placement import Placement
 from synthia_batch.job.resolved import EngineSpec, ModelRef
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.models.locate import read_model_facts
 from synthia_batch.models.prompts.system_messages import select_system_message
 from synthia_batch.models.prompts.tokenizer import FastTokenizer
+from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.environment import prepare_environment
+from synthia_batch.workers.vllm import admission as vllm_admission
 
 SHORTEST, LONGEST = 8, 1500
 """Tokens of a prompt; lengths in between are spread evenly over their logarithm."""
@@ -109,7 +109,7 @@ def load(setup: Setup) -> Any:
     # Not before the environment stands.
     from vllm import SamplingParams
 
-    from synthia_batch.engine import vllm_engine
+    from synthia_batch.workers.vllm import engine as vllm_engine
 
     if not setup.pads:
         vars(vllm_engine)["make_gemms_batch_invariant"] = lambda: None

@@ -19,9 +19,8 @@ from typing import Any
 
 from benchmarks.throughput.workload import Wish, make_workload
 from synthia_batch.core.types import Finished, Request
-from synthia_batch.engine import load_engine
-from synthia_batch.engine.base import Engine
-from synthia_batch.engine.placement import Placement
+from synthia_batch.workers import load_engine
+from synthia_batch.workers.engine import Engine, Placement
 
 SAMPLINGS: Mapping[str, Mapping[str, Any]] = {
     "top_k 50": {"temperature": 0.75, "top_k": 50, "top_p": 1.0},
@@ -86,7 +85,7 @@ def main() -> None:
 
 def choose_sampler() -> Callable[[bool], None]:
     """Return what decides between vLLM's sampler and ours, in this process from then on."""
-    from synthia_batch.engine import vllm_draw
+    from synthia_batch.workers.vllm import sampler as vllm_draw
 
     can_draw = vllm_draw.can_draw_among_few
 

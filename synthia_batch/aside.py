@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.canary import Canaries
 from synthia_batch.conversations import Step, record_as_it_is
 from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
@@ -16,10 +15,11 @@ from synthia_batch.core.types import Outcome, Request
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.drive import Driver
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.pool import open_pool
-from synthia_batch.pool.base import Staffing, WorkerReady
 from synthia_batch.recorder import Recorder
-from synthia_batch.starting import StartedPool
+from synthia_batch.workers.canary import Canaries
+from synthia_batch.workers.pools import open_pool
+from synthia_batch.workers.pools.base import Staffing, WorkerReady
+from synthia_batch.workers.pools.startup import StartedPool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,15 +8,15 @@ before it writes any.
 from collections.abc import Mapping
 from typing import Any
 
-from synthia_batch.canary import Canaries
 from synthia_batch.core.types import Request
 from synthia_batch.errors import DeterminismBroken
 from synthia_batch.models.prompts.tokenizer import Renderer
-from synthia_batch.pool.base import WorkerReady
 from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.sealed_json import read_sealed, seal
+from synthia_batch.workers.canary import Canaries
+from synthia_batch.workers.pools.base import WorkerReady
 
 PROMPT_TOKENS = (6, 40, 200)
 """Lengths of the prompts. Some 250 tokens twice, and 8 new ones each, are a second for 135M parameters

@@ -31,8 +31,8 @@ from synthia_batch.job.presets import Preset
 from synthia_batch.job.schema import Job
 from synthia_batch.model_choice import add_preset, choose_device, preview_by_card
 from synthia_batch.models.weights import ModelWeight, weigh_model
-from synthia_batch.pool.address import check_form, probe_head
 from synthia_batch.resolve import find_directory, select_rows
+from synthia_batch.workers.pools.ray_address import check_form, probe_head
 
 State = Literal["ok", "unknown", "bad"]
 LOW_DISK_BYTES = 2 * 10**9

@@ -18,13 +18,20 @@ from synthia_batch.core.snapshot import Standing
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.pace import Pace
-from synthia_batch.pool.base import Pool, PoolEvent, SamplesEnded, SamplesReturned, WorkerReady, WorkerStepped
 from synthia_batch.progress import Progress
 from synthia_batch.recorder import Recorder
 from synthia_batch.staff import Staff
-from synthia_batch.starting import StartedPool
 from synthia_batch.supervise import Supervisor
 from synthia_batch.suspects import fail_convicted
+from synthia_batch.workers.pools.base import (
+    Pool,
+    PoolEvent,
+    SamplesEnded,
+    SamplesReturned,
+    WorkerReady,
+    WorkerStepped,
+)
+from synthia_batch.workers.pools.startup import StartedPool
 
 POLL_SECONDS = 0.2
 SHOW_SECONDS = 0.1

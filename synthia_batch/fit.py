@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from synthia_batch.engine.vllm_arguments import CPU_KV_CACHE_BYTES, GPU_MEMORY_SHARE
 from synthia_batch.job.resolved import Device
+from synthia_batch.workers.vllm.arguments import CPU_KV_CACHE_BYTES, GPU_MEMORY_SHARE
 
 PROCESS_BYTES = 10**9
 """What a CPU engine takes beside weights and KV cache: Python, torch, vLLM and its activations, about."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from synthia_batch.pool.base import WorkerLost
+from synthia_batch.workers.pools.base import WorkerLost
 
 LOG_TAIL_LINES = 20
 

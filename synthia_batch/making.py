@@ -19,13 +19,13 @@ from synthia_batch.meter import Meter
 from synthia_batch.opening import LockedRun, OpenRun
 from synthia_batch.picks import Picks
 from synthia_batch.places import open_places
-from synthia_batch.pool import open_pool
-from synthia_batch.pool.base import Pool, Staffing, WorkerReady
 from synthia_batch.portion import Portion
 from synthia_batch.resolve import open_renderer
-from synthia_batch.starting import PoolStarter
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.telling import FailureTeller
+from synthia_batch.workers.pools import open_pool
+from synthia_batch.workers.pools.base import Pool, Staffing, WorkerReady
+from synthia_batch.workers.pools.startup import PoolStarter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from synthia_batch.engine.vllm_arguments import CPU_MAX_NUM_SEQS, GPU_MAX_NUM_SEQS
 from synthia_batch.job.resolved import EngineSpec
+from synthia_batch.workers.vllm.arguments import CPU_MAX_NUM_SEQS, GPU_MAX_NUM_SEQS
 
 Settings = Mapping[str, Any]
 

@@ -8,9 +8,9 @@ from typing import Any
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.errors import DeterminismBroken, PoolFailed
 from synthia_batch.losses import describe_loss, explain_failure, read_tail
-from synthia_batch.pool.base import Cause, Pool, WorkerAdded, WorkerLoading, WorkerLost, WorkerReady
 from synthia_batch.recorder import Recorder
 from synthia_batch.supervise import Supervisor
+from synthia_batch.workers.pools.base import Cause, Pool, WorkerAdded, WorkerLoading, WorkerLost, WorkerReady
 
 StaffEvent = WorkerLoading | WorkerReady | WorkerLost | WorkerAdded
 

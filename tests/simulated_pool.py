@@ -13,8 +13,8 @@ from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.drive import Driver
-from synthia_batch.engine.base import EngineFacts
-from synthia_batch.pool.base import (
+from synthia_batch.workers.engine import EngineFacts
+from synthia_batch.workers.pools.base import (
     PoolEvent,
     SamplesEnded,
     SamplesReturned,
@@ -23,7 +23,7 @@ from synthia_batch.pool.base import (
     WorkerReady,
     WorkerStepped,
 )
-from synthia_batch.starting import StartedPool
+from synthia_batch.workers.pools.startup import StartedPool
 
 TICK = 0.05
 CAPACITY = 16

@@ -2,7 +2,7 @@
 
 import pytest
 
-from synthia_batch.pool.bundles import EngineShape, count_engines, lay_out, splits_a_stage
+from synthia_batch.workers.pools.gpu_bundles import EngineShape, count_engines, lay_out, splits_a_stage
 
 
 def shape(tensor_parallel: int, stages: int) -> EngineShape:

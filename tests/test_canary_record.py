@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from synthia_batch.canary import CanaryAnswer
 from synthia_batch.canary_record import check_canary, compare_canary
-from synthia_batch.engine.base import EngineFacts
 from synthia_batch.errors import DeterminismBroken
-from synthia_batch.pool.base import WorkerReady
 from synthia_batch.storage.layout import RunDir
+from synthia_batch.workers.canary import CanaryAnswer
+from synthia_batch.workers.engine import EngineFacts
+from synthia_batch.workers.pools.base import WorkerReady
 
 FACTS = EngineFacts(
     engine="vllm", version="0.32.0", device="x86_64 AMD", capacity=4, max_model_len=100,

@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from test_engine_environment import SPEC
 
 from synthia_batch.core.types import Structure
-from synthia_batch.engine.scripted_engine import ScriptedOptions
 from synthia_batch.job.dotted import flatten
 from synthia_batch.job.identity import NOT_IDENTITY, IdentityParts, InputIdentity, Numerics, identify
 from synthia_batch.job.resolved import EngineSpec, LoraAdapter, PlanSpec, PromptSpec, SystemText
 from synthia_batch.job.schema import Job
+from synthia_batch.workers.scripted import ScriptedOptions
 
 ROW = re.compile(
     r"^\| (?P<setting>[^|]+?) \| (?P<kind>always|strict|never) \| (?P<field>[^|]*?) ?\| (?P<why>.+) \|$"

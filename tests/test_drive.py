@@ -8,7 +8,7 @@ from simulated_pool import Books, SimulatedPool, drive
 from synthia_batch.conversations import Step
 from synthia_batch.core.types import Finished, Outcome, Record, Request, Turn
 from synthia_batch.errors import DeterminismBroken, PoolFailed, UsageError
-from synthia_batch.pool.base import Cause, PoolEvent, SamplesEnded, WorkerLost
+from synthia_batch.workers.pools.base import Cause, PoolEvent, SamplesEnded, WorkerLost
 
 
 def ask(count: int, longest_first: int = 0) -> list[Request]:

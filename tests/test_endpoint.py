@@ -16,10 +16,10 @@ from conftest import Command, command_of, make_environment, read_bytes_of_data, 
 from endpoints import MODEL, QUESTION, Call, Endpoint, Reply, complete, fail
 
 from synthia_batch import Job, open_run
-from synthia_batch.engine import openai_settings
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.resolve import resolve_job
+from synthia_batch.workers.openai import settings as openai_settings
 
 KEY = "sk-secret-5f1c9"
 FLAGS = ("--engine", "openai", "--model", MODEL, "--determinism", "fast", "-o", "out")

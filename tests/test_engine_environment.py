@@ -10,13 +10,13 @@ import pytest
 from conftest import Command, write_jsonl
 
 from synthia_batch.canary_record import make_canaries
-from synthia_batch.engine.environment import preferred_environment, required_environment
-from synthia_batch.engine.vllm_settings import check_processes
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import EngineSpec, LoraAdapter, ModelRef
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.models.prompts.formats import ChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
+from synthia_batch.workers.environment import preferred_environment, required_environment
+from synthia_batch.workers.vllm.settings import check_processes
 
 SPEC = EngineSpec(
     kind="vllm",
@@ -38,8 +38,8 @@ ELSEWHERE = {"distributed_executor_backend": "mp"}
 def test_what_determinism_rests_on_wins_over_the_users_shell() -> None:
     code = (
         "from test_engine_environment import SPEC\n"
-        "from synthia_batch.engine.environment import prepare_environment\n"
-        "from synthia_batch.engine.placement import Placement\n"
+        "from synthia_batch.workers.environment import prepare_environment\n"
+        "from synthia_batch.workers.engine import Placement\n"
         "prepare_environment(SPEC, Placement())\n"
         "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['VLLM_LOGGING_LEVEL'])"
     )

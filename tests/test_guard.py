@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from synthia_batch.pool.guard import Guard
+from synthia_batch.workers.pools.guard import Guard
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's /proc")
 

@@ -383,8 +383,10 @@ def test_the_table_has_every_room_and_no_other() -> None:
 
 def test_a_worker_knows_engines_by_their_contract_only() -> None:
     for module in ("worker.py", "canary.py"):
-        engines = {name for name in list_imports(PACKAGE / module) if name.startswith("synthia_batch.engine")}
-        assert engines == {"synthia_batch.engine.base"}
+        engines = {
+            name for name in list_imports(PACKAGE / module) if name.startswith("synthia_batch.workers")
+        }
+        assert engines == {"synthia_batch.workers.engine"}
 
 
 @pytest.mark.parametrize("library", sorted(ONLY_IN))

@@ -11,7 +11,7 @@ import pytest
 from conftest import Command, write_jsonl
 
 from synthia_batch.errors import PoolFailed, UsageError
-from synthia_batch.pool.address import check_form, probe_head
+from synthia_batch.workers.pools.ray_address import check_form, probe_head
 
 SECONDS = 10
 """Ray itself gives up after 40 s, so this tells the two apart also on a busy machine."""

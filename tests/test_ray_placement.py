@@ -8,9 +8,9 @@ import pytest
 from conftest import NEEDS_VLLM
 from test_engine_environment import SPEC
 
-from synthia_batch.engine.placement import Placement
-from synthia_batch.engine.vllm_arguments import engine_arguments
 from synthia_batch.job.resolved import PoolSpec
+from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.vllm.arguments import engine_arguments
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(200)]
 ACROSS = dataclasses.replace(SPEC, device="cuda", tensor_parallel_size=2, pipeline_parallel_size=3)
@@ -23,8 +23,8 @@ def placer_of() -> Iterator[object]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from synthia_batch.pool.ray_placement import Placer
-    from synthia_batch.pool.ray_session import RaySession
+    from synthia_batch.workers.pools.ray_placement import Placer
+    from synthia_batch.workers.pools.ray_session import RaySession
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

@@ -9,8 +9,9 @@ from conftest import write_jsonl
 
 from synthia_batch.core.types import Request
 from synthia_batch.job.loading.merge import Layer
-from synthia_batch.pool import open_pool
-from synthia_batch.pool.base import (
+from synthia_batch.resolve import resolve_job
+from synthia_batch.workers.pools import open_pool
+from synthia_batch.workers.pools.base import (
     Pool,
     PoolEvent,
     SamplesEnded,
@@ -19,7 +20,6 @@ from synthia_batch.pool.base import (
     WorkerReady,
     WorkerStepped,
 )
-from synthia_batch.resolve import resolve_job
 
 
 def poll_until(pool: Pool, is_enough: Callable[[list[PoolEvent]], bool]) -> list[PoolEvent]:

@@ -11,12 +11,12 @@ from conftest import NEEDS_VLLM, ROOT, Command, read_bytes_of_data
 from test_doctor import LLAMA_70B
 from test_models import make_model
 
-from synthia_batch.engine.placement import Placement
-from synthia_batch.engine.vllm_arguments import engine_arguments
 from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import read_preset
 from synthia_batch.resolve import resolve_job
+from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.vllm.arguments import engine_arguments
 
 INPUTS = ROOT / "inputs"
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))

@@ -18,15 +18,22 @@ from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Failed, Request
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.drive import Driver
-from synthia_batch.engine.base import EngineFacts
 from synthia_batch.errors import PoolFailed, UsageError
 from synthia_batch.inputs.base import PROGRESS_ROWS
 from synthia_batch.inputs.readers.jsonl import JsonlSource
 from synthia_batch.job.resolved import PoolSpec
-from synthia_batch.pool.base import PoolEvent, SamplesEnded, Staffing, WorkerAdded, WorkerLost, WorkerReady
-from synthia_batch.pool.local_pool import LocalPool
-from synthia_batch.starting import GRACE_SECONDS, PoolStarter, StartedPool
-from synthia_batch.worker import Worker
+from synthia_batch.workers.engine import EngineFacts
+from synthia_batch.workers.pools.base import (
+    PoolEvent,
+    SamplesEnded,
+    Staffing,
+    WorkerAdded,
+    WorkerLost,
+    WorkerReady,
+)
+from synthia_batch.workers.pools.local import LocalPool
+from synthia_batch.workers.pools.startup import GRACE_SECONDS, PoolStarter, StartedPool
+from synthia_batch.workers.worker import Worker
 
 
 @dataclass
@@ -145,7 +152,7 @@ def test_engines_load_while_a_long_input_is_read(tmp_path: Path, monkeypatch: py
         return result
 
     monkeypatch.setattr(JsonlSource, "scan", scan_and_look)
-    monkeypatch.setattr("synthia_batch.starting.GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("synthia_batch.workers.pools.startup.GRACE_SECONDS", 0.0)
     job = Job(
         input={"path": questions},
         engine={"kind": "scripted"},
@@ -234,7 +241,7 @@ def open_local_pool(directory: Path) -> LocalPool:
 def test_a_local_pool_closes_its_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are threads of a process that goes on: its end does not give back what they hold."""
     engine = ClosableEngine()
-    monkeypatch.setattr("synthia_batch.pool.local_pool.load_engine", lambda spec, placement: engine)
+    monkeypatch.setattr("synthia_batch.workers.pools.local.load_engine", lambda spec, placement: engine)
     pool = open_local_pool(tmp_path)
     pool.start()
     events: list[PoolEvent] = []
@@ -258,7 +265,7 @@ def test_an_engine_that_has_loaded_after_it_was_given_up_is_closed_and_not_used(
         assert goes_on[number].wait(5)
         return engines[number]
 
-    monkeypatch.setattr("synthia_batch.pool.local_pool.load_engine", load)
+    monkeypatch.setattr("synthia_batch.workers.pools.local.load_engine", load)
     pool = open_local_pool(tmp_path)
     pool.start()
     assert begun.wait(5)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from synthia_batch.engine.vllm_admission import (
+from synthia_batch.workers.vllm.admission import (
     CPU_FIRST_PREFILL_TOKENS,
     CPU_FIRST_SEQS,
     CPU_FIRST_STEPS,

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from test_engine_environment import SPEC
 
-from synthia_batch.engine.placement import Placement
-from synthia_batch.engine.vllm_arguments import BATCH_HALVINGS, CPU_MAX_NUM_SEQS, engine_arguments
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import LoraAdapter
+from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.vllm.arguments import BATCH_HALVINGS, CPU_MAX_NUM_SEQS, engine_arguments
 
 GPU = dataclasses.replace(SPEC, device="cuda")
 

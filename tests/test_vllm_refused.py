@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from conftest import NEEDS_VLLM
 
-from synthia_batch.engine import vllm_refused
-from synthia_batch.engine.vllm_refused import check_not_refused
-from synthia_batch.engine.vllm_settings import check_settings, list_fields
 from synthia_batch.errors import UsageError
+from synthia_batch.workers.vllm import policy as vllm_refused
+from synthia_batch.workers.vllm.policy import check_not_refused
+from synthia_batch.workers.vllm.settings import check_settings, list_fields
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3}
 ON_BOTH = [

@@ -10,11 +10,11 @@ import pytest
 from conftest import NEEDS_VLLM, Command, write_jsonl
 
 from synthia_batch.core.types import Request
-from synthia_batch.engine.vllm_arguments import override_sampling, sampling_arguments
-from synthia_batch.engine.vllm_sampling import check_sampling
-from synthia_batch.engine.vllm_settings import find_class
 from synthia_batch.errors import UsageError
 from synthia_batch.job.sampling import REFUSED, Sampling, identify_sampling
+from synthia_batch.workers.vllm.arguments import override_sampling, sampling_arguments
+from synthia_batch.workers.vllm.sampling import check_sampling
+from synthia_batch.workers.vllm.settings import find_class
 
 OURS = {"max_tokens", "min_tokens"}
 """What goes to vLLM with each request, beside what all have in common."""
@@ -47,7 +47,7 @@ def test_what_vllm_would_refuse_of_every_row_is_refused_before(said: dict[str, A
 @NEEDS_VLLM
 def test_vllm_is_not_imported_for_it() -> None:
     probe = (
-        "import sys\nfrom synthia_batch.engine.vllm_sampling import check_sampling\n"
+        "import sys\nfrom synthia_batch.workers.vllm.sampling import check_sampling\n"
         "from synthia_batch.job.sampling import Sampling\n"
         "check_sampling(Sampling(logit_bias={3: 1}), 50)\nsys.exit('vllm' in sys.modules)"
     )

@@ -6,8 +6,8 @@ import sys
 import pytest
 from conftest import NEEDS_VLLM
 
-from synthia_batch.engine.vllm_settings import check_settings, list_fields
 from synthia_batch.errors import UsageError
+from synthia_batch.workers.vllm.settings import check_settings, list_fields
 
 pytestmark = NEEDS_VLLM
 
@@ -47,7 +47,7 @@ def test_others_are_refused_with_what_was_meant(settings: dict[str, object], wor
 
 def test_vllm_is_not_imported_for_it() -> None:
     probe = (
-        "import sys; from synthia_batch.engine.vllm_settings import list_fields; list_fields()\n"
+        "import sys; from synthia_batch.workers.vllm.settings import list_fields; list_fields()\n"
         "sys.exit(f'{sorted({\"vllm\", \"torch\"} & set(sys.modules))}' if 'torch' in sys.modules else 0)"
     )
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0

@@ -10,15 +10,15 @@ from conftest import NEEDS_VLLM, write_jsonl
 from test_engine_environment import SPEC
 
 from synthia_batch.core.hardware import list_capabilities
-from synthia_batch.engine.environment import required_environment
-from synthia_batch.engine.placement import Placement
-from synthia_batch.engine.vllm_arguments import engine_arguments
-from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.locate import read_model_facts
 from synthia_batch.resolve import engine_spec, resolve_job
+from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.environment import required_environment
+from synthia_batch.workers.vllm.arguments import engine_arguments
+from synthia_batch.workers.vllm.policy import check_capability, check_quantization
 
 GPU = dataclasses.replace(SPEC, device="cuda")
 

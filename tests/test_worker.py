@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from synthia_batch.canary import Canaries, ask_canaries
 from synthia_batch.core.types import Failed, Finished, Outcome, Request
-from synthia_batch.engine.base import EngineFacts
 from synthia_batch.errors import DeterminismBroken, SampleRefused, UsageError
-from synthia_batch.worker import Delivery, Worker
+from synthia_batch.workers.canary import Canaries, ask_canaries
+from synthia_batch.workers.engine import EngineFacts
+from synthia_batch.workers.worker import Delivery, Worker
 
 
 class EchoEngine:

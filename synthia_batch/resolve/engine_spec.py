@@ -3,15 +3,6 @@
 import os
 
 from synthia_batch.core.hardware import installed_vllm, list_capabilities, name_cpu, name_gpus
-from synthia_batch.engine import openai_settings
-from synthia_batch.engine.vllm_sampling import (
-    check_budget,
-    check_sampling,
-    check_structures,
-    name_structures_backend,
-)
-from synthia_batch.engine.vllm_settings import check_processes, check_settings
-from synthia_batch.engine.vllm_strict import check_capability, check_quantization
 from synthia_batch.errors import UsageError
 from synthia_batch.job.identity import Numerics
 from synthia_batch.job.loading.merge import Merged
@@ -21,6 +12,15 @@ from synthia_batch.job.sampling import Sampling
 from synthia_batch.model_choice import FoundModel, choose_device
 from synthia_batch.models.prompts.tokenizer import open_format
 from synthia_batch.resolve.asked import check_logprobs, read_structure
+from synthia_batch.workers.openai import settings as openai_settings
+from synthia_batch.workers.vllm.policy import check_capability, check_quantization
+from synthia_batch.workers.vllm.sampling import (
+    check_budget,
+    check_sampling,
+    check_structures,
+    name_structures_backend,
+)
+from synthia_batch.workers.vllm.settings import check_processes, check_settings
 
 SCRIPTED_MODEL_LEN = 8192
 
@@ -37,7 +37,7 @@ def specify_engine(merged: Merged, found: FoundModel, prompt: PromptSpec) -> Eng
     if merged.job.engine.kind == "vllm":
         _check_vllm(merged, found)
     else:
-        from synthia_batch.engine.scripted_engine import parse_options
+        from synthia_batch.workers.scripted import parse_options
 
         parse_options(merged.job.engine.settings)
     spec = _specify_local(merged, found, prompt, length)
@@ -51,7 +51,7 @@ def find_numerics(engine: EngineSpec, *, has_structures: bool) -> Numerics:
     if engine.is_elsewhere:
         return Numerics(version="the server's", hardware=None)
     if engine.kind == "scripted":
-        from synthia_batch.engine.scripted_engine import VERSION
+        from synthia_batch.workers.scripted import VERSION
 
         return Numerics(version=VERSION, hardware=None)
     hardware = name_cpu() if engine.device == "cpu" else _name_gpu_kind()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, open_digest_cache
-from synthia_batch.engine import openai_settings
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs import Columns, Selection, TakenInput, digest_files, open_files, take_in
 from synthia_batch.job.identity import IdentityParts, InputIdentity, fingerprint, identify
@@ -34,6 +33,7 @@ from synthia_batch.quality.flags import identify_flags
 from synthia_batch.resolve.asked import check_tools
 from synthia_batch.resolve.engine_spec import find_numerics, specify_engine
 from synthia_batch.tuned import read_tuned
+from synthia_batch.workers.openai import settings as openai_settings
 
 SYSTEM_COLUMN = "column"
 """The name of a system message that comes from the row's system column."""

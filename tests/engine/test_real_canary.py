@@ -11,11 +11,11 @@ import dataclasses
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from synthia_batch.canary import ask_canaries
+from synthia_batch.workers.canary import ask_canaries
 from synthia_batch.canary_record import make_canaries
-from synthia_batch.engine import load_engine
-from synthia_batch.engine.environment import prepare_environment
-from synthia_batch.engine.placement import Placement
+from synthia_batch.workers import load_engine
+from synthia_batch.workers.environment import prepare_environment
+from synthia_batch.workers.engine import Placement
 from synthia_batch.errors import DeterminismBroken
 from test_engine_environment import SPEC
 
@@ -23,7 +23,7 @@ model = dataclasses.replace(SPEC.model, path=Path(sys.argv[2]))
 spec = dataclasses.replace(SPEC, model=model, max_model_len=512)
 if sys.argv[1] == "as vLLM has it":
     prepare_environment(spec, Placement())  # vLLM is imported here, not by load_engine
-    from synthia_batch.engine import vllm_engine
+    from synthia_batch.workers import vllm_engine
 
     vllm_engine.make_gemms_batch_invariant = lambda: None
 engine = load_engine(spec, Placement())

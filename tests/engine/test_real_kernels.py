@@ -9,7 +9,7 @@ import sys
 import torch
 import vllm._custom_ops as ops
 import vllm.platforms
-from synthia_batch.engine.vllm_batch_invariance import make_gemms_batch_invariant
+from synthia_batch.workers.vllm.batch_invariance import make_gemms_batch_invariant
 from vllm.model_executor.kernels.linear.mixed_precision.cpu import _get_isa_hint
 from vllm.model_executor.layers import utils
 
@@ -76,7 +76,7 @@ SIZES_PROBE = """
 import torch
 import vllm._custom_ops as ops
 import vllm.platforms
-from synthia_batch.engine import vllm_batch_invariance
+from synthia_batch.workers import vllm_batch_invariance
 
 SIZES = (48, 160, 256)
 INPUTS, OUTPUTS = 64, 96
@@ -130,7 +130,7 @@ ALIKE_PROBE = """
 import torch
 import vllm._custom_ops as ops
 import vllm.platforms
-from synthia_batch.engine.vllm_batch_invariance import AMX_ROWS, find_alike
+from synthia_batch.workers.vllm.batch_invariance import AMX_ROWS, find_alike
 
 if torch.cpu._is_amx_tile_supported():
     inputs, outputs = 576, 960

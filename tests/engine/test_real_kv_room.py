@@ -37,8 +37,8 @@ SLIDING_WINDOWS = {
 PROGRAM = """
 import sys
 from pathlib import Path
-from synthia_batch.engine import load_engine
-from synthia_batch.engine.placement import Placement
+from synthia_batch.workers import load_engine
+from synthia_batch.workers.engine import Placement
 from synthia_batch.job.resolved import EngineSpec, ModelRef
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.core.types import Request

@@ -7,9 +7,9 @@ pytestmark = [pytest.mark.engine, NEEDS_VLLM_ON_CPUS]
 PROBE = """
 import dataclasses
 import sys
-from synthia_batch.engine import import_vllm_engine
-from synthia_batch.engine.environment import prepare_environment
-from synthia_batch.engine.placement import Placement
+from synthia_batch.workers import import_vllm_engine
+from synthia_batch.workers.environment import prepare_environment
+from synthia_batch.workers.engine import Placement
 from test_engine_environment import SPEC
 
 spec = dataclasses.replace(SPEC, settings=dict(enforce_eager=sys.argv[1] == "eager"))

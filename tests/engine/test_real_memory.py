@@ -18,7 +18,7 @@ pytestmark = [
 LIMITED = """
 import resource
 import torch
-from synthia_batch.engine.vllm_errors import memory_errors
+from synthia_batch.workers.vllm.errors import memory_errors
 from synthia_batch.errors import EngineOutOfMemory
 
 in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

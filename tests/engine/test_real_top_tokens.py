@@ -10,8 +10,8 @@ pytestmark = [pytest.mark.engine, NEEDS_VLLM_ON_CPUS]
 SAME_PROBE = """
 import torch
 import vllm._custom_ops  # loads the kernels
-from synthia_batch.engine.vllm_draw import draw_tokens
-from synthia_batch.engine.vllm_top_tokens import find_top_tokens
+from synthia_batch.workers.vllm.sampler import draw_tokens
+from synthia_batch.workers.vllm.sampler import find_top_tokens
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
 
@@ -91,8 +91,8 @@ def test_what_is_left_and_drawn_is_what_vllm_leaves_and_draws() -> None:
 ALONE_PROBE = """
 import torch
 import vllm._custom_ops  # loads the kernels
-from synthia_batch.engine.vllm_draw import draw_tokens, score_tokens
-from synthia_batch.engine.vllm_top_tokens import find_top_tokens
+from synthia_batch.workers.vllm.sampler import draw_tokens, score_tokens
+from synthia_batch.workers.vllm.sampler import find_top_tokens
 
 torch.manual_seed(0)
 logits = torch.randn(96, 49152) * 2
@@ -135,7 +135,7 @@ ASKED_PROBE = """
 from types import SimpleNamespace
 import torch
 import vllm._custom_ops  # as an engine has it
-from synthia_batch.engine.vllm_draw import can_draw_among_few
+from synthia_batch.workers.vllm.sampler import can_draw_among_few
 
 k, p = torch.tensor([50]), torch.tensor([0.9])
 
@@ -159,8 +159,8 @@ ENGINE_PROBE = """
 import dataclasses
 import sys
 from pathlib import Path
-from synthia_batch.engine import load_engine
-from synthia_batch.engine.placement import Placement
+from synthia_batch.workers import load_engine
+from synthia_batch.workers.engine import Placement
 from synthia_batch.core.types import Request
 from test_engine_environment import SPEC
 
@@ -169,7 +169,7 @@ model = dataclasses.replace(SPEC.model, path=Path(sys.argv[1]))
 spec = dataclasses.replace(SPEC, model=model, sampling=sampling, max_model_len=512)
 engine = load_engine(spec, Placement())
 
-from synthia_batch.engine import vllm_draw
+from synthia_batch.workers import vllm_draw
 
 can_draw_among_few = vllm_draw.can_draw_among_few
 

@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import os, torch
-from synthia_batch.engine.vllm_memory import LAZY_BYTES, lazy_zeros
+from synthia_batch.workers.vllm.cpu_patches import LAZY_BYTES, lazy_zeros
 
 def resident():
     with open("/proc/self/statm") as file:

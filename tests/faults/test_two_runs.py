@@ -19,9 +19,9 @@ from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Finished, Outcome, Request
 from synthia_batch.dispatch import Dispatcher
 from synthia_batch.drive import Driver
-from synthia_batch.engine.base import EngineFacts
-from synthia_batch.pool.base import Cause, PoolEvent, SamplesEnded, WorkerLost, WorkerReady
-from synthia_batch.starting import StartedPool
+from synthia_batch.workers.engine import EngineFacts
+from synthia_batch.workers.pools.base import Cause, PoolEvent, SamplesEnded, WorkerLost, WorkerReady
+from synthia_batch.workers.pools.startup import StartedPool
 
 ROWS = 120
 FLAGS = ("--engine", "scripted", "--pool", "local", "-q", "--set", "engine.max_num_seqs=2")

@@ -92,9 +92,9 @@ class BareEngine:
 
     def generate(self, path: Path, number: int, determinism: Determinism) -> dict[str, Any]:
         """Return the answers to this engine's share of the prompts, and when each was finished."""
-        from synthia_batch.engine.environment import prepare_environment
-        from synthia_batch.engine.placement import Placement
-        from synthia_batch.engine.vllm_arguments import engine_arguments, sampling_arguments
+        from synthia_batch.workers.engine import Placement
+        from synthia_batch.workers.environment import prepare_environment
+        from synthia_batch.workers.vllm.arguments import engine_arguments, sampling_arguments
 
         workload = Workload.load(path)
         spec = replace(workload.engine, determinism=determinism)
@@ -108,8 +108,8 @@ class BareEngine:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        from synthia_batch.engine.vllm_batch_invariance import make_gemms_batch_invariant
-        from synthia_batch.engine.vllm_draw import draw_among_few
+        from synthia_batch.workers.vllm.batch_invariance import make_gemms_batch_invariant
+        from synthia_batch.workers.vllm.sampler import draw_among_few
 
         if spec.device == "cpu" and determinism == "strict":
             make_gemms_batch_invariant()

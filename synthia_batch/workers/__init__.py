@@ -1,0 +1,56 @@
+"""Engines make text from token ids. `base` is the contract; each other engine module is one engine."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from synthia_batch.job.resolved import EngineSpec
+from synthia_batch.workers.engine import Engine, Placement
+from synthia_batch.workers.environment import compiles, prepare_environment
+
+if TYPE_CHECKING:
+    from synthia_batch.workers.vllm.engine import VllmEngine
+
+
+def load_engine(spec: EngineSpec, placement: Placement) -> Engine:
+    """Return the engine that `spec` describes, loaded: seconds for a small model, minutes for a large.
+
+    Call it in the thread that will own the engine's memory, before anything has imported vllm.
+    """
+    if spec.kind == "scripted":
+        from synthia_batch.workers.scripted import ScriptedEngine
+
+        return ScriptedEngine(spec, placement)
+    if spec.kind == "openai":
+        from synthia_batch.workers.openai.engine import OpenAIEngine
+
+        return OpenAIEngine(spec, placement)
+    prepare_environment(spec, placement)
+    return import_vllm_engine(spec)(spec, placement)
+
+
+def import_vllm_engine(spec: EngineSpec) -> type["VllmEngine"]:
+    """Return the class of vLLM engines; the environment must stand. Takes seconds."""
+    with _paused_collector():
+        if not compiles(spec):
+            from synthia_batch.workers.environment import import_without_inductor
+
+            import_without_inductor()
+        from synthia_batch.workers.vllm.engine import VllmEngine
+    return VllmEngine
+
+
+@contextmanager
+def _paused_collector() -> Iterator[None]:
+    """Collect no garbage within the block, and what was made in it never.
+
+    Importing vLLM makes a million objects that stay. Looking through them again and again takes a
+    sixth of its time, and as much of each full collection that vLLM asks for as it loads.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -1,0 +1,1 @@
+"""The engine that calls a server with an OpenAI-compatible API."""

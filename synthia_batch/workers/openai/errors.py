@@ -1,0 +1,119 @@
+"""What the openai client raises, told apart by what is to be done about it. Never by a message's words."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from time import time
+
+import httpx2
+import openai
+
+from synthia_batch.errors import SampleRefused, UsageError
+from synthia_batch.workers.openai.protocol import CONTENT_FILTER, BrokenAnswer
+
+REFUSED = frozenset({400, 413, 422})
+"""The request is at fault."""
+SHUT_OUT = frozenset({401, 403, 404, 405})
+"""The key, the model or the address is: every other request would end alike."""
+AWAY = frozenset({429, 502, 503, 504, 529})
+"""The server is busy, or a gateway has none behind it."""
+_TOO_LONG_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error"})
+"""OpenAI's code and llama.cpp's type of an error of a prompt that is too long."""
+_TOO_LONG_PARAMETERS = frozenset({"input_tokens", "input_text"})
+"""What vLLM says is wrong with such a request."""
+_MESSAGE_CHARACTERS = 500
+
+
+class ServerAway(Exception):
+    """No server is there, or it is busy: the same request is worth asking again, later.
+
+    `wait_seconds` is what the server asks for. `is_unreachable`: nobody took the connection.
+    """
+
+    def __init__(self, what: str, *, wait_seconds: float = 0.0, is_unreachable: bool = False) -> None:
+        super().__init__(what)
+        self.wait_seconds = wait_seconds
+        self.is_unreachable = is_unreachable
+
+
+class RequestFailed(Exception):
+    """The server took a request and failed at it: perhaps its own fault, perhaps the request's."""
+
+
+@contextmanager
+def api_errors(base_url: str, api_key: str) -> Iterator[None]:
+    """Turn what the client raises into what is to be done. No text of it holds the key.
+
+    Raises:
+        SampleRefused: The server will not have this request.
+        ServerAway, RequestFailed: As they say.
+        UsageError: The key, the model or the address is wrong.
+    """
+    try:
+        yield
+    except BrokenAnswer as exc:
+        raise RequestFailed(f"its answer cannot be read: {exc}") from None
+    except openai.APITimeoutError:
+        raise RequestFailed("no answer in time (engine.timeout_seconds)") from None
+    except openai.APIConnectionError as exc:
+        if isinstance(exc.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout):
+            raise ServerAway(f"no connection: {exc.__cause__}", is_unreachable=True) from None
+        raise RequestFailed("the connection was lost") from None
+    except openai.APIStatusError as exc:
+        raise _tell_apart(exc, base_url, api_key) from None
+
+
+def _tell_apart(exc: openai.APIStatusError, base_url: str, api_key: str) -> Exception:
+    status = exc.status_code
+    message = _clean(exc, api_key)
+    if status in SHUT_OUT:
+        return UsageError(explain_shut_out(status, base_url, "" if status in (401, 403) else message))
+    if status in AWAY:
+        return ServerAway(f"HTTP {status}", wait_seconds=_read_wait(exc))
+    if status in REFUSED:
+        return SampleRefused(_choose_code(exc), f"the server refuses it (HTTP {status}): {message}")
+    if status < 500 and status not in (408, 409):
+        return SampleRefused("refused_by_engine", f"the server refuses it (HTTP {status}): {message}")
+    return RequestFailed(f"HTTP {status}")
+
+
+def explain_shut_out(status: int, base_url: str, message: str) -> str:
+    """Return what a person can do about a server that answers nothing at all with that status."""
+    said = f" ({message})" if message else ""
+    if status in (401, 403):
+        return (
+            f"{base_url} does not let us in (HTTP {status}); export OPENAI_API_KEY=..., or name the variable "
+            "that holds the key with --set 'engine.api_key=${NAME}'"
+        )
+    return (
+        f"{base_url} has no such model or address (HTTP {status}){said}; a base URL mostly ends with /v1, "
+        "and --model takes a name that the server lists under /models"
+    )
+
+
+def _choose_code(exc: openai.APIStatusError) -> str:
+    if exc.code == CONTENT_FILTER:
+        return CONTENT_FILTER
+    is_long = {exc.code, exc.type} & _TOO_LONG_CODES or exc.param in _TOO_LONG_PARAMETERS
+    return "prompt_too_long" if is_long else "refused_by_engine"
+
+
+def _clean(exc: openai.APIStatusError, api_key: str) -> str:
+    """Return the server's own message, short and without the key."""
+    said = exc.body.get("message") if isinstance(exc.body, dict) else None
+    text = " ".join(str(said or exc.response.reason_phrase).split())
+    return text.replace(api_key, "...")[:_MESSAGE_CHARACTERS]
+
+
+def _read_wait(exc: openai.APIStatusError) -> float:
+    """Return the seconds that Retry-After asks for, which says them or a date; 0 where it does not."""
+    said = exc.response.headers.get("retry-after", "")
+    try:
+        seconds = float(said)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(said).timestamp() - time()
+        except (TypeError, ValueError):
+            return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

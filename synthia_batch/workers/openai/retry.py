@@ -1,0 +1,61 @@
+"""How long a server that is busy or away is waited for, and when each request comes back to it."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+
+from synthia_batch.errors import PoolFailed
+from synthia_batch.workers.openai.errors import RequestFailed, ServerAway
+from synthia_batch.workers.openai.settings import EndpointSettings
+
+FIRST_PAUSE_SECONDS = 0.5
+MOST_PAUSE_SECONDS = 20.0
+"""Between two tries: doubled each time, and some of it left to chance, so that not all come back at once."""
+
+
+class Patience:
+    """How long the server of one engine has been away, and when it may be asked again."""
+
+    def __init__(self, settings: EndpointSettings) -> None:
+        self._settings = settings
+        self._away_since: float | None = None
+        self._open_at = 0.0
+
+    def note_answer(self) -> None:
+        """Take note that the server answers."""
+        self._away_since = None
+
+    async def wait_for_turn(self) -> None:
+        """Return once the server may be asked: all keep away while it has asked for that."""
+        while (left := self._open_at - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+
+    async def wait_out(self, trouble: ServerAway | RequestFailed, pause_seconds: float) -> None:
+        """Return after a pause, or after the longer one that the server asks for.
+
+        Raises:
+            PoolFailed: There has been no answer for as long as a server may be away, or there would be none.
+        """
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now
+        away_seconds = now - self._away_since
+        asked_seconds = trouble.wait_seconds if isinstance(trouble, ServerAway) else 0.0
+        if away_seconds + asked_seconds > self._settings.patience_seconds:
+            more = f", and asks for {asked_seconds:.0f} s more" if asked_seconds else ""
+            raise PoolFailed(
+                f"{self._settings.base_url} has answered nothing for {away_seconds:.0f} s{more} ({trouble}); "
+                "what was finished is kept: run the same command once it is back (engine.patience_seconds is "
+                "how long a server may be away)"
+            )
+        self._open_at = max(self._open_at, now + asked_seconds)
+        await asyncio.sleep(max(asked_seconds, pause_seconds * random.uniform(0.5, 1.0)))
+
+
+def count_pauses() -> Iterator[float]:
+    """Yield the seconds to wait after each try: twice as many each time, up to a limit."""
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        yield pause
+        pause = min(MOST_PAUSE_SECONDS, 2 * pause)

@@ -1,0 +1,163 @@
+"""Workers as threads of this process: no Ray, for scripted engines or a single vLLM."""
+
+import contextlib
+import itertools
+import logging
+import os
+import queue
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from synthia_batch.core.types import Request
+from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError, UsageError
+from synthia_batch.job.resolved import PoolSpec
+from synthia_batch.workers import load_engine
+from synthia_batch.workers.canary import ask_canaries
+from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.pools.base import (
+    REPORTS_PER_WATCHDOG,
+    Cause,
+    PoolEvent,
+    Staffing,
+    WorkerLoading,
+    WorkerLost,
+    WorkerReady,
+    read_delivery,
+)
+from synthia_batch.workers.worker import Worker
+
+_COLLECT_SECONDS = 0.5
+_STOP_SECONDS = 30.0
+
+
+class LocalPool:
+    """Implements `Pool`; see the module. Each worker has a thread that collects from it."""
+
+    def __init__(self, spec: PoolSpec, staffing: Staffing) -> None:
+        self._size = spec.workers or 1
+        self._staffing = staffing
+        self._collect_seconds = min(_COLLECT_SECONDS, spec.watchdog_seconds / REPORTS_PER_WATCHDOG)
+        self._events: queue.SimpleQueue[PoolEvent] = queue.SimpleQueue()
+        self._workers: dict[int, Worker] = {}
+        self._epochs = itertools.count(1)
+        self._present: dict[int, int] = {}
+        self._changing = threading.Lock()
+        self._stopping = threading.Event()
+
+    @property
+    def size(self) -> int:
+        """The number of threads."""
+        return self._size
+
+    def start(self) -> None:
+        """Start a thread for each worker."""
+        if self._staffing.engine.kind == "vllm" and self._size > 1:
+            raise UsageError("--pool local holds one vLLM engine; drop --workers, or use --pool ray")
+        for worker in range(self._size):
+            self.restart(worker)
+
+    @property
+    def unplaced(self) -> int:
+        """None: a thread always finds room."""
+        return 0
+
+    def restart(self, worker: int, halvings: int = 0) -> None:
+        """Start a thread for `worker`."""
+        with self._changing:
+            epoch = self._present[worker] = next(self._epochs)
+        name = f"worker-{worker}"
+        placement = Placement(halvings=halvings)
+        threading.Thread(target=self._run, args=(worker, epoch, placement), name=name, daemon=True).start()
+
+    def kill(self, worker: int) -> None:
+        """Turn away from the thread of `worker`, which nothing can end: it stays until the process ends.
+
+        Raises:
+            PoolFailed: It holds a vLLM engine, and a process has room for one.
+        """
+        if self._staffing.engine.kind == "vllm":
+            raise PoolFailed(
+                "the engine hangs, and --pool local cannot end it; what was finished is kept. Run the same "
+                "command with --pool ray, which gives each engine a process of its own"
+            )
+        with self._changing:
+            del self._present[worker]
+            self._workers.pop(worker, None)
+
+    def feed(self, worker: int, requests: Sequence[Request]) -> None:
+        """Put `requests` into the worker's inbox."""
+        self._workers[worker].feed(requests)
+
+    def recall(self, worker: int) -> None:
+        """Have the worker give back what waits."""
+        self._workers[worker].recall()
+
+    def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
+        """Return everything in the queue, waiting for the first."""
+        events: list[PoolEvent] = []
+        with contextlib.suppress(queue.Empty):
+            events.append(self._events.get(timeout=timeout_seconds))
+            while True:
+                events.append(self._events.get_nowait())
+        return events
+
+    def abort(self) -> None:
+        """Have every worker drop what it has not ended."""
+        for worker in list(self._workers.values()):  # Worker threads add and remove themselves.
+            worker.abort()
+
+    def stop(self, at_once: bool = False) -> None:
+        """End every loop; `at_once`, do not wait for the steps that they are in."""
+        self._stopping.set()
+        for worker in list(self._workers.values()):  # Worker threads add and remove themselves.
+            worker.stop(0 if at_once else _STOP_SECONDS)
+
+    def _run(self, index: int, epoch: int, placement: Placement) -> None:
+        self._events.put(WorkerLoading(worker=index, epoch=epoch))
+        try:
+            worker = self._load(index, epoch, placement)
+            if worker is None:
+                return
+            while not self._stopping.is_set() and self._present.get(index) == epoch:
+                delivery = worker.collect(self._collect_seconds)
+                for event in read_delivery(index, epoch, delivery):
+                    self._events.put(event)
+                if delivery.error is not None:
+                    return
+        except EngineOutOfMemory:
+            reason = traceback.format_exc()
+            self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, cause=Cause.OUT_OF_MEMORY))
+        except BaseException as exc:  # Whatever ended it, the driver must hear of it.
+            refused = exc if isinstance(exc, SynthiaBatchError) else None
+            reason = traceback.format_exc()
+            self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, refused=refused))
+
+    def _load(self, index: int, epoch: int, placement: Placement) -> Worker | None:
+        """Return the worker once its engine is loaded; None where nobody waits for it any more."""
+        if self._staffing.engine.kind == "vllm":
+            _send_logs_to(self._staffing.log_path(index))
+        engine = load_engine(self._staffing.engine, placement)
+        canary = ask_canaries(engine, self._staffing.canaries) if self._staffing.canaries else None
+        with self._changing:
+            if self._present.get(index) != epoch:
+                engine.close()
+                return None
+            worker = Worker(engine)
+            worker.start()
+            # Started: `stop`, which may come at any moment, waits for its loop.
+            self._workers[index] = worker
+        self._events.put(WorkerReady(worker=index, epoch=epoch, facts=engine.facts, canary=canary))
+        return worker
+
+
+def _send_logs_to(path: Path) -> None:
+    """Have vLLM, which is not imported yet, log into `path` and not onto the terminal."""
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(name)s: %(message)s"))
+    logger = logging.getLogger("vllm")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

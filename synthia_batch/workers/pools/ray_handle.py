@@ -1,0 +1,121 @@
+"""The driver's side of one worker: its actor, the call that it is waiting for, and how that ended."""
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
+
+from synthia_batch.errors import EngineOutOfMemory, SynthiaBatchError
+from synthia_batch.workers.pools.base import Cause, WorkerLost
+from synthia_batch.workers.pools.ray_actor import Location
+from synthia_batch.workers.pools.ray_placement import Reservation
+from synthia_batch.workers.pools.ray_session import RaySession
+
+_DOUBT_SECONDS = 30.0
+"""How long Ray may take to find out why an actor does not answer. Longer than its health checks."""
+_PROBE_SECONDS = 0.5
+
+
+@dataclass(slots=True, kw_only=True)
+class ActorHandle:
+    """One start of one worker. `location` is None while it waits for room, `pid` is that of its
+    process as far as that is known to live. `doubt` is set from when the actor does not answer until
+    Ray knows why.
+    """
+
+    index: int
+    epoch: int
+    halvings: int
+    reservation: Reservation
+    session: RaySession
+    actor: Any = field(init=False)
+    pending: Any = field(init=False)
+    location: Location | None = None
+    core: int | None = None
+    since: float = field(default_factory=time.monotonic)
+    is_told: bool = False
+    _pid: int | None = None
+    _doubt: Exception | None = None
+    _doubted_at: float = 0.0
+    _probed_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.actor = self.reservation.start_actor()
+        self.pending = self.actor.locate.remote()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the worker is on the driver's machine."""
+        return self.location is not None and self.location.node == str(
+            ray.get_runtime_context().get_node_id()
+        )
+
+    def take_answer(self) -> Any:
+        """Return what the pending call, which has ended, came to: its answer, or a WorkerLost.
+
+        None where the actor did not answer and nobody knows why yet: see `settle_doubt`.
+        """
+        call, self.pending = self.pending, None
+        try:
+            answer = ray.get(call)
+        except ActorUnavailableError as exc:
+            now = time.monotonic()
+            if self._doubt is None:
+                self._doubt, self._doubted_at = exc, now
+            self._probed_at = now
+            return None
+        except (RayError, SynthiaBatchError) as exc:
+            return self._explain_loss(exc)
+        if self._doubt is not None:
+            # It is there after all, but what it said in between is lost, and perhaps samples with it.
+            return self._lose(self._doubt, Cause.NODE_LOST)
+        if isinstance(answer, Location):
+            self.location, self._pid = answer, answer.pid
+        return answer
+
+    def settle_doubt(self) -> WorkerLost | None:
+        """Ask again what does not answer, until Ray knows whether it or its machine is gone.
+
+        Restarted before that, a worker would be placed on the machine that is gone.
+        """
+        now = time.monotonic()
+        if self._doubt is None or self.pending is not None or now - self._probed_at < _PROBE_SECONDS:
+            return None
+        if self._is_node_lost():
+            return self._lose(self._doubt, Cause.NODE_LOST)
+        if now - self._doubted_at > _DOUBT_SECONDS:
+            return self._lose(self._doubt, Cause.DIED)
+        self.pending = self.actor.locate.remote()
+        return None
+
+    def discard(self) -> None:
+        """End the actor's process at once and give back its room."""
+        ray.kill(self.actor)
+        if self._pid is not None and self.is_here:
+            # Ray asks the process to end itself, which one that is stopped does not do.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self._pid, signal.SIGKILL)
+        self.reservation.release()
+
+    def _explain_loss(self, exc: Exception) -> WorkerLost:
+        """Tell a worker that died from one that was refused for good."""
+        if not isinstance(exc, RayTaskError):
+            self._pid = None
+        error = exc.cause if isinstance(exc, RayTaskError) else exc
+        if isinstance(error, (EngineOutOfMemory, OutOfMemoryError)):
+            return self._lose(exc, Cause.OUT_OF_MEMORY)
+        if isinstance(error, SynthiaBatchError):
+            return self._lose(exc, Cause.DIED, refused=error)
+        return self._lose(exc, Cause.NODE_LOST if self._is_node_lost() else Cause.DIED)
+
+    def _lose(self, exc: Exception, cause: Cause, refused: SynthiaBatchError | None = None) -> WorkerLost:
+        self._doubt = None
+        return WorkerLost(worker=self.index, epoch=self.epoch, reason=str(exc), cause=cause, refused=refused)
+
+    def _is_node_lost(self) -> bool:
+        return self.location is not None and not self.session.is_alive(self.location.node)

@@ -1,0 +1,127 @@
+"""Where in Ray an engine goes: the resources that it reserves, and the core that it is pinned to."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from synthia_batch.job.resolved import EngineSpec
+from synthia_batch.workers.pools.gpu_bundles import (
+    EngineShape,
+    Layout,
+    count_engines,
+    lay_out,
+    splits_a_stage,
+)
+from synthia_batch.workers.pools.ray_actor import EngineActor, Location
+from synthia_batch.workers.pools.ray_session import RaySession
+
+_KEEP_ALL_GPUS_VISIBLE = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+"""Ray hides the GPUs from an actor that has none; vLLM asks what kind they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """The room of one engine. CPU and scripted engines have no `group`: they take one CPU."""
+
+    group: PlacementGroup | None = None
+    layout: Layout | None = None
+    shape: EngineShape
+
+    @property
+    def spans_nodes(self) -> bool:
+        """Whether the engine is spread over machines by its pipeline stages."""
+        return self.layout is not None and self.layout.spans_nodes
+
+    @property
+    def splits_a_stage(self) -> bool:
+        """Whether Ray found room only in such parts that a tensor-parallel group is on two machines."""
+        if not self.spans_nodes or self.group is None:
+            return False
+        nodes = placement_group_table(self.group)["bundles_to_node_id"]
+        return splits_a_stage(list(nodes.values()), self.shape.tensor_parallel)
+
+    def start_actor(self) -> Any:
+        """Return the handle of a new actor there. Ray starts it once there is room."""
+        options: dict[str, Any] = {
+            "num_cpus": 1,
+            "num_gpus": 0 if self.layout is None or self.spans_nodes else self.shape.gpus,
+            # A poll, a feed and a stop at the same time.
+            "max_concurrency": 4,
+            # The driver restarts workers itself, under a new epoch.
+            "max_restarts": 0,
+        }
+        if self.spans_nodes:
+            # Not otherwise: Ray makes a process of its own kind for it, which takes seconds. What else
+            # an engine needs in its environment is set before vLLM is imported there.
+            options["runtime_env"] = {"env_vars": _KEEP_ALL_GPUS_VISIBLE}
+        if self.group is not None:
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                placement_group=self.group, placement_group_bundle_index=0
+            )
+        return ray.remote(EngineActor).options(**options).remote()
+
+    def release(self) -> None:
+        """Give the room back; what is still in it is killed by Ray."""
+        if self.group is not None:
+            remove_placement_group(self.group)
+
+
+class Placer:
+    """Finds room for the engines of one job."""
+
+    def __init__(self, spec: EngineSpec, session: RaySession) -> None:
+        self._session = session
+        self._takes_gpus = spec.kind == "vllm" and spec.device != "cpu"
+        self._pins_cores = spec.kind == "vllm" and spec.device == "cpu"
+        self._shape = EngineShape(
+            tensor_parallel=spec.tensor_parallel_size, stages=spec.pipeline_parallel_size
+        )
+
+    @property
+    def needs(self) -> str:
+        """What an engine takes, in words."""
+        return f"{self._shape.gpus} GPU and 1 CPU" if self._takes_gpus else "1 CPU"
+
+    @property
+    def has(self) -> str:
+        """What there is of that, in words."""
+        kind = "GPU" if self._takes_gpus else "CPU"
+        counts = self._session.list_counts(kind)
+        nodes = f" on {len(counts)} machines" if len(counts) > 1 else ""
+        return f"{sum(counts)} {kind}{nodes}"
+
+    def count_engines(self) -> int:
+        """Return how many engines all machines have room for together."""
+        if self._takes_gpus:
+            return count_engines(self._session.list_counts("GPU"), self._shape)
+        return sum(self._session.list_counts("CPU"))
+
+    def reserve(self) -> Reservation:
+        """Reserve the room of one engine. Does not wait for it."""
+        if not self._takes_gpus:
+            return Reservation(shape=self._shape)
+        layout = lay_out(self._session.list_counts("GPU"), self._shape)
+        group: PlacementGroup = placement_group(
+            [dict(bundle) for bundle in layout.bundles], strategy=layout.strategy
+        )
+        return Reservation(group=group, layout=layout, shape=self._shape)
+
+    def choose_core(self, location: Location, taken: Iterable[int | None]) -> int | None:
+        """Return a core of its own for a CPU engine at `location`, whose neighbours have `taken` theirs.
+
+        More engines than cores share them from the first on.
+        """
+        if not self._pins_cores:
+            return None
+        others = list(taken)
+        free = [core for core in location.cores if core not in others] or list(location.cores)
+        return free[len(others) % len(free)]

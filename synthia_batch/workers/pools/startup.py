@@ -1,0 +1,111 @@
+"""Starting a pool beside other work: engines load while the input is still being read."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from synthia_batch.workers.pools.base import Pool, PoolEvent, WorkerLost
+
+POLL_SECONDS = 0.02
+"""Short: the pool is handed over between two polls."""
+GRACE_SECONDS = 0.5
+"""How long a scan is given to find its first fault: most bad inputs are refused before an engine starts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartedPool:
+    """A pool whose workers load or are ready, and what it has reported so far."""
+
+    pool: Pool
+    events: Sequence[PoolEvent] = ()
+
+
+class PoolStarter:
+    """Starts the pool that `make_pool` gives in a thread of its own, once, and hands it over.
+
+    A context manager: its end stops the pool, handed over or not. Until `take_over` only that
+    thread calls the pool, from then on only the caller does. The thread stays until the pool has
+    stopped: Linux ends the processes of a local Ray with the thread that started them.
+    """
+
+    def __init__(self, make_pool: Callable[[], Pool], clock: Callable[[], float] = time.monotonic) -> None:
+        self._make_pool = make_pool
+        self._clock = clock
+        self._created_at = clock()
+        self._pool: Pool | None = None
+        self._thread: threading.Thread | None = None
+        self._is_wanted = threading.Event()
+        self._is_handed_over = threading.Event()
+        self._is_stopped = threading.Event()
+        self._events: list[PoolEvent] = []
+        self._error: BaseException | None = None
+
+    def note_scan(self) -> None:
+        """Take note that the input is sound so far; after a moment of that the engines start.
+
+        Raises:
+            SynthiaBatchError: The pool cannot start: no use in reading on.
+        """
+        if self._error is not None:
+            raise self._error
+        for event in list(self._events):  # The other thread appends to it.
+            if isinstance(event, WorkerLost) and event.refused is not None:
+                raise event.refused
+        if self._clock() - self._created_at >= GRACE_SECONDS:
+            self.begin()
+
+    def begin(self) -> None:
+        """Begin to start the pool, unless that was done before."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="pool-start", daemon=True)
+            self._thread.start()
+
+    def take_over(self) -> StartedPool:
+        """Return the pool, which is the caller's from now on.
+
+        Raises:
+            PoolFailed: There is nothing to run workers on.
+            UsageError: The settings ask for what the pool cannot give.
+        """
+        self.begin()
+        self._fetch()
+        if self._error is not None:
+            raise self._error
+        if self._pool is None:
+            raise RuntimeError("the pool's thread ended without a pool and without an error")
+        return StartedPool(pool=self._pool, events=self._events)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the pool; on a second Ctrl-C, which arrives as KeyboardInterrupt, at once."""
+        if self._thread is None:
+            return
+        self._fetch()
+        try:
+            if self._pool is not None:
+                self._pool.stop(at_once=kind is KeyboardInterrupt)
+        finally:
+            self._is_stopped.set()
+            self._thread.join()
+
+    def _fetch(self) -> None:
+        self._is_wanted.set()
+        self._is_handed_over.wait()
+
+    def _run(self) -> None:
+        try:
+            self._pool = self._make_pool()
+            self._pool.start()
+            while not self._is_wanted.is_set():
+                self._events += self._pool.poll(POLL_SECONDS)
+        except BaseException as exc:  # Whatever it is, it must reach the thread that waits for the pool.
+            self._error = exc
+        self._is_handed_over.set()
+        self._is_stopped.wait()

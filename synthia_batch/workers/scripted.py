@@ -1,0 +1,308 @@
+"""Answers of a structure, for rehearsals: valid, and drawn by digits of a hash.
+
+Of JSON Schema the plain keywords are known, of regular expressions and grammars nothing: an engine without
+weights has no backend for them.
+
+Log-probabilities for rehearsals: made up of digits of a hash, and in the order of real ones.
+
+A deterministic engine without weights, for rehearsing a job and for testing faults.
+
+Its text is a function of the prompt's token ids and the seed alone, so a run on it can be killed,
+resumed and compared byte for byte in seconds.
+"""
+
+import json
+import os
+import time
+from array import array
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from blake3 import blake3
+from pydantic import BaseModel, ConfigDict, Field
+
+from synthia_batch.core.types import Failed, Finished, Logprobs, Outcome, Request, Structure
+from synthia_batch.errors import EngineOutOfMemory, UsageError
+from synthia_batch.job.resolved import EngineSpec
+from synthia_batch.workers.engine import EngineFacts, Placement, check_prompt_length, read_settings
+
+
+def write_structured(structure: Structure, picks: bytes) -> str | None:
+    """Return an answer of `structure`, or None where that takes more than is known here."""
+    drawn = iter(picks * 64)
+    if structure.kind == "choice":
+        choices: list[str] = json.loads(structure.text)
+        return choices[next(drawn) % len(choices)]
+    if structure.kind == "json_schema":
+        return json.dumps(_draw(json.loads(structure.text), drawn), ensure_ascii=False)
+    return None
+
+
+def _draw(schema: dict[str, Any], drawn: Iterator[int]) -> Any:
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return schema["enum"][next(drawn) % len(schema["enum"])]
+    kind = schema.get("type", "object")
+    kind = kind[0] if isinstance(kind, list) else kind
+    pick = next(drawn, 0)
+    if kind == "object":
+        properties: dict[str, Any] = schema.get("properties", {})
+        return {name: _draw(inner, drawn) for name, inner in properties.items()}
+    if kind == "array":
+        count = max(schema.get("minItems", 0), 1)
+        return [_draw(schema.get("items", {"type": "integer"}), drawn) for _ in range(count)]
+    if kind == "string":
+        text = f"text {pick}".ljust(schema.get("minLength", 0), "x")
+        return text[: schema.get("maxLength")]
+    if kind in ("integer", "number"):
+        return min(max(pick, schema.get("minimum", pick)), schema.get("maximum", pick))
+    return pick % 2 == 0 if kind == "boolean" else None
+
+
+def write_logprobs(words: Sequence[str], count: int, picks: bytes) -> Logprobs:
+    """Return those of an answer's words, each with `count` others that would have been likelier."""
+    entries: list[tuple[int, str, float]] = []
+    for place, word in enumerate(words):
+        pick = picks[place % len(picks)]
+        others = [((pick + rank) % 256, f"{word}{rank}", -(pick + rank) / 7) for rank in range(1, count + 1)]
+        entries += [(pick, word, -(pick + count + 1) / 7), *others]
+    return Logprobs(
+        width=count + 1,
+        ids=array("i", [number for number, _, _ in entries]),
+        tokens=tuple(word for _, word, _ in entries),
+        values=array("f", [value for _, _, value in entries]),
+    )
+
+
+VERSION = "1"
+"""Changes with the text that a prompt and a seed give."""
+MAX_WORDS = 24
+_WORDS = tuple(
+    first + last
+    for first in (
+        "ba",
+        "ce",
+        "di",
+        "fo",
+        "gu",
+        "ha",
+        "ki",
+        "lo",
+        "mu",
+        "na",
+        "pe",
+        "ri",
+        "so",
+        "tu",
+        "va",
+        "we",
+    )
+    for last in ("l", "n", "r", "s", "m", "t", "la", "ne", "ri", "so", "mu", "ta", "lin", "nor", "ras", "tem")
+)
+
+
+class ScriptedOptions(BaseModel):
+    """The settings of the scripted engine: `--set engine.latency_ms=20`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    latency_ms: Annotated[float, Field(ge=0)] = 0.0
+    """From a request's start to its end."""
+    max_num_seqs: Annotated[int, Field(ge=1)] = 64
+    """Requests that run at the same time."""
+    max_words: Annotated[int, Field(ge=1, le=256)] = MAX_WORDS
+    """The longest answer; each length from one word on comes as often."""
+    call_log: Path | None = None
+    """Gets one line per generation, the sample's ordinal, written as the generation ends. Later turns of
+    a conversation are ORDINAL.TURN, counted from 0."""
+    fail_every: Annotated[int, Field(ge=1)] | None = None
+    """Fails each sample whose ordinal is a multiple of this, with the code `scripted_failure`."""
+    fail_while_missing: Path | None = None
+    """`fail_every` stops once there is this file: a cause of failures that someone mends."""
+    crash_on: str | None = None
+    """Ends the engine's whole process, as a segmentation fault would, at a prompt with this text."""
+    hang_on: str | None = None
+    """Never returns from a step that runs a prompt with this text."""
+    oom_above: Annotated[int, Field(ge=1)] | None = None
+    """Runs out of memory once more requests than this run at the same time."""
+    shows_batch_above: Annotated[int, Field(ge=1)] | None = None
+    """Once more requests than this run at the same time, how many do shows in their text: an engine
+    without batch invariance. 1 is caught by the canary at the start, 50 only by `verify --rerun`."""
+    load_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long loading takes."""
+    hang_load_once: Path | None = None
+    """Never returns from loading where there is no such file; it is made first, so the next loads."""
+
+
+def parse_options(settings: Mapping[str, Any]) -> ScriptedOptions:
+    """Return the options that `settings` give.
+
+    Raises:
+        UsageError: A setting is unknown or has a value that does not fit, or the call log's folder
+            is not there.
+    """
+    options = read_settings(ScriptedOptions, settings, "the scripted engine's")
+    if options.call_log is not None and not options.call_log.parent.is_dir():
+        folder = options.call_log.parent
+        raise UsageError(f"engine.call_log={options.call_log}: there is no directory {folder}; make it first")
+    return options
+
+
+class ScriptedEngine:
+    """Implements `Engine`; see the module."""
+
+    def __init__(self, spec: EngineSpec, placement: Placement) -> None:
+        self._options = parse_options(spec.settings)
+        self._max_num_seqs = max(1, self._options.max_num_seqs >> placement.halvings)
+        self._max_tokens = spec.sampling.max_tokens
+        self._structure = spec.structure
+        self._logprobs = spec.sampling.logprobs
+        self._max_model_len = spec.max_model_len
+        self._waiting: deque[Request] = deque()
+        self._running: deque[tuple[float, Request]] = deque()
+        self._batch = 0
+        self._call_log = _open_call_log(self._options.call_log)
+        time.sleep(self._options.load_seconds)
+        self._hang_on_first_load()
+
+    @property
+    def facts(self) -> EngineFacts:
+        """Capacity is twice the batch: an idle scripted engine would only measure its feed."""
+        return EngineFacts(
+            engine="scripted",
+            version=VERSION,
+            device="none",
+            capacity=2 * self._max_num_seqs,
+            max_model_len=self._max_model_len,
+        )
+
+    @property
+    def cached_prompt_tokens(self) -> int:
+        """None: there is no cache."""
+        return 0
+
+    def add(self, request: Request) -> None:
+        """Queue `request`, refused where its prompt leaves no room for an answer."""
+        check_prompt_length(request, self._max_model_len)
+        self._waiting.append(request)
+
+    def step(self) -> Sequence[Outcome]:
+        """Start what there is room for, wait until the first is due, and return all that are due."""
+        while self._waiting and len(self._running) < self._max_num_seqs:
+            request = self._waiting.popleft()
+            self._misbehave_on(request)
+            self._running.append((time.monotonic() + self._options.latency_ms / 1000, request))
+        self._check_memory()
+        if not self._running:
+            return ()
+        self._batch = len(self._running)
+        # Equal latencies: the oldest is due first.
+        wait_seconds = self._running[0][0] - time.monotonic()
+        if wait_seconds > 0:
+            time.sleep(wait_seconds)
+        now = time.monotonic()
+        outcomes = []
+        while self._running and self._running[0][0] <= now:
+            outcomes.append(self._generate(self._running.popleft()[1]))
+        return outcomes
+
+    def withdraw(self) -> Sequence[int]:
+        """Forget what waits for a place in the batch."""
+        ordinals = [request.ordinal for request in self._waiting]
+        self._waiting.clear()
+        return ordinals
+
+    def abort(self) -> None:
+        """Forget every request."""
+        self._waiting.clear()
+        self._running.clear()
+
+    def close(self) -> None:
+        """Close the call log."""
+        if self._call_log is not None:
+            os.close(self._call_log)
+            self._call_log = None
+
+    def _hang_on_first_load(self) -> None:
+        if self._options.hang_load_once is not None:
+            try:
+                self._options.hang_load_once.touch(exist_ok=False)
+            except FileExistsError:
+                return
+            time.sleep(10**9)
+
+    def _generate(self, request: Request) -> Outcome:
+        if self._call_log is not None and request.ordinal >= 0:
+            # One write on an O_APPEND descriptor: lines of several workers never mix.
+            turn = b".%d" % request.turn if request.turn else b""
+            os.write(self._call_log, b"%d%b\n" % (request.ordinal, turn))
+        if self._is_to_fail(request.ordinal):
+            return Failed(ordinal=request.ordinal, code="scripted_failure", message="failed as scripted")
+        prompt = _encode_ids(request.token_ids)
+        words_wanted = self._options.max_words
+        drawn = b"%d\0" % (request.seed + self._see_batch()) + prompt + _spell_sampling(request)
+        picks = blake3(drawn).digest(length=words_wanted + 1)
+        limit = request.max_tokens or self._max_tokens
+        room = min(limit, self._max_model_len - len(request.token_ids))
+        length = 1 + picks[-1] % words_wanted
+        structure = request.structure or self._structure
+        structured = write_structured(structure, picks) if structure is not None else None
+        if structured is None:
+            words = [_WORDS[pick] for pick in picks[: min(length, room)]]
+        else:
+            length, words = len(structured.split(" ")), structured.split(" ")[:room]
+        return Finished(
+            ordinal=request.ordinal,
+            response=" ".join(words),
+            reasoning=None,
+            finish_reason="stop" if length <= room else "length",
+            prompt_tokens=len(request.token_ids),
+            completion_tokens=len(words),
+            turn=request.turn,
+            logprobs=None if self._logprobs is None else write_logprobs(words, self._logprobs, picks),
+        )
+
+    def _see_batch(self) -> int:
+        """Return what of the batch shows in a text: nothing in an engine that is as it should be."""
+        limit = self._options.shows_batch_above
+        return self._batch if limit is not None and self._batch > limit else 0
+
+    def _is_to_fail(self, ordinal: int) -> bool:
+        every, mended = self._options.fail_every, self._options.fail_while_missing
+        if every is None or ordinal < 0 or ordinal % every:  # canaries, below 0, never fail
+            return False
+        return mended is None or not mended.exists()
+
+    def _check_memory(self) -> None:
+        limit = self._options.oom_above
+        if limit is not None and len(self._running) > limit:
+            raise EngineOutOfMemory(f"{len(self._running)} requests run, there is memory for {limit}")
+
+    def _misbehave_on(self, request: Request) -> None:
+        if self._options.crash_on is None and self._options.hang_on is None:
+            return
+        prompt = _encode_ids(request.token_ids)
+        if self._options.crash_on and self._options.crash_on.encode() in prompt:
+            os.abort()
+        if self._options.hang_on and self._options.hang_on.encode() in prompt:
+            time.sleep(10**9)
+
+
+def _encode_ids(token_ids: Sequence[int]) -> bytes:
+    """Return the ids as bytes: themselves where they are UTF-8 bytes, decimal text otherwise."""
+    return token_ids if isinstance(token_ids, bytes) else b" ".join(b"%d" % token for token in token_ids)
+
+
+def _spell_sampling(request: Request) -> bytes:
+    """Return what of a row's own sampling shows in its text; nothing where it says nothing."""
+    said = request.sampling
+    return f"\0{sorted(said.items())}".encode() if said else b""
+
+
+def _open_call_log(path: Path | None) -> int | None:
+    if path is None:
+        return None
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)

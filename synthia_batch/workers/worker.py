@@ -1,0 +1,183 @@
+"""One engine and its feed loop. Knows neither Ray nor files.
+
+The loop runs in a thread of its own and never waits for a caller: `feed` and `collect` only touch
+queues, so an engine step is followed at once by the next.
+"""
+
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from synthia_batch.core.types import Failed, Outcome, Request
+from synthia_batch.errors import EngineOutOfMemory, SampleRefused
+from synthia_batch.workers.engine import Engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """What a worker has to say since it was last asked.
+
+    `steps` counts the engine's steps since its start: a watchdog sees progress in it. `error` is
+    the traceback that ended the loop, if one did; its unfinished requests are lost. `is_out_of_memory`
+    says that a smaller batch may not have ended it. `busy_seconds` is how long the engine has had
+    requests, `cached_prompt_tokens` what its prefix cache has served, both since its start.
+    `returned` are the requests that were recalled in time: this worker will not make them.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    steps: int
+    unfinished: int
+    error: str | None
+    is_out_of_memory: bool = False
+    busy_seconds: float = 0.0
+    cached_prompt_tokens: int = 0
+    returned: tuple[int, ...] = ()
+
+
+class Worker:
+    """Feeds one engine and hands on what ends, as it ends."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._busy_seconds = 0.0
+        self._busy_since: float | None = None
+        self._cached_prompt_tokens = engine.cached_prompt_tokens
+        self._changed = threading.Condition()
+        self._inbox: deque[Request] = deque()
+        self._outbox: list[Outcome] = []
+        self._returned: list[int] = []
+        self._unfinished = 0
+        self._steps = 0
+        self._error: str | None = None
+        self._is_out_of_memory = False
+        self._recalling = False
+        self._aborting = False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
+
+    def start(self) -> None:
+        """Start the loop."""
+        self._thread.start()
+
+    def feed(self, requests: Sequence[Request]) -> None:
+        """Queue `requests` for the engine."""
+        with self._changed:
+            self._inbox.extend(requests)
+            self._unfinished += len(requests)
+            self._changed.notify_all()
+
+    def collect(self, wait_seconds: float) -> Delivery:
+        """Return what ended since the last call, waiting up to `wait_seconds` where nothing has."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._outbox or self._returned or self._error is not None, timeout=wait_seconds
+            )
+            outcomes, self._outbox = tuple(self._outbox), []
+            returned, self._returned = tuple(self._returned), []
+            return Delivery(
+                outcomes=outcomes,
+                steps=self._steps,
+                unfinished=self._unfinished,
+                error=self._error,
+                is_out_of_memory=self._is_out_of_memory,
+                busy_seconds=self._busy_seconds + self._count_busy(),
+                cached_prompt_tokens=self._cached_prompt_tokens,
+                returned=returned,
+            )
+
+    def recall(self) -> None:
+        """Give back every request that the engine has not begun."""
+        with self._changed:
+            self._recalling = True
+            self._changed.notify_all()
+
+    def abort(self) -> None:
+        """Drop every request that has not ended; they yield no outcome."""
+        with self._changed:
+            self._aborting = True
+            self._changed.notify_all()
+
+    def stop(self, wait_seconds: float) -> None:
+        """End the loop and give back the device, waiting up to `wait_seconds` for the current step."""
+        with self._changed:
+            self._aborting = self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(wait_seconds)
+
+    def _run(self) -> None:
+        try:
+            while self._take_in():
+                self._hand_out(self._engine.step(), steps=1)
+            self._engine.close()
+        except BaseException as exc:  # The loop's end must reach the pool, whatever ended it.
+            with self._changed:
+                self._error = traceback.format_exc()
+                self._is_out_of_memory = isinstance(exc, EngineOutOfMemory)
+                self._rest()
+                self._changed.notify_all()
+
+    def _take_in(self) -> bool:
+        """Move the inbox into the engine, waiting while there is nothing to do; False ends the loop."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._unfinished or self._recalling or self._aborting or self._stopping
+            )
+            if self._recalling:
+                self._give_back()
+            requests = tuple(self._inbox)
+            self._inbox.clear()
+            if self._aborting:
+                self._engine.abort()
+                self._unfinished = 0
+                self._aborting = False
+                requests = ()
+                self._rest()
+            if self._stopping:
+                return False
+            if self._unfinished and self._busy_since is None:
+                self._busy_since = self._clock()
+        refused = [failed for request in requests if (failed := self._add(request)) is not None]
+        if refused:
+            self._hand_out(refused, steps=0)
+        return True
+
+    def _give_back(self) -> None:
+        self._recalling = False
+        ordinals = [*self._engine.withdraw(), *(request.ordinal for request in self._inbox)]
+        self._inbox.clear()
+        self._unfinished -= len(ordinals)
+        self._returned.extend(ordinals)
+        if not self._unfinished:
+            self._rest()
+        self._changed.notify_all()
+
+    def _add(self, request: Request) -> Failed | None:
+        try:
+            self._engine.add(request)
+        except SampleRefused as refused:
+            return Failed(ordinal=request.ordinal, code=refused.code, message=str(refused))
+        return None
+
+    def _hand_out(self, outcomes: Sequence[Outcome], steps: int) -> None:
+        with self._changed:
+            self._steps += steps
+            self._cached_prompt_tokens = self._engine.cached_prompt_tokens
+            if outcomes:
+                self._outbox.extend(outcomes)
+                self._unfinished -= len(outcomes)
+                if not self._unfinished:
+                    self._rest()
+                self._changed.notify_all()
+
+    def _rest(self) -> None:
+        """Take note that the engine has nothing to do."""
+        self._busy_seconds += self._count_busy()
+        self._busy_since = None
+
+    def _count_busy(self) -> float:
+        """Return how long the engine has had something to do, if it has."""
+        return 0.0 if self._busy_since is None else self._clock() - self._busy_since
