@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.conversations import Step, record_as_it_is
 from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Outcome, Request
-from synthia_batch.dispatch import Dispatcher
-from synthia_batch.drive import Driver
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.recorder import Recorder
+from synthia_batch.scheduler.dispatcher import Dispatcher
+from synthia_batch.scheduler.driver import Driver
+from synthia_batch.scheduler.multi_turn import Step, record_as_it_is
+from synthia_batch.scheduler.recorder import Recorder
 from synthia_batch.workers.canary import Canaries
 from synthia_batch.workers.pools import open_pool
 from synthia_batch.workers.pools.base import Staffing, WorkerReady

@@ -6,21 +6,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from synthia_batch.canary_record import check_canary, find_change, make_canaries
-from synthia_batch.conversations import Conversations, open_conversations
 from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Failed, Request
-from synthia_batch.dispatch import Dispatcher
-from synthia_batch.drive import Driver
 from synthia_batch.errors import SampleRefused
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.units import count_allowed
-from synthia_batch.meter import Meter
 from synthia_batch.opening import LockedRun, OpenRun
 from synthia_batch.picks import Picks
 from synthia_batch.places import open_places
 from synthia_batch.portion import Portion
 from synthia_batch.resolve import open_renderer
+from synthia_batch.scheduler.dispatcher import Dispatcher
+from synthia_batch.scheduler.driver import Driver
+from synthia_batch.scheduler.multi_turn import Conversations, open_conversations
+from synthia_batch.scheduler.recorder import Meter
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.telling import FailureTeller
 from synthia_batch.workers.pools import open_pool

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.conversations import Conversations, open_conversations
 from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.core.types import Outcome, Sample
@@ -19,6 +18,7 @@ from synthia_batch.models.prompts.tokenizer import Renderer, ShownPrompt
 from synthia_batch.opening import LockedRun
 from synthia_batch.picks import Picks, pick_rows
 from synthia_batch.resolve import open_renderer, select_rows
+from synthia_batch.scheduler.multi_turn import Conversations, open_conversations
 from synthia_batch.workers.engine import check_prompt_length
 
 

@@ -22,9 +22,9 @@ from synthia_batch.estimate import (
 )
 from synthia_batch.job.plan import limit_answer
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.meter import SPEED_MEASURED
 from synthia_batch.opening import LockedRun
 from synthia_batch.picks import Picks, pick_probe
+from synthia_batch.scheduler.recorder import SPEED_MEASURED
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.parts.schema import DataRecord, encode_data_part

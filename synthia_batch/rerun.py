@@ -15,7 +15,6 @@ from typing import Any
 
 from synthia_batch.aside import Aside, drive_aside
 from synthia_batch.canary_record import compare_canary, make_canaries
-from synthia_batch.conversations import Conversations, open_conversations
 from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request, Sample, Turn
@@ -26,6 +25,7 @@ from synthia_batch.job.schema import Determinism
 from synthia_batch.kept_job import resolve_kept_job
 from synthia_batch.opening import LockedRun, inspect_run, lock_run
 from synthia_batch.resolve import open_renderer
+from synthia_batch.scheduler.multi_turn import Conversations, open_conversations
 from synthia_batch.search import usual_batch
 
 CONTEXT_CHARACTERS = 40

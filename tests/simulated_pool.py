@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest.mock import Mock
 
-from synthia_batch.conversations import Step, record_as_it_is
 from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request
-from synthia_batch.dispatch import Dispatcher
-from synthia_batch.drive import Driver
+from synthia_batch.scheduler.dispatcher import Dispatcher
+from synthia_batch.scheduler.driver import Driver
+from synthia_batch.scheduler.multi_turn import Step, record_as_it_is
 from synthia_batch.workers.engine import EngineFacts
 from synthia_batch.workers.pools.base import (
     PoolEvent,

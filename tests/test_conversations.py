@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from synthia_batch.conversations import Context, Conversations
 from synthia_batch.core.types import Failed, Finished, Message, Request, Row, Sample, Turn
 from synthia_batch.job.plan import derive_turn_seed, make_samples
 from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.schema import OnOverflow
 from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
+from synthia_batch.scheduler.multi_turn import Context, Conversations
 
 SYSTEM = "Be kind."
 PLAN = PlanSpec(

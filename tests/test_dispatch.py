@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from synthia_batch.core.types import Finished, Request
-from synthia_batch.dispatch import WINDOW_SAMPLES, Dispatcher
+from synthia_batch.scheduler.dispatcher import WINDOW_SAMPLES, Dispatcher
 
 
 def make_dispatcher(total: int) -> Dispatcher:

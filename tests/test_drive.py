@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pytest
 from simulated_pool import Books, SimulatedPool, drive
 
-from synthia_batch.conversations import Step
 from synthia_batch.core.types import Finished, Outcome, Record, Request, Turn
 from synthia_batch.errors import DeterminismBroken, PoolFailed, UsageError
+from synthia_batch.scheduler.multi_turn import Step
 from synthia_batch.workers.pools.base import Cause, PoolEvent, SamplesEnded, WorkerLost
 
 

@@ -19,7 +19,7 @@ from synthia_batch.estimate import (
     predict_total,
     sum_up_lengths,
 )
-from synthia_batch.meter import Meter
+from synthia_batch.scheduler.recorder import Meter
 
 
 def finish(ordinal: int, tokens: int, reason: str = "stop") -> Finished:

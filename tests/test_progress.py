@@ -6,7 +6,7 @@ from pathlib import Path
 from conftest import Command, write_jsonl
 
 from synthia_batch.core.types import Failed, Finished
-from synthia_batch.progress import FIRST_INTERVAL_SECONDS, Progress
+from synthia_batch.scheduler.progress import FIRST_INTERVAL_SECONDS, Progress
 from synthia_batch.storage.events import read_events
 
 

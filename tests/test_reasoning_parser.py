@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from conftest import NEEDS_VLLM, Command, write_jsonl
 
-from synthia_batch.conversations import Context, Conversations
 from synthia_batch.core.types import Finished
 from synthia_batch.errors import UsageError
 from synthia_batch.models.prompts.formats import ChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
+from synthia_batch.scheduler.multi_turn import Context, Conversations
 from synthia_batch.workers.vllm.settings import check_settings, list_reasoning_parsers
 
 OPENING = "{% for m in messages %}{{ m.content }}{% endfor %}<think>{# and </think> ends it #}"

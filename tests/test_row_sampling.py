@@ -12,15 +12,15 @@ from conftest import Command, read_bytes_of_data, write_jsonl
 from pyarrow import parquet
 from reading import list_faults, read_all, scan
 
-from synthia_batch.conversations import Context, Conversations
 from synthia_batch.core.types import Message, Request, Row, RowSampling
-from synthia_batch.dispatch import Dispatcher
 from synthia_batch.errors import UsageError
 from synthia_batch.job.plan import derive_own_seed, derive_seed, make_samples
 from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.sampling import REFUSED, RepetitionDetection, Sampling
 from synthia_batch.models.prompts.formats import SynthiaFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
+from synthia_batch.scheduler.dispatcher import Dispatcher
+from synthia_batch.scheduler.multi_turn import Context, Conversations
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")
 SAID: list[dict[str, Any] | None] = [

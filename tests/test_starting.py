@@ -16,12 +16,12 @@ from synthia_batch import Job, run_job
 from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Failed, Request
-from synthia_batch.dispatch import Dispatcher
-from synthia_batch.drive import Driver
 from synthia_batch.errors import PoolFailed, UsageError
 from synthia_batch.inputs.base import PROGRESS_ROWS
 from synthia_batch.inputs.readers.jsonl import JsonlSource
 from synthia_batch.job.resolved import PoolSpec
+from synthia_batch.scheduler.dispatcher import Dispatcher
+from synthia_batch.scheduler.driver import Driver
 from synthia_batch.workers.engine import EngineFacts
 from synthia_batch.workers.pools.base import (
     PoolEvent,

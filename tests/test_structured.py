@@ -9,7 +9,6 @@ import pytest
 from conftest import Command, read_bytes_of_data, write_jsonl
 from reading import list_faults, read_all
 
-from synthia_batch.conversations import Context, Conversations
 from synthia_batch.core.types import Failed, Finished, Message, Request, Row, RowSampling, Structure
 from synthia_batch.job.plan import make_samples
 from synthia_batch.job.resolved import PlanSpec, SystemText
@@ -17,7 +16,8 @@ from synthia_batch.job.structured import make_structure
 from synthia_batch.job.structured_check import check_structure
 from synthia_batch.models.prompts.formats import PlainChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
-from synthia_batch.structure.judge import judge_answer
+from synthia_batch.scheduler.answer_check import judge_answer
+from synthia_batch.scheduler.multi_turn import Context, Conversations
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")
 SCHEMA = {

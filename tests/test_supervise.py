@@ -1,6 +1,6 @@
 """Restarts, giving up and the watchdog, on a clock of the test's own."""
 
-from synthia_batch.supervise import MOST_HALVINGS, STRIKES, STUCK_LOADS, Supervisor
+from synthia_batch.scheduler.restart_policy import MOST_HALVINGS, STRIKES, STUCK_LOADS, Supervisor
 
 
 def make_supervisor(watchdog_seconds: float = 10) -> Supervisor:

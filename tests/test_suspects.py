@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthia_batch.core.types import Finished, Request
-from synthia_batch.dispatch import Dispatcher
-from synthia_batch.suspects import PROBE, Suspects, fail_convicted
+from synthia_batch.scheduler.crash_bisection import PROBE, Suspects, fail_convicted
+from synthia_batch.scheduler.dispatcher import Dispatcher
 
 
 def ask(*ordinals: int) -> list[Request]:

@@ -17,8 +17,8 @@ from conftest import Command, command_of, make_environment, read_bytes_of_data, 
 from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Finished, Outcome, Request
-from synthia_batch.dispatch import Dispatcher
-from synthia_batch.drive import Driver
+from synthia_batch.scheduler.dispatcher import Dispatcher
+from synthia_batch.scheduler.driver import Driver
 from synthia_batch.workers.engine import EngineFacts
 from synthia_batch.workers.pools.base import Cause, PoolEvent, SamplesEnded, WorkerLost, WorkerReady
 from synthia_batch.workers.pools.startup import StartedPool

@@ -2,16 +2,19 @@
 
 Every number is a total of this attempt, so an event that is lost costs nothing, and a rate over
 any stretch is the difference of two events.
+
+How long requests take from being sent to their end: what a deadline must leave them. Pure.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from synthia_batch.core.counts import Tally, tally_records
 from synthia_batch.core.snapshot import Standing, WorkerStanding
 from synthia_batch.core.types import Finished, Outcome, Record
-from synthia_batch.supervise import Duty
+from synthia_batch.scheduler.restart_policy import Duty
 
 FIRST_INTERVAL_SECONDS = 2.0
 ELAPSED_PER_INTERVAL = 3600
@@ -162,3 +165,29 @@ class Progress:
     @property
     def _cached_prompt_tokens(self) -> int:
         return sum(log.past_cached_prompt_tokens + log.cached_prompt_tokens for log in self._logs.values())
+
+
+RECENT_REQUESTS = 512
+"""The longest of so many is what those in flight may take: a few batches, so that a night that begins
+with long prompts is not judged by them in the morning."""
+
+
+class Pace:
+    """Times are seconds of one monotonic clock."""
+
+    def __init__(self) -> None:
+        self._sent: dict[int, float] = {}
+        self._recent: deque[float] = deque(maxlen=RECENT_REQUESTS)
+
+    @property
+    def longest_seconds(self) -> float:
+        """The longest that one of the latest requests took, 0 where none has ended."""
+        return max(self._recent, default=0.0)
+
+    def note_sent(self, ordinals: Iterable[int], now: float) -> None:
+        """Take note that these requests go to an engine; what was sent before counts from now."""
+        self._sent.update(dict.fromkeys(ordinals, now))
+
+    def note_ended(self, ordinals: Iterable[int], now: float) -> None:
+        """Take note that these requests have ended."""
+        self._recent.extend(now - self._sent.pop(ordinal) for ordinal in ordinals if ordinal in self._sent)

@@ -25,8 +25,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from synthia_batch.core.types import Finished, Outcome, Request
-from synthia_batch.prefixes import count_tokens, group_by_prefix, group_singly
-from synthia_batch.suspects import PROBE, Suspects
+from synthia_batch.scheduler.crash_bisection import PROBE, Suspects
+from synthia_batch.scheduler.prefix_groups import count_tokens, group_by_prefix, group_singly
 
 WINDOW_SAMPLES = 512
 """Read ahead and sorted together; a sample is never held back longer than that. Bounds memory."""

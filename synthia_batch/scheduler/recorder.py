@@ -1,13 +1,41 @@
-"""How fast engines made samples and how full they were: a recorder that looks on."""
+"""What the driver expects of the store's side of a run.
+
+How fast engines made samples and how full they were: a recorder that looks on.
+"""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 from synthia_batch.core.types import Record, Turn
 from synthia_batch.estimate import Speed
-from synthia_batch.recorder import Recorder
+
+
+class Recorder(Protocol):
+    """Where ended samples go. Its counts are over all attempts."""
+
+    @property
+    def samples(self) -> int:
+        """The samples of the job."""
+
+    @property
+    def finished(self) -> int:
+        """The samples made so far."""
+
+    @property
+    def failed(self) -> int:
+        """The samples that could not be made."""
+
+    def record(self, records: Sequence[Record]) -> None:
+        """Make these samples and turns durable."""
+
+    def tick(self) -> None:
+        """Called a few times a second."""
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """Add to the run's history."""
+
 
 SPEED_MEASURED = "speed_measured"
 """The kind of the event that has a Speed as its fields."""

@@ -19,7 +19,7 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import OnOverflow
 from synthia_batch.models.prompts.tokenizer import Renderer
 from synthia_batch.resolve import open_renderer
-from synthia_batch.structure.judge import judge_answer
+from synthia_batch.scheduler.answer_check import judge_answer
 
 PROMPT_TOO_LONG = "prompt_too_long"
 """The code of a request whose prompt has no room for an answer, as an engine says it."""

@@ -10,19 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from synthia_batch.conversations import Step, record_as_it_is
 from synthia_batch.core.console import Display
 from synthia_batch.core.formatting import format_seconds
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.snapshot import Standing
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request
-from synthia_batch.dispatch import Dispatcher
-from synthia_batch.pace import Pace
-from synthia_batch.progress import Progress
-from synthia_batch.recorder import Recorder
-from synthia_batch.staff import Staff
-from synthia_batch.supervise import Supervisor
-from synthia_batch.suspects import fail_convicted
+from synthia_batch.scheduler.crash_bisection import fail_convicted
+from synthia_batch.scheduler.dispatcher import Dispatcher
+from synthia_batch.scheduler.multi_turn import Step, record_as_it_is
+from synthia_batch.scheduler.progress import Pace, Progress
+from synthia_batch.scheduler.recorder import Recorder
+from synthia_batch.scheduler.restart_policy import Supervisor
+from synthia_batch.scheduler.supervisor import Staff
 from synthia_batch.workers.pools.base import (
     Pool,
     PoolEvent,

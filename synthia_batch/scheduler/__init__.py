@@ -1,0 +1,1 @@
+"""Which request goes to which worker, and what the death of a worker means."""
