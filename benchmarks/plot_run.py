@@ -9,8 +9,8 @@ report of a run has the same pictures; this one keeps the time between attempts,
 import argparse
 from pathlib import Path
 
-from synthia_batch.report.history import History, read_history
-from synthia_batch.report.plots import draw_history
+from synthia_batch.results.read.history import History, read_history
+from synthia_batch.results.report.plots import draw_history
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.layout import RunDir
 

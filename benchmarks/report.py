@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.journal import make_command, watch, write_questions
-from synthia_batch.report.card import CardFacts, read_card_data
+from synthia_batch.results.report.card import CardFacts, read_card_data
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest
 from synthia_batch.storage.plan_file import read_plan

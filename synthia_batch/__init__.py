@@ -24,23 +24,22 @@ __all__ = [
 
 if TYPE_CHECKING:
     from synthia_batch.errors import SynthiaBatchError
-    from synthia_batch.failures import FailedSample
     from synthia_batch.job.schema import Job
-    from synthia_batch.readback.run import Run, open_run
-    from synthia_batch.readback.samples import FinishedSample
-    from synthia_batch.readback.statistics import RunStatistics
     from synthia_batch.result import RunResult
+    from synthia_batch.results.read.failures import FailedSample
+    from synthia_batch.results.read.run import Run, RunStatistics, open_run
+    from synthia_batch.results.read.samples import FinishedSample
     from synthia_batch.run import run_job
 
 _HOMES = {
-    "FailedSample": "synthia_batch.failures",
-    "FinishedSample": "synthia_batch.readback.samples",
+    "FailedSample": "synthia_batch.results.read.failures",
+    "FinishedSample": "synthia_batch.results.read.samples",
     "Job": "synthia_batch.job.schema",
-    "Run": "synthia_batch.readback.run",
+    "Run": "synthia_batch.results.read.run",
     "RunResult": "synthia_batch.result",
-    "RunStatistics": "synthia_batch.readback.statistics",
+    "RunStatistics": "synthia_batch.results.read.run",
     "SynthiaBatchError": "synthia_batch.errors",
-    "open_run": "synthia_batch.readback.run",
+    "open_run": "synthia_batch.results.read.run",
     "run_job": "synthia_batch.run",
 }
 

@@ -12,8 +12,8 @@ from synthia_batch.core.formatting import format_seconds
 from synthia_batch.errors import SynthiaBatchError
 from synthia_batch.job.loading.command_line import read_command
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.report.statistics import read_status
 from synthia_batch.result import Ending
+from synthia_batch.results.read.status import read_status
 
 if TYPE_CHECKING:
     from synthia_batch.notify import Notifier

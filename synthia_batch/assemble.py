@@ -7,7 +7,7 @@ from synthia_batch.core.types import Failed, Finished, Outcome, Row, Sample, Sha
 from synthia_batch.inputs import Scan, Source
 from synthia_batch.job.plan import make_samples
 from synthia_batch.job.resolved import PlanSpec
-from synthia_batch.quality.flags import Flagging
+from synthia_batch.results.quality.flags import Flagging
 from synthia_batch.storage.parts.schema import (
     DataRecord,
     FailedRecord,

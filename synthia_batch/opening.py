@@ -18,9 +18,9 @@ from synthia_batch.job.identity import compare_identities
 from synthia_batch.job.plan import ROW_SYSTEM, plan_shards
 from synthia_batch.job.resolved import PlanSpec, ResolvedJob
 from synthia_batch.keeper import Keeper
-from synthia_batch.quality.flags import open_flagging
 from synthia_batch.reopening import FailureChoice, Reopener
 from synthia_batch.resolve import select_rows
+from synthia_batch.results.quality.flags import open_flagging
 from synthia_batch.storage.atomic import make_directory, publish_bytes
 from synthia_batch.storage.events import EventLog
 from synthia_batch.storage.layout import RunDir

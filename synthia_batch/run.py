@@ -26,9 +26,9 @@ from synthia_batch.opening import (
     tidy_complete_run,
 )
 from synthia_batch.picks import Picks
-from synthia_batch.report.making import try_report
 from synthia_batch.resolve import resolve_job
 from synthia_batch.result import RunResult
+from synthia_batch.results.report.page import try_report
 from synthia_batch.storage.atomic import make_directory, sync_directory
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import Manifest, read_manifest, write_manifest

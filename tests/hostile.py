@@ -8,8 +8,8 @@ from pathlib import Path
 from conftest import command_of, make_environment, write_jsonl
 
 from synthia_batch.core.types import Failed, Finished
+from synthia_batch.results.verify.facts import read_facts
 from synthia_batch.storage.journal.writer import write_journal
-from synthia_batch.verify.facts import read_facts
 
 MARK = "window.pwned=1"
 TEXTS = (

@@ -19,7 +19,7 @@ from benchmarks.throughput.measures import (
 from benchmarks.throughput.process import MARK, run_process
 from benchmarks.throughput.report import Target, write_failures, write_ratios, write_raw, write_sides
 from benchmarks.throughput.workload import LIMITS_COLUMN, MODEL_SHAPES, draw_limits, write_questions
-from synthia_batch.report.history import read_history, read_progress
+from synthia_batch.results.read.history import read_history, read_progress
 
 
 def measure(side: str, number: int, seconds: float, **more: Any) -> Measured:

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from synthia_batch.carding import find_licence
 from synthia_batch.models.checkpoint import read_licence
-from synthia_batch.report.card import Licence
+from synthia_batch.results.report.card import Licence
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-q")
 ROWS = 1100

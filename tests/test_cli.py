@@ -20,7 +20,7 @@ from conftest import (
     write_jsonl,
 )
 
-from synthia_batch.report.statistics import read_status
+from synthia_batch.results.read.status import read_status
 
 QUESTIONS = ROOT / "inputs" / "questions.parquet"
 SCRIPTED = ("--engine", "scripted", "--pool", "local")
@@ -212,7 +212,7 @@ def test_verbose_tells_the_identity_and_the_workers(synthia: Command, tmp_path: 
 
 def test_a_bug_asks_to_be_reported(tmp_path: Path) -> None:
     probe = (
-        "import sys; from synthia_batch import cli; from synthia_batch.report import statistics\n"
+        "import sys; from synthia_batch import cli; from synthia_batch.results.report import statistics\n"
         "statistics.StatusReader = lambda directory: 1 / 0\n"
         "sys.argv = ['synthia-batch', 'status', '.']; cli.main()"
     )

@@ -16,8 +16,8 @@ import yaml
 from conftest import Command, command_of, write_jsonl
 from openai.types.chat import ChatCompletion
 
-from synthia_batch.export.formats import FORMATS
-from synthia_batch.export.recipes import list_for_axolotl, list_for_llama_factory
+from synthia_batch.results.export.formats import FORMATS
+from synthia_batch.results.export.recipes import list_for_axolotl, list_for_llama_factory
 
 ODD = 'Quoted "text", commas,\nlines, emoji 🦊 and \\backslashes\\'
 QUESTIONS = [

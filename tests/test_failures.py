@@ -12,8 +12,8 @@ from conftest import Command, command_of, make_environment, read_bytes_of_data, 
 from inside import call
 
 from synthia_batch.core.types import Failed, Finished, Record
-from synthia_batch.failures import find_reasons, list_failures
-from synthia_batch.report.statistics import read_status
+from synthia_batch.results.read.failures import find_reasons, list_failures
+from synthia_batch.results.read.status import read_status
 from synthia_batch.telling import FailureTeller, shorten
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "--set", "model.max_model_len=900")

@@ -16,9 +16,9 @@ from synthia_batch.core.types import Failed, Finished, Row, Sample
 from synthia_batch.core.types import Message as Turn
 from synthia_batch.errors import UsageError
 from synthia_batch.job.schema import Job
-from synthia_batch.quality import language
-from synthia_batch.quality.flags import Flagging, identify_flags, is_in_another_language
-from synthia_batch.quality.language import detect_language
+from synthia_batch.results.quality import language
+from synthia_batch.results.quality.flags import Flagging, identify_flags, is_in_another_language
+from synthia_batch.results.quality.language import detect_language
 
 ALL = "repetition,empty,refusal,language,duplicate"
 QUESTION = "Why is the sky blue at noon, and why is it red when the sun sets?"

@@ -101,7 +101,7 @@ def test_statistics_count_what_the_files_hold(tmp_path: Path) -> None:
 
 def test_samples_come_one_published_file_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards have 1,000 rows: while the first is read, the second may not be."""
-    from synthia_batch.readback import run as readback
+    from synthia_batch.results.read import run as readback
 
     result = run_job(make_job(tmp_path, rows=2500))
     read: list[str] = []

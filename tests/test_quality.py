@@ -2,7 +2,7 @@
 
 import pytest
 
-from synthia_batch.quality.measures import (
+from synthia_batch.results.quality.measures import (
     COMPRESSION_RATIO,
     REPEATED_SHARE,
     TAIL_BYTES,

@@ -19,15 +19,15 @@ import pytest
 from conftest import ROOT, Command, command_of, make_environment, read_bytes_of_data, write_jsonl
 from hostile import TEXTS, add_history, make_hostile_run
 
-from synthia_batch.report import answers
-from synthia_batch.report.choosing import Picks, choose_stride, hash_samples, take_every
-from synthia_batch.report.history import Stretch, coarsen, list_attempts, read_history
-from synthia_batch.report.page import render_page
-from synthia_batch.report.plots import make_bins
-from synthia_batch.report.showing import make_visible, show_text
-from synthia_batch.report.summary import Report, read_report
-from synthia_batch.report.tally import Lengths
-from synthia_batch.report.verdict import judge, spell_share
+from synthia_batch.results.read.counts import Lengths
+from synthia_batch.results.read.history import Stretch, coarsen, list_attempts, read_history
+from synthia_batch.results.report import answers
+from synthia_batch.results.report.escape import make_visible, show_text
+from synthia_batch.results.report.page import render_page
+from synthia_batch.results.report.plots import make_bins
+from synthia_batch.results.report.samples import Picks, choose_stride, hash_samples, take_every
+from synthia_batch.results.report.summary import Report, read_report
+from synthia_batch.results.report.verdict import judge, spell_share
 from synthia_batch.storage.atomic import temporary_path
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.parts.columns import read_numbers, read_rows

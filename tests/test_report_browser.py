@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT, command_of, make_environment
 from hostile import FILE_NAME, MARK, TEXTS, add_history, make_hostile_run
 
-from synthia_batch.report.page import render_page
-from synthia_batch.report.summary import read_report
+from synthia_batch.results.report.page import render_page
+from synthia_batch.results.report.summary import read_report
 
 PROMISE = "CHROMIUM_IS_PROMISED"
 """Set where Chromium must be there, as in .ci/run: its absence is then a failure."""

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from conftest import Command, command_of, make_environment, write_jsonl
+from synthia_batch.results.report.status_text import describe_briefly, describe_status
 
 from synthia_batch.errors import IntegrityError
-from synthia_batch.report import looking
-from synthia_batch.report.latest_attempt import History, Rate, WorkerState
-from synthia_batch.report.looking import open_looker
-from synthia_batch.report.statistics import StatusReader, read_status
-from synthia_batch.report.status_text import describe_briefly, describe_status
+from synthia_batch.results.read import snapshot as looking
+from synthia_batch.results.read.attempt import History, Rate, WorkerState
+from synthia_batch.results.read.snapshot import open_looker
+from synthia_batch.results.read.status import StatusReader, read_status
 from synthia_batch.storage.events import EventReader
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-o", "out")

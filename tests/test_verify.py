@@ -17,13 +17,13 @@ from inside import Answer, Killed, call, dying_at, snapshot
 from synthia_batch.core.console import Display
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
+from synthia_batch.results.verify.facts import read_facts
 from synthia_batch.storage.journal.writer import write_journal
 from synthia_batch.storage.lock import read_owner
 from synthia_batch.storage.manifest import read_manifest, write_manifest
 from synthia_batch.storage.parts.pages import find_page_damage
 from synthia_batch.storage.parts.reader import Places, SampleGrid, number_failed, number_made, read_made
 from synthia_batch.storage.parts.row_digest import digest_rows
-from synthia_batch.verify.facts import read_facts
 
 ROWS = 1300
 RUN = (

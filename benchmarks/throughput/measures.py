@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
-from synthia_batch.report.history import Progress, list_shares
+from synthia_batch.results.read.history import Progress, list_shares
 
 Status = Literal["ok", "failed", "not run"]
 

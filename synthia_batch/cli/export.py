@@ -9,7 +9,7 @@ import typer
 
 from synthia_batch.cli.flags import split_names
 from synthia_batch.cli.place import Place, open_place
-from synthia_batch.export.formats import FORMATS
+from synthia_batch.results.export.formats import FORMATS
 
 
 def export(
@@ -27,9 +27,9 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
 ) -> None:
     """Write a finished dataset for TRL, Axolotl, LLaMA-Factory, OpenAI's batch readers or a spreadsheet."""
-    from synthia_batch.export.recipes import describe_use
-    from synthia_batch.export.writing import write_records
-    from synthia_batch.readback.run import open_complete_run
+    from synthia_batch.results.export.recipes import describe_use
+    from synthia_batch.results.export.writer import write_records
+    from synthia_batch.results.read.run import open_complete_run
 
     chosen = FORMATS.get(to)
     if chosen is None:

@@ -11,7 +11,7 @@ import typer
 from synthia_batch.cli.place import Place, open_place
 
 if TYPE_CHECKING:
-    from synthia_batch.failures import FailedSample
+    from synthia_batch.results.read.failures import FailedSample
 
 
 def failed(
@@ -25,7 +25,7 @@ def failed(
 
     Example: synthia-batch failed outputs/questions-1a2b3c4d --code prompt_too_long
     """
-    from synthia_batch.failures import list_failures
+    from synthia_batch.results.read.failures import list_failures
 
     counts: Counter[str] = Counter()
     with open_place(directory) as place:

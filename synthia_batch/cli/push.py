@@ -25,8 +25,8 @@ def push(
     """
     from synthia_batch.core.console import Display, ReadingDisplay
     from synthia_batch.core.telemetry import keep_private
-    from synthia_batch.push.dataset import list_pushed_files
-    from synthia_batch.push.hub import Target, push_files
+    from synthia_batch.results.export.hub import Target, push_files
+    from synthia_batch.results.export.hub_dataset import list_pushed_files
 
     keep_private()
     with ReadingDisplay(quiet=quiet) as display:

@@ -22,10 +22,10 @@ def report(
     One file without scripts or requests, to open, keep or send. Each complete run has one already.
     """
     if as_json:
-        from synthia_batch.report.summary import read_report
+        from synthia_batch.results.report.summary import read_report
 
         print(json.dumps(read_report(directory).to_dict(), ensure_ascii=False))
         return
-    from synthia_batch.report.making import write_report
+    from synthia_batch.results.report.page import write_report
 
     print(write_report(directory, output))

@@ -88,7 +88,7 @@ def _spell_loading(result: "RunResult") -> str:
 
 def _explain_failures(result: "RunResult") -> list[str]:
     """Return the commonest reasons, with an example of each, and what to do next."""
-    from synthia_batch.failures import COMMONEST, find_reasons
+    from synthia_batch.results.read.failures import COMMONEST, find_reasons
     from synthia_batch.telling import shorten
 
     here = shlex.quote(str(result.directory))

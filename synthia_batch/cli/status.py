@@ -13,7 +13,7 @@ import typer
 from synthia_batch.cli.place import Place, is_url
 
 if TYPE_CHECKING:
-    from synthia_batch.report.statistics import RunStatus
+    from synthia_batch.results.read.status import RunStatus
 
 LOOK_SECONDS = 2.0
 """Between two looks of --watch: as often as a run writes down how far it is."""
@@ -34,7 +34,7 @@ def status(
     if is_url(directory):
         _print_remote(directory, as_json)
         return
-    from synthia_batch.report.statistics import StatusReader
+    from synthia_batch.results.read.status import StatusReader
 
     reader = StatusReader(Path(directory))
     found = reader.read()
@@ -72,7 +72,7 @@ def _show_look(found: "RunStatus", page: "_Page", as_json: bool) -> None:
     if as_json:
         _print(found, as_json)
         return
-    from synthia_batch.report.status_text import describe_briefly, describe_status
+    from synthia_batch.results.report.status_text import describe_briefly, describe_status
 
     if sys.stdout.isatty():
         page.draw(describe_status(found))
@@ -82,7 +82,7 @@ def _show_look(found: "RunStatus", page: "_Page", as_json: bool) -> None:
 
 
 def _print(found: "RunStatus", as_json: bool) -> None:
-    from synthia_batch.report.status_text import describe_status
+    from synthia_batch.results.report.status_text import describe_status
 
     text = json.dumps(found.to_dict(), ensure_ascii=False) if as_json else "\n".join(describe_status(found))
     print(text, flush=True)

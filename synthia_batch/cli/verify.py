@@ -12,8 +12,8 @@ from synthia_batch.cli.place import Place, open_place, require_directory
 
 if TYPE_CHECKING:
     from synthia_batch.rerun import Rerun
-    from synthia_batch.verify.repair import RepairResult
-    from synthia_batch.verify.verification import Verification
+    from synthia_batch.results.verify.repair import RepairResult
+    from synthia_batch.results.verify.verify import Verification
 
 EXIT_DAMAGED = 4
 SHOWN_DIFFERENCES = 10
@@ -50,13 +50,13 @@ def verify(
         require_directory(directory, "--repair")
     with ReadingDisplay(quiet=quiet) as display, open_place(directory) as place:
         if repair:
-            from synthia_batch.verify.repair import repair_run
+            from synthia_batch.results.verify.repair import repair_run
 
             repaired = repair_run(place, display.show)
             damaged = bool(repaired.remaining)
             text = _repair_to_json(place, repaired) if as_json else _describe_repair(place, repaired)
         else:
-            from synthia_batch.verify.verification import verify_run
+            from synthia_batch.results.verify.verify import verify_run
 
             found = replace(verify_run(place, display.show, decodes_rows=rows), directory=directory)
             damaged = bool(found.findings)

@@ -1,1 +1,1 @@
-"""What a run directory says happened."""
+"""TODO: one sentence on report."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from synthia_batch.core.formatting import format_bytes, format_seconds
-from synthia_batch.report.latest_attempt import WorkerState
-from synthia_batch.report.statistics import RunStatus
+from synthia_batch.results.read.attempt import WorkerState
+from synthia_batch.results.read.status import RunStatus
 
 _LABEL = 10
 _MOST_WORKERS = 16

@@ -29,9 +29,9 @@ from synthia_batch.model_choice import (
 )
 from synthia_batch.models.prompts.system_messages import SystemMessage, select_system_message
 from synthia_batch.models.prompts.tokenizer import open_format
-from synthia_batch.quality.flags import identify_flags
 from synthia_batch.resolve.asked import check_tools
 from synthia_batch.resolve.engine_spec import find_numerics, specify_engine
+from synthia_batch.results.quality.flags import identify_flags
 from synthia_batch.tuned import read_tuned
 from synthia_batch.workers.openai import settings as openai_settings
 

@@ -11,9 +11,9 @@ from harness import SmallJob, WarmProcess, open_fast_directory, replace_tree
 
 from synthia_batch.core.types import Shard
 from synthia_batch.job import plan
+from synthia_batch.results.verify.repair import repair_run
 from synthia_batch.storage.journal.frames import scan_frames
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.verify.repair import repair_run
 
 KILLED = -9
 INTEGRITY = 4

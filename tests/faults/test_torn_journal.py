@@ -15,9 +15,9 @@ from harness import (
 
 from synthia_batch.core.types import Shard
 from synthia_batch.job import plan
+from synthia_batch.results.verify.repair import repair_run
 from synthia_batch.storage.journal.frames import scan_frames
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.verify.repair import repair_run
 
 INTEGRITY = 4
 ROWS = 4

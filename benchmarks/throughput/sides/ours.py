@@ -11,7 +11,7 @@ from benchmarks.throughput.process import Ended, python_command
 from benchmarks.throughput.sides.base import Answer, Command, Reading
 from benchmarks.throughput.workload import LIMITS_COLUMN, SEED, SYSTEM, Workload
 from synthia_batch.job.schema import Determinism
-from synthia_batch.report.history import read_progress
+from synthia_batch.results.read.history import read_progress
 from synthia_batch.storage.events import read_events
 
 

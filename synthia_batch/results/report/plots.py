@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from synthia_batch.report.history import History, Stretch, coarsen
+from synthia_batch.results.read.history import History, Stretch, coarsen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

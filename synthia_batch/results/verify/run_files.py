@@ -6,6 +6,9 @@ from pathlib import Path
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.inputs.records.row_ids import Occurrences
+from synthia_batch.results.verify.facts import RunFacts
+from synthia_batch.results.verify.findings import Finding, Kind, explain_error
+from synthia_batch.results.verify.shard import ShardCheck
 from synthia_batch.storage.atomic import temporary_path
 from synthia_batch.storage.journal.frames import scan_frames
 from synthia_batch.storage.layout import RunDir
@@ -13,9 +16,6 @@ from synthia_batch.storage.ledger import Intent, read_intents
 from synthia_batch.storage.lock import read_last_owner
 from synthia_batch.storage.manifest import Manifest, ManifestPart
 from synthia_batch.storage.sealed_json import read_sealed
-from synthia_batch.verify.facts import RunFacts
-from synthia_batch.verify.findings import Finding, Kind, explain_error
-from synthia_batch.verify.shard_check import ShardCheck
 
 
 def check_kept_files(facts: RunFacts) -> Iterator[Finding]:

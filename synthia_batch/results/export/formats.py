@@ -6,10 +6,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from synthia_batch.core.types import Message
-from synthia_batch.readback.samples import FinishedSample
+from synthia_batch.results.read.samples import FinishedSample
 
 if TYPE_CHECKING:  # It reads parts, and the names of formats stand in --help.
-    from synthia_batch.failures import FailedSample
+    from synthia_batch.results.read.failures import FailedSample
 
 _SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 

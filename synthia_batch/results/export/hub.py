@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synthia_batch.errors import StoreUnreachable, UsageError
-from synthia_batch.push.dataset import PushedFile
+from synthia_batch.results.export.hub_dataset import PushedFile
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -7,6 +7,8 @@ import numpy as np
 
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, JournalCorrupt
+from synthia_batch.results.verify.facts import RunFacts
+from synthia_batch.results.verify.findings import Finding, Kind, explain_error
 from synthia_batch.storage.journal.reader import find_damages, find_last_epoch, read_journal
 from synthia_batch.storage.ledger import Intent, PartEntry
 from synthia_batch.storage.parts.pages import find_page_damage
@@ -21,8 +23,6 @@ from synthia_batch.storage.parts.reader import (
 )
 from synthia_batch.storage.parts.schema import holds_rows
 from synthia_batch.storage.recovery import check_part
-from synthia_batch.verify.facts import RunFacts
-from synthia_batch.verify.findings import Finding, Kind, explain_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthia_batch.core.types import Failed, Finished, Outcome, Shard
+from synthia_batch.results.verify.facts import RunFacts
 from synthia_batch.storage.journal.reader import replay
 from synthia_batch.storage.ledger import Intent, read_intents
 from synthia_batch.storage.parts.columns import (
@@ -20,7 +21,6 @@ from synthia_batch.storage.parts.columns import (
     read_numbers,
     read_rows,
 )
-from synthia_batch.verify.facts import RunFacts
 
 _MADE_COLUMNS = (
     "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",

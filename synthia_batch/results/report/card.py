@@ -12,9 +12,9 @@ from typing import Any
 
 from synthia_batch.core.formatting import format_bytes
 from synthia_batch.job.dotted import flatten
-from synthia_batch.report.showing import make_visible
-from synthia_batch.report.tally import Group, Tally, find_limit
-from synthia_batch.report.verdict import spell_share
+from synthia_batch.results.read.counts import Group, Tally, find_limit
+from synthia_batch.results.report.escape import make_visible
+from synthia_batch.results.report.verdict import spell_share
 from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import Manifest

@@ -16,7 +16,7 @@ from synthia_batch.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.inputs import Scan, open_files, take_in
 from synthia_batch.inputs.fetch.cache import is_copy
 from synthia_batch.inputs.records.row_ids import Occurrences
-from synthia_batch.report.looking import LOOKS, RunLooker, open_looker
+from synthia_batch.results.read.snapshot import LOOKS, RunLooker, open_looker
 from synthia_batch.storage.journal.reader import replay
 from synthia_batch.storage.parts.schema import read_part
 from synthia_batch.storage.recovery import Published, ShardState

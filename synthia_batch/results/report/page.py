@@ -2,25 +2,37 @@
 
 Everything that a stranger wrote goes through `showing` and then through Jinja's escaping; and the page's
 own policy forbids scripts, so that even what slipped through would do nothing.
+
+write_report(): report.html of a run directory. No part of the dataset, and no run fails for it.
 """
 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from synthia_batch.core.formatting import format_bytes, format_seconds
+from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import flatten
-from synthia_batch.quality import measures
-from synthia_batch.report.answers import MARKS
-from synthia_batch.report.plots import draw_engines, draw_lengths, draw_speed, own_settings, render_svg
-from synthia_batch.report.showing import make_visible
-from synthia_batch.report.summary import Report
-from synthia_batch.report.verdict import judge, spell_share
+from synthia_batch.results.quality import measures
+from synthia_batch.results.report.answers import MARKS
+from synthia_batch.results.report.escape import make_visible
+from synthia_batch.results.report.plots import (
+    draw_engines,
+    draw_lengths,
+    draw_speed,
+    own_settings,
+    render_svg,
+)
+from synthia_batch.results.report.summary import Report, read_report
+from synthia_batch.results.report.verdict import judge, spell_share
+from synthia_batch.storage.atomic import publish_bytes
+from synthia_batch.storage.layout import RunDir
 
 VALUE_CHARACTERS = 600
 _REASONS = {
@@ -82,7 +94,7 @@ def render_page(report: Report) -> str:
 @cache
 def _open_environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("synthia_batch.report"),
+        loader=PackageLoader("synthia_batch.results.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -165,3 +177,32 @@ def _spell_value(value: Any) -> str:
         if len(shown) <= VALUE_CHARACTERS
         else f"{shown[:VALUE_CHARACTERS]}… ({len(shown):,} characters)"
     )
+
+
+def write_report(directory: Path, output: Path | None = None) -> Path:
+    """Write the report of the run in `directory` to `output`, or into it, and return where it is.
+
+    Raises:
+        UsageError: `directory` is no run directory, or `output` cannot be a file.
+        IntegrityError: What it holds is not what was written.
+        StorageFailed: A file could not be read or written.
+    """
+    # Here, since a run is not to pay for matplotlib and Jinja before its end.
+    from synthia_batch.results.report.page import render_page
+
+    path = output or RunDir(directory).report
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"-o {path}: name a file in a directory that is there")
+    publish_bytes(path, render_page(read_report(directory)).encode(errors="replace"))
+    return path
+
+
+def try_report(directory: Path, say: Callable[[str], None]) -> None:
+    """Write the report of a run that is complete; where that fails, say so, and that the run is whole."""
+    try:
+        write_report(directory)
+    # Of whatever kind, an impatient Ctrl-C too: the dataset is there, and must not seem to be lost.
+    except (Exception, KeyboardInterrupt) as exc:
+        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        again = f"synthia-batch report {directory}"
+        say(f"no report could be made: {reason}\n  the dataset is complete; try `{again}`")

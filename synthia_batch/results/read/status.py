@@ -12,8 +12,8 @@ from typing import Any
 
 from synthia_batch.core.counts import Tally
 from synthia_batch.core.shutdown import DrainReason
-from synthia_batch.report.latest_attempt import History, WorkerState
-from synthia_batch.report.looking import open_looker
+from synthia_batch.results.read.attempt import History, WorkerState
+from synthia_batch.results.read.snapshot import open_looker
 from synthia_batch.storage.events import EventReader
 from synthia_batch.storage.lock import Owner, find_running, read_owner
 from synthia_batch.storage.manifest import read_manifest

@@ -13,8 +13,8 @@ from typing import Any
 from synthia_batch.core.types import Failed, Finished, Outcome, Sample
 from synthia_batch.errors import UsageError
 from synthia_batch.job.schema import FlagName, Job
-from synthia_batch.quality.language import check_library, detect_language
-from synthia_batch.quality.measures import assess_answer, digest_answer
+from synthia_batch.results.quality.language import check_library, detect_language
+from synthia_batch.results.quality.measures import assess_answer, digest_answer
 
 CODE_PREFIX = "flagged_"
 """Of the codes of samples that were set aside: flagged_repetition, ..."""

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from synthia_batch.report.answers import AnswerTexts, read_texts
-from synthia_batch.report.choosing import Choice
-from synthia_batch.report.history import AttemptFacts, History, list_attempts, read_history
-from synthia_batch.report.plots import Bins, make_bins
-from synthia_batch.report.samples import (
+from synthia_batch.results.read.counts import Tally, find_limit
+from synthia_batch.results.read.history import AttemptFacts, History, list_attempts, read_history
+from synthia_batch.results.read.shards import PublishedSamples, ShardSamples, list_samples
+from synthia_batch.results.report.answers import AnswerTexts, read_texts
+from synthia_batch.results.report.plots import Bins, make_bins
+from synthia_batch.results.report.samples import (
+    Choice,
     ShownFailure,
     ShownSample,
     SideBySide,
@@ -17,14 +19,12 @@ from synthia_batch.report.samples import (
     fetch_failures,
     fetch_side_by_side,
 )
-from synthia_batch.report.shards import PublishedSamples, ShardSamples, list_samples
-from synthia_batch.report.tally import Tally, find_limit
+from synthia_batch.results.verify.facts import RunFacts, read_facts
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.lock import find_running
 from synthia_batch.storage.manifest import ManifestPart, read_manifest
 from synthia_batch.storage.parts.columns import read_part_facts
-from synthia_batch.verify.facts import RunFacts, read_facts
 
 State = Literal["complete", "running", "interrupted"]
 

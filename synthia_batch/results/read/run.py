@@ -1,24 +1,85 @@
-"""open_run(): a run directory as Python values, complete or not. Takes no lock and writes nothing."""
+"""What the samples of a run come to in numbers, whether they are published or still in a journal.
+
+open_run(): a run directory as Python values, complete or not. Takes no lock and writes nothing.
+
+A run read back from its directory: typed samples, and what they come to in numbers.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.types import Message
 from synthia_batch.errors import UsageError
-from synthia_batch.failures import FailedSample, list_failures
 from synthia_batch.job.schema import Job
-from synthia_batch.readback.samples import FinishedSample
-from synthia_batch.readback.statistics import RunStatistics, read_statistics
-from synthia_batch.report.looking import open_looker
+from synthia_batch.results.read.counts import Tally
+from synthia_batch.results.read.failures import FailedSample, list_failures
+from synthia_batch.results.read.samples import FinishedSample
+from synthia_batch.results.read.shards import list_samples
+from synthia_batch.results.read.snapshot import open_looker
+from synthia_batch.results.verify.facts import read_facts
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest
 from synthia_batch.storage.parts.schema import read_part
 from synthia_batch.storage.plan_file import require_plan
 from synthia_batch.storage.recovery import Published
 from synthia_batch.storage.saved_job import read_job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatistics:
+    """A run in numbers. `samples` is how many it will have, `finished` and `failed` those that ended.
+
+    `failures` counts the failed ones by code, `finish_reasons` the finished ones by why they ended, both
+    the commonest first. Tokens are the sums over the finished samples.
+    """
+
+    samples: int
+    finished: int
+    failed: int
+    failures: Mapping[str, int]
+    finish_reasons: Mapping[str, int]
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def missing(self) -> int:
+        """The samples that are still to be made."""
+        return self.samples - self.finished - self.failed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able values."""
+        return {**asdict(self), "missing": self.missing}
+
+
+def read_statistics(directory: Path) -> RunStatistics:
+    """Return what the run in `directory` comes to so far. Reads small columns, a part at a time.
+
+    Raises:
+        UsageError: It is no run directory.
+        IntegrityError: What it holds is not what was written.
+    """
+    facts = read_facts(directory)
+    tally = Tally(max_tokens=facts.plan["identity"]["sampling"]["max_tokens"])
+    for shard in list_samples(facts):
+        numbers, codes = shard.read_numbers(), shard.read_codes()
+        if numbers is not None:
+            tally.add_made(numbers)
+        if codes is not None:
+            tally.add_failed(codes)
+    whole = tally.whole
+    return RunStatistics(
+        samples=facts.shards[-1].stop,
+        finished=whole.finished,
+        failed=tally.failed,
+        failures=tally.failures_by_number,
+        finish_reasons=dict(whole.reasons.most_common()),
+        prompt_tokens=whole.prompts.tokens,
+        completion_tokens=whole.answers.tokens,
+    )
+
 
 _BATCH_ROWS = 256
 """Rows of a part that are Python values at a time."""

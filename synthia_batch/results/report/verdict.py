@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from synthia_batch.report.summary import Report, RunHead
+from synthia_batch.results.report.summary import Report, RunHead
 
 Level = Literal["good", "note", "warn", "bad"]
 

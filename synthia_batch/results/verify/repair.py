@@ -13,6 +13,10 @@ from pathlib import Path
 
 from synthia_batch.core.types import Finished, Shard
 from synthia_batch.errors import IntegrityError
+from synthia_batch.results.verify.facts import RunFacts, find_highest_epoch, list_intents, read_facts
+from synthia_batch.results.verify.findings import Finding, Kind
+from synthia_batch.results.verify.shard import ShardCheck
+from synthia_batch.results.verify.verify import Inspection, OnProgress, inspect_run
 from synthia_batch.storage.atomic import remove_file, sync_directory
 from synthia_batch.storage.journal.writer import repair_journal, write_journal
 from synthia_batch.storage.layout import RunDir
@@ -20,10 +24,6 @@ from synthia_batch.storage.ledger import repair_intents
 from synthia_batch.storage.lock import RunLock
 from synthia_batch.storage.manifest import withdraw_manifest
 from synthia_batch.storage.parts.reader import read_made
-from synthia_batch.verify.facts import RunFacts, find_highest_epoch, list_intents, read_facts
-from synthia_batch.verify.findings import Finding, Kind
-from synthia_batch.verify.shard_check import ShardCheck
-from synthia_batch.verify.verification import Inspection, OnProgress, inspect_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synthia_batch.quality.measures import assess_answer, digest_answer
-from synthia_batch.report.choosing import Picks, choose_stride, hash_samples, take_every
-from synthia_batch.report.shards import ShardSamples
+from synthia_batch.results.quality.measures import assess_answer, digest_answer
+from synthia_batch.results.read.shards import ShardSamples
+from synthia_batch.results.report.samples import Picks, choose_stride, hash_samples, take_every
 from synthia_batch.storage.parts.columns import PartNumbers
 
 MOST_ANSWERS = 200_000

@@ -13,20 +13,20 @@ from typing import Any
 
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import Intent, read_intents
-from synthia_batch.storage.lock import Owner, find_running
-from synthia_batch.storage.manifest import Manifest, read_manifest
-from synthia_batch.storage.recovery import HASH_THREADS, list_temporary_files
-from synthia_batch.verify.facts import RunFacts, list_intents, read_facts
-from synthia_batch.verify.findings import Finding, Kind, explain_error
-from synthia_batch.verify.run_files import (
+from synthia_batch.results.verify.facts import RunFacts, list_intents, read_facts
+from synthia_batch.results.verify.findings import Finding, Kind, explain_error
+from synthia_batch.results.verify.run_files import (
     check_kept_files,
     check_manifest,
     find_leftovers,
     find_unknown_files,
 )
-from synthia_batch.verify.shard_check import ShardCheck, check_parts_of_shard, check_shard
+from synthia_batch.results.verify.shard import ShardCheck, check_parts_of_shard, check_shard
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.ledger import Intent, read_intents
+from synthia_batch.storage.lock import Owner, find_running
+from synthia_batch.storage.manifest import Manifest, read_manifest
+from synthia_batch.storage.recovery import HASH_THREADS, list_temporary_files
 
 OnProgress = Callable[[int, int], None]
 """Gets the bytes of the parts that were read so far, and of all of them."""

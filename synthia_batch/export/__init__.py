@@ -1,1 +1,0 @@
-"""A finished dataset in the shapes that other programs read."""

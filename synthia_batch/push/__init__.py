@@ -1,1 +1,0 @@
-"""A finished dataset published on the Hugging Face Hub."""

@@ -1,1 +1,0 @@
-"""A run read back from its directory: typed samples, and what they come to in numbers."""

@@ -1,0 +1,4 @@
+"""A finished dataset in the shapes that other programs read.
+
+A finished dataset published on the Hugging Face Hub.
+"""

@@ -1,0 +1,1 @@
+"""The read API: a run's samples, counts, history and failures."""
