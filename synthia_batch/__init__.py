@@ -25,22 +25,22 @@ __all__ = [
 if TYPE_CHECKING:
     from synthia_batch.errors import SynthiaBatchError
     from synthia_batch.job.schema import Job
-    from synthia_batch.result import RunResult
     from synthia_batch.results.read.failures import FailedSample
     from synthia_batch.results.read.run import Run, RunStatistics, open_run
     from synthia_batch.results.read.samples import FinishedSample
-    from synthia_batch.run import run_job
+    from synthia_batch.runner.monitoring.result import RunResult
+    from synthia_batch.runner.run import run_job
 
 _HOMES = {
     "FailedSample": "synthia_batch.results.read.failures",
     "FinishedSample": "synthia_batch.results.read.samples",
     "Job": "synthia_batch.job.schema",
     "Run": "synthia_batch.results.read.run",
-    "RunResult": "synthia_batch.result",
+    "RunResult": "synthia_batch.runner.monitoring.result",
     "RunStatistics": "synthia_batch.results.read.run",
     "SynthiaBatchError": "synthia_batch.errors",
     "open_run": "synthia_batch.results.read.run",
-    "run_job": "synthia_batch.run",
+    "run_job": "synthia_batch.runner.run",
 }
 
 

@@ -29,9 +29,9 @@ from synthia_batch.job.loading.job_file import ADDRESS, STDIN
 from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import Preset
 from synthia_batch.job.schema import Job
-from synthia_batch.model_choice import add_preset, choose_device, preview_by_card
 from synthia_batch.models.weights import ModelWeight, weigh_model
-from synthia_batch.resolve import find_directory, select_rows
+from synthia_batch.runner.resolve import find_directory, select_rows
+from synthia_batch.runner.resolve.model_selection import add_preset, choose_device, preview_by_card
 from synthia_batch.workers.pools.ray_address import check_form, probe_head
 
 State = Literal["ok", "unknown", "bad"]

@@ -19,8 +19,8 @@ from synthia_batch.job.loading.secrets import SECRET_KEYS, mask
 from synthia_batch.job.plan import limit_answer, make_samples, plan_shards
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer
-from synthia_batch.opening import scan_input
-from synthia_batch.resolve import open_renderer
+from synthia_batch.runner.directory.session import scan_input
+from synthia_batch.runner.resolve import open_renderer
 
 SHOWN_ROWS = 5
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.core.types import Finished
-from synthia_batch.early import Early, EarlySample, make_early
 from synthia_batch.estimate import (
     Lengths,
     Span,
@@ -22,8 +21,9 @@ from synthia_batch.estimate import (
 )
 from synthia_batch.job.plan import limit_answer
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.opening import LockedRun
-from synthia_batch.picks import Picks, pick_probe
+from synthia_batch.runner.directory.session import LockedRun
+from synthia_batch.runner.partial import Early, EarlySample, make_early
+from synthia_batch.runner.subset import Picks, pick_probe
 from synthia_batch.scheduler.recorder import SPEED_MEASURED
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.layout import RunDir

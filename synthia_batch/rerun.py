@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.aside import Aside, drive_aside
-from synthia_batch.canary_record import compare_canary, make_canaries
 from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request, Sample, Turn
@@ -22,9 +20,11 @@ from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import Determinism
-from synthia_batch.kept_job import resolve_kept_job
-from synthia_batch.opening import LockedRun, inspect_run, lock_run
-from synthia_batch.resolve import open_renderer
+from synthia_batch.runner.ad_hoc import Aside, drive_aside
+from synthia_batch.runner.directory.canary_record import compare_canary, make_canaries
+from synthia_batch.runner.directory.session import LockedRun, inspect_run, lock_run
+from synthia_batch.runner.resolve import open_renderer
+from synthia_batch.runner.resume import resolve_kept_job
 from synthia_batch.scheduler.multi_turn import Conversations, open_conversations
 from synthia_batch.search import usual_batch
 

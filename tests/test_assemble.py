@@ -10,11 +10,12 @@ from unittest.mock import Mock
 import pytest
 from conftest import read_bytes_of_data, write_jsonl
 
-from synthia_batch import Job, assemble, run_job
-from synthia_batch.assemble import Assembler
+from synthia_batch import Job, run_job
 from synthia_batch.core.types import Failed, Message, Row
 from synthia_batch.job.plan import plan_shards
 from synthia_batch.job.resolved import PlanSpec, SystemText
+from synthia_batch.runner.directory import assembler as assemble
+from synthia_batch.runner.directory.assembler import Assembler
 from synthia_batch.storage.parts.schema import PartFormat
 
 

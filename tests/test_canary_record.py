@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from synthia_batch.canary_record import check_canary, compare_canary
 from synthia_batch.errors import DeterminismBroken
+from synthia_batch.runner.directory.canary_record import check_canary, compare_canary
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.workers.canary import CanaryAnswer
 from synthia_batch.workers.engine import EngineFacts

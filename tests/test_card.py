@@ -13,9 +13,9 @@ from conftest import Command, make_environment, read_bytes_of_data, write_jsonl
 from hostile import MARK, make_hostile_run
 from ruamel.yaml import YAML
 
-from synthia_batch.carding import find_licence
 from synthia_batch.models.checkpoint import read_licence
 from synthia_batch.results.report.card import Licence
+from synthia_batch.runner.directory.dataset_card import find_licence
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-q")
 ROWS = 1100

@@ -16,7 +16,7 @@ from reading import list_faults, read_all
 
 from synthia_batch.core.types import Message
 from synthia_batch.job.loading.merge import Layer
-from synthia_batch.resolve import resolve_job
+from synthia_batch.runner.resolve import resolve_job
 
 LOCAL = ("--engine", "scripted", "--pool", "local", "-q")
 

@@ -10,8 +10,8 @@ import pytest
 from conftest import Command, read_bytes_of_data, read_call_log, write_jsonl
 
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
-from synthia_batch.deadline import open_drain
 from synthia_batch.job.schema import Job
+from synthia_batch.runner.monitoring.lifecycle import open_drain
 from synthia_batch.scheduler.progress import RECENT_REQUESTS, Pace
 
 BERLIN = "CET-1CEST,M3.5.0,M10.5.0/3"

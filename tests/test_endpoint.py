@@ -18,7 +18,7 @@ from endpoints import MODEL, QUESTION, Call, Endpoint, Reply, complete, fail
 from synthia_batch import Job, open_run
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
-from synthia_batch.resolve import resolve_job
+from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.workers.openai import settings as openai_settings
 
 KEY = "sk-secret-5f1c9"

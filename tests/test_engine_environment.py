@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from conftest import Command, write_jsonl
 
-from synthia_batch.canary_record import make_canaries
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import EngineSpec, LoraAdapter, ModelRef
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.models.prompts.formats import ChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
+from synthia_batch.runner.directory.canary_record import make_canaries
 from synthia_batch.workers.environment import preferred_environment, required_environment
 from synthia_batch.workers.vllm.settings import check_processes
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from conftest import write_jsonl
 
-from synthia_batch import model_choice
 from synthia_batch.core.cache import measure
 from synthia_batch.core.digest import DigestCache
 from synthia_batch.errors import ModelUnavailable
@@ -26,7 +25,8 @@ from synthia_batch.models.gguf import (
 )
 from synthia_batch.models.gguf_header import read_gguf_header
 from synthia_batch.models.locate import Preview, Reception, locate_model
-from synthia_batch.resolve import resolve_job
+from synthia_batch.runner.resolve import model_selection as model_choice
+from synthia_batch.runner.resolve import resolve_job
 
 CARD_FILES = [
     *(f"synthia-70b.{kind}.gguf" for kind in ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M")),

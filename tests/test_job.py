@@ -21,11 +21,11 @@ from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.merge import Layer, merge_layers, parse_assignment, read_environment
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.prompts.formats import PlainChatFormat
-from synthia_batch.opening import begin_attempt, inspect_run, lock_run
-from synthia_batch.reopening import FailureChoice
-from synthia_batch.resolve import resolve_job
-from synthia_batch.retry import retry_failed
-from synthia_batch.run import run_resolved_job
+from synthia_batch.runner.directory.reopen import FailureChoice
+from synthia_batch.runner.directory.session import begin_attempt, inspect_run, lock_run
+from synthia_batch.runner.resolve import resolve_job
+from synthia_batch.runner.retry import retry_failed
+from synthia_batch.runner.run import run_resolved_job
 
 
 def resolve(source: Path, **said: Any) -> ResolvedJob:

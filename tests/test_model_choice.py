@@ -13,7 +13,6 @@ from lora import make_adapter
 from test_models import make_model
 from test_special_tokens import make_llama_tokenizer
 
-from synthia_batch import model_choice
 from synthia_batch.cli import app
 from synthia_batch.core.types import Row
 from synthia_batch.errors import ModelUnavailable, SampleRefused, UsageError
@@ -25,7 +24,8 @@ from synthia_batch.job.resolved import AdapterChoice, ResolvedJob
 from synthia_batch.job.schema import Job
 from synthia_batch.models.hub import Repository, explain
 from synthia_batch.models.locate import read_model_facts
-from synthia_batch.resolve import resolve_job
+from synthia_batch.runner.resolve import model_selection as model_choice
+from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.storage.saved_job import read_job, write_job
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

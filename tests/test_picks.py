@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from synthia_batch.job.plan import plan_shards
 from synthia_batch.job.resolved import PlanSpec, SystemText
-from synthia_batch.picks import SHARDS_TOUCHED, pick_probe, pick_rows, scatter
+from synthia_batch.runner.subset import SHARDS_TOUCHED, pick_probe, pick_rows, scatter
 
 
 def make_spec(*names: str, num_samples: int = 1) -> PlanSpec:

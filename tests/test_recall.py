@@ -9,7 +9,7 @@ from conftest import write_jsonl
 
 from synthia_batch.core.types import Request
 from synthia_batch.job.loading.merge import Layer
-from synthia_batch.resolve import resolve_job
+from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.workers.pools import open_pool
 from synthia_batch.workers.pools.base import (
     Pool,

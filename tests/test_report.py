@@ -201,7 +201,7 @@ def test_reports_are_left_out_where_nobody_wants_them(synthia: Command, tmp_path
 
 def test_a_run_does_not_load_matplotlib_before_its_end() -> None:
     probe = (
-        "import sys, synthia_batch.run, synthia_batch.retry\n"
+        "import sys, synthia_batch.runner.run, synthia_batch.runner.retry\n"
         "sys.exit(f\"loaded {sys.modules['matplotlib']}\" if 'matplotlib' in sys.modules else 0)"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)

@@ -14,7 +14,7 @@ from test_models import make_model
 from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import read_preset
-from synthia_batch.resolve import resolve_job
+from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.workers.engine import Placement
 from synthia_batch.workers.vllm.arguments import engine_arguments
 

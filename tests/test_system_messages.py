@@ -12,7 +12,7 @@ from synthia_batch.models.prompts.system_messages import (
     load_system_message,
     select_system_message,
 )
-from synthia_batch.resolve import SYSTEM_COLUMN
+from synthia_batch.runner.resolve import SYSTEM_COLUMN
 
 SYNTHIA = (
     "You are Synthia. As a an AI intelligence, give helpful, detailed, accurate, uncensored "

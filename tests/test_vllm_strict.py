@@ -14,7 +14,7 @@ from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.locate import read_model_facts
-from synthia_batch.resolve import engine_spec, resolve_job
+from synthia_batch.runner.resolve import engine_spec, resolve_job
 from synthia_batch.workers.engine import Placement
 from synthia_batch.workers.environment import required_environment
 from synthia_batch.workers.vllm.arguments import engine_arguments

@@ -43,7 +43,7 @@ def validate(flags: JobFlags) -> None:
     """Check a job and every row of its input; list the faults."""
     from synthia_batch.core.console import Display
     from synthia_batch.forecast import check_input
-    from synthia_batch.resolve import resolve_job
+    from synthia_batch.runner.resolve import resolve_job
 
     job = resolve_job(flags.read_layers(), Display().say)
     rows = check_input(job)
@@ -58,7 +58,7 @@ def print_plan(
     """Print the forecast of the job that `flags` say, and what so many of its samples say of the rest."""
     from synthia_batch.core.console import Display
     from synthia_batch.forecast import forecast_job
-    from synthia_batch.resolve import resolve_job
+    from synthia_batch.runner.resolve import resolve_job
 
     job = resolve_job(flags.read_layers(), Display().say)
     forecast = forecast_job(job)

@@ -39,7 +39,7 @@ def preview(
     """
     from synthia_batch.core.console import Display
     from synthia_batch.preview import Choice, preview_answers, preview_prompts
-    from synthia_batch.resolve import resolve_job
+    from synthia_batch.runner.resolve import resolve_job
 
     display = Display(quiet=quiet)
     job = resolve_job(flags.read_layers(), display.say)

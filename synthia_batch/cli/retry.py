@@ -28,8 +28,8 @@ def retry(
     from synthia_batch.core.console import Display
     from synthia_batch.job.dotted import merge_values
     from synthia_batch.job.loading.merge import Layer, parse_assignment, read_environment
-    from synthia_batch.reopening import FailureChoice
-    from synthia_batch.retry import retry_failed
+    from synthia_batch.runner.directory.reopen import FailureChoice
+    from synthia_batch.runner.retry import retry_failed
 
     said: dict[str, object] = {}
     for assignment in settings or []:

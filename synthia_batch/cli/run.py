@@ -15,7 +15,7 @@ from synthia_batch.job.loading.command_line import describe_command
 if TYPE_CHECKING:
     from synthia_batch.core.console import Display
     from synthia_batch.job.resolved import ResolvedJob
-    from synthia_batch.result import RunResult
+    from synthia_batch.runner.monitoring.result import RunResult
 
 
 @takes_job_flags
@@ -30,8 +30,8 @@ def run(
 ) -> None:
     """Make every sample of a job. The same command again resumes it, or says that it is done."""
     from synthia_batch.core.console import Display
-    from synthia_batch.resolve import resolve_job
-    from synthia_batch.run import run_resolved_job
+    from synthia_batch.runner.resolve import resolve_job
+    from synthia_batch.runner.run import run_resolved_job
 
     if dry_run:
         from synthia_batch.cli.plan import print_plan
@@ -89,7 +89,7 @@ def _spell_loading(result: "RunResult") -> str:
 def _explain_failures(result: "RunResult") -> list[str]:
     """Return the commonest reasons, with an example of each, and what to do next."""
     from synthia_batch.results.read.failures import COMMONEST, find_reasons
-    from synthia_batch.telling import shorten
+    from synthia_batch.runner.generate import shorten
 
     here = shlex.quote(str(result.directory))
     lines = []

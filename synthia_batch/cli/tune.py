@@ -29,7 +29,7 @@ def tune(
     Takes the flags of `run`. What they say of the engine stays as it is. No run directory is touched.
     """
     from synthia_batch.core.console import Display
-    from synthia_batch.resolve import resolve_job
+    from synthia_batch.runner.resolve import resolve_job
     from synthia_batch.tune import Effort, tune_job
 
     effort = Effort(budget_seconds=_parse_budget(budget), prompts=prompts)

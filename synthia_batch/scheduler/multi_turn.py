@@ -18,7 +18,7 @@ from synthia_batch.job.plan import choose_row_adapter, derive_turn_seed, limit_a
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import OnOverflow
 from synthia_batch.models.prompts.tokenizer import Renderer
-from synthia_batch.resolve import open_renderer
+from synthia_batch.runner.resolve import open_renderer
 from synthia_batch.scheduler.answer_check import judge_answer
 
 PROMPT_TOO_LONG = "prompt_too_long"

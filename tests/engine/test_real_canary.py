@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from synthia_batch.workers.canary import ask_canaries
-from synthia_batch.canary_record import make_canaries
+from synthia_batch.runner.directory.canary_record import make_canaries
 from synthia_batch.workers import load_engine
 from synthia_batch.workers.environment import prepare_environment
 from synthia_batch.workers.engine import Placement

@@ -30,8 +30,8 @@ IMPORTS = (
     "synthia_batch.workers.pools.local",
     "synthia_batch.preview",
     "synthia_batch.probe",
-    "synthia_batch.retry",
-    "synthia_batch.run",
+    "synthia_batch.runner.retry",
+    "synthia_batch.runner.run",
     "synthia_batch.inputs.readers.jsonl",
     "synthia_batch.inputs.readers.parquet",
     "syscalls",
@@ -86,7 +86,7 @@ def _become(request: dict[str, Any]) -> NoReturn:
         os.chdir(request["directory"])
         syscalls.patch(request["patch"])
         if request["boot"]:
-            syscalls.patch({"synthia_batch.opening.read_boot_id": lambda: request["boot"]})
+            syscalls.patch({"synthia_batch.runner.directory.session.read_boot_id": lambda: request["boot"]})
         syscalls.install(request["root"], request["faults"])
         code = _run(request["arguments"])
     finally:

@@ -20,19 +20,19 @@ from synthia_batch.job.resolved import (
     SystemText,
 )
 from synthia_batch.job.schema import Job
-from synthia_batch.model_choice import (
+from synthia_batch.models.prompts.system_messages import SystemMessage, select_system_message
+from synthia_batch.models.prompts.tokenizer import open_format
+from synthia_batch.results.quality.flags import identify_flags
+from synthia_batch.runner.resolve.answers import check_tools
+from synthia_batch.runner.resolve.engine_spec import find_numerics, specify_engine
+from synthia_batch.runner.resolve.model_selection import (
     FoundModel,
     add_preset,
     choose_adapter,
     choose_format,
     find_model,
 )
-from synthia_batch.models.prompts.system_messages import SystemMessage, select_system_message
-from synthia_batch.models.prompts.tokenizer import open_format
-from synthia_batch.resolve.asked import check_tools
-from synthia_batch.resolve.engine_spec import find_numerics, specify_engine
-from synthia_batch.results.quality.flags import identify_flags
-from synthia_batch.tuned import read_tuned
+from synthia_batch.runner.resolve.tuned import read_tuned
 from synthia_batch.workers.openai import settings as openai_settings
 
 SYSTEM_COLUMN = "column"

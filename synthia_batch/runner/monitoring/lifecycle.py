@@ -1,22 +1,29 @@
-"""What goes along with a run: metrics while it goes on, and word of its end."""
+"""What goes along with a run: metrics while it goes on, and word of its end.
+
+When a run is to stop by itself: after some time, at a time of day, or at the earlier of both.
+"""
 
 import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from synthia_batch.core.console import Display
 from synthia_batch.core.formatting import format_seconds
+from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.errors import SynthiaBatchError
 from synthia_batch.job.loading.command_line import read_command
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.result import Ending
+from synthia_batch.job.schema import Job
+from synthia_batch.job.units import find_next
 from synthia_batch.results.read.status import read_status
+from synthia_batch.runner.monitoring.result import Ending
 
 if TYPE_CHECKING:
-    from synthia_batch.notify import Notifier
+    from synthia_batch.runner.monitoring.notify import Notifier
 
 EXIT_BUG = 1
 
@@ -37,7 +44,7 @@ def accompany(job: ResolvedJob, display: Display) -> Iterator[Callable[[Ending],
     try:
         with ExitStack() as stack:
             if job.declared.metrics_port is not None:
-                from synthia_batch.metrics import HOST, serve_metrics
+                from synthia_batch.runner.monitoring.metrics import HOST, serve_metrics
 
                 port = job.declared.metrics_port
                 display.follow(stack.enter_context(serve_metrics(port, job.name, job.fingerprint)))
@@ -54,7 +61,7 @@ def accompany(job: ResolvedJob, display: Display) -> Iterator[Callable[[Ending],
 def _open_notifier(job: ResolvedJob, display: Display) -> "Notifier | None":
     if not job.declared.notify:
         return None
-    from synthia_batch.notify import Notifier
+    from synthia_batch.runner.monitoring.notify import Notifier
 
     return Notifier(job.declared.notify, os.environ, display.say)
 
@@ -80,3 +87,23 @@ def _tell(notifier: "Notifier", job: ResolvedJob, ending: Ending, seconds: float
     elif command is not None:
         lines.append(f"next: {shlex.join(command)}")
     notifier.send(f"{job.name}: {ending.state}", "\n".join(line for line in lines if line))
+
+
+def open_drain(job: Job, say: Callable[[str], None], now: datetime | None = None) -> DrainRequest:
+    """Return the request to drain by the job's deadline, which counts from `now`, and say when that is."""
+    now = now or datetime.now().astimezone()
+    stop = None if job.stop_at is None else find_next(job.stop_at, now)
+    drain = DrainRequest(job.deadline, stop_time=None if stop is None else stop.timestamp())
+    if job.deadline is not None or stop is not None:
+        say(_describe(drain.seconds_left, now))
+    return drain
+
+
+def _describe(seconds: float, now: datetime) -> str:
+    # By way of UTC: a night in which clocks change is an hour longer or shorter.
+    when = datetime.fromtimestamp(round(now.timestamp() + seconds)).astimezone()
+    day = "" if when.date() == now.date() else f" on {when:%A}"
+    return (
+        f"stops by {when:%H:%M:%S}{day}, in {format_seconds(seconds)}: what is in flight ends by then, "
+        "and the same command goes on"
+    )

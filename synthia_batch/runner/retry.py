@@ -7,19 +7,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from synthia_batch.accompany import accompany
 from synthia_batch.core.console import Display
-from synthia_batch.deadline import open_drain
 from synthia_batch.errors import StorageFailed
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.keeper import Keeper
-from synthia_batch.kept_job import resolve_kept_job, resolve_remote_job
-from synthia_batch.making import Ready, start_pool
-from synthia_batch.opening import LockedRun, begin_attempt, complete_mirror, inspect_run, lock_run
-from synthia_batch.reopening import FailureChoice, close_again, read_ending
-from synthia_batch.result import RunResult
-from synthia_batch.run import make_missing, note_command, report_on
+from synthia_batch.runner.directory.reopen import FailureChoice, close_again, read_ending
+from synthia_batch.runner.directory.run_store import Keeper
+from synthia_batch.runner.directory.session import (
+    LockedRun,
+    begin_attempt,
+    complete_mirror,
+    inspect_run,
+    lock_run,
+)
+from synthia_batch.runner.generate import Ready, start_pool
+from synthia_batch.runner.monitoring.lifecycle import accompany, open_drain
+from synthia_batch.runner.monitoring.result import RunResult
+from synthia_batch.runner.resume import resolve_kept_job, resolve_remote_job
+from synthia_batch.runner.run import make_missing, note_command, report_on
 from synthia_batch.storage.manifest import read_manifest
 
 

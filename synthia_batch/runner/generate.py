@@ -1,31 +1,98 @@
-"""Making what is missing of an open run: its pool, its requests, and the driver between them."""
+"""Failed samples and cut off answers are told as they come: the first few of each kind, then their number.
+
+Where in the input a sample comes from.
+
+Making what is missing of an open run: its pool, its requests, and the driver between them.
+"""
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from synthia_batch.canary_record import check_canary, find_change, make_canaries
 from synthia_batch.core.console import Display
+from synthia_batch.core.counts import CUT_OFF
+from synthia_batch.core.formatting import make_printable
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
-from synthia_batch.core.types import Failed, Request
-from synthia_batch.errors import SampleRefused
+from synthia_batch.core.types import Failed, Finished, InputFile, Record, Request
+from synthia_batch.errors import SampleRefused, SynthiaBatchError
+from synthia_batch.inputs import Scan, open_files
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.units import count_allowed
-from synthia_batch.opening import LockedRun, OpenRun
-from synthia_batch.picks import Picks
-from synthia_batch.places import open_places
-from synthia_batch.portion import Portion
-from synthia_batch.resolve import open_renderer
+from synthia_batch.runner.directory.canary_record import check_canary, find_change, make_canaries
+from synthia_batch.runner.directory.session import LockedRun, OpenRun
+from synthia_batch.runner.resolve import open_renderer
+from synthia_batch.runner.subset import Picks, Portion
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.driver import Driver
 from synthia_batch.scheduler.multi_turn import Conversations, open_conversations
 from synthia_batch.scheduler.recorder import Meter
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.telling import FailureTeller
 from synthia_batch.workers.pools import open_pool
 from synthia_batch.workers.pools.base import Pool, Staffing, WorkerReady
 from synthia_batch.workers.pools.startup import PoolStarter
+
+TOLD_OF_EACH = 3
+"""So many of each kind are named with their place in the input; then its 10th, 100th, 1,000th is told."""
+MESSAGE_LENGTH = 160
+
+Locate = Callable[[int], str]
+"""Where in the input the row of a sample's ordinal is: file:line."""
+
+
+class FailureTeller:
+    """Tells of samples as they are recorded."""
+
+    def __init__(self, say: Callable[[str], None], locate: Locate) -> None:
+        self._say = say
+        self._locate = locate
+        self._counts: Counter[str] = Counter()
+
+    def tell(self, records: Sequence[Record]) -> None:
+        """Tell what is to be told of `records`."""
+        for record in records:
+            if isinstance(record, Failed):
+                self._count(record.code, record.ordinal, record.message)
+            elif isinstance(record, Finished) and record.finish_reason == CUT_OFF:
+                self._count(
+                    "cut off", record.ordinal, f"the answer ends at {record.completion_tokens} tokens"
+                )
+
+    def _count(self, what: str, ordinal: int, message: str) -> None:
+        self._counts[what] += 1
+        count = self._counts[what]
+        if count <= TOLD_OF_EACH:
+            more = "; from here on they are counted" if count == TOLD_OF_EACH else ""
+            self._say(f"{self._locate(ordinal)}: {what}: {shorten(message)}{more}")
+        elif count >= 10 and count == 10 ** (len(str(count)) - 1):
+            self._say(f"{what}: {count:,} samples so far")
+
+
+def shorten(text: str, length: int = MESSAGE_LENGTH) -> str:
+    """Return `text` on one line that a terminal can show as it is, cut to `length` characters."""
+    line = " ".join(text.split())
+    safe = make_printable(line[: 2 * length])
+    return safe if len(safe) <= length else safe[: length - 3] + "..."
+
+
+def open_places(files: Sequence[InputFile], scan: Scan, samples_per_row: int) -> Callable[[int], str]:
+    """Return what says file:line for the ordinal of a sample, in the input that was scanned.
+
+    It reads the file beside whoever else does, a thousand rows at most for each answer: for a few of
+    them. An input that has gone is named with the row, counted from 0.
+    """
+    source = open_files(files)
+
+    def locate(ordinal: int) -> str:
+        index = ordinal // samples_per_row
+        try:
+            row = next(source.read_rows(scan, index, index + 1))
+        except (SynthiaBatchError, StopIteration):
+            return f"{source.shown}: row {index}"
+        return source.locate(row)
+
+    return locate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

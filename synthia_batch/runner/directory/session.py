@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.assemble import Assembler
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, RunLocked, UsageError
 from synthia_batch.inputs import Scan, Source, open_files
@@ -17,10 +16,11 @@ from synthia_batch.inputs.records.row_ids import Occurrences
 from synthia_batch.job.identity import compare_identities
 from synthia_batch.job.plan import ROW_SYSTEM, plan_shards
 from synthia_batch.job.resolved import PlanSpec, ResolvedJob
-from synthia_batch.keeper import Keeper
-from synthia_batch.reopening import FailureChoice, Reopener
-from synthia_batch.resolve import select_rows
 from synthia_batch.results.quality.flags import open_flagging
+from synthia_batch.runner.directory.assembler import Assembler
+from synthia_batch.runner.directory.reopen import FailureChoice, Reopener
+from synthia_batch.runner.directory.run_store import Keeper
+from synthia_batch.runner.resolve import select_rows
 from synthia_batch.storage.atomic import make_directory, publish_bytes
 from synthia_batch.storage.events import EventLog
 from synthia_batch.storage.layout import RunDir

@@ -7,8 +7,8 @@ from typing import Any
 from synthia_batch.job.presets import read_preset
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.checkpoint import read_licence
-from synthia_batch.opening import OpenRun
 from synthia_batch.results.report.card import CardFacts, Licence, write_card
+from synthia_batch.runner.directory.session import OpenRun
 from synthia_batch.storage.manifest import Manifest
 
 MOST_NAMES = 8

@@ -5,18 +5,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from synthia_batch.accompany import accompany
-from synthia_batch.carding import make_card
 from synthia_batch.core.console import Display
-from synthia_batch.deadline import open_drain
 from synthia_batch.job.loading.command_line import read_command, turn_into_run
 from synthia_batch.job.loading.merge import Layer, read_ray_address
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import Job
 from synthia_batch.job.units import count_allowed
-from synthia_batch.keeper import Keeper
-from synthia_batch.making import Made, Ready, make_samples, start_pool
-from synthia_batch.opening import (
+from synthia_batch.results.report.page import try_report
+from synthia_batch.runner.directory.dataset_card import make_card
+from synthia_batch.runner.directory.run_store import Keeper
+from synthia_batch.runner.directory.session import (
     OpenRun,
     begin_attempt,
     complete_mirror,
@@ -25,10 +23,11 @@ from synthia_batch.opening import (
     refuse_other_identity,
     tidy_complete_run,
 )
-from synthia_batch.picks import Picks
-from synthia_batch.resolve import resolve_job
-from synthia_batch.result import RunResult
-from synthia_batch.results.report.page import try_report
+from synthia_batch.runner.generate import Made, Ready, make_samples, start_pool
+from synthia_batch.runner.monitoring.lifecycle import accompany, open_drain
+from synthia_batch.runner.monitoring.result import RunResult
+from synthia_batch.runner.resolve import resolve_job
+from synthia_batch.runner.subset import Picks
 from synthia_batch.storage.atomic import make_directory, sync_directory
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import Manifest, read_manifest, write_manifest

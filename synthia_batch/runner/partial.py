@@ -13,9 +13,9 @@ from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.core.types import Outcome, Sample
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.opening import LockedRun, begin_attempt, refuse_other_identity
-from synthia_batch.picks import Picks
-from synthia_batch.run import make_missing, note_command, prepare_run, report_on
+from synthia_batch.runner.directory.session import LockedRun, begin_attempt, refuse_other_identity
+from synthia_batch.runner.run import make_missing, note_command, prepare_run, report_on
+from synthia_batch.runner.subset import Picks
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.recovery import ShardState
 

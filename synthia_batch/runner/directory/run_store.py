@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from synthia_batch.assemble import Assembler
 from synthia_batch.core.counts import tally_records
 from synthia_batch.core.types import Failed, Record, Shard, Turn
 from synthia_batch.errors import StorageFailed
+from synthia_batch.runner.directory.assembler import Assembler
 from synthia_batch.storage.events import EventLog
 from synthia_batch.storage.journal.reader import replay
 from synthia_batch.storage.journal.writer import Journal

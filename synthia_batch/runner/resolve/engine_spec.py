@@ -9,9 +9,9 @@ from synthia_batch.job.loading.merge import Merged
 from synthia_batch.job.loading.secrets import reveal_settings
 from synthia_batch.job.resolved import UNKNOWN_LENGTH, EngineSpec, PromptSpec
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.model_choice import FoundModel, choose_device
 from synthia_batch.models.prompts.tokenizer import open_format
-from synthia_batch.resolve.asked import check_logprobs, read_structure
+from synthia_batch.runner.resolve.answers import check_logprobs, read_structure
+from synthia_batch.runner.resolve.model_selection import FoundModel, choose_device
 from synthia_batch.workers.openai import settings as openai_settings
 from synthia_batch.workers.vllm.policy import check_capability, check_quantization
 from synthia_batch.workers.vllm.sampling import (

@@ -1,0 +1,1 @@
+"""Watches a run from inside: metrics, notifications, its end."""
