@@ -8,11 +8,11 @@ import pytest
 from conftest import Command, write_jsonl
 from test_models import make_model
 
-from synthia_batch import doctor as examining
-from synthia_batch.doctor import Diagnosis, examine_job
-from synthia_batch.fit import PROCESS_BYTES, Need, Room, judge_fit
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.models.weights import count_kv_values, weigh_model
+from synthia_batch.operations import doctor as examining
+from synthia_batch.operations.doctor import Diagnosis, examine_job
+from synthia_batch.operations.memory_fit import PROCESS_BYTES, Need, Room, judge_fit
 
 GB = 10**9
 LLAMA_70B = {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from synthia_batch.core.types import Failed, Finished, Record, Turn
-from synthia_batch.estimate import (
+from synthia_batch.operations.estimate import (
     Span,
     Speed,
     bound_rate,

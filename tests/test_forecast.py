@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import Command, write_jsonl
 
-from synthia_batch.footprint import Texts, estimate_footprint, spell_bytes
+from synthia_batch.operations.disk_usage import Texts, estimate_footprint, spell_bytes
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local")
 

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, Command, write_jsonl
 
-from synthia_batch.draft import quote
 from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.merge import merge_layers
 from synthia_batch.job.loading.yaml_positions import read_marked
+from synthia_batch.operations.init import quote
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local")
 

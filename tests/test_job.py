@@ -15,12 +15,12 @@ from conftest import read_bytes_of_data, write_jsonl
 from synthia_batch import Job, run_job
 from synthia_batch.core.console import Display
 from synthia_batch.errors import SampleRefused, UsageError
-from synthia_batch.forecast import forecast_job, list_settings
 from synthia_batch.job.identity import NOT_IDENTITY, compare_identities, fingerprint
 from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.merge import Layer, merge_layers, parse_assignment, read_environment
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.prompts.formats import PlainChatFormat
+from synthia_batch.operations.forecast import forecast_job, list_settings
 from synthia_batch.runner.directory.reopen import FailureChoice
 from synthia_batch.runner.directory.session import begin_attempt, inspect_run, lock_run
 from synthia_batch.runner.resolve import resolve_job

@@ -7,10 +7,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthia_batch.draft import quote
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.loading.yaml_positions import read_marked
+from synthia_batch.operations.init import quote
 
 NAMES = st.sampled_from(["input", "sampling", "seed", "system", "a", "<<", "1", "null", "stop"])
 # JSON escapes what lies beyond in two halves, which YAML takes for two characters.

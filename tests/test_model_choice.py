@@ -16,7 +16,6 @@ from test_special_tokens import make_llama_tokenizer
 from synthia_batch.cli import app
 from synthia_batch.core.types import Row
 from synthia_batch.errors import ModelUnavailable, SampleRefused, UsageError
-from synthia_batch.forecast import list_settings
 from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.plan import choose_row_adapter
@@ -24,6 +23,7 @@ from synthia_batch.job.resolved import AdapterChoice, ResolvedJob
 from synthia_batch.job.schema import Job
 from synthia_batch.models.hub import Repository, explain
 from synthia_batch.models.locate import read_model_facts
+from synthia_batch.operations.forecast import list_settings
 from synthia_batch.runner.resolve import model_selection as model_choice
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.storage.saved_job import read_job, write_job

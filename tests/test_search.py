@@ -6,7 +6,14 @@ from dataclasses import replace
 import pytest
 from test_engine_environment import SPEC as CPU_SPEC
 
-from synthia_batch.search import Axis, Settings, explain_no_drafts, list_axes, search, usual_batch
+from synthia_batch.operations.tune_search import (
+    Axis,
+    Settings,
+    explain_no_drafts,
+    list_axes,
+    search,
+    usual_batch,
+)
 
 SPEC = replace(CPU_SPEC, max_model_len=4096)
 USUAL = usual_batch(SPEC)

@@ -11,10 +11,10 @@ import pytest
 from conftest import Command, command_of, make_environment, write_jsonl
 
 from synthia_batch.job.loading.merge import Layer
+from synthia_batch.operations.tune import choose_requests
+from synthia_batch.operations.tune_search import is_gain
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.runner.resolve.tuned import Tuned, keep_tuned, read_tuned
-from synthia_batch.search import is_gain
-from synthia_batch.tune import choose_requests
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "--set", "engine.latency_ms=150")
 

@@ -16,7 +16,7 @@ def doctor(
     flags: JobFlags, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False
 ) -> None:
     """Look at engine, GPUs, memory, Ray and disk, and whether a job will fit. Exits with 0 or 2."""
-    from synthia_batch.doctor import examine_job, examine_machine
+    from synthia_batch.operations.doctor import examine_job, examine_machine
 
     layers = flags.read_layers()
     found = examine_job(layers) if any(layer.values for layer in layers) else examine_machine()

@@ -20,9 +20,9 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a job file, with comments, from an input's columns. It runs as it stands."""
-    from synthia_batch.draft import draft_job, write_draft
     from synthia_batch.errors import UsageError
     from synthia_batch.inputs.fetch.file_types import split_name
+    from synthia_batch.operations.init import draft_job, write_draft
 
     file = output or Path(
         f"{split_name(source[0].rstrip('/').rpartition('/')[2]).stem.strip('*') or 'job'}.yaml"

@@ -10,8 +10,8 @@ from synthia_batch.cli.flags import JobFlags, takes_job_flags
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from synthia_batch.footprint import Footprint
-    from synthia_batch.forecast import Forecast, FoundRows
+    from synthia_batch.operations.disk_usage import Footprint
+    from synthia_batch.operations.forecast import Forecast, FoundRows
 
 
 MOST_FILES = 50
@@ -42,7 +42,7 @@ def plan(
 def validate(flags: JobFlags) -> None:
     """Check a job and every row of its input; list the faults."""
     from synthia_batch.core.console import Display
-    from synthia_batch.forecast import check_input
+    from synthia_batch.operations.forecast import check_input
     from synthia_batch.runner.resolve import resolve_job
 
     job = resolve_job(flags.read_layers(), Display().say)
@@ -57,7 +57,7 @@ def print_plan(
 ) -> None:
     """Print the forecast of the job that `flags` say, and what so many of its samples say of the rest."""
     from synthia_batch.core.console import Display
-    from synthia_batch.forecast import forecast_job
+    from synthia_batch.operations.forecast import forecast_job
     from synthia_batch.runner.resolve import resolve_job
 
     job = resolve_job(flags.read_layers(), Display().say)
@@ -120,7 +120,7 @@ def _describe_rows(found: "FoundRows") -> str:
 
 
 def _describe_disk(disk: "Footprint") -> str:
-    from synthia_batch.footprint import spell_bytes
+    from synthia_batch.operations.disk_usage import spell_bytes
 
     least, most, free = (spell_bytes(n) for n in (disk.least_bytes, disk.most_bytes, disk.free_bytes))
     return f"disk: {least} to {most} will be needed, {free} are free at {disk.place}"

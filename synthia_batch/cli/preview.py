@@ -15,7 +15,7 @@ from synthia_batch.job.loading.command_line import describe_command
 if TYPE_CHECKING:
     from synthia_batch.core.types import Outcome, Row
     from synthia_batch.job.resolved import ResolvedJob
-    from synthia_batch.preview import Preview, SamplePreview
+    from synthia_batch.operations.preview import Preview, SamplePreview
 
 
 @takes_job_flags
@@ -38,7 +38,7 @@ def preview(
     Takes the flags of `run`; -n is the number of rows here. Writes nothing without --answers.
     """
     from synthia_batch.core.console import Display
-    from synthia_batch.preview import Choice, preview_answers, preview_prompts
+    from synthia_batch.operations.preview import Choice, preview_answers, preview_prompts
     from synthia_batch.runner.resolve import resolve_job
 
     display = Display(quiet=quiet)

@@ -10,9 +10,9 @@ from synthia_batch.core.formatting import format_bytes, format_seconds
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
-    from synthia_batch.estimate import Lengths, Span, Speed
     from synthia_batch.job.resolved import ResolvedJob
-    from synthia_batch.probe import Estimate, Probe
+    from synthia_batch.operations.estimate import Lengths, Span, Speed
+    from synthia_batch.operations.probe import Estimate, Probe
 
 HOW = (
     "how: tokens are what 9 of 10 jobs with answers of these lengths come to; the rate is between the one\n"
@@ -28,7 +28,7 @@ def probe(job: "ResolvedJob", count: int) -> "Probe":
         typer.Exit: It drained before its end, and that was said.
     """
     from synthia_batch.core.console import Display
-    from synthia_batch.probe import probe_job
+    from synthia_batch.operations.probe import probe_job
 
     found = probe_job(job, count, Display())
     if found.drained is not None:
@@ -44,7 +44,7 @@ def probe(job: "ResolvedJob", count: int) -> "Probe":
 
 def describe_probe(found: "Probe") -> str:
     """Return the words for what a probe found."""
-    from synthia_batch.estimate import FEW_SAMPLES
+    from synthia_batch.operations.estimate import FEW_SAMPLES
 
     lines = [_describe_samples(found)]
     lines += ["speed: not measured: no engine has made one of these samples to its attempt's end"]

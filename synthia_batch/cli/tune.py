@@ -11,7 +11,7 @@ import typer
 from synthia_batch.cli.flags import JobFlags, takes_job_flags
 
 if TYPE_CHECKING:
-    from synthia_batch.tune import Tuning
+    from synthia_batch.operations.tune import Tuning
 
 
 @takes_job_flags
@@ -29,8 +29,8 @@ def tune(
     Takes the flags of `run`. What they say of the engine stays as it is. No run directory is touched.
     """
     from synthia_batch.core.console import Display
+    from synthia_batch.operations.tune import Effort, tune_job
     from synthia_batch.runner.resolve import resolve_job
-    from synthia_batch.tune import Effort, tune_job
 
     effort = Effort(budget_seconds=_parse_budget(budget), prompts=prompts)
     display = Display(quiet=quiet)
@@ -43,7 +43,7 @@ def tune(
 
 
 def _describe(tuning: "Tuning") -> str:
-    from synthia_batch.tune import describe_settings
+    from synthia_batch.operations.tune import describe_settings
 
     if not tuning.trials:
         return "nothing was measured"

@@ -11,7 +11,7 @@ import typer
 from synthia_batch.cli.place import Place, open_place, require_directory
 
 if TYPE_CHECKING:
-    from synthia_batch.rerun import Rerun
+    from synthia_batch.operations.rerun import Rerun
     from synthia_batch.results.verify.repair import RepairResult
     from synthia_batch.results.verify.verify import Verification
 
@@ -68,7 +68,7 @@ def verify(
 def _rerun(directory: Path, count: int, seed: int, as_json: bool, quiet: bool) -> None:
     from synthia_batch.core.console import Display
     from synthia_batch.job.loading.merge import read_environment
-    from synthia_batch.rerun import Choice, rerun_samples
+    from synthia_batch.operations.rerun import Choice, rerun_samples
 
     display = Display(quiet=quiet)
     result = rerun_samples(directory, Choice(count=count, seed=seed), [read_environment(os.environ)], display)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from synthia_batch.core.types import Record, Turn
-from synthia_batch.estimate import Speed
+from synthia_batch.operations.estimate import Speed
 
 
 class Recorder(Protocol):

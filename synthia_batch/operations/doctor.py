@@ -22,14 +22,14 @@ from synthia_batch.core.hardware import (
     total_memory_bytes,
 )
 from synthia_batch.errors import SynthiaBatchError
-from synthia_batch.fit import Need, Room, judge_fit
-from synthia_batch.footprint import find_existing
 from synthia_batch.inputs import open_files, take_in
 from synthia_batch.job.loading.job_file import ADDRESS, STDIN
 from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import Preset
 from synthia_batch.job.schema import Job
 from synthia_batch.models.weights import ModelWeight, weigh_model
+from synthia_batch.operations.disk_usage import find_existing
+from synthia_batch.operations.memory_fit import Need, Room, judge_fit
 from synthia_batch.runner.resolve import find_directory, select_rows
 from synthia_batch.runner.resolve.model_selection import add_preset, choose_device, preview_by_card
 from synthia_batch.workers.pools.ray_address import check_form, probe_head

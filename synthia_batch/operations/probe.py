@@ -7,7 +7,9 @@ from pathlib import Path
 from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.core.types import Finished
-from synthia_batch.estimate import (
+from synthia_batch.job.plan import limit_answer
+from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.operations.estimate import (
     Lengths,
     Span,
     Speed,
@@ -19,8 +21,6 @@ from synthia_batch.estimate import (
     predict_total,
     sum_up_lengths,
 )
-from synthia_batch.job.plan import limit_answer
-from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.runner.directory.session import LockedRun
 from synthia_batch.runner.partial import Early, EarlySample, make_early
 from synthia_batch.runner.subset import Picks, pick_probe
