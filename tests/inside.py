@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from synthia_batch.cli import main
+from synthia_batch.cli.app import main
 
 WRITING_CALLS = ("write", "rename", "unlink", "fsync", "fdatasync", "ftruncate", "mkdir")
 

@@ -119,7 +119,7 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(
 ) -> None:
     probe = (
         f"import sys; sys.modules[{package!r}] = None; sys.argv = ['synthia-batch', *sys.argv[1:]]\n"
-        "from synthia_batch.cli import main; main()"
+        "from synthia_batch.cli.app import main; main()"
     )
     command = [sys.executable, "-c", probe, "run", questions, *SCRIPTED, *flags]
     done = subprocess.run(

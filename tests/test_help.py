@@ -10,14 +10,14 @@ import pytest
 import typer
 from conftest import Command, make_environment
 
-from synthia_batch.cli import app
+from synthia_batch.cli.app import app
 from synthia_batch.cli.flags import _GROUPS, JobFlags
 from synthia_batch.cli.help import COMMAND_GROUPS, EXAMPLES
 from synthia_batch.core.hardware import installed_vllm
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 AS_INSTALLED = (
-    "import sys; sys.argv = ['synthia-batch', *sys.argv[1:]]; from synthia_batch.cli import main; main()"
+    "import sys; sys.argv = ['synthia-batch', *sys.argv[1:]]; from synthia_batch.cli.app import main; main()"
 )
 
 

@@ -427,7 +427,7 @@ def test_a_heavy_library_is_imported_in_its_one_place(library: str) -> None:
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     probe = (
         "import sys; sys.argv = ['synthia-batch', *sys.argv[1:]]\n"
-        "from synthia_batch.cli import main\n"
+        "from synthia_batch.cli.app import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'vllm', 'torch', 'ray', 'transformers', 'pyarrow', 'numpy', 'matplotlib', 'jinja2'}\n"

@@ -13,7 +13,7 @@ from lora import make_adapter
 from test_models import make_model
 from test_special_tokens import make_llama_tokenizer
 
-from synthia_batch.cli import app
+from synthia_batch.cli.app import app
 from synthia_batch.core.types import Row
 from synthia_batch.errors import ModelUnavailable, SampleRefused, UsageError
 from synthia_batch.job.loading.job_file import read_job_file

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, command_of, make_environment, read_bytes_of_data, read_call_log, write_jsonl
 from inside import Answer, call, snapshot
 
-from synthia_batch.cli.beside import FOLDED_CHARACTERS, FOLDED_LINES, fold, make_visible
+from synthia_batch.cli.columns import FOLDED_CHARACTERS, FOLDED_LINES, fold, make_visible
 from synthia_batch.storage.events import read_events
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local")

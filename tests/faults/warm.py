@@ -22,10 +22,10 @@ IMPORTS = (
     "pyarrow.parquet",
     "pydantic.type_adapter",
     "typer._adapters",
-    "synthia_batch.cli.preview",
-    "synthia_batch.cli.probe",
-    "synthia_batch.cli.retry",
-    "synthia_batch.cli.run",
+    "synthia_batch.cli.commands.preview",
+    "synthia_batch.cli.commands.probe",
+    "synthia_batch.cli.commands.retry",
+    "synthia_batch.cli.commands.run",
     "synthia_batch.workers.scripted",
     "synthia_batch.workers.pools.local",
     "synthia_batch.operations.preview",
@@ -63,7 +63,7 @@ def _build_command_line() -> None:
     """Build commands and what reads their flags: anew for each run, that is a third of a small one."""
     import typer.main
 
-    from synthia_batch.cli import app
+    from synthia_batch.cli.app import app
 
     built: Any = typer.main.get_command(app)
     for command in built.commands.values():
@@ -98,7 +98,7 @@ def _become(request: dict[str, Any]) -> NoReturn:
 def _run(arguments: list[str]) -> int:
     import traceback
 
-    from synthia_batch.cli import main
+    from synthia_batch.cli.app import main
 
     sys.argv = ["synthia-batch", *arguments]
     try:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from synthia_batch.cli.flags import split_names
-from synthia_batch.cli.place import Place, open_place
+from synthia_batch.cli.run_location import Place, open_place
 from synthia_batch.results.export.formats import FORMATS
 
 

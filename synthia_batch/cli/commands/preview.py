@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthia_batch.cli.beside import Column, fold, make_visible, print_columns
+from synthia_batch.cli.columns import Column, fold, make_visible, print_columns
 from synthia_batch.cli.flags import JobFlags, takes_job_flags
 from synthia_batch.job.loading.command_line import describe_command
 

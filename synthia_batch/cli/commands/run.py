@@ -34,7 +34,7 @@ def run(
     from synthia_batch.runner.run import run_resolved_job
 
     if dry_run:
-        from synthia_batch.cli.plan import print_plan
+        from synthia_batch.cli.commands.plan import print_plan
 
         print_plan(flags, as_json)
         return

@@ -66,7 +66,7 @@ def print_plan(
     if not as_json:
         print(_describe(forecast, shows_defaults=shows_defaults), flush=True)
     if probe_samples is not None:
-        from synthia_batch.cli.probe import describe_probe, probe, probe_to_dict
+        from synthia_batch.cli.commands.probe import describe_probe, probe, probe_to_dict
 
         found = probe(job, probe_samples)
         values["probe"] = probe_to_dict(found)

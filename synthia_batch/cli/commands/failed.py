@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from synthia_batch.cli.place import Place, open_place
+from synthia_batch.cli.run_location import Place, open_place
 
 if TYPE_CHECKING:
     from synthia_batch.results.read.failures import FailedSample

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from synthia_batch.cli.place import Place, open_place, require_directory
+from synthia_batch.cli.run_location import Place, open_place, require_directory
 
 if TYPE_CHECKING:
     from synthia_batch.operations.rerun import Rerun

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from synthia_batch.cli.place import Place
+from synthia_batch.cli.run_location import Place
 
 
 def retry(
@@ -24,7 +24,7 @@ def retry(
 
     Of a run in a store, in its state directory; a lost one is made again here.
     """
-    from synthia_batch.cli.run import print_result
+    from synthia_batch.cli.commands.run import print_result
     from synthia_batch.core.console import Display
     from synthia_batch.job.dotted import merge_values
     from synthia_batch.job.loading.merge import Layer, parse_assignment, read_environment
