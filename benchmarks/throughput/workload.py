@@ -15,7 +15,8 @@ from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.plan import make_samples
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.models.demo import prepare_demo_model
-from synthia_batch.runner.resolve import open_renderer, resolve_job, select_rows
+from synthia_batch.models.prompts.tokenizer import open_renderer
+from synthia_batch.runner.resolve import resolve_job, select_rows
 
 SYSTEM = "You are a helpful assistant. Answer in one or two sentences."
 SEED = 20261121

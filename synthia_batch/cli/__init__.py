@@ -1,1 +1,1 @@
-"""TODO: one sentence on cli."""
+"""The command line: parse flags, call one operation, print its answer, exit with a code."""

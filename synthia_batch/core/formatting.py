@@ -1,5 +1,7 @@
 """Numbers as a person says them, and text that a terminal can show."""
 
+MESSAGE_LENGTH = 160
+
 
 def format_seconds(seconds: float) -> str:
     """Return `seconds` as a person says it: 42 s, 3 min, 2 h 05 min."""
@@ -25,3 +27,10 @@ def make_printable(text: str, keeps: str = "") -> str:
         char if char in keeps or char.isprintable() else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+def shorten(text: str, length: int = MESSAGE_LENGTH) -> str:
+    """Return `text` on one line that a terminal can show as it is, cut to `length` characters."""
+    line = " ".join(text.split())
+    safe = make_printable(line[: 2 * length])
+    return safe if len(safe) <= length else safe[: length - 3] + "..."

@@ -21,6 +21,8 @@ PoolKind = Literal["ray", "local"]
 PromptFormat = Literal["auto", "chat", "synthia", "synthia-card"]
 OnOverflow = Literal["fail", "truncate-oldest", "stop"]
 InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca"]
+DEMO_MODEL = "demo"
+"""The name of the embedded model."""
 FlagName = Literal["repetition", "empty", "refusal", "language", "duplicate"]
 
 

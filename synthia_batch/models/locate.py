@@ -8,6 +8,7 @@ from typing import Literal
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json, open_digest_cache
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import ModelUnavailable
+from synthia_batch.job.schema import DEMO_MODEL
 from synthia_batch.models.checkpoint import ModelFacts, Quantization, read_model_facts, read_template
 from synthia_batch.models.demo import prepare_demo_model
 from synthia_batch.models.gguf import (
@@ -26,7 +27,6 @@ from synthia_batch.models.hub import DESCRIPTION_FILES, Repository, explain, fet
 from synthia_batch.models.tokenizer_file import TOKENIZER_FILES
 
 __all__ = [
-    "DEMO_MODEL",
     "LocatedModel",
     "ModelFacts",
     "Preview",
@@ -39,7 +39,6 @@ __all__ = [
     "read_model_facts",
 ]
 
-DEMO_MODEL = "demo"
 _HUB_WEIGHTS = (".safetensors", ".bin", ".pt")
 """The kinds of weights that a repository may have, the one that an engine takes first in front."""
 _NOT_WEIGHTS = frozenset(

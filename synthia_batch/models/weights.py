@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import ModelUnavailable
+from synthia_batch.job.schema import DEMO_MODEL
 from synthia_batch.models.demo import demo_model_path
 from synthia_batch.models.gguf import (
     choose_files,
@@ -17,7 +18,7 @@ from synthia_batch.models.gguf import (
 )
 from synthia_batch.models.gguf_header import read_gguf_header
 from synthia_batch.models.hub import Repository, fetch, look_up, read_sizes
-from synthia_batch.models.locate import DEMO_MODEL, choose_weights, is_weight
+from synthia_batch.models.locate import choose_weights, is_weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.core.types import Failed, Finished, Outcome
+from synthia_batch.scheduler.recorder import Speed
 
 QUANTILES = {"shortest": 0, "5%": 5, "25%": 25, "median": 50, "75%": 75, "95%": 95, "longest": 100}
 """What is shown of a spread, in percent of the samples that are as short or shorter."""
@@ -48,32 +49,6 @@ class Lengths:
     mean: float
     quantiles: Mapping[str, int]
     truncated: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
-    """What engines did between the moment the first was ready and the last sample's end.
-
-    `startup_seconds` went before that. `occupancy` is the share of the requests that they can hold
-    which they held, on average.
-    """
-
-    samples: int
-    tokens: int
-    seconds: float
-    startup_seconds: float
-    engines: int
-    occupancy: float
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Generated tokens, of all engines together."""
-        return self.tokens / self.seconds
-
-    @property
-    def samples_per_second(self) -> float:
-        """Ended samples, of all engines together."""
-        return self.samples / self.seconds
 
 
 def sum_up_lengths(outcomes: Iterable[Outcome]) -> Lengths | None:

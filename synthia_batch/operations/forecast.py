@@ -17,10 +17,9 @@ from synthia_batch.job.dotted import flatten
 from synthia_batch.job.loading.secrets import SECRET_KEYS, mask
 from synthia_batch.job.plan import limit_answer, make_samples, plan_shards
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
-from synthia_batch.models.prompts.tokenizer import Renderer
+from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
 from synthia_batch.operations.disk_usage import Footprint, Texts, estimate_footprint
 from synthia_batch.runner.directory.session import scan_input
-from synthia_batch.runner.resolve import open_renderer
 
 SHOWN_ROWS = 5
 

@@ -13,10 +13,10 @@ from synthia_batch.errors import SampleRefused
 from synthia_batch.inputs import Scan, Source, open_files
 from synthia_batch.job.plan import limit_answer, make_samples
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
-from synthia_batch.models.prompts.tokenizer import Renderer, ShownPrompt
+from synthia_batch.models.prompts.tokenizer import Renderer, ShownPrompt, open_renderer
 from synthia_batch.runner.directory.session import LockedRun
 from synthia_batch.runner.partial import EarlySample, make_early
-from synthia_batch.runner.resolve import open_renderer, select_rows
+from synthia_batch.runner.resolve import select_rows
 from synthia_batch.runner.subset import Picks, pick_rows
 from synthia_batch.scheduler.multi_turn import Conversations, open_conversations
 from synthia_batch.workers.engine import check_prompt_length

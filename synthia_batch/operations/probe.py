@@ -12,7 +12,6 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.operations.estimate import (
     Lengths,
     Span,
-    Speed,
     choose_speed,
     count_failures,
     list_lengths,
@@ -24,7 +23,7 @@ from synthia_batch.operations.estimate import (
 from synthia_batch.runner.directory.session import LockedRun
 from synthia_batch.runner.partial import Early, EarlySample, make_early
 from synthia_batch.runner.subset import Picks, pick_probe
-from synthia_batch.scheduler.recorder import SPEED_MEASURED
+from synthia_batch.scheduler.recorder import SPEED_MEASURED, Speed
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.parts.schema import DataRecord, encode_data_part

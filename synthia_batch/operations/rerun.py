@@ -20,11 +20,11 @@ from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import Determinism
+from synthia_batch.models.prompts.tokenizer import open_renderer
 from synthia_batch.operations.tune_search import usual_batch
 from synthia_batch.runner.ad_hoc import Aside, drive_aside
 from synthia_batch.runner.directory.canary_record import compare_canary, make_canaries
 from synthia_batch.runner.directory.session import LockedRun, inspect_run, lock_run
-from synthia_batch.runner.resolve import open_renderer
 from synthia_batch.runner.resume import resolve_kept_job
 from synthia_batch.scheduler.multi_turn import Conversations, open_conversations
 

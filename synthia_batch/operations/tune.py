@@ -16,10 +16,10 @@ from synthia_batch.errors import PoolFailed, SampleRefused, SynthiaBatchError, U
 from synthia_batch.inputs import open_files
 from synthia_batch.job.plan import make_samples
 from synthia_batch.job.resolved import PoolSpec, ResolvedJob
+from synthia_batch.models.prompts.tokenizer import open_renderer
 from synthia_batch.operations.tune_search import Settings, explain_no_drafts, is_gain, list_axes, search
 from synthia_batch.runner.ad_hoc import Aside, drive_aside
 from synthia_batch.runner.directory.session import scan_input
-from synthia_batch.runner.resolve import open_renderer
 from synthia_batch.runner.resolve.tuned import Tuned, keep_tuned
 
 PROMPTS_PER_ENGINE = {"cpu": 256, "cuda": 1024}

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 
 from synthia_batch.core.console import Display
 from synthia_batch.core.counts import CUT_OFF
-from synthia_batch.core.formatting import make_printable
+from synthia_batch.core.formatting import shorten
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Failed, Finished, InputFile, Record, Request
 from synthia_batch.errors import SampleRefused, SynthiaBatchError
 from synthia_batch.inputs import Scan, open_files
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.units import count_allowed
+from synthia_batch.models.prompts.tokenizer import open_renderer
 from synthia_batch.runner.directory.canary_record import check_canary, find_change, make_canaries
 from synthia_batch.runner.directory.session import LockedRun, OpenRun
-from synthia_batch.runner.resolve import open_renderer
 from synthia_batch.runner.subset import Picks, Portion
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.driver import Driver
@@ -35,7 +35,6 @@ from synthia_batch.workers.pools.startup import PoolStarter
 
 TOLD_OF_EACH = 3
 """So many of each kind are named with their place in the input; then its 10th, 100th, 1,000th is told."""
-MESSAGE_LENGTH = 160
 
 Locate = Callable[[int], str]
 """Where in the input the row of a sample's ordinal is: file:line."""
@@ -67,13 +66,6 @@ class FailureTeller:
             self._say(f"{self._locate(ordinal)}: {what}: {shorten(message)}{more}")
         elif count >= 10 and count == 10 ** (len(str(count)) - 1):
             self._say(f"{what}: {count:,} samples so far")
-
-
-def shorten(text: str, length: int = MESSAGE_LENGTH) -> str:
-    """Return `text` on one line that a terminal can show as it is, cut to `length` characters."""
-    line = " ".join(text.split())
-    safe = make_printable(line[: 2 * length])
-    return safe if len(safe) <= length else safe[: length - 3] + "..."
 
 
 def open_places(files: Sequence[InputFile], scan: Scan, samples_per_row: int) -> Callable[[int], str]:

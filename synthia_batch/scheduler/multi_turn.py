@@ -17,8 +17,7 @@ from synthia_batch.errors import SampleRefused
 from synthia_batch.job.plan import choose_row_adapter, derive_turn_seed, limit_answer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import OnOverflow
-from synthia_batch.models.prompts.tokenizer import Renderer
-from synthia_batch.runner.resolve import open_renderer
+from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
 from synthia_batch.scheduler.answer_check import judge_answer
 
 PROMPT_TOO_LONG = "prompt_too_long"

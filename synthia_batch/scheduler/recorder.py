@@ -5,11 +5,10 @@ How fast engines made samples and how full they were: a recorder that looks on.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from synthia_batch.core.types import Record, Turn
-from synthia_batch.operations.estimate import Speed
 
 
 class Recorder(Protocol):
@@ -39,6 +38,32 @@ class Recorder(Protocol):
 
 SPEED_MEASURED = "speed_measured"
 """The kind of the event that has a Speed as its fields."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What engines did between the moment the first was ready and the last sample's end.
+
+    `startup_seconds` went before that. `occupancy` is the share of the requests that they can hold
+    which they held, on average.
+    """
+
+    samples: int
+    tokens: int
+    seconds: float
+    startup_seconds: float
+    engines: int
+    occupancy: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens, of all engines together."""
+        return self.tokens / self.seconds
+
+    @property
+    def samples_per_second(self) -> float:
+        """Ended samples, of all engines together."""
+        return self.samples / self.seconds
 
 
 class Meter:

@@ -13,8 +13,7 @@ from synthia_batch.errors import IntegrityError
 from synthia_batch.job.loading.job_file import ADDRESS, ENGINE_PATHS, STDIN
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.loading.secrets import drop_written_secrets
-from synthia_batch.job.schema import Job
-from synthia_batch.models.locate import DEMO_MODEL
+from synthia_batch.job.schema import DEMO_MODEL, Job
 from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.sealed_json import read_sealed, seal
 

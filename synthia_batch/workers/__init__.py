@@ -34,7 +34,7 @@ def import_vllm_engine(spec: EngineSpec) -> type["VllmEngine"]:
     """Return the class of vLLM engines; the environment must stand. Takes seconds."""
     with _paused_collector():
         if not compiles(spec):
-            from synthia_batch.workers.environment import import_without_inductor
+            from synthia_batch.workers.vllm.lean_import import import_without_inductor
 
             import_without_inductor()
         from synthia_batch.workers.vllm.engine import VllmEngine

@@ -1,10 +1,6 @@
-"""What must stand in a process before vllm is imported there: its environment and its core.
-
-Brings vLLM into an eager engine's process without torch's compiler, which it has no use for.
-"""
+"""What must stand in a process before vllm is imported there: its environment and its core."""
 
 import os
-import sys
 
 from synthia_batch.core.telemetry import PRIVACY
 from synthia_batch.job.resolved import EngineSpec
@@ -57,21 +53,3 @@ def preferred_environment(spec: EngineSpec) -> dict[str, str]:
 def compiles(spec: EngineSpec) -> bool:
     """Whether the engine of `spec` compiles its model: on CPUs only where the user says so."""
     return spec.device != "cpu" or not spec.settings.get("enforce_eager", True)
-
-
-_INDUCTOR = "torch._inductor.lowering"
-
-
-def import_without_inductor() -> None:
-    """Import vllm, and nothing of the compiler behind `torch.compile`.
-
-    vLLM 0.32.0 imports it first of all, to have it log less, and goes without where it cannot be imported.
-    TORCHDYNAMO_DISABLE must be set: the decorators of vLLM's functions would import it after all.
-    """
-    if _INDUCTOR in sys.modules:
-        return
-    sys.modules[_INDUCTOR] = None  # type: ignore[assignment]  # what an import takes for "there is none"
-    try:
-        import vllm  # noqa: F401
-    finally:
-        del sys.modules[_INDUCTOR]

@@ -21,7 +21,7 @@ from synthia_batch.storage.layout import RunDir
 
 INTEGRITY = 4
 ROWS = 4
-"""Few, so that there is time for every byte; tests/test_store_journal.py flips every bit."""
+"""Few, so that there is time for every byte; tests/storage/test_journal.py flips every bit."""
 FAIL_EVERY = 3
 SHARD = Shard(number=1, count=2, first_row=2, stop_row=4, first=2, stop=4)
 PUBLISHED = {0, 1}

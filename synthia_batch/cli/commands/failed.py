@@ -38,7 +38,7 @@ def failed(
 
 
 def _describe(sample: "FailedSample") -> str:
-    from synthia_batch.runner.generate import shorten
+    from synthia_batch.core.formatting import shorten
 
     place = shorten(sample.place)
     name = "" if sample.id is None else f"id {shorten(sample.id, 40)}, "

@@ -11,8 +11,9 @@ from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
     from synthia_batch.job.resolved import ResolvedJob
-    from synthia_batch.operations.estimate import Lengths, Span, Speed
+    from synthia_batch.operations.estimate import Lengths, Span
     from synthia_batch.operations.probe import Estimate, Probe
+    from synthia_batch.scheduler.recorder import Speed
 
 HOW = (
     "how: tokens are what 9 of 10 jobs with answers of these lengths come to; the rate is between the one\n"

@@ -88,8 +88,8 @@ def _spell_loading(result: "RunResult") -> str:
 
 def _explain_failures(result: "RunResult") -> list[str]:
     """Return the commonest reasons, with an example of each, and what to do next."""
+    from synthia_batch.core.formatting import shorten
     from synthia_batch.results.read.failures import COMMONEST, find_reasons
-    from synthia_batch.runner.generate import shorten
 
     here = shlex.quote(str(result.directory))
     lines = []

@@ -193,8 +193,6 @@ def _show_look(found: "RunStatus", page: "_Page", as_json: bool) -> None:
     if as_json:
         _print(found, as_json)
         return
-    from synthia_batch.results.report.status_text import describe_briefly, describe_status
-
     if sys.stdout.isatty():
         page.draw(describe_status(found))
     else:
@@ -203,7 +201,6 @@ def _show_look(found: "RunStatus", page: "_Page", as_json: bool) -> None:
 
 
 def _print(found: "RunStatus", as_json: bool) -> None:
-    from synthia_batch.results.report.status_text import describe_status
 
     text = json.dumps(found.to_dict(), ensure_ascii=False) if as_json else "\n".join(describe_status(found))
     print(text, flush=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from synthia_batch.errors import UsageError
-from synthia_batch.inputs.remote.fetch import Broken, RemoteFile
+from synthia_batch.inputs.remote.transport import Broken, RemoteFile
 
 CHUNK_BYTES = 16 * 1024 * 1024
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL")

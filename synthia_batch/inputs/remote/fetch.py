@@ -8,16 +8,16 @@ A download that breaks is taken up where it broke, five times; one that was not 
 import glob
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from synthia_batch.core.digest import digest_json
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, keep_copy, report_disk
 from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, Found, split_name
 from synthia_batch.inputs.fetch.normalize import VERSION, Say
+from synthia_batch.inputs.remote.transport import Broken, Changed, RemoteFile, RemoteStore
 
 
 def match_names(names: Sequence[str], pattern: str) -> list[str]:
@@ -35,43 +35,6 @@ FIRST_PAUSE_SECONDS = 0.5
 """Doubled with each further try in a row: some 15 s in all."""
 _T = TypeVar("_T")
 SCHEMES = ("s3", "gs", "https", "http")
-
-
-class Broken(Exception):
-    """A request that may be made again. `pause_seconds` is how long the server asks to wait."""
-
-    def __init__(self, message: str, pause_seconds: float = 0.0) -> None:
-        super().__init__(message)
-        self.pause_seconds = pause_seconds
-
-
-class Changed(Exception):
-    """What is there is not what was begun with: it has to be fetched from its start."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteFile:
-    """A file on another machine. `url` is shown: it has no secrets. `size` in bytes and `version` as far
-    as the server tells them.
-    """
-
-    url: str
-    key: str
-    size: int | None
-    version: str | None
-
-
-class RemoteStore(Protocol):
-    """Where files are, on one server or in one bucket."""
-
-    def look(self, key: str) -> RemoteFile | None:
-        """Return the file of that key, None where there is none. Raises Broken, UsageError."""
-
-    def list_keys(self, prefix: str) -> list[str]:
-        """Return the keys of all files below `prefix`. Raises Broken, UsageError."""
-
-    def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
-        """Yield the bytes of `file` from `start` on. Raises Broken, Changed, UsageError."""
 
 
 def fetch_remote(said: str, say: Say, *, makes: bool = True) -> list[Found]:

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from synthia_batch.errors import UsageError
-from synthia_batch.inputs.remote.fetch import Broken, Changed, RemoteFile
+from synthia_batch.inputs.remote.transport import Broken, Changed, RemoteFile
 
 TIMEOUT_SECONDS = 60
 CHUNK_BYTES = 1024 * 1024

@@ -11,10 +11,11 @@ import pytest
 from conftest import Command, command_of, make_environment, read_bytes_of_data, write_jsonl
 from inside import call
 
+from synthia_batch.core.formatting import shorten
 from synthia_batch.core.types import Failed, Finished, Record
 from synthia_batch.results.read.failures import find_reasons, list_failures
 from synthia_batch.results.read.status import read_status
-from synthia_batch.runner.generate import FailureTeller, shorten
+from synthia_batch.runner.generate import FailureTeller
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "--set", "model.max_model_len=900")
 LONG = (3, 40)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import Command, command_of, make_environment, write_jsonl
-from synthia_batch.results.report.status_text import describe_briefly, describe_status
 
+from synthia_batch.cli.commands.status import describe_briefly, describe_status
 from synthia_batch.errors import IntegrityError
 from synthia_batch.results.read import snapshot as looking
 from synthia_batch.results.read.attempt import History, Rate, WorkerState

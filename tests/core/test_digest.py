@@ -129,7 +129,8 @@ def test_the_cache_is_bounded(tmp_path: Path, cache: DigestCache, monkeypatch: p
 
 def test_two_processes_can_share_the_cache(file: Path, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from synthia_batch.core.digest import DigestCache, digest_file\n"
+        "import sys; from pathlib import Path\n"
+        "from synthia_batch.core.digest import DigestCache, digest_file\n"
         "cache = DigestCache(Path(sys.argv[2]), read_clock=lambda: 1e12)\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()) * 20:\n"
         "    print(digest_file(path, cache))\n"

@@ -4,13 +4,11 @@ import datetime
 import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import read_bytes_of_data, write_jsonl
+from conftest import read_bytes_of_data, run_probe, write_jsonl
 
 from synthia_batch import Job, run_job
 from synthia_batch.core.console import Display
@@ -339,13 +337,10 @@ def test_a_run_under_a_preset_can_be_retried(talks: Path, tmp_path: Path) -> Non
 
 def test_another_process_finds_the_same_identity(source: Path) -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from pathlib import Path; from test_job import resolve\n"
+        "import sys; from pathlib import Path; from test_job import resolve\n"
         "print(resolve(Path(sys.argv[1])).fingerprint)"
     )
-    command = [sys.executable, "-c", code, str(source), str(Path(__file__).parent)]
-    other = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == resolve(source).fingerprint
+    assert run_probe(code, str(source)) == [resolve(source).fingerprint]
 
 
 def test_identities_are_compared_field_by_field() -> None:

@@ -185,7 +185,7 @@ def print_digest():
 
 
 def test_the_same_rows_give_the_same_bytes_in_every_process():
-    command = [sys.executable, "-c", "import test_store_part; test_store_part.print_digest()"]
+    command = [sys.executable, "-c", "import test_part; test_part.print_digest()"]
     processes = [
         subprocess.Popen(
             command,

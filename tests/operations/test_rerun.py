@@ -12,9 +12,9 @@ from conftest import Command, command_of, make_environment, write_jsonl
 from inside import snapshot
 
 from synthia_batch.core.types import Failed, Finished, Message, Request, Row, Sample
+from synthia_batch.models.prompts.tokenizer import open_renderer
 from synthia_batch.operations.rerun import SampleDifference, choose_batch
 from synthia_batch.runner.directory.session import inspect_run, lock_run
-from synthia_batch.runner.resolve import open_renderer
 from synthia_batch.runner.resume import resolve_kept_job
 from synthia_batch.storage.journal.writer import Journal
 from synthia_batch.workers.engine import Placement

@@ -1,1 +1,0 @@
-"""What an answer must be, checked before anything is made, and the answers afterwards."""
