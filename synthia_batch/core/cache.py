@@ -86,7 +86,7 @@ class KeptDirectory:
         workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
             build(workspace / "new")
-            _seal(workspace / "new")
+            _write_digests(workspace / "new")
             if path.exists():
                 path.rename(workspace / "damaged")
             (workspace / "new").rename(path)
@@ -112,7 +112,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _seal(directory: Path) -> None:
+def _write_digests(directory: Path) -> None:
     """Add the digests of all files of `directory`, safe on disk."""
     digests = {file.name: measure(file) for file in sorted(directory.iterdir())}
     (directory / DIGESTS_NAME).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Never, Self, TextIO
 from tqdm import tqdm
 
 from synthia_batch.core.formatting import format_seconds
-from synthia_batch.core.snapshot import Standing
+from synthia_batch.core.snapshot import ProgressSnapshot
 
 LINE_SECONDS = 30.0
 """Between two lines where stderr is not a terminal."""
@@ -37,12 +37,12 @@ class Display:
         self._clock = clock
         self._bar: tqdm[Never] | None = None
         self._check: ReadingDisplay | None = None
-        self._history: list[tuple[float, Standing]] = []
+        self._history: list[tuple[float, ProgressSnapshot]] = []
         self._last_line = clock()
         self._width: int | None = None
-        self._followers: list[Callable[[Standing], None]] = []
+        self._followers: list[Callable[[ProgressSnapshot], None]] = []
 
-    def follow(self, follower: Callable[[Standing], None]) -> None:
+    def follow(self, follower: Callable[[ProgressSnapshot], None]) -> None:
         """Have `follower` told every standing that is shown, also where nobody is."""
         self._followers.append(follower)
 
@@ -78,19 +78,19 @@ class Display:
         if done_bytes == total_bytes:
             self._check.close()
 
-    def show(self, standing: Standing) -> None:
-        """Show `standing`; called often, draws rarely."""
+    def show(self, snapshot: ProgressSnapshot) -> None:
+        """Show `snapshot`; called often, draws rarely."""
         for follower in self._followers:
-            follower(standing)
+            follower(snapshot)
         now = self._clock()
-        self._remember(now, standing)
+        self._remember(now, snapshot)
         if self._quiet:
             return
         if self._stream.isatty():
-            self._draw(standing)
+            self._draw(snapshot)
         elif now - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            self.say(self._describe(standing))
+            self.say(self._describe(snapshot))
 
     def close(self) -> None:
         """Leave the bar as it stands and end its line."""
@@ -98,12 +98,12 @@ class Display:
             self._bar.close()
             self._bar = None
 
-    def _draw(self, standing: Standing) -> None:
+    def _draw(self, snapshot: ProgressSnapshot) -> None:
         if self._bar is None:
-            self._bar = self._make_bar(standing)
+            self._bar = self._make_bar(snapshot)
         self._fit_width(self._bar)
-        self._bar.set_postfix_str(self._describe_rates(standing), refresh=False)
-        self._bar.update(standing.ended - self._bar.n)
+        self._bar.set_postfix_str(self._describe_rates(snapshot), refresh=False)
+        self._bar.update(snapshot.ended - self._bar.n)
 
     def _fit_width(self, bar: "tqdm[Never]") -> None:
         """Take away the bar that was drawn for another width.
@@ -117,10 +117,10 @@ class Display:
             bar.sp = tqdm.status_printer(self._stream)
         self._width = width
 
-    def _make_bar(self, standing: Standing) -> "tqdm[Never]":
+    def _make_bar(self, snapshot: ProgressSnapshot) -> "tqdm[Never]":
         return tqdm(
-            total=standing.total,
-            initial=standing.ended,
+            total=snapshot.total,
+            initial=snapshot.ended,
             unit="sample",
             file=self._stream,
             dynamic_ncols=True,
@@ -129,29 +129,29 @@ class Display:
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
 
-    def _describe(self, standing: Standing) -> str:
-        share = 100 * standing.ended / standing.total
-        return f"{standing.ended}/{standing.total} samples ({share:.0f}%), {self._describe_rates(standing)}"
+    def _describe(self, snapshot: ProgressSnapshot) -> str:
+        share = 100 * snapshot.ended / snapshot.total
+        return f"{snapshot.ended}/{snapshot.total} samples ({share:.0f}%), {self._describe_rates(snapshot)}"
 
-    def _describe_rates(self, standing: Standing) -> str:
-        if not standing.count_workers("ready") and not standing.tokens:
-            return f"the engines are loading ({_describe_workers(standing)})"
+    def _describe_rates(self, snapshot: ProgressSnapshot) -> str:
+        if not snapshot.count_workers("ready") and not snapshot.tokens:
+            return f"the engines are loading ({_describe_workers(snapshot)})"
         first_time, first = self._history[0]
         seconds = self._history[-1][0] - first_time
-        tokens = (standing.tokens - first.tokens) / seconds if seconds > 0 else 0.0
-        samples = (standing.ended - first.ended) / seconds if seconds > 0 else 0.0
-        left = f"{format_seconds((standing.total - standing.ended) / samples)} left" if samples else "? left"
-        parts = [f"{tokens:.0f} tokens/s", left, f"{standing.failed} failed"]
-        if standing.truncated:
-            parts.append(f"{_describe_share(standing.truncated, standing.finished)} cut off")
-        return ", ".join([*parts, _describe_workers(standing)])
+        tokens = (snapshot.tokens - first.tokens) / seconds if seconds > 0 else 0.0
+        samples = (snapshot.ended - first.ended) / seconds if seconds > 0 else 0.0
+        left = f"{format_seconds((snapshot.total - snapshot.ended) / samples)} left" if samples else "? left"
+        parts = [f"{tokens:.0f} tokens/s", left, f"{snapshot.failed} failed"]
+        if snapshot.truncated:
+            parts.append(f"{_describe_share(snapshot.truncated, snapshot.finished)} cut off")
+        return ", ".join([*parts, _describe_workers(snapshot)])
 
-    def _remember(self, now: float, standing: Standing) -> None:
+    def _remember(self, now: float, snapshot: ProgressSnapshot) -> None:
         if self._history and now - self._history[-1][0] < 0.5:
             return
-        if not standing.tokens:  # The engines load, or begin: the rate counts from their first answer.
+        if not snapshot.tokens:  # The engines load, or begin: the rate counts from their first answer.
             self._history.clear()
-        self._history.append((now, standing))
+        self._history.append((now, snapshot))
         while len(self._history) > 2 and now - self._history[1][0] > _RATE_SECONDS:
             self._history.pop(0)
 
@@ -164,16 +164,16 @@ def _measure_width(stream: TextIO) -> int | None:
         return None
 
 
-def _describe_workers(standing: Standing) -> str:
+def _describe_workers(snapshot: ProgressSnapshot) -> str:
     """Return how many workers are ready, and what the others are at."""
-    ready, all_of_them = standing.count_workers("ready"), len(standing.workers)
+    ready, all_of_them = snapshot.count_workers("ready"), len(snapshot.workers)
     noun = "worker" if all_of_them == 1 else "workers"
     if ready == all_of_them:
         return f"{ready} {noun}"
     others = [
         f"{count} {state}"
         for state in ("starting", "loading", "restarting", "given up")
-        if (count := standing.count_workers(state))
+        if (count := snapshot.count_workers(state))
     ]
     return f"{ready} of {all_of_them} {noun}, {', '.join(others)}"
 

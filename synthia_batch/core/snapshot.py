@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStanding:
+class WorkerSnapshot:
     """One worker. `state` is starting, loading, ready, restarting or given up.
 
     `restarts` counts the times that it was lost and began again, `busy_seconds` those in which its
@@ -20,7 +20,7 @@ class WorkerStanding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class ProgressSnapshot:
     """`ended`, of which `failed`, and `total` are samples over all attempts; the rest is of this one.
 
     `finished` samples were made, of which `truncated` were cut off at max_tokens; `failures` counts
@@ -36,7 +36,7 @@ class Standing:
     tokens: int = 0
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
-    workers: Sequence[WorkerStanding] = ()
+    workers: Sequence[WorkerSnapshot] = ()
 
     def count_workers(self, *states: str) -> int:
         """Return how many workers are in one of `states`."""

@@ -15,7 +15,7 @@ from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import IntegrityError
 
 if TYPE_CHECKING:  # numpy is behind it, which a command without input has no need to load.
-    from synthia_batch.inputs.records.row_ids import Occurrences
+    from synthia_batch.inputs.records.row_ids import DuplicateIndex
 
 CHECKPOINT_ROWS = 1000
 """Rows from one checkpoint to the next."""
@@ -161,7 +161,7 @@ class Scan:
     columns: Columns
     kept: tuple[KeptColumn, ...]
     checkpoints: tuple[Checkpoint, ...]
-    occurrences: Occurrences = field(compare=False)
+    duplicates: DuplicateIndex = field(compare=False)
     files: tuple[FileScan, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class Scan:
         return {**values, "files": [file.to_dict() for file in self.files]} if self.files else values
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], occurrences: Occurrences) -> Scan:
+    def from_dict(cls, data: Mapping[str, Any], duplicates: DuplicateIndex) -> Scan:
         """Return the scan that `to_dict` gave `data` for.
 
         Raises:
@@ -189,7 +189,7 @@ class Scan:
                 columns=Columns.from_dict(data["columns"]),
                 kept=tuple(KeptColumn(**column) for column in data["kept"]),
                 checkpoints=FileScan.from_dict(data).checkpoints,
-                occurrences=occurrences,
+                duplicates=duplicates,
                 files=tuple(FileScan.from_dict(file) for file in data.get("files", ())),
             )
         except (KeyError, TypeError, ValueError) as exc:

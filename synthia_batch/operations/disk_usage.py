@@ -17,7 +17,7 @@ COMPRESSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
+class DiskUsage:
     """`least_bytes` to `most_bytes` for the dataset and what is open of it; `free_bytes` at `place`.
 
     `place` is the nearest directory above the output that is there.
@@ -49,7 +49,7 @@ class Texts:
     shards: int
 
 
-def estimate_footprint(texts: Texts, output: Path) -> Footprint:
+def estimate_disk_usage(texts: Texts, output: Path) -> DiskUsage:
     """Return what a run at `output` will take: its files, and the journals of two shards at a time.
 
     An answer stands in its row twice, in `response` and behind its prompt in `messages`.
@@ -57,7 +57,7 @@ def estimate_footprint(texts: Texts, output: Path) -> Footprint:
     place = find_existing(output)
     least = texts.prompt_bytes + 2 * SHORT_ANSWERS * texts.longest_output_tokens * TOKEN_BYTES
     most = texts.prompt_bytes + 2 * texts.longest_output_tokens * TOKEN_BYTES + texts.samples * SAMPLE_BYTES
-    return Footprint(
+    return DiskUsage(
         least_bytes=int(least / COMPRESSION),
         most_bytes=int(most * (1 + min(1.0, 2 / texts.shards))),
         free_bytes=shutil.disk_usage(place).free,

@@ -22,14 +22,14 @@ from synthia_batch.core.hardware import (
     total_memory_bytes,
 )
 from synthia_batch.errors import SynthiaBatchError
-from synthia_batch.inputs import open_files, take_in
+from synthia_batch.inputs import open_files, resolve_inputs
 from synthia_batch.job.loading.job_file import ADDRESS, STDIN
 from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import Preset
 from synthia_batch.job.schema import Job
 from synthia_batch.models.weights import ModelWeight, weigh_model
 from synthia_batch.operations.disk_usage import find_existing
-from synthia_batch.operations.memory_fit import Need, Room, judge_fit
+from synthia_batch.operations.memory_fit import Need, Room, check_memory
 from synthia_batch.runner.resolve import find_directory, select_rows
 from synthia_batch.runner.resolve.model_selection import add_preset, choose_device, preview_by_card
 from synthia_batch.workers.pools.ray_address import check_form, probe_head
@@ -76,7 +76,7 @@ def examine_job(layers: Sequence[Layer]) -> Diagnosis:
     Raises:
         UsageError: The job cannot be used as it was said.
     """
-    none = Layer(origin="default", values={"input": {"path": NO_INPUT}}, is_said=False)
+    none = Layer(origin="default", values={"input": {"path": NO_INPUT}}, is_explicit=False)
     chosen = add_preset([*layers, none])
     job = merge_layers(chosen.layers).job
     output = find_directory(job) or Path("outputs")
@@ -151,7 +151,7 @@ def _check_input(job: Job) -> Check:
         text = f"{first}: not looked at; `synthia-batch validate` fetches it and reads every row"
         return Check(name="input", state="unknown", text=text)
     template = job.input.prompt_template
-    files = take_in(said, lambda text: None).files
+    files = resolve_inputs(said, lambda text: None).files
     open_files(files).detect(select_rows(job, template.read_text() if template else None))
     size = sum(file.path.stat().st_size for file in files)
     text = f"{first}: {size / 1e6:.1f} MB; `synthia-batch validate` reads every row"
@@ -204,7 +204,7 @@ def _check_fit(job: Job, weight: ModelWeight) -> Check:
         gpu_bytes=list_gpu_memory(),
         engines=job.pool.workers or (1 if job.pool.kind == "local" else len(list_cores())),
     )
-    verdict = judge_fit(need, room)
+    verdict = check_memory(need, room)
     states: dict[bool | None, State] = {True: "ok", False: "bad", None: "unknown"}
     return Check(name="fit", state=states[verdict.fits], text=verdict.reason)
 

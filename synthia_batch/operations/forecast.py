@@ -15,10 +15,10 @@ from synthia_batch.errors import SampleRefused
 from synthia_batch.inputs import Scan, Source, open_files
 from synthia_batch.job.dotted import flatten
 from synthia_batch.job.loading.secrets import SECRET_KEYS, mask
-from synthia_batch.job.plan import limit_answer, make_samples, plan_shards
+from synthia_batch.job.plan import generate, limit_answer, plan_shards
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
-from synthia_batch.operations.disk_usage import Footprint, Texts, estimate_footprint
+from synthia_batch.operations.disk_usage import DiskUsage, Texts, estimate_disk_usage
 from synthia_batch.runner.directory.session import scan_input
 
 SHOWN_ROWS = 5
@@ -83,7 +83,7 @@ class Forecast:
     prompt_unit: str
     rows_too_long: FoundRows
     rows_repeated: FoundRows
-    disk: Footprint
+    disk: DiskUsage
     settings: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -132,7 +132,7 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         prompt_unit="bytes" if job.engine.is_elsewhere else "tokens",
         rows_too_long=FoundRows(rows=prompts.too_long, first=tuple(prompts.first_too_long)),
         rows_repeated=_find_repeated(source, scan, prompts),
-        disk=estimate_footprint(texts, job.output),
+        disk=estimate_disk_usage(texts, job.output),
         settings=list_settings(job),
     )
 
@@ -245,7 +245,7 @@ def _count_prompts(job: ResolvedJob, source: Source, scan: Scan) -> _Prompts:
     prompts = _Prompts()
     for row in source.read_rows(scan, 0, scan.rows):
         # The samples of one prompt differ by their seeds only.
-        samples = [sample for sample in make_samples(row, job.plan) if sample.index == 0]
+        samples = [sample for sample in generate(row, job.plan) if sample.index == 0]
         if prompts.take(row, samples, renderer, job.engine):
             prompts.too_long += 1
             if len(prompts.first_too_long) < SHOWN_ROWS:

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.inputs import Columns, Scan, Selection, Source, open_files, take_in
+from synthia_batch.inputs import Columns, Scan, Selection, Source, open_files, resolve_inputs
 from synthia_batch.job.loading.job_file import ADDRESS
 
 PEEKED_ROWS = 1000
@@ -55,7 +55,7 @@ SYSTEM_NAMES = re.compile(r"system|persona|.*system_?(prompt|message).*", re.IGN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
+class JobProposal:
     """What an input was found to be. `left_out` are columns that may be kept, `systems` may be the rows'
     own system messages; both are only offered.
     """
@@ -76,14 +76,14 @@ class Draft:
         return "conversations, played turn by turn" if self.columns.turns is not None else "prompts"
 
 
-def draft_job(paths: Sequence[str], say: Callable[[str], None]) -> Draft:
+def propose_job(paths: Sequence[str], say: Callable[[str], None]) -> JobProposal:
     """Return what the input at `paths` is found to be. Reads and checks all of it.
 
     Raises:
         UsageError: It cannot be read, or has no text to answer.
         InputRefused: It has faults.
     """
-    taken = take_in(paths, say)
+    taken = resolve_inputs(paths, say)
     source = open_files(taken.files)
     records = source.peek(PEEKED_ROWS)
     names = list(dict.fromkeys(name for record in records for name in record))
@@ -97,7 +97,7 @@ def draft_job(paths: Sequence[str], say: Callable[[str], None]) -> Draft:
     rest = [name for name in rest if name not in systems]
     short = tuple(name for name in rest if _measure(name, records) <= MOST_KEPT_CHARACTERS)
     scan = _scan_first_fit(source, replace(selection, id_column=id_column, keep_columns=short))
-    return Draft(
+    return JobProposal(
         paths=taken.said,
         rows=scan.rows,
         columns=scan.columns,
@@ -106,19 +106,19 @@ def draft_job(paths: Sequence[str], say: Callable[[str], None]) -> Draft:
     )
 
 
-def write_draft(draft: Draft, folder: Path) -> str:
+def format_proposal(proposal: JobProposal, folder: Path) -> str:
     """Return the text of the job file, to lie in `folder`.
 
     Raises:
         UsageError: The input has a name that no job file can hold.
     """
-    paths = [path if ADDRESS.match(path) else os.path.relpath(path, folder) for path in draft.paths]
+    paths = [path if ADDRESS.match(path) else os.path.relpath(path, folder) for path in proposal.paths]
     for path in paths:
         try:
             path.encode()
         except UnicodeEncodeError as exc:
             raise UsageError(f"{path!r}: the name is not valid UTF-8; rename the file") from exc
-    return "\n".join([*_write_head(draft), *_write_input(draft, paths), *_write_rest(draft)]) + "\n"
+    return "\n".join([*_write_head(proposal), *_write_input(proposal, paths), *_write_rest(proposal)]) + "\n"
 
 
 def _choose_text(source: Source, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Selection:
@@ -178,17 +178,17 @@ def _measure(name: str, records: Sequence[Mapping[str, Any]]) -> float:
     return median(len(str(value)) for value in _list_values(name, records) or [""])
 
 
-def _write_head(draft: Draft) -> list[str]:
-    name = draft.paths[0].rpartition("/")[2]
+def _write_head(proposal: JobProposal) -> list[str]:
+    name = proposal.paths[0].rpartition("/")[2]
     source = name if name.isprintable() else ascii(name)
-    if len(draft.paths) > 1:
-        source += f" and {len(draft.paths) - 1} more"
-    what = f"# A job for {source}: {draft.rows:,} rows of {draft.holds}."
+    if len(proposal.paths) > 1:
+        source += f" and {len(proposal.paths) - 1} more"
+    what = f"# A job for {source}: {proposal.rows:,} rows of {proposal.holds}."
     return [what, *_HEAD.splitlines(), ""]
 
 
-def _write_input(draft: Draft, paths: Sequence[str]) -> Iterator[str]:
-    columns = draft.columns
+def _write_input(proposal: JobProposal, paths: Sequence[str]) -> Iterator[str]:
+    columns = proposal.columns
     yield "input:"
     yield f"  path: {quote(paths[0]) if len(paths) == 1 else _quote_all(paths)}"
     if columns.shape is not None:
@@ -202,17 +202,17 @@ def _write_input(draft: Draft, paths: Sequence[str]) -> Iterator[str]:
         yield "  # id_column: NAME                # no column has ids; a hash of the row serves"
     if columns.keep:
         yield f"  keep_columns: {_quote_all(columns.keep)}  # carried into the output"
-    if draft.left_out:
-        yield f"  # also there: {_quote_all(draft.left_out)}"
-    for name in draft.systems:
+    if proposal.left_out:
+        yield f"  # also there: {_quote_all(proposal.left_out)}"
+    for name in proposal.systems:
         yield f"  # system_column: {quote(name)}  # each row's own system message, instead of `system` below"
     yield "  # limit: 200                     # the first rows only, to try it out"
 
 
-def _write_rest(draft: Draft) -> Iterator[str]:
+def _write_rest(proposal: JobProposal) -> Iterator[str]:
     yield from ("", *_MODEL.splitlines(), "")
-    yield from (_KEPT_SYSTEM if draft.columns.messages is not None else _SYSTEM).splitlines()
-    if draft.columns.turns is not None:
+    yield from (_KEPT_SYSTEM if proposal.columns.messages is not None else _SYSTEM).splitlines()
+    if proposal.columns.turns is not None:
         yield "on_overflow: truncate-oldest       # a later turn without room: or fail, or stop"
     yield from _TAIL.splitlines()
 

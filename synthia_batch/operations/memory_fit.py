@@ -42,14 +42,14 @@ class Verdict:
     reason: str
 
 
-def judge_fit(need: Need, room: Room) -> Verdict:
+def check_memory(need: Need, room: Room) -> Verdict:
     """Return whether engines of `need` fit in `room`."""
     if need.weights_bytes is None:
         return Verdict(fits=None, reason="the size of the weights is not known here")
-    return _judge_cpu(need, room) if room.device == "cpu" else _judge_gpu(need, room)
+    return _check_cpu(need, room) if room.device == "cpu" else _check_gpu(need, room)
 
 
-def _judge_cpu(need: Need, room: Room) -> Verdict:
+def _check_cpu(need: Need, room: Room) -> Verdict:
     engines = room.engines or 1
     weights, sample = need.weights_bytes or 0, need.sample_bytes or 0
     each = weights + sample + PROCESS_BYTES
@@ -71,7 +71,7 @@ def _judge_cpu(need: Need, room: Room) -> Verdict:
     return Verdict(fits=True, reason=said)
 
 
-def _judge_gpu(need: Need, room: Room) -> Verdict:
+def _check_gpu(need: Need, room: Room) -> Verdict:
     if not room.gpu_bytes:
         return Verdict(fits=None, reason="no GPU is seen here, so theirs is to be compared elsewhere")
     if len(room.gpu_bytes) < need.parts:

@@ -11,14 +11,14 @@ from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.core.types import Outcome, Sample
 from synthia_batch.errors import SampleRefused
 from synthia_batch.inputs import Scan, Source, open_files
-from synthia_batch.job.plan import limit_answer, make_samples
+from synthia_batch.job.plan import generate, limit_answer
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, ShownPrompt, open_renderer
 from synthia_batch.runner.directory.session import LockedRun
-from synthia_batch.runner.partial import EarlySample, make_early
+from synthia_batch.runner.partial import PartialSample, run_partial
 from synthia_batch.runner.resolve import select_rows
-from synthia_batch.runner.subset import Picks, pick_rows
-from synthia_batch.scheduler.multi_turn import Conversations, open_conversations
+from synthia_batch.runner.subset import SampleSubset, pick_rows
+from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
 from synthia_batch.workers.engine import check_prompt_length
 
 
@@ -71,8 +71,10 @@ def preview_prompts(job: ResolvedJob, choice: Choice) -> Preview:
     """
     source = open_files(job.inputs)
     scan = _scan(job, source, choice)
-    picks = pick_rows(scan.rows, job.plan, choice.count, scattered=choice.scattered)
-    samples = (EarlySample(sample=sample, outcome=None) for sample in _read_samples(job, source, scan, picks))
+    subset = pick_rows(scan.rows, job.plan, choice.count, scattered=choice.scattered)
+    samples = (
+        PartialSample(sample=sample, outcome=None) for sample in _read_samples(job, source, scan, subset)
+    )
     return Preview(directory=job.output, samples=_show_all(job, samples))
 
 
@@ -83,19 +85,19 @@ def preview_answers(job: ResolvedJob, choice: Choice, display: Display) -> Previ
         SynthiaBatchError: As for make_early.
     """
 
-    def pick(locked: LockedRun) -> Picks:
+    def pick(locked: LockedRun) -> SampleSubset:
         rows = locked.assembler.scan.rows
         return pick_rows(rows, job.plan, choice.count, scattered=choice.scattered)
 
-    early = make_early(job, pick, display)
+    partial = run_partial(job, pick, display)
     return Preview(
         directory=job.output,
-        samples=_show_all(job, early.samples),
-        made=early.made,
-        total=early.total,
-        ended=early.ended,
-        is_complete=early.is_complete,
-        drained=early.drained,
+        samples=_show_all(job, partial.samples),
+        made=partial.made,
+        total=partial.total,
+        ended=partial.ended,
+        is_complete=partial.is_complete,
+        drained=partial.drained,
     )
 
 
@@ -108,35 +110,35 @@ def _scan(job: ResolvedJob, source: Source, choice: Choice) -> Scan:
         return source.scan(selection, Path(scratch))
 
 
-def _read_samples(job: ResolvedJob, source: Source, scan: Scan, picks: Picks) -> Iterable[Sample]:
-    chosen = frozenset(picks.ordinals)
-    for index in dict.fromkeys(ordinal // job.plan.samples_per_row for ordinal in picks.ordinals):
+def _read_samples(job: ResolvedJob, source: Source, scan: Scan, subset: SampleSubset) -> Iterable[Sample]:
+    chosen = frozenset(subset.ordinals)
+    for index in dict.fromkeys(ordinal // job.plan.samples_per_row for ordinal in subset.ordinals):
         for row in source.read_rows(scan, index, index + 1):
-            yield from (sample for sample in make_samples(row, job.plan) if sample.ordinal in chosen)
+            yield from (sample for sample in generate(row, job.plan) if sample.ordinal in chosen)
 
 
-def _show_all(job: ResolvedJob, samples: Iterable[EarlySample]) -> list[SamplePreview]:
-    renderer, conversations = open_renderer(job.prompt), open_conversations(job)
-    return [_show(job.engine, renderer, conversations, early) for early in samples]
+def _show_all(job: ResolvedJob, samples: Iterable[PartialSample]) -> list[SamplePreview]:
+    renderer, conversations = open_renderer(job.prompt), open_multi_turn(job)
+    return [_show(job.engine, renderer, conversations, partial) for partial in samples]
 
 
 def _show(
-    engine: EngineSpec, renderer: Renderer, conversations: Conversations, early: EarlySample
+    engine: EngineSpec, renderer: Renderer, conversations: MultiTurnSession, partial: PartialSample
 ) -> SamplePreview:
     ids: Sequence[int] = ()
     fault = None
-    most = limit_answer(early.sample.row, engine.sampling.max_tokens)
+    most = limit_answer(partial.sample.row, engine.sampling.max_tokens)
     try:
-        ids = renderer.render(early.sample.messages, early.sample.row.tools)
+        ids = renderer.render(partial.sample.messages, partial.sample.row.tools)
         # What the run asks for, and what its engine checks before all else.
-        check_prompt_length(conversations.begin(early.sample), engine.max_model_len)
+        check_prompt_length(conversations.begin(partial.sample), engine.max_model_len)
     except SampleRefused as refused:
         fault = refused
     return SamplePreview(
-        sample=early.sample,
+        sample=partial.sample,
         prompt=renderer.show(ids) if len(ids) else None,
         prompt_tokens=len(ids),
         room=max(0, min(most, engine.max_model_len - len(ids))) if len(ids) else 0,
         fault=fault,
-        outcome=early.outcome,
+        outcome=partial.outcome,
     )

@@ -21,8 +21,8 @@ from synthia_batch.operations.estimate import (
     sum_up_lengths,
 )
 from synthia_batch.runner.directory.session import LockedRun
-from synthia_batch.runner.partial import Early, EarlySample, make_early
-from synthia_batch.runner.subset import Picks, pick_probe
+from synthia_batch.runner.partial import PartialRun, PartialSample, run_partial
+from synthia_batch.runner.subset import SampleSubset, pick_probe
 from synthia_batch.scheduler.recorder import SPEED_MEASURED, Speed
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.layout import RunDir
@@ -75,33 +75,33 @@ def probe_job(job: ResolvedJob, count: int, display: Display) -> Probe:
         SynthiaBatchError: As for make_early.
     """
 
-    def pick(locked: LockedRun) -> Picks:
+    def pick(locked: LockedRun) -> SampleSubset:
         return pick_probe(locked.shards, count)
 
-    early = make_early(job, pick, display)
-    outcomes = [sample.outcome for sample in early.samples if sample.outcome is not None]
+    partial = run_partial(job, pick, display)
+    outcomes = [sample.outcome for sample in partial.samples if sample.outcome is not None]
     speed = choose_speed(_read_speeds(RunDir(job.output)))
-    lengths, longest = list_lengths(outcomes), _count_longest(job, early.samples)
-    left = early.total - early.ended
-    tokens = predict_total(lengths, early.total - len(lengths), longest).shift(sum(lengths))
+    lengths, longest = list_lengths(outcomes), _count_longest(job, partial.samples)
+    left = partial.total - partial.ended
+    tokens = predict_total(lengths, partial.total - len(lengths), longest).shift(sum(lengths))
     return Probe(
         directory=job.output,
-        asked=len(early.samples),
+        asked=len(partial.samples),
         known=len(outcomes),
-        made=early.made,
-        drained=early.drained,
-        is_complete=early.is_complete,
+        made=partial.made,
+        drained=partial.drained,
+        is_complete=partial.is_complete,
         lengths=sum_up_lengths(outcomes),
         failures=count_failures(outcomes),
         speed=speed,
         hours_of="GPU" if job.engine.device == "cuda" else "engine",
-        whole=_estimate(job, speed, early.total, tokens),
+        whole=_estimate(job, speed, partial.total, tokens),
         left=_estimate(job, speed, left, predict_total(lengths, left, longest)),
-        data_bytes=_predict_bytes(early),
+        data_bytes=_predict_bytes(partial),
     )
 
 
-def _count_longest(job: ResolvedJob, samples: Sequence[EarlySample]) -> int:
+def _count_longest(job: ResolvedJob, samples: Sequence[PartialSample]) -> int:
     """Return the most tokens that a sample can come to, with as many turns as any of `samples` has."""
     rows = [one.sample.row for one in samples]
     turns = max(1 + len(row.follow_ups) for row in rows)
@@ -125,17 +125,17 @@ def _read_speeds(run_dir: RunDir) -> list[Speed]:
     return [Speed(**{name: event[name] for name in names}) for event in whole]
 
 
-def _predict_bytes(early: Early) -> int | None:
+def _predict_bytes(partial: PartialRun) -> int | None:
     """Return what all of data/ comes to, by parts of the finished samples that were picked."""
-    part_format = early.locked.assembler.part_format
+    part_format = partial.locked.assembler.part_format
     records = [
-        DataRecord(one.sample, one.outcome) for one in early.samples if isinstance(one.outcome, Finished)
+        DataRecord(one.sample, one.outcome) for one in partial.samples if isinstance(one.outcome, Finished)
     ]
     if not records:
         return None
-    ended = sum(one.outcome is not None for one in early.samples)
+    ended = sum(one.outcome is not None for one in partial.samples)
     sizes = {
         count: len(encode_data_part(records[:count], part_format).content)
         for count in {len(records), -(-len(records) // 2)}
     }
-    return predict_bytes(sizes, early.total * len(records) // ended, len(early.locked.shards))
+    return predict_bytes(sizes, partial.total * len(records) // ended, len(partial.locked.shards))

@@ -22,11 +22,11 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import Determinism
 from synthia_batch.models.prompts.tokenizer import open_renderer
 from synthia_batch.operations.tune_search import usual_batch
-from synthia_batch.runner.ad_hoc import Aside, drive_aside
+from synthia_batch.runner.ad_hoc import AdHocRun, run_requests
 from synthia_batch.runner.directory.canary_record import compare_canary, make_canaries
 from synthia_batch.runner.directory.session import LockedRun, inspect_run, lock_run
 from synthia_batch.runner.resume import resolve_kept_job
-from synthia_batch.scheduler.multi_turn import Conversations, open_conversations
+from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
 
 CONTEXT_CHARACTERS = 40
 """What is shown on either side of the first difference."""
@@ -107,9 +107,9 @@ def rerun_samples(directory: Path, choice: Choice, said: Sequence[Layer], displa
         known = _read_chosen(locked, choice)
         batch = choose_batch(usual_batch(job.engine), len(known))
         display.say(f"{len(known)} finished samples are made again, at most {batch} at a time")
-        again = _Again(samples=len(known), conversations=open_conversations(job))
-        aside = _make_aside(job, locked, again, drain, display, batch)
-        stopped = drive_aside(aside, again.request(known, choice))
+        again = _Again(samples=len(known), conversations=open_multi_turn(job))
+        ad_hoc = _run_ad_hoc(job, locked, again, drain, display, batch)
+        stopped = run_requests(ad_hoc, again.request(known, choice))
     return Rerun(
         directory=str(directory),
         determinism=job.engine.determinism,
@@ -139,7 +139,7 @@ class _Again:
     """A recorder that keeps what was made. Its counts are for the driver."""
 
     samples: int
-    conversations: Conversations
+    conversations: MultiTurnSession
     finished: int = 0
     failed: int = 0
     outcomes: dict[int, Outcome] = field(default_factory=dict)
@@ -183,11 +183,11 @@ def _read_chosen(locked: LockedRun, choice: Choice) -> dict[int, _Known]:
     return known
 
 
-def _make_aside(
+def _run_ad_hoc(
     job: ResolvedJob, locked: LockedRun, again: _Again, drain: DrainRequest, display: Display, batch: int
-) -> Aside:
+) -> AdHocRun:
     is_strict = job.engine.determinism == "strict"
-    return Aside(
+    return AdHocRun(
         job=job,
         recorder=again,
         advance=again.conversations.advance,

@@ -14,11 +14,11 @@ from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Record, Request
 from synthia_batch.errors import PoolFailed, SampleRefused, SynthiaBatchError, UsageError
 from synthia_batch.inputs import open_files
-from synthia_batch.job.plan import make_samples
+from synthia_batch.job.plan import generate
 from synthia_batch.job.resolved import PoolSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import open_renderer
 from synthia_batch.operations.tune_search import Settings, explain_no_drafts, is_gain, list_axes, search
-from synthia_batch.runner.ad_hoc import Aside, drive_aside
+from synthia_batch.runner.ad_hoc import AdHocRun, run_requests
 from synthia_batch.runner.directory.session import scan_input
 from synthia_batch.runner.resolve.tuned import Tuned, keep_tuned
 
@@ -120,7 +120,7 @@ def choose_requests(job: ResolvedJob, count: int) -> list[Request]:
     requests: list[Request] = []
     for first, stop in _spread(scan.rows, rows):
         for row in source.read_rows(scan, first, stop):
-            for sample in make_samples(row, job.plan):
+            for sample in generate(row, job.plan):
                 try:
                     token_ids = renderer.render(sample.messages, row.tools)
                 except SampleRefused:
@@ -222,14 +222,14 @@ def _measure(bench: _Bench, settings: Settings) -> Trial:
 
 def _drive(bench: _Bench, settings: Settings) -> float:
     meter = _Meter(drain=bench.drain, samples=len(bench.requests))
-    aside = Aside(
+    ad_hoc = AdHocRun(
         job=bench.job,
         recorder=meter,
         tell=bench.tell,
         drain=DrainRequest(),  # The meter ends it without waiting for samples in flight.
         settings=settings,
     )
-    drive_aside(aside, bench.requests)
+    run_requests(ad_hoc, bench.requests)
     return meter.measure()
 
 

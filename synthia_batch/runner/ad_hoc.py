@@ -15,7 +15,7 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.driver import Driver
 from synthia_batch.scheduler.multi_turn import Step, record_as_it_is
-from synthia_batch.scheduler.recorder import Recorder
+from synthia_batch.scheduler.recorder import OutcomeSink
 from synthia_batch.workers.canary import Canaries
 from synthia_batch.workers.pools import open_pool
 from synthia_batch.workers.pools.base import Staffing, WorkerReady
@@ -23,7 +23,7 @@ from synthia_batch.workers.pools.startup import StartedPool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Aside:
+class AdHocRun:
     """How requests are made aside: as `job` makes its samples, with `settings` of the engine before its own.
 
     `recorder` gets what ends, which `advance` makes of an engine's outcomes. `canaries` are asked of each
@@ -31,7 +31,7 @@ class Aside:
     """
 
     job: ResolvedJob
-    recorder: Recorder
+    recorder: OutcomeSink
     tell: Callable[[str], None]
     drain: DrainRequest
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -40,7 +40,7 @@ class Aside:
     advance: Callable[[Outcome], Step] = record_as_it_is
 
 
-def drive_aside(aside: Aside, requests: Sequence[Request]) -> DrainReason | None:
+def run_requests(ad_hoc: AdHocRun, requests: Sequence[Request]) -> DrainReason | None:
     """Make `requests`, and return why that was stopped before the end, None if it was not.
 
     The engines load and are gone again within the call; their logs go to a temporary directory.
@@ -48,24 +48,24 @@ def drive_aside(aside: Aside, requests: Sequence[Request]) -> DrainReason | None
     Raises:
         SynthiaBatchError: The engines do not work, or their canaries were refused.
     """
-    job = aside.job
-    engine = dataclasses.replace(job.engine, settings={**job.engine.settings, **aside.settings})
+    job = ad_hoc.job
+    engine = dataclasses.replace(job.engine, settings={**job.engine.settings, **ad_hoc.settings})
     with tempfile.TemporaryDirectory(prefix="synthia-batch-") as logs:
 
         def log_path(index: int) -> Path:
             return Path(logs) / f"worker-{index}.log"
 
-        staffing = Staffing(engine=engine, canaries=aside.canaries, log_path=log_path)
-        pool = open_pool(job.pool, staffing, aside.tell)
+        staffing = Staffing(engine=engine, canaries=ad_hoc.canaries, log_path=log_path)
+        pool = open_pool(job.pool, staffing, ad_hoc.tell)
         driver = Driver(
-            recorder=aside.recorder,
-            drain=aside.drain,
+            recorder=ad_hoc.recorder,
+            drain=ad_hoc.drain,
             display=Display(quiet=True, stream=io.StringIO()),
             watchdog_seconds=job.pool.watchdog_seconds,
             load_timeout_seconds=job.pool.load_timeout_seconds,
-            check_canary=aside.check_canary,
+            check_canary=ad_hoc.check_canary,
             log_path=log_path,
-            advance=aside.advance,
+            advance=ad_hoc.advance,
         )
         dispatcher = Dispatcher(iter(requests), len(requests), groups_prefixes=engine.caches_prefixes)
         is_over = False

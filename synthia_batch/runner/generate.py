@@ -23,24 +23,24 @@ from synthia_batch.job.units import count_allowed
 from synthia_batch.models.prompts.tokenizer import open_renderer
 from synthia_batch.runner.directory.canary_record import check_canary, find_change, make_canaries
 from synthia_batch.runner.directory.session import LockedRun, OpenRun
-from synthia_batch.runner.subset import Picks, Portion
+from synthia_batch.runner.subset import PendingSamples, SampleSubset
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.driver import Driver
-from synthia_batch.scheduler.multi_turn import Conversations, open_conversations
-from synthia_batch.scheduler.recorder import Meter
+from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
+from synthia_batch.scheduler.recorder import ThroughputMeter
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.workers.pools import open_pool
 from synthia_batch.workers.pools.base import Pool, Staffing, WorkerReady
 from synthia_batch.workers.pools.startup import PoolStarter
 
-TOLD_OF_EACH = 3
+LOGGED_OF_EACH = 3
 """So many of each kind are named with their place in the input; then its 10th, 100th, 1,000th is told."""
 
 Locate = Callable[[int], str]
 """Where in the input the row of a sample's ordinal is: file:line."""
 
 
-class FailureTeller:
+class FailureLog:
     """Tells of samples as they are recorded."""
 
     def __init__(self, say: Callable[[str], None], locate: Locate) -> None:
@@ -61,14 +61,14 @@ class FailureTeller:
     def _count(self, what: str, ordinal: int, message: str) -> None:
         self._counts[what] += 1
         count = self._counts[what]
-        if count <= TOLD_OF_EACH:
-            more = "; from here on they are counted" if count == TOLD_OF_EACH else ""
+        if count <= LOGGED_OF_EACH:
+            more = "; from here on they are counted" if count == LOGGED_OF_EACH else ""
             self._say(f"{self._locate(ordinal)}: {what}: {shorten(message)}{more}")
         elif count >= 10 and count == 10 ** (len(str(count)) - 1):
             self._say(f"{what}: {count:,} samples so far")
 
 
-def open_places(files: Sequence[InputFile], scan: Scan, samples_per_row: int) -> Callable[[int], str]:
+def open_locator(files: Sequence[InputFile], scan: Scan, samples_per_row: int) -> Callable[[int], str]:
     """Return what says file:line for the ordinal of a sample, in the input that was scanned.
 
     It reads the file beside whoever else does, a thousand rows at most for each answer: for a few of
@@ -88,7 +88,7 @@ def open_places(files: Sequence[InputFile], scan: Scan, samples_per_row: int) ->
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
+class RunContext:
     """A run directory that is locked and looked at, and what else it takes to go on with it.
 
     `started` is when the command was, on the monotonic clock.
@@ -101,7 +101,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Made:
+class GenerationResult:
     """What driving the pool came to: `drained` says why not all that was to be made is made."""
 
     samples: int
@@ -125,39 +125,39 @@ def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
     return PoolStarter(make_pool)
 
 
-def make_samples(
-    job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks: Picks | None = None
-) -> Made:
-    """Have the pool make what is missing of `picks`, or of all; nothing is completed yet.
+def generate(
+    job: ResolvedJob, run: OpenRun, display: Display, context: RunContext, subset: SampleSubset | None = None
+) -> GenerationResult:
+    """Have the pool make what is missing of `subset`, or of all; nothing is completed yet.
 
     Raises:
         PoolFailed: No worker is left, or none can start.
         DeterminismBroken: A worker's canary answered otherwise than it must.
         StorageFailed: What had ended could not be written.
     """
-    keeper, drain, starter = run.keeper, ready.drain, ready.starter
-    portion = Portion(keeper, picks)
+    store, drain, starter = run.store, context.drain, context.starter
+    portion = PendingSamples(store, subset)
     ended = portion.finished + portion.failed
     if ended == portion.samples or drain.reason is not None:
-        return Made(samples=0, drained=None if ended == portion.samples else drain.reason)
-    limit = count_allowed(job.declared.max_failures, keeper.samples) if picks is None else None
-    if limit is not None and keeper.failed > limit:  # No engine needs to load for that.
-        return Made(samples=0, drained=DrainReason.FAILURES)
+        return GenerationResult(samples=0, drained=None if ended == portion.samples else drain.reason)
+    limit = count_allowed(job.declared.max_failures, store.samples) if subset is None else None
+    if limit is not None and store.failed > limit:  # No engine needs to load for that.
+        return GenerationResult(samples=0, drained=DrainReason.FAILURES)
     starter.begin()
-    if ended and picks is None:
-        display.say(f"resuming {run.run_dir.root}: {ended} of {keeper.samples} samples are done")
-    meter = Meter(portion, ready.started)
-    conversations = open_conversations(job)
+    if ended and subset is None:
+        display.say(f"resuming {run.run_dir.root}: {ended} of {store.samples} samples are done")
+    meter = ThroughputMeter(portion, context.started)
+    conversations = open_multi_turn(job)
     driver = Driver(
         recorder=meter,
         drain=drain,
         display=display,
         watchdog_seconds=job.pool.watchdog_seconds,
         load_timeout_seconds=job.pool.load_timeout_seconds,
-        check_canary=lambda ready: _check_engine(job, run, display, ready),
+        check_canary=lambda context: _check_engine(job, run, display, context),
         log_path=run.run_dir.worker_log,
         advance=conversations.advance,
-        tell=_open_teller(job, run, display).tell,
+        tell=_open_failure_log(job, run, display).tell,
         failure_limit=math.inf if limit is None else limit,
     )
     requests = _list_requests(portion, conversations, driver.take_unsent)
@@ -167,29 +167,29 @@ def make_samples(
             requests,
             portion.samples - ended,
             groups_prefixes=job.engine.caches_prefixes,
-            has_made=keeper.finished > 0,
+            has_made=store.finished > 0,
         )
         drained = driver.run(dispatcher, starter.take_over)
         meter.note_speed()
-        return Made(samples=driver.made, drained=drained)
+        return GenerationResult(samples=driver.made, drained=drained)
 
 
-def _check_engine(job: ResolvedJob, run: OpenRun, display: Display, ready: WorkerReady) -> None:
+def _check_engine(job: ResolvedJob, run: OpenRun, display: Display, context: WorkerReady) -> None:
     """Compare a worker's engine with the run's, and say what a person should know of a difference."""
-    check_canary(run.run_dir, ready)
-    change = find_change(run.run_dir, ready) if job.engine.determinism == "fast" else None
+    check_canary(run.run_dir, context)
+    change = find_change(run.run_dir, context) if job.engine.determinism == "fast" else None
     if change is not None:
-        run.keeper.note("engine_changed", worker=ready.worker, note=change)
+        run.store.note("engine_changed", worker=context.worker, note=change)
         display.say(change)
 
 
-def _open_teller(job: ResolvedJob, run: OpenRun, display: Display) -> FailureTeller:
-    locate = open_places(job.inputs, run.scan, job.plan.samples_per_row)
-    return FailureTeller(display.remark, locate)
+def _open_failure_log(job: ResolvedJob, run: OpenRun, display: Display) -> FailureLog:
+    locate = open_locator(job.inputs, run.scan, job.plan.samples_per_row)
+    return FailureLog(display.remark, locate)
 
 
 def _list_requests(
-    portion: Portion, conversations: Conversations, take_unsent: Callable[[Failed], None]
+    portion: PendingSamples, conversations: MultiTurnSession, take_unsent: Callable[[Failed], None]
 ) -> Iterator[Request]:
     """Yield a request for every sample that has not ended, in order, rendered as it is asked for.
 

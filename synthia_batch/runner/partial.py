@@ -15,13 +15,13 @@ from synthia_batch.core.types import Outcome, Sample
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.runner.directory.session import LockedRun, begin_attempt, refuse_other_identity
 from synthia_batch.runner.run import make_missing, note_command, prepare_run, report_on
-from synthia_batch.runner.subset import Picks
+from synthia_batch.runner.subset import SampleSubset
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.recovery import ShardState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EarlySample:
+class PartialSample:
     """A sample that was picked. `outcome` is None where the run drained before it ended."""
 
     sample: Sample
@@ -29,7 +29,7 @@ class EarlySample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Early:
+class PartialRun:
     """What came of it: the picked `samples`, in order. `made` counts those that were made for it.
 
     `total` and `ended` are of the whole run. `drained` says why not all that were picked have ended.
@@ -37,7 +37,7 @@ class Early:
     """
 
     directory: Path
-    samples: Sequence[EarlySample]
+    samples: Sequence[PartialSample]
     made: int
     total: int
     ended: int
@@ -46,7 +46,7 @@ class Early:
     locked: LockedRun
 
 
-def make_early(job: ResolvedJob, pick: Callable[[LockedRun], Picks], display: Display) -> Early:
+def run_partial(job: ResolvedJob, pick: Callable[[LockedRun], SampleSubset], display: Display) -> PartialRun:
     """Have the samples that `pick` gives made, those of them that are not, and return them.
 
     Where all are, no engine starts and nothing is written. Where with them the last sample of the job
@@ -59,24 +59,24 @@ def make_early(job: ResolvedJob, pick: Callable[[LockedRun], Picks], display: Di
     """
     started = time.monotonic()
     refuse_other_identity(job, RunDir(job.output))
-    with prepare_run(job, display, started) as ready:
-        locked = ready.locked
-        picks = pick(locked)
-        known = _read_outcomes(locked, locked.states, picks)
+    with prepare_run(job, display, started) as context:
+        locked = context.locked
+        subset = pick(locked)
+        known = _read_outcomes(locked, locked.states, subset)
         total, ended = locked.shards[-1].stop, sum(state.finished + state.failed for state in locked.states)
         made, drained = 0, None
         lacks_manifest = ended == total and not locked.run_dir.manifest.exists()
-        if len(known) < len(picks.ordinals) or lacks_manifest:
-            _tell(display, locked, len(picks.ordinals), len(known))
+        if len(known) < len(subset.ordinals) or lacks_manifest:
+            _tell(display, locked, len(subset.ordinals), len(known))
             with begin_attempt(job, locked) as run:
                 note_command(run)
-                result = make_missing(job, run, display, ready, picks)
+                result = make_missing(job, run, display, context, subset)
                 made, drained, ended = result.made, result.drained, result.finished + result.failed
                 # From the disk, as whoever comes next will find them.
-                known = _read_outcomes(locked, run.keeper.states, picks)
-        early = Early(
+                known = _read_outcomes(locked, run.store.states, subset)
+        partial = PartialRun(
             directory=job.output,
-            samples=_list_samples(locked, picks, known),
+            samples=_list_samples(locked, subset, known),
             made=made,
             total=total,
             ended=ended,
@@ -86,7 +86,7 @@ def make_early(job: ResolvedJob, pick: Callable[[LockedRun], Picks], display: Di
         )
     if made:
         report_on(job, display)
-    return early
+    return partial
 
 
 def _tell(display: Display, locked: LockedRun, wanted: int, known: int) -> None:
@@ -98,21 +98,25 @@ def _tell(display: Display, locked: LockedRun, wanted: int, known: int) -> None:
     )
 
 
-def _read_outcomes(locked: LockedRun, states: Sequence[ShardState], picks: Picks) -> dict[int, Outcome]:
+def _read_outcomes(
+    locked: LockedRun, states: Sequence[ShardState], subset: SampleSubset
+) -> dict[int, Outcome]:
     """Return what the picked samples that have ended came to, by ordinal, read a shard at a time."""
     found: dict[int, Outcome] = {}
     for state in states:
-        wanted = picks.within(state.shard)
+        wanted = subset.within(state.shard)
         if wanted:
             outcomes = locked.reopener.read_outcomes(state)
             found |= {ordinal: outcomes[ordinal] for ordinal in wanted if ordinal in outcomes}
     return found
 
 
-def _list_samples(locked: LockedRun, picks: Picks, known: Mapping[int, Outcome]) -> list[EarlySample]:
+def _list_samples(
+    locked: LockedRun, subset: SampleSubset, known: Mapping[int, Outcome]
+) -> list[PartialSample]:
     return [
-        EarlySample(sample=sample, outcome=known.get(sample.ordinal))
+        PartialSample(sample=sample, outcome=known.get(sample.ordinal))
         for shard in locked.shards
-        if (wanted := picks.within(shard))
+        if (wanted := subset.within(shard))
         for sample in locked.assembler.list_samples(shard, wanted)
     ]

@@ -12,7 +12,7 @@ from synthia_batch.errors import StorageFailed
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.runner.directory.reopen import FailureChoice, close_again, read_ending
-from synthia_batch.runner.directory.run_store import Keeper
+from synthia_batch.runner.directory.run_store import RunStore
 from synthia_batch.runner.directory.session import (
     LockedRun,
     begin_attempt,
@@ -20,8 +20,8 @@ from synthia_batch.runner.directory.session import (
     inspect_run,
     lock_run,
 )
-from synthia_batch.runner.generate import Ready, start_pool
-from synthia_batch.runner.monitoring.lifecycle import accompany, open_drain
+from synthia_batch.runner.generate import RunContext, start_pool
+from synthia_batch.runner.monitoring.lifecycle import follow_run, open_drain
 from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resume import resolve_kept_job, resolve_remote_job
 from synthia_batch.runner.run import make_missing, note_command, report_on
@@ -62,10 +62,10 @@ def retry_failed(
         job = resolve_remote_job(place, said, display.say)
     else:
         job = resolve_kept_job(Path(place), "retry", said, display.say)
-    with accompany(job, display) as tell_end:
+    with follow_run(job, display) as report_end:
         result = _reopen_and_make(job, choice, display, started)
         if result.run is not None:
-            tell_end(result.run.ending)
+            report_end(result.run.ending)
         return result
 
 
@@ -75,16 +75,16 @@ def _reopen_and_make(
     drain = open_drain(job.declared, display.say)
     with drain.listen(), lock_run(job, display.say) as held, start_pool(job, display) as starter:
         locked = inspect_run(job, held, on_check=display.show_check)
-        ready = Ready(locked=locked, drain=drain, starter=starter, started=started)
+        context = RunContext(locked=locked, drain=drain, starter=starter, started=started)
         chosen = locked.reopener.count_chosen(locked.states, choice)
         # Without its manifest it may be a retry that was killed once its samples were reopened.
         if not chosen and read_manifest(locked.run_dir.manifest) is not None:
             complete_mirror(locked)  # Which that retry may not have come to.
             return RetryResult(directory=job.output, chosen=0, run=None)
         with _Undoing(locked, display) as undoing, begin_attempt(job, locked, choice) as run:
-            undoing.watch(run.keeper)
+            undoing.watch(run.store)
             note_command(run)
-            result = make_missing(job, run, display, ready)
+            result = make_missing(job, run, display, context)
     report_on(job, display)
     return RetryResult(directory=job.output, chosen=chosen, run=result)
 
@@ -96,13 +96,13 @@ class _Undoing:
         self._locked = locked
         self._display = display
         self._ending = read_ending(locked.run_dir)
-        self._keeper: Keeper | None = None
+        self._store: RunStore | None = None
         self._ended_before = 0
 
-    def watch(self, keeper: Keeper) -> None:
-        """Tell by `keeper` whether a sample ends."""
-        self._keeper = keeper
-        self._ended_before = keeper.finished + keeper.failed
+    def watch(self, store: RunStore) -> None:
+        """Tell by `store` whether a sample ends."""
+        self._store = store
+        self._ended_before = store.finished + store.failed
 
     def __enter__(self) -> Self:
         return self
@@ -110,8 +110,8 @@ class _Undoing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        run_dir, keeper = self._locked.run_dir, self._keeper
-        has_ended = keeper is not None and keeper.finished + keeper.failed > self._ended_before
+        run_dir, store = self._locked.run_dir, self._store
+        has_ended = store is not None and store.finished + store.failed > self._ended_before
         # A disk that failed is not asked again: the next run completes what is there.
         if self._ending is None or has_ended or isinstance(error, StorageFailed):
             return

@@ -13,7 +13,7 @@ from synthia_batch.job.schema import Job
 from synthia_batch.job.units import count_allowed
 from synthia_batch.results.report.page import try_report
 from synthia_batch.runner.directory.dataset_card import make_card
-from synthia_batch.runner.directory.run_store import Keeper
+from synthia_batch.runner.directory.run_store import RunStore
 from synthia_batch.runner.directory.session import (
     OpenRun,
     begin_attempt,
@@ -23,11 +23,11 @@ from synthia_batch.runner.directory.session import (
     refuse_other_identity,
     tidy_complete_run,
 )
-from synthia_batch.runner.generate import Made, Ready, make_samples, start_pool
-from synthia_batch.runner.monitoring.lifecycle import accompany, open_drain
+from synthia_batch.runner.generate import GenerationResult, RunContext, generate, start_pool
+from synthia_batch.runner.monitoring.lifecycle import follow_run, open_drain
 from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resolve import resolve_job
-from synthia_batch.runner.subset import Picks
+from synthia_batch.runner.subset import SampleSubset
 from synthia_batch.storage.atomic import make_directory, sync_directory
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import Manifest, read_manifest, write_manifest
@@ -71,23 +71,23 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
         check_complete(run_dir, manifest, display.show_check)
         tidy_complete_run(job)
         _complete_remote(job, display)
-        return _tell(job, manifest, Made(samples=0, drained=None), started)
-    with accompany(job, display) as tell_end:
+        return _tell(job, manifest, GenerationResult(samples=0, drained=None), started)
+    with follow_run(job, display) as report_end:
         result = _begin_and_make(job, display, started)
-        tell_end(result.ending)
+        report_end(result.ending)
         return result
 
 
 def _begin_and_make(job: ResolvedJob, display: Display, started: float) -> RunResult:
-    with prepare_run(job, display, started) as ready, begin_attempt(job, ready.locked) as run:
+    with prepare_run(job, display, started) as context, begin_attempt(job, context.locked) as run:
         note_command(run)
-        result = make_missing(job, run, display, ready)
+        result = make_missing(job, run, display, context)
     report_on(job, display)
     return result
 
 
 @contextmanager
-def prepare_run(job: ResolvedJob, display: Display, started: float) -> Iterator[Ready]:
+def prepare_run(job: ResolvedJob, display: Display, started: float) -> Iterator[RunContext]:
     """Lock the job's run directory for the block and look at what is there; a pool waits to be started.
 
     Raises:
@@ -107,7 +107,7 @@ def prepare_run(job: ResolvedJob, display: Display, started: float) -> Iterator[
             starter.note_scan()
 
         locked = inspect_run(job, held, on_rows, display.show_check)
-        yield Ready(locked=locked, drain=drain, starter=starter, started=started)
+        yield RunContext(locked=locked, drain=drain, starter=starter, started=started)
 
 
 def report_on(job: ResolvedJob, display: Display) -> None:
@@ -143,30 +143,30 @@ def note_command(run: OpenRun) -> None:
     command = read_command()
     if command is not None:
         command = turn_into_run(command) if command[1:2] in (["plan"], ["preview"]) else command
-        run.keeper.note("command", command=command, directory=os.getcwd())
+        run.store.note("command", command=command, directory=os.getcwd())
 
 
 def make_missing(
-    job: ResolvedJob, run: OpenRun, display: Display, ready: Ready, picks: Picks | None = None
+    job: ResolvedJob, run: OpenRun, display: Display, context: RunContext, subset: SampleSubset | None = None
 ) -> RunResult:
     """Make every sample of an open run that is not made yet, and complete it unless it drains.
 
-    With `picks`, make those alone: the run is completed where they were all that was missing.
+    With `subset`, make those alone: the run is completed where they were all that was missing.
 
     Raises:
         SynthiaBatchError: As for run_job.
     """
-    run.keeper.publish_filled()
-    made = make_samples(job, run, display, ready, picks)
-    if made.drained is None and (picks is None or next(run.keeper.unfinished, None) is None):
+    run.store.publish_filled()
+    made = generate(job, run, display, context, subset)
+    if made.drained is None and (subset is None or next(run.store.unfinished, None) is None):
         _finish(job, run)
-    result = _tell(job, run.keeper, made, ready.started)
+    result = _tell(job, run.store, made, context.started)
     drained = made.drained and made.drained.label
-    run.keeper.note("attempt_ended", made=made.samples, drained=drained, exit_code=result.exit_code)
+    run.store.note("attempt_ended", made=made.samples, drained=drained, exit_code=result.exit_code)
     return result
 
 
-def _tell(job: ResolvedJob, counts: Manifest | Keeper, made: Made, started: float) -> RunResult:
+def _tell(job: ResolvedJob, counts: Manifest | RunStore, made: GenerationResult, started: float) -> RunResult:
     return RunResult(
         directory=job.output,
         samples=counts.samples,
@@ -182,14 +182,14 @@ def _tell(job: ResolvedJob, counts: Manifest | Keeper, made: Made, started: floa
 
 def _finish(job: ResolvedJob, run: OpenRun) -> None:
     """Write the dataset card, then the manifest: from then on the run is complete."""
-    parts = run.keeper.list_parts()
+    parts = run.store.list_parts()
     manifest = Manifest(
         plan_digest=run.plan_digest,
         fingerprint=job.fingerprint,
         rows=run.scan.rows,
-        samples=run.keeper.samples,
-        finished=run.keeper.finished,
-        failed=run.keeper.failed,
+        samples=run.store.samples,
+        finished=run.store.finished,
+        failed=run.store.failed,
         parts=parts,
     )
     make_card(job, run, manifest)

@@ -1,6 +1,6 @@
 """Which samples of a job to make before the others: the first rows, or some from all over. Pure.
 
-What a run is to make now, all that is missing or some picks of it: the driver's view of the keeper.
+What a run is to make now, all that is missing or some picks of it: the driver's view of the run store.
 """
 
 from bisect import bisect_left, bisect_right
@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from synthia_batch.core.types import Record, Sample, Shard, Turn
 from synthia_batch.job.resolved import PlanSpec
-from synthia_batch.runner.directory.run_store import Keeper
+from synthia_batch.runner.directory.run_store import RunStore
 from synthia_batch.storage.recovery import Unfinished
 
 SHARDS_TOUCHED = 128
@@ -21,7 +21,7 @@ SHARDS_TOUCHED = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Picks:
+class SampleSubset:
     """The ordinals of samples that are to be made, in order, each once."""
 
     ordinals: Sequence[int]
@@ -31,17 +31,17 @@ class Picks:
         return self.ordinals[bisect_left(self.ordinals, shard.first) : bisect_left(self.ordinals, shard.stop)]
 
 
-def pick_rows(rows: int, spec: PlanSpec, count: int, *, scattered: bool) -> Picks:
+def pick_rows(rows: int, spec: PlanSpec, count: int, *, scattered: bool) -> SampleSubset:
     """Return the first sample for each system message of `count` of the rows, of all where there are fewer.
 
     The first rows, or where `scattered`, rows from all over the input, always the same ones.
     """
     chosen = sorted(islice(scatter(rows), count)) if scattered else range(min(count, rows))
     offsets = range(0, spec.samples_per_row, spec.num_samples)
-    return Picks([row * spec.samples_per_row + offset for row in chosen for offset in offsets])
+    return SampleSubset([row * spec.samples_per_row + offset for row in chosen for offset in offsets])
 
 
-def pick_probe(shards: Sequence[Shard], count: int) -> Picks:
+def pick_probe(shards: Sequence[Shard], count: int) -> SampleSubset:
     """Return `count` samples from all over the job, or all where there are fewer.
 
     Each has the same chance as any other, and each part of the job has its share of them: what holds of
@@ -53,7 +53,7 @@ def pick_probe(shards: Sequence[Shard], count: int) -> Picks:
         chosen = list(shards)
     ends = list(accumulate(shard.samples for shard in chosen))
     places = range(ends[-1]) if count >= ends[-1] else sorted(islice(scatter(ends[-1]), count))
-    return Picks([_find_ordinal(place, chosen, ends) for place in places])
+    return SampleSubset([_find_ordinal(place, chosen, ends) for place in places])
 
 
 def scatter(total: int) -> Iterator[int]:
@@ -83,66 +83,66 @@ def _find_ordinal(place: int, shards: Sequence[Shard], ends: Sequence[int]) -> i
     return shard.stop - (ends[number] - place)
 
 
-class Portion:
-    """The samples to be made, counted by themselves. Implements `Recorder`; the keeper records everything."""
+class PendingSamples:
+    """The samples that this attempt is to generate, with counts of their own. Implements `OutcomeSink`."""
 
-    def __init__(self, keeper: Keeper, picks: Picks | None = None) -> None:
-        """Take in all samples of the run, or `picks` of them. Opens the journals of the shards of picks."""
-        self._keeper = keeper
-        self._picks = picks
-        self._others = 0 if picks is None else keeper.samples - len(picks.ordinals)
-        self._failed_before = keeper.failed
-        self._finished_before = keeper.finished
-        self._ended_before = keeper.finished + keeper.failed if picks is None else self._count_ended()
+    def __init__(self, store: RunStore, subset: SampleSubset | None = None) -> None:
+        """Take in all samples of the run, or `subset` of them. Opens the journals of the shards of picks."""
+        self._store = store
+        self._subset = subset
+        self._others = 0 if subset is None else store.samples - len(subset.ordinals)
+        self._failed_before = store.failed
+        self._finished_before = store.finished
+        self._ended_before = store.finished + store.failed if subset is None else self._count_ended()
 
     @property
     def samples(self) -> int:
         """The samples of this portion."""
-        return self._keeper.samples - self._others
+        return self._store.samples - self._others
 
     @property
     def finished(self) -> int:
         """The samples of it made so far; of picks, those that ended earlier count as made."""
-        if self._picks is None:
-            return self._keeper.finished
-        return self._ended_before + self._keeper.finished - self._finished_before
+        if self._subset is None:
+            return self._store.finished
+        return self._ended_before + self._store.finished - self._finished_before
 
     @property
     def failed(self) -> int:
         """The samples of it that could not be made; of picks, since this attempt began."""
-        return self._keeper.failed - (0 if self._picks is None else self._failed_before)
+        return self._store.failed - (0 if self._subset is None else self._failed_before)
 
     def list_missing(self) -> Iterator[tuple[Sample, Sequence[Turn]]]:
         """Yield every sample that has not ended, in order, with the turns of it that have."""
-        keeper = self._keeper
-        for state in keeper.unfinished:
+        store = self._store
+        for state in store.unfinished:
             wanted = self._list_wanted(state)
             if wanted is not None and not wanted:
                 continue  # Not even its journal is opened.
-            ended, turns = keeper.list_ended(state.shard), keeper.list_turns(state.shard)
-            for sample in keeper.assembler.list_samples(state.shard, wanted):
+            ended, turns = store.list_ended(state.shard), store.list_turns(state.shard)
+            for sample in store.assembler.list_samples(state.shard, wanted):
                 if sample.ordinal not in ended:
                     yield sample, turns.get(sample.ordinal, ())
 
     def record(self, records: Sequence[Record]) -> None:
         """Make these samples and turns durable."""
-        self._keeper.record(records)
+        self._store.record(records)
 
     def tick(self) -> None:
         """Sync what has waited long enough."""
-        self._keeper.tick()
+        self._store.tick()
 
     def note(self, kind: str, **fields: Any) -> None:
         """Add to the run's history."""
-        self._keeper.note(kind, **fields)
+        self._store.note(kind, **fields)
 
     def _list_wanted(self, state: Unfinished) -> Sequence[int] | None:
-        return None if self._picks is None else self._picks.within(state.shard)
+        return None if self._subset is None else self._subset.within(state.shard)
 
     def _count_ended(self) -> int:
         missing = 0
-        for state in self._keeper.unfinished:
+        for state in self._store.unfinished:
             wanted = self._list_wanted(state)
             if wanted:
-                missing += len(set(wanted) - self._keeper.list_ended(state.shard))
+                missing += len(set(wanted) - self._store.list_ended(state.shard))
         return self.samples - missing

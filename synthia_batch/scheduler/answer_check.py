@@ -19,7 +19,7 @@ CUT = "structured_output_cut_off"
 SHOWN_CHARACTERS = 80
 
 
-def judge_answer(structure: Structure, finished: Finished) -> Finished | Failed:
+def validate_answer(structure: Structure, finished: Finished) -> Finished | Failed:
     """Return `finished` where its response is what `structure` says, else the failure.
 
     Of a grammar only the engine's backend can tell: what ended of itself is its, what was cut off is not.

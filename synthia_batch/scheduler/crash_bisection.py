@@ -15,7 +15,7 @@ costs nothing: it is made. Four parts find one of 281 samples in 7 deaths, two p
 DEATHS_ALONE = 2
 """Deaths with nothing else in the engine that convict a sample."""
 _QUESTION = "Are you there?"
-PROBE = Request(
+LIVENESS_CHECK = Request(
     ordinal=-1,
     token_ids=_QUESTION.encode(),  # Some tokens of any model: nobody reads the answer.
     messages=(Message("user", _QUESTION),),
@@ -25,7 +25,7 @@ PROBE = Request(
 """What an engine that works can answer, whatever it was that ended it before."""
 
 
-class Suspects:
+class CrashBisector:
     """The samples under suspicion, and those that are convicted.
 
     A conviction stands once the worker that tried the sample has made another, or answered PROBE: until
@@ -35,7 +35,7 @@ class Suspects:
     def __init__(self) -> None:
         self._groups: deque[list[Request]] = deque()
         self._deaths_alone: Counter[int] = Counter()
-        self._convicted: dict[int, list[Request]] = {}
+        self._quarantined: dict[int, list[Request]] = {}
         self._proven: list[Request] = []
 
     @property
@@ -46,12 +46,12 @@ class Suspects:
     @property
     def apart(self) -> int:
         """Samples that no engine holds and that are not to be made among others: suspected or convicted."""
-        return sum(map(len, self._groups)) + self.convicted
+        return sum(map(len, self._groups)) + self.quarantined
 
     @property
-    def convicted(self) -> int:
+    def quarantined(self) -> int:
         """Samples that are convicted and not yet taken, proven or not."""
-        return len(self._proven) + sum(map(len, self._convicted.values()))
+        return len(self._proven) + sum(map(len, self._quarantined.values()))
 
     def take_group(self) -> list[Request]:
         """Return the next group to try, with nothing else in the engine."""
@@ -69,7 +69,7 @@ class Suspects:
         if group:
             self._groups.appendleft(list(group))
 
-    def blame(self, worker: int, requests: Sequence[Request]) -> bool:
+    def add_suspects(self, worker: int, requests: Sequence[Request]) -> bool:
         """Take note that `worker` died with just `requests` unfinished; False where it convicts one."""
         if len(requests) != 1:
             # The smaller groups first: the culprit is likeliest to be in them.
@@ -80,24 +80,24 @@ class Suspects:
         if self._deaths_alone[request.ordinal] < DEATHS_ALONE:
             self._groups.appendleft([request])
             return True
-        self._convicted.setdefault(worker, []).append(request)
+        self._quarantined.setdefault(worker, []).append(request)
         return False
 
-    def acquit(self, ordinal: int) -> None:
+    def clear(self, ordinal: int) -> None:
         """Forget the deaths with this sample alone: a turn of it was made, and the next is another prompt."""
         self._deaths_alone.pop(ordinal, None)
 
     def doubts(self, worker: int) -> bool:
         """Whether `worker` has convicted a sample and not made anything since."""
-        return worker in self._convicted
+        return worker in self._quarantined
 
     def prove(self, worker: int) -> None:
         """Take note that `worker` made something: it works, so its convictions stand."""
-        self._proven += self._convicted.pop(worker, [])
+        self._proven += self._quarantined.pop(worker, [])
 
     def overturn(self, worker: int) -> None:
         """Take note that `worker` may not come back: what it convicted is tried again elsewhere."""
-        for request in self._convicted.pop(worker, []):
+        for request in self._quarantined.pop(worker, []):
             del self._deaths_alone[request.ordinal]
             self._groups.append([request])
 
@@ -108,11 +108,11 @@ class Suspects:
 
     def close_trial(self) -> None:
         """Let every conviction stand: no sample is left that could prove a worker."""
-        for worker in list(self._convicted):
+        for worker in list(self._quarantined):
             self.prove(worker)
 
 
-def fail_convicted(request: Request) -> Failed:
+def fail_quarantined(request: Request) -> Failed:
     """Return what becomes of a convicted sample. Always the same text: it is part of the output."""
     message = f"the engine died or hung {DEATHS_ALONE} times with this sample alone in it"
     return Failed(ordinal=request.ordinal, code="engine_crash", message=message)

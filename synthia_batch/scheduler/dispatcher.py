@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from synthia_batch.core.types import Finished, Outcome, Request
-from synthia_batch.scheduler.crash_bisection import PROBE, Suspects
+from synthia_batch.scheduler.crash_bisection import LIVENESS_CHECK, CrashBisector
 from synthia_batch.scheduler.prefix_groups import count_tokens, group_by_prefix, group_singly
 
 WINDOW_SAMPLES = 512
@@ -33,7 +33,7 @@ WINDOW_SAMPLES = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
+class WorkerRemoval:
     """What a closed desk leaves. `narrowed` says that the death was part of a search for the
     sample that causes it, and has brought that search on.
     """
@@ -43,8 +43,8 @@ class Loss:
 
 
 @dataclass(slots=True)
-class _Desk:
-    """What one worker is busy with. `capacity` is the number of requests that it can hold, `hand`
+class _Slot:
+    """What one worker is busy with. `capacity` is the number of requests that it can hold, `queue`
     the next turns of its conversations and what it was dealt and does not hold yet. `on_trial` says that
     nothing may join what it holds, `is_proving` that this is to show that the worker is not broken.
     `is_recalled` says that it was asked for what it has not begun since it was last given something.
@@ -52,7 +52,7 @@ class _Desk:
 
     capacity: int
     held: dict[int, Request] = field(default_factory=dict)
-    hand: deque[Request] = field(default_factory=deque)
+    queue: deque[Request] = field(default_factory=deque)
     on_trial: bool = False
     is_proving: bool = False
     is_recalled: bool = False
@@ -78,10 +78,10 @@ class Dispatcher:
         self._total = total
         self._group = group_by_prefix if groups_prefixes else group_singly
         self._window: list[list[Request]] = []
-        self._hands: deque[deque[Request]] = deque()
+        self._queues: deque[deque[Request]] = deque()
         self._returned: deque[Request] = deque()
-        self._desks: dict[int, _Desk] = {}
-        self._suspects = Suspects()
+        self._slots: dict[int, _Slot] = {}
+        self._bisector = CrashBisector()
         self._quarantine: set[int] = set()
         self._ended = 0
         self._has_made = has_made
@@ -94,52 +94,54 @@ class Dispatcher:
     @property
     def in_flight(self) -> int:
         """Samples that some worker holds."""
-        return sum(len(desk.held) for desk in self._desks.values())
+        return sum(len(slot.held) for slot in self._slots.values())
 
     @property
     def held(self) -> dict[int, int]:
         """How many samples each worker holds."""
-        return {worker: len(desk.held) for worker, desk in self._desks.items()}
+        return {worker: len(slot.held) for worker, slot in self._slots.items()}
 
     @property
     def busy(self) -> set[int]:
         """The workers that hold samples."""
-        return {worker for worker, desk in self._desks.items() if desk.held}
+        return {worker for worker, slot in self._slots.items() if slot.held}
 
     def read_ahead(self) -> None:
         """Read the first window now, so that the first worker does not wait for it."""
         self._fill_window()
 
-    def open_desk(self, worker: int, capacity: int) -> None:
+    def add_worker(self, worker: int, capacity: int) -> None:
         """Count `worker` in: it can hold `capacity` requests."""
-        self._desks[worker] = _Desk(capacity=capacity)
+        self._slots[worker] = _Slot(capacity=capacity)
 
-    def close_desk(self, worker: int, *, blames_samples: bool) -> Loss:
+    def remove_worker(self, worker: int, *, suspects_samples: bool) -> WorkerRemoval:
         """Count `worker` out; what it held is given out again.
 
-        With `blames_samples` one of them may have ended the worker: they are tried apart from the
+        With `suspects_samples` one of them may have ended the worker: they are tried apart from the
         others, by this worker once it is back, or by any that has nothing else to do.
         """
-        desk = self._desks.pop(worker, None)
-        if desk is not None and desk.hand:
-            self._hands.appendleft(desk.hand)
-        held = [request for request in desk.held.values() if request is not PROBE] if desk else []
-        if desk is None or not held:
-            return Loss(unfinished=0, narrowed=False)
-        if blames_samples:
+        slot = self._slots.pop(worker, None)
+        if slot is not None and slot.queue:
+            self._queues.appendleft(slot.queue)
+        held = [request for request in slot.held.values() if request is not LIVENESS_CHECK] if slot else []
+        if slot is None or not held:
+            return WorkerRemoval(unfinished=0, narrowed=False)
+        if suspects_samples:
             self._quarantine.add(worker)
-            spread = self._suspects.blame(worker, held)
-            return Loss(unfinished=len(held), narrowed=spread and desk.on_trial and not desk.is_proving)
-        if desk.on_trial:
+            spread = self._bisector.add_suspects(worker, held)
+            return WorkerRemoval(
+                unfinished=len(held), narrowed=spread and slot.on_trial and not slot.is_proving
+            )
+        if slot.on_trial:
             self._quarantine.add(worker)
-            self._suspects.put_back(held)
+            self._bisector.put_back(held)
         else:
             self._returned.extend(held)
-        return Loss(unfinished=len(held), narrowed=False)
+        return WorkerRemoval(unfinished=len(held), narrowed=False)
 
     def give_up(self, worker: int) -> None:
         """Wait for `worker` no more, and believe nothing that its deaths seemed to say."""
-        self._suspects.overturn(worker)
+        self._bisector.overturn(worker)
 
     def top_up(self, worker: int, workers: int) -> list[Request]:
         """Return the requests to send to `worker` now, of `workers` that share the job.
@@ -147,19 +149,19 @@ class Dispatcher:
         A worker is filled to its capacity, but never beyond its share of what is left: at the end
         no engine sits idle while another has a queue.
         """
-        desk = self._desks[worker]
-        if self._suspects.doubts(worker) and not desk.held and (batch := self._draw_proof(desk, workers)):
-            desk.on_trial = desk.is_proving = True
-        elif self._is_apart(worker, desk):
-            batch = self._draw_suspects(desk)
+        slot = self._slots[worker]
+        if self._bisector.doubts(worker) and not slot.held and (batch := self._draw_proof(slot, workers)):
+            slot.on_trial = slot.is_proving = True
+        elif self._is_apart(worker, slot):
+            batch = self._draw_suspects(slot)
         else:
-            batch = self._draw(desk, self._count_room(desk, workers), workers)
-            desk.on_trial = False if batch else desk.on_trial
-            if not batch and not desk.held:
-                batch = self._draw_suspects(desk)
-        desk.held.update((request.ordinal, request) for request in batch)
+            batch = self._draw(slot, self._count_room(slot, workers), workers)
+            slot.on_trial = False if batch else slot.on_trial
+            if not batch and not slot.held:
+                batch = self._draw_suspects(slot)
+        slot.held.update((request.ordinal, request) for request in batch)
         if batch:
-            desk.is_recalled = False
+            slot.is_recalled = False
         return batch
 
     def choose_recalls(self) -> list[int]:
@@ -171,18 +173,18 @@ class Dispatcher:
             return []
         chosen = [
             worker
-            for worker, desk in self._desks.items()
-            if len(desk.held) > 1 and not desk.on_trial and not desk.is_recalled
+            for worker, slot in self._slots.items()
+            if len(slot.held) > 1 and not slot.on_trial and not slot.is_recalled
         ]
         for worker in chosen:
-            self._desks[worker].is_recalled = True
+            self._slots[worker].is_recalled = True
         return chosen
 
     def take_back(self, worker: int, ordinals: Sequence[int]) -> None:
         """Take note that `worker` will not make these samples of those that it held."""
-        desk = self._desks.get(worker)
-        if desk is not None:
-            returned = (desk.held.pop(ordinal, None) for ordinal in ordinals)
+        slot = self._slots.get(worker)
+        if slot is not None:
+            returned = (slot.held.pop(ordinal, None) for ordinal in ordinals)
             self._returned.extend(request for request in returned if request is not None)
 
     def accept(self, worker: int, outcome: Outcome) -> bool:
@@ -190,20 +192,20 @@ class Dispatcher:
 
         With it a sample has ended, unless its ordinal is below 0: that shows only that the worker works.
         """
-        desk = self._desks.get(worker)
-        held = desk.held.get(outcome.ordinal) if desk else None
-        if desk is None or held is None:
+        slot = self._slots.get(worker)
+        held = slot.held.get(outcome.ordinal) if slot else None
+        if slot is None or held is None:
             return False
         if isinstance(outcome, Finished) and outcome.turn != held.turn:
             return False
-        del desk.held[outcome.ordinal]
-        if held is PROBE:
-            self._suspects.prove(worker)
+        del slot.held[outcome.ordinal]
+        if held is LIVENESS_CHECK:
+            self._bisector.prove(worker)
             return True
         self._ended += 1
         if isinstance(outcome, Finished):
             self._has_made = True
-            self._suspects.prove(worker)
+            self._bisector.prove(worker)
         return True
 
     def go_on(self, worker: int, request: Request) -> None:
@@ -212,37 +214,37 @@ class Dispatcher:
         That is the first thing that `worker` draws, unless another runs out of work before.
         """
         self._ended -= 1
-        self._suspects.acquit(request.ordinal)
-        self._desks[worker].hand.appendleft(request)
+        self._bisector.clear(request.ordinal)
+        self._slots[worker].queue.appendleft(request)
 
-    def take_convicted(self) -> list[Request]:
+    def take_quarantined(self) -> list[Request]:
         """Return the samples that were found to end engines; with that they have ended."""
-        is_all = self._ended + self._suspects.convicted == self._total
-        if self._suspects.convicted and is_all and not self._has_made:
-            self._suspects.close_trial()
-        convicted = self._suspects.take_proven()
-        self._ended += len(convicted)
-        return convicted
+        is_all = self._ended + self._bisector.quarantined == self._total
+        if self._bisector.quarantined and is_all and not self._has_made:
+            self._bisector.close_trial()
+        quarantined = self._bisector.take_proven()
+        self._ended += len(quarantined)
+        return quarantined
 
     def end_unsent(self) -> None:
         """Take note that a sample ended before it was sent: its prompt could not be rendered."""
         self._ended += 1
 
-    def _is_apart(self, worker: int, desk: _Desk) -> bool:
+    def _is_apart(self, worker: int, slot: _Slot) -> bool:
         """Whether `worker` is to try suspects only. With none left it comes back to the others."""
-        if desk.on_trial and desk.held:
+        if slot.on_trial and slot.held:
             return True
-        if worker in self._quarantine and not self._suspects.are_waiting:
+        if worker in self._quarantine and not self._bisector.are_waiting:
             self._quarantine.discard(worker)
         return worker in self._quarantine
 
-    def _draw_suspects(self, desk: _Desk) -> list[Request]:
-        if desk.held or not self._suspects.are_waiting:
+    def _draw_suspects(self, slot: _Slot) -> list[Request]:
+        if slot.held or not self._bisector.are_waiting:
             return []
-        desk.on_trial, desk.is_proving = True, False
-        return self._suspects.take_group()
+        slot.on_trial, slot.is_proving = True, False
+        return self._bisector.take_group()
 
-    def _draw_proof(self, desk: _Desk, workers: int) -> list[Request]:
+    def _draw_proof(self, slot: _Slot, workers: int) -> list[Request]:
         """Return what shows, alone in the engine, that a worker which has convicted a sample is not broken.
 
         Of the samples the shortest: those that end engines are often the longest. With none left a
@@ -251,50 +253,52 @@ class Dispatcher:
         """
         if self._returned:
             return [self._returned.pop()]
-        if hand := self._find_hand(desk, workers):
-            return [hand.pop()]
+        if queue := self._find_queue(slot, workers):
+            return [queue.pop()]
         if self._has_made:
-            return [PROBE]
-        return self._suspects.take_least() if self._suspects.are_waiting else []
+            return [LIVENESS_CHECK]
+        return self._bisector.take_least() if self._bisector.are_waiting else []
 
-    def _count_room(self, desk: _Desk, workers: int) -> int:
+    def _count_room(self, slot: _Slot, workers: int) -> int:
         left = self._total - self._ended
         share = -(-left // workers)
         # What is drawn now is inside the engine a moment later, and an idle one would have to recall it.
-        others_idle = len(self._list_idle()) - (not desk.held)
-        spare = left - self.in_flight - self._suspects.apart - others_idle
-        most = min(desk.capacity, share) - len(desk.held)
-        return max(0, min(most, spare if desk.held else max(1, spare)))
+        others_idle = len(self._list_idle()) - (not slot.held)
+        spare = left - self.in_flight - self._bisector.apart - others_idle
+        most = min(slot.capacity, share) - len(slot.held)
+        return max(0, min(most, spare if slot.held else max(1, spare)))
 
     def _list_idle(self) -> list[int]:
         """Return the workers that have nothing and may have anything."""
         return [
-            worker for worker, desk in self._desks.items() if not desk.held and worker not in self._quarantine
+            worker for worker, slot in self._slots.items() if not slot.held and worker not in self._quarantine
         ]
 
-    def _draw(self, desk: _Desk, count: int, workers: int) -> list[Request]:
+    def _draw(self, slot: _Slot, count: int, workers: int) -> list[Request]:
         """Return up to `count` requests, those that came back first."""
         batch = [self._returned.popleft() for _ in range(min(count, len(self._returned)))]
-        while len(batch) < count and (hand := self._find_hand(desk, workers)):
-            batch.append(hand.popleft())
+        while len(batch) < count and (queue := self._find_queue(slot, workers)):
+            batch.append(queue.popleft())
         return batch
 
-    def _find_hand(self, desk: _Desk, workers: int) -> deque[Request]:
-        """Return what `desk` draws from: its own hand, the next, or another's; empty at the end."""
-        if not desk.hand and self._deal(workers):
-            desk.hand = self._hands.popleft()
-        return desk.hand or max((other.hand for other in self._desks.values()), key=len)
+    def _find_queue(self, slot: _Slot, workers: int) -> deque[Request]:
+        """Return what `slot` draws from: its own hand, the next, or another's; empty at the end."""
+        if not slot.queue and self._partition(workers):
+            slot.queue = self._queues.popleft()
+        return slot.queue or max((other.queue for other in self._slots.values()), key=len)
 
-    def _deal(self, workers: int) -> bool:
+    def _partition(self, workers: int) -> bool:
         """Deal the next window to `workers` hands where those of the last are taken; False at the end."""
-        if not self._hands and self._fill_window():
-            dealt = (self._window[start::workers] for start in range(workers))
-            self._hands.extend(deque(itertools.chain.from_iterable(groups)) for groups in dealt if groups)
+        if not self._queues and self._fill_window():
+            partitioned = (self._window[start::workers] for start in range(workers))
+            self._queues.extend(
+                deque(itertools.chain.from_iterable(groups)) for groups in partitioned if groups
+            )
             self._window = []
             if not self._has_made:
-                for hand in self._hands:
-                    _put_shortest_first(hand)
-        return bool(self._hands)
+                for queue in self._queues:
+                    _put_shortest_first(queue)
+        return bool(self._queues)
 
     def _fill_window(self) -> bool:
         """Read the next window where the last is dealt; False at the end."""
@@ -303,7 +307,7 @@ class Dispatcher:
         return bool(self._window)
 
 
-def _put_shortest_first(hand: deque[Request]) -> None:
-    """Have `hand`, whose longest requests are first, begin with its last where that is shorter."""
-    if count_tokens(hand[-1]) < count_tokens(hand[0]):
-        hand.rotate(1)
+def _put_shortest_first(queue: deque[Request]) -> None:
+    """Have `queue`, whose longest requests are first, begin with its last where that is shorter."""
+    if count_tokens(queue[-1]) < count_tokens(queue[0]):
+        queue.rotate(1)

@@ -13,15 +13,15 @@ from pathlib import Path
 from synthia_batch.core.console import Display
 from synthia_batch.core.formatting import format_seconds
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
-from synthia_batch.core.snapshot import Standing
+from synthia_batch.core.snapshot import ProgressSnapshot
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request
-from synthia_batch.scheduler.crash_bisection import fail_convicted
+from synthia_batch.scheduler.crash_bisection import fail_quarantined
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.multi_turn import Step, record_as_it_is
-from synthia_batch.scheduler.progress import Pace, Progress
-from synthia_batch.scheduler.recorder import Recorder
-from synthia_batch.scheduler.restart_policy import Supervisor
-from synthia_batch.scheduler.supervisor import Staff
+from synthia_batch.scheduler.progress import LatencyWindow, Progress
+from synthia_batch.scheduler.recorder import OutcomeSink
+from synthia_batch.scheduler.restart_policy import RestartPolicy
+from synthia_batch.scheduler.supervisor import WorkerSupervisor
 from synthia_batch.workers.pools.base import (
     Pool,
     PoolEvent,
@@ -53,7 +53,7 @@ class Driver:
     recorded. With more failed samples than `failure_limit`, over all attempts, it drains.
     """
 
-    recorder: Recorder
+    recorder: OutcomeSink
     drain: DrainRequest
     display: Display
     check_canary: Callable[[WorkerReady], object]
@@ -67,11 +67,11 @@ class Driver:
     made: int = 0
     dropped: int = 0
     _progress: Progress = field(init=False)
-    _pace: Pace = field(default_factory=Pace)
+    _latency: LatencyWindow = field(default_factory=LatencyWindow)
     _shown_at: float = -math.inf
     _pool: Pool = field(init=False)
-    _staff: Staff = field(init=False)
-    _supervisor: Supervisor = field(init=False)
+    _supervisor: WorkerSupervisor = field(init=False)
+    _policy: RestartPolicy = field(init=False)
     _dispatcher: Dispatcher = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,19 +89,19 @@ class Driver:
             StorageFailed: What had ended could not be written.
         """
         self._dispatcher = dispatcher
-        self._supervisor = Supervisor(self.watchdog_seconds, self.load_timeout_seconds)
+        self._policy = RestartPolicy(self.watchdog_seconds, self.load_timeout_seconds)
         dispatcher.read_ahead()
         started = take_over()
         self._pool = started.pool
-        self._staff = self._make_staff()
-        self._staff.enlist()
+        self._supervisor = self._make_supervisor()
+        self._supervisor.register()
         self._handle(started.events)
         while not self._dispatcher.is_done:
             if self.drain.reason is not None:
                 self._finish_in_flight()
                 break
-            self._staff.kill_hung()
-            self._staff.restart_due()
+            self._supervisor.kill_hung()
+            self._supervisor.restart_due()
             # Before the poll: a worker that was ready when it was handed over has no more to say until
             # it is fed, and every run would begin with a poll to its time-out.
             self._top_up()
@@ -115,10 +115,10 @@ class Driver:
         self._dispatcher.end_unsent()
         self._record([failed])
 
-    def _make_staff(self) -> Staff:
-        return Staff(
+    def _make_supervisor(self) -> WorkerSupervisor:
+        return WorkerSupervisor(
             pool=self._pool,
-            supervisor=self._supervisor,
+            policy=self._policy,
             dispatcher=self._dispatcher,
             recorder=self.recorder,
             say=self.display.say,
@@ -129,11 +129,11 @@ class Driver:
 
     def _poll(self) -> None:
         self._handle(self._pool.poll(POLL_SECONDS))
-        self._fail_convicted()
+        self._fail_quarantined()
         self.recorder.tick()
         now = self.clock()
         if math.isfinite(self.drain.seconds_left):
-            self.drain.reserve(self._pace.longest_seconds)
+            self.drain.reserve(self._latency.longest_seconds)
         if self._progress.is_due(now):
             self._note_progress()
         if now - self._shown_at >= SHOW_SECONDS:
@@ -148,25 +148,25 @@ class Driver:
                     if self._take(event):
                         going_on.add(event.worker)
                 case SamplesReturned():
-                    if self._supervisor.believes(event.worker, event.epoch):
+                    if self._policy.believes(event.worker, event.epoch):
                         self._dispatcher.take_back(event.worker, event.ordinals)
                 case WorkerStepped():
                     self._note_steps(event)
                 case _:
-                    self._staff.handle(event)
+                    self._supervisor.handle(event)
         if self.drain.reason is None:
             # Before the others are topped up: the turns before are in these engines' prefix caches.
-            for worker in going_on.intersection(self._supervisor.ready):
+            for worker in going_on.intersection(self._policy.ready):
                 self._feed(worker)
 
     def _take(self, event: SamplesEnded) -> bool:
         """Record what ended; return whether the worker has conversations to go on with."""
-        is_known = self._supervisor.believes(event.worker, event.epoch)
+        is_known = self._policy.believes(event.worker, event.epoch)
         known = [o for o in event.outcomes if is_known and self._dispatcher.accept(event.worker, o)]
         self.dropped += len(event.outcomes) - len(known)
         if any(isinstance(outcome, Finished) for outcome in known):
-            self._supervisor.note_made(event.worker)
-        self._pace.note_ended([outcome.ordinal for outcome in known], self.clock())
+            self._policy.note_made(event.worker)
+        self._latency.note_ended([outcome.ordinal for outcome in known], self.clock())
         samples = [outcome for outcome in known if outcome.ordinal >= 0]
         following = self._record(samples) if samples else []
         for request in following:
@@ -189,7 +189,7 @@ class Driver:
 
     def _note_steps(self, event: WorkerStepped) -> None:
         now = self.clock()
-        self._supervisor.note_steps(event.worker, event.steps, now)
+        self._policy.note_steps(event.worker, event.steps, now)
         self._progress.note_worker(
             event.worker,
             event.epoch,
@@ -202,25 +202,25 @@ class Driver:
     def _note_progress(self) -> None:
         self.recorder.note("progress", **self._progress.describe(self.clock(), self._dispatcher.held))
 
-    def _fail_convicted(self) -> None:
-        convicted = [fail_convicted(request) for request in self._dispatcher.take_convicted()]
-        if convicted:
-            self._record(convicted)
-        for failed in convicted:
+    def _fail_quarantined(self) -> None:
+        quarantined = [fail_quarantined(request) for request in self._dispatcher.take_quarantined()]
+        if quarantined:
+            self._record(quarantined)
+        for failed in quarantined:
             self.recorder.note("sample_convicted", ordinal=failed.ordinal)
             self.display.say(f"sample {failed.ordinal} is set aside: {failed.message}")
 
     def _top_up(self) -> None:
-        for worker in self._supervisor.ready:
+        for worker in self._policy.ready:
             self._feed(worker)
         for worker in self._dispatcher.choose_recalls():
             self._pool.recall(worker)
 
     def _feed(self, worker: int) -> None:
-        staff = max(1, self._supervisor.staff - self._pool.unplaced)
+        staff = max(1, self._policy.staff - self._pool.unplaced)
         requests = self._dispatcher.top_up(worker, staff)
         if requests:
-            self._pace.note_sent([request.ordinal for request in requests], self.clock())
+            self._latency.note_sent([request.ordinal for request in requests], self.clock())
             self._pool.feed(worker, requests)
 
     def _finish_in_flight(self) -> None:
@@ -244,13 +244,13 @@ class Driver:
 
     def _show(self) -> None:
         self._shown_at = self.clock()
-        self.display.show(self._stand())
+        self.display.show(self._take_snapshot())
 
-    def _stand(self) -> Standing:
-        return self._progress.stand(
+    def _take_snapshot(self) -> ProgressSnapshot:
+        return self._progress.take_snapshot(
             ended=self.recorder.finished + self.recorder.failed,
             failed=self.recorder.failed,
             total=self.recorder.samples,
-            duties=self._supervisor.describe(),
+            worker_statuses=self._policy.describe(),
             in_flight=self._dispatcher.held,
         )

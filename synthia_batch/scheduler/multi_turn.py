@@ -18,7 +18,7 @@ from synthia_batch.job.plan import choose_row_adapter, derive_turn_seed, limit_a
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import OnOverflow
 from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
-from synthia_batch.scheduler.answer_check import judge_answer
+from synthia_batch.scheduler.answer_check import validate_answer
 
 PROMPT_TOO_LONG = "prompt_too_long"
 """The code of a request whose prompt has no room for an answer, as an engine says it."""
@@ -66,7 +66,7 @@ def record_as_it_is(outcome: Outcome) -> Step:
 
 
 @dataclass(slots=True)
-class _Talk:
+class _Conversation:
     """A conversation that goes on. `is_truncated`: the prompt of the turn that is being made is."""
 
     sample: Sample
@@ -86,7 +86,7 @@ def _choose_none(row: Row) -> None:
     """Return no adapter: the model as it is."""
 
 
-class Conversations:
+class MultiTurnSession:
     """Makes the requests of samples and reads the answers; knows the conversations in between.
 
     `choose_adapter` names the LoRA adapter that makes a row, `structure` is what an answer must be where
@@ -113,7 +113,7 @@ class Conversations:
         self._reads_reasoning = reads_reasoning
         self._structures: dict[int, Structure] = {}
         self._sends_messages = sends_messages
-        self._talks: dict[int, _Talk] = {}
+        self._conversations: dict[int, _Conversation] = {}
 
     def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:
         """Return the first request for `sample`, or the one after the `turns` that are finished.
@@ -121,10 +121,10 @@ class Conversations:
         Raises:
             SampleRefused: The prompt cannot be rendered, or the row names an adapter that is not there.
         """
-        talk = _Talk(sample, list(turns))
-        request = self._ask(talk)
+        conversation = _Conversation(sample, list(turns))
+        request = self._ask(conversation)
         if sample.row.follow_ups:
-            self._talks[sample.ordinal] = talk
+            self._conversations[sample.ordinal] = conversation
         return request
 
     def advance(self, outcome: Outcome) -> Step:
@@ -133,12 +133,16 @@ class Conversations:
             outcome = self._judge(self._read(outcome))
         else:
             self._structures.pop(outcome.ordinal, None)
-        talk = self._talks.get(outcome.ordinal)
-        if talk is None:
+        conversation = self._conversations.get(outcome.ordinal)
+        if conversation is None:
             return Step(record=outcome)
-        step = self._answer(talk, outcome) if isinstance(outcome, Finished) else self._end(talk, outcome)
+        step = (
+            self._answer(conversation, outcome)
+            if isinstance(outcome, Finished)
+            else self._end(conversation, outcome)
+        )
         if step.request is None:
-            del self._talks[outcome.ordinal]
+            del self._conversations[outcome.ordinal]
         return step
 
     def _read(self, finished: Finished) -> Finished:
@@ -153,63 +157,65 @@ class Conversations:
 
     def _judge(self, finished: Finished) -> Outcome:
         structure = self._structures.pop(finished.ordinal, self._structure)
-        return finished if structure is None else judge_answer(structure, finished)
+        return finished if structure is None else validate_answer(structure, finished)
 
-    def _answer(self, talk: _Talk, finished: Finished) -> Step:
+    def _answer(self, conversation: _Conversation, finished: Finished) -> Step:
         turn = Turn(
             ordinal=finished.ordinal,
-            number=len(talk.turns),
+            number=len(conversation.turns),
             response=finished.response,
-            finish_reason=CONTEXT_TRUNCATED if talk.is_truncated else finished.finish_reason,
+            finish_reason=CONTEXT_TRUNCATED if conversation.is_truncated else finished.finish_reason,
             prompt_tokens=finished.prompt_tokens,
             completion_tokens=finished.completion_tokens,
         )
-        talk.turns.append(turn)
-        if len(talk.turns) == talk.questions:
-            return Step(record=_sum_up(talk, finished.reasoning))
+        conversation.turns.append(turn)
+        if len(conversation.turns) == conversation.questions:
+            return Step(record=_sum_up(conversation, finished.reasoning))
         try:
-            return Step(record=turn, request=self._ask(talk))
+            return Step(record=turn, request=self._ask(conversation))
         except SampleRefused as refused:
             if refused.code == CONTEXT_OVERFLOW and self._context.on_overflow == "stop":
-                stopped = _sum_up(talk, finished.reasoning)
+                stopped = _sum_up(conversation, finished.reasoning)
                 return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
             failed = Failed(ordinal=finished.ordinal, code=refused.code, message=str(refused))
-            return _fail(talk, failed)
+            return _fail(conversation, failed)
 
-    def _end(self, talk: _Talk, failed: Failed) -> Step:
+    def _end(self, conversation: _Conversation, failed: Failed) -> Step:
         """Return what a turn that cannot be made comes to: only a server may know that it is too long."""
-        if not talk.turns or failed.code != PROMPT_TOO_LONG:
-            return _fail(talk, failed)
+        if not conversation.turns or failed.code != PROMPT_TOO_LONG:
+            return _fail(conversation, failed)
         if self._context.on_overflow == "stop":
-            stopped = _sum_up(talk, None)
+            stopped = _sum_up(conversation, None)
             return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
-        return _fail(talk, dataclasses.replace(failed, code=CONTEXT_OVERFLOW))
+        return _fail(conversation, dataclasses.replace(failed, code=CONTEXT_OVERFLOW))
 
-    def _ask(self, talk: _Talk) -> Request:
+    def _ask(self, conversation: _Conversation) -> Request:
         """Return the request for the turn that comes next.
 
         Raises:
             SampleRefused: Its prompt cannot be rendered, or, in a later turn, has no room for an answer.
         """
-        number, sample = len(talk.turns), talk.sample
+        number, sample = len(conversation.turns), conversation.sample
         longest, left_out = self._context.limit_prompt(sample.row), 0
-        token_ids = self._render(talk, left_out)
+        token_ids = self._render(conversation, left_out)
         if number and self._context.on_overflow == "truncate-oldest" and len(token_ids) > longest:
-            left_out = bisect_left(range(number), True, key=lambda n: len(self._render(talk, n)) <= longest)
-            token_ids = self._render(talk, left_out)
+            left_out = bisect_left(
+                range(number), True, key=lambda n: len(self._render(conversation, n)) <= longest
+            )
+            token_ids = self._render(conversation, left_out)
         if number and len(token_ids) >= self._context.max_model_len:  # the first is the engine's to refuse
             raise SampleRefused(
                 CONTEXT_OVERFLOW,
                 f"the prompt has {len(token_ids)} tokens; max_model_len is {self._context.max_model_len}",
             )
-        talk.is_truncated = left_out > 0
+        conversation.is_truncated = left_out > 0
         request = Request(
             ordinal=sample.ordinal,
             token_ids=token_ids,
             seed=derive_turn_seed(sample.seed, number),
             turn=number,
             adapter=self._choose_adapter(sample.row),
-            messages=sample.join(talk.answers) if self._sends_messages else (),
+            messages=sample.join(conversation.answers) if self._sends_messages else (),
         )
         return request if sample.row.sampling is None else self._sample_as_said(request, sample.row)
 
@@ -228,22 +234,22 @@ class Conversations:
             self._structures[request.ordinal] = structure
         return dataclasses.replace(request, max_tokens=limit, sampling=said or None, structure=structure)
 
-    def _render(self, talk: _Talk, left_out: int) -> Sequence[int]:
+    def _render(self, conversation: _Conversation, left_out: int) -> Sequence[int]:
         """Return the prompt of the next turn without the oldest `left_out` questions and answers."""
-        messages = talk.sample.join(talk.answers)
-        system = len(talk.sample.messages) - 1
+        messages = conversation.sample.join(conversation.answers)
+        system = len(conversation.sample.messages) - 1
         kept = (*messages[:system], *messages[system + 2 * left_out :])
-        return self._renderer.render(kept, talk.sample.row.tools)
+        return self._renderer.render(kept, conversation.sample.row.tools)
 
 
-def open_conversations(job: ResolvedJob) -> Conversations:
+def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:
     """Return what makes the requests of `job`'s samples and reads the answers."""
     context = Context(
         max_model_len=job.engine.max_model_len,
         max_tokens=job.engine.sampling.max_tokens,
         on_overflow=job.declared.on_overflow,
     )
-    return Conversations(
+    return MultiTurnSession(
         open_renderer(job.prompt),
         context,
         partial(choose_row_adapter, job.adapter),
@@ -253,19 +259,19 @@ def open_conversations(job: ResolvedJob) -> Conversations:
     )
 
 
-def _fail(talk: _Talk, failed: Failed) -> Step:
-    if not talk.turns:
+def _fail(conversation: _Conversation, failed: Failed) -> Step:
+    if not conversation.turns:
         return Step(record=failed)
-    message = f"turn {len(talk.turns) + 1} of {talk.questions}: {failed.message}"
-    return Step(record=dataclasses.replace(failed, message=message, earlier=talk.answers))
+    message = f"turn {len(conversation.turns) + 1} of {conversation.questions}: {failed.message}"
+    return Step(record=dataclasses.replace(failed, message=message, earlier=conversation.answers))
 
 
-def _sum_up(talk: _Talk, reasoning: str | None) -> Finished:
+def _sum_up(conversation: _Conversation, reasoning: str | None) -> Finished:
     """Return what the turns of a conversation come to as a sample."""
-    turns, answers = talk.turns, talk.answers
+    turns, answers = conversation.turns, conversation.answers
     reasons = [turn.finish_reason for turn in turns]
     return Finished(
-        ordinal=talk.sample.ordinal,
+        ordinal=conversation.sample.ordinal,
         response=answers[-1],
         reasoning=reasoning,
         finish_reason=next((reason for reason in TELLING_REASONS if reason in reasons), reasons[-1]),

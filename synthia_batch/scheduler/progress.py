@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from synthia_batch.core.counts import Tally, tally_records
-from synthia_batch.core.snapshot import Standing, WorkerStanding
+from synthia_batch.core.snapshot import ProgressSnapshot, WorkerSnapshot
 from synthia_batch.core.types import Finished, Outcome, Record
-from synthia_batch.scheduler.restart_policy import Duty
+from synthia_batch.scheduler.restart_policy import WorkerStatus
 
 FIRST_INTERVAL_SECONDS = 2.0
 ELAPSED_PER_INTERVAL = 3600
@@ -129,18 +129,18 @@ class Progress:
             ],
         }
 
-    def stand(
+    def take_snapshot(
         self,
         *,
         ended: int,
         failed: int,
         total: int,
-        duties: Mapping[int, Duty],
+        worker_statuses: Mapping[int, WorkerStatus],
         in_flight: Mapping[int, int],
-    ) -> Standing:
+    ) -> ProgressSnapshot:
         """Return how far the run is: `ended`, of which `failed`, of `total` samples over all attempts."""
         nothing = _Log()
-        return Standing(
+        return ProgressSnapshot(
             ended=ended,
             failed=failed,
             total=total,
@@ -151,14 +151,14 @@ class Progress:
             prompt_tokens=self.prompt_tokens,
             cached_prompt_tokens=self._cached_prompt_tokens,
             workers=tuple(
-                WorkerStanding(
+                WorkerSnapshot(
                     worker=worker,
-                    state=duty.state,
-                    restarts=duty.restarts,
+                    state=status.state,
+                    restarts=status.restarts,
                     busy_seconds=self._logs.get(worker, nothing).all_busy_seconds,
                     in_flight=in_flight.get(worker, 0),
                 )
-                for worker, duty in duties.items()
+                for worker, status in worker_statuses.items()
             ),
         )
 
@@ -172,7 +172,7 @@ RECENT_REQUESTS = 512
 with long prompts is not judged by them in the morning."""
 
 
-class Pace:
+class LatencyWindow:
     """Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:

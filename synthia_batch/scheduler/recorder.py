@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from synthia_batch.core.types import Record, Turn
 
 
-class Recorder(Protocol):
+class OutcomeSink(Protocol):
     """Where ended samples go. Its counts are over all attempts."""
 
     @property
@@ -66,11 +66,11 @@ class Speed:
         return self.samples / self.seconds
 
 
-class Meter:
+class ThroughputMeter:
     """Records in `recorder`, and measures. `started` is when the command was, by `clock`."""
 
     def __init__(
-        self, recorder: Recorder, started: float, clock: Callable[[], float] = time.monotonic
+        self, recorder: OutcomeSink, started: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._recorder = recorder
         self._started = started

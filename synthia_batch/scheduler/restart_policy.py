@@ -20,7 +20,7 @@ MOST_HALVINGS = 6
 """Times that an engine's memory is halved before running out of it is a death like others."""
 
 
-class Duty(NamedTuple):
+class WorkerStatus(NamedTuple):
     """What a worker is at: starting, loading, ready, restarting or given up; and how often it began again."""
 
     state: str
@@ -28,7 +28,7 @@ class Duty(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Post:
+class _WorkerState:
     """What is known of one worker. `epoch` is None while it is not ready; `last_epoch` is that of
     its latest death, `load_failures` counts deaths in a row before it was ready. `loading` is the
     epoch under which it loads since `loading_since`, None while it waits for room or is ready.
@@ -50,7 +50,7 @@ class _Post:
 
 
 @dataclass(slots=True)
-class Supervisor:
+class RestartPolicy:
     """Keeps the books on every worker. Times are seconds of one monotonic clock.
 
     A worker that holds samples and whose engine makes no step for `watchdog_seconds` is hung, and so
@@ -62,7 +62,7 @@ class Supervisor:
     watchdog_seconds: float
     load_timeout_seconds: float = math.inf
     has_welcomed: bool = False
-    _posts: dict[int, _Post] = field(default_factory=dict)
+    _posts: dict[int, _WorkerState] = field(default_factory=dict)
     _looked_at: float = math.inf
 
     @property
@@ -75,20 +75,22 @@ class Supervisor:
         """Workers that are there or may come back."""
         return sum(not post.is_given_up for post in self._posts.values())
 
-    def describe(self) -> dict[int, Duty]:
+    def describe(self) -> dict[int, WorkerStatus]:
         """Return what each worker is at."""
-        return {worker: Duty(_describe_state(post), post.restarts) for worker, post in self._posts.items()}
+        return {
+            worker: WorkerStatus(_describe_state(post), post.restarts) for worker, post in self._posts.items()
+        }
 
-    def enlist(self, worker: int) -> None:
+    def register(self, worker: int) -> None:
         """Count in a worker that is starting."""
-        self._posts[worker] = _Post()
+        self._posts[worker] = _WorkerState()
 
     def note_loading(self, worker: int, epoch: int, now: float) -> None:
         """Take note that `worker` has found room and begins to load."""
         post = self._posts[worker]
         post.loading, post.loading_since = epoch, now
 
-    def welcome(self, worker: int, epoch: int, now: float) -> None:
+    def mark_ready(self, worker: int, epoch: int, now: float) -> None:
         """Take note that `worker` can be fed."""
         self.has_welcomed = True
         post = self._posts[worker]
@@ -144,7 +146,7 @@ class Supervisor:
             if post.loading is not None and now - post.loading_since >= self.load_timeout_seconds
         ]
 
-    def bury(self, worker: int, epoch: int, *, is_strike: bool, now: float) -> float | None:
+    def mark_dead(self, worker: int, epoch: int, *, is_strike: bool, now: float) -> float | None:
         """Take note of a death; return the seconds until `worker` starts again, None if it never does."""
         post = self._posts[worker]
         post.stuck_loads += (worker, epoch) in self.find_stuck_loads(now)
@@ -188,7 +190,7 @@ class Supervisor:
         return due
 
 
-def _describe_state(post: _Post) -> str:
+def _describe_state(post: _WorkerState) -> str:
     if post.is_given_up:
         return "given up"
     if post.epoch is not None:

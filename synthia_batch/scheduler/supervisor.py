@@ -10,8 +10,8 @@ from typing import Any
 
 from synthia_batch.errors import DeterminismBroken, PoolFailed
 from synthia_batch.scheduler.dispatcher import Dispatcher
-from synthia_batch.scheduler.recorder import Recorder
-from synthia_batch.scheduler.restart_policy import Supervisor
+from synthia_batch.scheduler.recorder import OutcomeSink
+from synthia_batch.scheduler.restart_policy import RestartPolicy
 from synthia_batch.workers.pools.base import Cause, Pool, WorkerAdded, WorkerLoading, WorkerLost, WorkerReady
 
 LOG_TAIL_LINES = 20
@@ -53,32 +53,32 @@ def read_tail(log: Path) -> str:
         return ""
 
 
-StaffEvent = WorkerLoading | WorkerReady | WorkerLost | WorkerAdded
+WorkerEvent = WorkerLoading | WorkerReady | WorkerLost | WorkerAdded
 
 
 @dataclass(slots=True, kw_only=True)
-class Staff:
+class WorkerSupervisor:
     """Keeps the pool's workers at work. `say` tells a person, `recorder` the run's history.
 
     `check_canary` gets each worker's canary digest and raises DeterminismBroken on a wrong one.
     """
 
     pool: Pool
-    supervisor: Supervisor
+    policy: RestartPolicy
     dispatcher: Dispatcher
-    recorder: Recorder
+    recorder: OutcomeSink
     say: Callable[[str], None]
     check_canary: Callable[[WorkerReady], object]
     log_path: Callable[[int], Path]
     clock: Callable[[], float]
 
-    def enlist(self) -> None:
+    def register(self) -> None:
         """Count in the workers that the pool starts with."""
         for worker in range(self.pool.size):
-            self.supervisor.enlist(worker)
+            self.policy.register(worker)
         self.recorder.note("pool_started", workers=self.pool.size)
 
-    def handle(self, event: StaffEvent) -> None:
+    def handle(self, event: WorkerEvent) -> None:
         """Do what a worker's news ask for; those of an earlier start ask for nothing.
 
         Raises:
@@ -86,38 +86,38 @@ class Staff:
             DeterminismBroken: Its canary answered otherwise than it must.
         """
         if isinstance(event, WorkerAdded):
-            self.supervisor.enlist(event.worker)
+            self.policy.register(event.worker)
             self._tell(f"worker {event.worker} joins: there is room for it", "worker_added", event)
-        elif self.supervisor.is_news(event.worker, event.epoch):
+        elif self.policy.is_news(event.worker, event.epoch):
             match event:
                 case WorkerLoading():
-                    self.supervisor.note_loading(event.worker, event.epoch, self.clock())
+                    self.policy.note_loading(event.worker, event.epoch, self.clock())
                     self.recorder.note("worker_loading", worker=event.worker, epoch=event.epoch)
                 case WorkerReady():
-                    self._welcome(event)
+                    self._mark_ready(event)
                 case WorkerLost():
-                    self._bury(event)
+                    self._mark_dead(event)
 
     def kill_hung(self) -> None:
         """End the workers whose engines make no step, or do not load."""
-        supervisor = self.supervisor
-        supervisor.note_look(self.clock())
-        for worker, epoch in supervisor.find_hung(self.dispatcher.busy, self.clock()):
-            self._kill(worker, epoch, f"its engine made no step for {supervisor.watchdog_seconds:g} s")
-        for worker, epoch in supervisor.find_stuck_loads(self.clock()):
-            limit = supervisor.load_timeout_seconds
+        policy = self.policy
+        policy.note_look(self.clock())
+        for worker, epoch in policy.find_hung(self.dispatcher.busy, self.clock()):
+            self._kill(worker, epoch, f"its engine made no step for {policy.watchdog_seconds:g} s")
+        for worker, epoch in policy.find_stuck_loads(self.clock()):
+            limit = policy.load_timeout_seconds
             self._kill(worker, epoch, f"its engine did not load in {limit:g} s (pool.load_timeout_seconds)")
 
     def restart_due(self) -> None:
         """Start the workers again whose pause is over."""
-        for worker in self.supervisor.take_due(self.clock()):
-            self.pool.restart(worker, self.supervisor.count_halvings(worker))
+        for worker in self.policy.take_due(self.clock()):
+            self.pool.restart(worker, self.policy.count_halvings(worker))
 
-    def _welcome(self, event: WorkerReady) -> None:
+    def _mark_ready(self, event: WorkerReady) -> None:
         self.check_canary(event)
-        self.supervisor.welcome(event.worker, event.epoch, self.clock())
+        self.policy.mark_ready(event.worker, event.epoch, self.clock())
         facts = event.facts
-        self.dispatcher.open_desk(event.worker, facts.capacity)
+        self.dispatcher.add_worker(event.worker, facts.capacity)
         self.recorder.note(
             "worker_ready",
             worker=event.worker,
@@ -131,14 +131,14 @@ class Staff:
         self.pool.kill(worker)
         self.handle(WorkerLost(worker=worker, epoch=epoch, reason=reason, cause=Cause.HUNG))
 
-    def _bury(self, event: WorkerLost) -> None:
+    def _mark_dead(self, event: WorkerLost) -> None:
         is_short = event.cause is Cause.OUT_OF_MEMORY
-        dies_at_start = event.cause is Cause.DIED and self.supervisor.fails_to_load(event.worker)
+        dies_at_start = event.cause is Cause.DIED and self.policy.fails_to_load(event.worker)
         tries_less = is_short or (dies_at_start and event.refused is None)
-        has_less = tries_less and self.supervisor.halve(event.worker)
+        has_less = tries_less and self.policy.halve(event.worker)
         is_innocent = (is_short and has_less) or event.cause is Cause.NODE_LOST
-        loss = self.dispatcher.close_desk(event.worker, blames_samples=not is_innocent)
-        pause = self.supervisor.bury(
+        loss = self.dispatcher.remove_worker(event.worker, suspects_samples=not is_innocent)
+        pause = self.policy.mark_dead(
             event.worker, event.epoch, is_strike=not (is_innocent or loss.narrowed), now=self.clock()
         )
         self._report_loss(event, loss.unfinished, pause, has_less)
@@ -146,7 +146,7 @@ class Staff:
             raise event.refused
         if pause is None or event.cause is Cause.NODE_LOST:
             self.dispatcher.give_up(event.worker)
-        if not self.supervisor.staff:
+        if not self.policy.staff:
             raise PoolFailed(explain_failure(event, self.log_path(event.worker)))
 
     def _ends_run(self, worker: int, refusal: Exception) -> bool:
@@ -155,7 +155,7 @@ class Staff:
         Settings with which another engine has loaded are not wrong; nor are they a worker's own memory,
         halved so often that the model does not fit.
         """
-        is_workers_own = self.supervisor.has_welcomed or self.supervisor.count_halvings(worker) > 0
+        is_workers_own = self.policy.has_welcomed or self.policy.count_halvings(worker) > 0
         return isinstance(refusal, DeterminismBroken) or not is_workers_own
 
     def _report_loss(self, event: WorkerLost, unfinished: int, pause: float | None, has_less: bool) -> None:

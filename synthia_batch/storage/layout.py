@@ -69,7 +69,7 @@ class RunDir:
         return self.hidden / "state.json"
 
     @property
-    def occurrences(self) -> Path:
+    def duplicates(self) -> Path:
         """Which rows of the input repeat others: what their ids need beside their content."""
         return self.hidden / "occurrences.bin"
 
@@ -89,7 +89,7 @@ class RunDir:
         return self.hidden / "owner.json"
 
     @property
-    def intents(self) -> Path:
+    def ledger(self) -> Path:
         """The ledger of parts."""
         return self.hidden / "intents.wal"
 

@@ -15,7 +15,7 @@ from synthia_batch.errors import IntegrityError
 from synthia_batch.storage.atomic import publish_bytes, storage_errors
 from synthia_batch.storage.journal.append_file import DOUBT, AppendFile
 from synthia_batch.storage.journal.frames import Frame, encode_frame, scan_frames
-from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.lock import WriterEpoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class PartEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
+class ShardEntry:
     """The parts of one shard, made in `epoch`. None where the shard has no such part."""
 
     shard: int
@@ -42,39 +42,39 @@ class Intent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadIntents:
+class LedgerContent:
     """What the ledger holds: the latest intent of each shard, by its number.
 
     `kept_bytes` is where its sound part ends. `is_doubtful`: its last sync failed, so that its last
     frame may not be on the disk.
     """
 
-    latest: dict[int, Intent]
+    latest: dict[int, ShardEntry]
     kept_bytes: int
     is_doubtful: bool = False
 
 
-class Intents:
+class PartLedger:
     """The open ledger. `latest` has the latest intent of each shard, by its number."""
 
-    def __init__(self, file: AppendFile, latest: dict[int, Intent], epoch: int) -> None:
+    def __init__(self, file: AppendFile, latest: dict[int, ShardEntry], epoch: int) -> None:
         self.latest = latest
         self.epoch = epoch
         self._file = file
 
     @classmethod
-    def open(cls, path: Path, attempt: Attempt) -> Self:
+    def open(cls, path: Path, attempt: WriterEpoch) -> Self:
         """Read the ledger at `path`, or begin it, and make it ready for more.
 
         Raises:
             IntegrityError: As for read_intents. Nothing was touched.
             StorageFailed: A system call failed.
         """
-        read = read_intents(path, attempt.plan_digest)
+        read = read_ledger(path, attempt.plan_digest)
         if read.is_doubtful:
             # Through new pages: the kernel may take those of the old file for written.
             publish_bytes(path, _encode_ledger(attempt.plan_digest, read.latest))
-            read = read_intents(path, attempt.plan_digest)
+            read = read_ledger(path, attempt.plan_digest)
         file = AppendFile.open(path, kept_bytes=read.kept_bytes)
         try:
             if read.kept_bytes == 0:
@@ -87,23 +87,23 @@ class Intents:
             raise
         return cls(file, read.latest, attempt.epoch)
 
-    def append(self, intent: Intent) -> None:
+    def append(self, shard_entry: ShardEntry) -> None:
         """Record what the parts of a shard are about to be, durably.
 
         Raises:
             StorageFailed: It may not be on the disk: the parts must not be written.
         """
-        self._file.append(encode_frame(asdict(intent)))
+        self._file.append(encode_frame(asdict(shard_entry)))
         # A part without its intent would be taken for a foreign file, so the intent goes first.
         self._file.sync()
-        self.latest[intent.shard] = intent
+        self.latest[shard_entry.shard] = shard_entry
 
     def close(self) -> None:
         """Let go of the file. Safe to call twice."""
         self._file.close()
 
 
-def read_intents(path: Path, plan_digest: str) -> ReadIntents:
+def read_ledger(path: Path, plan_digest: str) -> LedgerContent:
     """Return what the ledger at `path` holds, without touching it. No file is an empty ledger.
 
     A torn last frame is dropped: its parts were not begun.
@@ -112,14 +112,14 @@ def read_intents(path: Path, plan_digest: str) -> ReadIntents:
         IntegrityError: A frame before the last is damaged, or the ledger is of another plan.
         StorageFailed: The file cannot be read.
     """
-    latest: dict[int, Intent] = {}
+    latest: dict[int, ShardEntry] = {}
     kept_bytes = 0
     is_doubtful = False
     with storage_errors("read", path):
         try:
             file = path.open("rb")
         except FileNotFoundError:
-            return ReadIntents(latest={}, kept_bytes=0)
+            return LedgerContent(latest={}, kept_bytes=0)
         with file:
             frames = scan_frames(file)
             for frame in frames:
@@ -135,13 +135,13 @@ def read_intents(path: Path, plan_digest: str) -> ReadIntents:
                 elif frame.offset == 0:
                     _check_header(path, frame, frame.value, plan_digest)
                 else:
-                    intent = _decode_intent(path, frame, frame.value)
-                    latest[intent.shard] = intent
+                    shard_entry = _decode_entry(path, frame, frame.value)
+                    latest[shard_entry.shard] = shard_entry
                 kept_bytes = frame.stop
-    return ReadIntents(latest=latest, kept_bytes=kept_bytes, is_doubtful=is_doubtful)
+    return LedgerContent(latest=latest, kept_bytes=kept_bytes, is_doubtful=is_doubtful)
 
 
-def repair_intents(path: Path, attempt: Attempt, known: Mapping[int, Intent]) -> None:
+def repair_ledger(path: Path, attempt: WriterEpoch, known: Mapping[int, ShardEntry]) -> None:
     """Write the ledger anew from its sound frames and from what is `known` of lost ones, by shard.
 
     What is known goes before what the frames say. A shard whose frame was lost and that is not
@@ -150,18 +150,18 @@ def repair_intents(path: Path, attempt: Attempt, known: Mapping[int, Intent]) ->
     Raises:
         StorageFailed: The file cannot be read or written. The old one is then still there.
     """
-    latest: dict[int, Intent] = {}
+    latest: dict[int, ShardEntry] = {}
     with storage_errors("read", path), path.open("rb") as file:
         for frame in scan_frames(file):
             if frame.value is not None and "plan" not in frame.value:
                 with suppress(IntegrityError):
-                    intent = _decode_intent(path, frame, frame.value)
-                    latest[intent.shard] = intent
+                    shard_entry = _decode_entry(path, frame, frame.value)
+                    latest[shard_entry.shard] = shard_entry
     publish_bytes(path, _encode_ledger(attempt.plan_digest, {**latest, **known}))
 
 
-def _encode_ledger(plan_digest: str, latest: Mapping[int, Intent]) -> bytes:
-    frames = [encode_frame(asdict(intent)) for _, intent in sorted(latest.items())]
+def _encode_ledger(plan_digest: str, latest: Mapping[int, ShardEntry]) -> bytes:
+    frames = [encode_frame(asdict(shard_entry)) for _, shard_entry in sorted(latest.items())]
     return b"".join((encode_frame({"plan": plan_digest}), *frames))
 
 
@@ -176,9 +176,9 @@ def _check_header(path: Path, frame: Frame, value: dict[str, Any], plan_digest: 
         )
 
 
-def _decode_intent(path: Path, frame: Frame, value: dict[str, Any]) -> Intent:
+def _decode_entry(path: Path, frame: Frame, value: dict[str, Any]) -> ShardEntry:
     try:
-        return Intent(
+        return ShardEntry(
             shard=value["shard"],
             epoch=value["epoch"],
             data=value["data"] and PartEntry(**value["data"]),

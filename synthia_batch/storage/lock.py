@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 
 from synthia_batch.errors import IntegrityError, RunLocked
 from synthia_batch.storage.atomic import publish_bytes, storage_errors
+from synthia_batch.storage.checksummed_json import encode_checksummed, read_checksummed
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.sealed_json import read_sealed, seal
 
 _LOCKS = Path("/proc/locks")
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
@@ -112,7 +112,7 @@ class RunLock:
             epoch=after + 1,
         )
         # On the disk before anything is written under this epoch: no two openings may share one.
-        publish_bytes(self._run_dir.owner, seal(asdict(owner)))
+        publish_bytes(self._run_dir.owner, encode_checksummed(asdict(owner)))
         return owner
 
     def release(self) -> None:
@@ -169,7 +169,7 @@ def read_owner(path: Path) -> Owner | None:
         IntegrityError: The record was altered.
     """
     try:
-        value = read_sealed(path)
+        value = read_checksummed(path)
         return None if value is None else Owner(**value)
     except (IntegrityError, TypeError) as exc:
         raise _refuse(path, "was altered") from exc
@@ -241,7 +241,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux: a UUID drawn anew a
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class WriterEpoch:
     """One opening of a run. Readers without the lock use epoch 0.
 
     `boot` tells a process that died from a machine that died: under one boot every byte that was

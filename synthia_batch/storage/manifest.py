@@ -7,9 +7,9 @@ from typing import Any
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.storage.atomic import publish_bytes, remove_file, sync_directory
+from synthia_batch.storage.checksummed_json import encode_checksummed, read_checksummed
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.ledger import PartEntry
-from synthia_batch.storage.sealed_json import read_sealed, seal
 
 FORMAT_VERSION = 2
 """Of the run directory as a whole. Readers refuse any other."""
@@ -57,7 +57,9 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     Raises:
         StorageFailed: It could not be written.
     """
-    publish_bytes(path, seal({"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)}))
+    publish_bytes(
+        path, encode_checksummed({"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)})
+    )
 
 
 def withdraw_manifest(run_dir: RunDir) -> None:
@@ -80,7 +82,7 @@ def read_manifest(path: Path) -> Manifest | None:
     Raises:
         IntegrityError: It was altered, or another version of the package wrote it.
     """
-    value = read_sealed(path)
+    value = read_checksummed(path)
     if value is None:
         return None
     version = value.pop("format_version", None)

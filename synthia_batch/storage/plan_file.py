@@ -6,8 +6,8 @@ from typing import Any
 
 from synthia_batch.errors import IdentityMismatch, UsageError
 from synthia_batch.storage.atomic import publish_bytes
+from synthia_batch.storage.checksummed_json import digest_of, encode_checksummed, read_checksummed
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.sealed_json import digest_of, read_sealed, seal
 
 
 def plan_digest(plan: Mapping[str, Any]) -> str:
@@ -31,7 +31,7 @@ def write_plan_once(path: Path, plan: Mapping[str, Any]) -> str:
     digest = plan_digest(plan)
     present = read_plan(path)
     if present is None:
-        publish_bytes(path, seal(plan))
+        publish_bytes(path, encode_checksummed(plan))
     elif plan_digest(present) != digest:
         raise IdentityMismatch(
             f"{path} is the plan of another job; nothing was touched\n"
@@ -46,7 +46,7 @@ def read_plan(path: Path) -> dict[str, Any] | None:
     Raises:
         IntegrityError: It was altered.
     """
-    return read_sealed(path)
+    return read_checksummed(path)
 
 
 def require_plan(run_dir: RunDir) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from synthia_batch.core.types import Shard
 from synthia_batch.storage.atomic import make_directory, publish_bytes, remove_file, sync_directory
 from synthia_batch.storage.journal.writer import Journal
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import Intent, Intents, PartEntry
+from synthia_batch.storage.ledger import PartEntry, PartLedger, ShardEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class EncodedShard:
     failed: EncodedPart | None
 
 
-def publish_shard(run_dir: RunDir, encoded: EncodedShard, journal: Journal, intents: Intents) -> Intent:
+def publish_shard(run_dir: RunDir, encoded: EncodedShard, journal: Journal, ledger: PartLedger) -> ShardEntry:
     """Make the parts of a shard visible, durably, and end its journal.
 
     Raises:
@@ -45,13 +45,13 @@ def publish_shard(run_dir: RunDir, encoded: EncodedShard, journal: Journal, inte
     _check_rows(encoded)
     # From the intent on, the next run may rely on these samples: so they must be on the disk.
     journal.sync()
-    intent = Intent(
+    shard_entry = ShardEntry(
         shard=shard.number,
-        epoch=intents.epoch,
+        epoch=ledger.epoch,
         data=_describe(encoded.data),
         failed=_describe(encoded.failed),
     )
-    intents.append(intent)
+    ledger.append(shard_entry)
     # Failed samples first: where the data part of a shard is visible, the shard is complete.
     _put_part(run_dir.failed_part(shard), encoded.failed)
     _put_part(run_dir.data_part(shard), encoded.data)
@@ -59,7 +59,7 @@ def publish_shard(run_dir: RunDir, encoded: EncodedShard, journal: Journal, inte
     # Not before the directories of the parts were synced. Its own directory need not be: if power
     # brings the journal back, recovery sees that the parts are as intended and removes it again.
     remove_file(journal.path)
-    return intent
+    return shard_entry
 
 
 def _check_rows(encoded: EncodedShard) -> None:

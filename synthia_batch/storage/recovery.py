@@ -26,8 +26,8 @@ from synthia_batch.errors import IntegrityError
 from synthia_batch.storage.atomic import remove_file, storage_errors, temporary_path
 from synthia_batch.storage.journal.reader import read_journal
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import Intent, PartEntry
-from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.ledger import PartEntry, ShardEntry
+from synthia_batch.storage.lock import WriterEpoch
 from synthia_batch.storage.manifest import Manifest
 
 HASH_THREADS = 4
@@ -43,18 +43,18 @@ class Published:
     """The shard's parts are in place. `has_leftover_journal`: a journal is, too, and may go."""
 
     shard: Shard
-    intent: Intent
+    shard_entry: ShardEntry
     has_leftover_journal: bool
 
     @property
     def finished(self) -> int:
         """The rows of its data part."""
-        return self.intent.data.rows if self.intent.data else 0
+        return self.shard_entry.data.rows if self.shard_entry.data else 0
 
     @property
     def failed(self) -> int:
         """The rows of its failed part."""
-        return self.intent.failed.rows if self.intent.failed else 0
+        return self.shard_entry.failed.rows if self.shard_entry.failed else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ ShardState = Published | Unfinished
 
 
 def inspect_shard(
-    run_dir: RunDir, shard: Shard, intents: Mapping[int, Intent], attempt: Attempt
+    run_dir: RunDir, shard: Shard, ledger: Mapping[int, ShardEntry], attempt: WriterEpoch
 ) -> ShardState:
     """Return what is there of `shard`. Touches nothing; compares parts by size, see check_parts.
 
@@ -93,15 +93,15 @@ def inspect_shard(
         JournalCorrupt: As for read_journal.
         StorageFailed: A file cannot be read.
     """
-    intent = intents.get(shard.number)
-    if intent is None:
+    shard_entry = ledger.get(shard.number)
+    if shard_entry is None:
         _refuse_foreign_parts(run_dir, shard)
     if not run_dir.journal(shard).exists():
-        if intent is None:
+        if shard_entry is None:
             return Unfinished(shard=shard, tally=Tally(), dropped_bytes=0)
-        _check_sizes(run_dir, shard, intent)
-        return Published(shard=shard, intent=intent, has_leftover_journal=False)
-    return _inspect_journal(run_dir, shard, intent, attempt)
+        _check_sizes(run_dir, shard, shard_entry)
+        return Published(shard=shard, shard_entry=shard_entry, has_leftover_journal=False)
+    return _inspect_journal(run_dir, shard, shard_entry, attempt)
 
 
 def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: OnProgress) -> None:
@@ -117,7 +117,7 @@ def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: OnPr
         pair
         for state in states
         if isinstance(state, Published)
-        for pair in _expected_parts(run_dir, state.shard, state.intent)
+        for pair in _expected_parts(run_dir, state.shard, state.shard_entry)
     ]
     _check_files(parts, on_progress)
 
@@ -214,12 +214,14 @@ def list_temporary_files(run_dir: RunDir) -> list[Path]:
     return found
 
 
-def _inspect_journal(run_dir: RunDir, shard: Shard, intent: Intent | None, attempt: Attempt) -> ShardState:
+def _inspect_journal(
+    run_dir: RunDir, shard: Shard, shard_entry: ShardEntry | None, attempt: WriterEpoch
+) -> ShardState:
     replayed = read_journal(run_dir.journal(shard), shard, attempt)
     # A journal that was opened after the publication holds newer samples than the parts.
-    is_older = intent is not None and (replayed.epoch is None or replayed.epoch <= intent.epoch)
-    if intent is not None and is_older and _is_published(run_dir, shard, intent):
-        return Published(shard=shard, intent=intent, has_leftover_journal=True)
+    is_older = shard_entry is not None and (replayed.epoch is None or replayed.epoch <= shard_entry.epoch)
+    if shard_entry is not None and is_older and _is_published(run_dir, shard, shard_entry):
+        return Published(shard=shard, shard_entry=shard_entry, has_leftover_journal=True)
     return Unfinished(
         shard=shard,
         tally=tally_records(replayed.outcomes.values()),
@@ -227,10 +229,10 @@ def _inspect_journal(run_dir: RunDir, shard: Shard, intent: Intent | None, attem
     )
 
 
-def _is_published(run_dir: RunDir, shard: Shard, intent: Intent) -> bool:
+def _is_published(run_dir: RunDir, shard: Shard, shard_entry: ShardEntry) -> bool:
     # By checksum, not by size: on the answer hangs the only other copy of these samples.
     try:
-        for path, entry in _expected_parts(run_dir, shard, intent):
+        for path, entry in _expected_parts(run_dir, shard, shard_entry):
             check_part(path, entry)
     except IntegrityError:
         return False
@@ -238,9 +240,9 @@ def _is_published(run_dir: RunDir, shard: Shard, intent: Intent) -> bool:
 
 
 def _expected_parts(
-    run_dir: RunDir, shard: Shard, intent: Intent
+    run_dir: RunDir, shard: Shard, shard_entry: ShardEntry
 ) -> tuple[tuple[Path, PartEntry | None], ...]:
-    return ((run_dir.failed_part(shard), intent.failed), (run_dir.data_part(shard), intent.data))
+    return ((run_dir.failed_part(shard), shard_entry.failed), (run_dir.data_part(shard), shard_entry.data))
 
 
 def _refuse_foreign_parts(run_dir: RunDir, shard: Shard) -> None:
@@ -248,8 +250,8 @@ def _refuse_foreign_parts(run_dir: RunDir, shard: Shard) -> None:
         _check_size(path, None)
 
 
-def _check_sizes(run_dir: RunDir, shard: Shard, intent: Intent) -> None:
-    for path, entry in _expected_parts(run_dir, shard, intent):
+def _check_sizes(run_dir: RunDir, shard: Shard, shard_entry: ShardEntry) -> None:
+    for path, entry in _expected_parts(run_dir, shard, shard_entry):
         _check_size(path, entry)
 
 

@@ -15,7 +15,7 @@ from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.loading.secrets import drop_written_secrets
 from synthia_batch.job.schema import DEMO_MODEL, Job
 from synthia_batch.storage.atomic import publish_bytes
-from synthia_batch.storage.sealed_json import read_sealed, seal
+from synthia_batch.storage.checksummed_json import encode_checksummed, read_checksummed
 
 
 def write_job(path: Path, job: Job) -> None:
@@ -30,7 +30,7 @@ def write_job(path: Path, job: Job) -> None:
     """
     try:
         said = drop_written_secrets(job.model_dump(mode="json", exclude_unset=True))
-        content = seal({"job": _anchor(said)})
+        content = encode_checksummed({"job": _anchor(said)})
     except ValueError:
         return
     with suppress(OSError):
@@ -47,7 +47,7 @@ def read_job(path: Path, output: Path) -> Layer | None:
     Raises:
         IntegrityError: The file was altered.
     """
-    value = read_sealed(path)
+    value = read_checksummed(path)
     if value is None:
         return None
     if not isinstance(value.get("job"), dict):

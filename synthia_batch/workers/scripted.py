@@ -29,9 +29,9 @@ from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import EngineFacts, Placement, check_prompt_length, read_settings
 
 
-def write_structured(structure: Structure, picks: bytes) -> str | None:
+def write_structured(structure: Structure, subset: bytes) -> str | None:
     """Return an answer of `structure`, or None where that takes more than is known here."""
-    drawn = iter(picks * 64)
+    drawn = iter(subset * 64)
     if structure.kind == "choice":
         choices: list[str] = json.loads(structure.text)
         return choices[next(drawn) % len(choices)]
@@ -62,11 +62,11 @@ def _draw(schema: dict[str, Any], drawn: Iterator[int]) -> Any:
     return pick % 2 == 0 if kind == "boolean" else None
 
 
-def write_logprobs(words: Sequence[str], count: int, picks: bytes) -> Logprobs:
+def write_logprobs(words: Sequence[str], count: int, subset: bytes) -> Logprobs:
     """Return those of an answer's words, each with `count` others that would have been likelier."""
     entries: list[tuple[int, str, float]] = []
     for place, word in enumerate(words):
-        pick = picks[place % len(picks)]
+        pick = subset[place % len(subset)]
         others = [((pick + rank) % 256, f"{word}{rank}", -(pick + rank) / 7) for rank in range(1, count + 1)]
         entries += [(pick, word, -(pick + count + 1) / 7), *others]
     return Logprobs(
@@ -244,14 +244,14 @@ class ScriptedEngine:
         prompt = _encode_ids(request.token_ids)
         words_wanted = self._options.max_words
         drawn = b"%d\0" % (request.seed + self._see_batch()) + prompt + _spell_sampling(request)
-        picks = blake3(drawn).digest(length=words_wanted + 1)
+        subset = blake3(drawn).digest(length=words_wanted + 1)
         limit = request.max_tokens or self._max_tokens
         room = min(limit, self._max_model_len - len(request.token_ids))
-        length = 1 + picks[-1] % words_wanted
+        length = 1 + subset[-1] % words_wanted
         structure = request.structure or self._structure
-        structured = write_structured(structure, picks) if structure is not None else None
+        structured = write_structured(structure, subset) if structure is not None else None
         if structured is None:
-            words = [_WORDS[pick] for pick in picks[: min(length, room)]]
+            words = [_WORDS[pick] for pick in subset[: min(length, room)]]
         else:
             length, words = len(structured.split(" ")), structured.split(" ")[:room]
         return Finished(
@@ -262,7 +262,7 @@ class ScriptedEngine:
             prompt_tokens=len(request.token_ids),
             completion_tokens=len(words),
             turn=request.turn,
-            logprobs=None if self._logprobs is None else write_logprobs(words, self._logprobs, picks),
+            logprobs=None if self._logprobs is None else write_logprobs(words, self._logprobs, subset),
         )
 
     def _see_batch(self) -> int:

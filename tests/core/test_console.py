@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from synthia_batch.core.console import Display
 from synthia_batch.core.formatting import format_seconds
-from synthia_batch.core.snapshot import Standing, WorkerStanding
+from synthia_batch.core.snapshot import ProgressSnapshot, WorkerSnapshot
 
 
 class Clock:
@@ -21,9 +21,11 @@ class Terminal(io.StringIO):
         return True
 
 
-def stand(ended: int, tokens: int = 0, states: Sequence[str] = ("ready", "ready")) -> Standing:
-    staff = [WorkerStanding(worker=worker, state=state) for worker, state in enumerate(states)]
-    return Standing(ended=ended, total=100, failed=1, tokens=tokens, workers=staff)
+def take_snapshot(
+    ended: int, tokens: int = 0, states: Sequence[str] = ("ready", "ready")
+) -> ProgressSnapshot:
+    staff = [WorkerSnapshot(worker=worker, state=state) for worker, state in enumerate(states)]
+    return ProgressSnapshot(ended=ended, total=100, failed=1, tokens=tokens, workers=staff)
 
 
 def test_elsewhere_than_on_a_terminal_a_line_comes_every_thirty_seconds() -> None:
@@ -31,7 +33,7 @@ def test_elsewhere_than_on_a_terminal_a_line_comes_every_thirty_seconds() -> Non
     display = Display(stream=stream, clock=clock)
     for second in range(61):
         clock.now = second
-        display.show(stand(second, tokens=10 * second))
+        display.show(take_snapshot(second, tokens=10 * second))
     lines = stream.getvalue().splitlines()
     assert lines == [
         "30/100 samples (30%), 10 tokens/s, 70 s left, 1 failed, 2 workers",
@@ -46,7 +48,7 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
     for second in range(301):
         clock.now = second
         tokens += 100 if second < 200 else 10
-        display.show(stand(50, tokens=tokens))
+        display.show(take_snapshot(50, tokens=tokens))
     assert ", 10 tokens/s," in stream.getvalue().splitlines()[-1]
 
 
@@ -54,7 +56,7 @@ def test_loading_engines_are_named_as_such() -> None:
     stream, clock = io.StringIO(), Clock()
     display = Display(stream=stream, clock=clock)
     clock.now = 31
-    display.show(stand(0, states=("loading", "starting")))
+    display.show(take_snapshot(0, states=("loading", "starting")))
     assert "the engines are loading" in stream.getvalue()
 
 
@@ -63,7 +65,7 @@ def test_the_time_in_which_engines_load_is_in_no_rate() -> None:
     display = Display(stream=stream, clock=clock)
     for second in range(31):
         clock.now = second
-        display.show(stand(max(0, second - 20), tokens=100 * max(0, second - 20)))
+        display.show(take_snapshot(max(0, second - 20), tokens=100 * max(0, second - 20)))
     assert ", 100 tokens/s, 2 min left," in stream.getvalue()
 
 
@@ -71,7 +73,7 @@ def test_quiet_leaves_only_messages() -> None:
     stream, clock = io.StringIO(), Clock()
     display = Display(stream=stream, clock=clock, quiet=True)
     clock.now = 100
-    display.show(stand(5))
+    display.show(take_snapshot(5))
     display.say("worker 0 died")
     assert stream.getvalue() == "worker 0 died\n"
 
@@ -105,7 +107,7 @@ def test_a_terminal_gets_a_bar() -> None:
     display = Display(stream=stream, clock=clock)
     for second in range(4):
         clock.now = second
-        display.show(stand(25 * second, tokens=100 * second))
+        display.show(take_snapshot(25 * second, tokens=100 * second))
     display.close()
     assert "75/100" in stream.getvalue()
     assert "100 tokens/s" in stream.getvalue()

@@ -25,7 +25,7 @@ def count_turns(row: int) -> int:
     return 1 + row % 4
 
 
-class Conversations(SmallJob):
+class MultiTurnSession(SmallJob):
     """Six conversations of one to four turns in two shards; the first and the last fail at once.
 
     A sample stands for each of its turns here: (ordinal, turn).
@@ -76,15 +76,15 @@ def list_journaled_turns(journal: Path) -> set[tuple[int, int]]:
 
 
 @pytest.fixture
-def job(warm: WarmProcess, tmp_path: Path) -> Iterator[Conversations]:
+def job(warm: WarmProcess, tmp_path: Path) -> Iterator[MultiTurnSession]:
     with open_fast_directory(tmp_path) as directory:
-        job = Conversations(warm, directory)
+        job = MultiTurnSession(warm, directory)
         job.run_undisturbed()
         yield job
 
 
 @pytest.mark.parametrize("when", ["before", "half", "after"])
-def test_killed_at_every_change_no_finished_turn_is_made_again(job: Conversations, when: str) -> None:
+def test_killed_at_every_change_no_finished_turn_is_made_again(job: MultiTurnSession, when: str) -> None:
     log = job.directory / "changes"
     shutil.rmtree(job.run_directory)
     assert job.run(list={"log": str(log)}).code == 0
@@ -108,7 +108,7 @@ def test_killed_at_every_change_no_finished_turn_is_made_again(job: Conversation
 
 
 @pytest.fixture
-def killed(job: Conversations, monkeypatch: pytest.MonkeyPatch) -> Path:
+def killed(job: MultiTurnSession, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The journal of a second shard that was killed before it was published."""
     shutil.rmtree(job.run_directory)
     log = job.directory / "syncs"
@@ -126,7 +126,7 @@ def list_frame_bounds(journal: Path) -> list[tuple[int, int]]:
 
 
 def test_a_journal_cut_in_every_frame_makes_the_last_turn_again_and_none_before_it(
-    job: Conversations, killed: Path
+    job: MultiTurnSession, killed: Path
 ) -> None:
     whole, bounds = killed.read_bytes(), list_frame_bounds(killed)
     unpublished = list_journaled_turns(killed)
@@ -139,7 +139,7 @@ def test_a_journal_cut_in_every_frame_makes_the_last_turn_again_and_none_before_
         assert sorted(job.made()) == sorted(unpublished - kept), length
 
 
-def test_a_damaged_turn_is_refused_with_its_offset_and_repaired(job: Conversations, killed: Path) -> None:
+def test_a_damaged_turn_is_refused_with_its_offset_and_repaired(job: MultiTurnSession, killed: Path) -> None:
     whole, bounds = killed.read_bytes(), list_frame_bounds(killed)
     for start, stop in bounds[1:-1]:
         replace_tree(job.directory / "killed", job.run_directory)

@@ -20,7 +20,7 @@ from synthia_batch.errors import InputRefused, IntegrityError, UsageError
 from synthia_batch.inputs import Scan, Selection, Source, open_source
 from synthia_batch.inputs.records import row_ids as ids_module
 from synthia_batch.inputs.records.record import hash_content
-from synthia_batch.inputs.records.row_ids import Occurrences
+from synthia_batch.inputs.records.row_ids import DuplicateIndex
 
 Write = Callable[[list[dict[str, Any]]], Path]
 
@@ -200,9 +200,9 @@ def test_a_scan_survives_a_process(write: Write, tmp_path: Path) -> None:
     source = open_source(path)
     found = source.scan(Selection(keep_columns=("score",)), tmp_path)
     everything = list(source.read_rows(found, 0, 3500))
-    (tmp_path / "occurrences").write_bytes(b"".join(found.occurrences.encode()))
+    (tmp_path / "occurrences").write_bytes(b"".join(found.duplicates.encode()))
     data = json.loads(json.dumps(found.to_dict()))
-    again = Scan.from_dict(data, Occurrences.load(tmp_path / "occurrences"))
+    again = Scan.from_dict(data, DuplicateIndex.load(tmp_path / "occurrences"))
     assert again == found
     assert list(open_source(path).read_rows(again, 1500, 3500)) == everything[1500:]
 
@@ -225,7 +225,7 @@ def test_a_damaged_record_of_the_scan_is_refused(write: Write) -> None:
     data = scan(write(MANY[:3])).to_dict()
     for name in data:
         with pytest.raises(IntegrityError):
-            Scan.from_dict({**data, name: "no"}, Occurrences.none())
+            Scan.from_dict({**data, name: "no"}, DuplicateIndex.none())
 
 
 def test_a_limit_takes_the_first_rows_and_looks_no_further(write: Write) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synthia_batch.errors import IntegrityError, StorageFailed
-from synthia_batch.inputs.records.row_ids import HashIndex, Occurrences
+from synthia_batch.inputs.records.row_ids import DuplicateIndex, HashIndex
 
 
 def count_occurrences(hashes: list[int]) -> list[int]:
@@ -22,7 +22,7 @@ def count_occurrences(hashes: list[int]) -> list[int]:
     return numbers
 
 
-def find_occurrences(hashes: list[int], scratch: Path, block_rows: int, step: int = 3) -> Occurrences:
+def find_occurrences(hashes: list[int], scratch: Path, block_rows: int, step: int = 3) -> DuplicateIndex:
     with HashIndex(scratch, block_rows) as index:
         for start in range(0, len(hashes), step):
             index.add(b"".join(struct.pack(">Q", value) for value in hashes[start : start + step]))
@@ -52,16 +52,16 @@ def test_saved_occurrences_are_the_same_when_loaded(tmp_path: Path, block_rows: 
     hashes = [number * 2**55 % 97 for number in range(500)]
     found = find_occurrences(hashes, tmp_path, block_rows)
     (tmp_path / "occurrences").write_bytes(b"".join(found.encode()))
-    loaded = Occurrences.load(tmp_path / "occurrences")
+    loaded = DuplicateIndex.load(tmp_path / "occurrences")
     assert loaded.list_numbers(0, 500) == count_occurrences(hashes)
     assert loaded.list_numbers(120, 130) == count_occurrences(hashes)[120:130]
     assert loaded.list_rows(0, 3) == found.list_rows(0, 3)
 
 
 def test_no_repeats_are_saved_and_loaded_too(tmp_path: Path) -> None:
-    (tmp_path / "occurrences").write_bytes(b"".join(Occurrences.none().encode()))
-    assert len(Occurrences.load(tmp_path / "occurrences")) == 0
-    assert Occurrences.load(tmp_path / "occurrences").number(5) == 0
+    (tmp_path / "occurrences").write_bytes(b"".join(DuplicateIndex.none().encode()))
+    assert len(DuplicateIndex.load(tmp_path / "occurrences")) == 0
+    assert DuplicateIndex.load(tmp_path / "occurrences").number(5) == 0
 
 
 def test_any_damage_to_a_saved_file_is_found(tmp_path: Path) -> None:
@@ -75,10 +75,10 @@ def test_any_damage_to_a_saved_file_is_found(tmp_path: Path) -> None:
     for damage in damaged:
         path.write_bytes(damage)
         with pytest.raises(IntegrityError, match="the record of repeated rows"):
-            Occurrences.load(path)
+            DuplicateIndex.load(path)
     path.unlink()
     with pytest.raises(IntegrityError):
-        Occurrences.load(path)
+        DuplicateIndex.load(path)
 
 
 def test_a_scratch_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:

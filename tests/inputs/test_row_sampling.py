@@ -14,13 +14,13 @@ from reading import list_faults, read_all, scan
 
 from synthia_batch.core.types import Message, Request, Row, RowSampling
 from synthia_batch.errors import UsageError
-from synthia_batch.job.plan import derive_own_seed, derive_seed, make_samples
+from synthia_batch.job.plan import derive_own_seed, derive_seed, generate
 from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.sampling import REFUSED, RepetitionDetection, Sampling
 from synthia_batch.models.prompts.formats import SynthiaFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
 from synthia_batch.scheduler.dispatcher import Dispatcher
-from synthia_batch.scheduler.multi_turn import Context, Conversations
+from synthia_batch.scheduler.multi_turn import Context, MultiTurnSession
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")
 SAID: list[dict[str, Any] | None] = [
@@ -176,8 +176,8 @@ def ask(sampling: RowSampling | None) -> Request:
         num_samples=1, seed=3,
     )  # fmt: skip
     context = Context(max_model_len=1000, max_tokens=20, on_overflow="fail")
-    (sample,) = make_samples(make_row(sampling), plan)
-    return Conversations(Renderer(SynthiaFormat(), ByteTokenizer()), context).begin(sample)
+    (sample,) = generate(make_row(sampling), plan)
+    return MultiTurnSession(Renderer(SynthiaFormat(), ByteTokenizer()), context).begin(sample)
 
 
 def test_a_rows_stop_strings_stand_beside_those_of_the_prompt_format() -> None:
@@ -196,7 +196,7 @@ def test_rows_that_may_answer_longest_are_made_first() -> None:
         for n, (prompt, most) in enumerate(lengths)
     ]
     dispatcher = Dispatcher(iter(requests), len(requests), has_made=True)
-    dispatcher.open_desk(0, 4)
+    dispatcher.add_worker(0, 4)
     assert [request.ordinal for request in dispatcher.top_up(0, 1)] == [1, 2, 3, 0]
 
 

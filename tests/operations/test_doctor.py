@@ -12,7 +12,7 @@ from synthia_batch.job.loading.merge import Layer
 from synthia_batch.models.weights import count_kv_values, weigh_model
 from synthia_batch.operations import doctor as examining
 from synthia_batch.operations.doctor import Diagnosis, examine_job
-from synthia_batch.operations.memory_fit import PROCESS_BYTES, Need, Room, judge_fit
+from synthia_batch.operations.memory_fit import PROCESS_BYTES, Need, Room, check_memory
 
 GB = 10**9
 LLAMA_70B = {
@@ -36,30 +36,30 @@ def need(weights_gb: float, parts: int = 1, sample_bytes: int | None = SAMPLE_70
 
 def test_the_cards_placements_fit_and_smaller_ones_do_not() -> None:
     assert count_kv_values(LLAMA_70B) == 2 * 80 * 8 * 128
-    assert judge_fit(need(138, parts=2), on_gpus(80, 80)).fits
-    alone = judge_fit(need(138), on_gpus(80, 80))
+    assert check_memory(need(138, parts=2), on_gpus(80, 80)).fits
+    alone = check_memory(need(138), on_gpus(80, 80))
     assert alone.fits is False
     assert "--tensor-parallel-size 2" in alone.reason
-    assert judge_fit(need(36.61), on_gpus(48)).fits
-    assert judge_fit(need(36.61), on_gpus(24)).fits is False
-    missing = judge_fit(need(138, parts=2), on_gpus(80))
+    assert check_memory(need(36.61), on_gpus(48)).fits
+    assert check_memory(need(36.61), on_gpus(24)).fits is False
+    missing = check_memory(need(138, parts=2), on_gpus(80))
     assert (missing.fits, "over 2 GPUs, and this machine has 1" in missing.reason) == (False, True)
 
 
 def test_cpu_engines_share_the_memory() -> None:
-    two = judge_fit(need(14, sample_bytes=0), on_cpu(24, 2))
+    two = check_memory(need(14, sample_bytes=0), on_cpu(24, 2))
     assert (two.fits, "--workers 1" in two.reason) == (False, True)
-    assert judge_fit(need(14, sample_bytes=0), on_cpu(24, 1)).fits
-    assert "quantized model, or GPUs" in judge_fit(need(138), on_cpu(24, 1)).reason
+    assert check_memory(need(14, sample_bytes=0), on_cpu(24, 1)).fits
+    assert "quantized model, or GPUs" in check_memory(need(138), on_cpu(24, 1)).reason
     # 5 GB fit the machine, and not the quarter of it that a cache takes by itself.
-    cache = judge_fit(need(1, sample_bytes=5 * GB), on_cpu(16, 1))
+    cache = check_memory(need(1, sample_bytes=5 * GB), on_cpu(16, 1))
     assert (cache.fits, "engine.kv_cache_memory_bytes=5000000000" in cache.reason) == (False, True)
     assert PROCESS_BYTES > 0
 
 
 def test_what_is_not_known_is_not_judged() -> None:
-    assert judge_fit(Need(weights_bytes=None, sample_bytes=None, parts=1), on_cpu(1, 1)).fits is None
-    assert judge_fit(need(1), on_gpus()).fits is None
+    assert check_memory(Need(weights_bytes=None, sample_bytes=None, parts=1), on_cpu(1, 1)).fits is None
+    assert check_memory(need(1), on_gpus()).fits is None
 
 
 def examine(**values: Any) -> Diagnosis:

@@ -19,7 +19,7 @@ from synthia_batch.operations.estimate import (
     predict_total,
     sum_up_lengths,
 )
-from synthia_batch.scheduler.recorder import Meter
+from synthia_batch.scheduler.recorder import ThroughputMeter
 
 
 def finish(ordinal: int, tokens: int, reason: str = "stop") -> Finished:
@@ -121,7 +121,7 @@ def test_what_every_file_has_is_not_counted_with_every_row() -> None:
     assert predict_bytes({1: 6000}, 10, 1) == 60_000
 
 
-class Recorder:
+class OutcomeSink:
     """Four samples to make."""
 
     samples = 4
@@ -142,8 +142,8 @@ class Recorder:
 
 
 def test_the_meter_counts_the_places_that_were_filled() -> None:
-    recorder, now = Recorder(), [100.0]
-    meter = Meter(recorder, started=90.0, clock=lambda: now[0])
+    recorder, now = OutcomeSink(), [100.0]
+    meter = ThroughputMeter(recorder, started=90.0, clock=lambda: now[0])
     meter.note("worker_ready", worker=0, capacity=2)
     now[0] = 110.0  # one engine of two: 2 of 4 places for 10 s
     meter.note("worker_ready", worker=1, capacity=2)
@@ -166,8 +166,8 @@ def test_the_meter_counts_the_places_that_were_filled() -> None:
 
 
 def test_an_engine_that_is_lost_has_no_places() -> None:
-    recorder, now = Recorder(), [0.0]
-    meter = Meter(recorder, started=0.0, clock=lambda: now[0])
+    recorder, now = OutcomeSink(), [0.0]
+    meter = ThroughputMeter(recorder, started=0.0, clock=lambda: now[0])
     meter.note("worker_ready", worker=0, capacity=1)
     meter.note("worker_ready", worker=1, capacity=1)
     now[0] = 10.0
@@ -181,8 +181,8 @@ def test_an_engine_that_is_lost_has_no_places() -> None:
 
 
 def test_where_no_engine_made_anything_nothing_is_measured() -> None:
-    recorder = Recorder()
-    meter = Meter(recorder, started=0.0)
+    recorder = OutcomeSink()
+    meter = ThroughputMeter(recorder, started=0.0)
     meter.note("progress", samples=0, tokens=0)
     meter.note_speed()
     assert meter.measure() is None

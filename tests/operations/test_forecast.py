@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import Command, write_jsonl
 
-from synthia_batch.operations.disk_usage import Texts, estimate_footprint, spell_bytes
+from synthia_batch.operations.disk_usage import Texts, estimate_disk_usage, spell_bytes
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local")
 
@@ -65,12 +65,12 @@ def test_a_run_takes_what_the_disk_was_foretold(synthia: Command, tmp_path: Path
 def test_a_disk_that_is_too_small_is_a_warning(tmp_path: Path) -> None:
     def estimate(prompt_bytes: int, tokens: int) -> str | None:
         texts = Texts(prompt_bytes=prompt_bytes, longest_output_tokens=tokens, samples=9, shards=1)
-        return estimate_footprint(texts, tmp_path / "out").warning
+        return estimate_disk_usage(texts, tmp_path / "out").warning
 
     advice = "free some, or name another place with -o DIR"
     assert estimate(10, 10) is None
     assert estimate(10**18, 10) == f"the disk of {tmp_path} has too little room: {advice}"
-    free = estimate_footprint(
+    free = estimate_disk_usage(
         Texts(prompt_bytes=0, longest_output_tokens=0, samples=0, shards=1), tmp_path
     ).free_bytes
     assert estimate(free, 10) == f"the disk of {tmp_path} has too little room if answers are long: {advice}"

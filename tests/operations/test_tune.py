@@ -149,7 +149,7 @@ def test_only_what_is_no_identity_is_remembered(tmp_path: Path, monkeypatch: pyt
     assert keep_tuned(found) == {"max_num_seqs": 7}
     layer = read_tuned(place)
     assert layer is not None
-    assert (layer.origin, layer.values, layer.is_said) == (
+    assert (layer.origin, layer.values, layer.is_explicit) == (
         "tuned on 2026-11-21", {"engine": {"max_num_seqs": 7}}, False,
     )  # fmt: skip
     assert read_tuned({**place, "hardware": "another"}) is None

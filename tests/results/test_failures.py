@@ -15,7 +15,7 @@ from synthia_batch.core.formatting import shorten
 from synthia_batch.core.types import Failed, Finished, Record
 from synthia_batch.results.read.failures import find_reasons, list_failures
 from synthia_batch.results.read.status import read_status
-from synthia_batch.runner.generate import FailureTeller
+from synthia_batch.runner.generate import FailureLog
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "--set", "model.max_model_len=900")
 LONG = (3, 40)
@@ -153,7 +153,7 @@ def test_hostile_ids_and_messages_stay_on_their_line() -> None:
 
 def test_the_first_few_of_each_code_are_told_with_their_place_then_their_number() -> None:
     told: list[str] = []
-    teller = FailureTeller(told.append, lambda ordinal: f"q.jsonl:{ordinal}")
+    teller = FailureLog(told.append, lambda ordinal: f"q.jsonl:{ordinal}")
     records: list[Record] = [Failed(ordinal=n, code="x", message="why") for n in range(250)]
     cut_off = Finished(
         ordinal=999,

@@ -22,12 +22,12 @@ from hostile import TEXTS, add_history, make_hostile_run
 from synthia_batch.results.read.counts import Lengths
 from synthia_batch.results.read.history import Stretch, coarsen, list_attempts, read_history
 from synthia_batch.results.report import answers
-from synthia_batch.results.report.escape import make_visible, show_text
+from synthia_batch.results.report.escape import escape_text, make_visible
 from synthia_batch.results.report.page import render_page
 from synthia_batch.results.report.plots import make_bins
-from synthia_batch.results.report.samples import Picks, choose_stride, hash_samples, take_every
+from synthia_batch.results.report.samples import SampleSubset, choose_stride, hash_samples, take_every
 from synthia_batch.results.report.summary import Report, read_report
-from synthia_batch.results.report.verdict import judge, spell_share
+from synthia_batch.results.report.verdict import assess, spell_share
 from synthia_batch.storage.atomic import temporary_path
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.parts.columns import read_numbers, read_rows
@@ -103,7 +103,7 @@ def test_the_verdict_is_plain_words(home: Path, found: Report) -> None:
     rows = read_data(home / "out")
     cut = sum(row["finish_reason"] == "length" for row in rows)
     failed = 2 * ROWS - len(rows)
-    sentences = [sentence.text for sentence in judge(found)]
+    sentences = [sentence.text for sentence in assess(found)]
     assert sentences[0] == f"Complete: {len(rows):,} of 2,400 samples are made, {failed:,} failed."
     share = round(100 * cut / len(rows))
     assert sentences[1] == (
@@ -286,7 +286,7 @@ def test_conversations_are_counted_and_shown_whole(synthia: Command, tmp_path: P
     found = read_report(tmp_path / "out")
     rows = read_data(tmp_path / "out")
     assert found.head.plays_turns
-    texts = [sentence.text for sentence in judge(found)]
+    texts = [sentence.text for sentence in assess(found)]
     cut = sum(row["finish_reason"] == "length" for row in rows)
     assert (
         f"{cut} of 4 conversations ({spell_share(cut, 4)}) had an answer that was cut off at 9 tokens"
@@ -386,7 +386,7 @@ def test_rows_are_found_by_their_position(home: Path) -> None:
 def test_picks_do_not_depend_on_the_order_in_which_they_are_offered() -> None:
     keys = np.array([5, 3, 9, 1], dtype=np.uint64)
     places = np.arange(4, dtype=np.int64)
-    one, other = Picks(most=3), Picks(most=3)
+    one, other = SampleSubset(most=3), SampleSubset(most=3)
     one.offer(0, keys, places)
     one.offer(1, keys + np.uint64(1), places)
     other.offer(1, keys + np.uint64(1), places)
@@ -456,13 +456,13 @@ def test_strangers_text_is_made_visible_and_cut_by_what_it_costs() -> None:
         make_visible("tab\tline\n \U0001f469\u200d\U0001f467 שלום")
         == "tab\tline\n \U0001f469\u200d\U0001f467 שלום"
     )
-    whole = show_text("<b>", 100)
+    whole = escape_text("<b>", 100)
     assert (whole.text, whole.is_cut) == ("<b>", False)
-    cut = show_text("<" * 1000, 100)
+    cut = escape_text("<" * 1000, 100)
     assert (cut.kept, cut.characters, cut.is_cut) == (25, 1000, True)
-    assert show_text("\U0001f600" * 1000, 100).kept == 25
-    assert show_text("", 100).text == ""
-    show_text("\ud800" * 10, 5)
+    assert escape_text("\U0001f600" * 1000, 100).kept == 25
+    assert escape_text("", 100).text == ""
+    escape_text("\ud800" * 10, 5)
 
 
 def test_shares_are_never_rounded_to_all_or_none() -> None:
@@ -477,7 +477,7 @@ def test_answers_cut_off_by_the_context_are_told_from_those_cut_off_by_the_limit
     part = found.tally.groups["none"]
     group = replace(part, cut_early=part.truncated - 2)
     tally.groups["none"] = group
-    texts = [one.text for one in judge(replace(found, tally=tally))]
+    texts = [one.text for one in assess(replace(found, tally=tally))]
     assert texts[1].startswith(f"2 of {group.finished:,} answers")
     assert f"{group.truncated - 2:,} of {group.finished:,} answers" in texts[2]
     assert "where the context of 8,192 tokens was full" in texts[2]

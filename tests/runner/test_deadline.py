@@ -12,7 +12,7 @@ from conftest import Command, read_bytes_of_data, read_call_log, write_jsonl
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.job.schema import Job
 from synthia_batch.runner.monitoring.lifecycle import open_drain
-from synthia_batch.scheduler.progress import RECENT_REQUESTS, Pace
+from synthia_batch.scheduler.progress import RECENT_REQUESTS, LatencyWindow
 
 BERLIN = "CET-1CEST,M3.5.0,M10.5.0/3"
 """Its rules in themselves: no time zone database is needed."""
@@ -117,7 +117,7 @@ def test_somebody_who_asks_goes_before_the_deadline() -> None:
 
 
 def test_the_pace_is_the_longest_of_the_latest_requests() -> None:
-    pace = Pace()
+    pace = LatencyWindow()
     assert pace.longest_seconds == 0
     pace.note_sent([1, 2], 0.0)
     pace.note_ended([1], 5.0)

@@ -10,11 +10,11 @@ import pytest
 from conftest import read_bytes_of_data, read_call_log, write_jsonl
 from inside import Killed, call, dying_at, snapshot
 
+from synthia_batch.storage.checksummed_json import encode_checksummed
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.lock import RunLock
 from synthia_batch.storage.manifest import read_manifest
 from synthia_batch.storage.saved_job import read_job
-from synthia_batch.storage.sealed_json import seal
 
 LONG = 7  # the row whose prompt fits no engine: it fails however often it is tried
 ROWS = 1100
@@ -210,7 +210,7 @@ def answer_otherwise(run_directory: Path) -> bytes:
     """Have the run's record of its canaries differ from what the engine answers; return it as it was."""
     path = run_directory / ".synthia/canary.json"
     before = path.read_bytes()
-    path.write_bytes(seal({"texts": "another", "bits": "", "by": {"engine": "another"}}))
+    path.write_bytes(encode_checksummed({"texts": "another", "bits": "", "by": {"engine": "another"}}))
     return before
 
 

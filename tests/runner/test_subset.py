@@ -49,9 +49,9 @@ def test_more_are_the_same_and_others() -> None:
 
 def test_a_probe_of_a_large_job_touches_few_shards_from_all_over_it() -> None:
     shards = plan_shards(1_000_000, 1)
-    picks = pick_probe(shards, 1000)
-    touched = [shard.number for shard in shards if picks.within(shard)]
-    assert len(picks.ordinals) == 1000
+    subset = pick_probe(shards, 1000)
+    touched = [shard.number for shard in shards if subset.within(shard)]
+    assert len(subset.ordinals) == 1000
     assert SHARDS_TOUCHED / 2 < len(touched) <= SHARDS_TOUCHED
     assert touched[0] < 20
     assert touched[-1] >= 980
@@ -66,9 +66,9 @@ def test_a_probe_of_more_than_there_is_takes_everything() -> None:
 
 def test_picks_fall_into_their_shards() -> None:
     shards = plan_shards(5000, 2)
-    picks = pick_probe(shards, 77)
-    assert [ordinal for shard in shards for ordinal in picks.within(shard)] == list(picks.ordinals)
-    assert all(shard.first <= ordinal < shard.stop for shard in shards for ordinal in picks.within(shard))
+    subset = pick_probe(shards, 77)
+    assert [ordinal for shard in shards for ordinal in subset.within(shard)] == list(subset.ordinals)
+    assert all(shard.first <= ordinal < shard.stop for shard in shards for ordinal in subset.within(shard))
 
 
 def test_rows_give_their_first_sample_of_each_system_message() -> None:

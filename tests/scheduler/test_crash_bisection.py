@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthia_batch.core.types import Finished, Request
-from synthia_batch.scheduler.crash_bisection import PROBE, Suspects, fail_convicted
+from synthia_batch.scheduler.crash_bisection import LIVENESS_CHECK, CrashBisector, fail_quarantined
 from synthia_batch.scheduler.dispatcher import Dispatcher
 
 
@@ -25,22 +25,22 @@ def make(ordinal: int) -> Finished:
 def count_deaths_to_find(culprits: set[int], total: int, capacity: int) -> int:
     """Play a job on one worker that dies as soon as it holds a culprit; return how often it died."""
     dispatcher = Dispatcher(iter(ask(*range(total))), total)
-    dispatcher.open_desk(0, capacity)
+    dispatcher.add_worker(0, capacity)
     made: Counter[int] = Counter()
-    convicted: set[int] = set()
+    quarantined: set[int] = set()
     deaths = 0
     while not dispatcher.is_done:
         batch = [request.ordinal for request in dispatcher.top_up(0, 1)]
         if culprits & set(batch):
             deaths += 1
-            dispatcher.close_desk(0, blames_samples=True)
-            dispatcher.open_desk(0, capacity)
+            dispatcher.remove_worker(0, suspects_samples=True)
+            dispatcher.add_worker(0, capacity)
         else:
             for ordinal in batch:
-                made[ordinal] += ordinal != PROBE.ordinal
+                made[ordinal] += ordinal != LIVENESS_CHECK.ordinal
                 assert dispatcher.accept(0, make(ordinal))
-        convicted |= {request.ordinal for request in dispatcher.take_convicted()}
-    assert convicted == culprits
+        quarantined |= {request.ordinal for request in dispatcher.take_quarantined()}
+    assert quarantined == culprits
     assert made == Counter(set(range(total)) - culprits), "the innocent are made, and made once"
     return deaths
 
@@ -58,7 +58,7 @@ def test_any_culprits_are_found_and_nobody_else(total: int, wanted: set[int], ca
 
 
 def test_a_conviction_waits_until_its_worker_has_proved_itself() -> None:
-    suspects = Suspects()
+    suspects = CrashBisector()
     for _ in range(2):
         suspects.blame(0, ask(5))
     assert suspects.take_proven() == []
@@ -72,10 +72,10 @@ def test_a_conviction_waits_until_its_worker_has_proved_itself() -> None:
 def convict(dispatcher: Dispatcher) -> Request:
     """Have worker 0 die twice with one sample alone in it; it is back then."""
     for _ in range(2):
-        dispatcher.open_desk(0, 1)
+        dispatcher.add_worker(0, 1)
         (culprit,) = dispatcher.top_up(0, 1)
-        dispatcher.close_desk(0, blames_samples=True)
-    dispatcher.open_desk(0, 3)
+        dispatcher.remove_worker(0, suspects_samples=True)
+    dispatcher.add_worker(0, 3)
     return culprit
 
 
@@ -84,68 +84,68 @@ def test_a_worker_that_has_convicted_a_sample_makes_another_before_anything_else
     convict(dispatcher)
     (other,) = dispatcher.top_up(0, 1)
     assert dispatcher.top_up(0, 1) == [], "with nothing else in the engine"
-    loss = dispatcher.close_desk(0, blames_samples=True)
+    loss = dispatcher.remove_worker(0, suspects_samples=True)
     assert (loss.unfinished, loss.narrowed) == (1, False), "which is a strike: it may be broken itself"
-    dispatcher.open_desk(0, 3)
+    dispatcher.add_worker(0, 3)
     (third,) = dispatcher.top_up(0, 1)
     assert third != other
-    assert dispatcher.take_convicted() == []
+    assert dispatcher.take_quarantined() == []
     assert dispatcher.accept(0, make(third.ordinal))
-    assert len(dispatcher.take_convicted()) == 1
+    assert len(dispatcher.take_quarantined()) == 1
 
 
 def test_with_no_sample_left_a_question_shows_that_a_worker_is_not_broken() -> None:
     dispatcher = Dispatcher(iter(ask(0)), 1, has_made=True)
     culprit = convict(dispatcher)
-    assert dispatcher.take_convicted() == [], "others of this job were made: it has to show that it can"
-    assert dispatcher.top_up(0, 1) == [PROBE]
+    assert dispatcher.take_quarantined() == [], "others of this job were made: it has to show that it can"
+    assert dispatcher.top_up(0, 1) == [LIVENESS_CHECK]
     assert dispatcher.top_up(0, 1) == []
-    loss = dispatcher.close_desk(0, blames_samples=True)
+    loss = dispatcher.remove_worker(0, suspects_samples=True)
     assert (loss.unfinished, loss.narrowed) == (0, False), "a strike, and nothing to try again"
-    dispatcher.open_desk(0, 3)
-    assert dispatcher.top_up(0, 1) == [PROBE]
-    assert dispatcher.accept(0, make(PROBE.ordinal))
+    dispatcher.add_worker(0, 3)
+    assert dispatcher.top_up(0, 1) == [LIVENESS_CHECK]
+    assert dispatcher.accept(0, make(LIVENESS_CHECK.ordinal))
     assert not dispatcher.is_done
-    assert dispatcher.take_convicted() == [culprit]
+    assert dispatcher.take_quarantined() == [culprit]
     assert dispatcher.is_done
 
 
 def test_a_job_of_which_nothing_can_be_made_convicts_what_it_tried_to_the_end() -> None:
     dispatcher = Dispatcher(iter(ask(0)), 1)
     culprit = convict(dispatcher)
-    assert dispatcher.take_convicted() == [culprit]
+    assert dispatcher.take_quarantined() == [culprit]
     assert dispatcher.is_done
 
 
 def test_a_broken_worker_convicts_nobody() -> None:
     dispatcher = Dispatcher(iter(ask(*range(40))), 40)
     for _ in range(30):
-        dispatcher.open_desk(0, 10)
+        dispatcher.add_worker(0, 10)
         dispatcher.top_up(0, 2)
-        dispatcher.close_desk(0, blames_samples=True)
-        assert not dispatcher.take_convicted()
+        dispatcher.remove_worker(0, suspects_samples=True)
+        assert not dispatcher.take_quarantined()
     dispatcher.give_up(0)
-    dispatcher.open_desk(1, 10)
+    dispatcher.add_worker(1, 10)
     while not dispatcher.is_done:
         batch = dispatcher.top_up(1, 1)
         assert batch, "what the broken worker had comes to the other"
         for request in batch:
             assert dispatcher.accept(1, make(request.ordinal))
-        assert not dispatcher.take_convicted()
+        assert not dispatcher.take_quarantined()
 
 
 def test_healthy_workers_keep_to_ordinary_samples_while_there_are_any() -> None:
     dispatcher = Dispatcher(iter(ask(*range(100))), 100)
     for worker in (0, 1):
-        dispatcher.open_desk(worker, 10)
+        dispatcher.add_worker(worker, 10)
         dispatcher.top_up(worker, 2)
-    dispatcher.close_desk(0, blames_samples=True)
+    dispatcher.remove_worker(0, suspects_samples=True)
     suspected = {request.ordinal for request in ask(*range(100))}
     for _ in range(3):
         held = dispatcher.top_up(1, 2)
         for request in held:
             dispatcher.accept(1, make(request.ordinal))
-    dispatcher.open_desk(0, 10)
+    dispatcher.add_worker(0, 10)
     group = dispatcher.top_up(0, 2)
     assert 0 < len(group) <= 3 < len(suspected)
     assert dispatcher.top_up(0, 2) == [], "nothing joins a group on trial"
@@ -153,8 +153,8 @@ def test_healthy_workers_keep_to_ordinary_samples_while_there_are_any() -> None:
 
 def test_what_happens_to_a_convicted_sample_is_told_the_same_way_every_time() -> None:
     (request,) = ask(3)
-    assert fail_convicted(request) == fail_convicted(request)
-    assert fail_convicted(request).code == "engine_crash"
+    assert fail_quarantined(request) == fail_quarantined(request)
+    assert fail_quarantined(request).code == "engine_crash"
 
 
 @settings(max_examples=200, deadline=None)
@@ -168,11 +168,11 @@ def test_every_sample_ends_exactly_once_whatever_happens_to_workers(
 
     def play(action: str, worker: int) -> None:
         if worker not in held:
-            dispatcher.open_desk(worker, 5)
+            dispatcher.add_worker(worker, 5)
             held[worker] = set()
         elif action == "feed":
             batch = {request.ordinal for request in dispatcher.top_up(worker, workers)}
-            others = set().union(*held.values()) - {PROBE.ordinal}
+            others = set().union(*held.values()) - {LIVENESS_CHECK.ordinal}
             assert not batch & others, "a sample is with one worker at a time"
             assert not batch & set(ended), "a sample that has ended is not given out again"
             held[worker] |= batch
@@ -181,11 +181,11 @@ def test_every_sample_ends_exactly_once_whatever_happens_to_workers(
             held[worker].remove(ordinal)
             assert dispatcher.accept(worker, make(ordinal))
             assert not dispatcher.accept(worker, make(ordinal))
-            ended[ordinal] += ordinal != PROBE.ordinal
+            ended[ordinal] += ordinal != LIVENESS_CHECK.ordinal
         elif action in ("die", "vanish"):
-            loss = dispatcher.close_desk(worker, blames_samples=action == "die")
-            assert loss.unfinished == len(held.pop(worker) - {PROBE.ordinal})
-        ended.update(request.ordinal for request in dispatcher.take_convicted())
+            loss = dispatcher.remove_worker(worker, suspects_samples=action == "die")
+            assert loss.unfinished == len(held.pop(worker) - {LIVENESS_CHECK.ordinal})
+        ended.update(request.ordinal for request in dispatcher.take_quarantined())
 
     actions = st.sampled_from(["feed", "feed", "end", "end", "die", "vanish"])
     moves = st.lists(st.tuples(actions, st.integers(0, workers - 1)), max_size=80)

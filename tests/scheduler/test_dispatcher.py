@@ -23,8 +23,8 @@ def made(ordinal: int) -> Finished:
 
 def test_every_sample_is_given_to_exactly_one_worker() -> None:
     dispatcher = make_dispatcher(10)
-    dispatcher.open_desk(0, 4)
-    dispatcher.open_desk(1, 4)
+    dispatcher.add_worker(0, 4)
+    dispatcher.add_worker(1, 4)
     first = [request.ordinal for request in dispatcher.top_up(0, 2)]
     second = [request.ordinal for request in dispatcher.top_up(1, 2)]
     assert (first, second) == ([0, 2, 4, 6], [1, 3, 5, 7])
@@ -33,18 +33,18 @@ def test_every_sample_is_given_to_exactly_one_worker() -> None:
 
 def test_the_first_worker_to_be_ready_leaves_the_others_their_share() -> None:
     dispatcher = make_dispatcher(28)
-    dispatcher.open_desk(0, 140)
+    dispatcher.add_worker(0, 140)
     assert len(dispatcher.top_up(0, 2)) == 14
 
 
 def test_what_a_lost_worker_held_goes_to_another_and_only_once() -> None:
     dispatcher = make_dispatcher(4)
-    dispatcher.open_desk(0, 4)
+    dispatcher.add_worker(0, 4)
     given = dispatcher.top_up(0, 1)
     assert dispatcher.accept(0, made(0))
-    assert dispatcher.close_desk(0, blames_samples=False).unfinished == 3
+    assert dispatcher.remove_worker(0, suspects_samples=False).unfinished == 3
     assert not dispatcher.accept(0, made(1)), "a late word from a closed desk must not count"
-    dispatcher.open_desk(1, 10)
+    dispatcher.add_worker(1, 10)
     again = dispatcher.top_up(1, 1)
     assert [request.ordinal for request in again] == [1, 2, 3]
     assert again == given[1:]
@@ -52,7 +52,7 @@ def test_what_a_lost_worker_held_goes_to_another_and_only_once() -> None:
 
 def test_a_sample_counts_once_however_often_it_is_reported() -> None:
     dispatcher = make_dispatcher(2)
-    dispatcher.open_desk(0, 2)
+    dispatcher.add_worker(0, 2)
     dispatcher.top_up(0, 1)
     assert dispatcher.accept(0, made(0))
     assert not dispatcher.accept(0, made(0))
@@ -71,7 +71,7 @@ def test_samples_are_read_only_as_far_as_workers_can_take_them() -> None:
             yield Request(ordinal=n, token_ids=b"x", seed=n)
 
     dispatcher = Dispatcher(requests(), 1_000_000)
-    dispatcher.open_desk(0, 8)
+    dispatcher.add_worker(0, 8)
     dispatcher.top_up(0, 1)
     assert len(read) <= WINDOW_SAMPLES
 
@@ -86,7 +86,7 @@ def test_the_longest_prompts_of_a_window_go_first_and_equal_ones_together() -> N
     lengths = [3, 9, 9, 1]
     requests = (Request(ordinal=n, token_ids=b"x" * length, seed=n) for n, length in enumerate(lengths))
     dispatcher = Dispatcher(requests, 4, has_made=True)
-    dispatcher.open_desk(0, 4)
+    dispatcher.add_worker(0, 4)
     assert [request.ordinal for request in dispatcher.top_up(0, 1)] == [1, 2, 0, 3]
 
 
@@ -96,14 +96,14 @@ def test_the_first_answer_of_a_job_does_not_wait_for_the_longest() -> None:
     dispatcher = Dispatcher(iter(requests), len(requests))
     hands = []
     for worker in range(2):
-        dispatcher.open_desk(worker, 4)
+        dispatcher.add_worker(worker, 4)
         hands.append([request.max_tokens for request in dispatcher.top_up(worker, 2)])
     assert hands == [[8, 400, 109, 107], [20, 300, 108, 106]]
 
 
 def test_of_prompts_that_are_as_long_as_each_other_the_first_of_the_input_goes_first() -> None:
     dispatcher = make_dispatcher(6)
-    dispatcher.open_desk(0, 3)
+    dispatcher.add_worker(0, 3)
     assert [request.ordinal for request in dispatcher.top_up(0, 1)] == [0, 1, 2]
 
 
@@ -113,7 +113,7 @@ def test_the_engine_that_is_ready_first_does_not_take_all_the_longest() -> None:
     requests = [Request(ordinal=n, token_ids=b"x" * draw.randint(8, 1500), seed=n) for n in range(512)]
     dispatcher = Dispatcher(iter(requests), len(requests))
     for worker in range(2):
-        dispatcher.open_desk(worker, 256)
+        dispatcher.add_worker(worker, 256)
     tokens = [sum(len(r.token_ids) for r in dispatcher.top_up(worker, 2)) for worker in range(2)]
     assert sum(tokens) == sum(len(request.token_ids) for request in requests)
     assert max(tokens) < 1.02 * min(tokens)
@@ -145,7 +145,7 @@ def serve(
     sharing = expected or workers
     given: list[list[Request]] = [[] for _ in range(workers)]
     for worker in range(workers):
-        dispatcher.open_desk(worker, capacity)
+        dispatcher.add_worker(worker, capacity)
         given[worker] += dispatcher.top_up(worker, sharing)
     ended = 0
     while not dispatcher.is_done:
@@ -198,10 +198,10 @@ def test_the_samples_of_one_prompt_stay_together() -> None:
 def test_what_is_left_of_a_lost_workers_hand_is_not_lost() -> None:
     requests = write_prompts(prefixes=1, each=32)
     dispatcher = Dispatcher(iter(requests), 32, groups_prefixes=True)
-    dispatcher.open_desk(0, 4)
+    dispatcher.add_worker(0, 4)
     begun = dispatcher.top_up(0, 1)
-    dispatcher.close_desk(0, blames_samples=False)
-    dispatcher.open_desk(1, 32)
+    dispatcher.remove_worker(0, suspects_samples=False)
+    dispatcher.add_worker(1, 32)
     assert sorted(r.ordinal for r in dispatcher.top_up(1, 1)) == list(range(32))
     assert len(begun) == 4
 
@@ -209,8 +209,8 @@ def test_what_is_left_of_a_lost_workers_hand_is_not_lost() -> None:
 def test_at_the_tail_an_engine_takes_over_the_rest_of_anothers_hand() -> None:
     requests = write_prompts(prefixes=1, each=16)
     dispatcher = Dispatcher(iter(requests), 16, groups_prefixes=True)
-    dispatcher.open_desk(0, 2)
-    dispatcher.open_desk(1, 2)
+    dispatcher.add_worker(0, 2)
+    dispatcher.add_worker(1, 2)
     first = [request.ordinal for request in dispatcher.top_up(0, 2)]
     second = [request.ordinal for request in dispatcher.top_up(1, 2)]
     assert len(first) == len(second) == 2
@@ -228,7 +228,7 @@ def test_no_engine_idles_while_another_works_on_answers_of_any_length(
     waiting: list[list[int]] = [[] for _ in range(workers)]
     running: list[dict[int, int]] = [{} for _ in range(workers)]
     for worker in range(workers):
-        dispatcher.open_desk(worker, batch + batch // 10)
+        dispatcher.add_worker(worker, batch + batch // 10)
     busy, steps = [0] * workers, 0
     while not dispatcher.is_done:
         for worker in range(workers):
@@ -257,7 +257,7 @@ def test_at_the_tail_no_engine_idles_while_another_has_samples_that_it_has_not_b
     waiting: list[list[int]] = [[] for _ in speeds]
     running: list[dict[int, int]] = [{} for _ in speeds]
     for worker in range(len(speeds)):
-        dispatcher.open_desk(worker, capacity)
+        dispatcher.add_worker(worker, capacity)
     idle = 0
     while not dispatcher.is_done:
         for worker, _ in enumerate(speeds):
@@ -279,10 +279,10 @@ def test_at_the_tail_no_engine_idles_while_another_has_samples_that_it_has_not_b
 
 def test_a_worker_is_asked_once_for_what_it_has_not_begun() -> None:
     dispatcher = make_dispatcher(8)
-    dispatcher.open_desk(0, 8)
+    dispatcher.add_worker(0, 8)
     assert len(dispatcher.top_up(0, 1)) == 8
     assert dispatcher.choose_recalls() == [], "nobody else could take it"
-    dispatcher.open_desk(1, 8)
+    dispatcher.add_worker(1, 8)
     assert dispatcher.top_up(1, 2) == []
     assert dispatcher.choose_recalls() == [0]
     assert dispatcher.choose_recalls() == []
@@ -296,18 +296,18 @@ def test_a_worker_is_asked_once_for_what_it_has_not_begun() -> None:
 def test_what_is_drawn_leaves_one_for_every_idle_worker_though_others_await_their_trial() -> None:
     dispatcher = make_dispatcher(5)
     for worker in range(3):
-        dispatcher.open_desk(worker, 4)
+        dispatcher.add_worker(worker, 4)
     dispatcher.top_up(2, 2)  # Three of the five, and dies of them.
-    dispatcher.close_desk(2, blames_samples=True)
+    dispatcher.remove_worker(2, suspects_samples=True)
     for _ in range(3):
-        dispatcher.open_desk(2, 4)
+        dispatcher.add_worker(2, 4)
         suspects = dispatcher.top_up(2, 3)
         assert [len(dispatcher.top_up(worker, 3)) for worker in (0, 1)] == [1, 1]
         assert dispatcher.choose_recalls() == []
         for worker in (0, 1):
-            held = list(dispatcher._desks[worker].held)
+            held = list(dispatcher._slots[worker].held)
             dispatcher.take_back(worker, held)
-        dispatcher.close_desk(2, blames_samples=len(suspects) > 1)
+        dispatcher.remove_worker(2, suspects_samples=len(suspects) > 1)
 
 
 def follow(request: Request) -> Request:
@@ -320,8 +320,8 @@ def answer(request: Request) -> Finished:
 
 def test_the_next_turn_goes_first_and_to_the_worker_that_made_the_last() -> None:
     dispatcher = make_dispatcher(8)
-    dispatcher.open_desk(0, 2)
-    dispatcher.open_desk(1, 2)
+    dispatcher.add_worker(0, 2)
+    dispatcher.add_worker(1, 2)
     first, _ = dispatcher.top_up(0, 2)
     dispatcher.top_up(1, 2)
     assert dispatcher.accept(0, answer(first))
@@ -332,7 +332,7 @@ def test_the_next_turn_goes_first_and_to_the_worker_that_made_the_last() -> None
 
 def test_a_conversation_ends_with_its_last_turn() -> None:
     dispatcher = make_dispatcher(1)
-    dispatcher.open_desk(0, 2)
+    dispatcher.add_worker(0, 2)
     (request,) = dispatcher.top_up(0, 1)
     for _ in range(3):
         assert dispatcher.accept(0, answer(request))
@@ -347,9 +347,9 @@ def test_a_conversation_ends_with_its_last_turn() -> None:
 
 def test_a_worker_with_nothing_to_do_takes_over_the_next_turn() -> None:
     dispatcher = make_dispatcher(4)
-    dispatcher.open_desk(0, 4)
+    dispatcher.add_worker(0, 4)
     requests = dispatcher.top_up(0, 1)
-    dispatcher.open_desk(1, 4)
+    dispatcher.add_worker(1, 4)
     assert dispatcher.accept(0, answer(requests[0]))
     dispatcher.go_on(0, follow(requests[0]))
     assert dispatcher.top_up(0, 2) == [], "it has more than its share"
@@ -358,12 +358,12 @@ def test_a_worker_with_nothing_to_do_takes_over_the_next_turn() -> None:
 
 def test_the_next_turn_of_a_worker_that_died_goes_to_another() -> None:
     dispatcher = make_dispatcher(2)
-    dispatcher.open_desk(0, 2)
+    dispatcher.add_worker(0, 2)
     first, second = dispatcher.top_up(0, 1)
     assert dispatcher.accept(0, answer(first))
     dispatcher.go_on(0, follow(first))
-    dispatcher.close_desk(0, blames_samples=False)
-    dispatcher.open_desk(1, 2)
+    dispatcher.remove_worker(0, suspects_samples=False)
+    dispatcher.add_worker(1, 2)
     given = dispatcher.top_up(1, 1)
     assert sorted(given, key=lambda request: request.ordinal) == sorted(
         [follow(first), second], key=lambda request: request.ordinal
@@ -372,30 +372,30 @@ def test_the_next_turn_of_a_worker_that_died_goes_to_another() -> None:
 
 def test_deaths_in_one_turn_are_not_held_against_the_next() -> None:
     dispatcher = make_dispatcher(2)
-    dispatcher.open_desk(0, 1)
+    dispatcher.add_worker(0, 1)
     (request,) = dispatcher.top_up(0, 1)
-    dispatcher.close_desk(0, blames_samples=True)
-    dispatcher.open_desk(0, 1)
+    dispatcher.remove_worker(0, suspects_samples=True)
+    dispatcher.add_worker(0, 1)
     assert dispatcher.top_up(0, 1) == [request], "alone, on trial"
     assert dispatcher.accept(0, answer(request))
     dispatcher.go_on(0, follow(request))
     assert dispatcher.top_up(0, 1) == [follow(request)]
-    dispatcher.close_desk(0, blames_samples=True)
-    dispatcher.open_desk(0, 1)
+    dispatcher.remove_worker(0, suspects_samples=True)
+    dispatcher.add_worker(0, 1)
     assert dispatcher.top_up(0, 1) == [follow(request)], "its first death in this turn convicts nobody"
 
 
 def test_a_turn_that_ends_engines_is_convicted() -> None:
     dispatcher = make_dispatcher(3)
-    dispatcher.open_desk(0, 1)
+    dispatcher.add_worker(0, 1)
     (request,) = dispatcher.top_up(0, 1)
     assert dispatcher.accept(0, answer(request))
     dispatcher.go_on(0, follow(request))
     for _ in range(2):
         assert dispatcher.top_up(0, 1) == [follow(request)]
-        dispatcher.close_desk(0, blames_samples=True)
-        dispatcher.open_desk(0, 1)
-    assert dispatcher.take_convicted() == []
+        dispatcher.remove_worker(0, suspects_samples=True)
+        dispatcher.add_worker(0, 1)
+    assert dispatcher.take_quarantined() == []
     (other,) = dispatcher.top_up(0, 1)
     assert dispatcher.accept(0, answer(other)), "which proves the worker"
-    assert dispatcher.take_convicted() == [follow(request)]
+    assert dispatcher.take_quarantined() == [follow(request)]

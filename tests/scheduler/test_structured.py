@@ -10,14 +10,14 @@ from conftest import Command, read_bytes_of_data, write_jsonl
 from reading import list_faults, read_all
 
 from synthia_batch.core.types import Failed, Finished, Message, Request, Row, RowSampling, Structure
-from synthia_batch.job.plan import make_samples
+from synthia_batch.job.plan import generate
 from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.structured import make_structure
 from synthia_batch.job.structured_check import check_structure
 from synthia_batch.models.prompts.formats import PlainChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
-from synthia_batch.scheduler.answer_check import judge_answer
-from synthia_batch.scheduler.multi_turn import Context, Conversations
+from synthia_batch.scheduler.answer_check import validate_answer
+from synthia_batch.scheduler.multi_turn import Context, MultiTurnSession
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")
 SCHEMA = {
@@ -49,7 +49,7 @@ def finish(response: str, reason: str = "stop", ordinal: int = 0) -> Finished:
 )
 def test_an_answer_that_fits_is_left_as_it_is(structure: Structure, response: str) -> None:
     made = finish(response)
-    assert judge_answer(structure, made) is made
+    assert validate_answer(structure, made) is made
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_an_answer_that_fits_is_left_as_it_is(structure: Structure, response: st
 def test_one_that_does_not_fails_with_why_and_how_it_begins(
     structure: Structure, response: str, words: str
 ) -> None:
-    failed = judge_answer(structure, finish(response))
+    failed = validate_answer(structure, finish(response))
     assert isinstance(failed, Failed)
     assert failed.code == "structured_output_invalid"
     assert words in failed.message
@@ -90,7 +90,7 @@ def test_one_that_does_not_fails_with_why_and_how_it_begins(
     ids=lambda value: str(value)[:40],
 )
 def test_one_that_was_cut_off_says_what_to_raise(structure: Structure, response: str) -> None:
-    failed = judge_answer(structure, finish(response, "length"))
+    failed = validate_answer(structure, finish(response, "length"))
     assert isinstance(failed, Failed)
     assert failed.code == "structured_output_cut_off"
     assert "cut off after 5 tokens" in failed.message
@@ -99,7 +99,7 @@ def test_one_that_was_cut_off_says_what_to_raise(structure: Structure, response:
 
 def test_one_that_was_cut_off_and_is_whole_all_the_same_is_finished() -> None:
     made = finish('{"name": "Ada", "age": 3}', "length")
-    assert judge_answer(JSON, made) is made
+    assert validate_answer(JSON, made) is made
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_structure_and_a_least_length_do_not_go_together_in_a_row(tmp_path: Pa
     assert "structured: it says where an answer ends; leave out min_tokens and ignore_eos" in fault
 
 
-def ask(conversations: Conversations, sampling: RowSampling | None) -> Request:
+def ask(conversations: MultiTurnSession, sampling: RowSampling | None) -> Request:
     plan = PlanSpec(
         systems=(SystemText(name="none", text=""),), system_column=None, replace_own_system=True,
         num_samples=1, seed=3,
@@ -175,14 +175,14 @@ def ask(conversations: Conversations, sampling: RowSampling | None) -> Request:
     row = Row(
         index=0, id="a", messages=(Message("user", "Why?"),), system=None, kept={}, line=1, sampling=sampling
     )
-    (sample,) = make_samples(row, plan)
+    (sample,) = generate(row, plan)
     return conversations.begin(sample)
 
 
 def test_a_rows_structure_takes_the_place_of_the_jobs() -> None:
     context = Context(max_model_len=1000, max_tokens=20, on_overflow="fail")
     renderer = Renderer(PlainChatFormat(), ByteTokenizer())
-    conversations = Conversations(renderer, context, structure=make_structure("choice", ["yes", "no"]))
+    conversations = MultiTurnSession(renderer, context, structure=make_structure("choice", ["yes", "no"]))
     own = make_structure("regex", "[0-9]+")
     assert ask(conversations, None).structure is None, "the engine knows the job's"
     assert conversations.advance(finish("yes")).record == finish("yes")

@@ -53,7 +53,7 @@ def test_every_path_is_as_the_design_names_it(tmp_path):
         ".synthia/plan.json": run_dir.plan,
         ".synthia/lock": run_dir.lock,
         ".synthia/owner.json": run_dir.owner,
-        ".synthia/intents.wal": run_dir.intents,
+        ".synthia/intents.wal": run_dir.ledger,
         ".synthia/events.jsonl": run_dir.events,
         ".synthia/journal/shard-00007.wal": run_dir.journal(shard),
         ".synthia/logs/worker-0.log": run_dir.worker_log(0),

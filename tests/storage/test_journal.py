@@ -17,10 +17,10 @@ from synthia_batch.storage.journal.writer import (
     Journal,
     repair_journal,
 )
-from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.lock import WriterEpoch
 
 SHARD = Shard(number=7, count=60, first_row=100, stop_row=200, first=100, stop=200)
-ATTEMPT = Attempt(plan_digest="c0ffee", epoch=1, boot="this boot")
+ATTEMPT = WriterEpoch(plan_digest="c0ffee", epoch=1, boot="this boot")
 AFTER_POWER_LOSS = replace(ATTEMPT, epoch=2, boot="the next boot")
 
 

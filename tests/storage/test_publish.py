@@ -13,13 +13,13 @@ from synthia_batch.errors import IntegrityError, StorageFailed
 from synthia_batch.storage.journal.reader import replay
 from synthia_batch.storage.journal.writer import Journal, write_journal
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import Intents, read_intents
-from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.ledger import PartLedger, read_ledger
+from synthia_batch.storage.lock import WriterEpoch
 from synthia_batch.storage.publish import EncodedPart, EncodedShard, publish_shard
 from synthia_batch.storage.recovery import Published, Unfinished, check_parts, inspect_shard, remove_leftovers
 
 SHARD = Shard(number=1, count=3, first_row=4, stop_row=8, first=4, stop=8)
-ATTEMPT = Attempt(plan_digest="c0ffee", epoch=1, boot="this boot")
+ATTEMPT = WriterEpoch(plan_digest="c0ffee", epoch=1, boot="this boot")
 FINISHED = [
     Finished(
         ordinal=ordinal,
@@ -99,14 +99,14 @@ def _encode_part(outcomes):
 
 
 def inspect(run_dir, attempt=ATTEMPT):
-    return inspect_shard(run_dir, SHARD, read_intents(run_dir.intents, attempt.plan_digest).latest, attempt)
+    return inspect_shard(run_dir, SHARD, read_ledger(run_dir.ledger, attempt.plan_digest).latest, attempt)
 
 
 def run_to_the_end(run_dir, outcomes, attempt):
     """What a run does with a shard: recover, make what is missing, publish."""
     run_dir.create()
-    intents = Intents.open(run_dir.intents, attempt)
-    state = inspect_shard(run_dir, SHARD, intents.latest, attempt)
+    ledger = PartLedger.open(run_dir.ledger, attempt)
+    state = inspect_shard(run_dir, SHARD, ledger.latest, attempt)
     check_parts(run_dir, [state], lambda done, total: None)
     remove_leftovers(run_dir, [state])
     made = []
@@ -118,14 +118,14 @@ def run_to_the_end(run_dir, outcomes, attempt):
                 journal.append([outcome])
                 made.append(outcome.ordinal)
         finished = {**known, **{outcome.ordinal: outcome for outcome in outcomes}}
-        publish_shard(run_dir, encode(finished.values()), journal, intents)
-    intents.close()
+        publish_shard(run_dir, encode(finished.values()), journal, ledger)
+    ledger.close()
     return made
 
 
 def files_of(run_dir):
     """Everything but the memory of attempts, by relative path."""
-    paths = [path for path in run_dir.root.rglob("*") if path.is_file() and path != run_dir.intents]
+    paths = [path for path in run_dir.root.rglob("*") if path.is_file() and path != run_dir.ledger]
     return {str(path.relative_to(run_dir.root)): path.read_bytes() for path in paths}
 
 
@@ -140,7 +140,7 @@ def test_a_published_shard_has_its_parts_and_no_journal(run_dir, outcomes):
     state = inspect(run_dir)
     assert isinstance(state, Published)
     assert not state.has_leftover_journal
-    assert state.intent.data is None or state.intent.data.rows == encoded.data.rows
+    assert state.shard_entry.data is None or state.shard_entry.data.rows == encoded.data.rows
 
 
 @pytest.mark.usefixtures("quick_syncs")
@@ -201,12 +201,12 @@ def _kill(run_dir, outcomes, attempt, at, monkeypatch):
 
 
 def test_the_steps_are_taken_in_the_order_that_durability_needs(run_dir, monkeypatch):
-    intents = Intents.open(run_dir.intents, ATTEMPT)
+    ledger = PartLedger.open(run_dir.ledger, ATTEMPT)
     journal = Journal.open(run_dir.journal(SHARD), SHARD, ATTEMPT)
     journal.append(ONE_FAILED)
     steps = _record_steps(run_dir, monkeypatch)
 
-    publish_shard(run_dir, encode(ONE_FAILED), journal, intents)
+    publish_shard(run_dir, encode(ONE_FAILED), journal, ledger)
 
     failed, data = "failed/{}failed-00001-of-00003.parquet{}", "data/{}train-00001-of-00003.parquet{}"
     assert steps == [
@@ -227,10 +227,10 @@ def test_a_part_that_is_no_more_is_gone_from_the_disk_before_the_journal_is(run_
     retry = replace(ATTEMPT, epoch=2)
     write_journal(run_dir.journal(SHARD), SHARD, retry, FINISHED)
     journal = Journal.open(run_dir.journal(SHARD), SHARD, retry)
-    intents = Intents.open(run_dir.intents, retry)
+    ledger = PartLedger.open(run_dir.ledger, retry)
     steps = _record_steps(run_dir, monkeypatch)
 
-    publish_shard(run_dir, encode(FINISHED), journal, intents)
+    publish_shard(run_dir, encode(FINISHED), journal, ledger)
 
     removal = ["unlink failed/failed-00001-of-00003.parquet", "fsync failed"]
     assert steps[2:4] == removal  # after the intent
@@ -265,20 +265,20 @@ def _record_steps(run_dir, monkeypatch):
 
 
 def test_parts_that_do_not_hold_every_sample_are_not_published(run_dir):
-    intents = Intents.open(run_dir.intents, ATTEMPT)
+    ledger = PartLedger.open(run_dir.ledger, ATTEMPT)
     journal = Journal.open(run_dir.journal(SHARD), SHARD, ATTEMPT)
 
     with pytest.raises(ValueError, match="shard 1 has 4 samples, its parts have 3"):
-        publish_shard(run_dir, encode(FINISHED[:3]), journal, intents)
+        publish_shard(run_dir, encode(FINISHED[:3]), journal, ledger)
 
-    assert intents.latest == {}
+    assert ledger.latest == {}
     assert list(run_dir.data.iterdir()) == []
 
 
 @pytest.mark.parametrize("call", ["fsync", "fdatasync", "rename", "write", "unlink"])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 def test_a_failing_disk_ends_the_publication_and_loses_nothing(run_dir, monkeypatch, call, code):
-    intents = Intents.open(run_dir.intents, ATTEMPT)
+    ledger = PartLedger.open(run_dir.ledger, ATTEMPT)
     journal = Journal.open(run_dir.journal(SHARD), SHARD, ATTEMPT)
     journal.append(ONE_FAILED)
     calls = []
@@ -290,7 +290,7 @@ def test_a_failing_disk_ends_the_publication_and_loses_nothing(run_dir, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
         with pytest.raises(StorageFailed, match="run the same command again") as caught:
-            publish_shard(run_dir, encode(ONE_FAILED), journal, intents)
+            publish_shard(run_dir, encode(ONE_FAILED), journal, ledger)
         assert isinstance(caught.value.__cause__, OSError)
         if call in ("fsync", "fdatasync"):
             assert len(calls) == 1
@@ -300,13 +300,13 @@ def test_a_failing_disk_ends_the_publication_and_loses_nothing(run_dir, monkeypa
 
 
 def test_a_full_disk_is_not_kept_full_by_half_a_part(run_dir, monkeypatch):
-    intents = Intents.open(run_dir.intents, ATTEMPT)
+    ledger = PartLedger.open(run_dir.ledger, ATTEMPT)
     journal = Journal.open(run_dir.journal(SHARD), SHARD, ATTEMPT)
     journal.append(FINISHED)
     monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
 
     with pytest.raises(StorageFailed):
-        publish_shard(run_dir, encode(FINISHED), journal, intents)
+        publish_shard(run_dir, encode(FINISHED), journal, ledger)
 
     assert list(run_dir.data.iterdir()) == []
 

@@ -10,10 +10,10 @@ from synthia_batch.errors import JournalCorrupt
 from synthia_batch.storage.journal.frames import scan_frames
 from synthia_batch.storage.journal.reader import Replayed, read_journal
 from synthia_batch.storage.journal.writer import Journal, repair_journal, write_journal
-from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.lock import WriterEpoch
 
 SHARD = Shard(number=0, count=1, first_row=0, stop_row=9, first=0, stop=9)
-ATTEMPT = Attempt(plan_digest="c0ffee", epoch=1, boot="this boot")
+ATTEMPT = WriterEpoch(plan_digest="c0ffee", epoch=1, boot="this boot")
 AFTER_POWER_LOSS = replace(ATTEMPT, epoch=2, boot="the next boot")
 
 

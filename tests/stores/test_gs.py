@@ -27,7 +27,7 @@ MODIFIED = "Sat, 21 Nov 2026 00:00:00 GMT"
 class Stored:
     generation: int
     content: bytes
-    notes: dict[str, str]
+    metadata: dict[str, str]
 
 
 @dataclass(slots=True)
@@ -86,8 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>", {})
             return
         bucket.generation += 1
-        notes = {name: self.headers[name] for name in self.headers if name.lower().startswith(NOTES)}
-        bucket.objects[key] = Stored(bucket.generation, body, notes)
+        metadata = {name: self.headers[name] for name in self.headers if name.lower().startswith(NOTES)}
+        bucket.objects[key] = Stored(bucket.generation, body, metadata)
         self._answer(200, b"", _head(bucket.objects[key]))
 
     def _list(self, bucket: Bucket, prefix: str) -> None:
@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _head(stored: Stored) -> dict[str, str]:
     return {
-        **stored.notes,
+        **stored.metadata,
         "ETag": f'"{hashlib.md5(stored.content).hexdigest()}"',
         "x-goog-generation": str(stored.generation),
         "Last-Modified": MODIFIED,

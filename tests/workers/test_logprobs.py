@@ -21,7 +21,7 @@ from synthia_batch.storage.journal.frames import encode_frame
 from synthia_batch.storage.journal.logprobs import read_logprobs, spell_logprobs
 from synthia_batch.storage.journal.reader import replay
 from synthia_batch.storage.journal.writer import Journal
-from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.lock import WriterEpoch
 from synthia_batch.storage.parts.logprobs import LOGPROBS, decode_logprobs, encode_logprobs
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")
@@ -75,7 +75,7 @@ def test_a_column_without_any_is_one_all_the_same() -> None:
 
 def test_they_survive_a_journal_and_others_are_written_as_before(tmp_path: Path) -> None:
     shard = Shard(number=0, count=1, first_row=0, stop_row=2, first=0, stop=2)
-    attempt = Attempt(plan_digest="d", epoch=1, boot="b")
+    attempt = WriterEpoch(plan_digest="d", epoch=1, boot="b")
     made = [
         Finished(
             ordinal=n, response="r", reasoning=None, finish_reason="stop", prompt_tokens=1,

@@ -10,7 +10,7 @@ from synthia_batch.core.types import Finished
 from synthia_batch.errors import UsageError
 from synthia_batch.models.prompts.formats import ChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
-from synthia_batch.scheduler.multi_turn import Context, Conversations
+from synthia_batch.scheduler.multi_turn import Context, MultiTurnSession
 from synthia_batch.workers.vllm.settings import check_settings, list_reasoning_parsers
 
 OPENING = "{% for m in messages %}{{ m.content }}{% endfor %}<think>{# and </think> ends it #}"
@@ -65,8 +65,8 @@ def test_what_the_engine_has_split_is_not_split_again() -> None:
     context = Context(max_model_len=1000, max_tokens=20, on_overflow="fail")
     renderer = Renderer(ChatFormat(OPENING, {}), ByteTokenizer())
     assert renderer.thinks
-    by_engine = Conversations(renderer, context, reads_reasoning=False)
+    by_engine = MultiTurnSession(renderer, context, reads_reasoning=False)
     assert by_engine.advance(made).record == made
-    by_template = Conversations(renderer, context).advance(made).record
+    by_template = MultiTurnSession(renderer, context).advance(made).record
     assert isinstance(by_template, Finished)
     assert by_template.response == "", "the template opens a reasoning that never ends"

@@ -68,12 +68,12 @@ def test_cards_before_ampere_are_refused(capability: tuple[int, int], is_enough:
         ("cuda", "gptq", False), ("cuda", "bitsandbytes", False),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("is_said", [True, False])
+@pytest.mark.parametrize("is_explicit", [True, False])
 def test_a_quantization_that_is_not_known_to_be_batch_invariant_is_refused(
-    device: Any, method: str | None, is_known: bool, is_said: bool
+    device: Any, method: str | None, is_known: bool, is_explicit: bool
 ) -> None:
-    spec = dataclasses.replace(SPEC, device=device, quantization=method if is_said else None)
-    of_model = None if is_said else method
+    spec = dataclasses.replace(SPEC, device=device, quantization=method if is_explicit else None)
+    of_model = None if is_explicit else method
     check_quantization(dataclasses.replace(spec, determinism="fast"), of_model)
     if is_known:
         check_quantization(spec, of_model)

@@ -22,7 +22,7 @@ def init(
     """Write a job file, with comments, from an input's columns. It runs as it stands."""
     from synthia_batch.errors import UsageError
     from synthia_batch.inputs.fetch.file_types import split_name
-    from synthia_batch.operations.init import draft_job, write_draft
+    from synthia_batch.operations.init import format_proposal, propose_job
 
     file = output or Path(
         f"{split_name(source[0].rstrip('/').rpartition('/')[2]).stem.strip('*') or 'job'}.yaml"
@@ -31,17 +31,17 @@ def init(
         raise UsageError(
             f"{file}: is there already; name another with -o FILE, or write over it with --force"
         )
-    draft = draft_job(source, lambda text: print(text, file=sys.stderr))
+    proposal = propose_job(source, lambda text: print(text, file=sys.stderr))
     if file == STDOUT:
-        print(write_draft(draft, Path()), end="")
+        print(format_proposal(proposal, Path()), end="")
         return
     try:
-        file.write_text(write_draft(draft, file.parent), encoding="utf-8")
+        file.write_text(format_proposal(proposal, file.parent), encoding="utf-8")
     except OSError as exc:
         raise UsageError(f"{file}: cannot be written: {exc.strerror}; name another with -o FILE") from exc
     shown = shlex.quote(str(file))
     print(
-        f"{file}: {draft.rows:,} rows of {draft.holds}, from the column {draft.columns.text!r}\n"
+        f"{file}: {proposal.rows:,} rows of {proposal.holds}, from the column {proposal.columns.text!r}\n"
         f"look at it with: synthia-batch plan {shown}",
         file=sys.stderr,
     )

@@ -10,7 +10,7 @@ from synthia_batch.cli.flags import JobFlags, takes_job_flags
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from synthia_batch.operations.disk_usage import Footprint
+    from synthia_batch.operations.disk_usage import DiskUsage
     from synthia_batch.operations.forecast import Forecast, FoundRows
 
 
@@ -119,7 +119,7 @@ def _describe_rows(found: "FoundRows") -> str:
     return f"{found.rows}: {', '.join(found.first)}{more}"
 
 
-def _describe_disk(disk: "Footprint") -> str:
+def _describe_disk(disk: "DiskUsage") -> str:
     from synthia_batch.operations.disk_usage import spell_bytes
 
     least, most, free = (spell_bytes(n) for n in (disk.least_bytes, disk.most_bytes, disk.free_bytes))

@@ -6,8 +6,8 @@ from pathlib import Path
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.fetch.cache import FACTS_NAME, find_copy, keep_copy
-from synthia_batch.inputs.fetch.file_types import Found
-from synthia_batch.inputs.fetch.normalize import VERSION, PlainFile, Say, spell_size, write_facts
+from synthia_batch.inputs.fetch.file_types import LocatedFile
+from synthia_batch.inputs.fetch.normalize import VERSION, NormalizedFile, Say, spell_size, write_facts
 
 SPLITS_NAME = "dataset_dict.json"
 
@@ -24,7 +24,9 @@ def refuse_splits(directory: Path) -> None:
     )
 
 
-def make_plain_dataset(found: Found, cache: DigestCache, say: Say, *, makes: bool = True) -> PlainFile:
+def normalize_dataset(
+    found: LocatedFile, cache: DigestCache, say: Say, *, makes: bool = True
+) -> NormalizedFile:
     """Return a Parquet file of the dataset's rows, made where there is none yet.
 
     Raises:
@@ -51,4 +53,4 @@ def make_plain_dataset(found: Found, cache: DigestCache, say: Say, *, makes: boo
         directory = keep_copy(key, build)
         say(f"{found.shown}: read from a Parquet copy, {spell_size(directory)} in {directory}")
     facts = json.loads((directory / FACTS_NAME).read_text(encoding="utf-8"))
-    return PlainFile(path=directory / facts["file"], digest=facts["digest"])
+    return NormalizedFile(path=directory / facts["file"], digest=facts["digest"])

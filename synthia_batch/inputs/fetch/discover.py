@@ -15,9 +15,9 @@ from synthia_batch.core.digest import DigestCache, digest_file, digest_json, ope
 from synthia_batch.core.types import InputFile
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.fetch.cache import is_copy
-from synthia_batch.inputs.fetch.datasets_dir import make_plain_dataset, refuse_splits
-from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, Found, split_name
-from synthia_batch.inputs.fetch.normalize import PlainFile, Say, make_plain
+from synthia_batch.inputs.fetch.datasets_dir import normalize_dataset, refuse_splits
+from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, LocatedFile, split_name
+from synthia_batch.inputs.fetch.normalize import NormalizedFile, Say, normalize_file
 from synthia_batch.inputs.fetch.stdin import STDIN, STDIN_NAME, keep_stdin, refuse_lost
 from synthia_batch.inputs.readers.open import FORMATS
 
@@ -35,7 +35,7 @@ def is_dataset(path: Path) -> bool:
     return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
 
 
-def find_files(said: str, say: Say, *, makes: bool = True) -> list[Found]:
+def find_files(said: str, say: Say, *, makes: bool = True) -> list[LocatedFile]:
     """Return the files of rows that `said` names: a file, a directory, a pattern or an address.
 
     Raises:
@@ -53,7 +53,7 @@ def find_files(said: str, say: Say, *, makes: bool = True) -> list[Found]:
     if is_copy(path):
         if not path.exists():
             raise refuse_lost(path)
-        return [Found(path=path, shown=STDIN_NAME, guesses=True)]
+        return [LocatedFile(path=path, shown=STDIN_NAME, guesses=True)]
     try:
         if path.is_dir():
             return _find_in_directory(path)
@@ -61,14 +61,14 @@ def find_files(said: str, say: Say, *, makes: bool = True) -> list[Found]:
             return _find_by_pattern(said)
     except ValueError as exc:
         raise UsageError(f"{said!r}: is not a path: {exc}") from exc
-    return [Found(path=path, shown=path)]
+    return [LocatedFile(path=path, shown=path)]
 
 
-def _find_in_directory(directory: Path) -> list[Found]:
+def _find_in_directory(directory: Path) -> list[LocatedFile]:
     if is_dataset(directory):
-        return [Found(path=directory, shown=directory)]
+        return [LocatedFile(path=directory, shown=directory)]
     refuse_splits(directory)
-    found = [Found(path=path, shown=path) for path in sorted(list_rows(directory), key=str)]
+    found = [LocatedFile(path=path, shown=path) for path in sorted(list_rows(directory), key=str)]
     if not found:
         raise UsageError(f"{directory}: is a directory without files of rows; {FORMATS}")
     return found
@@ -83,31 +83,31 @@ def list_rows(directory: Path) -> Iterator[Path]:
                 yield Path(folder) / name
 
 
-def _find_by_pattern(pattern: str) -> list[Found]:
+def _find_by_pattern(pattern: str) -> list[LocatedFile]:
     paths = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
     if not paths:
         raise UsageError(f"{pattern}: no file is called like that; check the path and the pattern")
-    return [Found(path=Path(path), shown=Path(path)) for path in paths]
+    return [LocatedFile(path=Path(path), shown=Path(path)) for path in paths]
 
 
-Taken = tuple[InputFile, ...]
+InputFiles = tuple[InputFile, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TakenInput:
+class ResolvedInput:
     """A job's input on this machine. `name` may name the job.
 
     `said` is what the job named, with what came by stdin named as the copy that was kept of it.
     """
 
-    files: Taken
+    files: InputFiles
     name: str
     said: tuple[str, ...]
 
 
-def take_in(
+def resolve_inputs(
     said: Sequence[str], say: Say, cache: DigestCache | None = None, *, makes: bool = True
-) -> TakenInput:
+) -> ResolvedInput:
     """Return the files that `said` names, in its order; those of a glob or directory sorted by name.
 
     Without `makes`, nothing is fetched and no copy made: what is not there yet is refused.
@@ -123,13 +123,13 @@ def take_in(
     said = [str(keep_stdin(say)) if name == STDIN else name for name in said]
     found = [file for name in said for file in find_files(name, say, makes=makes)]
     _refuse_twice(found)
-    plain = [_make_plain(file, cache, say, makes=makes) for file in found]
+    plain = [_normalize_file(file, cache, say, makes=makes) for file in found]
     names = name_files([str(file.shown) for file in found])
     files = tuple(
         InputFile(path=file.path, shown=origin.shown, name=name, digest=file.digest)
         for origin, file, name in zip(found, plain, names, strict=True)
     )
-    return TakenInput(files=files, name=_name_input(said, files), said=tuple(said))
+    return ResolvedInput(files=files, name=_name_input(said, files), said=tuple(said))
 
 
 def digest_files(files: Sequence[InputFile], cache: DigestCache) -> str:
@@ -156,13 +156,13 @@ def name_files(shown: Sequence[str]) -> list[str]:
     return [_spell(path[len(common) :].lstrip("/")) for path in paths]
 
 
-def _make_plain(found: Found, cache: DigestCache, say: Say, *, makes: bool) -> PlainFile:
+def _normalize_file(found: LocatedFile, cache: DigestCache, say: Say, *, makes: bool) -> NormalizedFile:
     if is_dataset(found.path):
-        return make_plain_dataset(found, cache, say, makes=makes)
-    return make_plain(found, cache, say, makes=makes)
+        return normalize_dataset(found, cache, say, makes=makes)
+    return normalize_file(found, cache, say, makes=makes)
 
 
-def _refuse_twice(found: Sequence[Found]) -> None:
+def _refuse_twice(found: Sequence[LocatedFile]) -> None:
     seen: set[str] = set()
     for file in found:
         real = os.path.realpath(file.path)
@@ -171,7 +171,7 @@ def _refuse_twice(found: Sequence[Found]) -> None:
         seen.add(real)
 
 
-def _name_input(said: Sequence[str], files: Taken) -> str:
+def _name_input(said: Sequence[str], files: InputFiles) -> str:
     """Return the name of the one directory that was named, or of the first file."""
     if len(said) == 1 and Path(said[0]).is_dir():
         return Path(os.path.abspath(said[0])).name

@@ -17,7 +17,7 @@ IN_DIRECTORIES = ("jsonl", "parquet", "csv", "tsv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class LocatedFile:
     """A file of rows on this machine. `shown` names it to a person.
 
     `guesses` says that its name tells nothing of its kind, and its first bytes must.

@@ -14,7 +14,7 @@ from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import FACTS_NAME, find_copy, keep_copy
 from synthia_batch.inputs.fetch.csv_json import Pieces, write_csv_lines, write_json_lines
 from synthia_batch.inputs.fetch.decompress import CHUNK_BYTES, find_packing, open_unpacked
-from synthia_batch.inputs.fetch.file_types import Found, split_name
+from synthia_batch.inputs.fetch.file_types import LocatedFile, split_name
 from synthia_batch.inputs.readers.open import PARQUET_MAGIC, read_magic, refuse_format
 
 VERSION = 1
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlainFile:
+class NormalizedFile:
     """What is read of a file. `digest` stands for its content, None where that is what is read."""
 
     path: Path
@@ -34,14 +34,14 @@ class PlainFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Making:
+class FileEncoding:
     """How a file becomes plain: how it is packed, and what is in it."""
 
     kind: str
     packing: str | None
 
 
-def make_plain(found: Found, cache: DigestCache, say: Say, *, makes: bool = True) -> PlainFile:
+def normalize_file(found: LocatedFile, cache: DigestCache, say: Say, *, makes: bool = True) -> NormalizedFile:
     """Return what is to be read of `found`: itself if it is plain, else a copy, made where there is none.
 
     Without `makes`, no copy is made.
@@ -51,21 +51,21 @@ def make_plain(found: Found, cache: DigestCache, say: Say, *, makes: bool = True
         InputRefused: It is empty or damaged.
         StorageFailed: The copy cannot be written.
     """
-    making = look_at(found)
-    if making.packing is None and making.kind in ("jsonl", "parquet"):
-        return PlainFile(path=found.path)
-    key = digest_json([VERSION, making.kind, making.packing, digest_file(found.path, cache)])[:32]
+    encoding = look_at(found)
+    if encoding.packing is None and encoding.kind in ("jsonl", "parquet"):
+        return NormalizedFile(path=found.path)
+    key = digest_json([VERSION, encoding.kind, encoding.packing, digest_file(found.path, cache)])[:32]
     directory = find_copy(key)
     if directory is None:
         if not makes:
             raise UsageError(f"{found.shown}: there is no plain copy of it; run the job once")
-        directory = keep_copy(key, lambda target: _build(found, making, target))
+        directory = keep_copy(key, lambda target: _build(found, encoding, target))
         say(f"{found.shown}: read from a plain copy, {spell_size(directory)} in {directory}")
     facts = json.loads((directory / FACTS_NAME).read_text(encoding="utf-8"))
-    return PlainFile(path=directory / facts["file"], digest=facts["digest"])
+    return NormalizedFile(path=directory / facts["file"], digest=facts["digest"])
 
 
-def look_at(found: Found) -> Making:
+def look_at(found: LocatedFile) -> FileEncoding:
     """Return what `found` is: by its first bytes, and by its name.
 
     Raises:
@@ -78,39 +78,42 @@ def look_at(found: Found) -> Making:
     if packing is None and named.packing is not None:
         raise InputRefused([f"{found.shown}: is called a {named.packing} file, and does not begin like one"])
     if packing is None and magic.startswith(PARQUET_MAGIC):
-        return Making(kind="parquet", packing=None)
+        return FileEncoding(kind="parquet", packing=None)
     if not found.guesses and named.kind is not None:
-        return Making(kind=named.kind, packing=packing)
+        return FileEncoding(kind=named.kind, packing=packing)
     if not found.guesses and packing is None:
         raise refuse_format(found.shown)
     with open_unpacked(found.path, packing, found.shown) as file:
         start = file.read(LOOKED_AT_BYTES)
     if start.startswith(PARQUET_MAGIC):
-        return Making(kind="parquet", packing=packing)
+        return FileEncoding(kind="parquet", packing=packing)
     if not found.guesses:
         raise refuse_format(found.shown)
     kind = {b"{": "jsonl", b"[": "json"}.get(start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1], "csv")
-    return Making(kind=kind, packing=packing)
+    return FileEncoding(kind=kind, packing=packing)
 
 
-def _build(found: Found, making: Making, target: Path) -> None:
+def _build(found: LocatedFile, encoding: FileEncoding, target: Path) -> None:
     """Write the copy and what is known of it into `target`, a new directory."""
     target.mkdir()
-    name = "rows.parquet" if making.kind == "parquet" else "rows.jsonl"
+    name = "rows.parquet" if encoding.kind == "parquet" else "rows.jsonl"
     hasher = blake3()
-    with open_unpacked(found.path, making.packing, found.shown) as packed, (target / name).open("wb") as copy:
+    with (
+        open_unpacked(found.path, encoding.packing, found.shown) as packed,
+        (target / name).open("wb") as copy,
+    ):
         source = _Hashing(packed, hasher)
-        if making.kind in DELIMITERS:
-            write_csv_lines(source, copy, found.shown, DELIMITERS[making.kind])
-        elif making.kind == "json":
+        if encoding.kind in DELIMITERS:
+            write_csv_lines(source, copy, found.shown, DELIMITERS[encoding.kind])
+        elif encoding.kind == "json":
             write_json_lines(source, copy, found.shown)
         else:
             shutil.copyfileobj(source, copy, CHUNK_BYTES)
     if not (target / name).stat().st_size:
         raise InputRefused([f"{found.shown}: there are no rows"])
     # Unpacked, it is the file that somebody packed; rewritten, it is only as good as its source.
-    is_rewritten = making.kind not in ("jsonl", "parquet")
-    digest = digest_json([making.kind, hasher.hexdigest()]) if is_rewritten else None
+    is_rewritten = encoding.kind not in ("jsonl", "parquet")
+    digest = digest_json([encoding.kind, hasher.hexdigest()]) if is_rewritten else None
     write_facts(target, name, digest)
 
 

@@ -12,7 +12,7 @@ from blake3 import blake3
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copies, keep_copy, report_disk
 from synthia_batch.inputs.fetch.decompress import CHUNK_BYTES
-from synthia_batch.inputs.fetch.file_types import Found
+from synthia_batch.inputs.fetch.file_types import LocatedFile
 from synthia_batch.inputs.fetch.normalize import Say, look_at
 
 STDIN = "-"
@@ -41,9 +41,9 @@ def keep_stdin(say: Say) -> Path:
             digest = _copy(source, target)
         if not piped.stat().st_size:
             raise InputRefused([f"{STDIN_NAME}: nothing came; it is empty"])
-        making = look_at(Found(path=piped, shown=STDIN_NAME, guesses=True))
+        encoding = look_at(LocatedFile(path=piped, shown=STDIN_NAME, guesses=True))
         # Plain rows are read from the copy as it is, so it has to be called what it is.
-        kept_name = f"stdin.{making.kind}{_SUFFIXES.get(making.packing or '', '')}"
+        kept_name = f"stdin.{encoding.kind}{_SUFFIXES.get(encoding.packing or '', '')}"
         directory = keep_copy(f"stdin-{digest[:32]}", lambda target: _move(piped, target, kept_name))
     finally:
         piped.unlink(missing_ok=True)

@@ -90,7 +90,7 @@ MAX_PARKED = 4
 """Iterators kept open, each with a batch of rows in memory. A job has two: feeding and encoding."""
 
 
-class Cursors:
+class ReadCursor:
     """Keeps the iterators behind the last ranges read, open, for ranges that follow them.
 
     Shards are read one after the other: without this each would start at the checkpoint or row

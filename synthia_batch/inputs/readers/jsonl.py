@@ -16,9 +16,9 @@ from synthia_batch.inputs.base import (
     Scan,
     Selection,
 )
-from synthia_batch.inputs.readers.file_state import Cursors, Watched, changed, report_unreadable
+from synthia_batch.inputs.readers.file_state import ReadCursor, Watched, changed, report_unreadable
 from synthia_batch.inputs.readers.json_types import convert_kept
-from synthia_batch.inputs.readers.scan import Gathering, refuse_duplicates, refuse_empty, scan_files
+from synthia_batch.inputs.readers.scan import InputScan, refuse_duplicates, refuse_empty, scan_files
 from synthia_batch.inputs.records.columns import resolve_columns
 from synthia_batch.inputs.records.faults import FaultList, RowFault
 from synthia_batch.inputs.records.messages import describe
@@ -49,7 +49,7 @@ class JsonlSource:
         self._path = path
         self._shown = path if shown is None else shown
         self._watched = Watched(path, self._shown)
-        self._cursors = Cursors()
+        self._cursor = ReadCursor()
 
     @property
     def shown(self) -> str:
@@ -96,13 +96,13 @@ class JsonlSource:
         refuse_duplicates(scan, self.read_rows, lambda row, earlier: self.tell_pair(row, self, earlier))
         return scan
 
-    def gather(self, gathering: Gathering) -> FileScan:
-        """Add what one pass over the file finds; see `FileReader.gather`."""
+    def scan_into(self, input_scan: InputScan) -> FileScan:
+        """Add what one pass over the file finds; see `FileReader.scan_into`."""
         size = self._watched.begin_scan()
-        gathering.note_json()
-        scanner = _Scanner(self._shown, gathering)
+        input_scan.note_json()
+        scanner = _Scanner(self._shown, input_scan)
         with report_unreadable(self._shown), _open(self._path) as file:
-            for line in islice(_iterate_lines(file, Checkpoint(offset=0, line=1)), gathering.wanted):
+            for line in islice(_iterate_lines(file, Checkpoint(offset=0, line=1)), input_scan.wanted):
                 scanner.take(line)
         self._watched.end_scan()
         return FileScan(rows=scanner.rows, size=size, checkpoints=tuple(scanner.checkpoints))
@@ -110,7 +110,7 @@ class JsonlSource:
     def read_rows(self, scan: Scan, first: int, stop: int) -> Iterator[Row]:
         """Yield the rows `first` to `stop` (excluded); see `Source.read_rows`."""
         self._watched.check(scan.size)
-        return self._cursors.read(scan, first, min(stop, scan.rows), self._iterate_rows)
+        return self._cursor.read(scan, first, min(stop, scan.rows), self._iterate_rows)
 
     def tell_pair(self, row: Row, other: Any, earlier: Row) -> tuple[str, str]:
         """Return where `row` stands, and where an `earlier` one of another file or this one does."""
@@ -137,11 +137,11 @@ class JsonlSource:
 class _Scanner:
     """The state of one pass over one file."""
 
-    def __init__(self, shown: Path | str, gathering: Gathering) -> None:
+    def __init__(self, shown: Path | str, input_scan: InputScan) -> None:
         self.rows = 0
         self.checkpoints: list[Checkpoint] = []
         self._shown = shown
-        self._gathering = gathering
+        self._input_scan = input_scan
         self._columns: Columns | None = None
 
     def take(self, line: Line) -> None:
@@ -153,27 +153,27 @@ class _Scanner:
             record, text = parse_line(line)
             if self._columns is None:
                 self._begin(record)
-            self._gathering.index.add(self._check(record, text))
+            self._input_scan.index.add(self._check(record, text))
         except RowFault as fault:
-            self._gathering.faults.add(f"{self._shown}:{line.number}", str(fault))
-        self._gathering.count(1)
+            self._input_scan.faults.add(f"{self._shown}:{line.number}", str(fault))
+        self._input_scan.count(1)
 
     def _begin(self, record: Mapping[str, Any]) -> None:
         """Settle the columns by the first record, where no earlier file has."""
-        gathering = self._gathering
-        settled = gathering.columns or _settle_columns(gathering.selection, record, self._shown)
-        self._columns = gathering.settle(settled, self._shown)
+        input_scan = self._input_scan
+        settled = input_scan.columns or _settle_columns(input_scan.selection, record, self._shown)
+        self._columns = input_scan.settle(settled, self._shown)
         self._parser = RecordParser(self._columns)
 
     def _check(self, record: Mapping[str, Any], text: str) -> bytes:
         columns = self._columns
         if columns is None:
             raise ValueError("a record is checked once the columns are known")
-        self._gathering.note_names(record)
+        self._input_scan.note_names(record)
         if may_hold_surrogates(text):
             _check_encodable(record, columns)
         if columns.keep:
-            self._gathering.kinds.take(record)
+            self._input_scan.kinds.take(record)
         return self._parser.hash_record(_get_values(record, columns))
 
 
@@ -185,7 +185,7 @@ class _RowReader:
         self._columns = scan.columns
         self._kept = scan.kept
         self._parser = RecordParser(scan.columns)
-        self._occurrences = scan.occurrences
+        self._duplicates = scan.duplicates
         self._rows = scan.rows
         self._numbers: list[int] = []
         self._numbers_start = 0
@@ -209,7 +209,7 @@ class _RowReader:
     def _number(self, index: int) -> int:
         if not 0 <= index - self._numbers_start < len(self._numbers):
             stop = min(index + CHECKPOINT_ROWS, self._rows)
-            self._numbers = self._occurrences.list_numbers(index, stop)
+            self._numbers = self._duplicates.list_numbers(index, stop)
             self._numbers_start = index
         return self._numbers[index - self._numbers_start]
 

@@ -82,7 +82,7 @@ class ManySource:
                 rows=file.rows,
                 size=file.size,
                 checkpoints=file.checkpoints,
-                occurrences=scan.occurrences.cut(start, start + file.rows),
+                duplicates=scan.duplicates.cut(start, start + file.rows),
                 files=(),
             )
             for file, start in zip(scan.files, starts, strict=False)

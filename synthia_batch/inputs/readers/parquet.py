@@ -25,8 +25,8 @@ from synthia_batch.inputs.readers.arrow_types import (
     list_values,
     make_kept_column,
 )
-from synthia_batch.inputs.readers.file_state import Cursors, Watched, changed
-from synthia_batch.inputs.readers.scan import Gathering, refuse_duplicates, refuse_empty, scan_files
+from synthia_batch.inputs.readers.file_state import ReadCursor, Watched, changed
+from synthia_batch.inputs.readers.scan import InputScan, refuse_duplicates, refuse_empty, scan_files
 from synthia_batch.inputs.records.columns import require_columns, resolve_columns
 from synthia_batch.inputs.records.faults import FaultList, RowFault
 from synthia_batch.inputs.records.record import RecordParser, Values
@@ -68,7 +68,7 @@ class ParquetSource:
         self._path = path
         self._shown = path if shown is None else shown
         self._watched = Watched(path, self._shown)
-        self._cursors = Cursors()
+        self._cursor = ReadCursor()
 
     @property
     def shown(self) -> str:
@@ -101,19 +101,19 @@ class ParquetSource:
         refuse_duplicates(scan, self.read_rows, lambda row, earlier: self.tell_pair(row, self, earlier))
         return scan
 
-    def gather(self, gathering: Gathering) -> FileScan:
-        """Add what one pass over the file finds; see `FileReader.gather`."""
+    def scan_into(self, input_scan: InputScan) -> FileScan:
+        """Add what one pass over the file finds; see `FileReader.scan_into`."""
         size = self._watched.begin_scan()
         with self._refuse_damage():
             file = _open(self._path)
-            found = gathering.columns or self._resolve_columns(gathering.selection, file.schema_arrow)
-            columns = gathering.settle(found, self._shown)
+            found = input_scan.columns or self._resolve_columns(input_scan.selection, file.schema_arrow)
+            columns = input_scan.settle(found, self._shown)
             kept = self._check_columns(columns, file.schema_arrow)
-            gathering.note_names(file.schema_arrow.names)
-            gathering.note_types(kept, self._shown)
-            scanner = _Scanner(self._shown, columns, gathering)
+            input_scan.note_names(file.schema_arrow.names)
+            input_scan.note_types(kept, self._shown)
+            scanner = _Scanner(self._shown, columns, input_scan)
             there = file.metadata.num_rows
-            wanted = there if gathering.wanted is None else min(there, gathering.wanted)
+            wanted = there if input_scan.wanted is None else min(there, input_scan.wanted)
             for batch in _iterate_batches(file, columns, 0, wanted):
                 scanner.take(batch)
             if scanner.rows != wanted:
@@ -124,7 +124,7 @@ class ParquetSource:
     def read_rows(self, scan: Scan, first: int, stop: int) -> Iterator[Row]:
         """Yield the rows `first` to `stop` (excluded); see `Source.read_rows`."""
         self._watched.check(scan.size)
-        return self._cursors.read(scan, first, min(stop, scan.rows), self._iterate_rows)
+        return self._cursor.read(scan, first, min(stop, scan.rows), self._iterate_rows)
 
     def tell_pair(self, row: Row, other: Any, earlier: Row) -> tuple[str, str]:
         """Return where `row` stands, and where an `earlier` one of another file or this one does."""
@@ -213,18 +213,18 @@ class _Located:
 class _Scanner:
     """The state of one pass over one file."""
 
-    def __init__(self, shown: Path | str, columns: Columns, gathering: Gathering) -> None:
+    def __init__(self, shown: Path | str, columns: Columns, input_scan: InputScan) -> None:
         self.rows = 0
         self._shown = shown
         self._columns = columns
-        self._gathering = gathering
+        self._input_scan = input_scan
         self._parser = RecordParser(columns)
 
     def take(self, located: _Located) -> None:
         """Check the rows of one batch and note their hashes."""
         self._check(located.batch, located.first)
         self.rows = located.first + located.batch.num_rows
-        self._gathering.count(located.batch.num_rows)
+        self._input_scan.count(located.batch.num_rows)
 
     def _check(self, batch: pa.RecordBatch, first: int) -> None:
         try:
@@ -244,10 +244,10 @@ class _Scanner:
                 hashes.append(hash_record(record))
             except RowFault as fault:
                 self._add_fault(index, str(fault))
-        self._gathering.index.add(b"".join(hashes))
+        self._input_scan.index.add(b"".join(hashes))
 
     def _add_fault(self, index: int, text: str) -> None:
-        self._gathering.faults.add(f"{self._shown}: row {index + 1}", text)
+        self._input_scan.faults.add(f"{self._shown}: row {index + 1}", text)
 
 
 def _open(path: Path) -> parquet.ParquetFile:
@@ -342,7 +342,7 @@ def _make_rows(batch: Batch, scan: Scan, parser: RecordParser) -> Iterator[Row]:
     stop = batch.first + batch.rows
     names = [column.name for column in scan.kept]
     kept = zip(*batch.kept, strict=True) if names else repeat((), batch.rows)
-    numbers = scan.occurrences.list_numbers(batch.first, stop)
+    numbers = scan.duplicates.list_numbers(batch.first, stop)
     for index, values, occurrence, own in zip(
         range(batch.first, stop), batch.iterate_values(), numbers, kept, strict=True
     ):

@@ -18,15 +18,15 @@ OnProgress = Callable[[int], None]
 class FileReader(Protocol):
     """One file of an input, as a pass over all of them sees it."""
 
-    def gather(self, gathering: "Gathering") -> FileScan:
-        """Check the file's selected rows, add what was found to `gathering`, and return where they are.
+    def scan_into(self, input_scan: "InputScan") -> FileScan:
+        """Check the file's selected rows, add what was found to `input_scan`, and return where they are.
 
         Raises:
             UsageError, InputRefused: As for `Source.scan`.
         """
 
 
-class Gathering:
+class InputScan:
     """The state of one pass over one file or several.
 
     The first file settles the columns; the others must have them. `rows` are those of all files so far.
@@ -106,7 +106,7 @@ class Gathering:
             columns=self.columns,
             kept=self._resolve_kept(),
             checkpoints=files[0].checkpoints if is_one else (),
-            occurrences=self.index.finish(self.rows),
+            duplicates=self.index.finish(self.rows),
             files=() if is_one else tuple(files),
         )
 
@@ -132,12 +132,12 @@ def scan_files(
         UsageError, InputRefused: As for `Source.scan`.
     """
     with HashIndex(scratch) as index:
-        gathering = Gathering(selection, index, on_progress)
+        input_scan = InputScan(selection, index, on_progress)
         files = []
         for reader in readers:
-            is_full = gathering.wanted is not None and gathering.wanted <= 0
-            files.append(FileScan(rows=0, size=0) if is_full else reader.gather(gathering))
-        scan = gathering.finish(files)
+            is_full = input_scan.wanted is not None and input_scan.wanted <= 0
+            files.append(FileScan(rows=0, size=0) if is_full else reader.scan_into(input_scan))
+        scan = input_scan.finish(files)
     if scan is not None and on_progress:
         on_progress(scan.rows)
     return scan
@@ -156,7 +156,7 @@ def refuse_duplicates(
     if scan.columns.id is None:
         return
     faults = FaultList()
-    for pair in find_duplicates(scan.occurrences, lambda first, stop: read_rows(scan, first, stop)):
+    for pair in find_duplicates(scan.duplicates, lambda first, stop: read_rows(scan, first, stop)):
         place, earlier = tell(pair.second, pair.first)
         faults.add(place, f"the id {pair.second.id[:200]!r} was used before, {earlier}")
     faults.raise_if_any()

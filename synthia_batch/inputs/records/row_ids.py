@@ -38,7 +38,7 @@ _HEADER = struct.Struct("<8sQ32s")
 _MAGIC = b"SYNOCC01"
 
 
-class Occurrences:
+class DuplicateIndex:
     """How often a row's hash came up before it, for the rows where it did.
 
     On disk: magic, number of repeats (u64), BLAKE3 of the rest; then the repeats' row indexes
@@ -50,12 +50,12 @@ class Occurrences:
         self._numbers = numbers
 
     @classmethod
-    def none(cls) -> "Occurrences":
+    def none(cls) -> "DuplicateIndex":
         """Return the occurrences of rows that are all different."""
         return cls(np.empty(0, _ROW), np.empty(0, _NUMBER))
 
     @classmethod
-    def load(cls, path: Path) -> "Occurrences":
+    def load(cls, path: Path) -> "DuplicateIndex":
         """Return what `encode` gave for `path`, mapped into memory and not read into it.
 
         Raises:
@@ -101,10 +101,10 @@ class Occurrences:
         numbers[self._rows[start:end] - np.uint64(first)] = self._numbers[start:end]
         return list(numbers.tolist())
 
-    def cut(self, first: int, stop: int) -> "Occurrences":
+    def cut(self, first: int, stop: int) -> "DuplicateIndex":
         """Return those of the rows `first` to `stop` (excluded), by their index from `first` on."""
         start, end = np.searchsorted(self._rows, np.array([first, stop], _ROW))
-        return Occurrences(self._rows[start:end] - np.uint64(first), self._numbers[start:end])
+        return DuplicateIndex(self._rows[start:end] - np.uint64(first), self._numbers[start:end])
 
     def list_rows(self, start: int, count: int) -> list[int]:
         """Return `count` of the repeating rows, in order, passing over the first `start` of them."""
@@ -138,7 +138,7 @@ class HashIndex:
             with self._report_disk():
                 self._spill()
 
-    def finish(self, rows: int) -> Occurrences:
+    def finish(self, rows: int) -> DuplicateIndex:
         """Return the occurrences of all the rows taken, of which there must be `rows`.
 
         Raises:
@@ -153,12 +153,12 @@ class HashIndex:
             numbers = np.zeros(len(block), _NUMBER)
             _Counter(numbers).count(block)
             repeats = np.flatnonzero(numbers)
-            return Occurrences(repeats.astype(_ROW), numbers[repeats])
+            return DuplicateIndex(repeats.astype(_ROW), numbers[repeats])
         with self._report_disk():
             self._spill()
             return self._count_buckets(self._directory)
 
-    def _count_buckets(self, directory: Path) -> Occurrences:
+    def _count_buckets(self, directory: Path) -> DuplicateIndex:
         numbers = _map_new_file(directory / "numbers", self._rows)
         for bucket in sorted(directory.glob("bucket-*")):
             counter = _Counter(numbers)
@@ -248,7 +248,7 @@ class Duplicate:
 
 
 def find_duplicates(
-    occurrences: Occurrences, read_rows: Callable[[int, int], Iterator[Row]]
+    duplicates: DuplicateIndex, read_rows: Callable[[int, int], Iterator[Row]]
 ) -> Iterator[Duplicate]:
     """Yield the rows that have the id of an earlier row, in order; for inputs with an id column.
 
@@ -256,8 +256,8 @@ def find_duplicates(
     a second pass up to the suspects, eleven at a time; all but the first such pass are rare.
     """
     step = MAX_FAULTS + 1
-    for start in range(0, len(occurrences), step):
-        suspects = [next(read_rows(row, row + 1)) for row in occurrences.list_rows(start, step)]
+    for start in range(0, len(duplicates), step):
+        suspects = [next(read_rows(row, row + 1)) for row in duplicates.list_rows(start, step)]
         wanted = {suspect.id for suspect in suspects}
         firsts: dict[str, Row] = {}
         for row in read_rows(0, suspects[-1].index):
@@ -269,7 +269,7 @@ def find_duplicates(
                 yield Duplicate(first=first, second=suspect)
 
 
-def _gather(numbers: NDArray[Any], directory: Path) -> Occurrences:
+def _gather(numbers: NDArray[Any], directory: Path) -> DuplicateIndex:
     """Return the occurrences that `numbers`, by row, hold; in mapped files that go with `directory`."""
     count = 0
     with (directory / "rows").open("wb") as rows_file, (directory / "repeats").open("wb") as numbers_file:
@@ -280,10 +280,10 @@ def _gather(numbers: NDArray[Any], directory: Path) -> Occurrences:
             numbers_file.write(block[found].data)
             count += len(found)
     if not count:
-        return Occurrences.none()
+        return DuplicateIndex.none()
     # A mapping outlives the name of its file.
     rows = np.memmap(directory / "rows", _ROW, "r", 0, (count,))
-    return Occurrences(rows, np.memmap(directory / "repeats", _NUMBER, "r", 0, (count,)))
+    return DuplicateIndex(rows, np.memmap(directory / "repeats", _NUMBER, "r", 0, (count,)))
 
 
 def _map_new_file(path: Path, length: int) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from typing import TypeVar
 from synthia_batch.core.digest import digest_json
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, keep_copy, report_disk
-from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, Found, split_name
+from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, LocatedFile, split_name
 from synthia_batch.inputs.fetch.normalize import VERSION, Say
 from synthia_batch.inputs.remote.transport import Broken, Changed, RemoteFile, RemoteStore
 
@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 SCHEMES = ("s3", "gs", "https", "http")
 
 
-def fetch_remote(said: str, say: Say, *, makes: bool = True) -> list[Found]:
+def fetch_remote(said: str, say: Say, *, makes: bool = True) -> list[LocatedFile]:
     """Return the files of rows that an address names, fetched where that was not done before.
 
     Raises:
@@ -86,7 +86,7 @@ def _is_rows(key: str, folder: str) -> bool:
     return not any(part.startswith(".") for part in parts) and split_name(parts[-1]).kind in IN_DIRECTORIES
 
 
-def _fetch(store: RemoteStore, file: RemoteFile, say: Say) -> Found:
+def _fetch(store: RemoteStore, file: RemoteFile, say: Say) -> LocatedFile:
     # Without a version nobody knows whether it is the same: then it is fetched anew each time.
     version = file.version or f"fetched {time.time_ns()}"
     key = digest_json([VERSION, "remote", file.url, file.size, version])[:32]
@@ -95,7 +95,7 @@ def _fetch(store: RemoteStore, file: RemoteFile, say: Say) -> Found:
     if directory is None:
         directory = keep_copy(key, lambda target: _download(store, file, target, name))
         say(f"{file.url}: fetched, {(directory / name).stat().st_size:,} bytes, to {directory}")
-    return Found(path=directory / name, shown=file.url)
+    return LocatedFile(path=directory / name, shown=file.url)
 
 
 def _download(store: RemoteStore, file: RemoteFile, target: Path, name: str) -> None:

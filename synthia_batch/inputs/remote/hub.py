@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import UsageError
-from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, KINDS, PACKINGS, Found, split_name
+from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, KINDS, PACKINGS, LocatedFile, split_name
 from synthia_batch.inputs.fetch.normalize import Say
 from synthia_batch.inputs.remote.fetch import match_names
 
@@ -37,7 +37,7 @@ class _Listed:
     commit: str | None
 
 
-def fetch_dataset(said: str, say: Say, *, makes: bool = True) -> list[Found]:
+def fetch_dataset(said: str, say: Say, *, makes: bool = True) -> list[LocatedFile]:
     """Return the files of rows that an address on the Hub names, sorted by name.
 
     Without `makes`, those alone that are in the Hub's cache.
@@ -53,7 +53,7 @@ def fetch_dataset(said: str, say: Say, *, makes: bool = True) -> list[Found]:
         raise UsageError(f"{said}: there is no such file of rows; there are: {_shorten(listed.files)}")
     folder = _fetch(address, listed, wanted, say)
     prefix = said[: len(said) - len(address.path)].rstrip("/") if address.path else said.rstrip("/")
-    return [Found(path=folder / name, shown=f"{prefix}/{name}") for name in wanted]
+    return [LocatedFile(path=folder / name, shown=f"{prefix}/{name}") for name in wanted]
 
 
 def select_rows(files: Sequence[str], path: str) -> list[str]:

@@ -22,14 +22,14 @@ class Place:
 class Layer:
     """What one place says about the job. `origin` is how `plan` names that place.
 
-    `is_said` is False where nobody said it: a preset's values, what the model recommends, what
+    `is_explicit` is False where nobody said it: a preset's values, what the model recommends, what
     `tune` has found. `places` tells by dotted key where in it a key is said, an entry of a list by its
     number; `faults` are what was wrong with it as it was read.
     """
 
     origin: str
     values: Mapping[str, Any]
-    is_said: bool = True
+    is_explicit: bool = True
     places: Mapping[str, Place] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
 

@@ -38,7 +38,7 @@ class Merged:
     said: frozenset[str]
     layers: tuple[Layer, ...] = ()
 
-    def is_said(self, key: str) -> bool:
+    def is_explicit(self, key: str) -> bool:
         """Whether the user said the value of `key`: no preset, no model and no default did."""
         return key in self.said
 
@@ -79,7 +79,7 @@ def merge_layers(layers: Sequence[Layer]) -> Merged:
     return Merged(
         job=job,
         origins={key: layer.find_place(key).origin if layer else "default" for key, layer in sources.items()},
-        said=frozenset(key for key, layer in sources.items() if layer and layer.is_said),
+        said=frozenset(key for key, layer in sources.items() if layer and layer.is_explicit),
         layers=tuple(layers),
     )
 

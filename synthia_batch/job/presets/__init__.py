@@ -87,7 +87,7 @@ class Preset:
             if (own or not key.startswith(_OF_THE_MODEL)) and entry.value is not None:
                 values = merge_values(values, nest(key, entry.value))
         origin = f"preset {self.name}, found by the model's name" if found else f"preset {self.name}"
-        return Layer(origin=origin, values=values, is_said=False)
+        return Layer(origin=origin, values=values, is_explicit=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able values."""

@@ -13,9 +13,9 @@ from typing import Any
 
 from synthia_batch.core.types import Failed, Row, Shard
 from synthia_batch.errors import IntegrityError, SynthiaBatchError
-from synthia_batch.inputs import Scan, open_files, take_in
+from synthia_batch.inputs import Scan, open_files, resolve_inputs
 from synthia_batch.inputs.fetch.cache import is_copy
-from synthia_batch.inputs.records.row_ids import Occurrences
+from synthia_batch.inputs.records.row_ids import DuplicateIndex
 from synthia_batch.results.read.snapshot import LOOKS, RunLooker, open_looker
 from synthia_batch.storage.journal.reader import replay
 from synthia_batch.storage.parts.schema import read_part
@@ -167,9 +167,9 @@ class _InputRows:
     def read(self, wanted: set[int]) -> dict[int, Row]:
         """Return the rows of those indexes, or none where the input cannot be read any more."""
         try:
-            occurrences = Occurrences.load(self._looker.run_dir.occurrences)
-            scan = Scan.from_dict(self._looker.plan["scan"], occurrences)
-            files = take_in(self._said, lambda text: None, makes=False).files
+            duplicates = DuplicateIndex.load(self._looker.run_dir.duplicates)
+            scan = Scan.from_dict(self._looker.plan["scan"], duplicates)
+            files = resolve_inputs(self._said, lambda text: None, makes=False).files
             rows = open_files(files).read_rows(scan, min(wanted), max(wanted) + 1)
             return {row.index: row for row in rows if row.index in wanted}
         except SynthiaBatchError:

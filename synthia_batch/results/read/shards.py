@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from synthia_batch.core.types import Failed, Finished, Outcome, Shard
 from synthia_batch.results.verify.facts import RunFacts
 from synthia_batch.storage.journal.reader import replay
-from synthia_batch.storage.ledger import Intent, read_intents
+from synthia_batch.storage.ledger import ShardEntry, read_ledger
 from synthia_batch.storage.parts.columns import (
     TEXT_BATCH_ROWS,
     PartCodes,
@@ -80,17 +80,17 @@ def list_samples(facts: RunFacts) -> list[ShardSamples]:
         if outcomes:
             found[shard.number] = _take_journaled(facts, shard, outcomes)
         elif shard.number in latest:
-            found[shard.number] = PublishedSamples(facts=facts, shard=shard, intent=latest[shard.number])
+            found[shard.number] = PublishedSamples(facts=facts, shard=shard, shard_entry=latest[shard.number])
     if len(found) < len(facts.shards):
         # A journal that was gone may have been published since the ledger was read.
-        for number, intent in _read_latest(facts).items():
-            published = PublishedSamples(facts=facts, shard=facts.shards[number], intent=intent)
+        for number, shard_entry in _read_latest(facts).items():
+            published = PublishedSamples(facts=facts, shard=facts.shards[number], shard_entry=shard_entry)
             found.setdefault(number, published)
     return [samples for _, samples in sorted(found.items())]
 
 
-def _read_latest(facts: RunFacts) -> Mapping[int, Intent]:
-    return read_intents(facts.run_dir.intents, facts.attempt.plan_digest).latest
+def _read_latest(facts: RunFacts) -> Mapping[int, ShardEntry]:
+    return read_ledger(facts.run_dir.ledger, facts.attempt.plan_digest).latest
 
 
 def _take_journaled(facts: RunFacts, shard: Shard, outcomes: Mapping[int, Outcome]) -> "JournaledSamples":
@@ -106,7 +106,7 @@ class PublishedSamples:
 
     facts: RunFacts
     shard: Shard
-    intent: Intent
+    shard_entry: ShardEntry
 
     @property
     def place(self) -> str:
@@ -116,19 +116,19 @@ class PublishedSamples:
     @property
     def text_bytes(self) -> int:
         """The size of the data part."""
-        return self.intent.data.bytes if self.intent.data else 0
+        return self.shard_entry.data.bytes if self.shard_entry.data else 0
 
     def read_numbers(self) -> PartNumbers | None:
         """Read them of the data part."""
-        return read_numbers(self._data) if self.intent.data else None
+        return read_numbers(self._data) if self.shard_entry.data else None
 
     def read_codes(self) -> PartCodes | None:
         """Read them of the failed part."""
-        return read_codes(self._failed) if self.intent.failed else None
+        return read_codes(self._failed) if self.shard_entry.failed else None
 
     def read_answers(self) -> Iterator[list[str]]:
         """Read them of the data part."""
-        return read_answers(self._data) if self.intent.data else iter(())
+        return read_answers(self._data) if self.shard_entry.data else iter(())
 
     def read_made(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
         """Read them of the data part."""

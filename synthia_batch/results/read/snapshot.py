@@ -16,8 +16,8 @@ from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.job.plan import plan_shards
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import Intent, read_intents
-from synthia_batch.storage.lock import Attempt, find_running, read_boot_id
+from synthia_batch.storage.ledger import ShardEntry, read_ledger
+from synthia_batch.storage.lock import WriterEpoch, find_running, read_boot_id
 from synthia_batch.storage.plan_file import plan_digest, require_plan
 from synthia_batch.storage.recovery import Published, ShardState, inspect_shard
 
@@ -34,7 +34,7 @@ class _Seen:
     """A shard as it was when its journal had that stamp; None where it had none."""
 
     stamp: Stamp | None
-    intent: Intent | None
+    shard_entry: ShardEntry | None
     state: ShardState
 
 
@@ -44,9 +44,9 @@ class RunLooker:
 
     run_dir: RunDir
     plan: Mapping[str, Any]
-    attempt: Attempt
+    attempt: WriterEpoch
     shards: Sequence[Shard]
-    _latest: Mapping[int, Intent] = field(default_factory=dict)
+    _latest: Mapping[int, ShardEntry] = field(default_factory=dict)
     _ledger: Stamp | None = None
     _seen: dict[int, _Seen] = field(default_factory=dict)
     _tallies: dict[int, Tally] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class RunLooker:
                     raise
                 time.sleep(PAUSE_SECONDS)
                 continue
-            if _stamp(self.run_dir.intents) == before:  # or a shard was published meanwhile
+            if _stamp(self.run_dir.ledger) == before:  # or a shard was published meanwhile
                 return states
         self._read_ledger()
         return self._inspect_all()
@@ -94,9 +94,9 @@ class RunLooker:
             )
 
     def _read_ledger(self) -> Stamp | None:
-        stamp = _stamp(self.run_dir.intents)
+        stamp = _stamp(self.run_dir.ledger)
         if stamp is None or stamp != self._ledger:
-            self._latest = read_intents(self.run_dir.intents, self.attempt.plan_digest).latest
+            self._latest = read_ledger(self.run_dir.ledger, self.attempt.plan_digest).latest
             self._ledger = stamp
         return stamp
 
@@ -106,12 +106,12 @@ class RunLooker:
         return [self._inspect(shard, stamps.get(self.run_dir.journal(shard))) for shard in self.shards]
 
     def _inspect(self, shard: Shard, stamp: Stamp | None) -> ShardState:
-        intent = self._latest.get(shard.number)
+        shard_entry = self._latest.get(shard.number)
         seen = self._seen.get(shard.number)
-        if seen is not None and (seen.stamp, seen.intent) == (stamp, intent):
+        if seen is not None and (seen.stamp, seen.shard_entry) == (stamp, shard_entry):
             return seen.state
         state = inspect_shard(self.run_dir, shard, self._latest, self.attempt)
-        self._seen[shard.number] = _Seen(stamp, intent, state)
+        self._seen[shard.number] = _Seen(stamp, shard_entry, state)
         return state
 
 
@@ -131,7 +131,7 @@ def open_looker(directory: Path) -> RunLooker:
     return RunLooker(
         run_dir=run_dir,
         plan=plan,
-        attempt=Attempt(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
+        attempt=WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
         shards=plan_shards(plan["scan"]["rows"], plan["samples_per_row"]),
     )
 
@@ -141,10 +141,10 @@ def _tally_parts(run_dir: RunDir, state: Published) -> Tally:
 
     failures: Counter[str] = Counter()
     truncated = 0
-    if state.intent.data:
+    if state.shard_entry.data:
         reasons = read_part(run_dir.data_part(state.shard), ["finish_reason"])["finish_reason"].to_pylist()
         truncated = reasons.count(CUT_OFF)
-    if state.intent.failed:
+    if state.shard_entry.failed:
         failures.update(read_part(run_dir.failed_part(state.shard), ["code"])["code"].to_pylist())
     return Tally(finished=state.finished, truncated=truncated, failures=failures)
 

@@ -180,8 +180,10 @@ def _measure_speed(history: History, missing: int) -> dict[str, float | None]:
 
 
 def _count_bytes(states: Sequence[ShardState]) -> int:
-    intents = (state.intent for state in states if isinstance(state, Published))
-    return sum(part.bytes for intent in intents for part in (intent.data, intent.failed) if part)
+    ledger = (state.shard_entry for state in states if isinstance(state, Published))
+    return sum(
+        part.bytes for shard_entry in ledger for part in (shard_entry.data, shard_entry.failed) if part
+    )
 
 
 def _choose_next(directory: Path, state: str, tally: Tally, history: History) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from synthia_batch.results.quality.measures import assess_answer, digest_answer
 from synthia_batch.results.read.shards import ShardSamples
-from synthia_batch.results.report.samples import Picks, choose_stride, hash_samples, take_every
+from synthia_batch.results.report.samples import SampleSubset, choose_stride, hash_samples, take_every
 from synthia_batch.storage.parts.columns import PartNumbers
 
 MOST_ANSWERS = 200_000
@@ -34,7 +34,9 @@ class AnswerTexts:
     whole: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MARKS, 0))
     groups: dict[str, dict[str, int]] = field(default_factory=dict)
     read_by_group: dict[str, int] = field(default_factory=dict)
-    shown: dict[str, Picks] = field(default_factory=lambda: {mark: Picks(most=MOST_SHOWN) for mark in MARKS})
+    shown: dict[str, SampleSubset] = field(
+        default_factory=lambda: {mark: SampleSubset(most=MOST_SHOWN) for mark in MARKS}
+    )
     commonest: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,7 +143,9 @@ class _Known:
             texts.groups[name]["duplicate"] = len(chosen) - len(np.unique(chosen))
         self._show_commonest(texts.shown["duplicate"], first, counts)
 
-    def _show_commonest(self, shown: Picks, first: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+    def _show_commonest(
+        self, shown: SampleSubset, first: NDArray[np.int64], counts: NDArray[np.int64]
+    ) -> None:
         """Show the answers that were given most often, each where it was first given."""
         places = np.concatenate(self.places)
         (several,) = np.nonzero(counts > 1)

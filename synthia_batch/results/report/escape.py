@@ -10,7 +10,7 @@ _DIRECTIONS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class Escaped:
     """A text as it is shown. `characters` is how many it has, `kept` how many of them are here."""
 
     text: str
@@ -23,14 +23,14 @@ class Shown:
         return self.kept < self.characters
 
 
-def show_text(text: str, most_bytes: int) -> Shown:
+def escape_text(text: str, most_bytes: int) -> Escaped:
     """Return `text` as it may stand in a page, in at most `most_bytes` of escaped UTF-8, or a few more.
 
     Controls become pictures of themselves; what turns the direction of writing becomes its number,
     since it would carry on behind the text; what UTF-8 cannot say becomes a question mark.
     """
     kept = _find_fitting(text, most_bytes)
-    return Shown(text=make_visible(text[:kept]), characters=len(text), kept=kept)
+    return Escaped(text=make_visible(text[:kept]), characters=len(text), kept=kept)
 
 
 def make_visible(text: str) -> str:

@@ -30,7 +30,7 @@ from synthia_batch.results.report.plots import (
     render_svg,
 )
 from synthia_batch.results.report.summary import Report, read_report
-from synthia_batch.results.report.verdict import judge, spell_share
+from synthia_batch.results.report.verdict import assess, spell_share
 from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.layout import RunDir
 
@@ -77,7 +77,7 @@ def render_page(report: Report) -> str:
         "head": head,
         "title": make_visible(head.name),
         "whole": report.tally.whole,
-        "verdict": judge(report),
+        "verdict": assess(report),
         "pictures": _draw_all(report),
         "reasons": _list_reasons(report),
         "systems": _list_systems(report),

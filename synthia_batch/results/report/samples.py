@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.results.read.shards import ShardSamples
-from synthia_batch.results.report.escape import Shown, make_visible, show_text
+from synthia_batch.results.report.escape import Escaped, escape_text, make_visible
 from synthia_batch.storage.parts.columns import PartCodes, PartNumbers
 
 ROWS_SIDE_BY_SIDE = 3
@@ -31,7 +31,7 @@ class Pick:
 
 
 @dataclass(slots=True, kw_only=True)
-class Picks:
+class SampleSubset:
     """The `most` picks with the least keys among all that were offered."""
 
     most: int
@@ -58,10 +58,10 @@ class Picks:
 class Choice:
     """The samples of each kind, and the `rows` whose answers are shown side by side."""
 
-    kinds: dict[str, Picks] = field(
-        default_factory=lambda: {kind: Picks(most=most) for kind, most in MOST.items()}
+    kinds: dict[str, SampleSubset] = field(
+        default_factory=lambda: {kind: SampleSubset(most=most) for kind, most in MOST.items()}
     )
-    rows: Picks = field(default_factory=lambda: Picks(most=ROWS_SIDE_BY_SIDE))
+    rows: SampleSubset = field(default_factory=lambda: SampleSubset(most=ROWS_SIDE_BY_SIDE))
 
     def consider(self, shard: int, numbers: PartNumbers) -> None:
         """Choose among the finished samples of a shard, too."""
@@ -120,7 +120,7 @@ class ShownTurn:
     """A message of a prompt."""
 
     role: str
-    content: Shown
+    content: Escaped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +134,8 @@ class ShownSample:
     place: str
     turns: Sequence[ShownTurn] | None
     hidden_turns: int
-    answer: Shown
-    reasoning: Shown | None
+    answer: Escaped
+    reasoning: Escaped | None
     system: str
     finish_reason: str
     prompt_tokens: int
@@ -150,7 +150,7 @@ class ShownFailure:
     title: str
     place: str
     code: str
-    message: Shown
+    message: Escaped
     turns: Sequence[ShownTurn] | None
     hidden_turns: int
 
@@ -160,15 +160,15 @@ class SideBySide:
     """The answers to one row under each system message."""
 
     title: str
-    question: Shown | None
+    question: Escaped | None
     samples: Sequence[ShownSample]
 
 
-def fetch(shards: Mapping[int, ShardSamples], picks: Picks, note: str = "") -> list[ShownSample]:
+def fetch(shards: Mapping[int, ShardSamples], subset: SampleSubset, note: str = "") -> list[ShownSample]:
     """Return the samples that were picked, in the order of the dataset."""
     return [
         _show(shards[number], position, row, note)
-        for number, positions in picks.by_shard.items()
+        for number, positions in subset.by_shard.items()
         for position, row in zip(positions, shards[number].read_made(positions), strict=True)
     ]
 
@@ -223,8 +223,8 @@ def _show(samples: ShardSamples, position: int, row: Mapping[str, Any], note: st
         place=f"row {position} of {samples.place}, counted from 0",
         turns=turns,
         hidden_turns=max(0, len(messages or ()) - 1 - MOST_TURNS),
-        answer=show_text(row["response"], ANSWER_BYTES),
-        reasoning=show_text(row["reasoning"], TURN_BYTES) if row["reasoning"] else None,
+        answer=escape_text(row["response"], ANSWER_BYTES),
+        reasoning=escape_text(row["reasoning"], TURN_BYTES) if row["reasoning"] else None,
         system=make_visible(row["system"]),
         finish_reason=make_visible(row["finish_reason"]),
         prompt_tokens=row["prompt_tokens"],
@@ -241,7 +241,7 @@ def _show_failure(row: Mapping[str, Any]) -> ShownFailure:
         if known
         else f"row {row['row_index']}",
         code=make_visible(row["code"]),
-        message=show_text(row["message"], TURN_BYTES),
+        message=escape_text(row["message"], TURN_BYTES),
         turns=None if row["messages"] is None else _show_turns(row["messages"]),
         hidden_turns=max(0, len(row["messages"] or ()) - MOST_TURNS),
     )
@@ -250,7 +250,7 @@ def _show_failure(row: Mapping[str, Any]) -> ShownFailure:
 def _show_turns(messages: Sequence[Mapping[str, str]]) -> list[ShownTurn]:
     share = TURN_BYTES * 3 // max(3, min(len(messages), MOST_TURNS))
     return [
-        ShownTurn(role=make_visible(turn["role"]), content=show_text(turn["content"], share))
+        ShownTurn(role=make_visible(turn["role"]), content=escape_text(turn["content"], share))
         for turn in messages[-MOST_TURNS:]
     ]
 

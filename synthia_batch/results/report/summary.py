@@ -181,7 +181,7 @@ def _find_state(run_dir: RunDir) -> State:
 def _find_writer(facts: RunFacts, shards: Sequence[ShardSamples]) -> str:
     for one in shards:
         if isinstance(one, PublishedSamples):
-            has_data = one.intent.data is not None
+            has_data = one.shard_entry.data is not None
             path = facts.run_dir.data_part(one.shard) if has_data else facts.run_dir.failed_part(one.shard)
             return read_part_facts(path).writer
     return ""
@@ -192,8 +192,8 @@ def _fetch_examples(
 ) -> RunExamples:
     by_number = {samples.shard.number: samples for samples in shards}
     return RunExamples(
-        kinds={kind: fetch(by_number, picks) for kind, picks in choice.kinds.items()},
-        flagged=[shown for mark, picks in texts.shown.items() for shown in fetch(by_number, picks, mark)],
+        kinds={kind: fetch(by_number, subset) for kind, subset in choice.kinds.items()},
+        flagged=[shown for mark, subset in texts.shown.items() for shown in fetch(by_number, subset, mark)],
         failures=fetch_failures(shards),
         side_by_side=fetch_side_by_side(by_number, choice) if has_several else [],
     )

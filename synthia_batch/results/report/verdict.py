@@ -27,7 +27,7 @@ class Sentence:
     text: str
 
 
-def judge(report: Report) -> list[Sentence]:
+def assess(report: Report) -> list[Sentence]:
     """Return what is to be said of a run, the most important first."""
     return [_tell_state(report), *_tell_truncation(report), *_tell_failures(report), *_tell_texts(report),
             *_tell_losses(report)]  # fmt: skip

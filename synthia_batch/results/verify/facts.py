@@ -13,8 +13,8 @@ from synthia_batch.storage.events import read_events
 from synthia_batch.storage.journal.frames import scan_frames
 from synthia_batch.storage.journal.reader import find_last_epoch
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import Intent
-from synthia_batch.storage.lock import Attempt, read_boot_id
+from synthia_batch.storage.ledger import ShardEntry
+from synthia_batch.storage.lock import WriterEpoch, read_boot_id
 from synthia_batch.storage.manifest import Manifest
 from synthia_batch.storage.parts.reader import SampleGrid
 from synthia_batch.storage.plan_file import plan_digest, require_plan
@@ -30,7 +30,7 @@ class RunFacts:
     run_dir: RunDir
     plan: Mapping[str, Any]
     fingerprint: str
-    attempt: Attempt
+    attempt: WriterEpoch
     shards: tuple[Shard, ...]
     grid: SampleGrid
     kept: tuple[KeptColumn, ...]
@@ -60,7 +60,7 @@ def read_facts(directory: Path) -> RunFacts:
         run_dir=run_dir,
         plan=plan,
         fingerprint=plan["fingerprint"],
-        attempt=Attempt(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
+        attempt=WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
         shards=plan_shards(plan["scan"]["rows"], plan["samples_per_row"]),
         grid=SampleGrid(
             systems=tuple(name for name, _ in identity["system"]),
@@ -87,9 +87,9 @@ def find_highest_epoch(facts: RunFacts) -> int:
         epoch for path in run_dir.journals.glob("*.wal") if (epoch := find_last_epoch(path)) is not None
     ]
     with (
-        storage_errors("read", run_dir.intents),
+        storage_errors("read", run_dir.ledger),
         suppress(FileNotFoundError),
-        run_dir.intents.open("rb") as file,
+        run_dir.ledger.open("rb") as file,
     ):
         epochs += [
             frame.value["epoch"] for frame in scan_frames(file) if frame.value and "epoch" in frame.value
@@ -97,11 +97,11 @@ def find_highest_epoch(facts: RunFacts) -> int:
     return max(epochs, default=0)
 
 
-def list_intents(facts: RunFacts, manifest: Manifest, epoch: int) -> dict[int, Intent]:
+def list_entries(facts: RunFacts, manifest: Manifest, epoch: int) -> dict[int, ShardEntry]:
     """Return what the ledger must hold, as of `epoch`, where the run has come to `manifest`."""
     entries = {part.path: part.entry for part in manifest.parts}
     return {
-        shard.number: Intent(
+        shard.number: ShardEntry(
             shard=shard.number,
             epoch=epoch,
             data=entries.get(facts.name(facts.run_dir.data_part(shard))),

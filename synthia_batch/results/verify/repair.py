@@ -13,14 +13,14 @@ from pathlib import Path
 
 from synthia_batch.core.types import Finished, Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.results.verify.facts import RunFacts, find_highest_epoch, list_intents, read_facts
+from synthia_batch.results.verify.facts import RunFacts, find_highest_epoch, list_entries, read_facts
 from synthia_batch.results.verify.findings import Finding, Kind
 from synthia_batch.results.verify.shard import ShardCheck
 from synthia_batch.results.verify.verify import Inspection, OnProgress, inspect_run
 from synthia_batch.storage.atomic import remove_file, sync_directory
 from synthia_batch.storage.journal.writer import repair_journal, write_journal
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import repair_intents
+from synthia_batch.storage.ledger import repair_ledger
 from synthia_batch.storage.lock import RunLock
 from synthia_batch.storage.manifest import withdraw_manifest
 from synthia_batch.storage.parts.reader import read_made
@@ -92,8 +92,8 @@ def _repair_ledger(facts: RunFacts, found: Inspection) -> Iterator[str]:
     damaged = [finding for finding in found.findings if finding.kind is Kind.LEDGER]
     if not damaged:
         return
-    known = list_intents(facts, found.manifest, facts.attempt.epoch) if found.manifest else {}
-    repair_intents(facts.run_dir.intents, facts.attempt, known)
+    known = list_entries(facts, found.manifest, facts.attempt.epoch) if found.manifest else {}
+    repair_ledger(facts.run_dir.ledger, facts.attempt, known)
     source = "from its sound frames and the manifest" if known else "from its sound frames"
     yield f"{damaged[0].file}: written again {source}"
 

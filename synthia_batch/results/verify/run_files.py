@@ -5,17 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from synthia_batch.errors import IntegrityError
-from synthia_batch.inputs.records.row_ids import Occurrences
+from synthia_batch.inputs.records.row_ids import DuplicateIndex
 from synthia_batch.results.verify.facts import RunFacts
 from synthia_batch.results.verify.findings import Finding, Kind, explain_error
 from synthia_batch.results.verify.shard import ShardCheck
 from synthia_batch.storage.atomic import temporary_path
+from synthia_batch.storage.checksummed_json import read_checksummed
 from synthia_batch.storage.journal.frames import scan_frames
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import Intent, read_intents
+from synthia_batch.storage.ledger import ShardEntry, read_ledger
 from synthia_batch.storage.lock import read_last_owner
 from synthia_batch.storage.manifest import Manifest, ManifestPart
-from synthia_batch.storage.sealed_json import read_sealed
 
 
 def check_kept_files(facts: RunFacts) -> Iterator[Finding]:
@@ -29,16 +29,16 @@ def check_kept_files(facts: RunFacts) -> Iterator[Finding]:
     except IntegrityError as exc:
         yield explain_error(Kind.OWNER, run_dir.owner, run_dir.root, exc)
     try:
-        if run_dir.occurrences.exists():
-            Occurrences.load(run_dir.occurrences)
+        if run_dir.duplicates.exists():
+            DuplicateIndex.load(run_dir.duplicates)
     except IntegrityError as exc:
-        yield explain_error(Kind.RECORD, run_dir.occurrences, run_dir.root, exc)
+        yield explain_error(Kind.RECORD, run_dir.duplicates, run_dir.root, exc)
     try:
-        read_sealed(run_dir.job)
+        read_checksummed(run_dir.job)
     except IntegrityError as exc:
         yield explain_error(Kind.RECORD, run_dir.job, run_dir.root, exc)
     try:
-        read_sealed(run_dir.canary)
+        read_checksummed(run_dir.canary)
     except IntegrityError as exc:
         kind = Kind.CANARY if _has_samples(facts) else Kind.RECORD
         yield explain_error(kind, run_dir.canary, run_dir.root, exc)
@@ -47,7 +47,7 @@ def check_kept_files(facts: RunFacts) -> Iterator[Finding]:
 def _has_samples(facts: RunFacts) -> bool:
     """Whether any sample has ended, as far as can be told: a damaged ledger may have had some."""
     try:
-        if read_intents(facts.run_dir.intents, facts.attempt.plan_digest).latest:
+        if read_ledger(facts.run_dir.ledger, facts.attempt.plan_digest).latest:
             return True
     except IntegrityError:
         return True
@@ -62,7 +62,7 @@ def _has_samples(facts: RunFacts) -> bool:
 
 
 def check_manifest(
-    facts: RunFacts, manifest: Manifest, checks: tuple[ShardCheck, ...], latest: dict[int, Intent]
+    facts: RunFacts, manifest: Manifest, checks: tuple[ShardCheck, ...], latest: dict[int, ShardEntry]
 ) -> Iterator[Finding]:
     """Yield where the manifest disagrees with the plan, with the ledger, or with itself."""
     rows = facts.shards[-1].stop_row
@@ -88,15 +88,15 @@ def check_manifest(
         yield Finding(kind=Kind.MANIFEST, file=card, what="the dataset card is missing")
 
 
-def _list_expected(facts: RunFacts, latest: dict[int, Intent]) -> dict[str, ManifestPart]:
+def _list_expected(facts: RunFacts, latest: dict[int, ShardEntry]) -> dict[str, ManifestPart]:
     expected = {}
     for shard in facts.shards:
-        intent = latest.get(shard.number)
-        if intent is None:
+        shard_entry = latest.get(shard.number)
+        if shard_entry is None:
             continue
         pairs = (
-            (facts.run_dir.data_part(shard), intent.data),
-            (facts.run_dir.failed_part(shard), intent.failed),
+            (facts.run_dir.data_part(shard), shard_entry.data),
+            (facts.run_dir.failed_part(shard), shard_entry.failed),
         )
         for path, entry in pairs:
             if entry is not None:

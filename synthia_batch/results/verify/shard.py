@@ -10,7 +10,7 @@ from synthia_batch.errors import IntegrityError, JournalCorrupt
 from synthia_batch.results.verify.facts import RunFacts
 from synthia_batch.results.verify.findings import Finding, Kind, explain_error
 from synthia_batch.storage.journal.reader import find_damages, find_last_epoch, read_journal
-from synthia_batch.storage.ledger import Intent, PartEntry
+from synthia_batch.storage.ledger import PartEntry, ShardEntry
 from synthia_batch.storage.parts.pages import find_page_damage
 from synthia_batch.storage.parts.reader import (
     Places,
@@ -41,23 +41,23 @@ class ShardCheck:
     findings: tuple[Finding, ...] = ()
 
 
-def check_shard(facts: RunFacts, shard: Shard, intent: Intent | None) -> ShardCheck:
-    """Read all that there is of `shard`; `intent` is the ledger's latest word on it. Only reads.
+def check_shard(facts: RunFacts, shard: Shard, shard_entry: ShardEntry | None) -> ShardCheck:
+    """Read all that there is of `shard`; `shard_entry` is the ledger's latest word on it. Only reads.
 
     Raises:
         StorageFailed: A file cannot be read.
     """
     journal = _look_at_journal(facts, shard)
-    if intent is None:
+    if shard_entry is None:
         return ShardCheck(
             shard=shard,
             is_published=False,
             findings=(*journal.findings, *_find_foreign_parts(facts, shard)),
         )
-    if journal.is_there and journal.epoch is not None and journal.epoch > intent.epoch:
+    if journal.is_there and journal.epoch is not None and journal.epoch > shard_entry.epoch:
         # Opened again after the publication: the journal replaces the parts.
         return ShardCheck(shard=shard, is_published=False, findings=journal.findings)
-    parts = check_parts_of_shard(facts, shard, intent)
+    parts = check_parts_of_shard(facts, shard, shard_entry)
     if not journal.is_there:
         return parts
     if parts.findings:
@@ -66,14 +66,14 @@ def check_shard(facts: RunFacts, shard: Shard, intent: Intent | None) -> ShardCh
     return replace(parts, has_leftover_journal=True)
 
 
-def check_parts_of_shard(facts: RunFacts, shard: Shard, intent: Intent) -> ShardCheck:
+def check_parts_of_shard(facts: RunFacts, shard: Shard, shard_entry: ShardEntry) -> ShardCheck:
     """Read the parts of a published shard: their checksums, pages, columns, order and completeness.
 
     Raises:
         StorageFailed: A part cannot be read.
     """
     paths = facts.run_dir.data_part(shard), facts.run_dir.failed_part(shard)
-    entries = intent.data, intent.failed
+    entries = shard_entry.data, shard_entry.failed
     findings: list[Finding] = []
     places: list[Places | None] = []
     for path, entry in zip(paths, entries, strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.results.verify.facts import RunFacts, list_intents, read_facts
+from synthia_batch.results.verify.facts import RunFacts, list_entries, read_facts
 from synthia_batch.results.verify.findings import Finding, Kind, explain_error
 from synthia_batch.results.verify.run_files import (
     check_kept_files,
@@ -23,7 +23,7 @@ from synthia_batch.results.verify.run_files import (
 )
 from synthia_batch.results.verify.shard import ShardCheck, check_parts_of_shard, check_shard
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import Intent, read_intents
+from synthia_batch.storage.ledger import ShardEntry, read_ledger
 from synthia_batch.storage.lock import Owner, find_running
 from synthia_batch.storage.manifest import Manifest, read_manifest
 from synthia_batch.storage.recovery import HASH_THREADS, list_temporary_files
@@ -92,7 +92,7 @@ class Inspection:
 class _Ledger:
     """The latest intents: the manifest's where the ledger is damaged, which `findings` then says."""
 
-    latest: dict[int, Intent]
+    latest: dict[int, ShardEntry]
     findings: tuple[Finding, ...] = ()
 
 
@@ -160,7 +160,7 @@ def inspect_run(facts: RunFacts, on_progress: OnProgress) -> Inspection:
     ledger = _read_ledger(facts, manifest)
     checks = _check_all(
         [(shard, ledger.latest.get(shard.number)) for shard in facts.shards],
-        lambda shard, intent: check_shard(facts, shard, intent),
+        lambda shard, shard_entry: check_shard(facts, shard, shard_entry),
         on_progress,
     )
     for check in checks:
@@ -193,7 +193,9 @@ def inspect_running(facts: RunFacts, on_progress: OnProgress) -> Inspection:
         for shard in facts.shards
         if shard.number in before.latest and not facts.run_dir.journal(shard).exists()
     ]
-    checks = _check_all(published, lambda shard, intent: _check_known(facts, shard, intent), on_progress)
+    checks = _check_all(
+        published, lambda shard, shard_entry: _check_known(facts, shard, shard_entry), on_progress
+    )
     after = _read_ledger(facts, None)
     # A retry may have published a shard again while its parts were read.
     unchanged = [
@@ -208,20 +210,20 @@ def inspect_running(facts: RunFacts, on_progress: OnProgress) -> Inspection:
     )
 
 
-def _check_known(facts: RunFacts, shard: Shard, intent: Intent | None) -> ShardCheck:
-    if intent is None:
+def _check_known(facts: RunFacts, shard: Shard, shard_entry: ShardEntry | None) -> ShardCheck:
+    if shard_entry is None:
         raise ValueError(f"shard {shard.number} has no intent")
-    return check_parts_of_shard(facts, shard, intent)
+    return check_parts_of_shard(facts, shard, shard_entry)
 
 
 def _check_all(
-    shards: list[tuple[Shard, Intent | None]] | list[tuple[Shard, Intent]],
-    check: Callable[[Shard, Intent | None], ShardCheck],
+    shards: list[tuple[Shard, ShardEntry | None]] | list[tuple[Shard, ShardEntry]],
+    check: Callable[[Shard, ShardEntry | None], ShardCheck],
     on_progress: OnProgress,
 ) -> tuple[ShardCheck, ...]:
     sizes = [
-        sum(entry.bytes for entry in (intent.data, intent.failed) if entry) if intent else 0
-        for _, intent in shards
+        sum(entry.bytes for entry in (shard_entry.data, shard_entry.failed) if entry) if shard_entry else 0
+        for _, shard_entry in shards
     ]
     total, done = sum(sizes), 0
     on_progress(0, total)
@@ -238,12 +240,12 @@ def _check_all(
 
 
 def _read_ledger(facts: RunFacts, manifest: Manifest | None) -> _Ledger:
-    path = facts.run_dir.intents
+    path = facts.run_dir.ledger
     try:
-        return _Ledger(latest=read_intents(path, facts.attempt.plan_digest).latest)
+        return _Ledger(latest=read_ledger(path, facts.attempt.plan_digest).latest)
     except IntegrityError as exc:
         finding = explain_error(Kind.LEDGER, path, facts.run_dir.root, exc)
-        known = list_intents(facts, manifest, facts.attempt.epoch) if manifest else {}
+        known = list_entries(facts, manifest, facts.attempt.epoch) if manifest else {}
         return _Ledger(latest=known, findings=(finding,))
 
 

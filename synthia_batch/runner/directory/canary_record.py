@@ -12,9 +12,9 @@ from synthia_batch.core.types import Request
 from synthia_batch.errors import DeterminismBroken
 from synthia_batch.models.prompts.tokenizer import Renderer
 from synthia_batch.storage.atomic import publish_bytes
+from synthia_batch.storage.checksummed_json import encode_checksummed, read_checksummed
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.sealed_json import read_sealed, seal
 from synthia_batch.workers.canary import Canaries
 from synthia_batch.workers.pools.base import WorkerReady
 
@@ -57,7 +57,7 @@ def check_canary(run_dir: RunDir, ready: WorkerReady) -> None:
     compare_canary(run_dir, ready)
     if ready.canary is not None and not run_dir.canary.exists():
         answer = {"texts": ready.canary.texts, "bits": ready.canary.bits}
-        publish_bytes(run_dir.canary, seal({**answer, "by": ready.facts.describe()}))
+        publish_bytes(run_dir.canary, encode_checksummed({**answer, "by": ready.facts.describe()}))
 
 
 def compare_canary(run_dir: RunDir, ready: WorkerReady) -> None:
@@ -66,7 +66,7 @@ def compare_canary(run_dir: RunDir, ready: WorkerReady) -> None:
     Raises:
         DeterminismBroken: It is another one. Names what differs between the engines.
     """
-    known, answer = read_sealed(run_dir.canary), ready.canary
+    known, answer = read_checksummed(run_dir.canary), ready.canary
     if answer is None or known is None:
         return
     if (known["texts"], known["bits"]) == (answer.texts, answer.bits):

@@ -16,7 +16,7 @@ from synthia_batch.storage.atomic import publish_bytes, remove_file, storage_err
 from synthia_batch.storage.journal.reader import read_journal, replay
 from synthia_batch.storage.journal.writer import write_journal
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.lock import WriterEpoch
 from synthia_batch.storage.parts.reader import SampleGrid, read_failed, read_made
 from synthia_batch.storage.recovery import Published, ShardState, Unfinished
 
@@ -38,7 +38,7 @@ class Reopener:
 
     run_dir: RunDir
     grid: SampleGrid
-    attempt: Attempt
+    attempt: WriterEpoch
 
     def count_chosen(self, states: Sequence[ShardState], choice: FailureChoice) -> int:
         """Return how many samples `choice` takes. Touches nothing.
@@ -72,9 +72,11 @@ class Reopener:
         return self._read_parts(state)
 
     def _read_parts(self, state: Published) -> dict[int, Outcome]:
-        shard, intent = state.shard, state.intent
-        made = read_made(self.run_dir.data_part(shard), shard, self.grid) if intent.data else {}
-        failed = read_failed(self.run_dir.failed_part(shard), shard, self.grid, made) if intent.failed else {}
+        shard, shard_entry = state.shard, state.shard_entry
+        made = read_made(self.run_dir.data_part(shard), shard, self.grid) if shard_entry.data else {}
+        failed = (
+            read_failed(self.run_dir.failed_part(shard), shard, self.grid, made) if shard_entry.failed else {}
+        )
         return {**made, **failed}
 
     def _reopen(self, state: ShardState, choice: FailureChoice) -> ShardState:
@@ -91,7 +93,7 @@ class Reopener:
         if isinstance(state, Published):
             return []
         replayed = read_journal(self.run_dir.journal(state.shard), state.shard, self.attempt)
-        return [turn for talk in replayed.turns.values() for turn in talk]
+        return [turn for conversation in replayed.turns.values() for turn in conversation]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ from synthia_batch.storage.events import EventLog
 from synthia_batch.storage.journal.reader import replay
 from synthia_batch.storage.journal.writer import Journal
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import Intent, Intents
-from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.ledger import PartLedger, ShardEntry
+from synthia_batch.storage.lock import WriterEpoch
 from synthia_batch.storage.manifest import ManifestPart
 from synthia_batch.storage.publish import publish_shard
 from synthia_batch.storage.recovery import Published, ShardState, Unfinished
@@ -32,7 +32,7 @@ class _OpenShard:
 
 
 @dataclass(slots=True, kw_only=True)
-class Keeper:
+class RunStore:
     """Records samples in their shards' journals and publishes each shard as it fills.
 
     `states` says for every shard, in order, what earlier attempts left, and which are published
@@ -43,12 +43,12 @@ class Keeper:
     run_dir: RunDir
     shards: Sequence[Shard]
     states: list[ShardState]
-    attempt: Attempt
-    intents: Intents
+    attempt: WriterEpoch
+    ledger: PartLedger
     events: EventLog
     assembler: Assembler
     clock: Callable[[], float] = time.monotonic
-    on_published: Callable[[Shard, Intent], None] = lambda shard, intent: None
+    on_published: Callable[[Shard, ShardEntry], None] = lambda shard, shard_entry: None
     check: Callable[[], None] = lambda: None
     finished: int = 0
     failed: int = 0
@@ -114,10 +114,10 @@ class Keeper:
         paths_and_entries = (
             pair
             for shard in self.shards
-            if (intent := self.intents.latest.get(shard.number)) is not None
+            if (shard_entry := self.ledger.latest.get(shard.number)) is not None
             for pair in (
-                (self.run_dir.data_part(shard), intent.data),
-                (self.run_dir.failed_part(shard), intent.failed),
+                (self.run_dir.data_part(shard), shard_entry.data),
+                (self.run_dir.failed_part(shard), shard_entry.failed),
             )
         )
         return tuple(
@@ -152,7 +152,7 @@ class Keeper:
             for current in self._open.values():
                 current.journal.close()
             self._open.clear()
-            self.intents.close()
+            self.ledger.close()
 
     def _open_shard(self, shard: Shard) -> _OpenShard:
         current = self._open.get(shard.number)
@@ -168,13 +168,13 @@ class Keeper:
         current.journal.sync()
         outcomes = replay(current.journal.path, current.shard, self.attempt)
         assembled = self.assembler.encode(current.shard, outcomes)
-        intent = publish_shard(self.run_dir, assembled.encoded, current.journal, self.intents)
+        shard_entry = publish_shard(self.run_dir, assembled.encoded, current.journal, self.ledger)
         del self._open[current.shard.number]
         # Or it would be taken for a shard that nothing is made of yet.
         self.states[current.shard.number] = Published(
-            shard=current.shard, intent=intent, has_leftover_journal=False
+            shard=current.shard, shard_entry=shard_entry, has_leftover_journal=False
         )
-        self.on_published(current.shard, intent)
+        self.on_published(current.shard, shard_entry)
         tally = tally_records(assembled.outcomes.values())
         set_aside = tally_records(outcomes.values()).finished - tally.finished
         self.finished -= set_aside

@@ -12,20 +12,20 @@ from typing import Any
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, RunLocked, UsageError
 from synthia_batch.inputs import Scan, Source, open_files
-from synthia_batch.inputs.records.row_ids import Occurrences
+from synthia_batch.inputs.records.row_ids import DuplicateIndex
 from synthia_batch.job.identity import compare_identities
 from synthia_batch.job.plan import ROW_SYSTEM, plan_shards
 from synthia_batch.job.resolved import PlanSpec, ResolvedJob
 from synthia_batch.results.quality.flags import open_flagging
 from synthia_batch.runner.directory.assembler import Assembler
 from synthia_batch.runner.directory.reopen import FailureChoice, Reopener
-from synthia_batch.runner.directory.run_store import Keeper
+from synthia_batch.runner.directory.run_store import RunStore
 from synthia_batch.runner.resolve import select_rows
 from synthia_batch.storage.atomic import make_directory, publish_bytes
 from synthia_batch.storage.events import EventLog
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import Intents, read_intents
-from synthia_batch.storage.lock import Attempt, RunLock, read_boot_id
+from synthia_batch.storage.ledger import PartLedger, read_ledger
+from synthia_batch.storage.lock import RunLock, WriterEpoch, read_boot_id
 from synthia_batch.storage.manifest import withdraw_manifest
 from synthia_batch.storage.parts.reader import SampleGrid
 from synthia_batch.storage.parts.schema import PartFormat
@@ -40,7 +40,7 @@ from synthia_batch.storage.recovery import (
     remove_leftovers,
     remove_unbegun,
 )
-from synthia_batch.storage.remote.claim import hold_remote
+from synthia_batch.storage.remote.claim import claim_remote
 from synthia_batch.storage.remote.mirror import Mirror
 from synthia_batch.storage.saved_job import write_job
 
@@ -55,7 +55,7 @@ class HeldRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRun:
-    """A run directory that is ours to write to, with its plan. `keeper` knows what is done.
+    """A run directory that is ours to write to, with its plan. `store` knows what is done.
 
     `name` and `source_files` are the job's and its inputs' when the run began. Neither is identity,
     but both are in the output: a run resumed under other names goes on under its first ones.
@@ -66,7 +66,7 @@ class OpenRun:
     source_files: tuple[str, ...]
     scan: Scan
     plan_digest: str
-    keeper: Keeper
+    store: RunStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class LockedRun:
     mirror: Mirror | None
     plan: Mapping[str, Any]
     assembler: Assembler
-    attempt: Attempt
+    attempt: WriterEpoch
     shards: Sequence[Shard]
     states: Sequence[ShardState]
 
@@ -157,7 +157,7 @@ def lock_run(job: ResolvedJob, say: Callable[[str], None] | None = None) -> Iter
         if job.remote is None or say is None:
             yield HeldRun(lock=lock, mirror=None)
         else:
-            with hold_remote(job.remote, run_dir, lock, job.identity, say) as mirror:
+            with claim_remote(job.remote, run_dir, lock, job.identity, say) as mirror:
                 yield HeldRun(lock=lock, mirror=mirror)
     finally:
         if run_dir.hidden in made and not run_dir.plan.exists():
@@ -184,8 +184,8 @@ def inspect_run(
     run_dir = RunDir(job.output)
     source = open_files(job.inputs)
     plan = read_plan(run_dir.plan)
-    if plan is not None and run_dir.occurrences.exists():
-        scan = Scan.from_dict(plan["scan"], Occurrences.load(run_dir.occurrences))
+    if plan is not None and run_dir.duplicates.exists():
+        scan = Scan.from_dict(plan["scan"], DuplicateIndex.load(run_dir.duplicates))
     else:
         scan = scan_input(job, source, on_rows)
     plan = plan or _make_plan(job, scan)
@@ -194,9 +194,9 @@ def inspect_run(
             f"{source.shown} does not come to what {run_dir.plan} says of it; nothing was touched\n"
             "  put the input back as it was when the run began, or name another directory with -o"
         )
-    attempt = Attempt(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id())
+    attempt = WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id())
     shards = plan_shards(scan.rows, job.plan.samples_per_row)
-    latest = read_intents(run_dir.intents, attempt.plan_digest).latest
+    latest = read_ledger(run_dir.ledger, attempt.plan_digest).latest
     states = [inspect_shard(run_dir, shard, latest, attempt) for shard in shards]
     check_parts(run_dir, states, on_check or (lambda done, total: None))
     return LockedRun(
@@ -241,18 +241,18 @@ def begin_attempt(
         mirror = locked.mirror
         if mirror is not None:
             _start_mirror(mirror, attempt.plan_digest, states)
-        keeper = Keeper(
+        store = RunStore(
             run_dir=run_dir,
             shards=locked.shards,
             states=list(states),
             attempt=attempt,
-            intents=Intents.open(run_dir.intents, attempt),
+            ledger=PartLedger.open(run_dir.ledger, attempt),
             events=events,
             assembler=locked.assembler,
         )
         if mirror is not None:
-            keeper.on_published, keeper.check = mirror.submit, mirror.check
-        stack.enter_context(keeper)
+            store.on_published, store.check = mirror.submit, mirror.check
+        stack.enter_context(store)
         scan = locked.assembler.scan
         yield OpenRun(
             run_dir=run_dir,
@@ -260,7 +260,7 @@ def begin_attempt(
             source_files=list_source_files(locked.plan),
             scan=scan,
             plan_digest=attempt.plan_digest,
-            keeper=keeper,
+            store=store,
         )
         if mirror is not None:
             mirror.settle()
@@ -279,7 +279,7 @@ def complete_mirror(locked: LockedRun) -> None:
 
 def _start_mirror(mirror: Mirror, plan_digest: str, states: Sequence[ShardState]) -> None:
     mirror.begin(plan_digest)
-    mirror.submit_all((state.shard, state.intent) for state in states if isinstance(state, Published))
+    mirror.submit_all((state.shard, state.shard_entry) for state in states if isinstance(state, Published))
 
 
 def tidy_complete_run(job: ResolvedJob) -> None:
@@ -338,9 +338,9 @@ def _make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:
 def _keep_plan(job: ResolvedJob, locked: LockedRun) -> None:
     """Write the plan of a new run, and how the job was last said."""
     run_dir = locked.run_dir
-    if not (run_dir.plan.exists() and run_dir.occurrences.exists()):
+    if not (run_dir.plan.exists() and run_dir.duplicates.exists()):
         # Before the plan: where a plan is, everything that it needs must be.
-        publish_bytes(run_dir.occurrences, *locked.assembler.scan.occurrences.encode())
+        publish_bytes(run_dir.duplicates, *locked.assembler.scan.duplicates.encode())
     write_job(run_dir.job, job.said)
     write_plan_once(run_dir.plan, locked.plan)
 

@@ -29,7 +29,7 @@ EXIT_BUG = 1
 
 
 @contextmanager
-def accompany(job: ResolvedJob, display: Display) -> Iterator[Callable[[Ending], None]]:
+def follow_run(job: ResolvedJob, display: Display) -> Iterator[Callable[[Ending], None]]:
     """Serve the job's metrics for the block, and tell whom it names how the block ended.
 
     What is yielded is to be called with the run's end. An error that leaves the block is told as well,

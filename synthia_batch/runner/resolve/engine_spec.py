@@ -147,7 +147,7 @@ def _choose_length(merged: Merged, found: FoundModel) -> int:
     job = merged.job
     known = found.facts.max_model_len if found.facts else SCRIPTED_MODEL_LEN
     said = job.model.max_model_len
-    if said is not None and known is not None and not merged.is_said("model.max_model_len"):
+    if said is not None and known is not None and not merged.is_explicit("model.max_model_len"):
         return min(said, known)  # A card's word against the model's own.
     length = said or known
     if length is None:

@@ -68,7 +68,7 @@ def add_preset(layers: Sequence[Layer]) -> ChosenPreset:
     """
     merged = merge_layers(layers)
     job = merged.job
-    model = job.model.name if merged.is_said("model.name") else None
+    model = job.model.name if merged.is_explicit("model.name") else None
     if job.preset is None and model is None and job.engine.kind != "vllm":
         return ChosenPreset(preset=None, layers=layers)
     with merged.blame("preset"):
@@ -76,7 +76,7 @@ def add_preset(layers: Sequence[Layer]) -> ChosenPreset:
     on_gpu = job.engine.kind != "openai" and choose_device(job) == "cuda"
     layer = preset.make_layer(model, on_gpu=on_gpu, found=job.preset is None)
     if job.chat_template is not None:  # Whoever brings a template wants it used.
-        named = Layer(origin="--chat-template", values={"prompt_format": "chat"}, is_said=False)
+        named = Layer(origin="--chat-template", values={"prompt_format": "chat"}, is_explicit=False)
         layers = [*layers, named]
     return ChosenPreset(preset=preset, layers=[*layers, layer])
 
@@ -98,7 +98,7 @@ def find_model(
     job = merged.job
     adapters = _find_adapters(job, cache)
     # A preset's model is not fetched for a rehearsal.
-    if job.engine.kind == "scripted" and not merged.is_said("model.name"):
+    if job.engine.kind == "scripted" and not merged.is_explicit("model.name"):
         ref = ModelRef(name="scripted", path=None, repo_id=None, revision=None, trust_remote_code=False)
         return FoundModel(ref=ref, facts=None, digests={}, adapters=adapters)
     if job.engine.kind == "openai":  # The server has it; nothing of it need be here.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, open_digest_cache
 from synthia_batch.errors import UsageError
-from synthia_batch.inputs import Columns, Selection, TakenInput, digest_files, open_files, take_in
+from synthia_batch.inputs import Columns, ResolvedInput, Selection, digest_files, open_files, resolve_inputs
 from synthia_batch.job.identity import IdentityParts, InputIdentity, fingerprint, identify
 from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
 from synthia_batch.job.loading.secrets import reveal
@@ -46,7 +46,7 @@ class _Sources:
     said: Job
     merged: Merged
     preset: str | None
-    taken: TakenInput
+    taken: ResolvedInput
     template: str | None
     columns: Columns
     found: FoundModel
@@ -71,14 +71,14 @@ def resolve_job(
     _refuse_two_systems(merged)
     if said.engine.kind == "openai":
         openai_settings.check_job(merged)
-        defaults = Layer(origin="the endpoint engine", values=openai_settings.DEFAULTS, is_said=False)
+        defaults = Layer(origin="the endpoint engine", values=openai_settings.DEFAULTS, is_explicit=False)
         layers = [*layers, defaults]
         merged = merge_layers(layers)
     for url in said.notify or ():
         reveal(url, os.environ, "notify")  # Missed in the evening, not in the morning.
     # Before the model, which may take an hour to download.
     template = _read_template(merged)
-    taken = take_in(said.input.paths, say, cache)
+    taken = resolve_inputs(said.input.paths, say, cache)
     columns = open_files(taken.files).detect(select_rows(said, template))
     _tell_columns(columns, taken, say)
     found = find_model(merged, chosen.preset, cache, say)
@@ -87,7 +87,7 @@ def resolve_job(
         recommended = Layer(
             origin="the model's generation_config",
             values={"sampling": dict(found.facts.generation)},
-            is_said=False,
+            is_explicit=False,
         )
         layers = [*layers, recommended]
         merged = merge_layers(layers)
@@ -141,7 +141,7 @@ def _read_template(merged: Merged) -> str | None:
             raise UsageError(f"--prompt-template {path}: cannot be read: {why}; name a text file") from exc
 
 
-def _name_copies(said: Job, taken: TakenInput) -> Job:
+def _name_copies(said: Job, taken: ResolvedInput) -> Job:
     """Return what was said, with stdin named as the copy that was kept of it: it is gone by the next time."""
     if taken.said == said.input.paths:
         return said
@@ -149,7 +149,9 @@ def _name_copies(said: Job, taken: TakenInput) -> Job:
     return said.model_copy(update={"input": said.input.model_copy(update={"path": paths})})
 
 
-def _tell_model(columns: Columns, taken: TakenInput, found: FoundModel, say: Callable[[str], None]) -> None:
+def _tell_model(
+    columns: Columns, taken: ResolvedInput, found: FoundModel, say: Callable[[str], None]
+) -> None:
     """Say that another model answers than requests ask for: theirs may be one that nobody has here."""
     if columns.model is not None and columns.model not in (found.ref.name, found.ref.repo_id):
         say(
@@ -158,7 +160,7 @@ def _tell_model(columns: Columns, taken: TakenInput, found: FoundModel, say: Cal
         )
 
 
-def _tell_columns(columns: Columns, taken: TakenInput, say: Callable[[str], None]) -> None:
+def _tell_columns(columns: Columns, taken: ResolvedInput, say: Callable[[str], None]) -> None:
     """Say what was found that nobody said, and changes what a model is asked."""
     first = taken.files[0].shown
     if columns.shape == "alpaca":
@@ -171,7 +173,7 @@ def _tell_columns(columns: Columns, taken: TakenInput, say: Callable[[str], None
 
 
 def _refuse_two_systems(merged: Merged) -> None:
-    if merged.job.input.system_column and merged.is_said("system"):
+    if merged.job.input.system_column and merged.is_explicit("system"):
         raise UsageError(
             "a system message was named, and a column to take it from as well (--system and "
             "--system-column); name one of the two"
@@ -262,7 +264,7 @@ def _find_remote(job: Job) -> Remote | None:
 def _choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
     job = merged.job
     # A prompt has no system message of its own, and a blank value of the column replaces none.
-    replaces = not columns.brings_system or (not columns.system and merged.is_said("system"))
+    replaces = not columns.brings_system or (not columns.system and merged.is_explicit("system"))
     if job.input.system_column:
         systems = [SystemText(name=SYSTEM_COLUMN, text="")]
     else:

@@ -53,7 +53,7 @@ def read_tuned(place: Mapping[str, Any]) -> Layer | None:
         return None
     if not isinstance(settings, dict) or not settings.keys() <= NOT_IDENTITY.keys():
         return None
-    return Layer(origin=f"tuned on {found_on}", values={"engine": settings}, is_said=False)
+    return Layer(origin=f"tuned on {found_on}", values={"engine": settings}, is_explicit=False)
 
 
 def _find_file(place: Mapping[str, Any]) -> Path:

@@ -14,7 +14,7 @@ from synthia_batch.storage.atomic import storage_errors
 from synthia_batch.storage.journal.append_file import DOUBT
 from synthia_batch.storage.journal.frames import Frame, scan_frames
 from synthia_batch.storage.journal.logprobs import read_logprobs
-from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.lock import WriterEpoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class Damage:
     reason: str
 
 
-def replay(path: Path, shard: Shard, attempt: Attempt) -> dict[int, Outcome]:
+def replay(path: Path, shard: Shard, attempt: WriterEpoch) -> dict[int, Outcome]:
     """Return the samples of `shard` already finished by earlier attempts, by ordinal.
 
     Raises:
@@ -58,7 +58,7 @@ def replay(path: Path, shard: Shard, attempt: Attempt) -> dict[int, Outcome]:
     return read_journal(path, shard, attempt).outcomes
 
 
-def read_journal(path: Path, shard: Shard, attempt: Attempt) -> Replayed:
+def read_journal(path: Path, shard: Shard, attempt: WriterEpoch) -> Replayed:
     """Return what the journal at `path` holds, without touching it. No file is an empty journal.
 
     Raises:
@@ -96,7 +96,7 @@ def read_journal(path: Path, shard: Shard, attempt: Attempt) -> Replayed:
     )
 
 
-def find_damages(path: Path, shard: Shard, attempt: Attempt) -> tuple[Damage, ...]:
+def find_damages(path: Path, shard: Shard, attempt: WriterEpoch) -> tuple[Damage, ...]:
     """Return what repair_journal would cut out of the journal. Touches nothing.
 
     Only for a journal that read_journal refuses: what a crash may leave is listed here as well.
@@ -145,7 +145,7 @@ class JournalReader:
 
     path: Path
     shard: Shard
-    attempt: Attempt
+    attempt: WriterEpoch
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     turns: dict[int, list[Turn]] = field(default_factory=dict)
     epoch: int | None = None
@@ -257,8 +257,8 @@ class JournalReader:
 
 def _list_records(outcomes: Mapping[int, Outcome], turns: Mapping[int, Sequence[Turn]]) -> Iterator[Record]:
     yield from outcomes.values()
-    for talk in turns.values():
-        yield from talk
+    for conversation in turns.values():
+        yield from conversation
 
 
 def _decode_outcome(value: dict[str, Any]) -> Outcome:

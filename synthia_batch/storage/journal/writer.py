@@ -41,7 +41,7 @@ from synthia_batch.storage.journal.append_file import AppendFile
 from synthia_batch.storage.journal.frames import encode_frame
 from synthia_batch.storage.journal.logprobs import spell_logprobs
 from synthia_batch.storage.journal.reader import Damage, JournalReader, Replayed, list_damages, read_journal
-from synthia_batch.storage.lock import Attempt
+from synthia_batch.storage.lock import WriterEpoch
 
 SYNC_SECONDS = 1.0
 """At most so much work is lost with the power ..."""
@@ -63,7 +63,7 @@ class Journal:
         self._unsynced_since: float | None = None
 
     @classmethod
-    def open(cls, path: Path, shard: Shard, attempt: Attempt) -> Self:
+    def open(cls, path: Path, shard: Shard, attempt: WriterEpoch) -> Self:
         """Replay the journal at `path`, cut off a torn tail, and make it ready for more.
 
         Raises:
@@ -143,7 +143,7 @@ class Journal:
         self._file.close()
 
 
-def repair_journal(path: Path, shard: Shard, attempt: Attempt) -> tuple[Damage, ...]:
+def repair_journal(path: Path, shard: Shard, attempt: WriterEpoch) -> tuple[Damage, ...]:
     """Write the journal anew from its sound frames, and return what was cut out of it.
 
     Only what is damaged, of another shard or plan, or contradicts an earlier frame is cut out;
@@ -159,7 +159,7 @@ def repair_journal(path: Path, shard: Shard, attempt: Attempt) -> tuple[Damage, 
     return damages
 
 
-def write_journal(path: Path, shard: Shard, attempt: Attempt, records: Iterable[Record]) -> None:
+def write_journal(path: Path, shard: Shard, attempt: WriterEpoch, records: Iterable[Record]) -> None:
     """Put a journal of exactly these records at `path`: durably, the old one or the whole new one.
 
     This is how a published shard is opened again, with the samples that are to be kept: a journal
@@ -173,7 +173,7 @@ def write_journal(path: Path, shard: Shard, attempt: Attempt, records: Iterable[
     publish_bytes(path, b"".join((_encode_header(shard, attempt), *frames)))
 
 
-def _encode_header(shard: Shard, attempt: Attempt) -> bytes:
+def _encode_header(shard: Shard, attempt: WriterEpoch) -> bytes:
     return encode_frame(
         {
             "plan": attempt.plan_digest,

@@ -8,22 +8,22 @@ from typing import Any
 from synthia_batch.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.job.resolved import Remote
 from synthia_batch.storage.atomic import publish_bytes
+from synthia_batch.storage.checksummed_json import encode_checksummed, read_checksummed
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.lock import RunLock
 from synthia_batch.storage.remote.lease import RENEWALS, Lease, LeaseRecord, read_lease
 from synthia_batch.storage.remote.mirror import Mirror
 from synthia_batch.storage.remote.object_store import ObjectStore, Patience, open_object_store
 from synthia_batch.storage.remote.restore import (
-    adopt_run,
     read_remote_plan,
     refuse_other_objects,
     refuse_other_remote_identity,
+    restore_run,
 )
-from synthia_batch.storage.sealed_json import read_sealed, seal
 
 
 @contextmanager
-def hold_remote(
+def claim_remote(
     remote: Remote, run_dir: RunDir, lock: RunLock, identity: Mapping[str, Any], say: Callable[[str], None]
 ) -> Iterator[Mirror]:
     """Take the prefix for the block, under the lock of the state directory. A lost one is made again.
@@ -46,8 +46,8 @@ def hold_remote(
     with Lease.take(_open_for_lease(remote), state, remote.lease_seconds) as lease:
         plan = _look_again(store, run_dir, lease, identity)
         if plan is not None and not run_dir.plan.exists():
-            adopted = adopt_run(store, run_dir, plan, lock.begin_epoch(after=0).epoch)
-            say(f"{store.url}: adopted {adopted.shards} of {adopted.total} shards that are there")
+            restored = restore_run(store, run_dir, plan, lock.begin_epoch(after=0).epoch)
+            say(f"{store.url}: adopted {restored.shards} of {restored.total} shards that are there")
         mirror = Mirror(store=store, lease=lease, run_dir=run_dir, say=say)
         try:
             yield mirror
@@ -73,10 +73,10 @@ def _open_for_lease(remote: Remote) -> ObjectStore:
 
 def _name_state(run_dir: RunDir) -> str:
     """Return the name of the state directory, which no other has, also not a later one at the same place."""
-    known = read_sealed(run_dir.state_name)
+    known = read_checksummed(run_dir.state_name)
     if known is None:
         known = {"state": uuid.uuid4().hex}
-        publish_bytes(run_dir.state_name, seal(known))
+        publish_bytes(run_dir.state_name, encode_checksummed(known))
     return str(known["state"])
 
 

@@ -12,15 +12,15 @@ from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.job.plan import plan_shards
 from synthia_batch.storage.atomic import make_directory, publish_bytes
+from synthia_batch.storage.checksummed_json import decode_checksummed
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import Intent, Intents
-from synthia_batch.storage.lock import Attempt, RunLock, read_boot_id
+from synthia_batch.storage.ledger import PartLedger, ShardEntry
+from synthia_batch.storage.lock import RunLock, WriterEpoch, read_boot_id
 from synthia_batch.storage.manifest import Manifest, read_manifest
 from synthia_batch.storage.plan_file import plan_digest
 from synthia_batch.storage.remote.lease import LeaseRecord, read_lease
 from synthia_batch.storage.remote.object_store import ObjectStore, Patience, open_object_store
-from synthia_batch.storage.remote.restore import find_intent, list_begun, read_remote_plan
-from synthia_batch.storage.sealed_json import unseal
+from synthia_batch.storage.remote.restore import find_entry, list_begun, read_remote_plan
 
 PATIENCE = Patience(request_seconds=120, seconds=60)
 FOLDERS = ("data/", "failed/")
@@ -70,20 +70,20 @@ def read_remote_status(url: str) -> RemoteStatus:
     keys = store.list_keys()
     names = RunDir(Path())
     digest = plan_digest(plan)
-    intents = [
-        intent
+    ledger = [
+        shard_entry
         for shard in list_begun(shards, keys)
-        if (intent := find_intent(store, shard, digest)) is not None
+        if (shard_entry := find_entry(store, shard, digest)) is not None
     ]
     return RemoteStatus(
         url=store.url,
         name=plan["name"],
         is_complete=names.manifest.as_posix() in keys,
         shards=len(shards),
-        shards_published=len(intents),
+        shards_published=len(ledger),
         samples=shards[-1].stop,
-        finished=sum(intent.data.rows for intent in intents if intent.data),
-        failed=sum(intent.failed.rows for intent in intents if intent.failed),
+        finished=sum(shard_entry.data.rows for shard_entry in ledger if shard_entry.data),
+        failed=sum(shard_entry.failed.rows for shard_entry in ledger if shard_entry.failed),
         owner=read_lease(store),
     )
 
@@ -101,7 +101,7 @@ def read_kept_job(url: str) -> dict[str, Any]:
     found = store.read(key)
     if found is None:
         raise UsageError(f"{url}: keeps no job; type the command that made it once, with -o {url}")
-    return dict(unseal(found.content, f"{store.url}/{key}")["job"])
+    return dict(decode_checksummed(found.content, f"{store.url}/{key}")["job"])
 
 
 @contextmanager
@@ -154,19 +154,19 @@ def _write_ledger(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any]) 
     with suppress(IntegrityError):  # Its reader finds that out, too, and says it.
         manifest = read_manifest(run_dir.manifest)
     with closing(
-        Intents.open(run_dir.intents, Attempt(plan_digest=digest, epoch=epoch, boot=read_boot_id()))
-    ) as intents:
+        PartLedger.open(run_dir.ledger, WriterEpoch(plan_digest=digest, epoch=epoch, boot=read_boot_id()))
+    ) as ledger:
         for shard in plan_shards(plan["scan"]["rows"], plan["samples_per_row"]):
             if manifest is not None:
-                intents.append(_name_intent(manifest, shard, epoch))
-            elif (intent := find_intent(store, shard, digest)) is not None:
-                intents.append(intent)
+                ledger.append(_name_entry(manifest, shard, epoch))
+            elif (shard_entry := find_entry(store, shard, digest)) is not None:
+                ledger.append(shard_entry)
 
 
-def _name_intent(manifest: Manifest, shard: Shard, epoch: int) -> Intent:
+def _name_entry(manifest: Manifest, shard: Shard, epoch: int) -> ShardEntry:
     entries = {part.path: part.entry for part in manifest.parts}
     names = RunDir(Path())
-    return Intent(
+    return ShardEntry(
         shard=shard.number,
         epoch=epoch,
         data=entries.get(names.data_part(shard).as_posix()),

@@ -21,10 +21,10 @@ from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, StorageFailed, SynthiaBatchError
 from synthia_batch.storage.atomic import storage_errors
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import Intent, PartEntry
+from synthia_batch.storage.ledger import PartEntry, ShardEntry
 from synthia_batch.storage.manifest import read_manifest
 from synthia_batch.storage.remote.lease import Lease
-from synthia_batch.storage.remote.object_metadata import Notes, read_notes, take_notes
+from synthia_batch.storage.remote.object_metadata import ObjectMetadata, describe_object, read_metadata
 from synthia_batch.storage.remote.object_store import ObjectStore
 
 PAUSE_SECONDS = 5.0
@@ -46,7 +46,7 @@ class Mirror:
     run_dir: RunDir
     say: Callable[[str], None]
     _plan_digest: str = ""
-    _waiting: deque[tuple[Shard, Intent]] = field(default_factory=deque)
+    _waiting: deque[tuple[Shard, ShardEntry]] = field(default_factory=deque)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _busy: bool = False
     _is_closing: bool = False
@@ -70,16 +70,16 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
 
-    def submit(self, shard: Shard, intent: Intent) -> None:
+    def submit(self, shard: Shard, shard_entry: ShardEntry) -> None:
         """Have the parts of a published shard put into the store."""
         with self._changed:
-            self._waiting.append((shard, intent))
+            self._waiting.append((shard, shard_entry))
             self._changed.notify_all()
 
-    def submit_all(self, published: Iterable[tuple[Shard, Intent]]) -> None:
+    def submit_all(self, published: Iterable[tuple[Shard, ShardEntry]]) -> None:
         """Submit what earlier attempts published."""
-        for shard, intent in published:
-            self.submit(shard, intent)
+        for shard, shard_entry in published:
+            self.submit(shard, shard_entry)
 
     def check(self) -> None:
         """Return while nothing has gone wrong that waiting does not mend.
@@ -139,7 +139,7 @@ class Mirror:
                 return
             self._release()
 
-    def _take(self) -> tuple[Shard, Intent] | None:
+    def _take(self) -> tuple[Shard, ShardEntry] | None:
         with self._changed:
             while not self._waiting:
                 if self._is_closing:
@@ -159,7 +159,7 @@ class Mirror:
             self._busy = False
             self._changed.notify_all()
 
-    def _is_to_be_tried_again(self, task: tuple[Shard, Intent], error: StorageFailed) -> bool:
+    def _is_to_be_tried_again(self, task: tuple[Shard, ShardEntry], error: StorageFailed) -> bool:
         """Put the task back and wait a little, unless the run has come to its end."""
         with self._changed:
             was_closing = self._is_closing
@@ -177,86 +177,86 @@ class Mirror:
                 self._changed.wait(WAIT_SECONDS)
         return True
 
-    def _put_shard(self, shard: Shard, intent: Intent) -> None:
+    def _put_shard(self, shard: Shard, shard_entry: ShardEntry) -> None:
         self._put_once(self.run_dir.canary)
         # In the order of the state directory: where the data part is, so is the other.
         for path, entry in (
-            (self.run_dir.failed_part(shard), intent.failed),
-            (self.run_dir.data_part(shard), intent.data),
+            (self.run_dir.failed_part(shard), shard_entry.failed),
+            (self.run_dir.data_part(shard), shard_entry.data),
         ):
-            self._put_part(path, entry, intent)
+            self._put_part(path, entry, shard_entry)
 
-    def _put_part(self, path: Path, entry: PartEntry | None, intent: Intent) -> None:
+    def _put_part(self, path: Path, entry: PartEntry | None, shard_entry: ShardEntry) -> None:
         key = self._key(path)
         if entry is None:
             self._remove_part(key)
             return
         content = _read(path)
-        notes = take_notes(content, self._plan_digest, intent)
-        if notes.sha256 != entry.sha256:
+        metadata = describe_object(content, self._plan_digest, shard_entry)
+        if metadata.sha256 != entry.sha256:
             with self._changed:
-                is_outdated = any(later.shard == intent.shard for _, later in self._waiting)
+                is_outdated = any(later.shard == shard_entry.shard for _, later in self._waiting)
             if is_outdated:
                 return  # Published anew since: that one comes later.
             raise IntegrityError(
                 f"{path} was altered: its SHA-256 is not {entry.sha256}; it was not put into {self.store.url}"
             )
-        self._put(key, content, notes, is_claimed=True)
+        self._put(key, content, metadata, is_claimed=True)
 
     def _remove_part(self, key: str) -> None:
         self.lease.hold()
         found = self.store.look(key)
         if found is None:
             return
-        self._require_ours(key, read_notes(found))
+        self._require_ours(key, read_metadata(found))
         self._withdraw_manifest()
         self.lease.hold()
         self.store.remove(key)
 
-    def _put(self, key: str, content: bytes, notes: Notes, *, is_claimed: bool = False) -> None:
+    def _put(self, key: str, content: bytes, metadata: ObjectMetadata, *, is_claimed: bool = False) -> None:
         """Return once the object at `key` is this one. `is_claimed`: the manifest may speak of it."""
         while True:
             self.lease.hold()
             # Most often there is none: one request.
-            if self.store.create(key, content, notes.encode()) is not None:
+            if self.store.create(key, content, metadata.encode()) is not None:
                 break
             found = self.store.look(key)
             if found is None:
                 continue  # Two requests met, or it was removed this moment.
-            there = read_notes(found)
-            if found.size_bytes == len(content) and notes.describes(there):
+            there = read_metadata(found)
+            if found.size_bytes == len(content) and metadata.describes(there):
                 break
             self._require_ours(key, there)
             if is_claimed:
                 self._withdraw_manifest()
             self.lease.hold()
-            if self.store.replace(key, content, notes.encode(), found.version) is not None:
+            if self.store.replace(key, content, metadata.encode(), found.version) is not None:
                 break
-        self._confirmed[key] = notes.sha256
+        self._confirmed[key] = metadata.sha256
 
     def _put_once(self, path: Path) -> None:
         key = self._key(path)
         if key in self._confirmed or not path.exists():
             return
         content = _read(path)
-        notes = take_notes(content, self._plan_digest)
+        metadata = describe_object(content, self._plan_digest)
         self.lease.hold()
-        if self.store.create(key, content, notes.encode()) is None:
+        if self.store.create(key, content, metadata.encode()) is None:
             found = self.store.read(key)
             if found is None or found.content != content:
                 raise IntegrityError(
                     f"{self.store.url}/{key} is there, and is not that of {self.run_dir.root}; "
                     "nothing was overwritten\n  name another prefix with -o"
                 )
-        self._confirmed[key] = notes.sha256
+        self._confirmed[key] = metadata.sha256
 
     def _put_latest(self, path: Path) -> None:
         if path.exists():
             content = _read(path)
-            self._put(self._key(path), content, take_notes(content, self._plan_digest))
+            self._put(self._key(path), content, describe_object(content, self._plan_digest))
 
-    def _require_ours(self, key: str, notes: Notes | None) -> None:
-        if notes is None or notes.plan_digest != self._plan_digest:
+    def _require_ours(self, key: str, metadata: ObjectMetadata | None) -> None:
+        if metadata is None or metadata.plan_digest != self._plan_digest:
             raise IntegrityError(
                 f"{self.store.url}/{key} is there, and no attempt of this run put it; it was not "
                 "overwritten\n  move it away, or name another prefix with -o; what was finished is kept in "
@@ -286,8 +286,8 @@ class Mirror:
                 # A late request of a writer that was replaced may have put it; nobody else may have.
                 self._remove_part(key)
         readme = self.run_dir.readme
-        self._put(self._key(readme), _read(readme), take_notes(_read(readme), self._plan_digest))
-        self._put(self._key(self.run_dir.manifest), manifest, take_notes(manifest, self._plan_digest))
+        self._put(self._key(readme), _read(readme), describe_object(_read(readme), self._plan_digest))
+        self._put(self._key(self.run_dir.manifest), manifest, describe_object(manifest, self._plan_digest))
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.run_dir.root).as_posix()

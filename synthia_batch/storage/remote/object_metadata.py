@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from synthia_batch.storage.ledger import Intent, PartEntry
+from synthia_batch.storage.ledger import PartEntry, ShardEntry
 from synthia_batch.storage.remote.object_store import StoredObject
 
 _PLAN = "synthia-plan"
@@ -15,58 +15,62 @@ _SHARD = "synthia-shard"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notes:
+class ObjectMetadata:
     """Of which run an object is, and what its content must be.
 
-    `intent` is the ledger's entry of a part's shard: it names the other part, too, so that a shard can be
-    told to be there as a whole.
+    `shard_entry` is the ledger's entry of a part's shard. It names the shard's other part, too, so that a
+    reader can tell whether the shard is complete.
     """
 
     plan_digest: str
     sha256: str
-    intent: Intent | None = None
+    shard_entry: ShardEntry | None = None
 
     def encode(self) -> dict[str, str]:
         """Return the notes as they are put with the object: ASCII, and far below S3's 2 KB."""
-        notes = {_PLAN: self.plan_digest, _SHA256: self.sha256}
-        if self.intent is not None:
-            notes[_SHARD] = json.dumps(asdict(self.intent), separators=(",", ":"))
-        return notes
+        metadata = {_PLAN: self.plan_digest, _SHA256: self.sha256}
+        if self.shard_entry is not None:
+            metadata[_SHARD] = json.dumps(asdict(self.shard_entry), separators=(",", ":"))
+        return metadata
 
-    def describes(self, other: "Notes | None") -> bool:
+    def describes(self, other: "ObjectMetadata | None") -> bool:
         """Return whether `other` are the notes of the same content; the epoch does not matter."""
         if other is None or (self.plan_digest, self.sha256) != (other.plan_digest, other.sha256):
             return False
-        mine, others = self.intent, other.intent
+        mine, others = self.shard_entry, other.shard_entry
         if mine is None or others is None:
             return mine is others
         return (mine.shard, mine.data, mine.failed) == (others.shard, others.data, others.failed)
 
 
-def take_notes(content: bytes, plan_digest: str, intent: Intent | None = None) -> Notes:
+def describe_object(
+    content: bytes, plan_digest: str, shard_entry: ShardEntry | None = None
+) -> ObjectMetadata:
     """Return the notes to put with `content`."""
-    return Notes(plan_digest=plan_digest, sha256=hashlib.sha256(content).hexdigest(), intent=intent)
+    return ObjectMetadata(
+        plan_digest=plan_digest, sha256=hashlib.sha256(content).hexdigest(), shard_entry=shard_entry
+    )
 
 
-def read_notes(found: StoredObject) -> Notes | None:
+def read_metadata(found: StoredObject) -> ObjectMetadata | None:
     """Return the notes of an object, or None where it has none: then no run wrote it."""
-    return _decode(found.notes)
+    return _decode(found.metadata)
 
 
-def _decode(notes: Mapping[str, str]) -> Notes | None:
+def _decode(metadata: Mapping[str, str]) -> ObjectMetadata | None:
     try:
-        shard = notes.get(_SHARD)
-        return Notes(
-            plan_digest=notes[_PLAN],
-            sha256=notes[_SHA256],
-            intent=None if shard is None else _decode_intent(json.loads(shard)),
+        shard = metadata.get(_SHARD)
+        return ObjectMetadata(
+            plan_digest=metadata[_PLAN],
+            sha256=metadata[_SHA256],
+            shard_entry=None if shard is None else _decode_entry(json.loads(shard)),
         )
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _decode_intent(value: dict[str, Any]) -> Intent:
-    return Intent(
+def _decode_entry(value: dict[str, Any]) -> ShardEntry:
+    return ShardEntry(
         shard=int(value["shard"]),
         epoch=int(value["epoch"]),
         data=None if value["data"] is None else PartEntry(**value["data"]),

@@ -41,12 +41,12 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject:
-    """An object as it was found. `notes` were put with it; `content` is empty where it was only looked at."""
+    """An object and the metadata stored with it. `content` is empty after a `look`."""
 
     key: str
     size_bytes: int
     version: Version
-    notes: Mapping[str, str]
+    metadata: Mapping[str, str]
     content: bytes
 
 
@@ -92,7 +92,7 @@ class ObjectStore:
         """
         return self._get(key, with_content=False)
 
-    def create(self, key: str, content: bytes, notes: Mapping[str, str]) -> Version | None:
+    def create(self, key: str, content: bytes, metadata: Mapping[str, str]) -> Version | None:
         """Put an object where there is none; None where there is one.
 
         That one may be this very object: put by an attempt whose answer was lost.
@@ -101,15 +101,15 @@ class ObjectStore:
             UsageError: There is no such bucket.
             StoreUnreachable, StorageFailed: As for read.
         """
-        return self._put(key, content, notes, "create")
+        return self._put(key, content, metadata, "create")
 
-    def replace(self, key: str, content: bytes, notes: Mapping[str, str], seen: Version) -> Version | None:
+    def replace(self, key: str, content: bytes, metadata: Mapping[str, str], seen: Version) -> Version | None:
         """Put an object in place of the version that was seen; None where that one is not there any more.
 
         Raises:
             UsageError, StoreUnreachable, StorageFailed: As for create.
         """
-        return self._put(key, content, notes, seen.condition)
+        return self._put(key, content, metadata, seen.condition)
 
     def overwrite(self, key: str, content: bytes) -> None:
         """Put an object that nobody relies on, whatever is there.
@@ -166,13 +166,13 @@ class ObjectStore:
                 key=key,
                 size_bytes=meta["size"],
                 version=Version(e_tag=meta["e_tag"], number=meta["version"]),
-                notes={str(name): str(value) for name, value in found.attributes.items()},
+                metadata={str(name): str(value) for name, value in found.attributes.items()},
                 content=content,
             )
 
         return self._try("read", key, get)
 
-    def _put(self, key: str, content: bytes, notes: Mapping[str, str], mode: Any) -> Version | None:
+    def _put(self, key: str, content: bytes, metadata: Mapping[str, str], mode: Any) -> Version | None:
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
@@ -186,7 +186,7 @@ class ObjectStore:
                     content,
                     mode=mode,
                     use_multipart=False,
-                    attributes={"Content-Type": _name_type(key), **notes},
+                    attributes={"Content-Type": _name_type(key), **metadata},
                 )
             # 412, and 409 where two conditional requests met: somebody looks again and decides.
             except (AlreadyExistsError, PreconditionError):

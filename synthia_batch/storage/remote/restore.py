@@ -15,21 +15,21 @@ from synthia_batch.errors import IdentityMismatch, IntegrityError, UsageError
 from synthia_batch.job.identity import compare_identities
 from synthia_batch.job.plan import plan_shards
 from synthia_batch.storage.atomic import make_directory, publish_bytes, remove_file
+from synthia_batch.storage.checksummed_json import decode_checksummed
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import Intent, Intents
-from synthia_batch.storage.lock import Attempt, read_boot_id
+from synthia_batch.storage.ledger import PartLedger, ShardEntry
+from synthia_batch.storage.lock import WriterEpoch, read_boot_id
 from synthia_batch.storage.plan_file import plan_digest
 from synthia_batch.storage.remote.lease import KEY as LEASE_KEY
-from synthia_batch.storage.remote.object_metadata import Notes, read_notes
+from synthia_batch.storage.remote.object_metadata import ObjectMetadata, read_metadata
 from synthia_batch.storage.remote.object_store import ObjectStore
-from synthia_batch.storage.sealed_json import unseal
 
 _ROOT = Path()
 """Paths below it are keys below the prefix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adopted:
+class RestoredRun:
     """How many of the run's shards came back from the store."""
 
     shards: int
@@ -45,7 +45,7 @@ def read_remote_plan(store: ObjectStore) -> dict[str, Any] | None:
     """
     key = RunDir(_ROOT).plan.as_posix()
     found = store.read(key)
-    return None if found is None else unseal(found.content, f"{store.url}/{key}")
+    return None if found is None else decode_checksummed(found.content, f"{store.url}/{key}")
 
 
 def refuse_other_objects(store: ObjectStore) -> None:
@@ -78,7 +78,7 @@ def refuse_other_remote_identity(
         raise IdentityMismatch("\n".join(lines))
 
 
-def adopt_run(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any], epoch: int) -> Adopted:
+def restore_run(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any], epoch: int) -> RestoredRun:
     """Make the state directory of the run in the store, under the lock of that directory. Repeatable.
 
     Raises:
@@ -86,48 +86,50 @@ def adopt_run(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any], epoc
         StorageFailed: Something cannot be read or written.
     """
     run_dir.create()
-    remove_file(run_dir.intents)
+    remove_file(run_dir.ledger)
     shards = plan_shards(plan["scan"]["rows"], plan["samples_per_row"])
-    attempt = Attempt(plan_digest=plan_digest(plan), epoch=epoch, boot=read_boot_id())
-    intents = Intents.open(run_dir.intents, attempt)
+    attempt = WriterEpoch(plan_digest=plan_digest(plan), epoch=epoch, boot=read_boot_id())
+    ledger = PartLedger.open(run_dir.ledger, attempt)
     try:
-        adopted = sum(
-            _adopt_shard(store, run_dir, shard, intents, attempt)
+        restored = sum(
+            _restore_shard(store, run_dir, shard, ledger, attempt)
             for shard in list_begun(shards, store.list_keys())
         )
     finally:
-        intents.close()
+        ledger.close()
     for path in (run_dir.canary, run_dir.plan):  # The plan last: with it, the directory is one of a run.
         found = store.read(path.relative_to(run_dir.root).as_posix())
         if found is not None:
             publish_bytes(path, found.content)
-    return Adopted(shards=adopted, total=len(shards))
+    return RestoredRun(shards=restored, total=len(shards))
 
 
-def find_intent(store: ObjectStore, shard: Shard, digest: str) -> Intent | None:
+def find_entry(store: ObjectStore, shard: Shard, digest: str) -> ShardEntry | None:
     """Return what the store says that the shard's parts are, or None where they are not all there, as said.
 
     Raises:
         StorageFailed: The store does not answer, or does not allow it.
     """
     names = RunDir(_ROOT)
-    found: dict[str, Notes] = {}
+    found: dict[str, ObjectMetadata] = {}
     sizes: dict[str, int] = {}
     for kind, path in (("data", names.data_part(shard)), ("failed", names.failed_part(shard))):
         there = store.look(path.as_posix())
-        notes = None if there is None else read_notes(there)
-        if there is not None and notes is not None and notes.plan_digest == digest:
-            found[kind], sizes[kind] = notes, there.size_bytes
-    intents = [notes.intent for notes in found.values() if notes.intent is not None]
-    if not intents:
+        metadata = None if there is None else read_metadata(there)
+        if there is not None and metadata is not None and metadata.plan_digest == digest:
+            found[kind], sizes[kind] = metadata, there.size_bytes
+    ledger = [metadata.shard_entry for metadata in found.values() if metadata.shard_entry is not None]
+    if not ledger:
         return None
-    first = intents[0]
+    first = ledger[0]
     said = {kind: entry for kind, entry in (("data", first.data), ("failed", first.failed)) if entry}
     is_whole = found.keys() == said.keys() and all(
         (found[kind].sha256, sizes[kind]) == (entry.sha256, entry.bytes) for kind, entry in said.items()
     )
     # Of two publications, half of each may be there: then neither is.
-    is_one = all((intent.data, intent.failed) == (first.data, first.failed) for intent in intents)
+    is_one = all(
+        (shard_entry.data, shard_entry.failed) == (first.data, first.failed) for shard_entry in ledger
+    )
     return first if is_whole and is_one and first.shard == shard.number else None
 
 
@@ -141,13 +143,16 @@ def list_begun(shards: Iterable[Shard], keys: Collection[str]) -> list[Shard]:
     ]
 
 
-def _adopt_shard(
-    store: ObjectStore, run_dir: RunDir, shard: Shard, intents: Intents, attempt: Attempt
+def _restore_shard(
+    store: ObjectStore, run_dir: RunDir, shard: Shard, ledger: PartLedger, attempt: WriterEpoch
 ) -> bool:
-    intent = find_intent(store, shard, attempt.plan_digest)
-    if intent is None:
+    shard_entry = find_entry(store, shard, attempt.plan_digest)
+    if shard_entry is None:
         return False
-    for path, entry in ((run_dir.failed_part(shard), intent.failed), (run_dir.data_part(shard), intent.data)):
+    for path, entry in (
+        (run_dir.failed_part(shard), shard_entry.failed),
+        (run_dir.data_part(shard), shard_entry.data),
+    ):
         if entry is None:
             continue
         key = path.relative_to(run_dir.root).as_posix()
@@ -159,5 +164,7 @@ def _adopt_shard(
             )
         make_directory(path.parent)
         publish_bytes(path, found.content)
-    intents.append(Intent(shard=shard.number, epoch=attempt.epoch, data=intent.data, failed=intent.failed))
+    ledger.append(
+        ShardEntry(shard=shard.number, epoch=attempt.epoch, data=shard_entry.data, failed=shard_entry.failed)
+    )
     return True

@@ -93,7 +93,7 @@ def check_job(merged: Merged) -> None:
     _check_determinism(job.determinism)
     _refuse_written_key(job.engine.settings.get("api_key"))
     parse_settings(job.engine.settings)
-    if not merged.is_said("model.name") and not merged.is_said("preset"):
+    if not merged.is_explicit("model.name") and not merged.is_explicit("preset"):
         raise UsageError("--engine openai: say with --model which of the server's models is to answer")
     for key, reason in OF_THE_SERVER.items():
         if any(said == key or said.startswith(f"{key}.") for said in merged.said):

@@ -22,7 +22,7 @@ def digest_of(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def seal(value: Mapping[str, Any]) -> bytes:
+def encode_checksummed(value: Mapping[str, Any]) -> bytes:
     """Return `value` as an indented JSON file in its own order of keys, with its digest last.
 
     Raises:
@@ -31,11 +31,11 @@ def seal(value: Mapping[str, Any]) -> bytes:
     """
     if _DIGEST in value:
         raise ValueError(f"a sealed file keeps the key {_DIGEST!r} for itself")
-    sealed = {**value, _DIGEST: digest_of(value)}
-    return (json.dumps(sealed, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
+    checksummed = {**value, _DIGEST: digest_of(value)}
+    return (json.dumps(checksummed, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
 
 
-def read_sealed(path: Path) -> dict[str, Any] | None:
+def read_checksummed(path: Path) -> dict[str, Any] | None:
     """Return the value sealed in `path`, without its digest, or None where there is no such file.
 
     Raises:
@@ -52,7 +52,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     return _open(value, str(path))
 
 
-def unseal(content: bytes, name: str) -> dict[str, Any]:
+def decode_checksummed(content: bytes, name: str) -> dict[str, Any]:
     """Return the value sealed in `content`, which is called `name`, without its digest.
 
     Raises:
