@@ -119,7 +119,7 @@ def make_workload(wish: Wish, directory: Path) -> Workload:
         "seed": SEED,
         "engine": {"load_format": "dummy"} if wish.model_shape else {},
     }
-    job = resolve_job([Layer(origin="benchmark", values=values)], lambda text: None)
+    job = resolve_job([Layer(origin="benchmark", values=values)])
     renderer = open_renderer(job.prompt)
     source, scratch = open_source(path), make_empty(directory / "scan")
     rows = source.read_rows(source.scan(select_rows(job.declared, None), scratch), 0, wish.prompts)

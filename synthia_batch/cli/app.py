@@ -30,6 +30,7 @@ from synthia_batch.cli.commands.tune import tune
 from synthia_batch.cli.commands.verify import verify
 from synthia_batch.cli.help import WIDTH, App, GroupedCommands
 from synthia_batch.cli.process import ends_with_its_reader, stops_at_once
+from synthia_batch.core.log import show_log
 from synthia_batch.errors import SynthiaBatchError
 
 
@@ -97,7 +98,8 @@ app.command()(stops_at_once(schema, _BEGIN_AGAIN))
 def main() -> None:
     """Run the command line; every error becomes its message and its exit code."""
     try:
-        app()
+        with show_log():
+            app()
     except SynthiaBatchError as exc:
         print(f"error: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)

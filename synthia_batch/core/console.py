@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: a bar on a terminal, a line now and then elsewhere. On stderr."""
+"""Progress of a running job on stderr: a bar on a terminal, a line now and then elsewhere."""
 
 import os
 import sys
@@ -20,20 +20,18 @@ _RATE_SECONDS = 60.0
 
 
 class Display:
-    """Shows the standing of one job and prints messages between."""
+    """Shows the progress of one job."""
 
     def __init__(
         self,
         *,
         quiet: bool = False,
-        verbose: bool = False,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Write to `stream`, stderr if None. `quiet` leaves only messages, `verbose` adds details."""
-        self._stream = stream or sys.stderr
+        """Write to `stream`, stderr if None. `quiet` shows no progress."""
+        self.stream = self._stream = stream or sys.stderr
         self._quiet = quiet
-        self._verbose = verbose
         self._clock = clock
         self._bar: tqdm[Never] | None = None
         self._check: ReadingDisplay | None = None
@@ -46,27 +44,12 @@ class Display:
         """Have `follower` told every standing that is shown, also where nobody is."""
         self._followers.append(follower)
 
-    def say(self, text: str) -> None:
-        """Print one message, above the bar where there is one."""
-        tqdm.write(text, file=self._stream)
-        self._stream.flush()
-
-    def detail(self, text: str) -> None:
-        """Print one message where details are wanted."""
-        if self._verbose:
-            self.say(text)
-
-    def remark(self, text: str) -> None:
-        """Print what a person may want to know on the way, unless it is to be quiet."""
-        if not self._quiet:
-            self.say(text)
-
     def show_scan(self, rows: int) -> None:
         """Tell, now and then, how many rows of the input have been read."""
         now = self._clock()
         if not self._quiet and now - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            self.say(f"reading the input: {rows} rows so far")
+            self._print(f"reading the input: {rows} rows so far")
 
     def show_check(self, done_bytes: int, total_bytes: int) -> None:
         """Show how much of what earlier attempts published has been compared with its checksums."""
@@ -90,13 +73,16 @@ class Display:
             self._draw(snapshot)
         elif now - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            self.say(self._describe(snapshot))
+            self._print(self._describe(snapshot))
 
     def close(self) -> None:
         """Leave the bar as it stands and end its line."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
 
     def _draw(self, snapshot: ProgressSnapshot) -> None:
         if self._bar is None:

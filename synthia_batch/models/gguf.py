@@ -4,10 +4,11 @@ On CPUs vLLM reads none: the file is dequantized once to a directory of the user
 vllm-gguf-plugin reads it as it is, and the directory holds its config and tokenizer only.
 """
 
+import logging
 import re
 import shutil
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from synthia_batch.core.digest import DigestCache, digest_file, digest_json
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models.gguf_convert import convert_gguf, require_converter
 from synthia_batch.models.gguf_header import GgufHeader
+
+_log = logging.getLogger(__name__)
 
 SUFFIX = ".gguf"
 CONVERSION = 1
@@ -98,7 +101,7 @@ def estimate_dequantized_bytes(file_bytes: int, quantization: str) -> int:
     return int(file_bytes * 16 / (bits + _MOST_BITS_BEYOND_NAME)) if bits < 16 else file_bytes
 
 
-def join_parts(parts: Sequence[Path], cache: DigestCache, say: Callable[[str], None]) -> Path:
+def join_parts(parts: Sequence[Path], cache: DigestCache) -> Path:
     """Return one file with the content of `parts` in order, which are one file already if there is one.
 
     It is kept in the user's cache; the parts stay as they are. Source: the Synthia-70B-GGUF card,
@@ -116,7 +119,7 @@ def join_parts(parts: Sequence[Path], cache: DigestCache, say: Callable[[str], N
         joined.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(joined.parent / "lock"):
             if not joined.is_file():
-                say(f"joining {len(parts)} parts of {name} in {joined.parent}")
+                _log.info(f"joining {len(parts)} parts of {name} in {joined.parent}")
                 _concatenate(parts, joined)
     except OSError as exc:
         raise ModelUnavailable(
@@ -126,9 +129,7 @@ def join_parts(parts: Sequence[Path], cache: DigestCache, say: Callable[[str], N
     return joined
 
 
-def prepare_directory(
-    source: Path, header: GgufHeader, cache: DigestCache, say: Callable[[str], None], *, with_weights: bool
-) -> Path:
+def prepare_directory(source: Path, header: GgufHeader, cache: DigestCache, *, with_weights: bool) -> Path:
     """Return the directory in the cache with what an engine reads of the file `source`, made once.
 
     Raises:
@@ -150,7 +151,7 @@ def prepare_directory(
     def build(target: Path) -> None:
         require_converter()
         size = f", {header.dequantized_bytes / 1e9:.1f} GB in bfloat16" if with_weights else ""
-        say(f"converting {source.name} once, to {kept.path}{size}")
+        _log.info(f"converting {source.name} once, to {kept.path}{size}")
         convert_gguf(source, target, with_weights=with_weights)
 
     try:

@@ -86,7 +86,6 @@ class Reception:
 
     device: Literal["cpu", "cuda"] = "cpu"
     check: Callable[[Preview], None] = lambda preview: None
-    say: Callable[[str], None] = lambda text: None
 
 
 def locate_model(name: str, revision: str | None, reception: Reception | None = None) -> LocatedModel:
@@ -181,7 +180,7 @@ def _locate_directory(path: Path, reception: Reception) -> LocatedModel:
 def _receive_gguf(parts: tuple[Path, ...], origin: LocatedModel, reception: Reception) -> LocatedModel:
     """Return the model in the GGUF file that `parts` are, as the device reads it."""
     cache = open_digest_cache()
-    file = join_parts(parts, cache, reception.say)
+    file = join_parts(parts, cache)
     header = read_gguf_header(file)
     name = origin.name or file.stem
     on_cpu = reception.device == "cpu"
@@ -193,7 +192,7 @@ def _receive_gguf(parts: tuple[Path, ...], origin: LocatedModel, reception: Rece
             is_gguf=True,
         )
     )
-    path = prepare_directory(file, header, cache, reception.say, with_weights=on_cpu)
+    path = prepare_directory(file, header, cache, with_weights=on_cpu)
     # Without repo_id: an engine on another machine finds the file or the directory there, or fails.
     return LocatedModel(
         name=name, path=path, repo_id=None, revision=origin.revision, gguf=None if on_cpu else file

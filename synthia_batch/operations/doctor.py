@@ -151,7 +151,7 @@ def _check_input(job: Job) -> Check:
         text = f"{first}: not looked at; `synthia-batch validate` fetches it and reads every row"
         return Check(name="input", state="unknown", text=text)
     template = job.input.prompt_template
-    files = resolve_inputs(said, lambda text: None).files
+    files = resolve_inputs(said).files
     open_files(files).detect(select_rows(job, template.read_text() if template else None))
     size = sum(file.path.stat().st_size for file in files)
     text = f"{first}: {size / 1e6:.1f} MB; `synthia-batch validate` reads every row"

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -76,14 +76,14 @@ class JobProposal:
         return "conversations, played turn by turn" if self.columns.turns is not None else "prompts"
 
 
-def propose_job(paths: Sequence[str], say: Callable[[str], None]) -> JobProposal:
+def propose_job(paths: Sequence[str]) -> JobProposal:
     """Return what the input at `paths` is found to be. Reads and checks all of it.
 
     Raises:
         UsageError: It cannot be read, or has no text to answer.
         InputRefused: It has faults.
     """
-    taken = resolve_inputs(paths, say)
+    taken = resolve_inputs(paths)
     source = open_files(taken.files)
     records = source.peek(PEEKED_ROWS)
     names = list(dict.fromkeys(name for record in records for name in record))

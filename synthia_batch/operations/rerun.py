@@ -6,6 +6,7 @@ else does meanwhile.
 """
 
 import itertools
+import logging
 import random
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ from synthia_batch.runner.directory.canary_record import compare_canary, make_ca
 from synthia_batch.runner.directory.session import LockedRun, inspect_run, lock_run
 from synthia_batch.runner.resume import resolve_kept_job
 from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
+
+_log = logging.getLogger(__name__)
 
 CONTEXT_CHARACTERS = 40
 """What is shown on either side of the first difference."""
@@ -96,7 +99,7 @@ def rerun_samples(directory: Path, choice: Choice, said: Sequence[Layer], displa
         DeterminismBroken: The engine does not answer the canaries as the run's did.
         PoolFailed: The engine does not work.
     """
-    job = resolve_kept_job(directory, "verify --rerun", said, display.say)
+    job = resolve_kept_job(directory, "verify --rerun", said)
     if job.engine.is_elsewhere:
         raise UsageError(
             f"{directory} was made by a server that is not ours: equal texts were never promised"
@@ -106,7 +109,7 @@ def rerun_samples(directory: Path, choice: Choice, said: Sequence[Layer], displa
         locked = inspect_run(job, held, on_check=display.show_check)
         known = _read_chosen(locked, choice)
         batch = choose_batch(usual_batch(job.engine), len(known))
-        display.say(f"{len(known)} finished samples are made again, at most {batch} at a time")
+        _log.info(f"{len(known)} finished samples are made again, at most {batch} at a time")
         again = _Again(samples=len(known), conversations=open_multi_turn(job))
         ad_hoc = _run_ad_hoc(job, locked, again, drain, display, batch)
         stopped = run_requests(ad_hoc, again.request(known, choice))
@@ -191,7 +194,6 @@ def _run_ad_hoc(
         job=job,
         recorder=again,
         advance=again.conversations.advance,
-        tell=display.say,
         drain=drain,
         settings={"max_num_seqs": batch},
         canaries=make_canaries(open_renderer(job.prompt), job.engine.max_model_len) if is_strict else None,

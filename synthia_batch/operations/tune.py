@@ -5,7 +5,8 @@ writes to no run directory.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -21,6 +22,8 @@ from synthia_batch.operations.tune_search import Settings, explain_no_drafts, is
 from synthia_batch.runner.ad_hoc import AdHocRun, run_requests
 from synthia_batch.runner.directory.session import scan_input
 from synthia_batch.runner.resolve.tuned import Tuned, keep_tuned
+
+_log = logging.getLogger(__name__)
 
 PROMPTS_PER_ENGINE = {"cpu": 256, "cuda": 1024}
 """Enough to fill a batch twice the usual."""
@@ -77,7 +80,7 @@ class Effort:
     prompts: int | None = None
 
 
-def tune_job(job: ResolvedJob, effort: Effort, tell: Callable[[str], None]) -> Tuning:
+def tune_job(job: ResolvedJob, effort: Effort) -> Tuning:
     """Search for the fastest engine settings of `job`, which was resolved without remembered ones.
 
     Measures one engine, unless the job says how many. Ends early on the budget, Ctrl-C or SIGTERM.
@@ -94,8 +97,8 @@ def tune_job(job: ResolvedJob, effort: Effort, tell: Callable[[str], None]) -> T
         requests = choose_requests(job, wanted)
         why = explain_no_drafts(job.engine)
         if why is not None and job.engine.kind == "vllm":
-            tell(f"speculative decoding is not tried: {why}")
-        trials = tuple(_try_all(_Bench(job, requests, drain, tell), len(requests) // engines))
+            _log.info(f"speculative decoding is not tried: {why}")
+        trials = tuple(_try_all(_Bench(job, requests, drain), len(requests) // engines))
     tuning = Tuning(trials=trials, stopped=drain.reason, kept=None)
     if tuning.is_interrupted:
         return tuning
@@ -103,7 +106,7 @@ def tune_job(job: ResolvedJob, effort: Effort, tell: Callable[[str], None]) -> T
         raise UsageError("the budget was over before one setting was measured; give more with --budget 20m")
     if len(trials) == 1:
         return tuning
-    return dataclasses.replace(tuning, kept=_remember(job, tuning.best, tell))
+    return dataclasses.replace(tuning, kept=_remember(job, tuning.best))
 
 
 def choose_requests(job: ResolvedJob, count: int) -> list[Request]:
@@ -148,7 +151,6 @@ class _Bench:
     job: ResolvedJob
     requests: Sequence[Request]
     drain: DrainRequest
-    tell: Callable[[str], None]
 
 
 class _CutShort(Exception):
@@ -193,12 +195,12 @@ def _try_all(bench: _Bench, prompts: int) -> Iterator[Trial]:
     proposals = search(list_axes(bench.job.engine, prompts))
     settings = next(proposals)
     while bench.drain.reason is None:
-        bench.tell(f"measuring {describe_settings(settings)}")
+        _log.info(f"measuring {describe_settings(settings)}")
         try:
             trial = _measure(bench, settings)
         except _CutShort:
             return
-        bench.tell(f"  {describe_speed(trial)}")
+        _log.info(f"  {describe_speed(trial)}")
         yield trial
         try:
             settings = proposals.send(trial.speed)
@@ -225,7 +227,6 @@ def _drive(bench: _Bench, settings: Settings) -> float:
     ad_hoc = AdHocRun(
         job=bench.job,
         recorder=meter,
-        tell=bench.tell,
         drain=DrainRequest(),  # The meter ends it without waiting for samples in flight.
         settings=settings,
     )
@@ -268,7 +269,7 @@ def _choose(trials: Sequence[Trial]) -> Trial:
     return best
 
 
-def _remember(job: ResolvedJob, best: Trial, tell: Callable[[str], None]) -> Mapping[str, Any] | None:
+def _remember(job: ResolvedJob, best: Trial) -> Mapping[str, Any] | None:
     tuned = Tuned(
         place=job.tuning_place,
         settings=best.settings,
@@ -278,7 +279,7 @@ def _remember(job: ResolvedJob, best: Trial, tell: Callable[[str], None]) -> Map
     try:
         return keep_tuned(tuned)
     except OSError as exc:
-        tell(f"not remembered, the cache cannot be written: {exc}")
+        _log.info(f"not remembered, the cache cannot be written: {exc}")
         return None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.console import Display
+from synthia_batch.core.log import mute_log
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Outcome, Request
 from synthia_batch.job.resolved import ResolvedJob
@@ -32,7 +33,6 @@ class AdHocRun:
 
     job: ResolvedJob
     recorder: OutcomeSink
-    tell: Callable[[str], None]
     drain: DrainRequest
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     canaries: Canaries | None = None
@@ -56,7 +56,7 @@ def run_requests(ad_hoc: AdHocRun, requests: Sequence[Request]) -> DrainReason |
             return Path(logs) / f"worker-{index}.log"
 
         staffing = Staffing(engine=engine, canaries=ad_hoc.canaries, log_path=log_path)
-        pool = open_pool(job.pool, staffing, ad_hoc.tell)
+        pool = open_pool(job.pool, staffing)
         driver = Driver(
             recorder=ad_hoc.recorder,
             drain=ad_hoc.drain,
@@ -71,7 +71,9 @@ def run_requests(ad_hoc: AdHocRun, requests: Sequence[Request]) -> DrainReason |
         is_over = False
         try:
             pool.start()
-            reason = driver.run(dispatcher, lambda: StartedPool(pool=pool))
+            # Whoever asks for these requests reports on them; the workers' lives are of no interest.
+            with mute_log("synthia_batch.scheduler"):
+                reason = driver.run(dispatcher, lambda: StartedPool(pool=pool))
             is_over = True
             return reason
         finally:

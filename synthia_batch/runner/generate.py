@@ -5,6 +5,7 @@ Where in the input a sample comes from.
 Making what is missing of an open run: its pool, its requests, and the driver between them.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from synthia_batch.core.console import Display
 from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.core.formatting import shorten
+from synthia_batch.core.log import PER_SAMPLE
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Failed, Finished, InputFile, Record, Request
 from synthia_batch.errors import SampleRefused, SynthiaBatchError
@@ -33,6 +35,8 @@ from synthia_batch.workers.pools import open_pool
 from synthia_batch.workers.pools.base import Pool, Staffing, WorkerReady
 from synthia_batch.workers.pools.startup import PoolStarter
 
+_log = logging.getLogger(__name__)
+
 LOGGED_OF_EACH = 3
 """So many of each kind are named with their place in the input; then its 10th, 100th, 1,000th is told."""
 
@@ -43,13 +47,12 @@ Locate = Callable[[int], str]
 class FailureLog:
     """Tells of samples as they are recorded."""
 
-    def __init__(self, say: Callable[[str], None], locate: Locate) -> None:
-        self._say = say
+    def __init__(self, locate: Locate) -> None:
         self._locate = locate
         self._counts: Counter[str] = Counter()
 
-    def tell(self, records: Sequence[Record]) -> None:
-        """Tell what is to be told of `records`."""
+    def log(self, records: Sequence[Record]) -> None:
+        """Log the failed and cut off samples among `records`."""
         for record in records:
             if isinstance(record, Failed):
                 self._count(record.code, record.ordinal, record.message)
@@ -63,9 +66,9 @@ class FailureLog:
         count = self._counts[what]
         if count <= LOGGED_OF_EACH:
             more = "; from here on they are counted" if count == LOGGED_OF_EACH else ""
-            self._say(f"{self._locate(ordinal)}: {what}: {shorten(message)}{more}")
+            _log.log(PER_SAMPLE, f"{self._locate(ordinal)}: {what}: {shorten(message)}{more}")
         elif count >= 10 and count == 10 ** (len(str(count)) - 1):
-            self._say(f"{what}: {count:,} samples so far")
+            _log.log(PER_SAMPLE, f"{what}: {count:,} samples so far")
 
 
 def open_locator(files: Sequence[InputFile], scan: Scan, samples_per_row: int) -> Callable[[int], str]:
@@ -120,7 +123,7 @@ def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
             canaries=make_canaries(renderer, job.engine.max_model_len) if is_strict else None,
             log_path=run_dir.worker_log,
         )
-        return open_pool(job.pool, staffing, display.say)
+        return open_pool(job.pool, staffing)
 
     return PoolStarter(make_pool)
 
@@ -145,7 +148,7 @@ def generate(
         return GenerationResult(samples=0, drained=DrainReason.FAILURES)
     starter.begin()
     if ended and subset is None:
-        display.say(f"resuming {run.run_dir.root}: {ended} of {store.samples} samples are done")
+        _log.info(f"resuming {run.run_dir.root}: {ended} of {store.samples} samples are done")
     meter = ThroughputMeter(portion, context.started)
     conversations = open_multi_turn(job)
     driver = Driver(
@@ -154,10 +157,10 @@ def generate(
         display=display,
         watchdog_seconds=job.pool.watchdog_seconds,
         load_timeout_seconds=job.pool.load_timeout_seconds,
-        check_canary=lambda context: _check_engine(job, run, display, context),
+        check_canary=lambda context: _check_engine(job, run, context),
         log_path=run.run_dir.worker_log,
         advance=conversations.advance,
-        tell=_open_failure_log(job, run, display).tell,
+        tell=_open_failure_log(job, run).log,
         failure_limit=math.inf if limit is None else limit,
     )
     requests = _list_requests(portion, conversations, driver.take_unsent)
@@ -174,18 +177,18 @@ def generate(
         return GenerationResult(samples=driver.made, drained=drained)
 
 
-def _check_engine(job: ResolvedJob, run: OpenRun, display: Display, context: WorkerReady) -> None:
+def _check_engine(job: ResolvedJob, run: OpenRun, context: WorkerReady) -> None:
     """Compare a worker's engine with the run's, and say what a person should know of a difference."""
     check_canary(run.run_dir, context)
     change = find_change(run.run_dir, context) if job.engine.determinism == "fast" else None
     if change is not None:
         run.store.note("engine_changed", worker=context.worker, note=change)
-        display.say(change)
+        _log.info(change)
 
 
-def _open_failure_log(job: ResolvedJob, run: OpenRun, display: Display) -> FailureLog:
+def _open_failure_log(job: ResolvedJob, run: OpenRun) -> FailureLog:
     locate = open_locator(job.inputs, run.scan, job.plan.samples_per_row)
-    return FailureLog(display.remark, locate)
+    return FailureLog(locate)
 
 
 def _list_requests(

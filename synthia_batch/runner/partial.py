@@ -4,6 +4,7 @@ They are made as `run` makes them: in its directory, under its lock, by its flow
 when the run starts, and of what is done before nothing is made.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from synthia_batch.runner.run import make_missing, note_command, prepare_run, re
 from synthia_batch.runner.subset import SampleSubset
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.recovery import ShardState
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +96,7 @@ def _tell(display: Display, locked: LockedRun, wanted: int, known: int) -> None:
     if wanted == known:
         return
     before = f", {known} more are made" if known else ""
-    display.say(
+    _log.info(
         f"making {wanted - known} samples in {locked.run_dir.root}{before}; they count as done in the run"
     )
 

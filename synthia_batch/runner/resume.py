@@ -1,6 +1,6 @@
 """The job of a run directory, resolved again as it was last said."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from synthia_batch.errors import UsageError
@@ -14,9 +14,7 @@ from synthia_batch.storage.remote.download import read_kept_job
 from synthia_batch.storage.saved_job import read_job
 
 
-def resolve_kept_job(
-    directory: Path, command: str, said: Sequence[Layer], say: Callable[[str], None]
-) -> ResolvedJob:
+def resolve_kept_job(directory: Path, command: str, said: Sequence[Layer]) -> ResolvedJob:
     """Return the job of the run in `directory`; `said` goes before it. Changes nothing there.
 
     Raises:
@@ -31,12 +29,12 @@ def resolve_kept_job(
         raise UsageError(
             f"{directory} does not keep its job; type the command that made it once, then {command}"
         )
-    job = resolve_job([*said, kept], say)
+    job = resolve_job([*said, kept])
     refuse_other_identity(job, run_dir)
     return job
 
 
-def resolve_remote_job(url: str, said: Sequence[Layer], say: Callable[[str], None]) -> ResolvedJob:
+def resolve_remote_job(url: str, said: Sequence[Layer]) -> ResolvedJob:
     """Return the job whose output is in the store at `url`; `said` goes before it. Changes nothing there.
 
     Raises:
@@ -45,6 +43,6 @@ def resolve_remote_job(url: str, said: Sequence[Layer], say: Callable[[str], Non
         IdentityMismatch: As for resolve_kept_job.
     """
     values = {**read_kept_job(url), "output": url}
-    job = resolve_job([*said, Layer(origin="the run", values=values)], say)
+    job = resolve_job([*said, Layer(origin="the run", values=values)])
     refuse_other_identity(job, RunDir(job.output))
     return job

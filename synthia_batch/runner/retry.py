@@ -1,5 +1,6 @@
 """retry_failed(): the failed samples of a run made again, with settings that are not its identity."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resume import resolve_kept_job, resolve_remote_job
 from synthia_batch.runner.run import make_missing, note_command, report_on
 from synthia_batch.storage.manifest import read_manifest
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +62,9 @@ def retry_failed(
     """
     started = time.monotonic()
     if isinstance(place, str) and "://" in place:
-        job = resolve_remote_job(place, said, display.say)
+        job = resolve_remote_job(place, said)
     else:
-        job = resolve_kept_job(Path(place), "retry", said, display.say)
+        job = resolve_kept_job(Path(place), "retry", said)
     with follow_run(job, display) as report_end:
         result = _reopen_and_make(job, choice, display, started)
         if result.run is not None:
@@ -72,8 +75,8 @@ def retry_failed(
 def _reopen_and_make(
     job: ResolvedJob, choice: FailureChoice, display: Display, started: float
 ) -> RetryResult:
-    drain = open_drain(job.declared, display.say)
-    with drain.listen(), lock_run(job, display.say) as held, start_pool(job, display) as starter:
+    drain = open_drain(job.declared)
+    with drain.listen(), lock_run(job, claims_remote=True) as held, start_pool(job, display) as starter:
         locked = inspect_run(job, held, on_check=display.show_check)
         context = RunContext(locked=locked, drain=drain, starter=starter, started=started)
         chosen = locked.reopener.count_chosen(locked.states, choice)
@@ -117,4 +120,4 @@ class _Undoing:
             return
         if not run_dir.manifest.exists():
             close_again(run_dir, self._locked.shards, self._ending)
-            self._display.say(f"{run_dir.root}: no sample was made again; the run is complete as it was")
+            _log.info(f"{run_dir.root}: no sample was made again; the run is complete as it was")

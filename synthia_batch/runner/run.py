@@ -1,11 +1,13 @@
 """run_job(): the whole flow of a run, top to bottom."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from synthia_batch.core.console import Display
+from synthia_batch.core.log import show_log
 from synthia_batch.job.loading.command_line import read_command, turn_into_run
 from synthia_batch.job.loading.merge import Layer, read_ray_address
 from synthia_batch.job.resolved import ResolvedJob
@@ -35,6 +37,8 @@ from synthia_batch.storage.recovery import check_complete
 from synthia_batch.storage.remote.claim import open_remote
 from synthia_batch.storage.remote.mirror import is_complete_there, put_report
 
+_log = logging.getLogger(__name__)
+
 LARGE_SAMPLES = 50_000
 """From here on a report takes long enough for somebody to wonder."""
 
@@ -50,9 +54,9 @@ def run_job(job: Job, *, progress: bool = False, display: Display | None = None)
         SynthiaBatchError: See `errors`; each says what to do next. What was finished is kept.
     """
     display = display or Display(quiet=not progress)
-    said = Layer(origin="argument", values=job.model_dump(exclude_unset=True))
-    layers = [said, read_ray_address(os.environ)]
-    return run_resolved_job(resolve_job(layers, display.say), display)
+    with show_log(display.stream, quiet=not progress):
+        explicit = Layer(origin="argument", values=job.model_dump(exclude_unset=True))
+        return run_resolved_job(resolve_job([explicit, read_ray_address(os.environ)]), display)
 
 
 def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
@@ -94,8 +98,8 @@ def prepare_run(job: ResolvedJob, display: Display, started: float) -> Iterator[
         SynthiaBatchError: As for run_job.
     """
     run_dir = RunDir(job.output)
-    drain = open_drain(job.declared, display.say)
-    with drain.listen(), lock_run(job, display.say) as held, start_pool(job, display) as starter:
+    drain = open_drain(job.declared)
+    with drain.listen(), lock_run(job, claims_remote=True) as held, start_pool(job, display) as starter:
         is_new = not run_dir.plan.exists()
 
         def on_rows(rows: int) -> None:
@@ -118,19 +122,19 @@ def report_on(job: ResolvedJob, display: Display) -> None:
     manifest = read_manifest(RunDir(job.output).manifest) if job.declared.report else None
     if manifest is not None:
         if manifest.samples >= LARGE_SAMPLES:
-            display.say("writing the report")
-        try_report(job.output, display.say)
+            _log.info("writing the report")
+        try_report(job.output)
         if job.remote is not None:
-            put_report(open_remote(job.remote, display.say), RunDir(job.output), display.say)
+            put_report(open_remote(job.remote), RunDir(job.output))
 
 
 def _complete_remote(job: ResolvedJob, display: Display) -> None:
     """Put a run that is complete in its state directory into its object store, where it is not there yet."""
     if job.remote is None:
         return
-    if is_complete_there(open_remote(job.remote, display.say), RunDir(job.output)):
+    if is_complete_there(open_remote(job.remote), RunDir(job.output)):
         return
-    with lock_run(job, display.say) as held:
+    with lock_run(job, claims_remote=True) as held:
         complete_mirror(inspect_run(job, held, on_check=display.show_check))
     report_on(job, display)
 

@@ -4,6 +4,7 @@ The driver is the only writer. What comes from a worker is believed only if it i
 worker's present epoch and of a sample that the worker was given: all else is counted and dropped.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ from synthia_batch.workers.pools.base import (
     WorkerStepped,
 )
 from synthia_batch.workers.pools.startup import StartedPool
+
+_log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 SHOW_SECONDS = 0.1
@@ -121,7 +124,6 @@ class Driver:
             policy=self._policy,
             dispatcher=self._dispatcher,
             recorder=self.recorder,
-            say=self.display.say,
             check_canary=self.check_canary,
             log_path=self.log_path,
             clock=self.clock,
@@ -208,7 +210,7 @@ class Driver:
             self._record(quarantined)
         for failed in quarantined:
             self.recorder.note("sample_convicted", ordinal=failed.ordinal)
-            self.display.say(f"sample {failed.ordinal} is set aside: {failed.message}")
+            _log.info(f"sample {failed.ordinal} is set aside: {failed.message}")
 
     def _top_up(self) -> None:
         for worker in self._policy.ready:
@@ -228,7 +230,7 @@ class Driver:
         began = self.clock()
         if self._dispatcher.in_flight:
             seconds = max(DRAIN_SECONDS, self._count_seconds_left())
-            self.display.say(
+            _log.info(
                 f"draining: {self._dispatcher.in_flight} samples in flight have {format_seconds(seconds)} to "
                 "finish; Ctrl-C stops at once"
             )

@@ -3,6 +3,7 @@
 The workers of a run as the driver sees them: welcomed, watched, buried, and started again.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.recorder import OutcomeSink
 from synthia_batch.scheduler.restart_policy import RestartPolicy
 from synthia_batch.workers.pools.base import Cause, Pool, WorkerAdded, WorkerLoading, WorkerLost, WorkerReady
+
+_log = logging.getLogger(__name__)
 
 LOG_TAIL_LINES = 20
 
@@ -67,7 +70,6 @@ class WorkerSupervisor:
     policy: RestartPolicy
     dispatcher: Dispatcher
     recorder: OutcomeSink
-    say: Callable[[str], None]
     check_canary: Callable[[WorkerReady], object]
     log_path: Callable[[int], Path]
     clock: Callable[[], float]
@@ -176,4 +178,4 @@ class WorkerSupervisor:
     def _tell(self, text: str, kind: str, event: WorkerLost | WorkerAdded, **fields: Any) -> None:
         """Say what happened to a worker, to the person and to the run's history."""
         self.recorder.note(kind, worker=event.worker, **fields)
-        self.say(text)
+        _log.info(text)

@@ -382,8 +382,8 @@ def test_a_copy_goes_when_it_was_not_used_for_a_month() -> None:
 def test_a_jsonl_job_still_loads_neither_arrow_nor_what_reads_addresses(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", ROWS)
     script = (
-        "import sys; from synthia_batch.inputs import take_in\n"
-        "take_in([sys.argv[1]], print)\n"
+        "import sys; from synthia_batch.inputs import resolve_inputs\n"
+        "resolve_inputs([sys.argv[1]])\n"
         "heavy = {'pyarrow', 'numpy', 'obstore', 'huggingface_hub', 'jinja2', 'fsspec'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )

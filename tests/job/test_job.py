@@ -29,7 +29,7 @@ from synthia_batch.runner.run import run_resolved_job
 def resolve(source: Path, **said: Any) -> ResolvedJob:
     values = {"engine": {"kind": "scripted"}, "pool": {"kind": "local"}} | said
     values["input"] = {"path": str(source), **said.get("input", {})}
-    return resolve_job([Layer(origin="flag", values=values)], print)
+    return resolve_job([Layer(origin="flag", values=values)])
 
 
 @pytest.fixture

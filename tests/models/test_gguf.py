@@ -136,18 +136,20 @@ def split_file(source: Path, target: Path, parts: int) -> list[Path]:
     return made
 
 
-def test_parts_are_joined_once_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_joined_once_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "whole").write_bytes(bytes(range(256)) * 40)
     parts = split_file(tmp_path / "whole", tmp_path, 3)
-    said: list[str] = []
+    caplog.set_level("INFO", "synthia_batch")
     for named in (tmp_path / "m.Q4_1.gguf", parts[0], parts[2]):
         found = find_local_parts(named)
         assert list(found) == parts
-        joined = join_parts(found, DigestCache(tmp_path / "digests"), said.append)
+        joined = join_parts(found, DigestCache(tmp_path / "digests"))
         assert joined.name == "m.Q4_1.gguf"
         assert joined.read_bytes() == (tmp_path / "whole").read_bytes()
-    assert len(said) == 1
+    assert len(caplog.messages) == 1
     parts[1].unlink()
     with pytest.raises(ModelUnavailable, match="-split-b is missing"):
         find_local_parts(tmp_path / "m.Q4_1.gguf")
@@ -164,7 +166,7 @@ def test_parts_that_cannot_be_joined_leave_no_file(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.long
 def test_the_real_file_split_on_a_hub_is_fetched_joined_and_converted_to_the_embedded_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -184,8 +186,8 @@ def test_the_real_file_split_on_a_hub_is_fetched_joined_and_converted_to_the_emb
     sizes = dict.fromkeys(files, 49_000_000)
     monkeypatch.setattr("synthia_batch.models.locate.read_sizes", lambda repository: sizes)
     seen: list[Preview] = []
-    said: list[str] = []
-    located = locate_model("r/g:Q4_1", None, Reception(check=seen.append, say=said.append))
+    caplog.set_level("INFO", "synthia_batch")
+    located = locate_model("r/g:Q4_1", None, Reception(check=seen.append))
     assert fetched == [files], "only the file that was asked for"
     assert (located.name, located.repo_id, located.revision) == ("r/g:Q4_1", None, commit)
     assert measure(located.path / "model.safetensors")["blake3"] == WEIGHTS_DIGEST
@@ -193,16 +195,16 @@ def test_the_real_file_split_on_a_hub_is_fetched_joined_and_converted_to_the_emb
     assert [preview.describes_itself for preview in seen] == [False, True]
     assert seen[0].weights_bytes is not None
     assert seen[0].weights_bytes <= 269_030_016 == seen[1].weights_bytes
-    assert len(said) == 2
-    again = locate_model("r/g:Q4_1", None, Reception(say=said.append))
+    assert len(caplog.messages) == 2
+    again = locate_model("r/g:Q4_1", None, Reception())
     assert again == located
-    assert len(said) == 2, "converted once"
+    assert len(caplog.messages) == 2, "converted once"
 
 
 def resolve(tmp_path: Path, name: str, device: str) -> ResolvedJob:
     source = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "Why?"}])
     values = {"input": {"path": str(source)}, "model": {"name": name}, "engine": {"device": device}}
-    return resolve_job([Layer(origin="flag", values=values)], print)
+    return resolve_job([Layer(origin="flag", values=values)])
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def interrupt_run(directory: Path, *command: str | Path) -> None:
 
 def journal_again(run_directory: Path) -> int:
     """Make a finished sample of an unfinished run again, alone, and journal it; return its ordinal."""
-    job = resolve_kept_job(run_directory, "test", [], print)
+    job = resolve_kept_job(run_directory, "test", [])
     with lock_run(job) as held:
         locked = inspect_run(job, held)
         (shard,) = locked.shards

@@ -131,7 +131,7 @@ def test_what_cannot_be_tuned_is_refused(
 
 def test_prompts_come_from_all_over_the_input(tmp_path: Path) -> None:
     values = {"input": {"path": write_questions(tmp_path / "q.jsonl", 1000)}, "engine": {"kind": "scripted"}}
-    job = resolve_job([Layer(origin="flag", values=values)], print)
+    job = resolve_job([Layer(origin="flag", values=values)])
     requests = choose_requests(job, 50)
     assert [request.ordinal for request in requests] == list(range(50))
     numbers = [int(bytes(request.token_ids).rsplit(b"about ")[-1].split(b".")[0]) for request in requests]

@@ -12,6 +12,7 @@ from conftest import Command, command_of, make_environment, read_bytes_of_data, 
 from inside import call
 
 from synthia_batch.core.formatting import shorten
+from synthia_batch.core.log import PER_SAMPLE
 from synthia_batch.core.types import Failed, Finished, Record
 from synthia_batch.results.read.failures import find_reasons, list_failures
 from synthia_batch.results.read.status import read_status
@@ -151,9 +152,11 @@ def test_hostile_ids_and_messages_stay_on_their_line() -> None:
     assert len(shorten("x" * 10_000)) == 160
 
 
-def test_the_first_few_of_each_code_are_told_with_their_place_then_their_number() -> None:
-    told: list[str] = []
-    teller = FailureLog(told.append, lambda ordinal: f"q.jsonl:{ordinal}")
+def test_the_first_few_of_each_code_are_told_with_their_place_then_their_number(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(PER_SAMPLE)
+    log = FailureLog(lambda ordinal: f"q.jsonl:{ordinal}")
     records: list[Record] = [Failed(ordinal=n, code="x", message="why") for n in range(250)]
     cut_off = Finished(
         ordinal=999,
@@ -163,9 +166,9 @@ def test_the_first_few_of_each_code_are_told_with_their_place_then_their_number(
         prompt_tokens=1,
         completion_tokens=64,
     )
-    teller.tell(records[:5])
-    teller.tell([*records[5:], cut_off])
-    assert told == [
+    log.log(records[:5])
+    log.log([*records[5:], cut_off])
+    assert caplog.messages == [
         "q.jsonl:0: x: why",
         "q.jsonl:1: x: why",
         "q.jsonl:2: x: why; from here on they are counted",

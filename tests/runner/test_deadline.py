@@ -33,10 +33,8 @@ def local(text: str) -> datetime:
 
 def find_hours(now: str, **said: object) -> float:
     """Return the hours from `now` to when the run is to stop."""
-    told: list[str] = []
     moment = local(now)
-    drain = open_drain(Job(input={"path": "q.jsonl"}, **said), told.append, moment)  # type: ignore[arg-type]
-    assert len(told) == 1
+    drain = open_drain(Job(input={"path": "q.jsonl"}, **said), moment)  # type: ignore[arg-type]
     # The request is asked against the real clock: what it has left is counted from there.
     return round((drain.seconds_left + time.time() - moment.timestamp()) / 3600, 2)
 
@@ -57,26 +55,26 @@ def test_a_time_of_day_is_the_next_one_on_the_clock_of_the_wall(now: str, stop_a
     assert find_hours(now, stop_at=stop_at) == pytest.approx(hours, abs=0.011)
 
 
-def test_what_is_said_names_the_time_and_the_day() -> None:
-    told: list[str] = []
+def test_what_is_said_names_the_time_and_the_day(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "synthia_batch")
     now = datetime.now().astimezone()
-    open_drain(Job(input={"path": "q.jsonl"}, deadline="26h"), told.append, now)  # type: ignore[arg-type]
+    open_drain(Job(input={"path": "q.jsonl"}, deadline="26h"), now)  # type: ignore[arg-type]
     stop = datetime.fromtimestamp(round(now.timestamp() + 26 * 3600))
-    assert told[0].startswith(f"stops by {stop:%H:%M:%S}")
-    assert f" on {stop:%A}, in 26 h 00 min" in told[0]
-    assert "the same command goes on" in told[0]
+    assert caplog.messages[0].startswith(f"stops by {stop:%H:%M:%S}")
+    assert f" on {stop:%A}, in 26 h 00 min" in caplog.messages[0]
+    assert "the same command goes on" in caplog.messages[0]
 
 
-def test_a_time_of_day_is_said_as_it_was_said() -> None:
-    told: list[str] = []
-    open_drain(Job(input={"path": "q.jsonl"}, stop_at="07:00"), told.append)  # type: ignore[arg-type]
-    assert told[0].startswith("stops by 07:00:00")
+def test_a_time_of_day_is_said_as_it_was_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "synthia_batch")
+    open_drain(Job(input={"path": "q.jsonl"}, stop_at="07:00"))  # type: ignore[arg-type]
+    assert caplog.messages[0].startswith("stops by 07:00:00")
 
 
-def test_without_a_deadline_nothing_is_said() -> None:
-    told: list[str] = []
-    assert open_drain(Job(input={"path": "q.jsonl"}), told.append).reason is None  # type: ignore[arg-type]
-    assert not told
+def test_without_a_deadline_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "synthia_batch")
+    assert open_drain(Job(input={"path": "q.jsonl"})).reason is None  # type: ignore[arg-type]
+    assert not caplog.messages
 
 
 def test_of_both_the_earlier_counts() -> None:

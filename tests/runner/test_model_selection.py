@@ -40,7 +40,7 @@ def source(tmp_path: Path) -> Path:
 def resolve(source: Path, name: Path | str, quantization: str | None = None, **said: Any) -> ResolvedJob:
     model = {"name": str(name)} | ({"quantization": quantization} if quantization else {})
     values = {"input": {"path": str(source)}, "model": model, "engine": {"kind": "scripted"}} | said
-    return resolve_job([Layer(origin="flag", values=values)], print)
+    return resolve_job([Layer(origin="flag", values=values)])
 
 
 def make_whole_model(path: Path, **files: Any) -> Path:

@@ -60,7 +60,7 @@ def test_any_culprits_are_found_and_nobody_else(total: int, wanted: set[int], ca
 def test_a_conviction_waits_until_its_worker_has_proved_itself() -> None:
     suspects = CrashBisector()
     for _ in range(2):
-        suspects.blame(0, ask(5))
+        suspects.add_suspects(0, ask(5))
     assert suspects.take_proven() == []
     suspects.prove(1)
     assert suspects.take_proven() == [], "another worker proves nothing about this one"

@@ -22,9 +22,9 @@ def path(tmp_path):
     return tmp_path / "intents.wal"
 
 
-def write(path, *ledger):
+def write(path, *entries):
     ledger = PartLedger.open(path, ATTEMPT)
-    for shard_entry in ledger:
+    for shard_entry in entries:
         ledger.append(shard_entry)
     ledger.close()
 

@@ -457,7 +457,7 @@ def test_a_missing_client_is_named_with_its_extra(tmp_path: Path, monkeypatch: p
     job["engine"] = {"kind": "openai", "base_url": "http://127.0.0.1:1/v1"}
     said = Layer(origin="test", values=Job.model_validate(job).model_dump(exclude_unset=True))
     with pytest.raises(UsageError, match=r"synthia-batch\[openai\]"):
-        resolve_job([said], print)
+        resolve_job([said])
 
 
 def test_resolving_a_job_needs_no_server_and_looks_for_no_model(synthia: Command, tmp_path: Path) -> None:

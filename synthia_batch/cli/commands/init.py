@@ -31,7 +31,7 @@ def init(
         raise UsageError(
             f"{file}: is there already; name another with -o FILE, or write over it with --force"
         )
-    proposal = propose_job(source, lambda text: print(text, file=sys.stderr))
+    proposal = propose_job(source)
     if file == STDOUT:
         print(format_proposal(proposal, Path()), end="")
         return

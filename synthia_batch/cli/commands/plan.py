@@ -41,11 +41,10 @@ def plan(
 @takes_job_flags
 def validate(flags: JobFlags) -> None:
     """Check a job and every row of its input; list the faults."""
-    from synthia_batch.core.console import Display
     from synthia_batch.operations.forecast import check_input
     from synthia_batch.runner.resolve import resolve_job
 
-    job = resolve_job(flags.read_layers(), Display().say)
+    job = resolve_job(flags.read_layers())
     rows = check_input(job)
     names = [str(file.shown).encode(errors="backslashreplace").decode() for file in job.inputs]  # Any bytes.
     name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
@@ -56,11 +55,10 @@ def print_plan(
     flags: JobFlags, as_json: bool, probe_samples: int | None = None, *, shows_defaults: bool = False
 ) -> None:
     """Print the forecast of the job that `flags` say, and what so many of its samples say of the rest."""
-    from synthia_batch.core.console import Display
     from synthia_batch.operations.forecast import forecast_job
     from synthia_batch.runner.resolve import resolve_job
 
-    job = resolve_job(flags.read_layers(), Display().say)
+    job = resolve_job(flags.read_layers())
     forecast = forecast_job(job)
     values = forecast.to_dict()
     if not as_json:

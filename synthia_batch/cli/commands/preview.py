@@ -38,11 +38,13 @@ def preview(
     Takes the flags of `run`; -n is the number of rows here. Writes nothing without --answers.
     """
     from synthia_batch.core.console import Display
+    from synthia_batch.core.log import set_verbosity
     from synthia_batch.operations.preview import Choice, preview_answers, preview_prompts
     from synthia_batch.runner.resolve import resolve_job
 
+    set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
-    job = resolve_job(flags.read_layers(), display.say)
+    job = resolve_job(flags.read_layers())
     choice = Choice(count=count, scattered=scattered)
     found = preview_answers(job, choice, display) if answers else preview_prompts(job, choice)
     if as_json:

@@ -23,7 +23,7 @@ def push(
 
     The same command again sends what is missing. The token is HF_TOKEN, or that of `hf auth login`.
     """
-    from synthia_batch.core.console import Display, ReadingDisplay
+    from synthia_batch.core.console import ReadingDisplay
     from synthia_batch.core.telemetry import keep_private
     from synthia_batch.results.export.hub import Target, push_files
     from synthia_batch.results.export.hub_dataset import list_pushed_files
@@ -37,7 +37,7 @@ def push(
         private=private,
         message=message or f"Push {directory.resolve().name} with synthia-batch",
     )
-    done = push_files(files, target, Display(quiet=quiet).say)
+    done = push_files(files, target)
     if not (done.added or done.removed):
         typer.echo(f"{repository} has all of it already: nothing was sent", err=True)
     else:

@@ -1,11 +1,14 @@
 """`synthia-batch retry`: failed samples made again."""
 
+import logging
 import os
 from typing import Annotated
 
 import typer
 
 from synthia_batch.cli.run_location import Place
+
+_log = logging.getLogger(__name__)
 
 
 def retry(
@@ -26,6 +29,7 @@ def retry(
     """
     from synthia_batch.cli.commands.run import print_result
     from synthia_batch.core.console import Display
+    from synthia_batch.core.log import set_verbosity
     from synthia_batch.job.dotted import merge_values
     from synthia_batch.job.loading.merge import Layer, parse_assignment, read_environment
     from synthia_batch.runner.directory.reopen import FailureChoice
@@ -34,15 +38,16 @@ def retry(
     said: dict[str, object] = {}
     for assignment in settings or []:
         said = merge_values(said, parse_assignment(assignment))
+    set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
     layers = [Layer(origin="flag", values=said), read_environment(os.environ)]
     result = retry_failed(directory, FailureChoice(code=code), layers, display)
     if result.run is None:
         which = f"with the code {code}" if code else "failed"
-        display.say(f"{directory}: there are no samples {which}; nothing was touched")
+        _log.info(f"{directory}: there are no samples {which}; nothing was touched")
         print(_to_json(directory) if as_json else directory)
         return
-    display.say(f"tried again: {result.chosen} that had failed")
+    _log.info(f"tried again: {result.chosen} that had failed")
     print_result(result.run, as_json)
     raise typer.Exit(result.run.exit_code)
 

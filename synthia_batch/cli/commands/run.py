@@ -1,6 +1,7 @@
 """`synthia-batch run`: the main job."""
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from synthia_batch.cli.flags import JobFlags, takes_job_flags
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
-    from synthia_batch.core.console import Display
     from synthia_batch.job.resolved import ResolvedJob
     from synthia_batch.runner.monitoring.result import RunResult
+
+_log = logging.getLogger(__name__)
 
 
 @takes_job_flags
@@ -30,6 +32,7 @@ def run(
 ) -> None:
     """Make every sample of a job. The same command again resumes it, or says that it is done."""
     from synthia_batch.core.console import Display
+    from synthia_batch.core.log import set_verbosity
     from synthia_batch.runner.resolve import resolve_job
     from synthia_batch.runner.run import run_resolved_job
 
@@ -38,9 +41,10 @@ def run(
 
         print_plan(flags, as_json)
         return
-    display = Display(quiet=quiet, verbose=verbose)
-    job = resolve_job(flags.read_layers(), display.say)
-    with _told_in_detail(job, display) if verbose else nullcontext():
+    set_verbosity(quiet=quiet, verbose=verbose)
+    display = Display(quiet=quiet)
+    job = resolve_job(flags.read_layers())
+    with _log_details(job) if verbose else nullcontext():
         result = run_resolved_job(job, display)
     print_result(result, as_json)
     raise typer.Exit(result.exit_code)
@@ -129,23 +133,23 @@ def _name_state(result: "RunResult") -> str:
 
 
 @contextmanager
-def _told_in_detail(job: "ResolvedJob", display: "Display") -> Iterator[None]:
-    """Tell before the block what makes the job itself, and after it what its workers went through."""
+def _log_details(job: "ResolvedJob") -> Iterator[None]:
+    """Log the identity of the job before the block, and the events of its workers after it."""
     from synthia_batch.job.dotted import flatten
     from synthia_batch.storage.events import read_events
     from synthia_batch.storage.layout import RunDir
 
-    display.detail(f"fingerprint {job.fingerprint}, directory {job.output}")
+    _log.debug(f"fingerprint {job.fingerprint}, directory {job.output}")
     for key, value in flatten(job.identity).items():
-        display.detail(f"  {key}: {value}")
+        _log.debug(f"  {key}: {value}")
     history = RunDir(job.output).events
-    told = sum(1 for _ in read_events(history))
+    seen = sum(1 for _ in read_events(history))
     try:
         yield
     finally:
         for number, event in enumerate(read_events(history)):
-            if number >= told and event["kind"].startswith("worker_"):
-                display.detail(_describe_event(event))
+            if number >= seen and event["kind"].startswith("worker_"):
+                _log.debug(_describe_event(event))
 
 
 def _describe_event(event: dict[str, Any]) -> str:

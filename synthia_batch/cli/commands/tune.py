@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,14 +29,14 @@ def tune(
 
     Takes the flags of `run`. What they say of the engine stays as it is. No run directory is touched.
     """
-    from synthia_batch.core.console import Display
+    from synthia_batch.core.log import mute_log
     from synthia_batch.operations.tune import Effort, tune_job
     from synthia_batch.runner.resolve import resolve_job
 
     effort = Effort(budget_seconds=_parse_budget(budget), prompts=prompts)
-    display = Display(quiet=quiet)
-    job = resolve_job(flags.read_layers(), display.say, takes_tuned=False)
-    tuning = tune_job(job, effort, (lambda text: None) if quiet else display.say)
+    job = resolve_job(flags.read_layers(), takes_tuned=False)
+    with mute_log("synthia_batch.operations.tune") if quiet else nullcontext():
+        tuning = tune_job(job, effort)
     print(json.dumps(_to_dict(tuning), ensure_ascii=False) if as_json else _describe(tuning))
     _print_words(tuning)
     if tuning.is_interrupted and tuning.stopped is not None:

@@ -67,9 +67,11 @@ def verify(
 
 def _rerun(directory: Path, count: int, seed: int, as_json: bool, quiet: bool) -> None:
     from synthia_batch.core.console import Display
+    from synthia_batch.core.log import set_verbosity
     from synthia_batch.job.loading.merge import read_environment
     from synthia_batch.operations.rerun import Choice, rerun_samples
 
+    set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
     result = rerun_samples(directory, Choice(count=count, seed=seed), [read_environment(os.environ)], display)
     display.close()

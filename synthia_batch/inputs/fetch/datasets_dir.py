@@ -1,13 +1,16 @@
 """Directories that datasets' save_to_disk has written."""
 
 import json
+import logging
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.fetch.cache import FACTS_NAME, find_copy, keep_copy
 from synthia_batch.inputs.fetch.file_types import LocatedFile
-from synthia_batch.inputs.fetch.normalize import VERSION, NormalizedFile, Say, spell_size, write_facts
+from synthia_batch.inputs.fetch.normalize import VERSION, NormalizedFile, spell_size, write_facts
+
+_log = logging.getLogger(__name__)
 
 SPLITS_NAME = "dataset_dict.json"
 
@@ -24,9 +27,7 @@ def refuse_splits(directory: Path) -> None:
     )
 
 
-def normalize_dataset(
-    found: LocatedFile, cache: DigestCache, say: Say, *, makes: bool = True
-) -> NormalizedFile:
+def normalize_dataset(found: LocatedFile, cache: DigestCache, *, makes: bool = True) -> NormalizedFile:
     """Return a Parquet file of the dataset's rows, made where there is none yet.
 
     Raises:
@@ -51,6 +52,6 @@ def normalize_dataset(
             write_facts(target, "rows.parquet", digest)
 
         directory = keep_copy(key, build)
-        say(f"{found.shown}: read from a Parquet copy, {spell_size(directory)} in {directory}")
+        _log.info(f"{found.shown}: read from a Parquet copy, {spell_size(directory)} in {directory}")
     facts = json.loads((directory / FACTS_NAME).read_text(encoding="utf-8"))
     return NormalizedFile(path=directory / facts["file"], digest=facts["digest"])

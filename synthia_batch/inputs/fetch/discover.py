@@ -17,7 +17,7 @@ from synthia_batch.errors import UsageError
 from synthia_batch.inputs.fetch.cache import is_copy
 from synthia_batch.inputs.fetch.datasets_dir import normalize_dataset, refuse_splits
 from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, LocatedFile, split_name
-from synthia_batch.inputs.fetch.normalize import NormalizedFile, Say, normalize_file
+from synthia_batch.inputs.fetch.normalize import NormalizedFile, normalize_file
 from synthia_batch.inputs.fetch.stdin import STDIN, STDIN_NAME, keep_stdin, refuse_lost
 from synthia_batch.inputs.readers.open import FORMATS
 
@@ -35,7 +35,7 @@ def is_dataset(path: Path) -> bool:
     return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
 
 
-def find_files(said: str, say: Say, *, makes: bool = True) -> list[LocatedFile]:
+def find_files(said: str, *, makes: bool = True) -> list[LocatedFile]:
     """Return the files of rows that `said` names: a file, a directory, a pattern or an address.
 
     Raises:
@@ -44,11 +44,11 @@ def find_files(said: str, say: Say, *, makes: bool = True) -> list[LocatedFile]:
     if said.startswith(HUB_PREFIX):
         from synthia_batch.inputs.remote.hub import fetch_dataset
 
-        return fetch_dataset(said, say, makes=makes)
+        return fetch_dataset(said, makes=makes)
     if is_url(said):
         from synthia_batch.inputs.remote.fetch import fetch_remote
 
-        return fetch_remote(said, say, makes=makes)
+        return fetch_remote(said, makes=makes)
     path = Path(said)
     if is_copy(path):
         if not path.exists():
@@ -106,7 +106,7 @@ class ResolvedInput:
 
 
 def resolve_inputs(
-    said: Sequence[str], say: Say, cache: DigestCache | None = None, *, makes: bool = True
+    said: Sequence[str], cache: DigestCache | None = None, *, makes: bool = True
 ) -> ResolvedInput:
     """Return the files that `said` names, in its order; those of a glob or directory sorted by name.
 
@@ -120,10 +120,10 @@ def resolve_inputs(
     cache = cache or open_digest_cache()
     if said.count(STDIN) > 1:
         raise UsageError("-: stdin is named twice; it can be read once")
-    said = [str(keep_stdin(say)) if name == STDIN else name for name in said]
-    found = [file for name in said for file in find_files(name, say, makes=makes)]
+    said = [str(keep_stdin()) if name == STDIN else name for name in said]
+    found = [file for name in said for file in find_files(name, makes=makes)]
     _refuse_twice(found)
-    plain = [_normalize_file(file, cache, say, makes=makes) for file in found]
+    plain = [_normalize_file(file, cache, makes=makes) for file in found]
     names = name_files([str(file.shown) for file in found])
     files = tuple(
         InputFile(path=file.path, shown=origin.shown, name=name, digest=file.digest)
@@ -156,10 +156,10 @@ def name_files(shown: Sequence[str]) -> list[str]:
     return [_spell(path[len(common) :].lstrip("/")) for path in paths]
 
 
-def _normalize_file(found: LocatedFile, cache: DigestCache, say: Say, *, makes: bool) -> NormalizedFile:
+def _normalize_file(found: LocatedFile, cache: DigestCache, *, makes: bool) -> NormalizedFile:
     if is_dataset(found.path):
-        return normalize_dataset(found, cache, say, makes=makes)
-    return normalize_file(found, cache, say, makes=makes)
+        return normalize_dataset(found, cache, makes=makes)
+    return normalize_file(found, cache, makes=makes)
 
 
 def _refuse_twice(found: Sequence[LocatedFile]) -> None:

@@ -1,6 +1,7 @@
 """From a file as it was found to one that is plain JSONL or Parquet: itself, or a copy of it."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from synthia_batch.inputs.fetch.csv_json import Pieces, write_csv_lines, write_j
 from synthia_batch.inputs.fetch.decompress import CHUNK_BYTES, find_packing, open_unpacked
 from synthia_batch.inputs.fetch.file_types import LocatedFile, split_name
 from synthia_batch.inputs.readers.open import PARQUET_MAGIC, read_magic, refuse_format
+
+_log = logging.getLogger(__name__)
 
 VERSION = 1
 """Changes when the same file would give another copy."""
@@ -41,7 +44,7 @@ class FileEncoding:
     packing: str | None
 
 
-def normalize_file(found: LocatedFile, cache: DigestCache, say: Say, *, makes: bool = True) -> NormalizedFile:
+def normalize_file(found: LocatedFile, cache: DigestCache, *, makes: bool = True) -> NormalizedFile:
     """Return what is to be read of `found`: itself if it is plain, else a copy, made where there is none.
 
     Without `makes`, no copy is made.
@@ -60,7 +63,7 @@ def normalize_file(found: LocatedFile, cache: DigestCache, say: Say, *, makes: b
         if not makes:
             raise UsageError(f"{found.shown}: there is no plain copy of it; run the job once")
         directory = keep_copy(key, lambda target: _build(found, encoding, target))
-        say(f"{found.shown}: read from a plain copy, {spell_size(directory)} in {directory}")
+        _log.info(f"{found.shown}: read from a plain copy, {spell_size(directory)} in {directory}")
     facts = json.loads((directory / FACTS_NAME).read_text(encoding="utf-8"))
     return NormalizedFile(path=directory / facts["file"], digest=facts["digest"])
 

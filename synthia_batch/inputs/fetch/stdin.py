@@ -1,5 +1,6 @@
 """Rows that are piped in: kept whole in the user's cache, so that the run can be resumed."""
 
+import logging
 import os
 import shutil
 import sys
@@ -13,7 +14,9 @@ from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copies, keep_copy, report_disk
 from synthia_batch.inputs.fetch.decompress import CHUNK_BYTES
 from synthia_batch.inputs.fetch.file_types import LocatedFile
-from synthia_batch.inputs.fetch.normalize import Say, look_at
+from synthia_batch.inputs.fetch.normalize import look_at
+
+_log = logging.getLogger(__name__)
 
 STDIN = "-"
 """What a job names as its input where it is piped in."""
@@ -21,7 +24,7 @@ STDIN_NAME = "stdin"
 _SUFFIXES = {"gzip": ".gz", "zstd": ".zst"}
 
 
-def keep_stdin(say: Say) -> Path:
+def keep_stdin() -> Path:
     """Return the copy of all that stdin gives; the same bytes have the same copy.
 
     Raises:
@@ -48,7 +51,7 @@ def keep_stdin(say: Say) -> Path:
     finally:
         piped.unlink(missing_ok=True)
     path = directory / kept_name
-    say(f"stdin: {path.stat().st_size:,} bytes, kept as {path} to resume and retry from")
+    _log.info(f"stdin: {path.stat().st_size:,} bytes, kept as {path} to resume and retry from")
     return path
 
 

@@ -6,6 +6,7 @@ A download that breaks is taken up where it broke, five times; one that was not 
 """
 
 import glob
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -16,8 +17,10 @@ from synthia_batch.core.digest import digest_json
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, keep_copy, report_disk
 from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, LocatedFile, split_name
-from synthia_batch.inputs.fetch.normalize import VERSION, Say
+from synthia_batch.inputs.fetch.normalize import VERSION
 from synthia_batch.inputs.remote.transport import Broken, Changed, RemoteFile, RemoteStore
+
+_log = logging.getLogger(__name__)
 
 
 def match_names(names: Sequence[str], pattern: str) -> list[str]:
@@ -37,7 +40,7 @@ _T = TypeVar("_T")
 SCHEMES = ("s3", "gs", "https", "http")
 
 
-def fetch_remote(said: str, say: Say, *, makes: bool = True) -> list[LocatedFile]:
+def fetch_remote(said: str, *, makes: bool = True) -> list[LocatedFile]:
     """Return the files of rows that an address names, fetched where that was not done before.
 
     Raises:
@@ -53,7 +56,7 @@ def fetch_remote(said: str, say: Say, *, makes: bool = True) -> list[LocatedFile
         raise UsageError(f"{said}: is not looked up again")
     store, path = _open_store(scheme, rest, said)
     files = _find(store, path, said)
-    return [_fetch(store, file, say) for file in files]
+    return [_fetch(store, file) for file in files]
 
 
 def _open_store(scheme: str, rest: str, said: str) -> tuple[RemoteStore, str]:
@@ -86,7 +89,7 @@ def _is_rows(key: str, folder: str) -> bool:
     return not any(part.startswith(".") for part in parts) and split_name(parts[-1]).kind in IN_DIRECTORIES
 
 
-def _fetch(store: RemoteStore, file: RemoteFile, say: Say) -> LocatedFile:
+def _fetch(store: RemoteStore, file: RemoteFile) -> LocatedFile:
     # Without a version nobody knows whether it is the same: then it is fetched anew each time.
     version = file.version or f"fetched {time.time_ns()}"
     key = digest_json([VERSION, "remote", file.url, file.size, version])[:32]
@@ -94,7 +97,7 @@ def _fetch(store: RemoteStore, file: RemoteFile, say: Say) -> LocatedFile:
     directory = find_copy(key)
     if directory is None:
         directory = keep_copy(key, lambda target: _download(store, file, target, name))
-        say(f"{file.url}: fetched, {(directory / name).stat().st_size:,} bytes, to {directory}")
+        _log.info(f"{file.url}: fetched, {(directory / name).stat().st_size:,} bytes, to {directory}")
     return LocatedFile(path=directory / name, shown=file.url)
 
 

@@ -1,6 +1,7 @@
 """Datasets of the Hugging Face Hub: files of rows, fetched once into the Hub's own cache."""
 
 import glob
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from urllib.parse import unquote
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, KINDS, PACKINGS, LocatedFile, split_name
-from synthia_batch.inputs.fetch.normalize import Say
 from synthia_batch.inputs.remote.fetch import match_names
+
+_log = logging.getLogger(__name__)
 
 _ADDRESS = re.compile(
     r"hf://datasets/(?P<name>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
@@ -37,7 +39,7 @@ class _Listed:
     commit: str | None
 
 
-def fetch_dataset(said: str, say: Say, *, makes: bool = True) -> list[LocatedFile]:
+def fetch_dataset(said: str, *, makes: bool = True) -> list[LocatedFile]:
     """Return the files of rows that an address on the Hub names, sorted by name.
 
     Without `makes`, those alone that are in the Hub's cache.
@@ -47,11 +49,11 @@ def fetch_dataset(said: str, say: Say, *, makes: bool = True) -> list[LocatedFil
     """
     address = _parse(said)
     keep_private()  # Before the Hub's library is there: it reads its switches once.
-    listed = _list_files(address, say, asks_hub=makes)
+    listed = _list_files(address, asks_hub=makes)
     wanted = select_rows(listed.files, address.path)
     if not wanted:
         raise UsageError(f"{said}: there is no such file of rows; there are: {_shorten(listed.files)}")
-    folder = _fetch(address, listed, wanted, say)
+    folder = _fetch(address, listed, wanted)
     prefix = said[: len(said) - len(address.path)].rstrip("/") if address.path else said.rstrip("/")
     return [LocatedFile(path=folder / name, shown=f"{prefix}/{name}") for name in wanted]
 
@@ -86,7 +88,7 @@ def _parse(said: str) -> HubAddress:
     )
 
 
-def _list_files(address: HubAddress, say: Say, *, asks_hub: bool) -> _Listed:
+def _list_files(address: HubAddress, *, asks_hub: bool) -> _Listed:
     """Return what the Hub lists, or where it does not answer, what its cache holds."""
     from huggingface_hub import HfApi
 
@@ -104,7 +106,7 @@ def _list_files(address: HubAddress, say: Say, *, asks_hub: bool) -> _Listed:
     except Exception as exc:
         raise UsageError(_explain(address, reason or exc)) from exc
     if reason is not None:
-        say(f"{address.said}: the Hub is not reached; read are the files that its cache has")
+        _log.info(f"{address.said}: the Hub is not reached; read are the files that its cache has")
     return _Listed(files=tuple(_list_below(folder)), commit=None)
 
 
@@ -114,7 +116,7 @@ def _list_below(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def _fetch(address: HubAddress, listed: _Listed, wanted: Sequence[str], say: Say) -> Path:
+def _fetch(address: HubAddress, listed: _Listed, wanted: Sequence[str]) -> Path:
     patterns = [_escape(name) for name in wanted]
     if listed.commit is None:
         return _download(address, address.revision, patterns, is_local=True)
@@ -124,7 +126,7 @@ def _fetch(address: HubAddress, listed: _Listed, wanted: Sequence[str], say: Say
             (folder / name).stat()
         return folder
     except Exception:  # Not all of it is in the cache.
-        say(f"{address.said}: fetching {len(wanted)} files at commit {listed.commit[:12]}")
+        _log.info(f"{address.said}: fetching {len(wanted)} files at commit {listed.commit[:12]}")
     try:
         # By its name, not by the commit: so the cache knows it by that, too, without a network.
         return _download(address, address.revision, patterns)

@@ -6,14 +6,17 @@ before the commit, and the Hub asks only for what it has not. The token is the H
 `hf auth login`): it is never taken as a flag, kept or printed.
 """
 
+import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synthia_batch.errors import StoreUnreachable, UsageError
 from synthia_batch.results.export.hub_dataset import PushedFile
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -59,7 +62,6 @@ class _Difference:
 def push_files(
     files: Sequence[PushedFile],
     target: Target,
-    say: Callable[[str], None],
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> Pushed:
     """Make the dataset on the Hub exactly these files; others that are no parts of a run stay.
@@ -72,7 +74,7 @@ def push_files(
     """
     from huggingface_hub import HfApi
 
-    pusher = _Pusher(HfApi(), files, target, say)
+    pusher = _Pusher(HfApi(), files, target)
     end = time.monotonic() + patience_seconds
     pause = FIRST_PAUSE_SECONDS
     while True:
@@ -91,7 +93,7 @@ def push_files(
                     f"{target.repository}: the Hub did not take it: {_shorten(exc)}\n"
                     "  what was uploaded is not sent again: run the same command again"
                 ) from exc
-            say(f"{target.repository}: {_shorten(exc)}; trying again in {wait:.0f} s")
+            _log.info(f"{target.repository}: {_shorten(exc)}; trying again in {wait:.0f} s")
             time.sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -99,13 +101,10 @@ def push_files(
 class _Pusher:
     """One push, from the beginning each time it is tried: what is done is seen, and not done again."""
 
-    def __init__(
-        self, api: "HfApi", files: Sequence[PushedFile], target: Target, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, api: "HfApi", files: Sequence[PushedFile], target: Target) -> None:
         self._api = api
         self._files = files
         self._target = target
-        self._say = say
 
     def push(self) -> Pushed:
         url = self._require_repository()
@@ -153,9 +152,9 @@ class _Pusher:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         size = sum(file.bytes for file in difference.added)
-        self._say(f"{self._target.repository}: sending {len(difference.added)} files, {size / 1e6:.1f} MB")
+        _log.info(f"{self._target.repository}: sending {len(difference.added)} files, {size / 1e6:.1f} MB")
         if difference.removed:
-            self._say(f"{len(difference.removed)} parts of an earlier dataset there are replaced")
+            _log.info(f"{len(difference.removed)} parts of an earlier dataset there are replaced")
         operations: list[Any] = [
             *(CommitOperationAdd(file.name, str(file.path)) for file in difference.added),
             *(CommitOperationDelete(name) for name in difference.removed),

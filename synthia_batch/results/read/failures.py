@@ -169,7 +169,7 @@ class _InputRows:
         try:
             duplicates = DuplicateIndex.load(self._looker.run_dir.duplicates)
             scan = Scan.from_dict(self._looker.plan["scan"], duplicates)
-            files = resolve_inputs(self._said, lambda text: None, makes=False).files
+            files = resolve_inputs(self._said, makes=False).files
             rows = open_files(files).read_rows(scan, min(wanted), max(wanted) + 1)
             return {row.index: row for row in rows if row.index in wanted}
         except SynthiaBatchError:

@@ -7,6 +7,7 @@ write_report(): report.html of a run directory. No part of the dataset, and no r
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,8 @@ from synthia_batch.results.report.summary import Report, read_report
 from synthia_batch.results.report.verdict import assess, spell_share
 from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.layout import RunDir
+
+_log = logging.getLogger(__name__)
 
 VALUE_CHARACTERS = 600
 _REASONS = {
@@ -197,7 +200,7 @@ def write_report(directory: Path, output: Path | None = None) -> Path:
     return path
 
 
-def try_report(directory: Path, say: Callable[[str], None]) -> None:
+def try_report(directory: Path) -> None:
     """Write the report of a run that is complete; where that fails, say so, and that the run is whole."""
     try:
         write_report(directory)
@@ -205,4 +208,4 @@ def try_report(directory: Path, say: Callable[[str], None]) -> None:
     except (Exception, KeyboardInterrupt) as exc:
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         again = f"synthia-batch report {directory}"
-        say(f"no report could be made: {reason}\n  the dataset is complete; try `{again}`")
+        _log.info(f"no report could be made: {reason}\n  the dataset is complete; try `{again}`")

@@ -133,10 +133,10 @@ def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], No
 
 
 @contextmanager
-def lock_run(job: ResolvedJob, say: Callable[[str], None] | None = None) -> Iterator[HeldRun]:
+def lock_run(job: ResolvedJob, *, claims_remote: bool = False) -> Iterator[HeldRun]:
     """Take the job's run directory for the block; it is made where it was not there.
 
-    With `say`, where its output goes to an object store, that is taken as well: to be written to.
+    With `claims_remote`, an output that goes to an object store is claimed there too, for writing.
 
     A directory that was made here, and in which no run has begun by the end of the block, is
     removed again: a refused input leaves nothing behind.
@@ -154,10 +154,10 @@ def lock_run(job: ResolvedJob, say: Callable[[str], None] | None = None) -> Iter
     lock.take()
     try:
         refuse_other_identity(job, run_dir)  # Another process may have begun it since it was looked at.
-        if job.remote is None or say is None:
+        if job.remote is None or not claims_remote:
             yield HeldRun(lock=lock, mirror=None)
         else:
-            with claim_remote(job.remote, run_dir, lock, job.identity, say) as mirror:
+            with claim_remote(job.remote, run_dir, lock, job.identity) as mirror:
                 yield HeldRun(lock=lock, mirror=mirror)
     finally:
         if run_dir.hidden in made and not run_dir.plan.exists():

@@ -3,6 +3,7 @@
 When a run is to stop by itself: after some time, at a time of day, or at the earlier of both.
 """
 
+import logging
 import os
 import shlex
 import time
@@ -21,6 +22,8 @@ from synthia_batch.job.schema import Job
 from synthia_batch.job.units import find_next
 from synthia_batch.results.read.status import read_status
 from synthia_batch.runner.monitoring.result import Ending
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from synthia_batch.runner.monitoring.notify import Notifier
@@ -48,7 +51,7 @@ def follow_run(job: ResolvedJob, display: Display) -> Iterator[Callable[[Ending]
 
                 port = job.declared.metrics_port
                 display.follow(stack.enter_context(serve_metrics(port, job.name, job.fingerprint)))
-                display.say(f"metrics: http://{HOST}:{port}/metrics")
+                _log.info(f"metrics: http://{HOST}:{port}/metrics")
             yield endings.append
     except Exception as exc:
         endings = [_describe_error(job, exc)]
@@ -63,7 +66,7 @@ def _open_notifier(job: ResolvedJob, display: Display) -> "Notifier | None":
         return None
     from synthia_batch.runner.monitoring.notify import Notifier
 
-    return Notifier(job.declared.notify, os.environ, display.say)
+    return Notifier(job.declared.notify, os.environ)
 
 
 def _describe_error(job: ResolvedJob, error: Exception) -> Ending:
@@ -89,13 +92,13 @@ def _tell(notifier: "Notifier", job: ResolvedJob, ending: Ending, seconds: float
     notifier.send(f"{job.name}: {ending.state}", "\n".join(line for line in lines if line))
 
 
-def open_drain(job: Job, say: Callable[[str], None], now: datetime | None = None) -> DrainRequest:
+def open_drain(job: Job, now: datetime | None = None) -> DrainRequest:
     """Return the request to drain by the job's deadline, which counts from `now`, and say when that is."""
     now = now or datetime.now().astimezone()
     stop = None if job.stop_at is None else find_next(job.stop_at, now)
     drain = DrainRequest(job.deadline, stop_time=None if stop is None else stop.timestamp())
     if job.deadline is not None or stop is not None:
-        say(_describe(drain.seconds_left, now))
+        _log.info(_describe(drain.seconds_left, now))
     return drain
 
 

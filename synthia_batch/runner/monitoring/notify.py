@@ -4,10 +4,12 @@ An address may hold a password, so none is ever shown, logged or kept: only of w
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.secrets import mask, reveal
+
+_log = logging.getLogger(__name__)
 
 try:
     import apprise
@@ -22,15 +24,12 @@ logging.getLogger("apprise").propagate = False
 class Notifier:
     """Sends to each of `urls`, in which ${NAME} is a variable of `environment`."""
 
-    def __init__(
-        self, urls: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, urls: Sequence[str], environment: Mapping[str, str]) -> None:
         """Check every address.
 
         Raises:
             UsageError: Apprise knows none of that kind, or a variable is not set.
         """
-        self._say = say
         self._targets: list[tuple[str, apprise.Apprise]] = []
         for url in urls:
             name = f"--notify {mask(url)}"
@@ -52,4 +51,4 @@ class Notifier:
             ):  # Whatever a plugin does: the run has its own end, and its words may hold secrets.
                 is_sent = False
             if not is_sent:
-                self._say(f"{name}: could not be sent; the run is not affected")
+                _log.info(f"{name}: could not be sent; the run is not affected")

@@ -5,7 +5,7 @@ A model that cannot be used is refused here, before its weights are fetched or l
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,9 +86,7 @@ def choose_device(job: Job) -> Device:
     return detect_device() if job.engine.device == "auto" else job.engine.device
 
 
-def find_model(
-    merged: Merged, preset: Preset | None, cache: DigestCache, say: Callable[[str], None]
-) -> FoundModel:
+def find_model(merged: Merged, preset: Preset | None, cache: DigestCache) -> FoundModel:
     """Return the job's model, fetched where it is not there.
 
     Raises:
@@ -117,7 +115,7 @@ def find_model(
     by_card = preview_by_card(preset, job.model.name, choose_device(job))
     if by_card is not None:  # Before the Hub is asked, which may be out of reach.
         check(by_card)
-    reception = Reception(device=choose_device(job), check=check, say=say)
+    reception = Reception(device=choose_device(job), check=check)
     located = locate_model(job.model.name, job.model.revision, reception)
     facts = read_model_facts(located.path)
     if located.gguf is not None:

@@ -1,8 +1,9 @@
 """From what was said to a job with no maybes: files are looked up, digested and asked here."""
 
 import dataclasses
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from synthia_batch.runner.resolve.model_selection import (
 from synthia_batch.runner.resolve.tuned import read_tuned
 from synthia_batch.workers.openai import settings as openai_settings
 
+_log = logging.getLogger(__name__)
+
 SYSTEM_COLUMN = "column"
 """The name of a system message that comes from the row's system column."""
 
@@ -52,9 +55,7 @@ class _Sources:
     found: FoundModel
 
 
-def resolve_job(
-    layers: Sequence[Layer], say: Callable[[str], None], *, takes_tuned: bool = True
-) -> ResolvedJob:
+def resolve_job(layers: Sequence[Layer], *, takes_tuned: bool = True) -> ResolvedJob:
     """Return the job that `layers`, strongest first, come to. Reads files; changes none but caches.
 
     With `takes_tuned`, what `tune` has found for its model and hardware is the weakest layer.
@@ -78,11 +79,11 @@ def resolve_job(
         reveal(url, os.environ, "notify")  # Missed in the evening, not in the morning.
     # Before the model, which may take an hour to download.
     template = _read_template(merged)
-    taken = resolve_inputs(said.input.paths, say, cache)
+    taken = resolve_inputs(said.input.paths, cache)
     columns = open_files(taken.files).detect(select_rows(said, template))
-    _tell_columns(columns, taken, say)
-    found = find_model(merged, chosen.preset, cache, say)
-    _tell_model(columns, taken, found, say)
+    _tell_columns(columns, taken)
+    found = find_model(merged, chosen.preset, cache)
+    _tell_model(columns, taken, found)
     if found.facts is not None and found.facts.generation:
         recommended = Layer(
             origin="the model's generation_config",
@@ -149,24 +150,24 @@ def _name_copies(said: Job, taken: ResolvedInput) -> Job:
     return said.model_copy(update={"input": said.input.model_copy(update={"path": paths})})
 
 
-def _tell_model(
-    columns: Columns, taken: ResolvedInput, found: FoundModel, say: Callable[[str], None]
-) -> None:
+def _tell_model(columns: Columns, taken: ResolvedInput, found: FoundModel) -> None:
     """Say that another model answers than requests ask for: theirs may be one that nobody has here."""
     if columns.model is not None and columns.model not in (found.ref.name, found.ref.repo_id):
-        say(
+        _log.info(
             f"{taken.files[0].shown}: its requests name the model {columns.model!r}; "
             f"{found.ref.name!r} answers them (--model names another)"
         )
 
 
-def _tell_columns(columns: Columns, taken: ResolvedInput, say: Callable[[str], None]) -> None:
+def _tell_columns(columns: Columns, taken: ResolvedInput) -> None:
     """Say what was found that nobody said, and changes what a model is asked."""
     first = taken.files[0].shown
     if columns.shape == "alpaca":
-        say(f"{first}: read as Alpaca: prompts are instruction and input (--input-format plain: one column)")
+        _log.info(
+            f"{first}: read as Alpaca: prompts are instruction and input (--input-format plain: one column)"
+        )
     elif columns.shape == "sharegpt" and columns.turns is None:
-        say(
+        _log.info(
             f"{first}: read as ShareGPT: the last answer of each conversation is made again "
             f"(--turns-column {columns.messages}: every answer)"
         )

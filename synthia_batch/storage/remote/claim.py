@@ -1,7 +1,8 @@
 """A prefix in an object store taken for one run: whose it is, what is there, and who may write."""
 
+import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,10 +22,12 @@ from synthia_batch.storage.remote.restore import (
     restore_run,
 )
 
+_log = logging.getLogger(__name__)
+
 
 @contextmanager
 def claim_remote(
-    remote: Remote, run_dir: RunDir, lock: RunLock, identity: Mapping[str, Any], say: Callable[[str], None]
+    remote: Remote, run_dir: RunDir, lock: RunLock, identity: Mapping[str, Any]
 ) -> Iterator[Mirror]:
     """Take the prefix for the block, under the lock of the state directory. A lost one is made again.
 
@@ -36,7 +39,7 @@ def claim_remote(
             conditions.
         StorageFailed: The store does not answer, or does not allow it.
     """
-    store = open_remote(remote, say)
+    store = open_remote(remote)
     state = _name_state(run_dir)
     # Before the lease, too: what is refused touches nothing.
     plan = read_remote_plan(store)
@@ -47,22 +50,22 @@ def claim_remote(
         plan = _look_again(store, run_dir, lease, identity)
         if plan is not None and not run_dir.plan.exists():
             restored = restore_run(store, run_dir, plan, lock.begin_epoch(after=0).epoch)
-            say(f"{store.url}: adopted {restored.shards} of {restored.total} shards that are there")
-        mirror = Mirror(store=store, lease=lease, run_dir=run_dir, say=say)
+            _log.info(f"{store.url}: adopted {restored.shards} of {restored.total} shards that are there")
+        mirror = Mirror(store=store, lease=lease, run_dir=run_dir)
         try:
             yield mirror
         finally:
             mirror.close()
 
 
-def open_remote(remote: Remote, say: Callable[[str], None]) -> ObjectStore:
+def open_remote(remote: Remote) -> ObjectStore:
     """Return the store of a job. Sends nothing yet. `say` is told when it has to be waited for.
 
     Raises:
         UsageError: What this needs is not installed.
     """
     patience = Patience(request_seconds=remote.request_seconds, seconds=remote.patience_seconds)
-    return open_object_store(remote.url, patience, say)
+    return open_object_store(remote.url, patience)
 
 
 def _open_for_lease(remote: Remote) -> ObjectStore:

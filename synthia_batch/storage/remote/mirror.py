@@ -10,10 +10,11 @@ else is refused. Before a part that the manifest in the store may speak of is re
 manifest is removed.
 """
 
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from synthia_batch.storage.manifest import read_manifest
 from synthia_batch.storage.remote.lease import Lease
 from synthia_batch.storage.remote.object_metadata import ObjectMetadata, describe_object, read_metadata
 from synthia_batch.storage.remote.object_store import ObjectStore
+
+_log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 5.0
 """Between two rounds of tries to reach a store that does not answer, while the run goes on."""
@@ -44,7 +47,6 @@ class Mirror:
     store: ObjectStore
     lease: Lease
     run_dir: RunDir
-    say: Callable[[str], None]
     _plan_digest: str = ""
     _waiting: deque[tuple[Shard, ShardEntry]] = field(default_factory=deque)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -117,7 +119,7 @@ class Mirror:
         with self._changed:
             missing = len(self._waiting) + self._busy
             if missing:
-                self.say(f"{self.store.url}: {missing} shards are still to be put there")
+                _log.info(f"{self.store.url}: {missing} shards are still to be put there")
             # From here on it is tried for as long as the store's patience lasts, and no longer.
             self._is_closing = True
             self._changed.notify_all()
@@ -167,7 +169,7 @@ class Mirror:
             self._end(error)
             return False
         if not self._is_told:
-            self.say(f"{error}\n  the engines go on, and what they make is kept in {self.run_dir.root}")
+            _log.info(f"{error}\n  the engines go on, and what they make is kept in {self.run_dir.root}")
             self._is_told = True  # Once, until it answers again.
         with self._changed:
             self._busy = False
@@ -293,14 +295,14 @@ class Mirror:
         return path.relative_to(self.run_dir.root).as_posix()
 
 
-def put_report(store: ObjectStore, run_dir: RunDir, say: Callable[[str], None]) -> None:
+def put_report(store: ObjectStore, run_dir: RunDir) -> None:
     """Put the report beside a complete run. No part of the dataset: where that fails, it is said."""
     if not run_dir.report.exists():
         return
     try:
         store.overwrite(run_dir.report.name, _read(run_dir.report))
     except SynthiaBatchError as exc:
-        say(f"the report could not be put beside the dataset, which is complete: {exc}")
+        _log.info(f"the report could not be put beside the dataset, which is complete: {exc}")
 
 
 def is_complete_there(store: ObjectStore, run_dir: RunDir) -> bool:

@@ -5,6 +5,7 @@ writes, and without them two writers, or one request that arrives late, overwrit
 Its own retries are off: whether a request may be sent again is decided here, and by the lease.
 """
 
+import logging
 import os
 import threading
 import time
@@ -14,6 +15,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from synthia_batch.errors import StorageFailed, StoreUnreachable, UsageError
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as Client
@@ -65,13 +68,10 @@ class ObjectStore:
     that is not allowed is not.
     """
 
-    def __init__(
-        self, url: str, client: "Client", patience: Patience, say: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, url: str, client: "Client", patience: Patience) -> None:
         self.url = url
         self._client = client
         self._patience = patience
-        self._say = say
         self._closing = threading.Event()
         self._is_told = False
 
@@ -228,9 +228,9 @@ class ObjectStore:
 
     def _tell_of_waiting(self, error: Exception, pause: float) -> None:
         # Once, until it answers again; a hiccup is not worth a line.
-        if self._say is not None and not self._is_told and pause >= TOLD_AT_PAUSE_SECONDS:
+        if not self._is_told and pause >= TOLD_AT_PAUSE_SECONDS:
             self._is_told = True
-            self._say(
+            _log.info(
                 f"{self.url} does not answer, trying for {self._patience.seconds:.0f} s: {_shorten(error)}"
             )
 
@@ -238,7 +238,7 @@ class ObjectStore:
         return f"{self.url}/{key}" if key else self.url
 
 
-def open_object_store(url: str, patience: Patience, say: Callable[[str], None] | None = None) -> ObjectStore:
+def open_object_store(url: str, patience: Patience) -> ObjectStore:
     """Return the store below `url`, such as s3://bucket/prefix. Sends nothing yet.
 
     `say` is told when it has to be waited for.
@@ -268,10 +268,10 @@ def open_object_store(url: str, patience: Patience, say: Callable[[str], None] |
     shared: dict[str, Any] = {"client_options": client_options, "retry_config": {"max_retries": 0}}
     try:
         if scheme == "gs":
-            return ObjectStore(url, GCSStore(bucket, prefix=prefix, **shared), patience, say)
+            return ObjectStore(url, GCSStore(bucket, prefix=prefix, **shared), patience)
         # The store itself then refuses a body that is not what was sent.
         s3 = S3Store(bucket, prefix=prefix, checksum_algorithm="SHA256", **shared)
-        return ObjectStore(url, s3, patience, say)
+        return ObjectStore(url, s3, patience)
     except (BaseError, ValueError) as exc:
         raise UsageError(f"{url}: {_shorten(exc)}") from exc
 

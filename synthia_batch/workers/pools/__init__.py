@@ -1,7 +1,6 @@
 """Pools hold the workers. `base` is the contract, `ray_pool` and `local_pool` keep it."""
 
 import os
-from collections.abc import Callable
 
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.job.resolved import PoolSpec
@@ -10,7 +9,7 @@ from synthia_batch.workers.pools.base import Pool, Staffing
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it as it is imported, below here only.
 
 
-def open_pool(spec: PoolSpec, staffing: Staffing, say: Callable[[str], None]) -> Pool:
+def open_pool(spec: PoolSpec, staffing: Staffing) -> Pool:
     """Return the pool that `spec` names, not started. `say` gets what a person should know."""
     keep_private()  # Before ray is imported, which reads its switch then.
     if spec.kind == "local":
@@ -19,4 +18,4 @@ def open_pool(spec: PoolSpec, staffing: Staffing, say: Callable[[str], None]) ->
         return LocalPool(spec, staffing)
     from synthia_batch.workers.pools.ray_pool import RayPool
 
-    return RayPool(spec, staffing, say)
+    return RayPool(spec, staffing)

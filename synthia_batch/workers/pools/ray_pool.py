@@ -7,8 +7,9 @@ loading (the engine loads and answers the canaries), running (a long poll for wh
 """
 
 import itertools
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -33,6 +34,8 @@ from synthia_batch.workers.pools.ray_placement import Placer
 from synthia_batch.workers.pools.ray_session import RaySession
 from synthia_batch.workers.worker import Delivery
 
+_log = logging.getLogger(__name__)
+
 _COLLECT_SECONDS = 1.0
 """How long a long poll waits for a sample to end before it reports that none has."""
 _SPARE_SECONDS = 10.0
@@ -46,11 +49,10 @@ _GROWTH_SECONDS = 3.0
 class RayPool:
     """Implements `Pool`; see the module."""
 
-    def __init__(self, spec: PoolSpec, staffing: Staffing, say: Callable[[str], None]) -> None:
+    def __init__(self, spec: PoolSpec, staffing: Staffing) -> None:
         self._spec = spec
         self._staffing = staffing
         self._collect_seconds = min(_COLLECT_SECONDS, spec.watchdog_seconds / REPORTS_PER_WATCHDOG)
-        self._say = say
         self._handles: dict[int, ActorHandle] = {}
         self._epochs = itertools.count(1)
         self._session = RaySession(spec)
@@ -185,7 +187,7 @@ class RayPool:
         ]
         handle.core = self._placer.choose_core(location, [other.core for other in neighbours])
         if handle.reservation.splits_a_stage:
-            self._say(
+            _log.info(
                 f"worker {handle.index}: Ray found room for it only with a tensor-parallel group on two "
                 "machines, which is slow; machines with a multiple of --tensor-parallel-size GPUs avoid it"
             )
@@ -204,7 +206,7 @@ class RayPool:
             is_late = time.monotonic() - handle.since > _PATIENCE_SECONDS
             if handle.location is None and is_late and not handle.is_told:
                 handle.is_told = True
-                self._say(f"worker {handle.index} waits for Ray to find it {self._placer.needs}")
+                _log.info(f"worker {handle.index} waits for Ray to find it {self._placer.needs}")
 
     def _discard(self, worker: int) -> None:
         handle = self._handles.pop(worker, None)

@@ -1,0 +1,62 @@
+"""Messages for the person at the terminal: Python's logging, written above the progress bar.
+
+Modules log under their own names. INFO is for what the user should know, such as a lost worker.
+PER_SAMPLE is for failed samples, which `--quiet` hides. DEBUG is for what `--verbose` adds.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+PACKAGE = "synthia_batch"
+PER_SAMPLE = 15
+"""The level of messages about single samples, between DEBUG and INFO."""
+
+
+class _AboveTheBar(logging.Handler):
+    """Writes messages to `stream`, stderr if None, without breaking a progress bar there."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # 30 ms that `--help` does without
+
+        stream = self._stream or sys.stderr
+        tqdm.write(self.format(record), file=stream)
+        stream.flush()
+
+
+@contextmanager
+def show_log(stream: TextIO | None = None, *, quiet: bool = False) -> Iterator[None]:
+    """Write the package's messages to `stream`, stderr if None, during the block."""
+    logger, handler = logging.getLogger(PACKAGE), _AboveTheBar(stream)
+    level = logger.level
+    logger.addHandler(handler)
+    set_verbosity(quiet=quiet)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Choose which messages are shown: `quiet` hides those about samples, `verbose` adds details."""
+    level = logging.INFO if quiet else logging.DEBUG if verbose else PER_SAMPLE
+    logging.getLogger(PACKAGE).setLevel(level)
+
+
+@contextmanager
+def mute_log(name: str) -> Iterator[None]:
+    """Drop the messages of the logger `name` up to INFO during the block."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
