@@ -14,7 +14,7 @@ from synthia_batch.inputs import Scan, Source, open_files
 from synthia_batch.job.plan import generate, limit_answer
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, ShownPrompt, open_renderer
-from synthia_batch.runner.directory.session import LockedRun
+from synthia_batch.runner.directory.session import RunSession
 from synthia_batch.runner.partial import PartialSample, run_partial
 from synthia_batch.runner.resolve import select_rows
 from synthia_batch.runner.subset import SampleSubset, pick_rows
@@ -85,11 +85,11 @@ def preview_answers(job: ResolvedJob, choice: Choice, display: Display) -> Previ
         SynthiaBatchError: As for make_early.
     """
 
-    def pick(locked: LockedRun) -> SampleSubset:
-        rows = locked.assembler.scan.rows
+    def choose(session: RunSession) -> SampleSubset:
+        rows = session.scan.rows
         return pick_rows(rows, job.plan, choice.count, scattered=choice.scattered)
 
-    partial = run_partial(job, pick, display)
+    partial = run_partial(job, choose, display)
     return Preview(
         directory=job.output,
         samples=_show_all(job, partial.samples),

@@ -20,7 +20,7 @@ from synthia_batch.operations.estimate import (
     predict_total,
     sum_up_lengths,
 )
-from synthia_batch.runner.directory.session import LockedRun
+from synthia_batch.runner.directory.session import RunSession
 from synthia_batch.runner.partial import PartialRun, PartialSample, run_partial
 from synthia_batch.runner.subset import SampleSubset, pick_probe
 from synthia_batch.scheduler.recorder import SPEED_MEASURED, Speed
@@ -75,10 +75,10 @@ def probe_job(job: ResolvedJob, count: int, display: Display) -> Probe:
         SynthiaBatchError: As for make_early.
     """
 
-    def pick(locked: LockedRun) -> SampleSubset:
-        return pick_probe(locked.shards, count)
+    def choose(session: RunSession) -> SampleSubset:
+        return pick_probe(session.shards, count)
 
-    partial = run_partial(job, pick, display)
+    partial = run_partial(job, choose, display)
     outcomes = [sample.outcome for sample in partial.samples if sample.outcome is not None]
     speed = choose_speed(_read_speeds(RunDir(job.output)))
     lengths, longest = list_lengths(outcomes), _count_longest(job, partial.samples)
@@ -127,7 +127,7 @@ def _read_speeds(run_dir: RunDir) -> list[Speed]:
 
 def _predict_bytes(partial: PartialRun) -> int | None:
     """Return what all of data/ comes to, by parts of the finished samples that were picked."""
-    part_format = partial.locked.assembler.part_format
+    part_format = partial.session.assembler.part_format
     records = [
         DataRecord(one.sample, one.outcome) for one in partial.samples if isinstance(one.outcome, Finished)
     ]
@@ -138,4 +138,4 @@ def _predict_bytes(partial: PartialRun) -> int | None:
         count: len(encode_data_part(records[:count], part_format).content)
         for count in {len(records), -(-len(records) // 2)}
     }
-    return predict_bytes(sizes, partial.total * len(records) // ended, len(partial.locked.shards))
+    return predict_bytes(sizes, partial.total * len(records) // ended, len(partial.session.shards))

@@ -25,7 +25,7 @@ from synthia_batch.models.prompts.tokenizer import open_renderer
 from synthia_batch.operations.tune_search import usual_batch
 from synthia_batch.runner.ad_hoc import AdHocRun, run_requests
 from synthia_batch.runner.directory.canary_record import compare_canary, make_canaries
-from synthia_batch.runner.directory.session import LockedRun, inspect_run, lock_run
+from synthia_batch.runner.directory.session import RunSession, lock_run
 from synthia_batch.runner.resume import resolve_kept_job
 from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
 
@@ -105,18 +105,18 @@ def rerun_samples(directory: Path, choice: Choice, said: Sequence[Layer], displa
             f"{directory} was made by a server that is not ours: equal texts were never promised"
         )
     drain = DrainRequest()
-    with drain.listen(), lock_run(job) as held:
-        locked = inspect_run(job, held, on_check=display.show_check)
-        known = _read_chosen(locked, choice)
+    with drain.listen(), lock_run(job) as session:
+        session.inspect(on_check=display.show_check)
+        known = _read_chosen(session, choice)
         batch = choose_batch(usual_batch(job.engine), len(known))
         _log.info(f"{len(known)} finished samples are made again, at most {batch} at a time")
         again = _Again(samples=len(known), conversations=open_multi_turn(job))
-        ad_hoc = _run_ad_hoc(job, locked, again, drain, display, batch)
+        ad_hoc = _run_ad_hoc(job, session, again, drain, display, batch)
         stopped = run_requests(ad_hoc, again.request(known, choice))
     return Rerun(
         directory=str(directory),
         determinism=job.engine.determinism,
-        finished=sum(state.finished for state in locked.states),
+        finished=sum(state.finished for state in session.states),
         chosen=len(known),
         compared=len(again.outcomes),
         batch=batch,
@@ -165,29 +165,29 @@ class _Again:
         """The run's history stays as it is."""
 
 
-def _read_chosen(locked: LockedRun, choice: Choice) -> dict[int, _Known]:
+def _read_chosen(session: RunSession, choice: Choice) -> dict[int, _Known]:
     """Return the samples that `choice` draws, by ordinal, in order; a shard's at a time are in memory."""
-    counts = [state.finished for state in locked.states]
+    counts = [state.finished for state in session.states]
     total = sum(counts)
     if not total:
-        raise UsageError(f"{locked.run_dir.root}: no sample is finished, so none can be made again")
+        raise UsageError(f"{session.run_dir.root}: no sample is finished, so none can be made again")
     drawn = sorted(random.Random(choice.seed).sample(range(total), min(choice.count, total)))
     ends = list(itertools.accumulate(counts))
     known: dict[int, _Known] = {}
     for number, group in itertools.groupby(drawn, key=lambda place: bisect_right(ends, place)):
-        state = locked.states[number]
-        outcomes = locked.reopener.read_outcomes(state).values()
+        state = session.states[number]
+        outcomes = session.reopener.read_outcomes(state).values()
         finished = {made.ordinal: made for made in outcomes if isinstance(made, Finished)}
         in_order = sorted(finished)
         wanted = {in_order[place - ends[number] + counts[number]] for place in group}
-        for sample in locked.assembler.list_samples(state.shard):
+        for sample in session.assembler.list_samples(state.shard):
             if sample.ordinal in wanted:
                 known[sample.ordinal] = _Known(sample, finished[sample.ordinal])
     return known
 
 
 def _run_ad_hoc(
-    job: ResolvedJob, locked: LockedRun, again: _Again, drain: DrainRequest, display: Display, batch: int
+    job: ResolvedJob, session: RunSession, again: _Again, drain: DrainRequest, display: Display, batch: int
 ) -> AdHocRun:
     is_strict = job.engine.determinism == "strict"
     return AdHocRun(
@@ -198,7 +198,7 @@ def _run_ad_hoc(
         settings={"max_num_seqs": batch},
         canaries=make_canaries(open_renderer(job.prompt), job.engine.max_model_len) if is_strict else None,
         # Compared only: an answer that the run lacks is not for us to give.
-        check_canary=lambda ready: compare_canary(locked.run_dir, ready),
+        check_canary=lambda ready: compare_canary(session.run_dir, ready),
     )
 
 

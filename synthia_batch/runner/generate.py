@@ -10,13 +10,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from synthia_batch.core.console import Display
 from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.core.formatting import shorten
 from synthia_batch.core.log import PER_SAMPLE
-from synthia_batch.core.shutdown import DrainReason, DrainRequest
+from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.core.types import Failed, Finished, InputFile, Record, Request
 from synthia_batch.errors import SampleRefused, SynthiaBatchError
 from synthia_batch.inputs import Scan, open_files
@@ -24,7 +23,7 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.units import count_allowed
 from synthia_batch.models.prompts.tokenizer import open_renderer
 from synthia_batch.runner.directory.canary_record import check_canary, find_change, make_canaries
-from synthia_batch.runner.directory.session import LockedRun, OpenRun
+from synthia_batch.runner.directory.session import RunSession
 from synthia_batch.runner.subset import PendingSamples, SampleSubset
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.driver import Driver
@@ -90,29 +89,8 @@ def open_locator(files: Sequence[InputFile], scan: Scan, samples_per_row: int) -
     return locate
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunContext:
-    """A run directory that is locked and looked at, and what else it takes to go on with it.
-
-    `started` is when the command was, on the monotonic clock.
-    """
-
-    locked: LockedRun
-    drain: DrainRequest
-    starter: PoolStarter
-    started: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationResult:
-    """What driving the pool came to: `drained` says why not all that was to be made is made."""
-
-    samples: int
-    drained: DrainReason | None
-
-
-def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
-    """Return what starts the job's pool once that is wanted, and stops it in the end."""
+def start_pool(job: ResolvedJob) -> PoolStarter:
+    """Return a starter of the job's pool, which begins on request and stops the pool in the end."""
 
     def make_pool() -> Pool:
         is_strict = job.declared.determinism == "strict"
@@ -128,28 +106,28 @@ def start_pool(job: ResolvedJob, display: Display) -> PoolStarter:
     return PoolStarter(make_pool)
 
 
-def generate(
-    job: ResolvedJob, run: OpenRun, display: Display, context: RunContext, subset: SampleSubset | None = None
-) -> GenerationResult:
-    """Have the pool make what is missing of `subset`, or of all; nothing is completed yet.
+def generate(session: RunSession, display: Display, subset: SampleSubset | None = None) -> DrainReason | None:
+    """Generate the missing samples of `subset`, or all; return why the run drained before the end.
+
+    The run is not completed here.
 
     Raises:
         PoolFailed: No worker is left, or none can start.
         DeterminismBroken: A worker's canary answered otherwise than it must.
         StorageFailed: What had ended could not be written.
     """
-    store, drain, starter = run.store, context.drain, context.starter
+    job, store, drain = session.job, session.store, session.drain
     portion = PendingSamples(store, subset)
     ended = portion.finished + portion.failed
     if ended == portion.samples or drain.reason is not None:
-        return GenerationResult(samples=0, drained=None if ended == portion.samples else drain.reason)
+        return None if ended == portion.samples else drain.reason
     limit = count_allowed(job.declared.max_failures, store.samples) if subset is None else None
     if limit is not None and store.failed > limit:  # No engine needs to load for that.
-        return GenerationResult(samples=0, drained=DrainReason.FAILURES)
-    starter.begin()
+        return DrainReason.FAILURES
+    session.starter.begin()
     if ended and subset is None:
-        _log.info(f"resuming {run.run_dir.root}: {ended} of {store.samples} samples are done")
-    meter = ThroughputMeter(portion, context.started)
+        _log.info(f"resuming {session.run_dir.root}: {ended} of {store.samples} samples are done")
+    meter = ThroughputMeter(portion, session.started)
     conversations = open_multi_turn(job)
     driver = Driver(
         recorder=meter,
@@ -157,10 +135,10 @@ def generate(
         display=display,
         watchdog_seconds=job.pool.watchdog_seconds,
         load_timeout_seconds=job.pool.load_timeout_seconds,
-        check_canary=lambda context: _check_engine(job, run, context),
-        log_path=run.run_dir.worker_log,
+        check_canary=lambda worker: _check_engine(session, worker),
+        log_path=session.run_dir.worker_log,
         advance=conversations.advance,
-        tell=_open_failure_log(job, run).log,
+        tell=_open_failure_log(session).log,
         failure_limit=math.inf if limit is None else limit,
     )
     requests = _list_requests(portion, conversations, driver.take_unsent)
@@ -172,23 +150,24 @@ def generate(
             groups_prefixes=job.engine.caches_prefixes,
             has_made=store.finished > 0,
         )
-        drained = driver.run(dispatcher, starter.take_over)
+        drained = driver.run(dispatcher, session.starter.take_over)
         meter.note_speed()
-        return GenerationResult(samples=driver.made, drained=drained)
+        return drained
 
 
-def _check_engine(job: ResolvedJob, run: OpenRun, context: WorkerReady) -> None:
-    """Compare a worker's engine with the run's, and say what a person should know of a difference."""
-    check_canary(run.run_dir, context)
-    change = find_change(run.run_dir, context) if job.engine.determinism == "fast" else None
+def _check_engine(session: RunSession, worker: WorkerReady) -> None:
+    """Compare a worker's engine with the one that began the run; log and record a difference."""
+    check_canary(session.run_dir, worker)
+    is_fast = session.job.engine.determinism == "fast"
+    change = find_change(session.run_dir, worker) if is_fast else None
     if change is not None:
-        run.store.note("engine_changed", worker=context.worker, note=change)
+        session.store.note("engine_changed", worker=worker.worker, note=change)
         _log.info(change)
 
 
-def _open_failure_log(job: ResolvedJob, run: OpenRun) -> FailureLog:
-    locate = open_locator(job.inputs, run.scan, job.plan.samples_per_row)
-    return FailureLog(locate)
+def _open_failure_log(session: RunSession) -> FailureLog:
+    job = session.job
+    return FailureLog(open_locator(job.inputs, session.scan, job.plan.samples_per_row))
 
 
 def _list_requests(

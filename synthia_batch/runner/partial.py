@@ -1,11 +1,10 @@
-"""Some samples of a run made before the others, for `preview --answers` and `plan --probe`.
+"""Some samples of a run generated before the others, for `preview --answers` and `plan --probe`.
 
-They are made as `run` makes them: in its directory, under its lock, by its flow. So they count as done
-when the run starts, and of what is done before nothing is made.
+They are generated as `run` does it: in the run's directory, under its lock, by the same code. So they count
+as done when the run starts, and samples that are done already are not generated here.
 """
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.core.types import Outcome, Sample
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.runner.directory.session import LockedRun, begin_attempt, refuse_other_identity
-from synthia_batch.runner.run import make_missing, note_command, prepare_run, report_on
+from synthia_batch.runner.directory.session import RunSession, refuse_other_identity
+from synthia_batch.runner.run import open_session, report_if_complete, run_attempt
 from synthia_batch.runner.subset import SampleSubset
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.recovery import ShardState
@@ -25,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartialSample:
-    """A sample that was picked. `outcome` is None where the run drained before it ended."""
+    """A sample of the subset. `outcome` is None if the run drained before the sample ended."""
 
     sample: Sample
     outcome: Outcome | None
@@ -33,10 +32,10 @@ class PartialSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartialRun:
-    """What came of it: the picked `samples`, in order. `made` counts those that were made for it.
+    """The `samples` of the subset, in order. `made` of them were generated now.
 
-    `total` and `ended` are of the whole run. `drained` says why not all that were picked have ended.
-    `locked` is the run as it was before.
+    `total` and `ended` count the samples of the whole run. `drained` says why samples of the subset are
+    missing. `session` has ended; its plan, shards and assembler can still be read.
     """
 
     directory: Path
@@ -46,80 +45,78 @@ class PartialRun:
     ended: int
     is_complete: bool
     drained: DrainReason | None
-    locked: LockedRun
+    session: RunSession
 
 
-def run_partial(job: ResolvedJob, pick: Callable[[LockedRun], SampleSubset], display: Display) -> PartialRun:
-    """Have the samples that `pick` gives made, those of them that are not, and return them.
+def run_partial(
+    job: ResolvedJob, choose: Callable[[RunSession], SampleSubset], display: Display
+) -> PartialRun:
+    """Generate the missing samples of the subset that `choose` returns, and return the whole subset.
 
-    Where all are, no engine starts and nothing is written. Where with them the last sample of the job
-    is made, or was before a crash, the run is completed.
+    If none is missing, no engine starts and nothing is written. If no sample of the job is missing
+    afterwards, the run is completed.
 
     Raises:
         IdentityMismatch: The directory belongs to another job.
-        RunLocked: A run, or another of these, goes on there.
-        SynthiaBatchError: As for run_job. What was finished is kept.
+        RunLocked: Another process has the run.
+        SynthiaBatchError: As for run_job. Finished samples are kept.
     """
-    started = time.monotonic()
     refuse_other_identity(job, RunDir(job.output))
-    with prepare_run(job, display, started) as context:
-        locked = context.locked
-        subset = pick(locked)
-        known = _read_outcomes(locked, locked.states, subset)
-        total, ended = locked.shards[-1].stop, sum(state.finished + state.failed for state in locked.states)
-        made, drained = 0, None
-        lacks_manifest = ended == total and not locked.run_dir.manifest.exists()
+    with open_session(job, display) as session:
+        subset = choose(session)
+        known = _read_outcomes(session, session.states, subset)
+        total, ended = session.shards[-1].stop, sum(state.finished + state.failed for state in session.states)
+        drained = None
+        manifest = session.run_dir.manifest
+        lacks_manifest = ended == total and not manifest.exists()
         if len(known) < len(subset.ordinals) or lacks_manifest:
-            _tell(display, locked, len(subset.ordinals), len(known))
-            with begin_attempt(job, locked) as run:
-                note_command(run)
-                result = make_missing(job, run, display, context, subset)
-                made, drained, ended = result.made, result.drained, result.finished + result.failed
-                # From the disk, as whoever comes next will find them.
-                known = _read_outcomes(locked, run.store.states, subset)
+            _log_start(session, len(subset.ordinals), len(known))
+            result = run_attempt(session, display, subset=subset)
+            drained, ended = result.drained, result.finished + result.failed
+            # From the disk, as the next process will find them.
+            known = _read_outcomes(session, session.store.states, subset)
         partial = PartialRun(
             directory=job.output,
-            samples=_list_samples(locked, subset, known),
-            made=made,
+            samples=_list_samples(session, subset, known),
+            made=session.made,
             total=total,
             ended=ended,
-            is_complete=locked.run_dir.manifest.exists(),
+            is_complete=manifest.exists(),
             drained=drained,
-            locked=locked,
+            session=session,
         )
-    if made:
-        report_on(job, display)
+    if partial.made:
+        report_if_complete(job)
     return partial
 
 
-def _tell(display: Display, locked: LockedRun, wanted: int, known: int) -> None:
+def _log_start(session: RunSession, wanted: int, known: int) -> None:
     if wanted == known:
         return
-    before = f", {known} more are made" if known else ""
-    _log.info(
-        f"making {wanted - known} samples in {locked.run_dir.root}{before}; they count as done in the run"
-    )
+    before = f", {known} more are done" if known else ""
+    where = session.run_dir.root
+    _log.info(f"generating {wanted - known} samples in {where}{before}; they count as done in the run")
 
 
 def _read_outcomes(
-    locked: LockedRun, states: Sequence[ShardState], subset: SampleSubset
+    session: RunSession, states: Sequence[ShardState], subset: SampleSubset
 ) -> dict[int, Outcome]:
-    """Return what the picked samples that have ended came to, by ordinal, read a shard at a time."""
+    """Return the outcomes of the subset's samples that have ended, by ordinal, read a shard at a time."""
     found: dict[int, Outcome] = {}
     for state in states:
         wanted = subset.within(state.shard)
         if wanted:
-            outcomes = locked.reopener.read_outcomes(state)
+            outcomes = session.reopener.read_outcomes(state)
             found |= {ordinal: outcomes[ordinal] for ordinal in wanted if ordinal in outcomes}
     return found
 
 
 def _list_samples(
-    locked: LockedRun, subset: SampleSubset, known: Mapping[int, Outcome]
+    session: RunSession, subset: SampleSubset, known: Mapping[int, Outcome]
 ) -> list[PartialSample]:
     return [
         PartialSample(sample=sample, outcome=known.get(sample.ordinal))
-        for shard in locked.shards
+        for shard in session.shards
         if (wanted := subset.within(shard))
-        for sample in locked.assembler.list_samples(shard, wanted)
+        for sample in session.assembler.list_samples(shard, wanted)
     ]

@@ -1,7 +1,6 @@
-"""retry_failed(): the failed samples of a run made again, with settings that are not its identity."""
+"""retry_failed(): regenerate the failed samples of a run, with settings that are not part of its identity."""
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,11 @@ from synthia_batch.errors import StorageFailed
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.runner.directory.reopen import FailureChoice, close_again, read_ending
-from synthia_batch.runner.directory.run_store import RunStore
-from synthia_batch.runner.directory.session import (
-    LockedRun,
-    begin_attempt,
-    complete_mirror,
-    inspect_run,
-    lock_run,
-)
-from synthia_batch.runner.generate import RunContext, start_pool
-from synthia_batch.runner.monitoring.lifecycle import follow_run, open_drain
+from synthia_batch.runner.directory.session import RunSession
+from synthia_batch.runner.monitoring.lifecycle import follow_run
 from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resume import resolve_kept_job, resolve_remote_job
-from synthia_batch.runner.run import make_missing, note_command, report_on
+from synthia_batch.runner.run import open_session, report_if_complete, run_attempt
 from synthia_batch.storage.manifest import read_manifest
 
 _log = logging.getLogger(__name__)
@@ -33,9 +24,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryResult:
-    """What a retry came to: `chosen` samples were to be made again.
+    """`chosen` is the number of failed samples that the choice selected.
 
-    `run` is what the run came to with them, None where there were none in a complete run and nothing
+    `run` is the result of the run; None if the run was complete and nothing was selected: then nothing
     was touched.
     """
 
@@ -45,67 +36,49 @@ class RetryResult:
 
 
 def retry_failed(
-    place: Path | str, choice: FailureChoice, said: Sequence[Layer], display: Display
+    place: Path | str, choice: FailureChoice, explicit: Sequence[Layer], display: Display
 ) -> RetryResult:
-    """Make the failed samples that `choice` takes again, and publish their parts anew.
+    """Regenerate the failed samples that `choice` selects, and publish their parts anew.
 
-    `place` is the run's directory, or the URL of its output in a store.
-
-    `said` goes before the job as it was run. A run that is not complete is completed as well. A
-    complete one stays complete, as it was, where no sample comes to its end: where the engines do not
-    load, or answer the canary prompts otherwise.
+    `place` is the run's directory, or the URL of its output in an object store. `explicit` overrides the
+    job as it was run. A run that is not complete is completed as well. A complete run stays complete, as
+    it was, if no sample ends: if the engines do not load, or fail the canary check.
 
     Raises:
-        UsageError: `place` is no run, or keeps no job.
-        IdentityMismatch: `said`, or the input or model as it is now, makes it another job.
+        UsageError: `place` is no run, or has no saved job.
+        IdentityMismatch: `explicit`, or the present input or model, makes it another job.
         SynthiaBatchError: As for run_job.
     """
-    started = time.monotonic()
     if isinstance(place, str) and "://" in place:
-        job = resolve_remote_job(place, said)
+        job = resolve_remote_job(place, explicit)
     else:
-        job = resolve_kept_job(Path(place), "retry", said)
+        job = resolve_kept_job(Path(place), "retry", explicit)
     with follow_run(job, display) as report_end:
-        result = _reopen_and_make(job, choice, display, started)
+        result = _reopen_and_run(job, choice, display)
         if result.run is not None:
             report_end(result.run.ending)
         return result
 
 
-def _reopen_and_make(
-    job: ResolvedJob, choice: FailureChoice, display: Display, started: float
-) -> RetryResult:
-    drain = open_drain(job.declared)
-    with drain.listen(), lock_run(job, claims_remote=True) as held, start_pool(job, display) as starter:
-        locked = inspect_run(job, held, on_check=display.show_check)
-        context = RunContext(locked=locked, drain=drain, starter=starter, started=started)
-        chosen = locked.reopener.count_chosen(locked.states, choice)
-        # Without its manifest it may be a retry that was killed once its samples were reopened.
-        if not chosen and read_manifest(locked.run_dir.manifest) is not None:
-            complete_mirror(locked)  # Which that retry may not have come to.
+def _reopen_and_run(job: ResolvedJob, choice: FailureChoice, display: Display) -> RetryResult:
+    with open_session(job, display) as session:
+        chosen = session.reopener.count_chosen(session.states, choice)
+        # Without a manifest this may be a retry that was killed after it reopened its samples.
+        if not chosen and read_manifest(session.run_dir.manifest) is not None:
+            session.complete_mirror()  # That retry may not have come so far.
             return RetryResult(directory=job.output, chosen=0, run=None)
-        with _Undoing(locked, display) as undoing, begin_attempt(job, locked, choice) as run:
-            undoing.watch(run.store)
-            note_command(run)
-            result = make_missing(job, run, display, context)
-    report_on(job, display)
+        with _Rollback(session):
+            result = run_attempt(session, display, reopen=choice)
+    report_if_complete(job)
     return RetryResult(directory=job.output, chosen=chosen, run=result)
 
 
-class _Undoing:
-    """Makes a complete run what it was where the block ends before any reopened sample does."""
+class _Rollback:
+    """Restores a complete run if the block ends before any reopened sample does."""
 
-    def __init__(self, locked: LockedRun, display: Display) -> None:
-        self._locked = locked
-        self._display = display
-        self._ending = read_ending(locked.run_dir)
-        self._store: RunStore | None = None
-        self._ended_before = 0
-
-    def watch(self, store: RunStore) -> None:
-        """Tell by `store` whether a sample ends."""
-        self._store = store
-        self._ended_before = store.finished + store.failed
+    def __init__(self, session: RunSession) -> None:
+        self._session = session
+        self._ending = read_ending(session.run_dir)
 
     def __enter__(self) -> Self:
         return self
@@ -113,11 +86,10 @@ class _Undoing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        run_dir, store = self._locked.run_dir, self._store
-        has_ended = store is not None and store.finished + store.failed > self._ended_before
-        # A disk that failed is not asked again: the next run completes what is there.
-        if self._ending is None or has_ended or isinstance(error, StorageFailed):
+        session = self._session
+        # A disk that failed is not used again: the next run completes what is there.
+        if self._ending is None or session.made > 0 or isinstance(error, StorageFailed):
             return
-        if not run_dir.manifest.exists():
-            close_again(run_dir, self._locked.shards, self._ending)
-            _log.info(f"{run_dir.root}: no sample was made again; the run is complete as it was")
+        if not session.run_dir.manifest.exists():
+            close_again(session.run_dir, session.shards, self._ending)
+            _log.info(f"{session.run_dir.root}: no sample was regenerated; the run is complete as it was")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from synthia_batch.core.console import Display
 from synthia_batch.core.log import show_log
+from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.job.loading.command_line import read_command, turn_into_run
 from synthia_batch.job.loading.merge import Layer, read_ray_address
 from synthia_batch.job.resolved import ResolvedJob
@@ -15,17 +16,15 @@ from synthia_batch.job.schema import Job
 from synthia_batch.job.units import count_allowed
 from synthia_batch.results.report.page import try_report
 from synthia_batch.runner.directory.dataset_card import make_card
+from synthia_batch.runner.directory.reopen import FailureChoice
 from synthia_batch.runner.directory.run_store import RunStore
 from synthia_batch.runner.directory.session import (
-    OpenRun,
-    begin_attempt,
-    complete_mirror,
-    inspect_run,
+    RunSession,
     lock_run,
     refuse_other_identity,
     tidy_complete_run,
 )
-from synthia_batch.runner.generate import GenerationResult, RunContext, generate, start_pool
+from synthia_batch.runner.generate import generate, start_pool
 from synthia_batch.runner.monitoring.lifecycle import follow_run, open_drain
 from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resolve import resolve_job
@@ -75,49 +74,73 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
         check_complete(run_dir, manifest, display.show_check)
         tidy_complete_run(job)
         _complete_remote(job, display)
-        return _tell(job, manifest, GenerationResult(samples=0, drained=None), started)
+        return _make_result(job, manifest, started, made=0, drained=None)
     with follow_run(job, display) as report_end:
-        result = _begin_and_make(job, display, started)
+        with open_session(job, display) as session:
+            result = run_attempt(session, display)
+        report_if_complete(job)
         report_end(result.ending)
         return result
 
 
-def _begin_and_make(job: ResolvedJob, display: Display, started: float) -> RunResult:
-    with prepare_run(job, display, started) as context, begin_attempt(job, context.locked) as run:
-        note_command(run)
-        result = make_missing(job, run, display, context)
-    report_on(job, display)
-    return result
-
-
 @contextmanager
-def prepare_run(job: ResolvedJob, display: Display, started: float) -> Iterator[RunContext]:
-    """Lock the job's run directory for the block and look at what is there; a pool waits to be started.
+def open_session(job: ResolvedJob, display: Display) -> Iterator[RunSession]:
+    """Lock and inspect the job's run directory during the block, with a pool that is ready to be started.
+
+    Run, retry and partial runs all begin here.
 
     Raises:
         SynthiaBatchError: As for run_job.
     """
-    run_dir = RunDir(job.output)
     drain = open_drain(job.declared)
-    with drain.listen(), lock_run(job, claims_remote=True) as held, start_pool(job, display) as starter:
+    with drain.listen(), lock_run(job, claims_remote=True) as session, start_pool(job) as starter:
+        session.drain, session.starter = drain, starter
+        run_dir = session.run_dir
         is_new = not run_dir.plan.exists()
 
         def on_rows(rows: int) -> None:
             display.show_scan(rows)
-            if not is_new:  # It may yet be refused, and then not even a log may have changed.
+            if not is_new:  # The job may still be refused, and then not even a log may have changed.
                 return
             if not run_dir.logs.exists():
                 make_directory(run_dir.logs)
             starter.note_scan()
 
-        locked = inspect_run(job, held, on_rows, display.show_check)
-        yield RunContext(locked=locked, drain=drain, starter=starter, started=started)
+        session.inspect(on_rows, display.show_check)
+        yield session
 
 
-def report_on(job: ResolvedJob, display: Display) -> None:
-    """Write the report of a run if it is complete. Call it once the engines are gone: it needs none.
+def run_attempt(
+    session: RunSession,
+    display: Display,
+    *,
+    subset: SampleSubset | None = None,
+    reopen: FailureChoice | None = None,
+) -> RunResult:
+    """Open an inspected run and generate the missing samples; complete the run unless it drains.
 
-    A report that cannot be made is said to be missing, and nothing else: the dataset is there.
+    With `subset`, generate only those: the run is completed if nothing else was missing. With
+    `reopen`, the failed samples that it selects count as missing.
+
+    Raises:
+        SynthiaBatchError: As for run_job.
+    """
+    with session.begin(reopen) as store:
+        _record_command(store)
+        store.publish_filled()
+        drained = generate(session, display, subset)
+        if drained is None and (subset is None or next(store.unfinished, None) is None):
+            _finish(session)
+        result = _make_result(session.job, store, session.started, made=session.made, drained=drained)
+        label = drained and drained.label
+        store.note("attempt_ended", made=result.made, drained=label, exit_code=result.exit_code)
+    return result
+
+
+def report_if_complete(job: ResolvedJob) -> None:
+    """Write the report of a run if it is complete. Call it when the engines have ended: it needs none.
+
+    If the report cannot be written, that is logged: the dataset is complete all the same.
     """
     manifest = read_manifest(RunDir(job.output).manifest) if job.declared.report else None
     if manifest is not None:
@@ -134,69 +157,52 @@ def _complete_remote(job: ResolvedJob, display: Display) -> None:
         return
     if is_complete_there(open_remote(job.remote), RunDir(job.output)):
         return
-    with lock_run(job, claims_remote=True) as held:
-        complete_mirror(inspect_run(job, held, on_check=display.show_check))
-    report_on(job, display)
+    with lock_run(job, claims_remote=True) as session:
+        session.inspect(on_check=display.show_check)
+        session.complete_mirror()
+    report_if_complete(job)
 
 
-def note_command(run: OpenRun) -> None:
-    """Keep what was typed, for `status` to say it, where somebody typed it.
+def _record_command(store: RunStore) -> None:
+    """Record the command line, if there is one, for `status` to show.
 
-    Of a preview or a probe, the run that it began.
+    For a preview or a probe, record the `run` command of the same job.
     """
     command = read_command()
     if command is not None:
         command = turn_into_run(command) if command[1:2] in (["plan"], ["preview"]) else command
-        run.store.note("command", command=command, directory=os.getcwd())
+        store.note("command", command=command, directory=os.getcwd())
 
 
-def make_missing(
-    job: ResolvedJob, run: OpenRun, display: Display, context: RunContext, subset: SampleSubset | None = None
+def _make_result(
+    job: ResolvedJob, counts: Manifest | RunStore, started: float, *, made: int, drained: DrainReason | None
 ) -> RunResult:
-    """Make every sample of an open run that is not made yet, and complete it unless it drains.
-
-    With `subset`, make those alone: the run is completed where they were all that was missing.
-
-    Raises:
-        SynthiaBatchError: As for run_job.
-    """
-    run.store.publish_filled()
-    made = generate(job, run, display, context, subset)
-    if made.drained is None and (subset is None or next(run.store.unfinished, None) is None):
-        _finish(job, run)
-    result = _tell(job, run.store, made, context.started)
-    drained = made.drained and made.drained.label
-    run.store.note("attempt_ended", made=made.samples, drained=drained, exit_code=result.exit_code)
-    return result
-
-
-def _tell(job: ResolvedJob, counts: Manifest | RunStore, made: GenerationResult, started: float) -> RunResult:
     return RunResult(
         directory=job.output,
         samples=counts.samples,
         finished=counts.finished,
         failed=counts.failed,
-        made=made.samples,
+        made=made,
         seconds=time.monotonic() - started,
         max_failures=count_allowed(job.declared.max_failures, counts.samples),
-        drained=made.drained,
+        drained=drained,
         remote=job.remote.url if job.remote else None,
     )
 
 
-def _finish(job: ResolvedJob, run: OpenRun) -> None:
+def _finish(session: RunSession) -> None:
     """Write the dataset card, then the manifest: from then on the run is complete."""
-    parts = run.store.list_parts()
+    store = session.store
     manifest = Manifest(
-        plan_digest=run.plan_digest,
-        fingerprint=job.fingerprint,
-        rows=run.scan.rows,
-        samples=run.store.samples,
-        finished=run.store.finished,
-        failed=run.store.failed,
-        parts=parts,
+        plan_digest=session.writer.plan_digest,
+        fingerprint=session.job.fingerprint,
+        rows=session.scan.rows,
+        samples=store.samples,
+        finished=store.finished,
+        failed=store.failed,
+        parts=store.list_parts(),
     )
-    make_card(job, run, manifest)
-    # Nobody looks for leftovers in a complete run, so power must not bring a journal back to it.
-    sync_directory(run.run_dir.journals)
-    write_manifest(run.run_dir.manifest, manifest)
+    make_card(session, manifest)
+    # A complete run is not searched for leftovers, so a power failure must not bring a journal back.
+    sync_directory(session.run_dir.journals)
+    write_manifest(session.run_dir.manifest, manifest)

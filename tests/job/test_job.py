@@ -20,7 +20,7 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.prompts.formats import PlainChatFormat
 from synthia_batch.operations.forecast import forecast_job, list_settings
 from synthia_batch.runner.directory.reopen import FailureChoice
-from synthia_batch.runner.directory.session import begin_attempt, inspect_run, lock_run
+from synthia_batch.runner.directory.session import lock_run
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.runner.retry import retry_failed
 from synthia_batch.runner.run import run_resolved_job
@@ -280,8 +280,10 @@ def test_a_run_resumed_under_other_names_writes_equal_bytes(source: Path, tmp_pa
     fails = {"kind": "scripted", "fail_every": 1}
 
     def begin(job: ResolvedJob) -> None:
-        with lock_run(job) as lock, begin_attempt(job, inspect_run(job, lock)):
-            pass
+        with lock_run(job) as session:
+            session.inspect()
+            with session.begin():
+                pass
 
     def finish(job: ResolvedJob) -> None:
         run_resolved_job(job, Display(quiet=True))

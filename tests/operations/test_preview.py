@@ -159,7 +159,7 @@ def test_the_answers_are_those_of_the_run_and_not_made_again(
 
 def test_a_second_preview_makes_only_what_is_new(synthia: Any, questions: Path, tmp_path: Path) -> None:
     first = synthia("preview", questions, "-n", "2", "--answers", "-o", "out")
-    assert "making 2 samples in out" in first.err
+    assert "generating 2 samples in out" in first.err
     assert "2 of 9 samples are done in out; `run` with the same flags makes the others" in first.err
     attempts = count_attempts(tmp_path / "out")
     again = synthia("preview", questions, "-n", "2", "--answers", "-o", "out")
@@ -167,7 +167,7 @@ def test_a_second_preview_makes_only_what_is_new(synthia: Any, questions: Path, 
     assert "making" not in again.err
     assert count_attempts(tmp_path / "out") == attempts, "nothing to make is no attempt"
     more = synthia("preview", questions, "-n", "3", "--answers", "-o", "out")
-    assert "making 1 samples in out, 2 more are made" in more.err
+    assert "generating 1 samples in out, 2 more are done" in more.err
     assert sorted(read_call_log(tmp_path / "calls")) == [0, 1, 2]
 
 

@@ -14,7 +14,7 @@ from inside import snapshot
 from synthia_batch.core.types import Failed, Finished, Message, Request, Row, Sample
 from synthia_batch.models.prompts.tokenizer import open_renderer
 from synthia_batch.operations.rerun import SampleDifference, choose_batch
-from synthia_batch.runner.directory.session import inspect_run, lock_run
+from synthia_batch.runner.directory.session import lock_run
 from synthia_batch.runner.resume import resolve_kept_job
 from synthia_batch.storage.journal.writer import Journal
 from synthia_batch.workers.engine import Placement
@@ -127,19 +127,19 @@ def interrupt_run(directory: Path, *command: str | Path) -> None:
 def journal_again(run_directory: Path) -> int:
     """Make a finished sample of an unfinished run again, alone, and journal it; return its ordinal."""
     job = resolve_kept_job(run_directory, "test", [])
-    with lock_run(job) as held:
-        locked = inspect_run(job, held)
-        (shard,) = locked.shards
-        finished = locked.reopener.read_outcomes(locked.states[0])
-        sample = next(s for s in locked.assembler.list_samples(shard) if s.ordinal in finished)
+    with lock_run(job) as session:
+        session.inspect()
+        (shard,) = session.shards
+        finished = session.reopener.read_outcomes(session.states[0])
+        sample = next(s for s in session.assembler.list_samples(shard) if s.ordinal in finished)
         token_ids = open_renderer(job.prompt).render(sample.messages)
         engine = ScriptedEngine(job.engine, Placement())
         engine.add(Request(ordinal=sample.ordinal, token_ids=token_ids, seed=sample.seed))
         (outcome,) = engine.step()
         assert outcome != finished[sample.ordinal], "it made the same alone"
-        epoch = held.lock.begin_epoch().epoch
-        attempt = dataclasses.replace(locked.attempt, epoch=epoch)
-        journal = Journal.open(locked.run_dir.journal(shard), shard, attempt)
+        epoch = session.lock.begin_epoch().epoch
+        attempt = dataclasses.replace(session.writer, epoch=epoch)
+        journal = Journal.open(session.run_dir.journal(shard), shard, attempt)
         journal.append([outcome])
         journal.sync()
         journal.close()

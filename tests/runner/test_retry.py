@@ -229,7 +229,7 @@ def test_a_retry_that_is_refused_leaves_the_run_complete_as_it_was(
     answer = call(capsys, "retry", "failing", "--set", "engine.max_num_seqs=7")
     assert answer.code == 4
     assert "do not answer the canary prompts alike" in answer.err
-    assert "no sample was made again; the run is complete as it was" in answer.err
+    assert "no sample was regenerated; the run is complete as it was" in answer.err
     assert read_all_but_history(out) == before, "nor is the refused setting kept for the next retry"
     (out / ".synthia/canary.json").write_bytes(canary)
     assert call(capsys, "verify", "failing", "-q").code == 0

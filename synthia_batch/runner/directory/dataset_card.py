@@ -8,7 +8,7 @@ from synthia_batch.job.presets import read_preset
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.checkpoint import read_licence
 from synthia_batch.results.report.card import CardFacts, Licence, write_card
-from synthia_batch.runner.directory.session import OpenRun
+from synthia_batch.runner.directory.session import RunSession
 from synthia_batch.storage.manifest import Manifest
 
 MOST_NAMES = 8
@@ -17,23 +17,24 @@ _SAMPLING_FLAGS = ("temperature", "top_p", "top_k", "max_tokens")
 _COLUMN_FLAGS = ("prompt", "messages", "turns", "system", "id")
 
 
-def make_card(job: ResolvedJob, run: OpenRun, manifest: Manifest) -> None:
+def make_card(session: RunSession, manifest: Manifest) -> None:
     """Write the card of a run whose parts are all published. Same run, same bytes.
 
     Raises:
         IntegrityError: A part is not what was published.
         StorageFailed: The card could not be written.
     """
+    job = session.job
     facts = CardFacts(
-        name=run.name,
+        name=session.name,
         model=job.model.name,
-        source=describe_sources(run.source_files),
-        command=shlex.join(_spell_command(job, run.source_files)),
+        source=describe_sources(session.source_files),
+        command=shlex.join(_spell_command(job, session.source_files)),
         systems={system.name: system.text for system in job.plan.systems},
         identity=job.identity,
         licence=find_licence(job),
     )
-    write_card(run.run_dir, facts, manifest)
+    write_card(session.run_dir, facts, manifest)
 
 
 def find_licence(job: ResolvedJob) -> Licence | None:

@@ -1,14 +1,16 @@
-"""Opening a run: whose directory it is, what is planned, and what earlier attempts left of it."""
+"""The run directory of one job, from its lock to its release."""
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, RunLocked, UsageError
 from synthia_batch.inputs import Scan, Source, open_files
@@ -43,52 +45,52 @@ from synthia_batch.storage.recovery import (
 from synthia_batch.storage.remote.claim import claim_remote
 from synthia_batch.storage.remote.mirror import Mirror
 from synthia_batch.storage.saved_job import write_job
+from synthia_batch.workers.pools.startup import PoolStarter
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldRun:
-    """A run directory whose lock is ours, and with it, where the output goes there, the object store."""
+@dataclass(slots=True, kw_only=True)
+class RunSession:
+    """A run directory that this process has locked: first locked, then inspected, then open for writing.
 
-    lock: RunLock
-    mirror: Mirror | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenRun:
-    """A run directory that is ours to write to, with its plan. `store` knows what is done.
-
-    `name` and `source_files` are the job's and its inputs' when the run began. Neither is identity,
-    but both are in the output: a run resumed under other names goes on under its first ones.
+    Attributes appear with the steps. `inspect` sets `plan` (that of plan.json, or the one to write there),
+    `assembler`, `writer`, `shards` and `states`, what earlier attempts left of each shard. `begin` sets
+    `store`. A session that may generate samples also has `drain` and `starter`: see run.open_session.
+    `started` is when it began, in seconds of the monotonic clock.
     """
 
-    run_dir: RunDir
-    name: str
-    source_files: tuple[str, ...]
-    scan: Scan
-    plan_digest: str
-    store: RunStore
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockedRun:
-    """A run directory whose lock is ours, looked at and found sound, and not touched yet.
-
-    `states` is what earlier attempts left of each shard. `plan` is that of plan.json, or what is to
-    be written there.
-    """
-
+    job: ResolvedJob
     run_dir: RunDir
     lock: RunLock
     mirror: Mirror | None
-    plan: Mapping[str, Any]
-    assembler: Assembler
-    attempt: WriterEpoch
-    shards: Sequence[Shard]
-    states: Sequence[ShardState]
+    started: float
+    drain: DrainRequest = field(init=False)
+    starter: PoolStarter = field(init=False)
+    plan: Mapping[str, Any] = field(init=False)
+    assembler: Assembler = field(init=False)
+    writer: WriterEpoch = field(init=False)
+    shards: Sequence[Shard] = field(init=False)
+    states: Sequence[ShardState] = field(init=False)
+    store: RunStore = field(init=False)
+    ended_before: int | None = None
+
+    @property
+    def scan(self) -> Scan:
+        """The scan of the input."""
+        return self.assembler.scan
+
+    @property
+    def name(self) -> str:
+        """The job's name when the run began: it is in the output, but not in the identity."""
+        return str(self.plan["name"])
+
+    @property
+    def source_files(self) -> tuple[str, ...]:
+        """The names of the input's files when the run began: in the output only, like `name`."""
+        return list_source_files(self.plan)
 
     @property
     def grid(self) -> SampleGrid:
-        """How its samples lie in the parts."""
+        """The order of samples in the parts."""
         part_format = self.assembler.part_format
         return make_grid(
             self.assembler.plan, has_flags=part_format.has_flags, has_logprobs=part_format.has_logprobs
@@ -96,8 +98,114 @@ class LockedRun:
 
     @property
     def reopener(self) -> Reopener:
-        """What reads its samples back."""
-        return Reopener(run_dir=self.run_dir, grid=self.grid, attempt=self.attempt)
+        """Reads samples back."""
+        return Reopener(run_dir=self.run_dir, grid=self.grid, attempt=self.writer)
+
+    @property
+    def made(self) -> int:
+        """The number of samples that this session has ended."""
+        if self.ended_before is None:
+            return 0
+        return self.store.finished + self.store.failed - self.ended_before
+
+    def inspect(
+        self, on_rows: Callable[[int], None] | None = None, on_check: OnProgress | None = None
+    ) -> None:
+        """Find out what is in the run directory, without changing anything.
+
+        The input of a new run is read to its end. `on_rows` gets the number of rows read so far,
+        `on_check` the bytes of published files that have been checked.
+
+        Raises:
+            InputRefused: The input has faults.
+            IntegrityError: Something in the directory is not as it was written.
+            StorageFailed: It cannot be read.
+        """
+        job, run_dir = self.job, self.run_dir
+        source = open_files(job.inputs)
+        plan = read_plan(run_dir.plan)
+        if plan is not None and run_dir.duplicates.exists():
+            scan = Scan.from_dict(plan["scan"], DuplicateIndex.load(run_dir.duplicates))
+        else:
+            scan = scan_input(job, source, on_rows)
+        plan = plan or _make_plan(job, scan)
+        if scan.to_dict() != plan["scan"]:
+            raise IntegrityError(
+                f"{source.shown} does not match {run_dir.plan}; nothing was changed\n"
+                "  restore the input that the run began with, or name another directory with -o"
+            )
+        self.plan = plan
+        self.assembler = _make_assembler(job, source, scan, plan)
+        self.writer = WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id())
+        self.shards = plan_shards(scan.rows, job.plan.samples_per_row)
+        latest = read_ledger(run_dir.ledger, self.writer.plan_digest).latest
+        self.states = [inspect_shard(run_dir, shard, latest, self.writer) for shard in self.shards]
+        check_parts(run_dir, self.states, on_check or (lambda done, total: None))
+
+    @contextmanager
+    def begin(self, reopen: FailureChoice | None = None) -> Iterator[RunStore]:
+        """Begin the next epoch and open the run for writing during the block.
+
+        Failed samples that `reopen` selects become missing again.
+
+        Raises:
+            IntegrityError: A part changed after `inspect`.
+            StorageFailed: Something cannot be written.
+        """
+        owner = self.lock.begin_epoch()
+        self.run_dir.create()
+        self._write_plan()
+        self.writer = dataclasses.replace(self.writer, epoch=owner.epoch)
+        with ExitStack() as stack:
+            events = stack.enter_context(closing(EventLog.open(self.run_dir.events, _now)))
+            events.append("attempt_started", epoch=owner.epoch, pid=owner.pid, host=owner.host)
+            states = self.states
+            if reopen is not None:
+                # A crash between the two leaves a run without its manifest, which the next attempt writes.
+                withdraw_manifest(self.run_dir)
+                events.append("failed_reopened", code=reopen.code)
+                states = self.reopener.reopen(states, reopen)
+            remove_leftovers(self.run_dir, states)
+            if self.mirror is not None:
+                _start_mirror(self.mirror, self.writer.plan_digest, states)
+            self.store = self._open_store(events, states)
+            self.ended_before = self.store.finished + self.store.failed
+            yield stack.enter_context(self.store)
+            if self.mirror is not None:
+                self.mirror.settle()
+
+    def complete_mirror(self) -> None:
+        """Upload a complete run to its object store, if it has one.
+
+        Raises:
+            SynthiaBatchError: As for Mirror.settle.
+        """
+        if self.mirror is not None:
+            _start_mirror(self.mirror, self.writer.plan_digest, self.states)
+            self.mirror.settle()
+
+    def _write_plan(self) -> None:
+        """Write the plan of a new run, and the job as it was last specified."""
+        run_dir = self.run_dir
+        if not (run_dir.plan.exists() and run_dir.duplicates.exists()):
+            # Before the plan: a run with a plan has everything that the plan needs.
+            publish_bytes(run_dir.duplicates, *self.scan.duplicates.encode())
+        write_job(run_dir.job, self.job.said)
+        write_plan_once(run_dir.plan, self.plan)
+
+    def _open_store(self, events: EventLog, states: Sequence[ShardState]) -> RunStore:
+        store = RunStore(
+            run_dir=self.run_dir,
+            shards=self.shards,
+            states=list(states),
+            attempt=self.writer,
+            ledger=PartLedger.open(self.run_dir.ledger, self.writer),
+            events=events,
+            assembler=self.assembler,
+        )
+        if self.mirror is not None:
+            store.on_published, store.check = self.mirror.submit, self.mirror.check
+        return store
 
 
 def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
@@ -133,20 +241,19 @@ def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], No
 
 
 @contextmanager
-def lock_run(job: ResolvedJob, *, claims_remote: bool = False) -> Iterator[HeldRun]:
-    """Take the job's run directory for the block; it is made where it was not there.
+def lock_run(job: ResolvedJob, *, claims_remote: bool = False) -> Iterator[RunSession]:
+    """Lock the job's run directory during the block; create it if it does not exist.
 
-    With `claims_remote`, an output that goes to an object store is claimed there too, for writing.
-
-    A directory that was made here, and in which no run has begun by the end of the block, is
-    removed again: a refused input leaves nothing behind.
+    With `claims_remote`, an output in an object store is claimed there too, for writing. A directory
+    that was created here is removed again if no run has begun in it: a refused input leaves nothing.
 
     Raises:
         RunLocked: Another process has the directory.
         IdentityMismatch: Another process has just begun another job there.
-        SynthiaBatchError: As for hold_remote.
-        StorageFailed: It cannot be made.
+        SynthiaBatchError: As for claim_remote.
+        StorageFailed: It cannot be created.
     """
+    started = time.monotonic()
     run_dir = RunDir(job.output)
     made = _list_missing(run_dir.hidden)
     make_directory(run_dir.hidden)
@@ -154,127 +261,15 @@ def lock_run(job: ResolvedJob, *, claims_remote: bool = False) -> Iterator[HeldR
     lock.take()
     try:
         refuse_other_identity(job, run_dir)  # Another process may have begun it since it was looked at.
-        if job.remote is None or not claims_remote:
-            yield HeldRun(lock=lock, mirror=None)
-        else:
-            with claim_remote(job.remote, run_dir, lock, job.identity) as mirror:
-                yield HeldRun(lock=lock, mirror=mirror)
+        with ExitStack() as stack:
+            mirror = None
+            if job.remote is not None and claims_remote:
+                mirror = stack.enter_context(claim_remote(job.remote, run_dir, lock, job.identity))
+            yield RunSession(job=job, run_dir=run_dir, lock=lock, mirror=mirror, started=started)
     finally:
         if run_dir.hidden in made and not run_dir.plan.exists():
             remove_unbegun(run_dir, made)
         lock.release()
-
-
-def inspect_run(
-    job: ResolvedJob,
-    held: HeldRun,
-    on_rows: Callable[[int], None] | None = None,
-    on_check: OnProgress | None = None,
-) -> LockedRun:
-    """Return what is in the run directory whose lock is ours; changes nothing.
-
-    The input of a new run is read through: `on_rows` is told how far that is, as `on_check` is of
-    the bytes of what is published.
-
-    Raises:
-        InputRefused: The input has faults.
-        IntegrityError: Something in the directory is not as it was written.
-        StorageFailed: It cannot be read.
-    """
-    run_dir = RunDir(job.output)
-    source = open_files(job.inputs)
-    plan = read_plan(run_dir.plan)
-    if plan is not None and run_dir.duplicates.exists():
-        scan = Scan.from_dict(plan["scan"], DuplicateIndex.load(run_dir.duplicates))
-    else:
-        scan = scan_input(job, source, on_rows)
-    plan = plan or _make_plan(job, scan)
-    if scan.to_dict() != plan["scan"]:
-        raise IntegrityError(
-            f"{source.shown} does not come to what {run_dir.plan} says of it; nothing was touched\n"
-            "  put the input back as it was when the run began, or name another directory with -o"
-        )
-    attempt = WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id())
-    shards = plan_shards(scan.rows, job.plan.samples_per_row)
-    latest = read_ledger(run_dir.ledger, attempt.plan_digest).latest
-    states = [inspect_shard(run_dir, shard, latest, attempt) for shard in shards]
-    check_parts(run_dir, states, on_check or (lambda done, total: None))
-    return LockedRun(
-        run_dir=run_dir,
-        lock=held.lock,
-        mirror=held.mirror,
-        plan=plan,
-        assembler=_make_assembler(job, source, scan, plan),
-        attempt=attempt,
-        shards=shards,
-        states=states,
-    )
-
-
-@contextmanager
-def begin_attempt(
-    job: ResolvedJob, locked: LockedRun, again: FailureChoice | None = None
-) -> Iterator[OpenRun]:
-    """Begin the next epoch of a run that was looked at, and open it for writing for the block.
-
-    The failed samples that `again` takes are to be made again.
-
-    Raises:
-        IntegrityError: A part is not what it was when it was looked at.
-        StorageFailed: Something cannot be written.
-    """
-    run_dir = locked.run_dir
-    owner = locked.lock.begin_epoch()
-    run_dir.create()
-    _keep_plan(job, locked)
-    attempt = dataclasses.replace(locked.attempt, epoch=owner.epoch)
-    with ExitStack() as stack:
-        events = stack.enter_context(closing(EventLog.open(run_dir.events, _now)))
-        events.append("attempt_started", epoch=owner.epoch, pid=owner.pid, host=owner.host)
-        states = locked.states
-        if again is not None:
-            # A crash between the two leaves a run that only lacks its manifest: the next one writes it.
-            withdraw_manifest(run_dir)
-            events.append("failed_reopened", code=again.code)
-            states = dataclasses.replace(locked.reopener, attempt=attempt).reopen(states, again)
-        remove_leftovers(run_dir, states)
-        mirror = locked.mirror
-        if mirror is not None:
-            _start_mirror(mirror, attempt.plan_digest, states)
-        store = RunStore(
-            run_dir=run_dir,
-            shards=locked.shards,
-            states=list(states),
-            attempt=attempt,
-            ledger=PartLedger.open(run_dir.ledger, attempt),
-            events=events,
-            assembler=locked.assembler,
-        )
-        if mirror is not None:
-            store.on_published, store.check = mirror.submit, mirror.check
-        stack.enter_context(store)
-        scan = locked.assembler.scan
-        yield OpenRun(
-            run_dir=run_dir,
-            name=locked.plan["name"],
-            source_files=list_source_files(locked.plan),
-            scan=scan,
-            plan_digest=attempt.plan_digest,
-            store=store,
-        )
-        if mirror is not None:
-            mirror.settle()
-
-
-def complete_mirror(locked: LockedRun) -> None:
-    """Put a run that is complete in its directory into its object store, where it has one.
-
-    Raises:
-        SynthiaBatchError: As for Mirror.settle.
-    """
-    if locked.mirror is not None:
-        _start_mirror(locked.mirror, locked.attempt.plan_digest, locked.states)
-        locked.mirror.settle()
 
 
 def _start_mirror(mirror: Mirror, plan_digest: str, states: Sequence[ShardState]) -> None:
@@ -333,16 +328,6 @@ def _make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:
         "samples_per_row": job.plan.samples_per_row,
         "scan": scan.to_dict(),
     }
-
-
-def _keep_plan(job: ResolvedJob, locked: LockedRun) -> None:
-    """Write the plan of a new run, and how the job was last said."""
-    run_dir = locked.run_dir
-    if not (run_dir.plan.exists() and run_dir.duplicates.exists()):
-        # Before the plan: where a plan is, everything that it needs must be.
-        publish_bytes(run_dir.duplicates, *locked.assembler.scan.duplicates.encode())
-    write_job(run_dir.job, job.said)
-    write_plan_once(run_dir.plan, locked.plan)
 
 
 def _make_assembler(job: ResolvedJob, source: Source, scan: Scan, plan: Mapping[str, Any]) -> Assembler:
