@@ -1,4 +1,4 @@
-"""Requests made with a run's own pool and driver, and no run directory: for `tune` and `verify --rerun`."""
+"""Ad-hoc runs: requests generated without a run directory, for `tune` and `verify --rerun`."""
 
 import dataclasses
 import io
@@ -25,10 +25,10 @@ from synthia_batch.workers.pools.startup import StartedPool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdHocRun:
-    """How requests are made aside: as `job` makes its samples, with `settings` of the engine before its own.
+    """How to generate: as `job` does, with `settings` overriding those of its engine.
 
-    `recorder` gets what ends, which `advance` makes of an engine's outcomes. `canaries` are asked of each
-    engine, whose answers `check_canary` judges; None asks none.
+    `recorder` gets the records that `advance` makes of an engine's outcomes. Each engine answers `canaries`,
+    if there are some, and `check_canary` checks the answers.
     """
 
     job: ResolvedJob
@@ -41,12 +41,12 @@ class AdHocRun:
 
 
 def run_requests(ad_hoc: AdHocRun, requests: Sequence[Request]) -> DrainReason | None:
-    """Make `requests`, and return why that was stopped before the end, None if it was not.
+    """Generate `requests`; return why the run stopped before the end, None if it did not.
 
-    The engines load and are gone again within the call; their logs go to a temporary directory.
+    Engines load and end within the call; their logs go to a temporary directory.
 
     Raises:
-        SynthiaBatchError: The engines do not work, or their canaries were refused.
+        SynthiaBatchError: The engines do not work, or failed the canary check.
     """
     job = ad_hoc.job
     engine = dataclasses.replace(job.engine, settings={**job.engine.settings, **ad_hoc.settings})
@@ -71,7 +71,7 @@ def run_requests(ad_hoc: AdHocRun, requests: Sequence[Request]) -> DrainReason |
         is_over = False
         try:
             pool.start()
-            # Whoever asks for these requests reports on them; the workers' lives are of no interest.
+            # The caller reports on its requests; restarts of workers are of no interest.
             with mute_log("synthia_batch.scheduler"):
                 reason = driver.run(dispatcher, lambda: StartedPool(pool=pool))
             is_over = True

@@ -1,4 +1,4 @@
-"""The job of a run directory, resolved again as it was last said."""
+"""The saved job of a run, resolved again."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,35 +14,32 @@ from synthia_batch.storage.remote.download import read_kept_job
 from synthia_batch.storage.saved_job import read_job
 
 
-def resolve_kept_job(directory: Path, command: str, said: Sequence[Layer]) -> ResolvedJob:
-    """Return the job of the run in `directory`; `said` goes before it. Changes nothing there.
+def resolve_kept_job(directory: Path, command: str, explicit: Sequence[Layer]) -> ResolvedJob:
+    """Return the job of the run in `directory`, overridden by `explicit`. Changes nothing there.
 
     Raises:
-        UsageError: `directory` is no run, or keeps no job; `command` is what to type afterwards.
-        IdentityMismatch: `said`, or the input, model, versions or hardware as they are now, make it
-            another job.
+        UsageError: `directory` is no run, or has no saved job; the message names `command`.
+        IdentityMismatch: `explicit`, or the present input, model, versions or hardware, make it another job.
     """
     run_dir = RunDir(directory)
     require_plan(run_dir)
     kept = read_job(run_dir.job, directory)
     if kept is None:
-        raise UsageError(
-            f"{directory} does not keep its job; type the command that made it once, then {command}"
-        )
-    job = resolve_job([*said, kept])
+        raise UsageError(f"{directory} has no saved job; run the command that began it once, then {command}")
+    job = resolve_job([*explicit, kept])
     refuse_other_identity(job, run_dir)
     return job
 
 
-def resolve_remote_job(url: str, said: Sequence[Layer]) -> ResolvedJob:
-    """Return the job whose output is in the store at `url`; `said` goes before it. Changes nothing there.
+def resolve_remote_job(url: str, explicit: Sequence[Layer]) -> ResolvedJob:
+    """Return the job whose output is in the store at `url`, overridden by `explicit`. Changes nothing there.
 
     Raises:
-        UsageError: There is no run, or it keeps no job.
+        UsageError: There is no run, or it has no saved job.
         StorageFailed: The store does not answer, or does not allow it.
         IdentityMismatch: As for resolve_kept_job.
     """
     values = {**read_kept_job(url), "output": url}
-    job = resolve_job([*said, Layer(origin="the run", values=values)])
+    job = resolve_job([*explicit, Layer(origin="the run", values=values)])
     refuse_other_identity(job, RunDir(job.output))
     return job

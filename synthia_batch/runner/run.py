@@ -1,4 +1,4 @@
-"""run_job(): the whole flow of a run, top to bottom."""
+"""run_job(): a whole run, top to bottom."""
 
 import logging
 import os
@@ -39,18 +39,18 @@ from synthia_batch.storage.remote.mirror import is_complete_there, put_report
 _log = logging.getLogger(__name__)
 
 LARGE_SAMPLES = 50_000
-"""From here on a report takes long enough for somebody to wonder."""
+"""From this many samples on, writing the report takes seconds, and is announced."""
 
 
 def run_job(job: Job, *, progress: bool = False, display: Display | None = None) -> RunResult:
-    """Make every sample of `job` that is not made yet, and return what the run came to.
+    """Generate every missing sample of `job`, and return the result of the run.
 
-    The same job again resumes its run. `progress` shows on stderr how far it is; what a person should
-    know of, such as an engine that is lost, is said there in any case, or to `display`. In the main thread
-    Ctrl-C and SIGTERM drain the run as they do its command's, and the result says so: nothing is raised.
+    The same job again resumes its run. `progress` shows progress on stderr; messages such as a lost engine
+    are written there in any case, or to the stream of `display`. In the main thread Ctrl-C and SIGTERM drain
+    the run as they do for the command, and the result says so: nothing is raised.
 
     Raises:
-        SynthiaBatchError: See `errors`; each says what to do next. What was finished is kept.
+        SynthiaBatchError: See `errors`; each message says what to do next. Finished samples are kept.
     """
     display = display or Display(quiet=not progress)
     with show_log(display.stream, quiet=not progress):
@@ -59,7 +59,7 @@ def run_job(job: Job, *, progress: bool = False, display: Display | None = None)
 
 
 def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
-    """Make every sample of `job` that is not made yet: its run directory says which those are.
+    """Generate every sample of `job` that its run directory does not have yet.
 
     Raises:
         SynthiaBatchError: As for run_job.
@@ -68,9 +68,9 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
     run_dir = RunDir(job.output)
     refuse_other_identity(job, run_dir)
     manifest = read_manifest(run_dir.manifest)
-    # Without its plan, which a repair may have removed, it is opened, and the plan made again.
+    # Without a plan, which a repair may have removed, the run is opened and the plan written anew.
     if manifest is not None and run_dir.plan.exists():
-        # Nobody is told that it is complete on the word of the manifest alone.
+        # The manifest alone is no proof that the run is complete.
         check_complete(run_dir, manifest, display.show_check)
         tidy_complete_run(job)
         _complete_remote(job, display)
@@ -152,7 +152,7 @@ def report_if_complete(job: ResolvedJob) -> None:
 
 
 def _complete_remote(job: ResolvedJob, display: Display) -> None:
-    """Put a run that is complete in its state directory into its object store, where it is not there yet."""
+    """Upload a run that is complete in its state directory to its object store, unless it is there."""
     if job.remote is None:
         return
     if is_complete_there(open_remote(job.remote), RunDir(job.output)):

@@ -273,7 +273,7 @@ def test_a_directory_with_other_files_is_left_alone(synthia: Command, tmp_path: 
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     done = synthia("run", QUESTIONS, *SCRIPTED, "-o", "mine")
     assert done.returncode == 2
-    assert "holds files that are no run" in done.stderr
+    assert "expected a run or an empty directory, got other files" in done.stderr
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["thesis.txt"]
 
 
@@ -412,7 +412,7 @@ def test_a_file_cannot_be_the_run_directory(synthia: Command, tmp_path: Path) ->
     write_questions(tmp_path / "q.jsonl", 1)
     done = synthia("run", "q.jsonl", *SCRIPTED, "-v", "-o", "q.jsonl")
     assert done.returncode == 2, done.stderr
-    assert "is a file; name a directory" in done.stderr
+    assert "expected a directory, got a file" in done.stderr
 
 
 def test_a_killed_run_is_no_longer_running_though_its_process_was_not_reaped(

@@ -237,12 +237,12 @@ SLIPS = [
     Slip(
         "an output that is a file",
         (*RUN, "-o", "q.jsonl"),
-        "error: -o q.jsonl: is a file; name a directory\n",
+        "error: -o q.jsonl: expected a directory, got a file; name a directory\n",
     ),
     Slip(
         "an output that is somebody else's",
         (*RUN, "-o", "mine"),
-        "error: -o mine: holds files that are no run; name an empty or a new directory\n",
+        "error: -o mine: expected a run or an empty directory, got other files\n",
         files={"mine/notes.txt": "x"},
     ),
     Slip(
@@ -290,7 +290,7 @@ def test_changed_settings_are_told_by_field(synthia: Command, home: Path) -> Non
         "error: out belongs to another job; nothing was touched. What differs:\n"
         "  sampling.top_k: 50 before, 7 now\n"
         "  seed: 0 before, 5 now\n"
-        "run without -o for a directory of its own, or say the job as it was\n",
+        "run without -o for a new directory, or repeat the job as it was\n",
     )
 
 

@@ -62,7 +62,7 @@ def test_what_is_said_names_the_time_and_the_day(caplog: pytest.LogCaptureFixtur
     stop = datetime.fromtimestamp(round(now.timestamp() + 26 * 3600))
     assert caplog.messages[0].startswith(f"stops by {stop:%H:%M:%S}")
     assert f" on {stop:%A}, in 26 h 00 min" in caplog.messages[0]
-    assert "the same command goes on" in caplog.messages[0]
+    assert "the same command resumes the run" in caplog.messages[0]
 
 
 def test_a_time_of_day_is_said_as_it_was_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -248,7 +248,7 @@ def test_a_letter_that_cannot_be_sent_fails_no_run(
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        (f"nosuch://{PASSWORD}", "--notify nosuch://...: is no address that Apprise can send to"),
+        (f"nosuch://{PASSWORD}", "--notify nosuch://...: expected an address that Apprise can send to"),
         ("json://${NOT_SET_ANYWHERE}", "the environment variable NOT_SET_ANYWHERE is not set"),
     ],
 )

@@ -117,7 +117,7 @@ def test_no_run_and_no_job_are_usage_errors(home: Path, capsys: Any) -> None:
     assert "not a run directory" in call(capsys, "retry", ".").err
     (home / "failing/.synthia/job.json").unlink()
     answer = call(capsys, "retry", "failing")
-    assert (answer.code, "does not keep its job" in answer.err) == (2, True)
+    assert (answer.code, "has no saved job" in answer.err) == (2, True)
 
 
 @pytest.mark.parametrize("command", ["run", "retry"])

@@ -1,4 +1,4 @@
-"""From a shard's rows and what was made of them to the files that it becomes."""
+"""From the rows and outcomes of a shard to its files."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ from synthia_batch.storage.parts.schema import (
 from synthia_batch.storage.publish import EncodedShard
 
 KEPT_BYTES = 100_000_000
-"""What samples may take, at most, between being made and being published."""
+"""Limit on the memory of samples that wait to be published."""
 SAMPLE_BYTES = 700
-"""What a sample takes beside its text, about."""
+"""Memory of a sample without its text, roughly."""
 
 
 @dataclass(slots=True)
 class _KeptSamples:
-    """The samples of a shard as far as they were listed; `is_whole` once that is to its last row."""
+    """The samples of a shard listed so far; `is_whole` when they reach its last row."""
 
     samples: list[Sample] = field(default_factory=list)
     size_bytes: int = 0
@@ -34,7 +34,7 @@ class _KeptSamples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembled:
-    """The files of a shard, and what its samples came to in them: a flagged one may be set aside."""
+    """The files of a shard, and the outcomes in them: `--drop-flagged` turns a flagged one into a failure."""
 
     encoded: EncodedShard
     outcomes: Mapping[int, Outcome]
@@ -42,7 +42,7 @@ class Assembled:
 
 @dataclass(slots=True, kw_only=True)
 class Assembler:
-    """Knows, of one job, how to make samples of its rows and parts of its samples."""
+    """Makes samples of a job's rows, and parts of its samples."""
 
     source: Source
     scan: Scan
@@ -54,9 +54,9 @@ class Assembler:
     def list_samples(self, shard: Shard, wanted: Collection[int] | None = None) -> Iterator[Sample]:
         """Yield the samples of `shard` in order, or those with the `wanted` ordinals, read from the input.
 
-        They are needed twice, to be made and to be published. They are kept for the second time, as
-        long as there is room: reading rows again and making their ids and seeds is the largest cost of
-        a sample beside its engine. Of a shard from which some are wanted the others come another day.
+        Samples are needed twice: to be generated and to be published. They are kept for the second time
+        while there is room, since reading rows again and computing ids and seeds is the largest cost of a
+        sample outside its engine.
         """
         if wanted is not None:
             yield from self._pick_samples(wanted)
@@ -65,8 +65,8 @@ class Assembler:
         kept = self._kept[shard.number] = _KeptSamples()
         for row in self.source.read_rows(self.scan, shard.first_row, shard.stop_row):
             samples = list(generate(row, self.plan))
-            # Kept before they are yielded, and only while the shard is not published: that may come
-            # before the reader asks for what follows its last sample, or never does.
+            # Kept before they are yielded, and only while the shard is not published: publication may
+            # come before the caller asks for the next sample.
             if self._kept.get(shard.number) is kept:
                 self._keep(shard, row, samples, room_bytes)
             yield from samples
@@ -81,7 +81,7 @@ class Assembler:
                 yield from (sample for sample in generate(row, self.plan) if sample.ordinal in chosen)
 
     def _keep(self, shard: Shard, row: Row, samples: list[Sample], room_bytes: int) -> None:
-        """Add the samples of `row`, or let go of all that is kept of `shard` where there is no room."""
+        """Add the samples of `row`, or drop all samples of `shard` if there is no room."""
         kept = self._kept[shard.number]
         kept.size_bytes += SAMPLE_BYTES * len(samples)
         kept.size_bytes += sum(len(turn.content) for turn in row.messages) + sum(map(len, row.follow_ups))
@@ -92,7 +92,7 @@ class Assembler:
         kept.is_whole = row.index + 1 == shard.stop_row
 
     def encode(self, shard: Shard, outcomes: Mapping[int, Outcome]) -> Assembled:
-        """Return the parts of `shard`, all of whose samples have ended as `outcomes` says."""
+        """Return the parts of `shard`, all of whose samples have ended with `outcomes`."""
         samples = self._take_samples(shard)
         settled = outcomes if self.flagging is None else self.flagging.settle(samples, outcomes)
         return Assembled(encoded=self._encode(shard, samples, settled), outcomes=settled)

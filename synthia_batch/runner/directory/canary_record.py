@@ -1,8 +1,8 @@
-"""The canary prompts of a job, and the one answer to them that all its workers must give.
+"""The canary prompts of a job, and the one answer that all its workers must give.
 
-The first worker's answer is kept with the run, and with it what the engine said of itself. Another
-worker, another machine or another night that answers otherwise would write other bytes, and is refused
-before it writes any.
+The first worker's answer is saved with the run, together with a description of its engine. A worker that
+answers differently, on another machine or another night, would write other bytes; it is refused before it
+writes any.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ from synthia_batch.workers.canary import Canaries
 from synthia_batch.workers.pools.base import WorkerReady
 
 PROMPT_TOKENS = (6, 40, 200)
-"""Lengths of the prompts. Some 250 tokens twice, and 8 new ones each, are a second for 135M parameters
-on a core; there is nothing in a longer prompt that shows in no shorter one but the memory it takes."""
+"""Lengths of the prompts. About 250 tokens twice, and 8 new ones each, take a second for 135M parameters
+on one core; longer prompts would show nothing more, and take more memory."""
 CANARY_TOKENS = 8
 FILLERS = 24
 FILLER_PROMPT_TOKENS = 6
@@ -28,9 +28,9 @@ _TEXT = "Say something worth knowing about the number"
 
 
 def make_canaries(renderer: Renderer, max_model_len: int) -> Canaries:
-    """Return the prompts, of different lengths, and the fillers, of which some end with each step.
+    """Return prompts of different lengths, and fillers of which some end with each step.
 
-    They are plain text, which every model and template takes, cut to what the model can hold.
+    They are plain text, which every model and template accepts, cut to the model's length.
     """
     room = max(1, max_model_len - CANARY_TOKENS)
     lengths = [*PROMPT_TOKENS, *[FILLER_PROMPT_TOKENS] * FILLERS]
@@ -49,10 +49,10 @@ def make_canaries(renderer: Renderer, max_model_len: int) -> Canaries:
 
 
 def check_canary(run_dir: RunDir, ready: WorkerReady) -> None:
-    """Compare a worker's answer with the run's, which it becomes if it is the first.
+    """Compare a worker's answer with the run's; the first answer becomes the run's.
 
     Raises:
-        DeterminismBroken: It is another one.
+        DeterminismBroken: The answers differ.
     """
     compare_canary(run_dir, ready)
     if ready.canary is not None and not run_dir.canary.exists():
@@ -61,10 +61,10 @@ def check_canary(run_dir: RunDir, ready: WorkerReady) -> None:
 
 
 def compare_canary(run_dir: RunDir, ready: WorkerReady) -> None:
-    """Compare a worker's answer with the run's, if it has one; otherwise as check_canary. Writes nothing.
+    """Compare a worker's answer with the run's, if the run has one. Writes nothing.
 
     Raises:
-        DeterminismBroken: It is another one. Names what differs between the engines.
+        DeterminismBroken: The answers differ. Names the differences between the engines.
     """
     known, answer = read_checksummed(run_dir.canary), ready.canary
     if answer is None or known is None:
@@ -75,15 +75,15 @@ def compare_canary(run_dir: RunDir, ready: WorkerReady) -> None:
     raise DeterminismBroken(
         f"the engines do not answer the canary prompts alike{what}, so their samples would not fit together\n"
         f"{_list_differences(known['by'], ready)}\n"
-        "go on with the hardware and versions that it began with, or start a run of its own with -o; "
+        "resume with the hardware and versions that the run began with, or start a new run with -o; "
         "--determinism fast allows a mixture"
     )
 
 
 def find_change(run_dir: RunDir, ready: WorkerReady) -> str | None:
-    """Return what a person should know of a worker whose engine is not the one that the run began with.
+    """Return a message if a worker's engine is not the one that the run began with, else None.
 
-    Only in fast determinism may it be another: in strict its version is identity, and its answers count.
+    This can only be in fast determinism: in strict the version is part of the identity.
     """
     before = next((e for e in read_events(run_dir.events) if e.get("kind") == "worker_ready"), None)
     now = f"{ready.facts.engine} {ready.facts.version}"
@@ -104,13 +104,10 @@ def _list_differences(before: Mapping[str, Any], ready: WorkerReady) -> str:
     if lines:
         return "\n".join(lines)
     known = ", ".join(f"{name} {value}" for name, value in now.items())
-    return (
-        f"  nothing that is recorded differs ({known}): look for what is not, such as a microcode, a driver "
-        "or a library that was replaced"
-    )
+    return f"  nothing that is recorded differs ({known}): look for a changed microcode, driver or library"
 
 
 def _encode(renderer: Renderer, number: int, length: int) -> Any:
-    """Return `length` tokens, or all there are: of a text that counts from `number` on."""
+    """Return the first `length` tokens of a text that counts upwards from `number`."""
     counted = " and ".join(str(number + n) for n in range(length))
     return renderer.encode(f"{number}: {_TEXT} {counted}")[:length]

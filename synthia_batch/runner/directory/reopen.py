@@ -1,9 +1,9 @@
-"""Failed samples made again: their shards are opened anew, with everything else that they hold kept.
+"""Reopens the shards of failed samples for a retry; all their other samples are kept.
 
-A journal of the kept samples, of an epoch after the publication, goes before the parts: from the
-moment it is there the shard is unfinished, and whoever runs next makes what is missing and
-publishes in place of the old parts. A crash before that moment changes nothing. Until the first
-sample ends, the old parts are all there, and the shards can be closed again as they were.
+A journal of the kept samples, of an epoch after the publication, takes precedence over the parts: once it
+exists the shard is unfinished, and the next run generates the missing samples and replaces the parts. A
+crash before that moment changes nothing. Until the first sample ends, the old parts are all there, and the
+shards can be closed as they were.
 """
 
 from collections.abc import Sequence
@@ -23,25 +23,25 @@ from synthia_batch.storage.recovery import Published, ShardState, Unfinished
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureChoice:
-    """The failed samples to make again: those with `code`, or all of them where it is None."""
+    """Selects failed samples for a retry: those with `code`, or all if it is None."""
 
     code: str | None
 
     def takes(self, outcome: Outcome) -> bool:
-        """Return whether the sample is to be made again."""
+        """Return whether the sample is selected."""
         return isinstance(outcome, Failed) and self.code in (None, outcome.code)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reopener:
-    """Reads the samples of a run back. `attempt` is the one that looks, or the one that writes."""
+    """Reads the samples of a run back. `attempt` is the writer's epoch, or 0 for a reader."""
 
     run_dir: RunDir
     grid: SampleGrid
     attempt: WriterEpoch
 
     def count_chosen(self, states: Sequence[ShardState], choice: FailureChoice) -> int:
-        """Return how many samples `choice` takes. Touches nothing.
+        """Return how many samples `choice` selects. Changes nothing.
 
         Raises:
             IntegrityError: A part or a journal cannot be read.
@@ -51,7 +51,7 @@ class Reopener:
         )
 
     def reopen(self, states: Sequence[ShardState], choice: FailureChoice) -> list[ShardState]:
-        """Drop the samples that `choice` takes from what their shards hold; return the new states.
+        """Drop the samples that `choice` selects from their shards; return the new states.
 
         The manifest must be withdrawn before.
 
@@ -89,7 +89,7 @@ class Reopener:
         return describe_kept(state.shard, kept)
 
     def _read_turns(self, state: ShardState) -> list[Turn]:
-        """Return the turns of the conversations that go on."""
+        """Return the turns of unfinished conversations."""
         if isinstance(state, Published):
             return []
         replayed = read_journal(self.run_dir.journal(state.shard), state.shard, self.attempt)
@@ -98,7 +98,7 @@ class Reopener:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """The files of a complete run that a retry takes away or writes anew, as they were before it."""
+    """The files of a complete run that a retry removes or rewrites, as they were before."""
 
     manifest: bytes
     readme: bytes | None
@@ -106,7 +106,7 @@ class Ending:
 
 
 def read_ending(run_dir: RunDir) -> Ending | None:
-    """Return what says that the run is complete, or None where it is not.
+    """Return the files that mark the run as complete, or None if it is not.
 
     Raises:
         StorageFailed: A file cannot be read.
@@ -118,16 +118,16 @@ def read_ending(run_dir: RunDir) -> Ending | None:
 
 
 def close_again(run_dir: RunDir, shards: Sequence[Shard], ending: Ending) -> None:
-    """Make a run complete as it was before its failed samples were reopened, none of which has ended.
+    """Restore a complete run after its failed samples were reopened and none of them has ended.
 
-    A crash at any moment leaves a run that the next one completes. Call it under the run's lock.
+    A crash at any moment leaves a run that the next one completes. Call this under the run's lock.
 
     Raises:
         StorageFailed: A file could not be removed or written.
     """
     for shard in shards:
         remove_file(run_dir.journal(shard))
-    # Nobody looks for journals in a complete run, so they go first, for good.
+    # A complete run is not searched for journals, so their removal is made durable first.
     sync_directory(run_dir.journals)
     # The manifest last, as always.
     for path, content in (

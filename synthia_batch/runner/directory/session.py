@@ -209,11 +209,11 @@ class RunSession:
 
 
 def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
-    """Return if `run_dir` is this job's, or free to become it. Touches nothing.
+    """Return if `run_dir` belongs to this job or is free. Changes nothing.
 
     Raises:
         IdentityMismatch: It belongs to another job; every field that differs is named.
-        UsageError: It is a file, or a directory with files of something else.
+        UsageError: It is a file, or a directory with other files.
     """
     plan = read_plan(run_dir.plan)
     if plan is not None:
@@ -221,16 +221,16 @@ def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
         if differences:
             lines = [f"{run_dir.root} belongs to another job; nothing was touched. What differs:"]
             lines += [f"  {difference}" for difference in differences]
-            lines.append("run without -o for a directory of its own, or say the job as it was")
+            lines.append("run without -o for a new directory, or repeat the job as it was")
             raise IdentityMismatch("\n".join(lines))
     elif run_dir.root.exists() and not run_dir.root.is_dir():
-        raise UsageError(f"-o {run_dir.root}: is a file; name a directory")
+        raise UsageError(f"-o {run_dir.root}: expected a directory, got a file; name a directory")
     elif run_dir.root.exists() and not run_dir.hidden.exists() and any(run_dir.root.iterdir()):
-        raise UsageError(f"-o {run_dir.root}: holds files that are no run; name an empty or a new directory")
+        raise UsageError(f"-o {run_dir.root}: expected a run or an empty directory, got other files")
 
 
 def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], None] | None = None) -> Scan:
-    """Read the job's whole input once, and return what there is.
+    """Read the job's whole input once and check it.
 
     Raises:
         InputRefused: It has faults.
@@ -260,7 +260,7 @@ def lock_run(job: ResolvedJob, *, claims_remote: bool = False) -> Iterator[RunSe
     lock = RunLock(run_dir, _now())
     lock.take()
     try:
-        refuse_other_identity(job, run_dir)  # Another process may have begun it since it was looked at.
+        refuse_other_identity(job, run_dir)  # Another process may have begun a run in the meantime.
         with ExitStack() as stack:
             mirror = None
             if job.remote is not None and claims_remote:
@@ -278,9 +278,9 @@ def _start_mirror(mirror: Mirror, plan_digest: str, states: Sequence[ShardState]
 
 
 def tidy_complete_run(job: ResolvedJob) -> None:
-    """Remove what a retry that was killed as it began left of a complete run, and keep a job that is missing.
+    """Remove what a killed retry left in a complete run, and save the job if it is missing.
 
-    Touches nothing where nothing is amiss, or where another process has the run: then it is that one's.
+    Changes nothing if there is nothing to fix, or if another process has the run.
 
     Raises:
         StorageFailed: A file cannot be removed or written.
@@ -289,14 +289,14 @@ def tidy_complete_run(job: ResolvedJob) -> None:
     if run_dir.job.exists() and not list_temporary_files(run_dir):
         return
     with suppress(RunLocked), lock_run(job):
-        # Under the lock: what looked left over may have been another's unfinished work.
+        # Under the lock: leftovers may have been another process's unfinished work.
         remove_leftovers(run_dir, ())
         if not run_dir.job.exists():
             write_job(run_dir.job, job.said)
 
 
 def make_grid(spec: PlanSpec, *, has_flags: bool = False, has_logprobs: bool = False) -> SampleGrid:
-    """Return how the samples of a row follow each other in the parts."""
+    """Return the order of a row's samples in the parts."""
     return SampleGrid(
         systems=tuple(system.name for system in spec.systems),
         num_samples=spec.num_samples,
@@ -308,12 +308,12 @@ def make_grid(spec: PlanSpec, *, has_flags: bool = False, has_logprobs: bool = F
 
 
 def _list_missing(path: Path) -> list[Path]:
-    """Return `path` and its parents as far as they are not there, the innermost first."""
+    """Return `path` and those of its parents that do not exist, the innermost first."""
     return [directory for directory in (path, *path.parents) if not directory.exists()]
 
 
 def list_source_files(plan: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the input's files as they were when the run began, in order."""
+    """Return the names that the input files had when the run began, in order."""
     return tuple(plan.get("source_files") or [plan["source_file"]])
 
 

@@ -1,7 +1,4 @@
-"""What goes along with a run: metrics while it goes on, and word of its end.
-
-When a run is to stop by itself: after some time, at a time of day, or at the earlier of both.
-"""
+"""The frame of a run: metrics during it, its deadline, and a notification of its end."""
 
 import logging
 import os
@@ -33,15 +30,15 @@ EXIT_BUG = 1
 
 @contextmanager
 def follow_run(job: ResolvedJob, display: Display) -> Iterator[Callable[[Ending], None]]:
-    """Serve the job's metrics for the block, and tell whom it names how the block ended.
+    """Serve the job's metrics during the block, and send its notifications afterwards.
 
-    What is yielded is to be called with the run's end. An error that leaves the block is told as well,
-    and goes on; a second Ctrl-C is not: somebody sits there.
+    Call the yielded function with the run's end. An exception that leaves the block is reported as well;
+    a second Ctrl-C is not, since somebody is at the keyboard.
 
     Raises:
-        UsageError: An address, a port or a package for it is missing or wrong. Nothing has begun.
+        UsageError: An address, a port or a package is missing or wrong. Nothing has begun.
     """
-    notifier = _open_notifier(job, display)
+    notifier = _open_notifier(job)
     started = time.monotonic()
     endings: list[Ending] = []
     try:
@@ -58,10 +55,10 @@ def follow_run(job: ResolvedJob, display: Display) -> Iterator[Callable[[Ending]
         raise
     finally:
         if notifier is not None and endings:
-            _tell(notifier, job, endings[-1], time.monotonic() - started)
+            _send(notifier, job, endings[-1], time.monotonic() - started)
 
 
-def _open_notifier(job: ResolvedJob, display: Display) -> "Notifier | None":
+def _open_notifier(job: ResolvedJob) -> "Notifier | None":
     if not job.declared.notify:
         return None
     from synthia_batch.runner.monitoring.notify import Notifier
@@ -82,7 +79,7 @@ def _describe_error(job: ResolvedJob, error: Exception) -> Ending:
     )
 
 
-def _tell(notifier: "Notifier", job: ResolvedJob, ending: Ending, seconds: float) -> None:
+def _send(notifier: "Notifier", job: ResolvedJob, ending: Ending, seconds: float) -> None:
     lines = [ending.counts, f"{format_seconds(seconds)}, exit code {ending.exit_code}", job.place]
     command = read_command()
     if ending.is_complete:
@@ -93,7 +90,7 @@ def _tell(notifier: "Notifier", job: ResolvedJob, ending: Ending, seconds: float
 
 
 def open_drain(job: Job, now: datetime | None = None) -> DrainRequest:
-    """Return the request to drain by the job's deadline, which counts from `now`, and say when that is."""
+    """Return a drain request with the job's deadline, counted from `now`, and log the deadline."""
     now = now or datetime.now().astimezone()
     stop = None if job.stop_at is None else find_next(job.stop_at, now)
     drain = DrainRequest(job.deadline, stop_time=None if stop is None else stop.timestamp())
@@ -103,10 +100,10 @@ def open_drain(job: Job, now: datetime | None = None) -> DrainRequest:
 
 
 def _describe(seconds: float, now: datetime) -> str:
-    # By way of UTC: a night in which clocks change is an hour longer or shorter.
+    # Computed in UTC: a night in which the clocks change is an hour longer or shorter.
     when = datetime.fromtimestamp(round(now.timestamp() + seconds)).astimezone()
     day = "" if when.date() == now.date() else f" on {when:%A}"
     return (
-        f"stops by {when:%H:%M:%S}{day}, in {format_seconds(seconds)}: what is in flight ends by then, "
-        "and the same command goes on"
+        f"stops by {when:%H:%M:%S}{day}, in {format_seconds(seconds)}: samples in flight finish by then, "
+        "and the same command resumes the run"
     )

@@ -1,6 +1,6 @@
-"""Somebody is told that a run has ended, through Apprise: by mail, chat or a web hook.
+"""Notifications of a run's end through Apprise: by mail, chat or a web hook.
 
-An address may hold a password, so none is ever shown, logged or kept: only of what kind it is.
+An address may hold a password, so it is never shown, logged or saved; only its kind is.
 """
 
 import logging
@@ -22,13 +22,13 @@ logging.getLogger("apprise").propagate = False
 
 
 class Notifier:
-    """Sends to each of `urls`, in which ${NAME} is a variable of `environment`."""
+    """Sends to each of `urls`, in which ${NAME} stands for a variable of `environment`."""
 
     def __init__(self, urls: Sequence[str], environment: Mapping[str, str]) -> None:
         """Check every address.
 
         Raises:
-            UsageError: Apprise knows none of that kind, or a variable is not set.
+            UsageError: Apprise does not know such an address, or a variable is not set.
         """
         self._targets: list[tuple[str, apprise.Apprise]] = []
         for url in urls:
@@ -36,19 +36,17 @@ class Notifier:
             target = apprise.Apprise()
             if not target.add(reveal(url, environment, "notify")):
                 raise UsageError(
-                    f"{name}: is no address that Apprise can send to; "
-                    "it must be as mailto://user:password@host or slack://token, see appriseit.com"
+                    f"{name}: expected an address that Apprise can send to, such as "
+                    "mailto://user:password@host or slack://token; see appriseit.com"
                 )
             self._targets.append((name, target))
 
     def send(self, title: str, body: str) -> None:
-        """Send to all of them. What cannot be sent is said, and never an error."""
+        """Send to every address. A failure is logged, and never an error."""
         for name, target in self._targets:
             try:
                 is_sent = bool(target.notify(title=title, body=body))
-            except (
-                Exception
-            ):  # Whatever a plugin does: the run has its own end, and its words may hold secrets.
+            except Exception:  # A plugin must not end the run, and its message may hold secrets.
                 is_sent = False
             if not is_sent:
                 _log.info(f"{name}: could not be sent; the run is not affected")
