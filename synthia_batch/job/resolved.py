@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from synthia_batch.core.types import InputFile, Structure
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.job.schema import Determinism, EngineKind, Job, PoolKind
+from synthia_batch.job.schema import Determinism, Job
+from synthia_batch.job.sections import EngineKind, PoolKind
 
 Device = Literal["cpu", "cuda"]
 FormatName = Literal["chat", "synthia", "synthia-card", "plain"]

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from synthia_batch.core.types import RowSampling
 from synthia_batch.job.fields import Number, Section, Whole
+from synthia_batch.job.markers import Flag, IdentityClass, always
 from synthia_batch.job.structured import RowStructured
 from synthia_batch.job.units import TokenLength
 
@@ -79,49 +80,108 @@ class RepetitionDetection(Section):
 class Sampling(Section):
     """How tokens are drawn. The defaults are those of the Synthia model cards."""
 
-    temperature: Annotated[Number, Field(ge=0, le=2)] = 0.75
+    temperature: Annotated[
+        Number,
+        Field(ge=0, le=2),
+        Flag("Sampling", "[0.75]", takes=float),
+        always("sampling.temperature", "which token is drawn"),
+    ] = 0.75
     """0 takes the likeliest token each time."""
-    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    top_p: Annotated[
+        Number,
+        Field(gt=0, le=1),
+        Flag("Sampling", "[1.0]", takes=float),
+        always("sampling.top_p", "likewise"),
+    ] = 1.0
     """Draw from the likeliest tokens that come to this probability together."""
-    top_k: Annotated[Whole, Field(ge=0)] = 50
+    top_k: Annotated[
+        Whole,
+        Field(ge=0),
+        Flag("Sampling", "0 takes every token. [50]", takes=int),
+        always("sampling.top_k", "likewise"),
+    ] = 50
     """0 considers every token."""
-    min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    min_p: Annotated[Number, Field(ge=0, le=1), always("sampling.min_p", "likewise")] = 0.0
     """Leave out tokens less probable than this share of the likeliest one's probability."""
-    repetition_penalty: Annotated[Number, Field(gt=0)] = 1.0
+    repetition_penalty: Annotated[
+        Number,
+        Field(gt=0),
+        always("sampling.repetition_penalty", "likewise"),
+    ] = 1.0
     """Over 1 disfavours tokens of the prompt and of the answer so far."""
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[
+        Number,
+        Field(ge=-2, le=2),
+        always("sampling.presence_penalty", "likewise"),
+    ] = 0.0
     """Over 0 disfavours tokens that the answer has."""
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[
+        Number,
+        Field(ge=-2, le=2),
+        always("sampling.frequency_penalty", "likewise"),
+    ] = 0.0
     """Over 0 disfavours tokens by how often the answer has them."""
-    max_tokens: Annotated[TokenLength, Field(ge=1)] = 1024
+    max_tokens: Annotated[
+        TokenLength,
+        Field(ge=1),
+        Flag("Sampling", "New tokens per answer, such as 512 or 4K. [1024]", metavar="COUNT"),
+        always("sampling.max_tokens", "where an answer ends"),
+    ] = 1024
     """New tokens per answer; fewer where prompt and answer would exceed max_model_len."""
-    stop: tuple[Text, ...] = ()
+    stop: Annotated[
+        tuple[Text, ...],
+        Flag("Sampling", "Ends an answer. Repeatable.", metavar="TEXT", takes=list),
+        always("sampling.stop", "where an answer ends; with the prompt format's own stop strings"),
+    ] = ()
     """Strings that end an answer and are not part of it."""
-    min_tokens: Annotated[TokenLength, Field(ge=0)] = 0
+    min_tokens: Annotated[
+        TokenLength,
+        Field(ge=0),
+        always(
+            "sampling",
+            "where an answer may end; this key and the next ones only if not at their defaults",
+        ),
+    ] = 0
     """No answer ends of itself before it has so many tokens; max_tokens goes before it."""
-    stop_token_ids: tuple[TokenId, ...] = ()
+    stop_token_ids: Annotated[tuple[TokenId, ...], always("sampling", "where an answer ends")] = ()
     """Tokens that end an answer, beside the model's own."""
-    ignore_eos: bool = False
+    ignore_eos: Annotated[bool, always("sampling", "likewise")] = False
     """Go on behind the model's own end, up to max_tokens."""
-    include_stop_str_in_output: bool = False
+    include_stop_str_in_output: Annotated[
+        bool,
+        always("sampling", "which part of an answer is its text"),
+    ] = False
     """Leave the stop string that ended an answer at its end."""
-    skip_special_tokens: bool = True
+    skip_special_tokens: Annotated[bool, always("sampling", "likewise")] = True
     """Leave special tokens out of an answer's text."""
-    spaces_between_special_tokens: bool = True
+    spaces_between_special_tokens: Annotated[bool, always("sampling", "likewise")] = True
     """Write spaces between special tokens, where those are in the text."""
-    bad_words: tuple[Text, ...] = ()
+    bad_words: Annotated[tuple[Text, ...], always("sampling", "which token is drawn")] = ()
     """Texts that no answer may have. Their last token is never drawn behind the others."""
-    logit_bias: dict[TokenId, Bias] = Field(default_factory=dict)
+    logit_bias: Annotated[dict[TokenId, Bias], always("sampling", "likewise")] = Field(default_factory=dict)
     """What is added to a token's logit, by its id: from -100, never, to 100."""
-    allowed_token_ids: tuple[TokenId, ...] = ()
+    allowed_token_ids: Annotated[tuple[TokenId, ...], always("sampling", "likewise")] = ()
     """Draw from these tokens only."""
-    repetition_detection: RepetitionDetection | None = None
+    repetition_detection: Annotated[
+        RepetitionDetection | None,
+        always("sampling", "where an answer ends"),
+    ] = None
     """Ends an answer that repeats itself."""
-    logprobs: Annotated[Whole, Field(ge=0)] | None = None
+    logprobs: Annotated[
+        Annotated[Whole, Field(ge=0)] | None,
+        Flag("Sampling", "Keep each token's log-probability and the K likeliest.", metavar="K", takes=int),
+        always("sampling", "a column of the output"),
+    ] = None
     """Keep the log-probability of each token, and of the so many likeliest in its place, in a column."""
-    thinking_token_budget: Annotated[TokenLength, Field(ge=0)] | None = None
+    thinking_token_budget: Annotated[
+        Annotated[TokenLength, Field(ge=0)] | None,
+        always("sampling", "how long the reasoning is"),
+    ] = None
     """The most tokens of reasoning; needs a reasoning parser. Default: no limit of its own."""
-    extra_args: dict[str, Any] = Field(default_factory=dict)
+    extra_args: Annotated[
+        dict[str, Any],
+        always("sampling", "the user's own logits processors depend on it"),
+    ] = Field(default_factory=dict)
     """For logits processors of your own (engine.logits_processors)."""
 
     @field_validator("stop", "bad_words", mode="before")
@@ -135,21 +195,23 @@ class Sampling(Section):
         return (value,) if isinstance(value, int) else value
 
 
-_ALWAYS = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "max_tokens", "stop",
-)  # fmt: skip
-"""What every identity has; of the rest it has what is not left at its default."""
-
-
 def identify_sampling(sampling: Sampling) -> dict[str, Any]:
-    """Return what of `sampling` belongs to a job's identity, as JSON can say it."""
+    """Return the part of `sampling` that belongs to a job's identity, as JSON values.
+
+    Keys with a field of their own are always in it, the others only if not at their defaults.
+    """
     fields = Sampling.model_fields
     return {
         name: value
         for name, value in sampling.model_dump(mode="json").items()
-        if name in _ALWAYS or getattr(sampling, name) != fields[name].get_default(call_default_factory=True)
+        if _is_always_identified(name)
+        or getattr(sampling, name) != fields[name].get_default(call_default_factory=True)
     }
+
+
+def _is_always_identified(name: str) -> bool:
+    classes = (entry for entry in Sampling.model_fields[name].metadata if isinstance(entry, IdentityClass))
+    return any(entry.field == f"sampling.{name}" for entry in classes)
 
 
 class RowKeys(Sampling):

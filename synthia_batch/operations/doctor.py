@@ -23,7 +23,7 @@ from synthia_batch.core.hardware import (
 )
 from synthia_batch.errors import SynthiaBatchError
 from synthia_batch.inputs import open_files, resolve_inputs
-from synthia_batch.job.loading.job_file import ADDRESS, STDIN
+from synthia_batch.job.fields import ADDRESS, STDIN
 from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import Preset
 from synthia_batch.job.schema import Job

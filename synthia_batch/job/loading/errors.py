@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import flatten, spell_key
-from synthia_batch.job.loading.keys import suggest_key
+from synthia_batch.job.keys import suggest_key
 from synthia_batch.job.loading.layer import Layer, Place, find_layer, walk_texts
 from synthia_batch.job.loading.secrets import REFERENCE, SECRET_KEYS
 from synthia_batch.job.sampling import REFUSED

@@ -17,8 +17,8 @@ from ruamel.yaml.error import YAMLError
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import flatten, merge_values, nest
+from synthia_batch.job.keys import wants_text
 from synthia_batch.job.loading.errors import explain_faults, find_odd_values, find_references, refuse_faults
-from synthia_batch.job.loading.keys import wants_text
 from synthia_batch.job.loading.layer import Layer, Place, find_layer
 from synthia_batch.job.schema import Job
 

@@ -16,7 +16,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import spell_key
-from synthia_batch.job.loading.keys import wants_text
+from synthia_batch.job.keys import wants_text
 from synthia_batch.job.loading.layer import Place
 
 MOST_VALUES = 10_000

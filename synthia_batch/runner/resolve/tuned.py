@@ -51,7 +51,7 @@ def read_tuned(place: Mapping[str, Any]) -> Layer | None:
         settings, found_on = record["settings"], date.fromisoformat(record["found_on"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not isinstance(settings, dict) or not settings.keys() <= NOT_IDENTITY.keys():
+    if not isinstance(settings, dict) or not settings.keys() <= NOT_IDENTITY:
         return None
     return Layer(origin=f"tuned on {found_on}", values={"engine": settings}, is_explicit=False)
 
