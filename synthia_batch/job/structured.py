@@ -104,5 +104,5 @@ def make_structure(kind: str, value: Any) -> Structure:
 def _name_one(section: Structured | RowStructured) -> str | None:
     named = [name for name in type(section).model_fields if getattr(section, name) not in (None, ())]
     if len(named) > 1:
-        raise ValueError(f"{' and '.join(named)} are said; an answer can be made to fit one of them")
+        raise ValueError(f"{' and '.join(named)} are set; an answer can have only one structure")
     return named[0] if named else None

@@ -67,7 +67,7 @@ def check_job(merged: Merged) -> None:
     if not merged.is_explicit("model.name") and not merged.is_explicit("preset"):
         raise UsageError("--engine openai: say with --model which of the server's models is to answer")
     for key, reason in OF_THE_SERVER.items():
-        if any(said == key or said.startswith(f"{key}.") for said in merged.said):
+        if any(found == key or found.startswith(f"{key}.") for found in merged.explicit_keys):
             raise UsageError(f"{key} does nothing with --engine openai: {reason}; leave it out")
     if job.on_overflow == "truncate-oldest":
         raise UsageError(
