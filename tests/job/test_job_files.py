@@ -121,7 +121,7 @@ def test_faults_of_a_job_file_and_of_flags_are_told_together() -> None:
         (
             "system: *star*\n",
             "x.yaml:1:9: not valid YAML: found undefined alias 'star*'; quote the text that begins with it; "
-            "* is YAML's sign for an alias",
+            "* marks an alias in YAML",
         ),
         (
             "name: a\n---\nname: b\n",
