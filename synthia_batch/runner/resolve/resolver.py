@@ -14,13 +14,7 @@ from synthia_batch.job.dotted import flatten
 from synthia_batch.job.identity import IdentityParts, InputIdentity, fingerprint, identify
 from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
 from synthia_batch.job.loading.secrets import reveal
-from synthia_batch.job.resolved import (
-    PlanSpec,
-    PoolSpec,
-    Remote,
-    ResolvedJob,
-    SystemText,
-)
+from synthia_batch.job.resolved import PlanSpec, PoolSpec, Remote, ResolvedJob, SystemText
 from synthia_batch.job.schema import Job
 from synthia_batch.job.sections import Engine
 from synthia_batch.models.prompts.system_messages import SystemMessage, select_system_message
@@ -106,7 +100,7 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> Resolved
     )
     job = _resolve(sources, cache)
     tuned = read_tuned(job.tuning_place) if uses_tuned else None
-    return job if tuned is None else _add_tuned(job, tuned)
+    return _add_tuned(job, tuned) if tuned else job
 
 
 def _add_tuned(job: ResolvedJob, tuned: Layer) -> ResolvedJob:
