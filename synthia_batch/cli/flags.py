@@ -1,15 +1,17 @@
-"""The flags that say a job: shared by every command that takes one."""
+"""The flags of a job, built from the markers on its schema, for every command that takes one."""
 
 import copy
-import dataclasses
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+
+from synthia_batch.job.keys import Key, walk_keys
+from synthia_batch.job.markers import Flag, Panel
 
 if TYPE_CHECKING:
     from synthia_batch.job.loading.merge import Layer
@@ -19,190 +21,14 @@ INPUT_HELP = (
     "CSV, also packed."
 )
 _JOB_FILE_SUFFIXES = (".yaml", ".yml")
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
-def _offer(name: str) -> Callable[[str], list[str]]:
-    """Return what completes the values of the key `name`, for a shell."""
-
-    def complete(incomplete: str) -> list[str]:
-        from synthia_batch.job import schema as declared
-        from synthia_batch.job.presets import list_presets
-
-        known = list_presets() if name == "Preset" else get_args(getattr(declared, name))
-        return [word for word in known if word.startswith(incomplete)]
-
-    return complete
-
-
-@dataclass(kw_only=True)
+@dataclass(frozen=True, slots=True)
 class JobFlags:
-    """What was said on the command line. None or empty: nothing was."""
+    """The values of the flags of a job by parameter name; None or empty if a flag is not set."""
 
-    input_or_job: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="INPUT|JOB.yaml", help=f"A job file, or {INPUT_HELP[0].lower()}{INPUT_HELP[1:]}"
-        ),
-    ] = None
-    job: Annotated[Path | None, typer.Option("--job", "-j", help="A job file, with INPUT or without.")] = None
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR|URL",
-            help="Run directory, s3:// or gs://BUCKET/PREFIX. [outputs/NAME-FINGERPRINT]",
-        ),
-    ] = None
-    state: Annotated[
-        Path | None,
-        typer.Option(help="Where the run goes on for an output in a store. [outputs/NAME-FINGERPRINT]"),
-    ] = None
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Directory, .gguf file, Hub name or demo. [demo]")
-    ] = None
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="What a card recommends; see `presets`. [the model's]", autocompletion=_offer("Preset")
-        ),
-    ] = None
-    chat_template: Annotated[
-        Path | None, typer.Option(help="A Jinja file to write prompts by, instead of the model's own.")
-    ] = None
-    lora: Annotated[
-        list[str] | None,
-        typer.Option("--lora", metavar="NAME=PATH", help="A LoRA adapter's directory. Repeatable."),
-    ] = None
-    lora_column: Annotated[str | None, typer.Option(help="Take each row's adapter, by name, from here.")] = (
-        None
-    )
-    system: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--system", "-s", metavar="NAME|@FILE|TEXT", help="System message. Repeatable. [synthia]"
-        ),
-    ] = None
-    input_format: Annotated[
-        str | None,
-        typer.Option(
-            help="openai-batch, sharegpt, alpaca or plain. [found]", autocompletion=_offer("InputFormat")
-        ),
-    ] = None
-    prompt_template: Annotated[
-        Path | None, typer.Option(help="A Jinja file that writes each prompt from the row's columns.")
-    ] = None
-    prompt_column: Annotated[
-        str | None, typer.Option(help="[prompt, question, instruction, input or text]")
-    ] = None
-    messages_column: Annotated[
-        str | None, typer.Option(help="Conversations in OpenAI's shape. [messages]")
-    ] = None
-    turns_column: Annotated[
-        str | None, typer.Option(help="Lists of user messages, played turn by turn. [turns]")
-    ] = None
-    system_column: Annotated[str | None, typer.Option(help="Take each row's system message from here.")] = (
-        None
-    )
-    id_column: Annotated[str | None, typer.Option(help="[a hash of the row's content]")] = None
-    keep_columns: Annotated[str | None, typer.Option(help="Input columns for the output: a,b,c")] = None
-    sampling_column: Annotated[
-        str | None, typer.Option(help="Take what a row says of its own sampling from here.")
-    ] = None
-    tools_column: Annotated[
-        str | None, typer.Option(help="Take a row's tool definitions, for the chat template, from here.")
-    ] = None
-    num_samples: Annotated[
-        int | None, typer.Option("--num-samples", "-n", help="Per row and system message. [1]")
-    ] = None
-    flag: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES", help="Mark answers, in a column: repetition,empty,refusal,language,duplicate"
-        ),
-    ] = None
-    drop_flagged: Annotated[
-        bool | None, typer.Option("--drop-flagged", help="Set marked samples aside, in failed/.")
-    ] = None
-    on_overflow: Annotated[
-        str | None,
-        typer.Option(
-            help="A later turn without room: fail, truncate-oldest or stop. [fail]",
-            autocompletion=_offer("OnOverflow"),
-        ),
-    ] = None
-    temperature: Annotated[float | None, typer.Option(help="[0.75]")] = None
-    top_p: Annotated[float | None, typer.Option(help="[1.0]")] = None
-    top_k: Annotated[int | None, typer.Option(help="0 takes every token. [50]")] = None
-    max_tokens: Annotated[
-        str | None, typer.Option(metavar="COUNT", help="New tokens per answer, such as 512 or 4K. [1024]")
-    ] = None
-    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends an answer. Repeatable.")] = None
-    logprobs: Annotated[
-        int | None, typer.Option(metavar="K", help="Keep each token's log-probability and the K likeliest.")
-    ] = None
-    json_schema: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Every answer is JSON of this schema.")
-    ] = None
-    regex: Annotated[str | None, typer.Option(metavar="TEXT", help="Every answer matches it whole.")] = None
-    choice: Annotated[
-        list[str] | None, typer.Option(metavar="A,B,...", help="Every answer is one of these. Repeatable.")
-    ] = None
-    grammar: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Every answer is of this grammar, GBNF or Lark.")
-    ] = None
-    reasoning_parser: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="vLLM's parser of the model's reasoning: deepseek_r1, ..."),
-    ] = None
-    seed: Annotated[int | None, typer.Option(help="[0]")] = None
-    limit: Annotated[
-        str | None, typer.Option(metavar="COUNT", help="Take the first rows only, such as 200 or 1.5M.")
-    ] = None
-    workers: Annotated[int | None, typer.Option(help="Engines. [one per GPU group, or per core]")] = None
-    tensor_parallel_size: Annotated[
-        int | None, typer.Option(help="GPUs that share an engine's layers. [1]")
-    ] = None
-    pipeline_parallel_size: Annotated[
-        int | None, typer.Option(help="GPUs that take turns of an engine. [1]")
-    ] = None
-    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster. [a Ray of its own]")] = None
-    pool: Annotated[
-        str | None, typer.Option(help="ray or local. [ray]", autocompletion=_offer("PoolKind"))
-    ] = None
-    engine: Annotated[
-        str | None,
-        typer.Option(help="vllm, openai (a server) or scripted. [vllm]", autocompletion=_offer("EngineKind")),
-    ] = None
-    base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Of --engine openai: http://127.0.0.1:8000/v1")
-    ] = None
-    determinism: Annotated[
-        str | None, typer.Option(help="strict or fast. [strict]", autocompletion=_offer("Determinism"))
-    ] = None
-    max_failures: Annotated[
-        str | None,
-        typer.Option(metavar="COUNT|SHARE", help="More failed samples, 500 or 1%, end with exit code 3."),
-    ] = None
-    deadline: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Drain after this long, such as 7h30m.")
-    ] = None
-    stop_at: Annotated[
-        str | None, typer.Option(metavar="HH:MM", help="Drain by this time of day, such as 07:00.")
-    ] = None
-    metrics_port: Annotated[int | None, typer.Option(help="Serve metrics for Prometheus here.")] = None
-    notify: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="URL",
-            help="Tell this Apprise URL of the end; '${NAME}' is an environment variable. Repeatable.",
-        ),
-    ] = None
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any key of a job file. Repeatable."),
-    ] = None
+    values: Mapping[str, Any]
 
     def read_layers(self) -> "list[Layer]":
         """Return the layers of flags, environment and job file, the strongest first."""
@@ -210,128 +36,61 @@ class JobFlags:
         from synthia_batch.job.loading.job_file import read_job_file
         from synthia_batch.job.loading.merge import Layer, parse_assignment, read_environment
 
-        paths, job_file = self._tell_input_from_job()
-        said: dict[str, Any] = {}
-        for field, key in _KEYS.items():
-            value = paths if field == "input_or_job" else getattr(self, field)
+        paths, job_file = self._split_arguments()
+        explicit: dict[str, Any] = {} if paths is None else nest("input.path", paths)
+        for name, (key, flag) in JOB_FLAGS.items():
+            value = self.values[name]
             if value is not None and value != []:
-                said = merge_values(said, nest(key, _spell(field, value)))
-        for assignment in self.settings or []:
-            said = merge_values(said, parse_assignment(assignment))
-        layers = [Layer(origin="flag", values=said), read_environment(os.environ)]
+                explicit = merge_values(explicit, nest(key.name, _parse(flag, value)))
+        for assignment in self.values["settings"] or []:
+            explicit = merge_values(explicit, parse_assignment(assignment))
+        layers = [Layer(origin="flag", values=explicit), read_environment(os.environ)]
         return [*layers, read_job_file(job_file)] if job_file else layers
 
-    def _tell_input_from_job(self) -> tuple[str | list[str] | None, Path | None]:
-        named = self.input_or_job or []
+    def _split_arguments(self) -> tuple[str | list[str] | None, Path | None]:
+        """Return the input's paths and the job file, which may be an argument or a flag."""
+        named, job = self.values["input_or_job"] or [], self.values["job"]
         jobs = [Path(name) for name in named if name.lower().endswith(_JOB_FILE_SUFFIXES)]
-        jobs += [self.job] if self.job is not None else []
+        jobs += [job] if job is not None else []
         if len(jobs) > 1:
             raise typer.BadParameter(f"two job files: {jobs[0]} and {jobs[1]}; name one")
         paths = [name for name in named if not name.lower().endswith(_JOB_FILE_SUFFIXES)]
         return (paths[0] if len(paths) == 1 else paths or None), next(iter(jobs), None)
 
 
-_KEYS = {
-    "input_or_job": "input.path",
-    "output": "output",
-    "state": "store.state",
-    "model": "model.name",
-    "revision": "model.revision",
-    "preset": "preset",
-    "chat_template": "chat_template",
-    "lora": "lora.adapters",
-    "lora_column": "lora.column",
-    "system": "system",
-    "input_format": "input.format",
-    "prompt_template": "input.prompt_template",
-    "prompt_column": "input.prompt_column",
-    "messages_column": "input.messages_column",
-    "turns_column": "input.turns_column",
-    "system_column": "input.system_column",
-    "id_column": "input.id_column",
-    "keep_columns": "input.keep_columns",
-    "sampling_column": "input.sampling_column",
-    "tools_column": "input.tools_column",
-    "reasoning_parser": "engine.reasoning_parser",
-    "num_samples": "num_samples",
-    "flag": "flags",
-    "drop_flagged": "drop_flagged",
-    "on_overflow": "on_overflow",
-    "temperature": "sampling.temperature",
-    "top_p": "sampling.top_p",
-    "top_k": "sampling.top_k",
-    "max_tokens": "sampling.max_tokens",
-    "stop": "sampling.stop",
-    "logprobs": "sampling.logprobs",
-    "json_schema": "structured.json_schema",
-    "regex": "structured.regex",
-    "choice": "structured.choice",
-    "grammar": "structured.grammar",
-    "seed": "seed",
-    "limit": "input.limit",
-    "workers": "pool.workers",
-    "tensor_parallel_size": "pool.tensor_parallel_size",
-    "pipeline_parallel_size": "pool.pipeline_parallel_size",
-    "ray_address": "pool.ray_address",
-    "pool": "pool.kind",
-    "engine": "engine.kind",
-    "base_url": "engine.base_url",
-    "determinism": "determinism",
-    "max_failures": "max_failures",
-    "deadline": "deadline",
-    "stop_at": "stop_at",
-    "metrics_port": "metrics_port",
-    "notify": "notify",
-}
-"""The key of a job file that each flag says."""
-_GROUPS = {
-    "Job": ("job", "output", "state", "settings"),
-    "Input": (
-        "prompt_column", "messages_column", "turns_column", "system_column", "id_column", "keep_columns",
-        "sampling_column", "tools_column", "input_format", "prompt_template", "limit",
-    ),
-    "Model": ("model", "revision", "preset", "chat_template", "lora", "lora_column"),
-    "Prompts and samples": ("system", "num_samples", "flag", "drop_flagged", "on_overflow"),
-    "Sampling": (
-        "temperature", "top_p", "top_k", "max_tokens", "stop", "logprobs", "seed", "determinism",
-    ),
-    "Answers": ("json_schema", "regex", "choice", "grammar", "reasoning_parser"),
-    "Engines": (
-        "workers", "tensor_parallel_size", "pipeline_parallel_size", "ray_address", "pool", "engine",
-        "base_url",
-    ),
-    "The night": ("deadline", "stop_at", "max_failures", "metrics_port", "notify"),
-}  # fmt: skip
-"""The flags as `--help` groups them; the command's own come last."""
+def _collect_flags() -> dict[str, tuple[Key, Flag]]:
+    """Return the keys that have a flag, by the flag's parameter name, in the order of `--help`."""
+    panels = get_args(Panel)
+    found = [(key, flag) for key in walk_keys() if (flag := key.find(Flag)) is not None]
+    found.sort(key=lambda pair: (panels.index(pair[1].panel), pair[1].order))
+    return {_name(key, flag).replace("-", "_"): (key, flag) for key, flag in found}
+
+
+def _name(key: Key, flag: Flag) -> str:
+    return flag.name or key.name.rpartition(".")[2].replace("_", "-")
+
+
+JOB_FLAGS = _collect_flags()
 
 
 def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command`, a function of JobFlags and flags of its own, all the flags of a job.
 
-    A short name such as -n that one of its own flags has means that one.
+    A short name such as -n belongs to the command's own flag if both have it.
     """
-    hints = get_type_hints(JobFlags, include_extras=True)
-    for group, names in _GROUPS.items():
-        for name in names:
-            get_args(hints[name])[1].rich_help_panel = group
-    shared = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in dataclasses.fields(JobFlags)
-    ]
     own_hints = get_type_hints(command, include_extras=True)
     taken = {name for hint in own_hints.values() for name in _list_names(hint)}
     shared = [
-        parameter.replace(annotation=_without_names(parameter.annotation, taken)) for parameter in shared
+        parameter.replace(annotation=_without_names(parameter.annotation, taken))
+        for parameter in _SHARED_PARAMETERS
     ]
     own = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=own_hints[parameter.name])
+        parameter.replace(kind=_KEYWORD, annotation=own_hints[parameter.name])
         for parameter in list(inspect.signature(command).parameters.values())[1:]
     ]
 
     def with_job_flags(**values: Any) -> None:
-        flags = JobFlags(**{parameter.name: values.pop(parameter.name) for parameter in shared})
+        flags = JobFlags({parameter.name: values.pop(parameter.name) for parameter in shared})
         command(flags, **values)
 
     with_job_flags.__name__ = command.__name__
@@ -341,8 +100,65 @@ def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
     return with_job_flags
 
 
+def _make_shared_parameters() -> list[inspect.Parameter]:
+    """Return the parameters that every such command has: INPUT, --job, --set, and the flags of keys."""
+    argument = typer.Argument(
+        metavar="INPUT|JOB.yaml", help=f"A job file, or {INPUT_HELP[0].lower()}{INPUT_HELP[1:]}"
+    )
+    job = typer.Option("--job", "-j", help="A job file, with INPUT or without.", rich_help_panel="Job")
+    settings = typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any key of a job file. Repeatable.", rich_help_panel="Job"
+    )
+    of_keys = [
+        _make_parameter(name, _find_type(flag), _make_option(*JOB_FLAGS[name]))
+        for name, (_, flag) in JOB_FLAGS.items()
+    ]
+    return [
+        _make_parameter("input_or_job", list[str], argument),
+        _make_parameter("job", Path, job),
+        *of_keys,
+        _make_parameter("settings", list[str], settings),
+    ]
+
+
+def _make_parameter(name: str, kind: Any, declared: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, _KEYWORD, default=None, annotation=Annotated[kind | None, declared])
+
+
+def _find_type(flag: Flag) -> Any:
+    return list[str] if flag.takes is list else flag.takes
+
+
+def _make_option(key: Key, flag: Flag) -> Any:
+    names = [f"--{_name(key, flag)}", *([flag.short] if flag.short else [])]
+    return typer.Option(
+        *names,
+        metavar=flag.metavar,
+        help=flag.help,
+        rich_help_panel=flag.panel,
+        autocompletion=_complete_values(key),
+    )
+
+
+def _complete_values(key: Key) -> Callable[[str], list[str]] | None:
+    """Return the shell completion of a key with a closed set of values, None for any other key."""
+    if key.name != "preset" and get_origin(key.field.annotation) is not Literal:
+        return None
+
+    def complete(incomplete: str) -> list[str]:
+        from synthia_batch.job.presets import list_presets
+
+        known = list_presets() if key.name == "preset" else get_args(key.field.annotation)
+        return [word for word in known if word.startswith(incomplete)]
+
+    return complete
+
+
+_SHARED_PARAMETERS = _make_shared_parameters()
+
+
 def _list_names(hint: Any) -> tuple[str, ...]:
-    """Return the names that a flag is declared with; none where Typer makes one of the parameter's."""
+    """Return the names that a flag is declared with; none if Typer derives one from the parameter's."""
     return tuple(
         name
         for data in getattr(hint, "__metadata__", ())
@@ -359,17 +175,16 @@ def _without_names(hint: Any, taken: set[str]) -> Any:
 
 
 def split_names(text: str) -> list[str]:
-    """Return the names that `a, b,c` lists."""
+    """Return the names in a comma-separated list such as `a, b,c`."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _spell(field: str, value: Any) -> Any:
-    if field == "lora":
+def _parse(flag: Flag, value: Any) -> Any:
+    """Return a flag's value in the shape of its key."""
+    if flag.parts == "pairs":
         return dict(_split_adapter(text) for text in value)
-    if field in ("keep_columns", "flag"):
-        return split_names(value)
-    if field == "choice":
-        return [name for text in value for name in split_names(text)]
+    if flag.parts == "names":
+        return [name for text in ([value] if isinstance(value, str) else value) for name in split_names(text)]
     return str(value) if isinstance(value, Path) else value
 
 

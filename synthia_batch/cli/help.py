@@ -1,4 +1,4 @@
-"""How `--help` looks: flags and commands in groups, examples below, plain text without colours."""
+"""Layout of `--help`: flags and commands in groups, examples at the end, plain text without colours."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import typer
 from typer import core
 
 WIDTH = 110
-"""Characters of a line of help, where the terminal has as many."""
+"""Characters of a line of help, if the terminal is that wide."""
 OTHER = "Options"
 COMMAND_GROUPS = {
     "Before": ("init", "schema", "presets", "doctor", "validate", "plan", "preview", "tune"),
@@ -44,11 +44,11 @@ EXAMPLES = {
     "push": ("synthia-batch push outputs/questions-1a2b3c4d me/questions --private",),
     "verify": ("synthia-batch verify outputs/questions-1a2b3c4d --rows",),
 }
-"""What is shown at the end of each command's help."""
+"""The examples at the end of each command's help."""
 
 
 class GroupedCommand(core.TyperCommand):
-    """A command whose flags stand under the names of their groups."""
+    """A command whose flags are listed by group."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section for the arguments and one for each group of flags, in the order of the flags."""
@@ -57,7 +57,7 @@ class GroupedCommand(core.TyperCommand):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 is_argument = parameter.param_type_name == "argument"
-                # In words of Python, Typer would say what the dots say.
+                # Typer shows a repeatable argument by its Python type.
                 record = (record[0].replace(" <list[str]>", "..."), record[1])
                 group = getattr(parameter, "rich_help_panel", None) or OTHER
                 groups.setdefault("Arguments" if is_argument else group, []).append(record)
@@ -67,7 +67,7 @@ class GroupedCommand(core.TyperCommand):
                 formatter.write_dl(records)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the examples as they are to be typed."""
+        """Write the examples, ready to be typed."""
         if lines := EXAMPLES.get(self.name or ""):
             with formatter.section("Examples"):
                 for line in lines:
@@ -75,7 +75,7 @@ class GroupedCommand(core.TyperCommand):
 
 
 class GroupedCommands(core.TyperGroup):
-    """The list of commands, in the order in which a night needs them."""
+    """The list of commands, in the order in which they are needed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands, group by group."""
@@ -98,9 +98,9 @@ class GroupedCommands(core.TyperGroup):
 
 
 class App(typer.Typer):
-    """An application whose commands all have grouped help."""
+    """A Typer application whose commands have grouped help."""
 
     def command(self, *arguments: Any, **settings: Any) -> Any:
-        """As Typer's, with grouped help."""
+        """Register a command with grouped help."""
         settings = {"cls": GroupedCommand, "context_settings": {"max_content_width": WIDTH}, **settings}
         return super().command(*arguments, **settings)

@@ -1,4 +1,4 @@
-"""Nested sections as dotted keys, the way `--set` and `plan` write them."""
+"""Conversion between nested sections and dotted keys, as in `--set` and `plan`."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return {"a.b": 1} for {"a": {"b": 1}}. An empty section stands as a value."""
+    """Return {"a.b": 1} for {"a": {"b": 1}}. An empty section is kept as a value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -24,7 +24,7 @@ def nest(key: str, value: Any) -> dict[str, Any]:
 
 
 def merge_values(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `below` says where `above` is silent, and `above` elsewhere, section by section."""
+    """Return `below` with the keys of `above` replaced, section by section."""
     merged = dict(below)
     for key, value in above.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
@@ -35,5 +35,5 @@ def merge_values(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str
 
 
 def spell_key(key: str) -> str:
-    """Return the dotted `key` with the numbers of list entries as people write them: `stop[1]`."""
+    """Return the dotted `key` with list entries in brackets: `stop[1]`."""
     return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", key)

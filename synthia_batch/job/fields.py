@@ -1,9 +1,7 @@
-"""What a job names as its input: one file, directory, pattern or address, or several.
-
-What the sections of a job file are made of.
-"""
+"""Field types of the job's schema: numbers, paths, inputs, and the base class of its sections."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +16,29 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from synthia_batch.job.markers import Anchored
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+"""Start of an input that is not on this machine."""
+STDIN = "-"
+
+
+def anchor_path(path: str, folder: Path) -> str:
+    """Return `path` joined to `folder` unless it is absolute or a URL."""
+    return path if "://" in path else os.path.normpath(folder / os.path.expanduser(path))
+
+
+def anchor_file_reference(text: str, folder: Path) -> str:
+    """Return `@FILE` with its path anchored, any other text unchanged."""
+    return "@" + anchor_path(text[1:], folder) if text.startswith("@") else text
+
+
+def _anchor_input(path: str, folder: Path) -> str:
+    return path if path in ("", STDIN) or ADDRESS.match(path) else anchor_path(path, folder)
+
 
 def _read_paths(value: Any) -> str | tuple[str, ...]:
-    """Return one path, or several, as text: an address is no Path, and a file's name may be no UTF-8."""
+    """Return one path or several as text: an address is no Path, and a file name may not be UTF-8."""
     if isinstance(value, str | Path):
         if not os.fspath(value):
             raise ValueError("Input should be a path, and is empty")
@@ -34,7 +52,7 @@ def _read_paths(value: Any) -> str | tuple[str, ...]:
 
 
 def _write_paths(value: str | tuple[str, ...]) -> Any:
-    """Return the same, as JSON and YAML can say it."""
+    """Return the same as JSON and YAML values."""
     return value if isinstance(value, str) else list(value)
 
 
@@ -45,12 +63,13 @@ InputPath = Annotated[
     WithJsonSchema(
         {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string"}}]}
     ),
+    Anchored(_anchor_input),
 ]
-"""Files, directories, patterns and addresses: one, or several."""
+"""One or several files, directories, patterns and addresses."""
 
 
 def _refuse_bool(value: Any) -> Any:
-    # Pydantic takes true for 1, and a slip in YAML for a temperature.
+    # Pydantic accepts true as 1, so a YAML typo would become a temperature.
     if isinstance(value, bool):
         raise ValueError("Input should be a number, not true or false")
     return value
@@ -62,7 +81,7 @@ def _expand_home(path: Path) -> Path:
 
 Whole = Annotated[int, BeforeValidator(_refuse_bool)]
 Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_refuse_bool)]
-HomePath = Annotated[Path, AfterValidator(_expand_home)]
+HomePath = Annotated[Path, AfterValidator(_expand_home), Anchored(anchor_path)]
 """A path that may start with `~`, the home directory."""
 
 STORE_URL = r"^(s3|gs)://[^/]+/.*[^/].*$"
@@ -73,7 +92,7 @@ StoreUrl = Annotated[str, Field(pattern=STORE_URL)]
 class Section(BaseModel):
     """A part of a job file. Unknown keys are refused."""
 
-    # The docstrings under the fields are what `schema` says of them.
+    # `schema` shows the docstrings under the fields as descriptions.
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
     )

@@ -1,6 +1,6 @@
-"""The identity of a job: what must be equal for a run to be resumed, and its short name.
+"""The identity of a job: everything that determines the bytes of its output, and its fingerprint.
 
-What belongs to a job's identity: all that decides about the bytes of its output.
+It must be equal for a run to be resumed. The class of each key stands on its field in the schema.
 """
 
 from collections.abc import Mapping
@@ -11,44 +11,50 @@ from blake3 import blake3
 
 from synthia_batch.core.digest import digest_json
 from synthia_batch.job.dotted import flatten
+from synthia_batch.job.keys import walk_keys
+from synthia_batch.job.markers import IdentityClass, always, strict
 from synthia_batch.job.resolved import EngineSpec, PlanSpec, PromptSpec
 from synthia_batch.job.sampling import identify_sampling
 from synthia_batch.job.schema import OnOverflow
 
 OUTPUT_FORMAT = 4
-"""Changes when the same job would write other bytes: columns, encoding, seeds, rendering, shards."""
+"""Changes when the same job would write different bytes: columns, encoding, seeds, rendering, shards."""
 
-NOT_IDENTITY = {
-    "max_num_seqs": "a batch's size does not change tokens in strict mode, and may change in fast",
-    "max_num_batched_tokens": "as max_num_seqs",
-    "gpu_memory_utilization": "memory: an out-of-memory night is mended with less of it",
-    "kv_cache_memory_bytes": "memory",
-    "cpu_offload_gb": "memory",
-    "max_parallel_loading_workers": "how the weights are loaded, not what they are",
-    "use_tqdm_on_load": "display",
-    "disable_log_stats": "display",
-    "base_url": "where the server is, not what it is",
-    "api_key": "who asks the server",
-    "concurrency": "as max_num_seqs",
-    "timeout_seconds": "patience with a server",
-    "patience_seconds": "patience with a server",
-    "hf_token": "who asks for the model, not what it is",
-    "latency_ms": "the scripted engine's speed",
-    "load_seconds": "the scripted engine's speed",
-    "call_log": "where the scripted engine logs",
-    "fail_while_missing": "a rehearsed cause of failures that goes away: `retry` is then to make them",
-    "crash_on": "a rehearsed fault: resuming without it is the point",
-    "hang_on": "a rehearsed fault",
-    "hang_load_once": "a rehearsed fault",
-    "oom_above": "a rehearsed fault",
-    "shows_batch_above": "a rehearsed fault",
+NOT_IDENTITY = frozenset(
+    key.name.removeprefix("engine.")
+    for key in walk_keys()
+    if not key.is_declared and (found := key.find(IdentityClass)) and found.kind == "never"
+)
+"""The engine settings that may differ when a run is resumed. Every other one is part of the identity."""
+_STRICT_PLACEMENT = tuple(
+    key.name.removeprefix("pool.")
+    for key in walk_keys()
+    if key.name.startswith("pool.") and (found := key.find(IdentityClass)) and found.kind == "strict"
+)
+"""The keys of `pool` that are part of the identity in strict determinism."""
+BESIDE_KEYS: Mapping[str, IdentityClass] = {
+    "the input's own system messages": always("replace_own_system", "whether they stay"),
+    "the model's files": always("model.weights", "by digest, its config with them"),
+    "the tokenizer's files": always("model.tokenizer", "by digest"),
+    "any other `engine.` setting": always(
+        "engine", "most change tokens, and a list of those that do not is safer than one of those that do"
+    ),
+    "this package's format": always(
+        "output_format", "columns, encoding, seeds, rendering and shards of this version"
+    ),
+    "vLLM's build and version": strict(
+        "engine.version", "other kernels round differently; in fast it may change, and texts with it"
+    ),
+    "the structured-output backend": strict(
+        "engine.structures", "its name and version; only if answers have a structure, or rows may set one"
+    ),
 }
-"""The engine settings that may differ when a run is resumed, each with its reason."""
+"""The parts of the identity that are not keys of a job, by description."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One field in which two identities differ; None stands for a field that one lacks."""
+    """One field in which two identities differ; None stands for a missing field."""
 
     field: str
     before: Any
@@ -59,12 +65,12 @@ class Difference:
 
 
 def select_identity_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those engine settings that belong to the identity: all that are not excluded by name."""
+    """Return the engine settings that belong to the identity: all that are not excluded by name."""
     return {name: settings[name] for name in sorted(settings) if name not in NOT_IDENTITY}
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
-    """Return 32 hex digits that stand for `identity`; the first 8 name the run directory."""
+    """Return the 32 hex digits of the digest of `identity`; the first 8 name the run directory."""
     return digest_json(identity)[:32]
 
 
@@ -80,7 +86,7 @@ def compare_identities(before: Mapping[str, Any], now: Mapping[str, Any]) -> tup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputIdentity:
-    """Which rows a job has. `columns` are the ones that the input was found to have."""
+    """Which rows a job has. `columns` are those detected in the input."""
 
     digest: str
     columns: Mapping[str, Any]
@@ -89,10 +95,10 @@ class InputIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numerics:
-    """What decides about the last bits of a logit, beside the engine's specification.
+    """Everything beside the engine's specification that affects the last bits of a logit.
 
-    `hardware` is None for an engine that computes alike on any. `structures` is what keeps answers to
-    their structure, None where nothing has to.
+    `hardware` is None for an engine whose results do not depend on it. `structures` is the
+    structured-output backend, None if no answer has a structure.
     """
 
     version: str
@@ -102,11 +108,11 @@ class Numerics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentityParts:
-    """All that an identity is made of. `model_digests` are those of weights and tokenizer.
+    """The parts of an identity. `model_digests` are those of weights and tokenizer.
 
-    `on_overflow` is None where no row has a later turn. `flags` is empty where none are asked for, else
-    their `names`, whether it `drops`, and what tells languages. `quantization` is the checkpoint's own word,
-    `adapter_column` what names a row's LoRA adapter.
+    `on_overflow` is None if no row has a later turn. `flags` is empty if none are requested, or else has
+    their `names`, whether it `drops`, and the language detector. `quantization` is the checkpoint's own
+    method, `adapter_column` the column with a row's LoRA adapter.
     """
 
     input: InputIdentity
@@ -122,17 +128,17 @@ class IdentityParts:
 
 
 def identify(parts: IdentityParts) -> dict[str, Any]:
-    """Return the identity, as JSON can say it: two jobs whose output may differ differ in it."""
+    """Return the identity as JSON values. Two jobs whose outputs may differ have different ones."""
     plan, engine = parts.plan, parts.engine
-    # Only where it decides about anything: other jobs stay what they were.
+    # Only if it has an effect, so that other jobs keep their identity.
     conversation = {"on_overflow": parts.on_overflow} if parts.on_overflow else {}
     return {
         "output_format": OUTPUT_FORMAT,
         "input": {
             "digest": parts.input.digest,
-            # As found, so that a default said aloud changes nothing.
+            # As detected, so that setting a default explicitly changes nothing.
             "columns": dict(parts.input.columns),
-            # As said: whether a limit leaves a row out takes the whole input to know.
+            # As set: only reading the whole input shows whether a limit excludes a row.
             "limit": parts.input.limit,
         },
         # A list, since a sample's ordinal depends on the order.
@@ -148,12 +154,12 @@ def identify(parts: IdentityParts) -> dict[str, Any]:
             "revision": engine.model.revision,
             "trust_remote_code": engine.model.trust_remote_code,
             "dtype": engine.dtype,
-            # Said aloud, what the checkpoint says of itself changes nothing.
+            # Setting the checkpoint's own method explicitly changes nothing.
             "quantization": engine.quantization or parts.quantization,
             "max_model_len": None if engine.is_elsewhere else engine.max_model_len,
             **parts.model_digests,
         },
-        # Only where there are any: jobs without are what they were.
+        # Only if there are any, so that jobs without keep their identity.
         **_identify_adapters(parts),
         "sampling": identify_sampling(engine.sampling),
         "seed": plan.seed,
@@ -173,7 +179,7 @@ def _identify_adapters(parts: IdentityParts) -> dict[str, Any]:
 
 def _identify_structure(engine: EngineSpec) -> dict[str, Any]:
     structure = engine.structure
-    # The text, not its file: reading it in the plan tells what the answers are.
+    # The text, not its path, so that the plan shows the structure of the answers.
     return {"structured": {structure.kind: structure.text}} if structure is not None else {}
 
 
@@ -184,7 +190,7 @@ def digest_text(text: str) -> str:
 
 def _identify_engine(engine: EngineSpec, numerics: Numerics) -> dict[str, Any]:
     identity: dict[str, Any] = {"kind": engine.kind, **select_identity_settings(engine.settings)}
-    if engine.parses_reasoning:  # Of old the setting was vLLM's alone, and changed no column.
+    if engine.parses_reasoning:  # Formerly a setting of vLLM only, which changed no column.
         identity["parses_reasoning"] = True
     if engine.determinism == "fast":
         return identity
@@ -193,6 +199,5 @@ def _identify_engine(engine: EngineSpec, numerics: Numerics) -> dict[str, Any]:
         identity["structures"] = numerics.structures
     if numerics.hardware is not None:
         identity["hardware"] = numerics.hardware
-        identity["tensor_parallel_size"] = engine.tensor_parallel_size
-        identity["pipeline_parallel_size"] = engine.pipeline_parallel_size
+        identity |= {name: getattr(engine, name) for name in _STRICT_PLACEMENT}
     return identity

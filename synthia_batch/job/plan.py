@@ -1,7 +1,6 @@
 """From rows to samples and shards: pure functions of the job and the rows.
 
-Nothing here knows workers, time or files, so the plan of a job is the same wherever and however
-often it is made.
+Nothing here depends on workers, time or files, so a job always has the same plan.
 """
 
 from collections.abc import Iterator
@@ -13,18 +12,18 @@ from synthia_batch.errors import SampleRefused
 from synthia_batch.job.resolved import AdapterChoice, PlanSpec, SystemText
 
 ROWS_STEP = 1000
-"""Shards are whole multiples of this many rows where that fits; sources keep a checkpoint for each."""
+"""Shards are multiples of this many rows if that fits; sources keep a checkpoint for each."""
 PREFERRED_SHARDS = 1000
-"""Beyond this, shards grow before they become more: file systems and readers prefer it, ..."""
+"""Beyond this, shards grow before they become more: file systems and readers prefer that, ..."""
 MAX_SHARD_SAMPLES = 4000
-"""... up to this. A shard is replayed and encoded as a whole, and so decides about the driver's memory:
+"""... up to this. A shard is replayed and encoded as a whole, and so determines the driver's memory:
 4,000 answers of 1,000 tokens are some 20 MB of text, a few times over. Arrow's 2 GiB for all text of
 a column of one file are then 500 KB for each sample."""
 NAMED_SHARDS = 99_999
-"""As many as five digits number, which is how readers of datasets look for files. From 400,000,000
+"""The most that five digits can number, the pattern that dataset readers look for. From 400,000,000
 samples on, shards grow again."""
 ROW_SYSTEM = "row"
-"""The name of a system message that the row brought with it."""
+"""The name of a system message that is part of the row."""
 
 
 def plan_shards(rows: int, samples_per_row: int) -> tuple[Shard, ...]:
@@ -68,13 +67,13 @@ def generate(row: Row, spec: PlanSpec) -> Iterator[Sample]:
 
 
 def limit_answer(row: Row, max_tokens: int) -> int:
-    """Return the most tokens that an answer to `row` may have: its own limit, or the job's `max_tokens`."""
+    """Return the token limit of an answer to `row`: its own, or the job's `max_tokens`."""
     own = row.sampling.max_tokens if row.sampling is not None else None
     return max_tokens if own is None else own
 
 
 def choose_row_adapter(choice: AdapterChoice, row: Row) -> str | None:
-    """Return the LoRA adapter that makes the samples of `row`, None for the model as it is.
+    """Return the LoRA adapter for the samples of `row`, None for the model without one.
 
     Raises:
         SampleRefused: The row names one that the job does not have.
@@ -93,22 +92,22 @@ def choose_row_adapter(choice: AdapterChoice, row: Row) -> str | None:
 
 
 def derive_seed(job_seed: int, row_id: str, system: str, index: int) -> int:
-    """Return the 63-bit seed of a sample: a hash of what it is, never of when or where it is made."""
-    # A length before the id keeps "a" + "b..." and "ab" + "..." apart whatever the ids hold.
+    """Return the 63-bit seed of a sample: a hash of its identity, independent of time and machine."""
+    # A length before the id distinguishes "a" + "b..." from "ab" + "..." for any ids.
     identifier = row_id.encode()
     text = b"%d\0%d\0%s\0%s\0%d" % (job_seed, len(identifier), identifier, system.encode(), index)
     return int.from_bytes(blake3(text).digest(length=8), "big") >> 1
 
 
 def derive_own_seed(own_seed: int, index: int) -> int:
-    """Return the 63-bit seed of a sample of a row that says its own: the first has it as it is."""
+    """Return the 63-bit seed of a sample of a row with its own seed, which the first sample gets."""
     if not index:
         return own_seed
     return int.from_bytes(blake3(b"own\0%d\0%d" % (own_seed, index)).digest(length=8), "big") >> 1
 
 
 def derive_turn_seed(sample_seed: int, turn: int) -> int:
-    """Return the 63-bit seed of a turn of a conversation, counted from 0: the first has the sample's."""
+    """Return the 63-bit seed of a turn of a conversation, counted from 0; the first gets the sample's."""
     if not turn:
         return sample_seed
     return int.from_bytes(blake3(b"turn\0%d\0%d" % (sample_seed, turn)).digest(length=8), "big") >> 1

@@ -1,4 +1,4 @@
-"""A job with no maybes: what the plan, the engines and the store work from."""
+"""The resolved job: the input of plan, engines and store."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,22 +7,23 @@ from typing import Any, Literal
 
 from synthia_batch.core.types import InputFile, Structure
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.job.schema import Determinism, EngineKind, Job, PoolKind
+from synthia_batch.job.schema import Determinism, Job
+from synthia_batch.job.sections import EngineKind, PoolKind
 
 Device = Literal["cpu", "cuda"]
 FormatName = Literal["chat", "synthia", "synthia-card", "plain"]
 
 UNKNOWN_LENGTH = 2**31 - 1
-"""Stands for the tokens that a sequence may have where only a server knows: more than any has."""
+"""The maximum sequence length if only a server knows it: more than any model has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
-    """A model that is there. `name` goes into the output's model column.
+    """A located model. `name` goes into the output's model column.
 
-    `path` is its directory on this machine; a worker on another node that has no such directory
-    falls back on `repo_id` at `revision`. The scripted engine has neither. `gguf` is the file with
-    the weights where the engine reads one: the directory then says the rest.
+    `path` is its directory on this machine; a worker on another node without that directory falls back
+    on `repo_id` at `revision`. The scripted engine has neither. `gguf` is the weights file of a GGUF
+    model; the directory then has only the other files.
     """
 
     name: str
@@ -35,7 +36,7 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraAdapter:
-    """An adapter that requests may name. `digest` is of its config and weights."""
+    """An adapter that requests may name. `digest` covers its config and weights."""
 
     name: str
     path: Path
@@ -45,9 +46,9 @@ class LoraAdapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """All that a worker needs to make its engine. `settings` are the engine's own, by name.
+    """Everything that a worker needs to start its engine. `settings` are the engine's own, by name.
 
-    `structure` is what an answer must be, unless its request says something else.
+    `structure` applies to every answer whose request has none of its own.
     """
 
     kind: EngineKind
@@ -66,29 +67,29 @@ class EngineSpec:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether a server makes the text: its model, tokenizer and limits are not known here."""
+        """Whether a server generates the text: its model, tokenizer and limits are not known here."""
         return self.kind == "openai"
 
     @property
     def takes_messages(self) -> bool:
-        """Whether the engine writes the prompt itself, from messages."""
+        """Whether the engine itself writes the prompt from messages."""
         return self.is_elsewhere and self.settings.get("api") == "chat"
 
     @property
     def parses_reasoning(self) -> bool:
-        """Whether the engine itself tells an answer's reasoning from its response."""
+        """Whether the engine itself separates an answer's reasoning from its response."""
         return self.kind == "vllm" and bool(self.settings.get("reasoning_parser"))
 
     @property
     def caches_prefixes(self) -> bool:
-        """Whether the engine keeps what it computed of a prompt's beginning for the next: vLLM's default."""
+        """Whether the engine caches computed prompt prefixes: vLLM's default."""
         is_off = self.settings.get("enable_prefix_caching") is False
         return self.kind == "vllm" and self.determinism == "fast" and not is_off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSpec:
-    """Where the engines live. `workers` is None where the pool counts what there is."""
+    """Where the engines run. `workers` is None if the pool counts the available devices."""
 
     kind: PoolKind
     workers: int | None
@@ -99,7 +100,7 @@ class PoolSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemText:
-    """A system message by name. `text` is empty where there is none."""
+    """A system message by name. `text` is empty if there is none."""
 
     name: str
     text: str
@@ -107,12 +108,12 @@ class SystemText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSpec:
-    """What decides, with the rows, which samples there are and their seeds.
+    """Determines, together with the rows, the samples and their seeds.
 
-    A row's own system message stays in place unless `replace_own_system`, which is True as well
-    where rows are prompts and have none. With `system_column`, `systems` holds one entry of that
-    name and the text comes from each row; a row where it is blank keeps its own. `plays_turns`:
-    rows are lists of questions, asked one after the other.
+    A row's own system message stays unless `replace_own_system`, which is also True if rows are prompts
+    and have none. With `system_column`, `systems` holds one entry of that name and each row has the
+    text; a row where it is blank keeps its own. `plays_turns`: rows are lists of questions, asked one
+    after the other.
     """
 
     systems: tuple[SystemText, ...]
@@ -124,13 +125,13 @@ class PlanSpec:
 
     @property
     def samples_per_row(self) -> int:
-        """Samples made of each row."""
+        """Samples per row."""
         return len(self.systems) * self.num_samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSpec:
-    """How conversations are written. `tokenizer` is None for engines that read bytes."""
+    """The format of conversations. `tokenizer` is None for engines that read bytes."""
 
     format: FormatName
     template: str | None
@@ -140,7 +141,7 @@ class PromptSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterChoice:
-    """Which adapter makes a row: the one that `column`, a kept one, names, or `name` for all, or none."""
+    """The adapter of a row: the one named in the kept column `column`, or `name` for all, or none."""
 
     name: str | None
     column: str | None
@@ -149,7 +150,7 @@ class AdapterChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remote:
-    """Where in an object store the output goes, and how long that store is waited for, in seconds."""
+    """The output's location in an object store, and that store's time limits in seconds."""
 
     url: str
     lease_seconds: float
@@ -159,20 +160,19 @@ class Remote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedJob:
-    """A job with every value found, and the identity that those values make.
+    """A job with every value resolved, and its identity.
 
-    `declared` has every value filled, `said` those only that the user said: no preset's and none
-    of the model's. `inputs` are the files to read, in order, and `prompt_template` the text that writes
-    prompts of their rows. `columns` are the input's, as `Columns.to_dict` of the source gives them.
-    `origins` tells for each dotted key of the job file where its value came from. `tuning_place`
-    is the model, hardware and engine that tuned settings are remembered for. `preset` is None
-    where there is no model for it to know, `quantization` what the checkpoint says of its weights.
-    `output` is a directory on this machine in any case: the state directory where there is a `remote`.
+    `declared` has every value, `explicit` only those that the user set. `inputs` are the files to read,
+    in order, and `prompt_template` is the text of the template for their rows. `columns` are the
+    input's, from `Columns.to_dict`. `origins` has the origin of each dotted key's value.
+    `tuning_place` is the model, hardware and engine that tuned settings are saved for. `preset` is None
+    for an engine without a model, `quantization` the checkpoint's own. `output` is always a directory on
+    this machine: the state directory if there is a `remote`.
     """
 
     name: str
     declared: Job
-    said: Job
+    explicit: Job
     inputs: tuple[InputFile, ...]
     prompt_template: str | None
     columns: Mapping[str, Any]
@@ -193,5 +193,5 @@ class ResolvedJob:
 
     @property
     def place(self) -> str:
-        """Where the output is, as it is named to people."""
+        """The output's location, for display."""
         return str(self.output) if self.remote is None else self.remote.url

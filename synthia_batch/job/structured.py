@@ -1,28 +1,49 @@
-"""What every answer must be: JSON of a schema, a regular expression's, one of some texts, or a grammar's."""
+"""The structure of every answer: a JSON Schema, a regular expression, a choice of texts, or a grammar."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from synthia_batch.core.types import Structure
 from synthia_batch.job.fields import HomePath, Section
+from synthia_batch.job.markers import Flag, always
 
 Choices = tuple[Annotated[str, Field(min_length=1)], ...]
 
 
 class Structured(Section):
-    """What every answer must be. At most one of them."""
+    """The structure of every answer. At most one of them."""
 
-    json_schema: HomePath | None = None
+    json_schema: Annotated[
+        HomePath | None,
+        Flag("Answers", "Every answer is JSON of this schema.", metavar="FILE", takes=Path),
+        always("structured", "its text, not its path; only if answers have a structure"),
+    ] = None
     """A file with a JSON Schema. In a job file, relative to the job file."""
-    regex: str | None = None
+    regex: Annotated[
+        str | None,
+        Flag("Answers", "Every answer matches it whole.", metavar="TEXT"),
+        always("structured", "likewise"),
+    ] = None
     """A regular expression that the whole answer matches."""
-    choice: Choices = ()
-    """The answers that there may be."""
-    grammar: HomePath | None = None
-    """A file with a grammar, in EBNF as llama.cpp has it (GBNF), or in Lark's syntax. In a job file,
-    relative to the job file."""
+    choice: Annotated[
+        Choices,
+        Flag(
+            "Answers", "Every answer is one of these. Repeatable.",
+            metavar="A,B,...", takes=list, parts="names",
+        ),
+        always("structured", "likewise"),
+    ] = ()  # fmt: skip
+    """The allowed answers."""
+    grammar: Annotated[
+        HomePath | None,
+        Flag("Answers", "Every answer is of this grammar, GBNF or Lark.", metavar="FILE", takes=Path),
+        always("structured", "its text, not its path"),
+    ] = None
+    """A file with a grammar, in llama.cpp's EBNF (GBNF) or in Lark's syntax. In a job file, relative to the
+    job file."""
 
     @field_validator("choice", mode="before")
     @classmethod
@@ -36,7 +57,7 @@ class Structured(Section):
 
     @property
     def kind(self) -> str | None:
-        """The one that was said; None where none was."""
+        """The one that is set, or None."""
         return _name_one(self)
 
 
@@ -55,33 +76,33 @@ class RowStructured(Section):
         return self
 
     def to_structure(self) -> Structure:
-        """Return what was said as the value that goes with a row.
+        """Return the value that is kept with a row.
 
         Raises:
-            ValueError: The schema is text, and that is no JSON.
+            ValueError: The schema is text that is not JSON.
         """
         kind = _name_one(self) or ""
-        said = getattr(self, kind)
-        if kind == "json_schema" and isinstance(said, str):
+        value = getattr(self, kind)
+        if kind == "json_schema" and isinstance(value, str):
             try:
-                said = json.loads(said)
+                value = json.loads(value)
             except (ValueError, RecursionError) as exc:
                 raise ValueError(f"json_schema: is a string, and no JSON: {exc}") from exc
-        return make_structure(kind, said)
+        return make_structure(kind, value)
 
 
-def make_structure(kind: str, said: Any) -> Structure:
-    """Return the structure of a kind: the schema as a value, the choices as a list, else a text.
+def make_structure(kind: str, value: Any) -> Structure:
+    """Return the structure of a kind; `value` is a schema as JSON, choices as a list, or else a text.
 
-    A schema's keys stay in their order: answers have them in it.
+    A schema's keys keep their order, since answers have them in that order.
     """
     is_json = kind in ("json_schema", "choice")
-    text = json.dumps(said, ensure_ascii=False, separators=(",", ":")) if is_json else str(said)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":")) if is_json else str(value)
     return Structure(kind=kind, text=text)
 
 
-def _name_one(said: Structured | RowStructured) -> str | None:
-    named = [name for name in type(said).model_fields if getattr(said, name) not in (None, ())]
+def _name_one(section: Structured | RowStructured) -> str | None:
+    named = [name for name in type(section).model_fields if getattr(section, name) not in (None, ())]
     if len(named) > 1:
-        raise ValueError(f"{' and '.join(named)} are said; an answer can be made to fit one of them")
+        raise ValueError(f"{' and '.join(named)} are set; an answer can have only one structure")
     return named[0] if named else None

@@ -1,4 +1,4 @@
-"""Whether a structure can be asked for at all. What only the engine's backend knows, it says itself."""
+"""Checks of structures, as far as they do not depend on the engine's backend."""
 
 import json
 import re
@@ -20,10 +20,10 @@ MOST_NESTED = 64
 
 @lru_cache(maxsize=256)
 def check_structure(structure: Structure) -> None:
-    """Return if `structure` is one.
+    """Return if `structure` is valid.
 
     Raises:
-        ValueError: It is not; says why, without a place.
+        ValueError: It is not. The message has the reason, without a place.
     """
     if structure.kind == "json_schema":
         open_validator(structure.text)
@@ -39,10 +39,10 @@ def check_structure(structure: Structure) -> None:
 
 @lru_cache(maxsize=256)
 def open_validator(text: str) -> Validator:
-    """Return what judges answers by the schema that `text` is; of the draft that it names, or 2020-12.
+    """Return a validator for the schema in `text`, of the draft that it names, or 2020-12.
 
     Raises:
-        ValueError: It is no schema.
+        ValueError: It is not a schema.
     """
     schema = json.loads(text)
     if not isinstance(schema, dict):
@@ -61,10 +61,10 @@ def open_validator(text: str) -> Validator:
 
 @lru_cache(maxsize=256)
 def compile_regex(text: str) -> re.Pattern[str]:
-    """Return the pattern that answers are compared with.
+    """Return the compiled pattern for answers.
 
     Raises:
-        ValueError: Python's `re` cannot read it, so that no answer could be judged.
+        ValueError: Python's `re` cannot read it, so answers could not be checked.
     """
     if "\0" in text:
         raise ValueError("regex: it holds a NUL, which the engine refuses")
@@ -78,7 +78,7 @@ def read_schema(path: Path) -> Any:
     """Return the JSON value in the file at `path`.
 
     Raises:
-        UsageError: It cannot be read, or is no JSON.
+        UsageError: It cannot be read, or is not JSON.
     """
     text = read_text(path)
     try:

@@ -1,7 +1,7 @@
-"""Numbers as people type them: `32K`, `7h30m`, `1%`, `07:00`. Alike in job files, flags and --set.
+"""Numbers with units: `32K`, `7h30m`, `1%`, `07:00`. The same in job files, flags and --set.
 
-A suffix of a count is decimal: `limit: 1.5M` is 1,500,000 rows. Of a length in tokens it is binary, as
-models' lengths are: `max_model_len: 32K` is 32,768. Capital and small letters say the same.
+The suffix of a count is decimal: `limit: 1.5M` is 1,500,000 rows. That of a length in tokens is binary,
+as usual for models: `max_model_len: 32K` is 32,768. Case does not matter.
 """
 
 import math
@@ -32,16 +32,16 @@ class Share:
         return f"{self.percent:g}%"
 
     def count_of(self, total: int) -> int:
-        """Return how many of `total` are no more than this share."""
-        # 1% of 300 is 3: what a float's last bit takes away, the rounding gives back.
+        """Return the largest number of `total` that is within this share."""
+        # 1% of 300 is 3: rounding corrects the float's last bit.
         return math.floor(round(total * self.percent / 100, 6))
 
 
 def parse_count(value: Any, *, base: int = 1000) -> Any:
-    """Return the whole number that `value` says: 200, "1_000", "32K", "1.5M"; K is `base`.
+    """Parse a whole number: 200, "1_000", "32K", "1.5M"; K is `base`.
 
     Raises:
-        ValueError: It says none.
+        ValueError: `value` is none.
     """
     _refuse_bool(value)
     if not isinstance(value, str):
@@ -57,19 +57,19 @@ def parse_count(value: Any, *, base: int = 1000) -> Any:
 
 
 def parse_token_length(value: Any) -> Any:
-    """Return the number of tokens that `value` says; 32K is 32,768, as models' lengths are written.
+    """Parse a number of tokens; 32K is 32,768, as usual for models.
 
     Raises:
-        ValueError: It says none.
+        ValueError: `value` is none.
     """
     return parse_count(value, base=1024)
 
 
 def parse_duration(value: Any) -> Any:
-    """Return the seconds that `value` says: 90, "90s", "10m", "7h30m", "1d", "1.5h".
+    """Parse a duration in seconds: 90, "90s", "10m", "7h30m", "1d", "1.5h".
 
     Raises:
-        ValueError: It says none.
+        ValueError: `value` is none.
     """
     _refuse_bool(value)
     if not isinstance(value, str):
@@ -91,10 +91,10 @@ def parse_duration(value: Any) -> Any:
 
 
 def parse_clock(value: Any) -> str:
-    """Return the time of day that `value` says as HH:MM, on a clock of 24 hours.
+    """Parse a time of day; return it as HH:MM on a 24-hour clock.
 
     Raises:
-        ValueError: It says none.
+        ValueError: `value` is none.
     """
     found = re.fullmatch(CLOCK_PATTERN, value) if isinstance(value, str) else None
     if found is None:
@@ -104,10 +104,10 @@ def parse_clock(value: Any) -> str:
 
 
 def parse_failure_limit(value: Any) -> "int | Share":
-    """Return the count or the share of failures that `value` says: 500, "2K", "1%".
+    """Parse a count or a share of failures: 500, "2K", "1%".
 
     Raises:
-        ValueError: It says none.
+        ValueError: `value` is none.
     """
     if isinstance(value, Share):
         return value
@@ -128,12 +128,12 @@ def parse_failure_limit(value: Any) -> "int | Share":
 
 
 def count_allowed(limit: int | Share | None, samples: int) -> int | None:
-    """Return how many of `samples` may fail under `limit`; None where all may."""
+    """Return how many of `samples` may fail under `limit`; None if all may."""
     return limit.count_of(samples) if isinstance(limit, Share) else limit
 
 
 def spell_duration(seconds: float) -> str:
-    """Return `seconds` as a person would type them: 7h30m."""
+    """Return `seconds` with units: 7h30m."""
     whole, text = int(seconds), ""
     if whole != seconds or whole == 0:
         return f"{seconds:g}s"
@@ -144,16 +144,16 @@ def spell_duration(seconds: float) -> str:
 
 
 def find_next(clock: str, now: datetime) -> datetime:
-    """Return when it is `clock`, HH:MM, for the next time after `now`, in local time.
+    """Return the next local time after `now` at which it is `clock`, HH:MM.
 
-    `now` is aware. On a day whose clocks change it is what the clock on the wall shows.
+    `now` is aware. On a day when the clocks change, wall-clock time counts.
     """
     hour, minute = (int(part) for part in clock.split(":"))
     today = now.astimezone().date()
     for days in (0, 1):
         day = today + timedelta(days=days)
-        # Made from naive local time, so that the offset is that day's own.
-        # By way of the timestamp: an hour that the clock leaves out comes as much after it went forward.
+        # From naive local time, so that the offset is that day's own; by way of the timestamp, so that a
+        # skipped hour is shifted forward.
         when = datetime.fromtimestamp(datetime.combine(day, time(hour, minute)).timestamp()).astimezone()
         if when > now:
             return when

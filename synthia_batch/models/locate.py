@@ -8,7 +8,7 @@ from typing import Literal
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json, open_digest_cache
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import ModelUnavailable
-from synthia_batch.job.schema import DEMO_MODEL
+from synthia_batch.job.sections import DEMO_MODEL
 from synthia_batch.models.checkpoint import ModelFacts, Quantization, read_model_facts, read_template
 from synthia_batch.models.demo import prepare_demo_model
 from synthia_batch.models.gguf import (

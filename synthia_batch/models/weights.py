@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import ModelUnavailable
-from synthia_batch.job.schema import DEMO_MODEL
+from synthia_batch.job.sections import DEMO_MODEL
 from synthia_batch.models.demo import demo_model_path
 from synthia_batch.models.gguf import (
     choose_files,

@@ -23,7 +23,7 @@ from synthia_batch.core.hardware import (
 )
 from synthia_batch.errors import SynthiaBatchError
 from synthia_batch.inputs import open_files, resolve_inputs
-from synthia_batch.job.loading.job_file import ADDRESS, STDIN
+from synthia_batch.job.fields import ADDRESS, STDIN
 from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import Preset
 from synthia_batch.job.schema import Job
@@ -77,7 +77,7 @@ def examine_job(layers: Sequence[Layer]) -> Diagnosis:
         UsageError: The job cannot be used as it was said.
     """
     none = Layer(origin="default", values={"input": {"path": NO_INPUT}}, is_explicit=False)
-    chosen = add_preset([*layers, none])
+    chosen = add_preset(merge_layers([*layers, none]))
     job = merge_layers(chosen.layers).job
     output = find_directory(job) or Path("outputs")
     checks = [*_list_machine_checks(choose_device(job), output, job)]

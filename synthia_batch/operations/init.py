@@ -12,7 +12,7 @@ from typing import Any
 
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs import Columns, Scan, Selection, Source, open_files, resolve_inputs
-from synthia_batch.job.loading.job_file import ADDRESS
+from synthia_batch.job.fields import ADDRESS
 
 PEEKED_ROWS = 1000
 MOST_KEPT_CHARACTERS = 200

@@ -18,13 +18,13 @@ from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field
 
 from synthia_batch.core.types import Failed, Finished, Logprobs, Outcome, Request, Structure
 from synthia_batch.errors import EngineOutOfMemory, UsageError
+from synthia_batch.job.engine_settings import ScriptedOptions
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import EngineFacts, Placement, check_prompt_length, read_settings
 
@@ -79,7 +79,6 @@ def write_logprobs(words: Sequence[str], count: int, subset: bytes) -> Logprobs:
 
 VERSION = "1"
 """Changes with the text that a prompt and a seed give."""
-MAX_WORDS = 24
 _WORDS = tuple(
     first + last
     for first in (
@@ -102,39 +101,6 @@ _WORDS = tuple(
     )
     for last in ("l", "n", "r", "s", "m", "t", "la", "ne", "ri", "so", "mu", "ta", "lin", "nor", "ras", "tem")
 )
-
-
-class ScriptedOptions(BaseModel):
-    """The settings of the scripted engine: `--set engine.latency_ms=20`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    latency_ms: Annotated[float, Field(ge=0)] = 0.0
-    """From a request's start to its end."""
-    max_num_seqs: Annotated[int, Field(ge=1)] = 64
-    """Requests that run at the same time."""
-    max_words: Annotated[int, Field(ge=1, le=256)] = MAX_WORDS
-    """The longest answer; each length from one word on comes as often."""
-    call_log: Path | None = None
-    """Gets one line per generation, the sample's ordinal, written as the generation ends. Later turns of
-    a conversation are ORDINAL.TURN, counted from 0."""
-    fail_every: Annotated[int, Field(ge=1)] | None = None
-    """Fails each sample whose ordinal is a multiple of this, with the code `scripted_failure`."""
-    fail_while_missing: Path | None = None
-    """`fail_every` stops once there is this file: a cause of failures that someone mends."""
-    crash_on: str | None = None
-    """Ends the engine's whole process, as a segmentation fault would, at a prompt with this text."""
-    hang_on: str | None = None
-    """Never returns from a step that runs a prompt with this text."""
-    oom_above: Annotated[int, Field(ge=1)] | None = None
-    """Runs out of memory once more requests than this run at the same time."""
-    shows_batch_above: Annotated[int, Field(ge=1)] | None = None
-    """Once more requests than this run at the same time, how many do shows in their text: an engine
-    without batch invariance. 1 is caught by the canary at the start, 50 only by `verify --rerun`."""
-    load_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """How long loading takes."""
-    hang_load_once: Path | None = None
-    """Never returns from loading where there is no such file; it is made first, so the next loads."""
 
 
 def parse_options(settings: Mapping[str, Any]) -> ScriptedOptions:

@@ -118,7 +118,7 @@ SLIPS = [
     Slip(
         "no input at all",
         ("run",),
-        f"error: the job cannot be used:\n  input: not said; name an input file or a job file\n{KEYS}",
+        f"error: the job cannot be used:\n  input: not set; name an input file or a job file\n{KEYS}",
     ),
     Slip(
         "no such model on a machine without the Hub",
@@ -214,7 +214,7 @@ SLIPS = [
         ("run", "a.yaml"),
         "error: the job cannot be used:\n"
         "  a.yaml:3:1: temperature: unknown key. Did you mean 'sampling.temperature'?\n"
-        f"  a.yaml:4:1: seed: said a second time, first in line 2; remove one of the two\n{KEYS}",
+        f"  a.yaml:4:1: seed: set a second time, first in line 2; remove one of the two\n{KEYS}",
         files={"a.yaml": "input: {path: q.jsonl}\nseed: 1\ntemperature: 1\nseed: 2\n"},
     ),
     Slip(

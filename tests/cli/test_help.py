@@ -1,19 +1,21 @@
 """Help, version and completion: quick, plain, in groups, with examples that are commands."""
 
-import dataclasses
 import re
 import shlex
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import typer
 from conftest import Command, make_environment
 
 from synthia_batch.cli.app import app
-from synthia_batch.cli.flags import _GROUPS, JobFlags
+from synthia_batch.cli.flags import JOB_FLAGS
 from synthia_batch.cli.help import COMMAND_GROUPS, EXAMPLES
 from synthia_batch.core.hardware import installed_vllm
+from synthia_batch.job.keys import walk_keys
+from synthia_batch.job.markers import Flag, Panel
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 AS_INSTALLED = (
@@ -41,16 +43,19 @@ def test_every_command_stands_in_one_group_in_the_order_of_a_night(synthia: Comm
     assert listed == [name for names in COMMAND_GROUPS.values() for name in names if name in COMMANDS]
 
 
-def test_every_flag_of_a_job_is_in_one_group() -> None:
-    grouped = [name for names in _GROUPS.values() for name in names]
-    flags = [field.name for field in dataclasses.fields(JobFlags) if field.name != "input_or_job"]
-    assert sorted(grouped) == sorted(flags)
+def test_every_flag_of_a_job_is_built_from_the_schema() -> None:
+    declared = [key.name for key in walk_keys() if key.find(Flag)]
+    assert sorted(key.name for key, _ in JOB_FLAGS.values()) == sorted(declared)
+    opts = {flag for parameter in COMMANDS["run"].params for flag in parameter.opts}
+    assert {"-m", "--model", "-o", "--json-schema", "--engine", "--base-url", "--no-drop-flagged"} - opts == {
+        "--no-drop-flagged"
+    }
 
 
 def test_the_flags_of_run_stand_under_their_groups(synthia: Command) -> None:
     told = synthia("run", "--help").stdout
     sections = dict(re.findall(r"^([A-Z][\w ]+):\n((?:  .*\n)+)", told, re.MULTILINE))
-    assert set(sections) == {"Arguments", *_GROUPS, "Options", "Examples"}
+    assert set(sections) == {"Arguments", *get_args(Panel), "Options", "Examples"}
     assert "--deadline" in sections["The night"]
     assert "--dry-run" in sections["Options"]
     assert "list[" not in told

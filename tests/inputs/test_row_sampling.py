@@ -85,15 +85,15 @@ def test_without_the_column_a_row_says_nothing_and_no_plan_has_a_word_of_it(tmp_
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({"temprature": 1}, "'temprature' is no key of sampling; did you mean 'temperature'?"),
+        ({"temprature": 1}, "'temprature' is not a key of sampling; did you mean 'temperature'?"),
         ({"temperature": 3}, "temperature: Input should be less than or equal to 2, got 3"),
         ({"temperature": True}, "temperature: Input should be a number, not true or false"),
         ({"top_k": 1.5}, "top_k: Input should be a valid integer"),
         ({"stop": [""]}, "stop.0: String should have at least 1 character"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens 9 is above max_tokens 8"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
-        ({"n": 2}, "n: a row cannot say it: say -n/--num-samples"),
-        ({"logprobs": 2}, "logprobs: the column is there for every row or for none; say --logprobs K"),
+        ({"n": 2}, "n: not supported in a row: use -n/--num-samples"),
+        ({"logprobs": 2}, "logprobs: the column exists for every row or for none; use --logprobs K"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x.[key]: Input should be a valid integer"),
         ('{"temperature": 1', "is a string, and as JSON not valid JSON"),
         ("[1]", 'must be an object such as {"temperature": 0}, not an array'),
@@ -120,7 +120,9 @@ def test_a_bad_row_at_the_end_is_refused_before_anything_is_made(synthia: Comman
     source = write_jsonl(tmp_path / "q.jsonl", [*records, {"prompt": "last", "how": {"top_q": 1}}])
     done = synthia("run", source, *SCRIPTED, "--sampling-column", "how", "-o", "out")
     assert done.returncode == 2
-    assert "q.jsonl:1501: column 'how': 'top_q' is no key of sampling; did you mean 'top_p'?" in done.stderr
+    assert (
+        "q.jsonl:1501: column 'how': 'top_q' is not a key of sampling; did you mean 'top_p'?" in done.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -117,8 +117,8 @@ def test_a_format_that_cannot_tell_of_tools_is_refused(synthia: Command, tmp_pat
     source = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "Rain?", "tools": [WEATHER]}])
     flags = ("plan", source, "-m", "demo", "--tools-column", "tools")
     for more, words in (
-        ((), "--tools-column: the chat template does not tell the model of tools"),
-        (("--preset", "synthia-7b"), "--tools-column: the format synthia does not tell the model of tools"),
+        ((), "--tools-column: the chat template has no place for tools"),
+        (("--preset", "synthia-7b"), "--tools-column: the format synthia has no place for tools"),
     ):
         refused = synthia(*flags, *more)
         assert refused.returncode == 2, refused.stderr

@@ -2,19 +2,25 @@
 
 import dataclasses
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
 from conftest import ROOT
-from pydantic import BaseModel
 from test_engine_environment import SPEC
 
 from synthia_batch.core.types import Structure
 from synthia_batch.job.dotted import flatten
-from synthia_batch.job.identity import NOT_IDENTITY, IdentityParts, InputIdentity, Numerics, identify
+from synthia_batch.job.identity import (
+    NOT_IDENTITY,
+    IdentityParts,
+    InputIdentity,
+    Numerics,
+    identify,
+    select_identity_settings,
+)
+from synthia_batch.job.keys import walk_keys
 from synthia_batch.job.resolved import EngineSpec, LoraAdapter, PlanSpec, PromptSpec, SystemText
-from synthia_batch.job.schema import Job
-from synthia_batch.workers.scripted import ScriptedOptions
 
 ROW = re.compile(
     r"^\| (?P<setting>[^|]+?) \| (?P<kind>always|strict|never) \| (?P<field>[^|]*?) ?\| (?P<why>.+) \|$"
@@ -26,20 +32,8 @@ def read_table() -> list[dict[str, str]]:
     return [found.groupdict() for line in lines if (found := ROW.match(line))]
 
 
-def list_settings(kind: str | None = None) -> list[str]:
-    rows = [row for row in read_table() if kind in (None, row["kind"])]
-    return [row["setting"].strip("`") for row in rows if row["setting"].startswith("`")]
-
-
-def list_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys += list_keys(inner, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys
+def list_settings() -> list[str]:
+    return [row["setting"].strip("`") for row in read_table() if row["setting"].startswith("`")]
 
 
 def identify_some(engine: EngineSpec) -> dict[str, Any]:
@@ -64,15 +58,16 @@ def identify_some(engine: EngineSpec) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def test_every_setting_of_a_job_is_in_the_table_once() -> None:
-    known = [*list_keys(Job), *(f"engine.{name}" for name in NOT_IDENTITY)]
-    assert sorted(list_settings()) == sorted(known)
+def test_the_table_is_the_one_that_the_schema_gives() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "identity_table.py"))
+    text = (ROOT / "docs" / "determinism.md").read_text()
+    assert tool["replace_table"](text) == text, "run: python tools/identity_table.py"
 
 
-def test_what_identity_leaves_out_is_what_the_table_says_may_change() -> None:
-    engine = {name.removeprefix("engine.") for name in list_settings("never") if name.startswith("engine.")}
-    assert engine == set(NOT_IDENTITY)
-    assert not [row for row in read_table() if (row["kind"] == "never") == bool(row["field"])]
+def test_every_setting_of_a_job_has_one_class() -> None:
+    declared = [key.name for key in walk_keys() if key.is_declared]
+    assert sorted(list_settings()) == sorted([*declared, *(f"engine.{name}" for name in NOT_IDENTITY)])
+    assert all(row["why"].strip() for row in read_table())
 
 
 def test_every_field_of_the_identity_is_in_the_table_and_every_field_of_the_table_in_it() -> None:
@@ -96,6 +91,9 @@ def test_every_field_of_the_identity_is_in_the_table_and_every_field_of_the_tabl
     assert strict["engine.enforce_eager"] is True
 
 
-def test_the_scripted_engines_settings_are_known() -> None:
-    told = {"fail_every", "max_num_seqs", "max_words"}
-    assert set(ScriptedOptions.model_fields) - set(NOT_IDENTITY) - told == set()
+def test_the_identity_has_every_declared_setting_that_is_not_excluded() -> None:
+    declared = {key.name.removeprefix("engine.") for key in walk_keys() if not key.is_declared}
+    others = declared - NOT_IDENTITY
+    assert {"fail_every", "max_words", "extra_body", "reasoning_parser"} <= others
+    settings = dict.fromkeys(declared, 1)
+    assert select_identity_settings(settings) == dict.fromkeys(sorted(others), 1)

@@ -13,7 +13,7 @@ from conftest import read_bytes_of_data, run_probe, write_jsonl
 from synthia_batch import Job, run_job
 from synthia_batch.core.console import Display
 from synthia_batch.errors import SampleRefused, UsageError
-from synthia_batch.job.identity import NOT_IDENTITY, compare_identities, fingerprint
+from synthia_batch.job.identity import compare_identities, fingerprint
 from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.merge import Layer, merge_layers, parse_assignment, read_environment
 from synthia_batch.job.resolved import ResolvedJob
@@ -353,10 +353,6 @@ def test_identities_are_compared_field_by_field() -> None:
         "e: None before, 5 now",
     ]
     assert fingerprint(before) == fingerprint(json.loads(json.dumps(before)))
-
-
-def test_each_exclusion_from_the_identity_has_a_reason() -> None:
-    assert all(reason.strip() for reason in NOT_IDENTITY.values())
 
 
 def test_the_api_runs_a_job(source: Path, tmp_path: Path) -> None:

@@ -38,15 +38,15 @@ the job cannot be used:
   x.yaml:8:10: sampling.top_p: Input should be less than or equal to 1, got 3
   x.yaml:9:1: temperature: unknown key. Did you mean 'sampling.temperature'?
   x.yaml:10:7: seed: 010 may be meant as octal; write 10, or 0o10
-  x.yaml:12:1: name: said a second time, first in line 1; remove one of the two
-  x.yaml:13:10: system[0]: ${HOME} is filled in for secrets only (engine.api_key, engine.hf_token, notify), \
-since what a job makes must not depend on the environment; put the text into a file, and say @FILE
+  x.yaml:12:1: name: set a second time, first in line 1; remove one of the two
+  x.yaml:13:10: system[0]: ${HOME} is replaced in secrets only (engine.api_key, engine.hf_token, notify), \
+since a job's output must not depend on the environment; put the text into a file and use @FILE
   x.yaml:13:25: system[1]: Input should be text, got ['x']
   x.yaml:14:7: pool: Input should be a section, with its keys indented under it, got 3
   x.yaml:15:11: deadline: Input should be a duration such as 90s, 10m, 7h30m or 1d, got '7:30'
   x.yaml:16:1: num_samples: has no value; give it one, or remove the key
   x.yaml:18:28: notify[1]: Input should be text
-  x.yaml:19:7: lora: the tag !!set means nothing here; remove it
+  x.yaml:19:7: lora: the tag !!set is not supported; remove it
 `synthia-batch run --help` lists the flags, `synthia-batch schema` the keys of a job file"""
 
 
@@ -121,11 +121,11 @@ def test_faults_of_a_job_file_and_of_flags_are_told_together() -> None:
         (
             "system: *star*\n",
             "x.yaml:1:9: not valid YAML: found undefined alias 'star*'; quote the text that begins with it; "
-            "* is YAML's sign for an alias",
+            "* marks an alias in YAML",
         ),
         (
             "name: a\n---\nname: b\n",
-            "x.yaml:2:1: not valid YAML: but found another document; mend it and run again",
+            "x.yaml:2:1: not valid YAML: but found another document; fix it and run again",
         ),
         (
             "%YAML 1.1\n---\nname: a\n",
@@ -163,11 +163,11 @@ def test_a_bomb_of_aliases_is_refused_before_it_goes_off() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("engine: {foo: &a [*a]}\n", "x.yaml:1:15: engine.foo[0]: the value holds itself"),
-        ("<<: {seed: 1}\n", "x.yaml:1:1: <<: merging is not read here; write the keys out"),
+        ("engine: {foo: &a [*a]}\n", "x.yaml:1:15: engine.foo[0]: the value contains itself"),
+        ("<<: {seed: 1}\n", "x.yaml:1:1: <<: merge keys are not supported; write the keys out"),
         ("engine: {[a]: 1}\n", "x.yaml:1:10: engine: a key is one word; write `key: value`"),
-        ("name: !mine a\n", "x.yaml:1:7: name: the tag !mine means nothing here; remove it"),
-        ("engine: {foo: .nan}\n", "x.yaml:1:15: engine.foo: nan is no finite number"),
+        ("name: !mine a\n", "x.yaml:1:7: name: the tag !mine is not supported; remove it"),
+        ("engine: {foo: .nan}\n", "x.yaml:1:15: engine.foo: nan is not a finite number"),
         ("deadline_seconds: 5\n", "x.yaml:1:1: deadline_seconds: unknown key. Did you mean 'deadline'?"),
         ("model:\n  max_tokens: 5\n", "x.yaml:2:3: model.max_tokens: unknown key. Did you mean"),
         ("xyzzy: 5\n", "x.yaml:1:1: xyzzy: unknown key.\n"),

@@ -149,8 +149,8 @@ def test_rows_say_their_own(tmp_path: Path) -> None:
         ({"json_schema": "{"}, "structured: json_schema"),
         ({"regex": "(a"}, "structured: regex: missing )"),
         ({}, "structured: name one of json_schema, regex, choice and grammar"),
-        ({"regex": "a", "choice": ["a"]}, "structured: regex and choice are said"),
-        ({"regexp": "a"}, "'regexp' is no key of sampling"),
+        ({"regex": "a", "choice": ["a"]}, "structured: regex and choice are set"),
+        ({"regexp": "a"}, "'regexp' is not a key of sampling"),
     ],
     ids=str,
 )
@@ -164,7 +164,7 @@ def test_a_structure_and_a_least_length_do_not_go_together_in_a_row(tmp_path: Pa
     said = {"structured": {"regex": "a"}, "min_tokens": 3}
     source = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "Why?", "how": said}])
     (fault,) = list_faults(source, sampling_column="how")
-    assert "structured: it says where an answer ends; leave out min_tokens and ignore_eos" in fault
+    assert "structured: it determines where an answer ends; leave out min_tokens and ignore_eos" in fault
 
 
 def ask(conversations: MultiTurnSession, sampling: RowSampling | None) -> Request:
@@ -240,7 +240,7 @@ def test_the_identity_has_the_text_and_not_the_file(synthia: Command, tmp_path: 
         (("--json-schema", "odd.json"), "structured.json_schema: at type: 'objekt' is not valid"),
         (("--regex", "(a"), "structured.regex: missing ), unterminated subpattern"),
         (("--choice", "a,b,a"), "structured.choice: a text is there twice"),
-        (("--regex", "a", "--choice", "a"), "regex and choice are said; an answer can be made to fit one"),
+        (("--regex", "a", "--choice", "a"), "regex and choice are set; an answer can have only one"),
         (("--set", "structured.json=x"), "unknown key. Did you mean 'structured.json_schema'?"),
     ],
 )

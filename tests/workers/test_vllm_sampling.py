@@ -85,11 +85,11 @@ def test_a_request_has_what_its_row_says_and_else_the_jobs() -> None:
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
-        ("sampling.n=3", "sampling.n (flag): a job cannot say it: say -n/--num-samples"),
-        ("sampling.seed=3", "sampling.seed (flag): a job cannot say it: say --seed"),
+        ("sampling.n=3", "sampling.n (flag): not supported in a job: use -n/--num-samples"),
+        ("sampling.seed=3", "sampling.seed (flag): not supported in a job: use --seed"),
         (
             "sampling.output_kind=2",
-            "sampling.output_kind (flag): a job cannot say it: an answer is taken whole",
+            "sampling.output_kind (flag): not supported in a job: an answer is read as a whole",
         ),
         ("sampling.prompt_logprobs=2", "the dataset has no column for them"),
         ("sampling.detokenize=false", "the dataset holds text"),
@@ -123,4 +123,4 @@ def test_a_job_file_says_them_and_a_slip_is_told_by_line(synthia: Command, tmp_p
     job.write_text(job.read_text() + "  best_of: 4\n")
     refused = synthia("plan", job)
     assert refused.returncode == 2
-    assert f"{job}:8:3: sampling.best_of: a job cannot say it: vLLM draws no more" in refused.stderr
+    assert f"{job}:8:3: sampling.best_of: not supported in a job: vLLM draws no more" in refused.stderr

@@ -111,7 +111,7 @@ def resolve_on(tmp_path: Path, **values: Any) -> ResolvedJob:
     source = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "x"}])
     # A format of its own: the models made here have no chat template.
     said = {"input": {"path": source}, "prompt_format": "synthia", **values}
-    return resolve_job([Layer(origin="flag", values=said)], print, takes_tuned=False)
+    return resolve_job([Layer(origin="flag", values=said)], uses_tuned=False)
 
 
 @pytest.fixture

@@ -16,15 +16,17 @@ import typer
 
 from synthia_batch.cli.run_location import Place, is_url
 from synthia_batch.core.formatting import format_bytes, format_seconds
-from synthia_batch.results.read.attempt import WorkerState
-from synthia_batch.results.read.status import RunStatus
+
+if TYPE_CHECKING:
+    from synthia_batch.results.read.attempt import WorkerState
+    from synthia_batch.results.read.status import RunStatus
 
 _LABEL = 10
 _MOST_WORKERS = 16
 """As many have a line of their own; of more only those that are not ready."""
 
 
-def describe_status(status: RunStatus) -> list[str]:
+def describe_status(status: "RunStatus") -> list[str]:
     """Return the lines that say all of `status`, the next command last."""
     facts = [
         ("samples", _describe_counts(status)),
@@ -41,7 +43,7 @@ def describe_status(status: RunStatus) -> list[str]:
     return [f"{status.name}  {_describe_state(status)}", *lines]
 
 
-def describe_briefly(status: RunStatus) -> str:
+def describe_briefly(status: "RunStatus") -> str:
     """Return one line."""
     ended = status.finished + status.failed
     parts = [f"{status.state} {ended}/{status.samples} ({100 * ended / status.samples:.0f}%)"]
@@ -55,7 +57,7 @@ def describe_briefly(status: RunStatus) -> str:
     return ", ".join(parts)
 
 
-def _describe_state(status: RunStatus) -> str:
+def _describe_state(status: "RunStatus") -> str:
     text = status.state
     if status.owner is not None:
         text += f" (pid {status.owner.replace('@', ' on ')})"
@@ -64,7 +66,7 @@ def _describe_state(status: RunStatus) -> str:
     return f"{text}, attempt {status.attempts}"
 
 
-def _describe_counts(status: RunStatus) -> str:
+def _describe_counts(status: "RunStatus") -> str:
     ended = status.finished + status.failed
     text = (
         f"{ended:,} of {status.samples:,} ({100 * ended / status.samples:.1f}%): {status.finished:,} finished"
@@ -74,12 +76,12 @@ def _describe_counts(status: RunStatus) -> str:
     return f"{text}, {status.failed:,} failed"
 
 
-def _describe_failures(status: RunStatus) -> Iterator[tuple[str, str]]:
+def _describe_failures(status: "RunStatus") -> Iterator[tuple[str, str]]:
     for number, (code, count) in enumerate(status.failures.items()):
         yield "" if number else "failures", f"{code} {count:,}"
 
 
-def _describe_speed(status: RunStatus) -> str:
+def _describe_speed(status: "RunStatus") -> str:
     parts = []
     if status.is_going_on and status.tokens_per_second_now is not None:
         parts.append(_spell_rate(status.tokens_per_second_now, status.samples_per_second_now) + " now")
@@ -94,14 +96,14 @@ def _spell_rate(tokens_per_second: float, samples_per_second: float | None) -> s
     return f"{tokens_per_second:,.0f} tokens/s, {samples_per_second or 0:,.2f} samples/s"
 
 
-def _describe_left(status: RunStatus) -> str:
+def _describe_left(status: "RunStatus") -> str:
     if status.left_seconds is None or status.state == "complete":
         return ""
     text = f"about {format_seconds(status.left_seconds)}"
     return text if status.is_going_on else f"{text} once it goes on"
 
 
-def _describe_workers(status: RunStatus) -> Iterator[tuple[str, str]]:
+def _describe_workers(status: "RunStatus") -> Iterator[tuple[str, str]]:
     if not status.is_going_on:
         return
     if not status.workers:
@@ -116,7 +118,7 @@ def _describe_workers(status: RunStatus) -> Iterator[tuple[str, str]]:
         yield "workers" if is_first else "", _describe_worker(worker)
 
 
-def _describe_worker(worker: WorkerState) -> str:
+def _describe_worker(worker: "WorkerState") -> str:
     text = f"{worker.worker:<3} {worker.state:<10}"
     if worker.state == "ready":
         busy = "" if worker.busy_share is None else f"  {100 * worker.busy_share:3.0f}% busy"
@@ -126,15 +128,12 @@ def _describe_worker(worker: WorkerState) -> str:
     return text.rstrip()
 
 
-def _count_states(workers: Sequence[WorkerState]) -> str:
+def _count_states(workers: "Sequence[WorkerState]") -> str:
     counts = {worker.state: 0 for worker in workers}
     for worker in workers:
         counts[worker.state] += 1
     return ", ".join(f"{count} {state}" for state, count in counts.items())
 
-
-if TYPE_CHECKING:
-    from synthia_batch.results.read.status import RunStatus
 
 LOOK_SECONDS = 2.0
 """Between two looks of --watch: as often as a run writes down how far it is."""

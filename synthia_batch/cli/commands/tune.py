@@ -34,7 +34,7 @@ def tune(
     from synthia_batch.runner.resolve import resolve_job
 
     effort = Effort(budget_seconds=_parse_budget(budget), prompts=prompts)
-    job = resolve_job(flags.read_layers(), takes_tuned=False)
+    job = resolve_job(flags.read_layers(), uses_tuned=False)
     with mute_log("synthia_batch.operations.tune") if quiet else nullcontext():
         tuning = tune_job(job, effort)
     print(json.dumps(_to_dict(tuning), ensure_ascii=False) if as_json else _describe(tuning))

@@ -1,4 +1,4 @@
-"""What the user typed, to be typed again: in advice, and in the history of a run. Without its secrets."""
+"""The command line without its secrets, for advice and for the history of a run."""
 
 import shlex
 import sys
@@ -13,13 +13,13 @@ _OWN_FLAGS = {
     "preview": dict.fromkeys(("-n", "--rows"), True)
     | dict.fromkeys(("--random", "--answers", "--full", "--json"), False),
 }
-"""The flags that these commands have and run has not, or in another sense, and whether a value follows."""
+"""Flags of these commands that `run` lacks or uses differently, and whether a value follows."""
 _SECRET_FLAGS = tuple(f"--{key}" for key in SECRET_KEYS)
 _SETTING = "--set"
 
 
 def read_command() -> list[str] | None:
-    """Return what was typed, to be shown and kept; None where Python called and nobody typed it."""
+    """Return the command line without its secrets; None if Python code called the package."""
     program = Path(sys.argv[0])
     if program.name != PROGRAM and program.parent.name != "synthia_batch":
         return None
@@ -27,7 +27,7 @@ def read_command() -> list[str] | None:
 
 
 def turn_into_run(command: Sequence[str]) -> list[str]:
-    """Return the command that makes the whole job of which `command`, a preview or a probe, made some."""
+    """Return the `run` command of the whole job that `command`, a preview or a probe, ran in part."""
     program, name, *arguments = command
     own = _OWN_FLAGS.get(name, {})
     kept: list[str] = []
@@ -42,12 +42,12 @@ def turn_into_run(command: Sequence[str]) -> list[str]:
 
 
 def describe_command() -> str:
-    """Return what the user typed, to be typed again."""
+    """Return the command line as the user can type it again."""
     return shlex.join([PROGRAM, *mask_arguments(sys.argv[1:])])
 
 
 def mask_arguments(arguments: Sequence[str]) -> list[str]:
-    """Return `arguments` of a command line without the secrets that stand in them."""
+    """Return the `arguments` of a command line with their secrets masked."""
     shown: list[str] = []
     before = ""
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""What is wrong with a job, in words: every fault at once, each with its place and what to do."""
+"""Error messages for a job: every fault at once, each with its place and a remedy."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import flatten, spell_key
-from synthia_batch.job.loading.keys import suggest_key
+from synthia_batch.job.keys import suggest_key
 from synthia_batch.job.loading.layer import Layer, Place, find_layer, walk_texts
 from synthia_batch.job.loading.secrets import REFERENCE, SECRET_KEYS
 from synthia_batch.job.sampling import REFUSED
@@ -24,7 +24,7 @@ _WORDS = {
     "path_type": "Input should be a path",
     "finite_number": "Input should be a finite number",
 }
-"""What Pydantic says in words of Python."""
+"""Replacements for Pydantic's messages in terms of Python."""
 
 
 def refuse_faults(faults: Sequence[str]) -> None:
@@ -40,12 +40,12 @@ def refuse_faults(faults: Sequence[str]) -> None:
 
 
 def explain_faults(exc: ValidationError, layers: Sequence[Layer]) -> list[str]:
-    """Return what does not fit the shape of a job, a line for each."""
+    """Return a line for each value that does not fit the schema."""
     return [_explain(fault, layers) for fault in exc.errors()]
 
 
 def find_references(layers: Sequence[Layer]) -> list[str]:
-    """Return the references to the environment that stand where there is no secret."""
+    """Return a line for each reference to the environment in a key that holds no secret."""
     return [
         _place(key, layer.find_place(key), _refuse_reference(key, found[0]))
         for layer in layers
@@ -55,9 +55,9 @@ def find_references(layers: Sequence[Layer]) -> list[str]:
 
 
 def find_odd_values(layers: Sequence[Layer]) -> list[str]:
-    """Return the values that JSON in UTF-8 cannot say: identity, plan and kept job are written in it.
+    """Return a line for each value that JSON in UTF-8, the format of identity and plan, cannot represent.
 
-    The input's path alone may be any bytes: nobody chooses the names of the files that they get.
+    Only the input's path may be any bytes: users do not choose the names of files they receive.
     """
     return [fault for layer in layers for fault in _list_odd(layer)]
 
@@ -73,35 +73,37 @@ def _list_odd(layer: Layer) -> Iterator[str]:
 
 
 def _find_odd(value: Any) -> str | None:
-    """Return why JSON in UTF-8 cannot say `value`, or None if it can."""
+    """Return why JSON in UTF-8 cannot represent `value`, or None if it can."""
     if isinstance(value, str | Path):
         try:
             str(value).encode()
         except UnicodeEncodeError:
-            return f"{str(value)!r} is not valid UTF-8; type it anew"
+            return f"{str(value)!r} is not valid UTF-8; type it again"
         return None
     if isinstance(value, Mapping):
-        odd_key = next((f"the key {key!r} is no text" for key in value if not isinstance(key, str)), None)
+        odd_key = next((f"the key {key!r} is not text" for key in value if not isinstance(key, str)), None)
         return odd_key or _find_odd([*value, *value.values()])
     if isinstance(value, list | tuple):
         return next((fault for entry in value if (fault := _find_odd(entry))), None)
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{value!r} is no finite number"
+        return f"{value!r} is not a finite number"
     if value is None or isinstance(value, bool | int | float):
         return None
-    return f"{str(value)!r} is a {type(value).__name__}, which JSON cannot say; quote it to make it text"
+    return (
+        f"{str(value)!r} is a {type(value).__name__}, which JSON cannot represent; quote it to make it text"
+    )
 
 
 def _explain(fault: ErrorDetails, layers: Sequence[Layer]) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "missing":
-        return f"{key}: not said; name an input file or a job file"
+        return f"{key}: not set; name an input file or a job file"
     layer = find_layer(key, layers) or find_layer(str(fault["loc"][0]), layers)
     place = layer.find_place(key) if layer else Place(origin="default")
     if fault["type"] == "extra_forbidden":
         section, _, name = key.rpartition(".")
         if section == "sampling" and name in REFUSED:
-            return _place(key, place, f"a job cannot say it: {REFUSED[name]}", of_key=True)
+            return _place(key, place, f"not supported in a job: {REFUSED[name]}", of_key=True)
         near = suggest_key(key)
         return _place(key, place, f"unknown key.{f' Did you mean {near!r}?' if near else ''}", of_key=True)
     if fault["input"] is None:
@@ -119,16 +121,16 @@ def _place(key: str, place: Place, what: str, *, of_key: bool = False) -> str:
 
 def _refuse_reference(key: str, reference: str) -> str:
     instead = (
-        "put the text into a file, and say @FILE" if key.startswith("system") else "write the value itself"
+        "put the text into a file and use @FILE" if key.startswith("system") else "write the value itself"
     )
     return (
-        f"{reference} is filled in for secrets only ({', '.join(sorted(SECRET_KEYS))}), since what a job "
-        f"makes must not depend on the environment; {instead}"
+        f"{reference} is replaced in secrets only ({', '.join(sorted(SECRET_KEYS))}), since a job's output "
+        f"must not depend on the environment; {instead}"
     )
 
 
 def _order(fault: str) -> tuple[str, int, int]:
-    """Return where `fault` goes: those of a file by line and column, behind the others."""
+    """Return the sort key of `fault`: those of a file come last, by line and column."""
     found = re.match(r"(.+?):(\d+):(\d+): ", fault)
     return (found[1], int(found[2]), int(found[3])) if found else ("", 0, 0)
 

@@ -1,4 +1,4 @@
-"""The JSON Schema of a job file, for editors: keys, values, defaults, and what each is for."""
+"""The JSON Schema of a job file, for editors: keys, values, defaults and descriptions."""
 
 import inspect
 from typing import Any
@@ -9,13 +9,13 @@ from synthia_batch.job.schema import Job
 
 DIALECT = GenerateJsonSchema.schema_dialect
 _ONE_OR_MORE = ("system", "notify", "stop", "bad_words", "choice")
-"""The lists that may be one text as well."""
+"""Lists that may also be a single text."""
 _BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
-"""Pydantic leaves bounds behind a validator of ours in its own words."""
+"""Pydantic keeps its own names for bounds after a custom validator."""
 
 
 def make_schema() -> dict[str, Any]:
-    """Return the schema, of the dialect 2020-12. Stricter than `run` in one thing: text is quoted."""
+    """Return the schema, in the dialect 2020-12. Unlike `run` it requires text to be quoted."""
     schema = Job.model_json_schema()
     sections = schema.pop("$defs")
     for section in (schema, *sections.values()):
@@ -26,8 +26,8 @@ def make_schema() -> dict[str, Any]:
 
 
 def _tidy(section: dict[str, Any]) -> None:
-    """Make of Pydantic's schema of a section what an editor shows well."""
-    # Not required: beside `-j` a flag may say it.
+    """Change Pydantic's schema of a section so that editors display it well."""
+    # Not required: a flag beside `-j` may set it.
     section.pop("required", None)
     section["description"] = inspect.cleandoc(section.get("description", "")).replace("\n", " ")
     for name, entry in section.get("properties", {}).items():

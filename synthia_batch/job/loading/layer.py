@@ -1,4 +1,4 @@
-"""What one place says about a job."""
+"""Layers of a job: the keys that one source sets, and where."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +9,8 @@ _ABSENT = object()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a key is said. `origin` is how `plan` names it; the others, file:line:column of the key and
-    of its value, are empty where there is no file.
+    """Where a key is set. `origin` is its name in `plan`; the others, file:line:column of the key and of
+    its value, are empty if there is no file.
     """
 
     origin: str
@@ -20,11 +20,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """What one place says about the job. `origin` is how `plan` names that place.
+    """The keys that one source sets, such as a job file. `origin` is the source's name in `plan`.
 
-    `is_explicit` is False where nobody said it: a preset's values, what the model recommends, what
-    `tune` has found. `places` tells by dotted key where in it a key is said, an entry of a list by its
-    number; `faults` are what was wrong with it as it was read.
+    `is_explicit` is False for values that the user did not set: a preset's, the model's recommendations
+    and tuned ones. `places` has the place of each dotted key, with list entries by number; `faults` are
+    the errors found while reading.
     """
 
     origin: str
@@ -33,20 +33,20 @@ class Layer:
     places: Mapping[str, Place] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
 
-    def says(self, key: str) -> bool:
-        """Whether it says anything of the dotted `key`."""
+    def sets(self, key: str) -> bool:
+        """Whether it sets the dotted `key`."""
         return look_up(self.values, key) is not _ABSENT
 
     def find_place(self, key: str) -> Place:
-        """Return where the dotted `key` is said, or what holds it."""
+        """Return where the dotted `key`, or the section or list that holds it, is set."""
         parts = key.split(".")
         names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
         return next((self.places[name] for name in names if name in self.places), Place(origin=self.origin))
 
 
 def find_layer(key: str, layers: Sequence[Layer]) -> Layer | None:
-    """Return the first of `layers` that says something of the dotted `key`."""
-    return next((layer for layer in layers if layer.says(key)), None)
+    """Return the first of `layers` that sets the dotted `key`."""
+    return next((layer for layer in layers if layer.sets(key)), None)
 
 
 def look_up(values: Any, key: str) -> Any:

@@ -1,6 +1,6 @@
-"""Who said what: the layers that a job is merged from, and where each value came from.
+"""Merge the layers of a job, and record where each value came from.
 
-A layer is a nested dict in the shape of a job file. The first layer that says something wins:
+A layer is a nested dict in the shape of a job file. The first layer that sets a key wins:
 
     flag > environment > job file > preset > the model's generation_config > tuned > default
 """
@@ -17,8 +17,8 @@ from ruamel.yaml.error import YAMLError
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import flatten, merge_values, nest
+from synthia_batch.job.keys import wants_text
 from synthia_batch.job.loading.errors import explain_faults, find_odd_values, find_references, refuse_faults
-from synthia_batch.job.loading.keys import wants_text
 from synthia_batch.job.loading.layer import Layer, Place, find_layer
 from synthia_batch.job.schema import Job
 
@@ -30,22 +30,22 @@ ENVIRONMENT_PREFIX = "SYNTHIA_BATCH_"
 class Merged:
     """A job with every value filled, and for each dotted key the origin of its value.
 
-    `said` are the keys whose value the user said, `layers` those that they come from.
+    `explicit_keys` are those that the user set; `layers` are all that were merged.
     """
 
     job: Job
     origins: Mapping[str, str]
-    said: frozenset[str]
+    explicit_keys: frozenset[str]
     layers: tuple[Layer, ...] = ()
 
     def is_explicit(self, key: str) -> bool:
-        """Whether the user said the value of `key`: no preset, no model and no default did."""
-        return key in self.said
+        """Whether the user set `key`: its value is not a preset's, the model's or a default."""
+        return key in self.explicit_keys
 
     @contextmanager
-    def blame(self, key: str) -> Iterator[None]:
-        """Let a UsageError of the block say where in a job file `key`, an entry of a list by its number,
-        has its value.
+    def locate_errors(self, key: str) -> Iterator[None]:
+        """Add to a UsageError of the block the place in a job file of the value of `key`, in which list
+        entries have numbers.
         """
         try:
             yield
@@ -58,12 +58,12 @@ class Merged:
 
 
 def merge_layers(layers: Sequence[Layer]) -> Merged:
-    """Return the job that `layers` give together, the first of them being the strongest.
+    """Return the merged job of `layers`, the strongest first.
 
     Raises:
-        UsageError: A key is unknown or a value does not fit; every such fault is named.
+        UsageError: A key is unknown or a value does not fit; lists every such fault.
     """
-    # Values that no JSON can say would not even be validated.
+    # Values that JSON cannot represent would fail before validation.
     refuse_faults(find_odd_values(layers))
     faults = [*(fault for layer in layers for fault in layer.faults), *find_references(layers)]
     values: dict[str, Any] = {}
@@ -79,16 +79,16 @@ def merge_layers(layers: Sequence[Layer]) -> Merged:
     return Merged(
         job=job,
         origins={key: layer.find_place(key).origin if layer else "default" for key, layer in sources.items()},
-        said=frozenset(key for key, layer in sources.items() if layer and layer.is_explicit),
+        explicit_keys=frozenset(key for key, layer in sources.items() if layer and layer.is_explicit),
         layers=tuple(layers),
     )
 
 
 def read_environment(environment: Mapping[str, str]) -> Layer:
-    """Return the layer that variables such as SYNTHIA_BATCH_SAMPLING__TOP_P=0.9 give.
+    """Return the layer of variables such as SYNTHIA_BATCH_SAMPLING__TOP_P=0.9.
 
     The name is a dotted key in capitals, with two underscores for each dot; the value is YAML, or
-    text as for parse_assignment. Ray's own RAY_ADDRESS says pool.ray_address.
+    text as for parse_assignment. Ray's own RAY_ADDRESS sets pool.ray_address.
     """
     ray = read_ray_address(environment)
     values, places = dict(ray.values), dict(ray.places)
@@ -101,7 +101,7 @@ def read_environment(environment: Mapping[str, str]) -> Layer:
 
 
 def read_ray_address(environment: Mapping[str, str]) -> Layer:
-    """Return the layer that the variable every Ray program heeds, RAY_ADDRESS, gives."""
+    """Return the layer of RAY_ADDRESS, the variable that every Ray program reads."""
     address = environment.get("RAY_ADDRESS")
     values = {"pool": {"ray_address": address}} if address else {}
     places = {"pool.ray_address": Place(origin="environment RAY_ADDRESS")}
@@ -109,9 +109,9 @@ def read_ray_address(environment: Mapping[str, str]) -> Layer:
 
 
 def parse_assignment(text: str) -> dict[str, Any]:
-    """Return the nested dict that `--set key=value` says; the value is YAML.
+    """Return the nested dict of `--set key=value`; the value is YAML.
 
-    Where the key wants text, what YAML would take for a number, a date or a mapping is text:
+    For a key that takes text, a YAML number, date or mapping is text as well:
     `--set model.revision=1234`.
 
     Raises:
@@ -134,8 +134,8 @@ def _name_entries(value: Any) -> Any:
 def parse_value(text: str, where: str, key: str) -> Any:
     """Return the YAML value of `text`: 20 is a number, true a boolean, [a, b] a list.
 
-    @FILE is text, though YAML keeps the sign for itself. So is anything else but null and a list
-    where `key` wants text.
+    @FILE is text, although YAML reserves the sign. So is any value but null and a list if `key` takes
+    text.
     """
     if text.startswith("@"):
         return text

@@ -1,7 +1,7 @@
-"""Secrets of a job, which it names and does not hold: `${NAME}` stands for an environment variable.
+"""Secrets of a job, held as references: `${NAME}` is an environment variable.
 
-The job keeps the reference wherever it is written or shown; `reveal` is called where the secret is used.
-A secret that was written out is used as it is, never shown, and not kept with the run.
+Saved and shown jobs contain the reference; `reveal` is called where the secret is used. A secret that
+is written out is used unchanged, never shown, and not saved with the run.
 """
 
 import re
@@ -22,7 +22,7 @@ def reveal(text: str, environment: Mapping[str, str], key: str) -> str:
     """Return `text` with its `${NAME}` references replaced. `key` is the job's, for the message.
 
     Raises:
-        UsageError: A variable that it names is not set.
+        UsageError: A referenced variable is not set.
     """
     for name in REFERENCE.findall(text):
         if not environment.get(name):
@@ -33,7 +33,7 @@ def reveal(text: str, environment: Mapping[str, str], key: str) -> str:
 
 
 def reveal_settings(settings: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return the engine's `settings` with what is secret of them revealed.
+    """Return the engine's `settings` with their secrets revealed.
 
     Raises:
         UsageError: As for `reveal`.
@@ -47,12 +47,12 @@ def reveal_settings(settings: Mapping[str, Any], environment: Mapping[str, str])
 
 
 def is_reference(text: str) -> bool:
-    """Whether nothing of the secret itself stands in `text`: it is references, and a URL's punctuation."""
+    """Whether `text` has only references and a URL's punctuation, and nothing of the secret itself."""
     return bool(REFERENCE.search(text)) and _ONLY_REFERENCES.fullmatch(text) is not None
 
 
 def mask(value: Any) -> Any:
-    """Return a secret's value as it may be shown: references as they are, of a URL its scheme alone."""
+    """Return a secret's value for display: references unchanged, and only the scheme of a URL."""
     if isinstance(value, list | tuple):
         return [mask(entry) for entry in value]
     if not isinstance(value, str) or is_reference(value):
@@ -62,7 +62,7 @@ def mask(value: Any) -> Any:
 
 
 def drop_written_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was said of a job, nested, without the secrets that are no references."""
+    """Return a job's nested `values` without the secrets that are not references."""
     kept = dict(values)
     for key in SECRET_KEYS:
         section, _, name = key.rpartition(".")

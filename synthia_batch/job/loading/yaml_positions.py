@@ -1,7 +1,7 @@
-"""YAML with the place of every key and value, so that a fault in a job file is told by line and column.
+"""YAML with the place of every key and value, so that errors in a job file name line and column.
 
-Read as YAML 1.2 has it: `no` is text, `7:30` is text, `1_000` is a number. Where a key wants text, what
-YAML would take for a number or a date is text as it stands, as with --set.
+Read as YAML 1.2: `no` is text, `7:30` is text, `1_000` is a number. For a key that takes text, a YAML
+number or date is text as well, as with --set.
 """
 
 import re
@@ -16,11 +16,11 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import spell_key
-from synthia_batch.job.loading.keys import wants_text
+from synthia_batch.job.keys import wants_text
 from synthia_batch.job.loading.layer import Place
 
 MOST_VALUES = 10_000
-"""More than this are no job file's: aliases of aliases, or data."""
+"""More than this is not a job file: aliases of aliases, or data."""
 _NULL = "tag:yaml.org,2002:null"
 _STRING = "tag:yaml.org,2002:str"
 _DATE = "tag:yaml.org,2002:timestamp"
@@ -31,17 +31,17 @@ _HINTS = {
     "@": "quote it, as in '@persona.txt'",
     "`": "quote the text that begins with it",
     "%": "quote the text that begins with it",
-    "*": "quote the text that begins with it; * is YAML's sign for an alias",
+    "*": "quote the text that begins with it; * marks an alias in YAML",
     "{": "quote a text that has { or } in it, as in '${TOKEN}'",
     "}": "quote a text that has { or } in it, as in '${TOKEN}'",
     ":": "put a space behind a key's colon, quote a text that has ': ' in it, indent a section's keys alike",
 }
-"""What to do, by the character at which YAML gave up."""
+"""Remedies by the character at which YAML parsing failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkedYaml:
-    """What a file says, where, by dotted key with the numbers of list entries, and what is wrong."""
+    """A file's values, their places by dotted key with list entries by number, and its faults."""
 
     values: dict[str, Any]
     places: Mapping[str, Place]
@@ -49,10 +49,10 @@ class MarkedYaml:
 
 
 def read_marked(text: str, file: str) -> MarkedYaml:
-    """Return the mapping that `text` is, with its places; `file` is for the messages.
+    """Return the mapping in `text`, with its places; `file` is for the messages.
 
     Raises:
-        UsageError: It is no YAML, or no mapping.
+        UsageError: It is not YAML, or not a mapping.
     """
     root = _compose(text, file)
     if root is None:
@@ -64,7 +64,7 @@ def read_marked(text: str, file: str) -> MarkedYaml:
         )
     reader = _Reader(file=file)
     try:
-        values = reader.read(root, "") or {}  # None where the whole has a tag, which is a fault
+        values = reader.read(root, "") or {}  # None if the root has a tag, which is a fault
     except RecursionError:
         raise UsageError(f"{file}: nested too deeply for a job file; see jobs/quickstart.yaml") from None
     return MarkedYaml(values=values, places=reader.places, faults=tuple(reader.faults))
@@ -90,21 +90,21 @@ def _compose(text: str, file: str) -> Node | None:
 def _explain(exc: MarkedYAMLError, text: str, file: str) -> str:
     mark = exc.problem_mark or exc.context_mark
     if mark is None:
-        return f"{file}: not valid YAML: {exc.problem}; mend it and run again"
+        return f"{file}: not valid YAML: {exc.problem}; fix it and run again"
     lines = text.splitlines()
     at = lines[mark.line][mark.column : mark.column + 1] if mark.line < len(lines) else ""
     begun = ""
     if not at and exc.context_mark is not None:
-        # At the end of the file YAML notices what was left open far above.
+        # Only at the end of the file does YAML notice an unclosed quote or bracket far above.
         begun = f" in what begins at line {exc.context_mark.line + 1}"
-    hint = _HINTS.get(at, "close what was opened, a quote or a bracket" if begun else "mend it and run again")
+    hint = _HINTS.get(at, "close what was opened, a quote or a bracket" if begun else "fix it and run again")
     what = str(exc.problem).replace("\t", "\\t")
     return f"{_point(file, mark)}: not valid YAML: {what}{begun}; {hint}"
 
 
 @dataclass(kw_only=True)
 class _Reader:
-    """Turns nodes into values, noting places and faults on the way."""
+    """Turns nodes into values and collects places and faults."""
 
     file: str
     places: dict[str, Place] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class _Reader:
                 f"{self.file}: more than {MOST_VALUES:,} values with its aliases; a job file has a few dozen"
             )
         if id(node) in self._open:
-            self._fault(node.start_mark, key, "the value holds itself; write it out instead of the alias")
+            self._fault(node.start_mark, key, "the value contains itself; write it out instead of the alias")
             return None
         self._open.append(id(node))
         try:
@@ -135,7 +135,7 @@ class _Reader:
             return [self._read_entry(entry, f"{key}.{number}") for number, entry in enumerate(node.value)]
         if isinstance(node, MappingNode) and str(node.tag).endswith(":map"):
             return dict(self._read_pairs(node, key))
-        self._fault(node.start_mark, key, f"the tag {_name_tag(node)} means nothing here; remove it")
+        self._fault(node.start_mark, key, f"the tag {_name_tag(node)} is not supported; remove it")
         return None
 
     def _read_entry(self, node: Node, key: str) -> Any:
@@ -152,11 +152,11 @@ class _Reader:
             name = key_node.value
             key = f"{parent}.{name}" if parent else name
             if name == "<<":
-                self._fault(mark, key, "merging is not read here; write the keys out")
+                self._fault(mark, key, "merge keys are not supported; write the keys out")
                 continue
             if name in seen:
                 first = seen[name].line + 1
-                self._fault(mark, key, f"said a second time, first in line {first}; remove one of the two")
+                self._fault(mark, key, f"set a second time, first in line {first}; remove one of the two")
                 continue
             seen[name] = mark
             is_empty = isinstance(value_node, ScalarNode) and value_node.tag == _NULL
@@ -164,13 +164,13 @@ class _Reader:
             self._note(key, mark, value_mark)
             faults = len(self.faults)
             value = self.read(value_node, key)
-            if value is not None or len(self.faults) == faults:  # Else it is told of, and is no null.
+            if value is not None or len(self.faults) == faults:  # Otherwise it is a fault.
                 yield name, value
 
     def _read_scalar(self, node: ScalarNode, key: str) -> Any:
         text: str = node.value
         if node.tag not in _SCALARS:
-            self._fault(node.start_mark, key, f"the tag {_name_tag(node)} means nothing here; remove it")
+            self._fault(node.start_mark, key, f"the tag {_name_tag(node)} is not supported; remove it")
             return None
         is_text = node.tag in (_STRING, _DATE) or (node.tag != _NULL and wants_text(_drop_numbers(key)))
         if is_text:

@@ -1,7 +1,7 @@
 """Presets: what the model cards recommend, as layers of a job. One YAML file each.
 
-Every value stands there with the line of a model card that says it, or with the reason for it
-where no card does. `tests/test_presets.py` holds the lines against the cards.
+Every value has the line of a model card that it comes from, or a reason if there is
+none. `tests/test_presets.py` holds the lines against the cards.
 """
 
 import difflib
@@ -17,16 +17,16 @@ from synthia_batch.job.dotted import merge_values, nest
 from synthia_batch.job.loading.merge import Layer
 
 ANY_MODEL = "chat"
-"""The preset of a model that no other one knows."""
+"""The preset of models without one of their own."""
 _OF_THE_MODEL = "model."
-"""Keys that say what the preset's own model is, and nothing of any other."""
+"""Keys that describe the preset's own model only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sourced:
-    """A value, the `line` of a card that says it, and the `reason` where that needs one.
+    """A value, the `line` of a card that it comes from, and the `reason` if it needs one.
 
-    `card` is the address of the card where it is not the preset's own.
+    `card` is the address of the card if it is not the preset's own.
     """
 
     value: Any
@@ -35,7 +35,7 @@ class Sourced:
     reason: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able values, without what is not there."""
+        """Return it as JSON-able values, without missing entries."""
         rest = {"line": self.line, "card": self.card, "reason": self.reason}
         return {"value": self.value, **{key: text for key, text in rest.items() if text is not None}}
 
@@ -55,9 +55,9 @@ class FileSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """What a card says. `job` and `placement` are by dotted key of a job file, `facts` by name.
+    """A model card's values. `job` and `placement` are by dotted key of a job file, `facts` by name.
 
-    `matches` are the names of models that are this preset's; `placement` holds where there are GPUs.
+    `matches` are the names of this preset's models; `placement` applies if there are GPUs.
     """
 
     name: str
@@ -77,8 +77,8 @@ class Preset:
     def make_layer(self, model: str | None, *, on_gpu: bool, found: bool = False) -> Layer:
         """Return the layer for a job whose user named `model`, or none.
 
-        Of another model than its own, the preset knows neither dtype, quantization and length
-        nor where to place it: these are left out. `found` says that nobody named the preset.
+        For a model that is not its own, dtype, quantization, length and placement are left out. `found`:
+        the preset was found by the model's name.
         """
         own = model is None or self.knows(model)
         keys = {**self.job, **(self.placement if on_gpu else {})} if own else self.job

@@ -190,7 +190,7 @@ class RunSession:
         if not (run_dir.plan.exists() and run_dir.duplicates.exists()):
             # Before the plan: a run with a plan has everything that the plan needs.
             publish_bytes(run_dir.duplicates, *self.scan.duplicates.encode())
-        write_job(run_dir.job, self.job.said)
+        write_job(run_dir.job, self.job.explicit)
         write_plan_once(run_dir.plan, self.plan)
 
     def _open_store(self, events: EventLog, states: Sequence[ShardState]) -> RunStore:
@@ -292,7 +292,7 @@ def tidy_complete_run(job: ResolvedJob) -> None:
         # Under the lock: leftovers may have been another process's unfinished work.
         remove_leftovers(run_dir, ())
         if not run_dir.job.exists():
-            write_job(run_dir.job, job.said)
+            write_job(run_dir.job, job.explicit)
 
 
 def make_grid(spec: PlanSpec, *, has_flags: bool = False, has_logprobs: bool = False) -> SampleGrid:

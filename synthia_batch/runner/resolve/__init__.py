@@ -1,4 +1,4 @@
-"""From what was said to a job with no maybes."""
+"""From the declared job to the resolved one."""
 
 from synthia_batch.runner.resolve.resolver import SYSTEM_COLUMN, find_directory, resolve_job, select_rows
 

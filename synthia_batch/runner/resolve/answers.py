@@ -1,4 +1,4 @@
-"""What a job asks of every answer beside its text: what it must be, and how probable its tokens were."""
+"""Requirements on every answer beside its text: its structure, tools, and log-probabilities."""
 
 from synthia_batch.core.types import Structure
 from synthia_batch.errors import UsageError
@@ -10,25 +10,25 @@ from synthia_batch.job.structured_check import check_structure, read_schema, rea
 from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat, PromptFormat
 
 MAX_LOGPROBS = 20
-"""What vLLM gives unless engine.max_logprobs says otherwise (config/model.py of 0.32.0)."""
+"""vLLM's default of engine.max_logprobs (config/model.py of 0.32.0)."""
 
 
 def read_structure(merged: Merged) -> Structure | None:
-    """Return what every answer must be, its files read; None where it may be anything.
+    """Return the structure of every answer, with its file read, or None.
 
     Raises:
-        UsageError: A file cannot be read, or it is none.
+        UsageError: The file cannot be read, or is not a valid structure.
     """
-    said = merged.job.structured
-    if said.kind is None:
+    section = merged.job.structured
+    if section.kind is None:
         return None
-    with merged.blame(f"structured.{said.kind}"):
-        value = getattr(said, said.kind)
-        if said.kind == "json_schema":
+    with merged.locate_errors(f"structured.{section.kind}"):
+        value = getattr(section, section.kind)
+        if section.kind == "json_schema":
             value = read_schema(value)
-        elif said.kind == "grammar":
+        elif section.kind == "grammar":
             value = read_text(value)
-        structure = make_structure(said.kind, value)
+        structure = make_structure(section.kind, value)
         try:
             check_structure(structure)
         except ValueError as exc:
@@ -37,7 +37,7 @@ def read_structure(merged: Merged) -> Structure | None:
 
 
 def check_tools(prompt_format: PromptFormat) -> None:
-    """Return if prompts of this format can tell of tools.
+    """Return if prompts of this format can include tools.
 
     Raises:
         UsageError: They cannot.
@@ -50,13 +50,13 @@ def check_tools(prompt_format: PromptFormat) -> None:
         "the chat template" if isinstance(prompt_format, ChatFormat) else f"the format {prompt_format.name}"
     )
     raise UsageError(
-        f"--tools-column: {what} does not tell the model of tools; name another template with "
+        f"--tools-column: {what} has no place for tools; name another template with "
         "--chat-template FILE, or another model"
     )
 
 
 def check_logprobs(job: Job, device: Device) -> None:
-    """Return if the job can have the log-probabilities that it asks for.
+    """Return if the job can have the log-probabilities that it requests.
 
     Raises:
         UsageError: It cannot.

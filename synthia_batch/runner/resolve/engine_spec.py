@@ -1,6 +1,9 @@
-"""What makes the text, as resolved: the engine's specification, and what its numbers depend on."""
+"""The resolved engine: its specification, and everything that its numerical results depend on."""
 
+import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from synthia_batch.core.hardware import installed_vllm, list_capabilities, name_cpu, name_gpus
 from synthia_batch.errors import UsageError
@@ -26,7 +29,7 @@ SCRIPTED_MODEL_LEN = 8192
 
 
 def specify_engine(merged: Merged, found: FoundModel, prompt: PromptSpec) -> EngineSpec:
-    """Return all that a worker needs to make the engine of the job that `merged` comes to.
+    """Return everything that a worker needs to start the engine of the `merged` job.
 
     Raises:
         UsageError: A setting is wrong, or this machine cannot.
@@ -37,17 +40,37 @@ def specify_engine(merged: Merged, found: FoundModel, prompt: PromptSpec) -> Eng
     if merged.job.engine.kind == "vllm":
         _check_vllm(merged, found)
     else:
-        from synthia_batch.workers.scripted import parse_options
-
-        parse_options(merged.job.engine.settings)
+        _parse_scripted(merged.job.engine.settings)
     spec = _specify_local(merged, found, prompt, length)
     if spec.kind == "vllm":
         _check_vllm_spec(spec, found, is_elsewhere=bool(merged.job.pool.ray_address))
     return spec
 
 
+def add_settings(engine: EngineSpec, settings: Mapping[str, Any]) -> EngineSpec:
+    """Return `engine` with those of `settings` that it does not have.
+
+    Raises:
+        UsageError: The engine has no such setting, or the value does not fit.
+    """
+    if engine.kind == "vllm":
+        check_settings(settings, engine.device, engine.determinism)
+    merged = {**settings, **engine.settings}
+    if engine.kind == "openai":
+        openai_settings.parse_settings(merged)
+    elif engine.kind == "scripted":
+        _parse_scripted(merged)
+    return dataclasses.replace(engine, settings=merged)
+
+
+def _parse_scripted(settings: Mapping[str, Any]) -> None:
+    from synthia_batch.workers.scripted import parse_options
+
+    parse_options(settings)
+
+
 def find_numerics(engine: EngineSpec, *, has_structures: bool) -> Numerics:
-    """Return what else decides about the last bits; `has_structures`: some answers have to be something."""
+    """Return what else the last bits depend on; `has_structures`: some answers have a structure."""
     if engine.is_elsewhere:
         return Numerics(version="the server's", hardware=None)
     if engine.kind == "scripted":
@@ -63,7 +86,7 @@ def find_numerics(engine: EngineSpec, *, has_structures: bool) -> Numerics:
 
 
 def _check_vllm(merged: Merged, found: FoundModel) -> None:
-    """Return if vLLM is there, and takes what is said of it and of sampling."""
+    """Return if vLLM is installed and accepts its settings and the sampling."""
     job, settings = merged.job, merged.job.engine.settings
     if installed_vllm() is None:
         raise UsageError(
@@ -71,10 +94,10 @@ def _check_vllm(merged: Merged, found: FoundModel) -> None:
             "'synthia-batch[cpu]' elsewhere; or rehearse with --engine scripted"
         )
     device = choose_device(job)
-    # A plugin brings names of parsers, so that no name can be judged without it.
+    # A plugin adds names of parsers, so a name cannot be checked without it.
     plugin = {name: value for name, value in settings.items() if name == "reasoning_parser_plugin"}
     for name, value in settings.items():
-        with merged.blame(f"engine.{name}"):
+        with merged.locate_errors(f"engine.{name}"):
             check_settings({**plugin, name: value}, device, job.determinism)
     check_sampling(job.sampling, found.facts.vocabulary if found.facts else None)
     check_budget(settings, job.sampling)
@@ -102,7 +125,7 @@ def _specify_local(merged: Merged, found: FoundModel, prompt: PromptSpec, length
 
 
 def _check_vllm_spec(spec: EngineSpec, found: FoundModel, *, is_elsewhere: bool) -> None:
-    """Return if the machine and the checkpoint allow it; of a cluster each worker looks at its own cards."""
+    """Return if this machine and the checkpoint allow it; on a cluster each worker checks its own GPUs."""
     check_processes(spec)
     of_model = found.facts.quantization if found.facts else None
     check_quantization(spec, of_model.method if of_model else None)
@@ -120,7 +143,7 @@ def _specify_endpoint(merged: Merged, found: FoundModel, prompt: PromptSpec) -> 
     structure = read_structure(merged)
     openai_settings.check_structure(structure, settings)
     key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
-    telling = openai_settings.list_telling(settings, api)
+    non_defaults = openai_settings.list_telling(settings, api)
     return EngineSpec(
         kind="openai",
         model=found.ref,
@@ -132,13 +155,13 @@ def _specify_endpoint(merged: Merged, found: FoundModel, prompt: PromptSpec) -> 
         determinism=job.determinism,
         tensor_parallel_size=1,
         pipeline_parallel_size=1,
-        settings=reveal_settings({**key, **telling}, os.environ),
+        settings=reveal_settings({**key, **non_defaults}, os.environ),
         structure=structure,
     )
 
 
 def _add_stops(sampling: Sampling, prompt: PromptSpec) -> Sampling:
-    """Return `sampling` with what ends an answer in the prompt's format, too."""
+    """Return `sampling` with the stop strings of the prompt's format added."""
     stop = tuple(dict.fromkeys((*sampling.stop, *open_format(prompt).stop)))
     return sampling.model_copy(update={"stop": stop})
 
@@ -146,20 +169,20 @@ def _add_stops(sampling: Sampling, prompt: PromptSpec) -> Sampling:
 def _choose_length(merged: Merged, found: FoundModel) -> int:
     job = merged.job
     known = found.facts.max_model_len if found.facts else SCRIPTED_MODEL_LEN
-    said = job.model.max_model_len
-    if said is not None and known is not None and not merged.is_explicit("model.max_model_len"):
-        return min(said, known)  # A card's word against the model's own.
-    length = said or known
+    wanted = job.model.max_model_len
+    if wanted is not None and known is not None and not merged.is_explicit("model.max_model_len"):
+        return min(wanted, known)  # The preset's length, limited to the model's own.
+    length = wanted or known
     if length is None:
         raise UsageError(
-            f"{found.ref.name}: its config.json does not say how long a sequence may be; "
-            "say it with --set model.max_model_len=TOKENS"
+            f"{found.ref.name}: its config.json has no maximum sequence length; "
+            "set it with --set model.max_model_len=TOKENS"
         )
     return length
 
 
 def _name_gpu_kind() -> str:
-    """Return this machine's GPU model. A driver without one leaves it to the canary, which a
-    resumed run must answer as the first did.
+    """Return this machine's GPU model. If it is unknown here, only the canary compares the hardware:
+    a resumed run must answer it as the first attempt did.
     """
     return ", ".join(sorted(set(name_gpus()))) or "as the canary says"

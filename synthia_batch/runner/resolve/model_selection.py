@@ -1,6 +1,6 @@
-"""Which model a job has, by which preset, and how its prompts are written.
+"""The model of a job, its preset, and the format of its prompts.
 
-A model that cannot be used is refused here, before its weights are fetched or loaded.
+A model that cannot be used is refused here, before its weights are downloaded or loaded.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from pathlib import Path
 from synthia_batch.core.digest import DigestCache
 from synthia_batch.core.hardware import detect_device, list_gpu_memory, total_memory_bytes
 from synthia_batch.errors import ModelUnavailable, UsageError
-from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
+from synthia_batch.job.loading.merge import Layer, Merged
 from synthia_batch.job.presets import Preset, find_preset, list_presets, read_preset
 from synthia_batch.job.resolved import (
     AdapterChoice,
@@ -39,12 +39,12 @@ GGUF_PLUGIN = "vllm_gguf_plugin"
 _OF_CARDS: Mapping[str, FormatName] = {"synthia": "synthia", "synthia-card": "synthia-card"}
 """The formats that need no template."""
 _QUANTIZED_BEFOREHAND = ("awq", "gptq", "compressed-tensors", "gguf")
-"""Methods, by the words in their names, of which vLLM reads checkpoints and makes none itself."""
+"""Methods, by words in their names, that vLLM can read from checkpoints but not apply itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenPreset:
-    """The preset of a job, None for an engine without a model, and the job's layers with it."""
+    """The preset of a job, None for an engine without a model, and the layers including the preset's."""
 
     preset: Preset | None
     layers: Sequence[Layer]
@@ -52,7 +52,7 @@ class ChosenPreset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundModel:
-    """The model of a job and what its files say; nothing of it for an engine without a model."""
+    """The model of a job and the facts in its files; these are empty for an engine without a model."""
 
     ref: ModelRef
     facts: ModelFacts | None
@@ -60,46 +60,45 @@ class FoundModel:
     adapters: tuple[LoraAdapter, ...]
 
 
-def add_preset(layers: Sequence[Layer]) -> ChosenPreset:
-    """Return the preset that the user or the model's name says, and `layers` with what it says.
+def add_preset(merged: Merged) -> ChosenPreset:
+    """Return the preset that the user or the model's name selects, and the layers with its own added.
 
     Raises:
-        UsageError: There is none of that name.
+        UsageError: There is no preset of that name.
     """
-    merged = merge_layers(layers)
-    job = merged.job
+    job, layers = merged.job, merged.layers
     model = job.model.name if merged.is_explicit("model.name") else None
     if job.preset is None and model is None and job.engine.kind != "vllm":
         return ChosenPreset(preset=None, layers=layers)
-    with merged.blame("preset"):
+    with merged.locate_errors("preset"):
         preset = find_preset(job.model.name) if job.preset is None else read_preset(job.preset)
     on_gpu = job.engine.kind != "openai" and choose_device(job) == "cuda"
     layer = preset.make_layer(model, on_gpu=on_gpu, found=job.preset is None)
-    if job.chat_template is not None:  # Whoever brings a template wants it used.
+    if job.chat_template is not None:  # A template that is set is used.
         named = Layer(origin="--chat-template", values={"prompt_format": "chat"}, is_explicit=False)
-        layers = [*layers, named]
+        layers = (*layers, named)
     return ChosenPreset(preset=preset, layers=[*layers, layer])
 
 
 def choose_device(job: Job) -> Device:
-    """Return what the job's engines compute on."""
+    """Return the device of the job's engines."""
     return detect_device() if job.engine.device == "auto" else job.engine.device
 
 
 def find_model(merged: Merged, preset: Preset | None, cache: DigestCache) -> FoundModel:
-    """Return the job's model, fetched where it is not there.
+    """Return the job's model, downloaded if necessary.
 
     Raises:
-        ModelUnavailable: It is not to be had, or there is not the memory for it.
-        UsageError: It cannot be used as the job says.
+        ModelUnavailable: It cannot be found or downloaded, or there is not enough memory for it.
+        UsageError: It cannot be used with the job's settings.
     """
     job = merged.job
     adapters = _find_adapters(job, cache)
-    # A preset's model is not fetched for a rehearsal.
+    # A rehearsal does not download a preset's model.
     if job.engine.kind == "scripted" and not merged.is_explicit("model.name"):
         ref = ModelRef(name="scripted", path=None, repo_id=None, revision=None, trust_remote_code=False)
         return FoundModel(ref=ref, facts=None, digests={}, adapters=adapters)
-    if job.engine.kind == "openai":  # The server has it; nothing of it need be here.
+    if job.engine.kind == "openai":  # The model is on the server.
         name, revision = job.model.name, job.model.revision
         ref = ModelRef(name=name, path=None, repo_id=None, revision=revision, trust_remote_code=False)
         return FoundModel(ref=ref, facts=None, digests={}, adapters=())
@@ -113,7 +112,7 @@ def find_model(merged: Merged, preset: Preset | None, cache: DigestCache) -> Fou
     if job.engine.kind == "vllm":
         _refuse_beyond_memory(job, preset)
     by_card = preview_by_card(preset, job.model.name, choose_device(job))
-    if by_card is not None:  # Before the Hub is asked, which may be out of reach.
+    if by_card is not None:  # Before asking the Hub, which may be unreachable.
         check(by_card)
     reception = Reception(device=choose_device(job), check=check)
     located = locate_model(job.model.name, job.model.revision, reception)
@@ -137,16 +136,16 @@ def find_model(merged: Merged, preset: Preset | None, cache: DigestCache) -> Fou
 
 
 def choose_format(job: Job, found: FoundModel) -> PromptSpec:
-    """Return how the job's prompts are written.
+    """Return the format of the job's prompts.
 
     Raises:
-        UsageError: A template was named that cannot be read, or that nothing would use.
+        UsageError: The template cannot be read, or the prompt format uses none.
     """
     facts = found.facts
-    said = _read_template_file(job)
-    template = said if said is not None else facts.chat_template if facts else None
+    own = _read_template_file(job)
+    template = own if own is not None else facts.chat_template if facts else None
     if job.prompt_format in _OF_CARDS:
-        if said is not None:
+        if own is not None:
             raise UsageError(
                 f"--chat-template {job.chat_template}: prompt_format={job.prompt_format} uses no template; "
                 "add --set prompt_format=chat, or leave the template out"
@@ -161,10 +160,10 @@ def choose_format(job: Job, found: FoundModel) -> PromptSpec:
 
 
 def choose_adapter(job: Job) -> AdapterChoice:
-    """Return which of the job's adapters makes a row.
+    """Return which of the job's adapters answers a row.
 
     Raises:
-        UsageError: There are several, and nothing says which.
+        UsageError: There are several, and no column to choose by.
     """
     known = tuple(job.lora.adapters)
     if job.lora.column is not None and not known:
@@ -173,15 +172,15 @@ def choose_adapter(job: Job) -> AdapterChoice:
         )
     if len(known) > 1 and job.lora.column is None:
         raise UsageError(
-            f"--lora: {', '.join(known)}: nothing says which rows take which; name the column that does "
-            "with --lora-column, or only one adapter"
+            f"--lora: {', '.join(known)}: there are several adapters; name the column that chooses one for "
+            "each row with --lora-column, or only one adapter"
         )
     alone = known[0] if known and job.lora.column is None else None
     return AdapterChoice(name=alone, column=job.lora.column, known=known)
 
 
 def preview_by_card(preset: Preset | None, model: str, device: Device) -> Preview | None:
-    """Return what the card's table says of the GGUF file that `model` names on the Hub, if it has one."""
+    """Return a preview from the card's table of the GGUF file `model` on the Hub, or None."""
     wanted = parse_hub_name(model)
     table = preset.memory_table if preset is not None and preset.knows(model) else ()
     named = wanted.quantization.lower() if wanted else None
@@ -194,7 +193,7 @@ def preview_by_card(preset: Preset | None, model: str, device: Device) -> Previe
 
 
 def refuse_without_format(job: Job, name: str, template: str | None) -> None:
-    """Return if the job says how prompts are written for the model `name`, or its `template` does.
+    """Return if the job or the model's own `template` defines how prompts are written.
 
     Raises:
         UsageError: Neither does.
@@ -229,7 +228,7 @@ def _find_adapters(job: Job, cache: DigestCache) -> tuple[LoraAdapter, ...]:
 
 
 def _refuse_without_room(job: Job, preset: Preset | None, preview: Preview) -> None:
-    """Return unless a GGUF file's weights are known to need more memory than an engine here may have."""
+    """Return unless a GGUF file's weights are known to need more memory than an engine here can have."""
     device = choose_device(job)
     if not preview.is_gguf or preview.weights_bytes is None:
         return
@@ -244,20 +243,20 @@ def _refuse_without_room(job: Job, preset: Preset | None, preview: Preview) -> N
         f"{room / 1e9:.1f} GB; {hint}, or take a smaller file or model"
     ]
     if preset is not None and preset.memory_table:
-        lines.append("its card says of its files (RAM as llama.cpp takes it, without a GPU):")
+        lines.append("sizes from its model card (RAM as used by llama.cpp, without a GPU):")
         lines += [f"  {row}" for row in preset.memory_table]
     raise ModelUnavailable("\n".join(lines))
 
 
 def _refuse_beyond_memory(job: Job, preset: Preset | None) -> None:
-    """Return unless this machine computes on its CPUs and has not the memory for what the card says.
+    """Return unless this machine computes on CPUs and has less memory than the card's weights take.
 
-    Before 138 GB are fetched. On GPUs and clusters the engines' own memory counts; see `doctor`.
+    This saves a download of 138 GB. On GPUs and clusters the engines' own memory counts; see `doctor`.
     """
     known = preset.facts.get("weights_gb") if preset is not None and preset.knows(job.model.name) else None
     if preset is None or known is None or choose_device(job) != "cpu" or job.pool.ray_address:
         return
-    if Path(job.model.name).expanduser().exists():  # Whatever bears the name is here, and may be smaller.
+    if Path(job.model.name).expanduser().exists():  # A local model of that name may be smaller.
         return
     if parse_hub_name(job.model.name) is not None or known.value * 1e9 <= total_memory_bytes():
         return
@@ -280,11 +279,11 @@ def _refuse_without_plugin(job: Job, name: str) -> None:
 
 
 def _refuse_other_quantization(job: Job, name: str, facts: ModelFacts) -> None:
-    said = job.model.quantization
-    if said is None or facts.quantization is not None:
-        return  # vLLM compares the two, and knows which stand for each other.
-    if any(word in said for word in _QUANTIZED_BEFOREHAND):
+    method = job.model.quantization
+    if method is None or facts.quantization is not None:
+        return  # vLLM compares the two, and knows which are equivalent.
+    if any(word in method for word in _QUANTIZED_BEFOREHAND):
         raise UsageError(
-            f"model.quantization={said}: {name} is not quantized, by its config.json; leave that out, or "
-            f"name a checkpoint that is"
+            f"model.quantization={method}: {name} is not quantized, according to its config.json; remove the "
+            f"key, or name a quantized checkpoint"
         )

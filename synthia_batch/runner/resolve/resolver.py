@@ -1,4 +1,4 @@
-"""From what was said to a job with no maybes: files are looked up, digested and asked here."""
+"""Resolve a job: merge its layers once each is known, locate and digest its files, compute its identity."""
 
 import dataclasses
 import logging
@@ -10,22 +10,18 @@ from pathlib import Path
 from synthia_batch.core.digest import DigestCache, open_digest_cache
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs import Columns, ResolvedInput, Selection, digest_files, open_files, resolve_inputs
+from synthia_batch.job.dotted import flatten
 from synthia_batch.job.identity import IdentityParts, InputIdentity, fingerprint, identify
 from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
 from synthia_batch.job.loading.secrets import reveal
-from synthia_batch.job.resolved import (
-    PlanSpec,
-    PoolSpec,
-    Remote,
-    ResolvedJob,
-    SystemText,
-)
+from synthia_batch.job.resolved import PlanSpec, PoolSpec, Remote, ResolvedJob, SystemText
 from synthia_batch.job.schema import Job
+from synthia_batch.job.sections import Engine
 from synthia_batch.models.prompts.system_messages import SystemMessage, select_system_message
 from synthia_batch.models.prompts.tokenizer import open_format
 from synthia_batch.results.quality.flags import identify_flags
 from synthia_batch.runner.resolve.answers import check_tools
-from synthia_batch.runner.resolve.engine_spec import find_numerics, specify_engine
+from synthia_batch.runner.resolve.engine_spec import add_settings, find_numerics, specify_engine
 from synthia_batch.runner.resolve.model_selection import (
     FoundModel,
     add_preset,
@@ -44,97 +40,105 @@ SYSTEM_COLUMN = "column"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sources:
-    """All that a job is resolved from: what the user `said`, everything `merged`, what is there."""
+    """Everything that a job is resolved from; `explicit` has only the keys that the user set."""
 
-    said: Job
+    explicit: Job
     merged: Merged
     preset: str | None
-    taken: ResolvedInput
+    input: ResolvedInput
     template: str | None
     columns: Columns
     found: FoundModel
 
 
-def resolve_job(layers: Sequence[Layer], *, takes_tuned: bool = True) -> ResolvedJob:
-    """Return the job that `layers`, strongest first, come to. Reads files; changes none but caches.
+def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> ResolvedJob:
+    """Return the resolved job of `layers`, the strongest first. Reads files; changes none but caches.
 
-    With `takes_tuned`, what `tune` has found for its model and hardware is the weakest layer.
+    With `uses_tuned`, settings that `tune` found for its model and hardware are the weakest layer.
 
     Raises:
-        UsageError: The job cannot be used as it was said.
-        ModelUnavailable: Its model is not to be had.
+        UsageError: The job cannot be used as it is set.
+        ModelUnavailable: Its model cannot be found or downloaded.
     """
     cache = open_digest_cache()
-    said = merge_layers(layers).job
-    chosen = add_preset(layers)
+    explicit = merge_layers(layers)
+    chosen = add_preset(explicit)
     layers = chosen.layers
-    merged = merge_layers(layers)
-    _refuse_two_systems(merged)
-    if said.engine.kind == "openai":
-        openai_settings.check_job(merged)
+    is_endpoint = explicit.job.engine.kind == "openai"
+    if is_endpoint:
         defaults = Layer(origin="the endpoint engine", values=openai_settings.DEFAULTS, is_explicit=False)
         layers = [*layers, defaults]
-        merged = merge_layers(layers)
-    for url in said.notify or ():
-        reveal(url, os.environ, "notify")  # Missed in the evening, not in the morning.
+    merged = merge_layers(layers)
+    _refuse_two_systems(merged)
+    if is_endpoint:
+        openai_settings.check_job(merged)
+    for url in explicit.job.notify or ():
+        reveal(url, os.environ, "notify")  # Fails in the evening, not in the morning.
     # Before the model, which may take an hour to download.
     template = _read_template(merged)
-    taken = resolve_inputs(said.input.paths, cache)
-    columns = open_files(taken.files).detect(select_rows(said, template))
-    _tell_columns(columns, taken)
+    resolved = resolve_inputs(explicit.job.input.paths, cache)
+    columns = open_files(resolved.files).detect(select_rows(explicit.job, template))
+    _log_columns(columns, resolved)
     found = find_model(merged, chosen.preset, cache)
-    _tell_model(columns, taken, found)
+    _log_other_model(columns, resolved, found)
     if found.facts is not None and found.facts.generation:
+        # Only the merged job names the model whose files these are, so this takes a merge of its own.
         recommended = Layer(
             origin="the model's generation_config",
             values={"sampling": dict(found.facts.generation)},
             is_explicit=False,
         )
-        layers = [*layers, recommended]
-        merged = merge_layers(layers)
-    preset = chosen.preset.name if chosen.preset else None
+        merged = merge_layers([*layers, recommended])
     sources = _Sources(
-        said=_name_copies(said, taken),
+        explicit=_name_copies(explicit.job, resolved),
         merged=merged,
-        preset=preset,
-        taken=taken,
+        preset=chosen.preset.name if chosen.preset else None,
+        input=resolved,
         template=template,
         columns=columns,
         found=found,
     )
     job = _resolve(sources, cache)
-    tuned = read_tuned(job.tuning_place) if takes_tuned else None
-    if tuned is None:
-        return job
-    return _resolve(dataclasses.replace(sources, merged=merge_layers([*layers, tuned])), cache)
+    tuned = read_tuned(job.tuning_place) if uses_tuned else None
+    return _add_tuned(job, tuned) if tuned else job
+
+
+def _add_tuned(job: ResolvedJob, tuned: Layer) -> ResolvedJob:
+    """Return `job` with tuned engine settings where it has none; they are not part of its identity."""
+    settings = tuned.values["engine"]
+    engine = Engine.model_validate({**settings, **job.declared.engine.model_dump(exclude_unset=True)})
+    declared = job.declared.model_copy(update={"engine": engine})
+    origins = {key: job.origins.get(key, tuned.origin) for key in flatten(declared.model_dump())}
+    return dataclasses.replace(
+        job, declared=declared, origins=origins, engine=add_settings(job.engine, settings)
+    )
 
 
 def select_rows(job: Job, template: str | None) -> Selection:
-    """Return what the job asks of its input; `template` is the text of its prompt template."""
-    said = job.input
-    # Kept, the column also tells in the output which adapter made a sample.
+    """Return the job's selection of its input; `template` is the text of its prompt template."""
+    # Kept, the column also shows in the output which adapter generated a sample.
     of_adapter = (job.lora.column,) if job.lora.column is not None else ()
     return Selection(
-        prompt_column=said.prompt_column,
-        messages_column=said.messages_column,
-        turns_column=said.turns_column,
-        system_column=said.system_column,
-        id_column=said.id_column,
-        keep_columns=(*said.keep_columns, *of_adapter),
-        sampling_column=said.sampling_column,
-        tools_column=said.tools_column,
-        limit=said.limit,
-        format=said.format,
+        prompt_column=job.input.prompt_column,
+        messages_column=job.input.messages_column,
+        turns_column=job.input.turns_column,
+        system_column=job.input.system_column,
+        id_column=job.input.id_column,
+        keep_columns=(*job.input.keep_columns, *of_adapter),
+        sampling_column=job.input.sampling_column,
+        tools_column=job.input.tools_column,
+        limit=job.input.limit,
+        format=job.input.format,
         template=template,
     )
 
 
 def _read_template(merged: Merged) -> str | None:
-    """Return the text of the job's prompt template, if it has one."""
+    """Return the text of the job's prompt template, or None if it has none."""
     path = merged.job.input.prompt_template
     if path is None:
         return None
-    with merged.blame("input.prompt_template"):
+    with merged.locate_errors("input.prompt_template"):
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as exc:
@@ -142,43 +146,40 @@ def _read_template(merged: Merged) -> str | None:
             raise UsageError(f"--prompt-template {path}: cannot be read: {why}; name a text file") from exc
 
 
-def _name_copies(said: Job, taken: ResolvedInput) -> Job:
-    """Return what was said, with stdin named as the copy that was kept of it: it is gone by the next time."""
-    if taken.said == said.input.paths:
-        return said
-    paths = taken.said[0] if isinstance(said.input.path, str) else taken.said
-    return said.model_copy(update={"input": said.input.model_copy(update={"path": paths})})
+def _name_copies(explicit: Job, resolved: ResolvedInput) -> Job:
+    """Return `explicit` with stdin replaced by the saved copy: it cannot be read a second time."""
+    if resolved.said == explicit.input.paths:
+        return explicit
+    paths = resolved.said[0] if isinstance(explicit.input.path, str) else resolved.said
+    return explicit.model_copy(update={"input": explicit.input.model_copy(update={"path": paths})})
 
 
-def _tell_model(columns: Columns, taken: ResolvedInput, found: FoundModel) -> None:
-    """Say that another model answers than requests ask for: theirs may be one that nobody has here."""
+def _log_other_model(columns: Columns, resolved: ResolvedInput, found: FoundModel) -> None:
+    """Log that another model answers than the requests name: that one may not be available here."""
     if columns.model is not None and columns.model not in (found.ref.name, found.ref.repo_id):
         _log.info(
-            f"{taken.files[0].shown}: its requests name the model {columns.model!r}; "
+            f"{resolved.files[0].shown}: its requests name the model {columns.model!r}; "
             f"{found.ref.name!r} answers them (--model names another)"
         )
 
 
-def _tell_columns(columns: Columns, taken: ResolvedInput) -> None:
-    """Say what was found that nobody said, and changes what a model is asked."""
-    first = taken.files[0].shown
+def _log_columns(columns: Columns, resolved: ResolvedInput) -> None:
+    """Log a detected shape that the user did not set and that changes the prompts."""
+    first = resolved.files[0].shown
     if columns.shape == "alpaca":
         _log.info(
             f"{first}: read as Alpaca: prompts are instruction and input (--input-format plain: one column)"
         )
     elif columns.shape == "sharegpt" and columns.turns is None:
         _log.info(
-            f"{first}: read as ShareGPT: the last answer of each conversation is made again "
+            f"{first}: read as ShareGPT: the last answer of each conversation is regenerated "
             f"(--turns-column {columns.messages}: every answer)"
         )
 
 
 def _refuse_two_systems(merged: Merged) -> None:
     if merged.job.input.system_column and merged.is_explicit("system"):
-        raise UsageError(
-            "a system message was named, and a column to take it from as well (--system and "
-            "--system-column); name one of the two"
-        )
+        raise UsageError("--system and --system-column are both set; set only one of the two")
 
 
 def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
@@ -193,7 +194,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     identity = identify(
         IdentityParts(
             input=InputIdentity(
-                digest=digest_files(sources.taken.files, cache), columns=columns, limit=job.input.limit
+                digest=digest_files(sources.input.files, cache), columns=columns, limit=job.input.limit
             ),
             plan=plan,
             prompt=prompt,
@@ -206,13 +207,13 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             flags=identify_flags(job),
         )
     )
-    name = job.name or _name_after(sources.taken.name)
+    name = job.name or _name_after(sources.input.name)
     mark = fingerprint(identity)
     return ResolvedJob(
         name=name,
         declared=job,
-        said=sources.said,
-        inputs=sources.taken.files,
+        explicit=sources.explicit,
+        inputs=sources.input.files,
         prompt_template=sources.template,
         columns=columns,
         output=find_directory(job) or Path("outputs") / f"{name}-{mark[:8]}",
@@ -247,7 +248,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
 
 
 def find_directory(job: Job) -> Path | None:
-    """Return the run directory that the job names on this machine, or None where it names none."""
+    """Return the run directory on this machine that the job names, or None."""
     return job.output if isinstance(job.output, Path) else job.store.state
 
 
@@ -264,7 +265,7 @@ def _find_remote(job: Job) -> Remote | None:
 
 def _choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
     job = merged.job
-    # A prompt has no system message of its own, and a blank value of the column replaces none.
+    # A prompt has no system message of its own, and a blank column value replaces none.
     replaces = not columns.brings_system or (not columns.system and merged.is_explicit("system"))
     if job.input.system_column:
         systems = [SystemText(name=SYSTEM_COLUMN, text="")]
@@ -286,7 +287,7 @@ def _choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
 
 def _select_system(merged: Merged, number: int) -> SystemMessage:
     is_list = len(merged.job.system) > 1
-    with merged.blame(f"system.{number}" if is_list else "system"):
+    with merged.locate_errors(f"system.{number}" if is_list else "system"):
         return select_system_message(merged.job.system[number])
 
 

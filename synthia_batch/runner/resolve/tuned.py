@@ -1,7 +1,7 @@
-"""The engine settings that `tune` has found, kept in the user's cache: a layer of later jobs.
+"""Engine settings that `tune` found, saved in the user's cache for later jobs.
 
-Kept per model, hardware and engine. Only settings that are no part of a job's identity are kept:
-a run that was begun before the tuning goes on in its directory afterwards.
+Saved per model, hardware and engine. Only settings outside a job's identity are saved, so a run that
+began before the tuning can be resumed afterwards.
 """
 
 import json
@@ -19,7 +19,7 @@ from synthia_batch.job.loading.merge import Layer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """What was found. `place` is the model, the hardware and the engine that it holds for."""
+    """Tuned settings. `place` is the model, the hardware and the engine that they hold for."""
 
     place: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -28,7 +28,7 @@ class Tuned:
 
 
 def keep_tuned(tuned: Tuned) -> Mapping[str, Any]:
-    """Remember what was found instead of what was before; return the settings that later jobs get.
+    """Save tuned settings, replacing earlier ones; return the settings that later jobs get.
 
     Raises:
         OSError: The cache cannot be written.
@@ -45,13 +45,13 @@ def keep_tuned(tuned: Tuned) -> Mapping[str, Any]:
 
 
 def read_tuned(place: Mapping[str, Any]) -> Layer | None:
-    """Return the layer that was found for `place`, None where nothing was or the cache cannot be read."""
+    """Return the layer of tuned settings for `place`, None if there are none or the cache is unreadable."""
     try:
         record = json.loads(_find_file(place).read_text(encoding="utf-8"))
         settings, found_on = record["settings"], date.fromisoformat(record["found_on"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not isinstance(settings, dict) or not settings.keys() <= NOT_IDENTITY.keys():
+    if not isinstance(settings, dict) or not settings.keys() <= NOT_IDENTITY:
         return None
     return Layer(origin=f"tuned on {found_on}", values={"engine": settings}, is_explicit=False)
 

@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from synthia_batch.core.types import Failed, Finished, Outcome, Request, Structure
 from synthia_batch.errors import SampleRefused
+from synthia_batch.job.engine_settings import EndpointSettings
 from synthia_batch.job.resolved import EngineSpec
-from synthia_batch.workers.openai.settings import NEUTRAL, EndpointSettings, list_extra
+from synthia_batch.workers.openai.settings import NEUTRAL, list_extra
 
 SEED_BITS = 31
 """Of a sample's 63: some servers keep seeds in 32 bits, JSON readers in 53, and llama.cpp takes 2**32 - 1 for

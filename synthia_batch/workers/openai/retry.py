@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 
 from synthia_batch.errors import PoolFailed
+from synthia_batch.job.engine_settings import EndpointSettings
 from synthia_batch.workers.openai.errors import RequestFailed, ServerAway
-from synthia_batch.workers.openai.settings import EndpointSettings
 
 FIRST_PAUSE_SECONDS = 0.5
 MOST_PAUSE_SECONDS = 20.0

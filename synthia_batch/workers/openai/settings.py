@@ -2,21 +2,18 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from synthia_batch.core.types import Structure
 from synthia_batch.errors import UsageError
+from synthia_batch.job.engine_settings import Api, EndpointSettings
 from synthia_batch.job.loading.merge import Merged
 from synthia_batch.job.loading.secrets import is_reference
 from synthia_batch.job.resolved import FormatName
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.job.schema import Determinism, Job
 from synthia_batch.workers.engine import read_settings
-
-Api = Literal["chat", "completions"]
 
 DEFAULTS: Mapping[str, Any] = {"sampling": {"top_k": 0}, "pool": {"kind": "local"}}
 """What a job has by default where an endpoint makes its text: nothing that OpenAI's API cannot say, and
@@ -53,32 +50,6 @@ _OWN_FIELDS = frozenset(
 """Fields of a request that the job says elsewhere."""
 
 
-class EndpointSettings(BaseModel):
-    """The settings of an endpoint: `--set engine.concurrency=64`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    base_url: str
-    """Where the server is, as its clients are told it: http://127.0.0.1:8000/v1."""
-    api: Api | None = None
-    """`chat`: the server gets messages and writes the prompt. `completions`: it gets the prompt that the
-    job's format writes. Default: chat, or completions where the job says how prompts are written."""
-    api_key: str | None = None
-    """`${NAME}`, an environment variable. Default: OPENAI_API_KEY; a server without a key needs none."""
-    concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Requests in flight, per worker."""
-    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """How long one answer may take."""
-    patience_seconds: Annotated[float, Field(ge=0)] = 900.0
-    """How long a server may be away, or busy, before its worker ends."""
-    extra_sampling: bool = False
-    """Send top_k, min_p, repetition_penalty and all other sampling as well, under the names that vLLM has."""
-    extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of every request, such as reasoning_effort, as they are."""
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What the server calls the limit of an answer: OpenAI's newest models want the second."""
-
-
 def check_job(merged: Merged) -> None:
     """Return if an endpoint can make this job at all, before anything is looked up for it.
 
@@ -96,7 +67,7 @@ def check_job(merged: Merged) -> None:
     if not merged.is_explicit("model.name") and not merged.is_explicit("preset"):
         raise UsageError("--engine openai: say with --model which of the server's models is to answer")
     for key, reason in OF_THE_SERVER.items():
-        if any(said == key or said.startswith(f"{key}.") for said in merged.said):
+        if any(found == key or found.startswith(f"{key}.") for found in merged.explicit_keys):
             raise UsageError(f"{key} does nothing with --engine openai: {reason}; leave it out")
     if job.on_overflow == "truncate-oldest":
         raise UsageError(
