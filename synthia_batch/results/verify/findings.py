@@ -8,7 +8,7 @@ from typing import Any
 from synthia_batch.errors import IntegrityError
 
 
-class Kind(StrEnum):
+class FindingKind(StrEnum):
     """What is wrong, by what can be done about it."""
 
     PART = "part"
@@ -34,19 +34,19 @@ class Kind(StrEnum):
 
 
 REMEDIES = {
-    Kind.PART: "`verify --repair` drops it, and the next run makes its samples again",
-    Kind.JOURNAL: "`verify --repair` drops these frames, and the next run makes their samples again",
-    Kind.LEDGER: "`verify --repair` drops these frames, and parts that nothing else vouches for",
-    Kind.MANIFEST: "`verify --repair` removes it, and the next run writes it again",
-    Kind.LEFTOVER: "`verify --repair` removes it",
-    Kind.UNKNOWN: "move it out of the run directory",
-    Kind.RECORD: "`verify --repair` removes it, and it is made again when it is needed",
-    Kind.OWNER: "`verify --repair` writes it again",
-    Kind.CANARY: (
+    FindingKind.PART: "`verify --repair` drops it, and the next run makes its samples again",
+    FindingKind.JOURNAL: "`verify --repair` drops these frames, and the next run makes their samples again",
+    FindingKind.LEDGER: "`verify --repair` drops these frames, and parts that nothing else vouches for",
+    FindingKind.MANIFEST: "`verify --repair` removes it, and the next run writes it again",
+    FindingKind.LEFTOVER: "`verify --repair` removes it",
+    FindingKind.UNKNOWN: "move it out of the run directory",
+    FindingKind.RECORD: "`verify --repair` removes it, and it is made again when it is needed",
+    FindingKind.OWNER: "`verify --repair` writes it again",
+    FindingKind.CANARY: (
         "restore it from a copy; or remove it, if you know that the engines are those that the run began "
         "with: what they answer next is then what all must answer"
     ),
-    Kind.PLAN: (
+    FindingKind.PLAN: (
         "restore it from a copy; or `verify --repair` removes it, and the job, run as it was first said on "
         "the same input, writes it again: only if it comes out the same does the run go on"
     ),
@@ -60,7 +60,7 @@ class Finding:
     `shard` is the number of the shard that it concerns, None where it concerns no single one.
     """
 
-    kind: Kind
+    kind: FindingKind
     file: str
     what: str
     offset: int | None = None
@@ -76,7 +76,7 @@ class Finding:
 
 
 def explain_error(
-    kind: Kind, file: Path, root: Path, exc: IntegrityError, shard: int | None = None
+    kind: FindingKind, file: Path, root: Path, exc: IntegrityError, shard: int | None = None
 ) -> Finding:
     """Return the finding that an error about `file` comes to."""
     name = file.relative_to(root).as_posix()

@@ -14,9 +14,9 @@ from pathlib import Path
 from synthia_batch.core.types import Finished, Shard
 from synthia_batch.errors import IntegrityError
 from synthia_batch.results.verify.facts import RunFacts, find_highest_epoch, list_entries, read_facts
-from synthia_batch.results.verify.findings import Finding, Kind
+from synthia_batch.results.verify.findings import Finding, FindingKind
 from synthia_batch.results.verify.shard import ShardCheck
-from synthia_batch.results.verify.verify import Inspection, OnProgress, inspect_run
+from synthia_batch.results.verify.verify import OnProgress, RunCheck, check_run
 from synthia_batch.storage.atomic import remove_file, sync_directory
 from synthia_batch.storage.journal.writer import repair_journal, write_journal
 from synthia_batch.storage.layout import RunDir
@@ -53,21 +53,23 @@ def repair_run(directory: Path, on_progress: OnProgress) -> RepairResult:
     lock = RunLock(facts.run_dir, datetime.now().astimezone())
     lock.take()
     try:
-        found = inspect_run(facts, on_progress)
+        found = check_run(facts, on_progress)
         if not (found.findings or found.temporary_files or found.leftover_journals):
             is_to_run = found.manifest is None
             return RepairResult(done=(), remaining=(), is_to_run=is_to_run)
-        is_lost = any(finding.kind is Kind.OWNER for finding in found.findings)
+        is_lost = any(finding.kind is FindingKind.OWNER for finding in found.findings)
         epoch = lock.begin_epoch(after=find_highest_epoch(facts) if is_lost else None).epoch
         facts = replace(facts, attempt=replace(facts.attempt, epoch=epoch))
         done = [f"{facts.name(facts.run_dir.owner)}: written again, with epoch {epoch}"] if is_lost else []
         done += _repair_ledger(facts, found)
         if done:
-            found = inspect_run(facts, on_progress)
+            found = check_run(facts, on_progress)
         done += _repair(facts, found)
         return RepairResult(
             done=tuple(done),
-            remaining=tuple(item for item in found.findings if item.kind in (Kind.UNKNOWN, Kind.CANARY)),
+            remaining=tuple(
+                item for item in found.findings if item.kind in (FindingKind.UNKNOWN, FindingKind.CANARY)
+            ),
             is_to_run=not facts.run_dir.manifest.exists(),
         )
     finally:
@@ -87,9 +89,9 @@ def _remove_plan(run_dir: RunDir) -> RepairResult:
     return RepairResult(done=(done,), remaining=(), is_to_run=True)
 
 
-def _repair_ledger(facts: RunFacts, found: Inspection) -> Iterator[str]:
+def _repair_ledger(facts: RunFacts, found: RunCheck) -> Iterator[str]:
     """Write the ledger anew where it is damaged: first of all, since it judges everything else."""
-    damaged = [finding for finding in found.findings if finding.kind is Kind.LEDGER]
+    damaged = [finding for finding in found.findings if finding.kind is FindingKind.LEDGER]
     if not damaged:
         return
     known = list_entries(facts, found.manifest, facts.attempt.epoch) if found.manifest else {}
@@ -98,9 +100,9 @@ def _repair_ledger(facts: RunFacts, found: Inspection) -> Iterator[str]:
     yield f"{damaged[0].file}: written again {source}"
 
 
-def _repair(facts: RunFacts, found: Inspection) -> Iterator[str]:
+def _repair(facts: RunFacts, found: RunCheck) -> Iterator[str]:
     run_dir = facts.run_dir
-    if any(finding.kind in (Kind.PART, Kind.MANIFEST) for finding in found.findings):
+    if any(finding.kind in (FindingKind.PART, FindingKind.MANIFEST) for finding in found.findings):
         is_there = run_dir.manifest.exists()
         withdraw_manifest(run_dir)
         if is_there:
@@ -109,7 +111,7 @@ def _repair(facts: RunFacts, found: Inspection) -> Iterator[str]:
     for check in found.checks:
         yield from _repair_shard(facts, check)
     for finding in found.findings:
-        if finding.kind is Kind.RECORD:
+        if finding.kind is FindingKind.RECORD:
             remove_file(run_dir.root / finding.file)
             yield f"{finding.file}: removed; it is made again when it is needed"
     for path in found.temporary_files:
@@ -119,11 +121,11 @@ def _repair(facts: RunFacts, found: Inspection) -> Iterator[str]:
 
 def _repair_shard(facts: RunFacts, check: ShardCheck) -> Iterator[str]:
     shard, journal = check.shard, facts.run_dir.journal(check.shard)
-    damaged = [facts.run_dir.root / found.file for found in check.findings if found.kind is Kind.PART]
+    damaged = [facts.run_dir.root / found.file for found in check.findings if found.kind is FindingKind.PART]
     if check.has_leftover_journal:
         remove_file(journal)
         yield f"{facts.name(journal)}: removed; its samples are published"
-    elif any(found.kind is Kind.JOURNAL for found in check.findings):
+    elif any(found.kind is FindingKind.JOURNAL for found in check.findings):
         yield from _repair_journal(facts, shard)
     if damaged and check.is_published:
         kept = _salvage(facts, shard, damaged)

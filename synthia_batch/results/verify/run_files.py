@@ -7,7 +7,7 @@ from pathlib import Path
 from synthia_batch.errors import IntegrityError
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
 from synthia_batch.results.verify.facts import RunFacts
-from synthia_batch.results.verify.findings import Finding, Kind, explain_error
+from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error
 from synthia_batch.results.verify.shard import ShardCheck
 from synthia_batch.storage.atomic import temporary_path
 from synthia_batch.storage.checksummed_json import read_checksummed
@@ -27,20 +27,20 @@ def check_kept_files(facts: RunFacts) -> Iterator[Finding]:
     try:
         read_last_owner(run_dir)
     except IntegrityError as exc:
-        yield explain_error(Kind.OWNER, run_dir.owner, run_dir.root, exc)
+        yield explain_error(FindingKind.OWNER, run_dir.owner, run_dir.root, exc)
     try:
         if run_dir.duplicates.exists():
             DuplicateIndex.load(run_dir.duplicates)
     except IntegrityError as exc:
-        yield explain_error(Kind.RECORD, run_dir.duplicates, run_dir.root, exc)
+        yield explain_error(FindingKind.RECORD, run_dir.duplicates, run_dir.root, exc)
     try:
         read_checksummed(run_dir.job)
     except IntegrityError as exc:
-        yield explain_error(Kind.RECORD, run_dir.job, run_dir.root, exc)
+        yield explain_error(FindingKind.RECORD, run_dir.job, run_dir.root, exc)
     try:
         read_checksummed(run_dir.canary)
     except IntegrityError as exc:
-        kind = Kind.CANARY if _has_samples(facts) else Kind.RECORD
+        kind = FindingKind.CANARY if _has_samples(facts) else FindingKind.RECORD
         yield explain_error(kind, run_dir.canary, run_dir.root, exc)
 
 
@@ -82,10 +82,10 @@ def check_manifest(
     if unpublished:
         faults.append(f"it says that the run is complete, and shard {unpublished[0]} is not published")
     file = facts.name(facts.run_dir.manifest)
-    yield from (Finding(kind=Kind.MANIFEST, file=file, what=fault) for fault in faults)
+    yield from (Finding(kind=FindingKind.MANIFEST, file=file, what=fault) for fault in faults)
     if not facts.run_dir.readme.exists():
         card = facts.name(facts.run_dir.readme)
-        yield Finding(kind=Kind.MANIFEST, file=card, what="the dataset card is missing")
+        yield Finding(kind=FindingKind.MANIFEST, file=card, what="the dataset card is missing")
 
 
 def _list_expected(facts: RunFacts, latest: dict[int, ShardEntry]) -> dict[str, ManifestPart]:
@@ -118,12 +118,12 @@ def find_leftovers(
         # The report is no file of the dataset: a kill in the midst of it harms nothing.
         if facts.run_dir.hidden in path.parents or path == temporary_path(facts.run_dir.report):
             continue
-        yield Finding(kind=Kind.LEFTOVER, file=facts.name(path), what="a file that was never finished")
+        yield Finding(kind=FindingKind.LEFTOVER, file=facts.name(path), what="a file that was never finished")
     for check in checks:
         if check.has_leftover_journal:
             file = facts.name(facts.run_dir.journal(check.shard))
             what = "a journal whose samples are published"
-            yield Finding(kind=Kind.LEFTOVER, file=file, what=what, shard=check.shard.number)
+            yield Finding(kind=FindingKind.LEFTOVER, file=file, what=what, shard=check.shard.number)
 
 
 def find_unknown_files(facts: RunFacts, temporary_files: tuple[Path, ...]) -> Iterator[Finding]:
@@ -135,4 +135,4 @@ def find_unknown_files(facts: RunFacts, temporary_files: tuple[Path, ...]) -> It
     for directory in (run_dir.data, run_dir.failed, run_dir.journals):
         for path in sorted(directory.iterdir()) if directory.is_dir() else ():
             if path not in known:
-                yield Finding(kind=Kind.UNKNOWN, file=facts.name(path), what="is no file of this run")
+                yield Finding(kind=FindingKind.UNKNOWN, file=facts.name(path), what="is no file of this run")

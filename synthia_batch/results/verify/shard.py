@@ -8,7 +8,7 @@ import numpy as np
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, JournalCorrupt
 from synthia_batch.results.verify.facts import RunFacts
-from synthia_batch.results.verify.findings import Finding, Kind, explain_error
+from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error
 from synthia_batch.storage.journal.reader import find_damages, find_last_epoch, read_journal
 from synthia_batch.storage.ledger import PartEntry, ShardEntry
 from synthia_batch.storage.parts.pages import find_page_damage
@@ -80,7 +80,7 @@ def check_parts_of_shard(facts: RunFacts, shard: Shard, shard_entry: ShardEntry)
         try:
             places.append(_check_part(facts, path, entry))
         except IntegrityError as exc:
-            found = explain_error(Kind.PART, path, facts.run_dir.root, exc, shard.number)
+            found = explain_error(FindingKind.PART, path, facts.run_dir.root, exc, shard.number)
             findings.append(_locate(found, path))
     if not findings:
         findings = _check_samples(facts, shard, places)
@@ -109,7 +109,7 @@ def _look_at_journal(facts: RunFacts, shard: Shard) -> _JournalLook:
     except JournalCorrupt:
         findings = tuple(
             Finding(
-                kind=Kind.JOURNAL,
+                kind=FindingKind.JOURNAL,
                 file=facts.name(path),
                 offset=damage.offset,
                 what=f"{damage.reason} ({damage.length} bytes)",
@@ -124,7 +124,7 @@ def _find_foreign_parts(facts: RunFacts, shard: Shard) -> list[Finding]:
     paths = facts.run_dir.data_part(shard), facts.run_dir.failed_part(shard)
     what = "is not of this run: it was never published"
     return [
-        Finding(kind=Kind.PART, file=facts.name(path), what=what, shard=shard.number)
+        Finding(kind=FindingKind.PART, file=facts.name(path), what=what, shard=shard.number)
         for path in paths
         if path.exists()
     ]
@@ -179,5 +179,5 @@ def _check_samples(facts: RunFacts, shard: Shard, places: list[Places | None]) -
             reason = f"{describe_sample(facts.grid, int(missing[0]))} is missing, of {len(missing)} in all"
             raise IntegrityError(f"{where.path}: {reason}", reason=reason)
     except IntegrityError as exc:
-        return [explain_error(Kind.PART, where.path, facts.run_dir.root, exc, shard.number)]
+        return [explain_error(FindingKind.PART, where.path, facts.run_dir.root, exc, shard.number)]
     return []

@@ -14,7 +14,7 @@ from typing import Any
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
 from synthia_batch.results.verify.facts import RunFacts, list_entries, read_facts
-from synthia_batch.results.verify.findings import Finding, Kind, explain_error
+from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error
 from synthia_batch.results.verify.run_files import (
     check_kept_files,
     check_manifest,
@@ -74,7 +74,7 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inspection:
+class RunCheck:
     """What a look at all of a run directory found. `manifest` is None where there is no sound one."""
 
     manifest: Manifest | None
@@ -114,7 +114,7 @@ def verify_run(directory: Path, on_progress: OnProgress, *, decodes_rows: bool =
         return _tell_without_plan(directory, exc)
     is_complete = facts.run_dir.manifest.exists()
     owner = None if is_complete else _find_running(facts.run_dir)
-    found = inspect_running(facts, on_progress) if owner else inspect_run(facts, on_progress)
+    found = check_running(facts, on_progress) if owner else check_run(facts, on_progress)
     return Verification(
         directory=str(directory),
         state="complete" if is_complete else "running" if owner else "unfinished",
@@ -140,12 +140,12 @@ def _tell_without_plan(directory: Path, exc: IntegrityError) -> Verification:
         samples=0,
         bytes=0,
         leftovers=0,
-        findings=(explain_error(Kind.PLAN, RunDir(directory).plan, directory, exc),),
+        findings=(explain_error(FindingKind.PLAN, RunDir(directory).plan, directory, exc),),
         seconds=0.0,
     )
 
 
-def inspect_run(facts: RunFacts, on_progress: OnProgress) -> Inspection:
+def check_run(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
     """Look at everything in a run directory to which nobody writes. Only reads.
 
     Raises:
@@ -156,7 +156,7 @@ def inspect_run(facts: RunFacts, on_progress: OnProgress) -> Inspection:
     try:
         manifest = read_manifest(facts.run_dir.manifest)
     except IntegrityError as exc:
-        findings.append(explain_error(Kind.MANIFEST, facts.run_dir.manifest, facts.run_dir.root, exc))
+        findings.append(explain_error(FindingKind.MANIFEST, facts.run_dir.manifest, facts.run_dir.root, exc))
     ledger = _read_ledger(facts, manifest)
     checks = _check_all(
         [(shard, ledger.latest.get(shard.number)) for shard in facts.shards],
@@ -166,14 +166,14 @@ def inspect_run(facts: RunFacts, on_progress: OnProgress) -> Inspection:
     for check in checks:
         # Without its ledger no part is foreign: nobody knows which were published.
         is_judged = check.is_published or not ledger.findings
-        findings += [found for found in check.findings if is_judged or found.kind is Kind.JOURNAL]
+        findings += [found for found in check.findings if is_judged or found.kind is FindingKind.JOURNAL]
     if manifest is not None:
         findings += check_manifest(facts, manifest, checks, ledger.latest)
     temporary_files = tuple(list_temporary_files(facts.run_dir))
     if facts.run_dir.manifest.exists():
         findings += find_leftovers(facts, temporary_files, checks)
     findings += [*ledger.findings, *find_unknown_files(facts, temporary_files)]
-    return Inspection(
+    return RunCheck(
         manifest=manifest,
         checks=checks,
         temporary_files=temporary_files,
@@ -181,7 +181,7 @@ def inspect_run(facts: RunFacts, on_progress: OnProgress) -> Inspection:
     )
 
 
-def inspect_running(facts: RunFacts, on_progress: OnProgress) -> Inspection:
+def check_running(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
     """Look at what a run has published so far while it goes on. Only reads.
 
     Raises:
@@ -202,7 +202,7 @@ def inspect_running(facts: RunFacts, on_progress: OnProgress) -> Inspection:
         check for check in checks if before.latest[check.shard.number] == after.latest.get(check.shard.number)
     ]
     findings = [found for check in unchanged for found in check.findings]
-    return Inspection(
+    return RunCheck(
         manifest=None,
         checks=tuple(unchanged),
         temporary_files=(),
@@ -244,7 +244,7 @@ def _read_ledger(facts: RunFacts, manifest: Manifest | None) -> _Ledger:
     try:
         return _Ledger(latest=read_ledger(path, facts.attempt.plan_digest).latest)
     except IntegrityError as exc:
-        finding = explain_error(Kind.LEDGER, path, facts.run_dir.root, exc)
+        finding = explain_error(FindingKind.LEDGER, path, facts.run_dir.root, exc)
         known = list_entries(facts, manifest, facts.attempt.epoch) if manifest else {}
         return _Ledger(latest=known, findings=(finding,))
 
