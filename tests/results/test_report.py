@@ -469,7 +469,7 @@ def test_shares_are_never_rounded_to_all_or_none() -> None:
     assert format_share(0, 0) == "0%"
 
 
-def test_answers_cut_off_by_the_context_are_distinguished_from_those_cut_off_by_the_limit(
+def test_answers_cut_off_by_the_context_and_by_the_limit_are_distinguished(
     found: Report,
 ) -> None:
     counts = replace(found.counts, groups={})

@@ -99,5 +99,5 @@ def _flatten(value: Any) -> Any:
 
 def _refuse(value: object) -> str:
     raise UsageError(
-        f"a kept column holds a {type(value).__name__}, which JSON cannot represent; remove it from --keep-columns"
+        f"a kept column holds a {type(value).__name__}, which JSON cannot hold; remove it from --keep-columns"
     )

@@ -7,7 +7,7 @@ retry publishes a single shard again.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from synthia_batch.core.types import Failed, Finished, Outcome, Sample
@@ -24,13 +24,13 @@ ORDER: tuple[FlagName, ...] = ("empty", "repetition", "refusal", "language", "du
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flagger:
-    """Flags samples as a job requests. `drops`: flagged samples become failed ones."""
+    """Flags samples as a job requests. `drops`: a flagged sample becomes a failed one."""
 
     names: frozenset[FlagName]
     drops: bool
 
     def apply(self, samples: Sequence[Sample], outcomes: Mapping[int, Outcome]) -> dict[int, Outcome]:
-        """Return the outcomes of a shard's `samples`, in order, flagged, or failed if flagged samples drop.
+        """Return the outcomes of a shard's `samples`, in order, flagged or dropped.
 
         Of two equal answers the later one is the duplicate, even if the first is dropped.
         """
@@ -45,19 +45,19 @@ class Flagger:
         return flagged
 
     def _find_flags(self, question: str, answer: str, seen: set[int]) -> tuple[FlagName, ...]:
-        found = _FoundFlags()
+        found: dict[FlagName, bool] = {}
         if self.names & {"empty", "repetition", "refusal"}:
             quality = assess_answer(answer)
-            found.add("empty", quality.is_empty)
-            found.add("repetition", quality.is_repetitive)
-            found.add("refusal", quality.is_refusal)
+            found["empty"] = quality.is_empty
+            found["repetition"] = quality.is_repetitive
+            found["refusal"] = quality.is_refusal
         if "language" in self.names:
-            found.add("language", is_in_another_language(question, answer))
+            found["language"] = is_in_another_language(question, answer)
         if "duplicate" in self.names and answer.strip():
             digest = digest_answer(answer)
-            found.add("duplicate", digest in seen)
+            found["duplicate"] = digest in seen
             seen.add(digest)
-        return tuple(name for name in ORDER if name in self.names and name in found.names)
+        return tuple(name for name in ORDER if name in self.names and found.get(name))
 
 
 def create_flagger(job: Job) -> Flagger | None:
@@ -86,15 +86,6 @@ def is_in_another_language(question: str, answer: str) -> bool:
     """Whether question and answer are in different languages, both detected with confidence."""
     answered = detect_language(answer)
     return answered is not None and detect_language(question) not in (None, answered)
-
-
-@dataclass(slots=True)
-class _FoundFlags:
-    names: set[FlagName] = field(default_factory=set)
-
-    def add(self, name: FlagName, applies: bool) -> None:
-        if applies:
-            self.names.add(name)
 
 
 def _find_question(sample: Sample) -> str:

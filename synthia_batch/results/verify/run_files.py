@@ -1,4 +1,4 @@
-"""The files of a run beside its parts and journals: its records, its manifest, and what must not be there."""
+"""Checks files beside parts and journals: records, manifest, leftover and unknown files."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,9 +19,7 @@ from synthia_batch.storage.manifest import Manifest, ManifestPart
 
 
 def check_kept_files(facts: RunFacts) -> Iterator[Finding]:
-    """Yield what is wrong with the records that the run keeps beside its plan.
-
-    A record that is missing is no finding where the run makes it when it needs it.
+    """Yield damage of the records beside the plan. A missing record that the run rewrites is no finding.
     """
     run_dir = facts.run_dir
     try:
@@ -45,7 +43,7 @@ def check_kept_files(facts: RunFacts) -> Iterator[Finding]:
 
 
 def _has_samples(facts: RunFacts) -> bool:
-    """Whether any sample has ended, as far as can be told: a damaged ledger may have had some."""
+    """Whether any sample may have ended; a damaged ledger counts as yes."""
     try:
         if read_ledger(facts.run_dir.ledger, facts.attempt.plan_digest).latest:
             return True
@@ -64,7 +62,7 @@ def _has_samples(facts: RunFacts) -> bool:
 def check_manifest(
     facts: RunFacts, manifest: Manifest, checks: tuple[ShardCheck, ...], latest: dict[int, ShardEntry]
 ) -> Iterator[Finding]:
-    """Yield where the manifest disagrees with the plan, with the ledger, or with itself."""
+    """Yield contradictions of the manifest with the plan, the ledger, or itself."""
     rows = facts.shards[-1].stop_row
     samples = facts.shards[-1].stop
     claims = {
@@ -75,12 +73,14 @@ def check_manifest(
         "finished + failed": (manifest.finished + manifest.failed, samples),
         "parts' rows": (sum(part.rows for part in manifest.parts), samples),
     }
-    faults = [f"{name} is {said}, must be {true}" for name, (said, true) in claims.items() if said != true]
+    faults = [
+        f"{name} is {claim}, must be {true}" for name, (claim, true) in claims.items() if claim != true
+    ]
     if {part.path: part for part in manifest.parts} != _list_expected(facts, latest):
         faults.append("its parts are not those of the ledger")
     unpublished = [check.shard.number for check in checks if not check.is_published]
     if unpublished:
-        faults.append(f"it says that the run is complete, and shard {unpublished[0]} is not published")
+        faults.append(f"it lists a complete run, but shard {unpublished[0]} is not published")
     file = facts.name(facts.run_dir.manifest)
     yield from (Finding(kind=FindingKind.MANIFEST, file=file, what=fault) for fault in faults)
     if not facts.run_dir.readme.exists():
@@ -108,26 +108,25 @@ def _list_expected(facts: RunFacts, latest: dict[int, ShardEntry]) -> dict[str, 
 def find_leftovers(
     facts: RunFacts, temporary_files: tuple[Path, ...], checks: tuple[ShardCheck, ...]
 ) -> Iterator[Finding]:
-    """Yield what is left over among the files of a complete run. In an unfinished one it is no finding.
+    """Yield leftover files of a complete run.
 
-    There it is what every crash leaves, and the next run removes it. So it does in the hidden directory
-    of a complete run, where a retry that is killed as it begins leaves a file. It leaves none among
-    those of the dataset, and no journal: whatever put them there, readers of the dataset meet them.
+    In an incomplete run they are no finding: every crash leaves some, and the next run removes them. The
+    same applies to the hidden directory of a complete run, where a retry killed at its start leaves a file.
     """
     for path in temporary_files:
-        # The report is no file of the dataset: a kill in the midst of it harms nothing.
+        # The report is not part of the dataset: an interrupted write does no harm.
         if facts.run_dir.hidden in path.parents or path == temporary_path(facts.run_dir.report):
             continue
-        yield Finding(kind=FindingKind.LEFTOVER, file=facts.name(path), what="a file that was never finished")
+        yield Finding(kind=FindingKind.LEFTOVER, file=facts.name(path), what="an unfinished file")
     for check in checks:
         if check.has_leftover_journal:
             file = facts.name(facts.run_dir.journal(check.shard))
-            what = "a journal whose samples are published"
+            what = "a journal of published samples"
             yield Finding(kind=FindingKind.LEFTOVER, file=file, what=what, shard=check.shard.number)
 
 
 def find_unknown_files(facts: RunFacts, temporary_files: tuple[Path, ...]) -> Iterator[Finding]:
-    """Yield the files among the dataset's that no run wrote."""
+    """Yield files in the dataset's directories that no run wrote."""
     run_dir: RunDir = facts.run_dir
     known = {*temporary_files}
     for shard in facts.shards:
@@ -135,4 +134,4 @@ def find_unknown_files(facts: RunFacts, temporary_files: tuple[Path, ...]) -> It
     for directory in (run_dir.data, run_dir.failed, run_dir.journals):
         for path in sorted(directory.iterdir()) if directory.is_dir() else ():
             if path not in known:
-                yield Finding(kind=FindingKind.UNKNOWN, file=facts.name(path), what="is no file of this run")
+                yield Finding(kind=FindingKind.UNKNOWN, file=facts.name(path), what="is not a file of this run")

@@ -1,7 +1,7 @@
-"""verify_run(): whether a run directory holds what its run wrote, all of it and nothing else.
+"""verify_run(): checks that a run directory holds exactly what its run wrote.
 
-A part is read once for its SHA-256 and then, from the page cache, for the checksum of every page and
-for the places of its rows. Memory holds a page per thread and the places of the rows of a shard.
+Each part is read once for its SHA-256 and then, from the page cache, for the checksum of every page and
+the positions of its rows. Memory holds a page per thread and the row positions of a shard.
 """
 
 import time
@@ -29,16 +29,15 @@ from synthia_batch.storage.manifest import Manifest, read_manifest
 from synthia_batch.storage.recovery import HASH_THREADS, list_temporary_files
 
 OnProgress = Callable[[int, int], None]
-"""Gets the bytes of the parts that were read so far, and of all of them."""
+"""Receives the bytes of parts read so far, and the total."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was found. `state` is complete, unfinished or running; `owner` is then who runs it.
+    """Result of a verification. `state` is complete, unfinished, running (by `owner`) or unknown.
 
-    `samples` and `bytes` are those of the published parts. `leftovers` counts the files that a
-    crash left: the next run removes them, and nothing is wrong with that, but for those of a complete
-    run that are findings.
+    `samples` and `bytes` are those of the published parts. `leftovers` counts files left by a crash, which
+    the next run removes; in a complete run some of them are findings.
     """
 
     directory: str
@@ -54,11 +53,10 @@ class Verification:
 
     @property
     def megabytes_per_second(self) -> float:
-        """How fast the parts were read."""
+        """Read speed."""
         return self.bytes / 1e6 / self.seconds if self.seconds > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able values."""
         return {
             "directory": self.directory,
             "state": self.state,
@@ -75,7 +73,7 @@ class Verification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunCheck:
-    """What a look at all of a run directory found. `manifest` is None where there is no sound one."""
+    """Result of the check of a run directory. `manifest` is None if there is no sound one."""
 
     manifest: Manifest | None
     checks: tuple[ShardCheck, ...]
@@ -84,13 +82,13 @@ class RunCheck:
 
     @property
     def leftover_journals(self) -> list[Shard]:
-        """The published shards that have a journal all the same."""
+        """Published shards that still have a journal."""
         return [check.shard for check in self.checks if check.has_leftover_journal]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ledger:
-    """The latest intents: the manifest's where the ledger is damaged, which `findings` then says."""
+    """The latest entries; from the manifest if the ledger is damaged, as `findings` then reports."""
 
     latest: dict[int, ShardEntry]
     findings: tuple[Finding, ...] = ()
@@ -99,19 +97,18 @@ class _Ledger:
 def verify_run(directory: Path, on_progress: OnProgress, *, decodes_rows: bool = False) -> Verification:
     """Check the run in `directory`, complete or not. Only reads, and takes no lock.
 
-    While a run goes on there, only what it has published is checked. With `decodes_rows`, rows are
-    compared with their digest: nothing that a file's SHA-256 does not tell but for a fault of the
-    encoder, at a fraction of the speed.
+    While the run is active, only published shards are checked. `decodes_rows` compares rows with their
+    digest, at a fraction of the speed: beyond a file's SHA-256, this detects only encoder errors.
 
     Raises:
-        UsageError: It is no run directory.
+        UsageError: `directory` is not a run directory.
         StorageFailed: A file cannot be read.
     """
     started = time.monotonic()
     try:
         facts = replace(read_facts(directory), decodes_rows=decodes_rows)
     except IntegrityError as exc:
-        return _tell_without_plan(directory, exc)
+        return _report_damaged_plan(directory, exc)
     is_complete = facts.run_dir.manifest.exists()
     owner = None if is_complete else _find_running(facts.run_dir)
     found = check_running(facts, on_progress) if owner else check_run(facts, on_progress)
@@ -129,8 +126,8 @@ def verify_run(directory: Path, on_progress: OnProgress, *, decodes_rows: bool =
     )
 
 
-def _tell_without_plan(directory: Path, exc: IntegrityError) -> Verification:
-    """Return the one finding that there can be: without its plan nothing of a run can be judged."""
+def _report_damaged_plan(directory: Path, exc: IntegrityError) -> Verification:
+    """Return a single finding: without its plan, nothing of a run can be checked."""
     return Verification(
         directory=str(directory),
         state="unknown",
@@ -146,7 +143,7 @@ def _tell_without_plan(directory: Path, exc: IntegrityError) -> Verification:
 
 
 def check_run(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
-    """Look at everything in a run directory to which nobody writes. Only reads.
+    """Check everything in an inactive run directory. Only reads.
 
     Raises:
         StorageFailed: A file cannot be read.
@@ -164,9 +161,9 @@ def check_run(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
         on_progress,
     )
     for check in checks:
-        # Without its ledger no part is foreign: nobody knows which were published.
-        is_judged = check.is_published or not ledger.findings
-        findings += [found for found in check.findings if is_judged or found.kind is FindingKind.JOURNAL]
+        # Without a sound ledger, no part is known to be foreign.
+        is_certain = check.is_published or not ledger.findings
+        findings += [found for found in check.findings if is_certain or found.kind is FindingKind.JOURNAL]
     if manifest is not None:
         findings += check_manifest(facts, manifest, checks, ledger.latest)
     temporary_files = tuple(list_temporary_files(facts.run_dir))
@@ -182,7 +179,7 @@ def check_run(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
 
 
 def check_running(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
-    """Look at what a run has published so far while it goes on. Only reads.
+    """Check what an active run has published so far. Only reads.
 
     Raises:
         StorageFailed: A file cannot be read.
@@ -197,7 +194,7 @@ def check_running(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
         published, lambda shard, shard_entry: _check_known(facts, shard, shard_entry), on_progress
     )
     after = _read_ledger(facts, None)
-    # A retry may have published a shard again while its parts were read.
+    # A retry may have republished a shard in the meantime.
     unchanged = [
         check for check in checks if before.latest[check.shard.number] == after.latest.get(check.shard.number)
     ]
@@ -212,7 +209,7 @@ def check_running(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
 
 def _check_known(facts: RunFacts, shard: Shard, shard_entry: ShardEntry | None) -> ShardCheck:
     if shard_entry is None:
-        raise ValueError(f"shard {shard.number} has no intent")
+        raise ValueError(f"shard {shard.number} has no ledger entry")
     return check_parts_of_shard(facts, shard, shard_entry)
 
 
