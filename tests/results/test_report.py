@@ -432,7 +432,7 @@ def test_the_time_between_attempts_is_left_out(tmp_path: Path) -> None:
     assert cut.losses == [120.0]
     assert [(one.start, one.end) for one in cut.attempts[1]] == [(240.0, 300.0)]
     first, second = list_attempts(events, is_running=False)
-    assert (first.made, first.losses, first.end) == (60, 1, "killed, or ended by an error")
+    assert (first.made, first.workers_lost, first.end) == (60, 1, "killed, or ended by an error")
     assert second.end == f"drained on {TEXTS[4]}"
     assert list_attempts(events[:3], is_running=True)[0].end == "still running"
 

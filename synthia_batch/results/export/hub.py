@@ -96,13 +96,13 @@ def push_files(
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
+@dataclass(frozen=True, slots=True)
 class _Pusher:
     """One push. Each try starts over and skips what is already done."""
 
-    def __init__(self, api: "HfApi", files: Sequence[PushedFile], target: PushTarget) -> None:
-        self._api = api
-        self._files = files
-        self._target = target
+    api: "HfApi"
+    files: Sequence[PushedFile]
+    target: PushTarget
 
     def push(self) -> PushResult:
         url = self._require_repository()
@@ -113,36 +113,36 @@ class _Pusher:
             url=url,
             added=len(difference.added),
             removed=len(difference.removed),
-            unchanged=len(self._files) - len(difference.added),
+            unchanged=len(self.files) - len(difference.added),
         )
 
     def _require_repository(self) -> str:
-        name, revision = self._target.repository, self._target.revision
-        private = True if self._target.private else None
-        url = self._api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
-        if self._target.private and not self._api.dataset_info(name).private:
+        name, revision = self.target.repository, self.target.revision
+        private = True if self.target.private else None
+        url = self.api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+        if self.target.private and not self.api.dataset_info(name).private:
             raise UsageError(
                 f"{name} exists and is public; nothing was sent\n"
                 "  make it private in its settings, push without --private, or use another name"
             )
         if revision not in (None, MAIN):
-            self._api.create_branch(name, repo_type="dataset", branch=str(revision), exist_ok=True)
+            self.api.create_branch(name, repo_type="dataset", branch=str(revision), exist_ok=True)
         return str(url)
 
     def _compare(self) -> _Difference:
         from huggingface_hub.hf_api import RepoFile
 
-        name, revision = self._target.repository, self._target.revision
-        parent = self._api.dataset_info(name, revision=revision).sha
+        name, revision = self.target.repository, self.target.revision
+        parent = self.api.dataset_info(name, revision=revision).sha
         # The tree of that commit: if another commit lands in between, the Hub refuses ours.
-        tree = self._api.list_repo_tree(
+        tree = self.api.list_repo_tree(
             name, repo_type="dataset", revision=parent or revision, recursive=True
         )
         existing = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
         return _Difference(
             parent=parent,
-            added=tuple(file for file in self._files if not _is_unchanged(file, existing.get(file.name))),
-            removed=tuple(sorted(path for path in existing.keys() - {file.name for file in self._files}
+            added=tuple(file for file in self.files if not _is_unchanged(file, existing.get(file.name))),
+            removed=tuple(sorted(path for path in existing.keys() - {file.name for file in self.files}
                                  if _PART_NAME.fullmatch(path))),
         )  # fmt: skip
 
@@ -150,19 +150,19 @@ class _Pusher:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         size = sum(file.bytes for file in difference.added)
-        _log.info(f"{self._target.repository}: sending {len(difference.added)} files, {size / 1e6:.1f} MB")
+        _log.info(f"{self.target.repository}: sending {len(difference.added)} files, {size / 1e6:.1f} MB")
         if difference.removed:
             _log.info(f"{len(difference.removed)} parts of an earlier dataset will be replaced")
         operations: list[Any] = [
             *(CommitOperationAdd(file.name, str(file.path)) for file in difference.added),
             *(CommitOperationDelete(name) for name in difference.removed),
         ]
-        self._api.create_commit(
-            self._target.repository,
+        self.api.create_commit(
+            self.target.repository,
             operations,
             repo_type="dataset",
-            revision=self._target.revision,
-            commit_message=self._target.message,
+            revision=self.target.revision,
+            commit_message=self.target.message,
             parent_commit=difference.parent,
         )
 

@@ -81,16 +81,14 @@ class AttemptHistory:
 
     def measure_average(self) -> Rate | None:
         """Return the rate since the first engine of the attempt was ready; None if nothing was generated."""
-        if self.ready is None or not self._points:
-            return None
-        begin = ProgressPoint(time=_read_time(self.ready), samples=0, tokens=0)
-        return _measure(begin, self._points[-1])
+        begin = self._begin_point()
+        return _measure(begin, self._points[-1]) if begin and self._points else None
 
     def measure_recent(self) -> Rate | None:
         """Return the rate of the last minute; None if nothing was generated in it, or nothing is known."""
-        if self.ready is None or not self._points:
+        begin = self._begin_point()
+        if begin is None or not self._points:
             return None
-        begin = ProgressPoint(time=_read_time(self.ready), samples=0, tokens=0)  # excludes loading time
         return _measure(max(begin, self._points[0], key=lambda point: point.time), self._points[-1])
 
     def measure_shares(self) -> tuple[float | None, float | None]:
@@ -119,6 +117,10 @@ class AttemptHistory:
             )
             for number, worker in sorted(self._workers.items())
         )
+
+    def _begin_point(self) -> ProgressPoint | None:
+        # Excludes the time in which engines load.
+        return ProgressPoint(time=_read_time(self.ready), samples=0, tokens=0) if self.ready else None
 
     def _begin(self, event: Mapping[str, Any]) -> None:
         self.started, self.ready, self.progress, self.ended = event, None, None, None

@@ -78,11 +78,7 @@ def list_failures(directory: Path, code: str | None = None) -> Iterator[FailedSa
 
 
 def find_reasons(directory: Path) -> list[FailureReason]:
-    """Return why samples failed, most common reason first.
-
-    Raises:
-        UsageError, IntegrityError: As for list_failures.
-    """
+    """Return why samples failed, most common reason first."""
     counts: Counter[str] = Counter()
     examples: dict[str, FailedSample] = {}
     for sample in list_failures(directory):

@@ -54,7 +54,7 @@ class AttemptSummary:
     began: str
     host: str
     engines: tuple[str, ...]
-    losses: int
+    workers_lost: int
     made: int
     tokens: int
     seconds: float
@@ -168,7 +168,7 @@ def _describe(number: int, events: Sequence[Mapping[str, Any]], *, is_running: b
         began=events[0]["time"],
         host=str(events[0].get("host", "")),
         engines=tuple(engines),
-        losses=sum(event["kind"] == "worker_lost" for event in events),
+        workers_lost=sum(event["kind"] == "worker_lost" for event in events),
         made=made,
         tokens=progress.get("tokens", 0),
         seconds=stop - begin,

@@ -174,12 +174,7 @@ def open_complete_run(directory: Path) -> Run:
 
 
 def read_statistics(directory: Path) -> RunStatistics:
-    """Return the counts of the run in `directory` so far. Reads small columns, one part at a time.
-
-    Raises:
-        UsageError: `directory` is not a run directory.
-        IntegrityError: Its content was altered.
-    """
+    """Return the counts of the run in `directory` so far. Reads small columns, one part at a time."""
     facts = read_facts(directory)
     counts = RunCounts(max_tokens=facts.plan["identity"]["sampling"]["max_tokens"])
     for shard in list_samples(facts):

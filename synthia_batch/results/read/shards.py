@@ -63,11 +63,7 @@ class ShardSamples(Protocol):
 
 
 def list_samples(facts: RunFacts) -> list[ShardSamples]:
-    """Return the shards of a run with ended samples, in order: a snapshot if the run is active.
-
-    Raises:
-        IntegrityError: A journal or the ledger is damaged.
-    """
+    """Return the shards of a run with ended samples, in order: a snapshot if the run is active."""
     latest = _read_latest(facts)
     found: dict[int, ShardSamples] = {}
     for shard in facts.shards:

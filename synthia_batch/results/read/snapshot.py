@@ -52,12 +52,7 @@ class SnapshotReader:
     _counts: dict[int, Tally] = field(default_factory=dict)
 
     def read(self) -> list[ShardState]:
-        """Return the current state of each shard, in order.
-
-        Raises:
-            IntegrityError: The directory's content was altered.
-            StorageFailed: A file cannot be read.
-        """
+        """Return the current state of each shard, in order."""
         for _ in range(MAX_READS):
             try:
                 before = self._read_ledger()
@@ -73,11 +68,7 @@ class SnapshotReader:
         return self._inspect_all()
 
     def count(self, state: ShardState) -> Tally:
-        """Return the counts of a shard's samples.
-
-        Raises:
-            IntegrityError: A published part cannot be read.
-        """
+        """Return the counts of a shard's samples."""
         if not isinstance(state, Published):
             return state.tally
         number = state.shard.number

@@ -63,11 +63,7 @@ class _Assessed:
 
 
 def read_texts(shards: Sequence[ShardSamples], finished: int) -> AnswerTexts:
-    """Return the quality of these shards' answers. Holds about 20 bytes per answer in memory.
-
-    Raises:
-        IntegrityError: A part cannot be read.
-    """
+    """Return the quality of these shards' answers. Holds about 20 bytes per answer in memory."""
     size = sum(one.text_bytes for one in shards)
     stride = choose_stride(finished, size, max_samples=MAX_ANSWERS, max_bytes=MAX_BYTES)
     texts, index = AnswerTexts(finished=finished), _DigestIndex()

@@ -96,11 +96,7 @@ def write_card(run_dir: RunDir, facts: CardFacts, manifest: Manifest) -> None:
 
 
 def read_card_data(run_dir: RunDir, facts: CardFacts, manifest: Manifest) -> CardData:
-    """Return the counts of the parts. Reads small columns, one part in memory at a time.
-
-    Raises:
-        IntegrityError: A part cannot be read.
-    """
+    """Return the counts of the parts. Reads small columns, one part in memory at a time."""
     counts = RunCounts(max_tokens=find_limit(facts.identity))
     first: PartFacts | None = None
     for part in manifest.parts:

@@ -1,7 +1,7 @@
 """read_report(): the content of a run's report, from its directory: counts, history and examples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -208,15 +208,5 @@ def _bins_to_dict(bins: Bins) -> dict[str, Any]:
 
 
 def _attempt_to_dict(attempt: AttemptSummary) -> dict[str, Any]:
-    return {
-        "number": attempt.number,
-        "began": attempt.began,
-        "host": attempt.host,
-        "engines": list(attempt.engines),
-        "workers_lost": attempt.losses,
-        "made": attempt.made,
-        "tokens": attempt.tokens,
-        "seconds": round(attempt.seconds, 1),
-        "generating_seconds": round(attempt.generating_seconds, 1),
-        "end": attempt.end,
-    }
+    rounded = {name: round(getattr(attempt, name), 1) for name in ("seconds", "generating_seconds")}
+    return {**asdict(attempt), **rounded}

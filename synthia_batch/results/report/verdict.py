@@ -115,7 +115,7 @@ def _describe_texts(report: Report) -> Iterator[Sentence]:
 
 
 def _describe_losses(report: Report) -> Iterator[Sentence]:
-    losses, attempts = sum(attempt.losses for attempt in report.attempts), len(report.attempts)
+    losses, attempts = sum(attempt.workers_lost for attempt in report.attempts), len(report.attempts)
     if losses:
         times = "once" if losses == 1 else f"{losses:,} times"
         yield Sentence(level="note", text=f"An engine was lost {times}; no finished sample was lost.")

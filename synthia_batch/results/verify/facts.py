@@ -75,11 +75,7 @@ def read_facts(directory: Path) -> RunFacts:
 
 
 def find_highest_epoch(facts: RunFacts) -> int:
-    """Return the highest epoch found in any file of the run directory, 0 if none.
-
-    Raises:
-        StorageFailed: A file cannot be read.
-    """
+    """Return the highest epoch found in any file of the run directory, 0 if none."""
     run_dir = facts.run_dir
     starts = (event for event in read_events(run_dir.events) if event.get("kind") == "attempt_started")
     epochs = [event["epoch"] for event in starts if isinstance(event.get("epoch"), int)]

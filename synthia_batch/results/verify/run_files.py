@@ -1,6 +1,6 @@
 """Checks files beside parts and journals: records, manifest, leftover and unknown files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,24 +22,23 @@ def check_kept_files(facts: RunFacts) -> Iterator[Finding]:
     """Yield damage of the records beside the plan. A missing record that the run rewrites is no finding.
     """
     run_dir = facts.run_dir
-    try:
-        read_last_owner(run_dir)
-    except IntegrityError as exc:
-        yield explain_error(FindingKind.OWNER, run_dir.owner, run_dir.root, exc)
-    try:
-        if run_dir.duplicates.exists():
-            DuplicateIndex.load(run_dir.duplicates)
-    except IntegrityError as exc:
-        yield explain_error(FindingKind.RECORD, run_dir.duplicates, run_dir.root, exc)
-    try:
-        read_checksummed(run_dir.job)
-    except IntegrityError as exc:
-        yield explain_error(FindingKind.RECORD, run_dir.job, run_dir.root, exc)
-    try:
-        read_checksummed(run_dir.canary)
-    except IntegrityError as exc:
-        kind = FindingKind.CANARY if _has_samples(facts) else FindingKind.RECORD
-        yield explain_error(kind, run_dir.canary, run_dir.root, exc)
+    checks: tuple[tuple[FindingKind, Path, Callable[[], object]], ...] = (
+        (FindingKind.OWNER, run_dir.owner, lambda: read_last_owner(run_dir)),
+        (FindingKind.RECORD, run_dir.duplicates, lambda: _check_duplicates(run_dir)),
+        (FindingKind.RECORD, run_dir.job, lambda: read_checksummed(run_dir.job)),
+        (FindingKind.CANARY, run_dir.canary, lambda: read_checksummed(run_dir.canary)),
+    )
+    for kind, path, check in checks:
+        try:
+            check()
+        except IntegrityError as exc:
+            is_replaceable = kind is FindingKind.CANARY and not _has_samples(facts)
+            yield explain_error(FindingKind.RECORD if is_replaceable else kind, path, run_dir.root, exc)
+
+
+def _check_duplicates(run_dir: RunDir) -> None:
+    if run_dir.duplicates.exists():
+        DuplicateIndex.load(run_dir.duplicates)
 
 
 def _has_samples(facts: RunFacts) -> bool:
@@ -127,7 +126,7 @@ def find_leftovers(
 
 def find_unknown_files(facts: RunFacts, temporary_files: tuple[Path, ...]) -> Iterator[Finding]:
     """Yield files in the dataset's directories that no run wrote."""
-    run_dir: RunDir = facts.run_dir
+    run_dir = facts.run_dir
     known = {*temporary_files}
     for shard in facts.shards:
         known |= {run_dir.data_part(shard), run_dir.failed_part(shard), run_dir.journal(shard)}

@@ -42,11 +42,7 @@ class ShardCheck:
 
 
 def check_shard(facts: RunFacts, shard: Shard, shard_entry: ShardEntry | None) -> ShardCheck:
-    """Check all files of `shard`; `shard_entry` is its latest ledger entry. Only reads.
-
-    Raises:
-        StorageFailed: A file cannot be read.
-    """
+    """Check all files of `shard`; `shard_entry` is its latest ledger entry. Only reads."""
     journal = _check_journal(facts, shard)
     if shard_entry is None:
         return ShardCheck(
@@ -67,11 +63,7 @@ def check_shard(facts: RunFacts, shard: Shard, shard_entry: ShardEntry | None) -
 
 
 def check_parts_of_shard(facts: RunFacts, shard: Shard, shard_entry: ShardEntry) -> ShardCheck:
-    """Check the parts of a published shard: checksums, pages, columns, order and completeness.
-
-    Raises:
-        StorageFailed: A part cannot be read.
-    """
+    """Check the parts of a published shard: checksums, pages, columns, order and completeness."""
     paths = facts.run_dir.data_part(shard), facts.run_dir.failed_part(shard)
     entries = shard_entry.data, shard_entry.failed
     findings: list[Finding] = []

@@ -5,7 +5,7 @@ the positions of its rows. Memory holds a page per thread and the row positions 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,14 +42,14 @@ class Verification:
 
     directory: str
     state: str
-    owner: Owner | None
-    shards: int
-    shards_published: int
-    samples: int
-    bytes: int
-    leftovers: int
     findings: tuple[Finding, ...]
-    seconds: float
+    owner: Owner | None = None
+    shards: int = 0
+    shards_published: int = 0
+    samples: int = 0
+    bytes: int = 0
+    leftovers: int = 0
+    seconds: float = 0.0
 
     @property
     def megabytes_per_second(self) -> float:
@@ -108,7 +108,9 @@ def verify_run(directory: Path, on_progress: OnProgress, *, decodes_rows: bool =
     try:
         facts = replace(read_facts(directory), decodes_rows=decodes_rows)
     except IntegrityError as exc:
-        return _report_damaged_plan(directory, exc)
+        # Without its plan, nothing else of a run can be checked.
+        finding = explain_error(FindingKind.PLAN, RunDir(directory).plan, directory, exc)
+        return Verification(directory=str(directory), state="unknown", findings=(finding,))
     is_complete = facts.run_dir.manifest.exists()
     owner = None if is_complete else _find_running(facts.run_dir)
     found = check_running(facts, on_progress) if owner else check_run(facts, on_progress)
@@ -126,28 +128,8 @@ def verify_run(directory: Path, on_progress: OnProgress, *, decodes_rows: bool =
     )
 
 
-def _report_damaged_plan(directory: Path, exc: IntegrityError) -> Verification:
-    """Return a single finding: without its plan, nothing of a run can be checked."""
-    return Verification(
-        directory=str(directory),
-        state="unknown",
-        owner=None,
-        shards=0,
-        shards_published=0,
-        samples=0,
-        bytes=0,
-        leftovers=0,
-        findings=(explain_error(FindingKind.PLAN, RunDir(directory).plan, directory, exc),),
-        seconds=0.0,
-    )
-
-
 def check_run(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
-    """Check everything in an inactive run directory. Only reads.
-
-    Raises:
-        StorageFailed: A file cannot be read.
-    """
+    """Check everything in an inactive run directory. Only reads."""
     findings: list[Finding] = [*check_kept_files(facts)]
     manifest = None
     try:
@@ -179,11 +161,7 @@ def check_run(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
 
 
 def check_running(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
-    """Check what an active run has published so far. Only reads.
-
-    Raises:
-        StorageFailed: A file cannot be read.
-    """
+    """Check what an active run has published so far. Only reads."""
     before = _read_ledger(facts, None)
     published = [
         (shard, before.latest[shard.number])
@@ -191,7 +169,9 @@ def check_running(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
         if shard.number in before.latest and not facts.run_dir.journal(shard).exists()
     ]
     checks = _check_all(
-        published, lambda shard, shard_entry: _check_known(facts, shard, shard_entry), on_progress
+        published,
+        lambda shard, _: check_parts_of_shard(facts, shard, before.latest[shard.number]),
+        on_progress,
     )
     after = _read_ledger(facts, None)
     # A retry may have republished a shard in the meantime.
@@ -207,14 +187,8 @@ def check_running(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
     )
 
 
-def _check_known(facts: RunFacts, shard: Shard, shard_entry: ShardEntry | None) -> ShardCheck:
-    if shard_entry is None:
-        raise ValueError(f"shard {shard.number} has no ledger entry")
-    return check_parts_of_shard(facts, shard, shard_entry)
-
-
 def _check_all(
-    shards: list[tuple[Shard, ShardEntry | None]] | list[tuple[Shard, ShardEntry]],
+    shards: Sequence[tuple[Shard, ShardEntry | None]],
     check: Callable[[Shard, ShardEntry | None], ShardCheck],
     on_progress: OnProgress,
 ) -> tuple[ShardCheck, ...]:
