@@ -206,7 +206,7 @@ def test_an_altered_part_is_not_pushed(
     assert not hub.seen
 
 
-@pytest.mark.parametrize(("token", "what"), [("", "set HF_TOKEN"), ("hf_wrong", "the permissions of the token")])
+@pytest.mark.parametrize(("token", "what"), [("", "set HF_TOKEN"), ("hf_wrong", "permissions of the token")])
 def test_without_the_right_token_it_says_how_to_get_one(
     synthia: Command, hub: FakeHub, finished: Path, tmp_path: Path, token: str, what: str
 ) -> None:

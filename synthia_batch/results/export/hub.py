@@ -135,9 +135,7 @@ class _Pusher:
         name, revision = self.target.repository, self.target.revision
         parent = self.api.dataset_info(name, revision=revision).sha
         # The tree of that commit: if another commit lands in between, the Hub refuses ours.
-        tree = self.api.list_repo_tree(
-            name, repo_type="dataset", revision=parent or revision, recursive=True
-        )
+        tree = self.api.list_repo_tree(name, repo_type="dataset", revision=parent or revision, recursive=True)
         existing = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
         return _Difference(
             parent=parent,

@@ -19,8 +19,7 @@ from synthia_batch.storage.manifest import Manifest, ManifestPart
 
 
 def check_kept_files(facts: RunFacts) -> Iterator[Finding]:
-    """Yield damage of the records beside the plan. A missing record that the run rewrites is no finding.
-    """
+    """Yield damage of the records beside the plan. A missing record that the run rewrites is no finding."""
     run_dir = facts.run_dir
     checks: tuple[tuple[FindingKind, Path, Callable[[], object]], ...] = (
         (FindingKind.OWNER, run_dir.owner, lambda: read_last_owner(run_dir)),
@@ -72,9 +71,7 @@ def check_manifest(
         "finished + failed": (manifest.finished + manifest.failed, samples),
         "parts' rows": (sum(part.rows for part in manifest.parts), samples),
     }
-    faults = [
-        f"{name} is {claim}, must be {true}" for name, (claim, true) in claims.items() if claim != true
-    ]
+    faults = [f"{name} is {claim}, must be {true}" for name, (claim, true) in claims.items() if claim != true]
     if {part.path: part for part in manifest.parts} != _list_expected(facts, latest):
         faults.append("its parts are not those of the ledger")
     unpublished = [check.shard.number for check in checks if not check.is_published]
@@ -133,4 +130,6 @@ def find_unknown_files(facts: RunFacts, temporary_files: tuple[Path, ...]) -> It
     for directory in (run_dir.data, run_dir.failed, run_dir.journals):
         for path in sorted(directory.iterdir()) if directory.is_dir() else ():
             if path not in known:
-                yield Finding(kind=FindingKind.UNKNOWN, file=facts.name(path), what="is not a file of this run")
+                yield Finding(
+                    kind=FindingKind.UNKNOWN, file=facts.name(path), what="is not a file of this run"
+                )
