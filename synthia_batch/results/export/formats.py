@@ -11,6 +11,10 @@ from synthia_batch.results.read.samples import FinishedSample
 if TYPE_CHECKING:  # it loads pyarrow, and --help lists the formats
     from synthia_batch.results.read.failures import FailedSample
 
+_TABLE_COLUMNS = (
+    "id", "row_index", "sample_index", "system", "prompt", "response", "reasoning", "finish_reason",
+    "prompt_tokens", "completion_tokens",
+)  # fmt: skip
 _SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 
 Convert = Callable[[Iterable[FinishedSample]], Iterator[dict[str, Any]]]
@@ -82,19 +86,9 @@ def to_synthia(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
 def to_table(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
     """Yield flat rows: the last question, its answer, and their metadata."""
     for sample in samples:
-        yield {
-            "id": sample.id,
-            "row_index": sample.row_index,
-            "sample_index": sample.sample_index,
-            "system": sample.system,
-            "prompt": _pair_turns(sample.messages)[-1][0],
-            "response": sample.response,
-            "reasoning": sample.reasoning or "",
-            "finish_reason": sample.finish_reason,
-            "prompt_tokens": sample.prompt_tokens,
-            "completion_tokens": sample.completion_tokens,
-            **sample.kept,
-        }
+        texts = {"prompt": _pair_turns(sample.messages)[-1][0], "reasoning": sample.reasoning or ""}
+        row = {name: texts[name] if name in texts else getattr(sample, name) for name in _TABLE_COLUMNS}
+        yield {**row, **sample.kept}
 
 
 def to_openai_batch(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
@@ -157,14 +151,7 @@ FORMATS: Mapping[str, ExportFormat] = {
             takes_logprobs=True,
         ),
         ExportFormat(name="synthia-jsonl", columns=("prompt", "answer"), convert=to_synthia),
-        ExportFormat(
-            name="csv",
-            columns=(
-                "id", "row_index", "sample_index", "system", "prompt", "response", "reasoning",
-                "finish_reason", "prompt_tokens", "completion_tokens",
-            ),
-            convert=to_table,
-        ),
+        ExportFormat(name="csv", columns=_TABLE_COLUMNS, convert=to_table),
     )
 }  # fmt: skip
 

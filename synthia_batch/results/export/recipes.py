@@ -5,11 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_AXOLOTL = {
-    "messages": "chat_template",
-    "sharegpt": "chat_template",
-    "alpaca": "alpaca",
-}
+_AXOLOTL = {"messages": "chat_template", "sharegpt": "chat_template", "alpaca": "alpaca"}
 _LLAMA_FACTORY: Mapping[str, Mapping[str, Any]] = {
     "messages": {
         "formatting": "sharegpt",

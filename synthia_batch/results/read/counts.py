@@ -28,17 +28,14 @@ class LengthHistogram:
         self.counts = _sum(self.counts, np.bincount(tokens).astype(np.int64))
 
     def merge(self, other: "LengthHistogram") -> None:
-        """Add all of `other`."""
         self.counts = _sum(self.counts, other.counts)
 
     @property
     def samples(self) -> int:
-        """Number of samples added."""
         return int(self.counts.sum())
 
     @property
     def tokens(self) -> int:
-        """Sum of all tokens."""
         return int((self.counts * np.arange(len(self.counts))).sum())
 
     @property
@@ -79,12 +76,10 @@ class SystemCounts:
 
     @property
     def finished(self) -> int:
-        """Number of finished samples."""
         return self.answers.samples
 
     @property
     def truncated(self) -> int:
-        """Number of answers cut off."""
         return self.reasons[CUT_OFF]
 
     @property
@@ -93,7 +88,6 @@ class SystemCounts:
         return self.truncated / self.finished if self.finished else 0.0
 
     def merge(self, other: "SystemCounts") -> None:
-        """Add all of `other`."""
         self.prompts.merge(other.prompts)
         self.answers.merge(other.answers)
         self.reasons += other.reasons
@@ -124,7 +118,6 @@ class RunCounts:
     failures: Counter[str] = field(default_factory=Counter)
 
     def add_finished(self, numbers: PartNumbers) -> None:
-        """Add finished samples."""
         is_cut = np.array([reason == CUT_OFF for reason in numbers.reasons], dtype=bool)
         for system, name in enumerate(numbers.systems):
             chosen = numbers.system == system
@@ -138,13 +131,11 @@ class RunCounts:
                 group.cut_early += int((is_cut[numbers.reason[chosen]] & is_short).sum())
 
     def add_failed(self, codes: PartCodes) -> None:
-        """Add failed samples."""
         counts = np.bincount(codes.code, minlength=len(codes.codes))
         self.failures += Counter(dict(zip(codes.codes, counts.tolist(), strict=True)))
 
     @property
     def total(self) -> SystemCounts:
-        """Counts of all finished samples."""
         total = SystemCounts()
         for group in self.groups.values():
             total.merge(group)
@@ -152,7 +143,6 @@ class RunCounts:
 
     @property
     def failed(self) -> int:
-        """Number of failed samples."""
         return self.failures.total()
 
     @property

@@ -26,6 +26,7 @@ _FINISHED_COLUMNS = (
     "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",
     "prompt_tokens", "completion_tokens",
 )  # fmt: skip
+_OUTCOME_FIELDS = _FINISHED_COLUMNS[5:]
 _FAILED_COLUMNS = (
     "id", "row_index", "sample_index", "code", "message", "messages", "source_file", "source_line",
 )  # fmt: skip
@@ -183,11 +184,7 @@ class JournaledSamples:
             {
                 **self._locate(one.ordinal),
                 "messages": None,
-                "response": one.response,
-                "reasoning": one.reasoning,
-                "finish_reason": one.finish_reason,
-                "prompt_tokens": one.prompt_tokens,
-                "completion_tokens": one.completion_tokens,
+                **{name: getattr(one, name) for name in _OUTCOME_FIELDS},
             }
             for one in chosen
         ]

@@ -19,7 +19,6 @@ class Escaped:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the text was shortened."""
         return self.kept < self.characters
 
 

@@ -7,7 +7,6 @@ forbids scripts as well. The report is not part of the dataset, and no run fails
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,23 +49,6 @@ _LIMITS = {
     "tail": f"{measures.TAIL_BYTES:,}",
     "words": measures.NGRAM_WORDS,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SystemLine:
-    """A row of the table of system messages. `marks` are shares, in the order of MARKS."""
-
-    name: str
-    finished: int
-    failed: int | None
-    mean: float
-    p5: int
-    median: int
-    p95: int
-    longest: int
-    truncated: str
-    reasons: str
-    marks: tuple[str, ...]
 
 
 def write_report(directory: Path, output: Path | None = None) -> Path:
@@ -173,25 +155,24 @@ def _list_reasons(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _list_systems(report: Report) -> list[SystemLine]:
-    lines = []
+def _list_systems(report: Report) -> list[dict[str, Any]]:
     expected = report.head.samples // len(report.head.systems)
+    # Rows may have their own system message: the expected number is then unknown.
+    is_known = report.head.state == "complete" and set(report.counts.groups) <= set(report.head.systems)
+    lines = []
     for name, group in sorted(report.counts.groups.items()):
-        lengths = group.answers.to_dict()
         read = report.texts.read_by_group.get(name, 0)
         marks = report.texts.groups.get(name, dict.fromkeys(MARKS, 0))
-        # Rows may have their own system message: the expected number is then unknown.
-        is_counted = report.head.state == "complete" and set(report.counts.groups) <= set(report.head.systems)
         lines.append(
-            SystemLine(
-                name=make_visible(name),
-                finished=group.finished,
-                failed=expected - group.finished if is_counted else None,
-                truncated=format_share(group.truncated, group.finished),
-                reasons=", ".join(f"{reason} {n:,}" for reason, n in sorted(group.reasons.items())),
-                marks=tuple(format_share(marks[mark], read) for mark in MARKS),
-                **{key: lengths[key] for key in ("mean", "p5", "median", "p95", "longest")},
-            )
+            {
+                **group.answers.to_dict(),
+                "name": make_visible(name),
+                "finished": group.finished,
+                "failed": expected - group.finished if is_known else None,
+                "truncated": format_share(group.truncated, group.finished),
+                "reasons": ", ".join(f"{reason} {n:,}" for reason, n in sorted(group.reasons.items())),
+                "marks": [format_share(marks[mark], read) for mark in MARKS],
+            }
         )
     return lines
 

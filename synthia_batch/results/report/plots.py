@@ -246,13 +246,8 @@ def _mark(axes: "Axes", history: RunHistory, seconds: float, palette: Palette) -
         (history.resumes, palette.ink, "--", "run resumed"),
     ):
         for number, time in enumerate(times[:MAX_INTERVALS]):
-            axes.axvline(
-                time / seconds,
-                color=color,
-                linestyle=style,
-                linewidth=1.2,
-                label=label if not number else None,
-            )
+            name = None if number else label
+            axes.axvline(time / seconds, color=color, linestyle=style, linewidth=1.2, label=name)
 
 
 def _find_end(history: RunHistory) -> float:

@@ -77,12 +77,10 @@ class Report:
 
     @property
     def prompt_bins(self) -> Bins:
-        """Histogram of prompt lengths."""
         return make_bins(self.counts.total.prompts.counts)
 
     @property
     def answer_bins(self) -> Bins:
-        """Histogram of answer lengths."""
         return make_bins(self.counts.total.answers.counts)
 
     @property
@@ -105,8 +103,8 @@ class Report:
             "failed": self.counts.failed,
             "failures": dict(self.counts.failures_by_count),
             **whole.to_dict(),
-            "prompt_histogram": _bins_to_dict(self.prompt_bins),
-            "completion_histogram": _bins_to_dict(self.answer_bins),
+            "prompt_histogram": asdict(self.prompt_bins),
+            "completion_histogram": asdict(self.answer_bins),
             "systems": {name: group.to_dict() for name, group in sorted(self.counts.groups.items())},
             "texts": self.texts.to_dict(),
             "tokens_per_second": None if speed is None else round(speed, 1),
@@ -201,10 +199,6 @@ def _fetch_examples(
         failures=fetch_failures(shards),
         side_by_side=fetch_side_by_side(by_number, selection.rows) if has_several else [],
     )
-
-
-def _bins_to_dict(bins: Bins) -> dict[str, Any]:
-    return {"edges": list(bins.edges), "counts": list(bins.counts)}
 
 
 def _attempt_to_dict(attempt: AttemptSummary) -> dict[str, Any]:

@@ -47,12 +47,7 @@ class RunFacts:
 
 
 def read_facts(directory: Path) -> RunFacts:
-    """Return the facts about the run in `directory`.
-
-    Raises:
-        UsageError: `directory` is not a run directory.
-        IntegrityError: Its plan was altered.
-    """
+    """Return the facts about the run in `directory`."""
     run_dir = RunDir(directory)
     plan = require_plan(run_dir)
     identity: Mapping[str, Any] = plan["identity"]

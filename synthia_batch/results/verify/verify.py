@@ -53,7 +53,6 @@ class Verification:
 
     @property
     def megabytes_per_second(self) -> float:
-        """Read speed."""
         return self.bytes / 1e6 / self.seconds if self.seconds > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
