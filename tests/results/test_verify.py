@@ -262,7 +262,7 @@ def test_what_the_engines_must_answer_is_not_dropped_where_there_are_samples(hom
     before = read_bytes_of_data(home / "out")
     answer = verify(capsys)
     assert f"{CANARY}: " in answer.out
-    assert "remove it, if you know that the engines are those" in answer.out
+    assert "remove it, if you know that the engines are the same" in answer.out
     assert verify(capsys, "--repair").code == 4
     assert (home / "out" / CANARY).exists()
     assert read_bytes_of_data(home / "out") == before
