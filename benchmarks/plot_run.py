@@ -9,7 +9,7 @@ report of a run has the same pictures; this one keeps the time between attempts,
 import argparse
 from pathlib import Path
 
-from synthia_batch.results.read.history import History, read_history
+from synthia_batch.results.read.history import RunHistory, read_history
 from synthia_batch.results.report.plots import draw_history
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.layout import RunDir
@@ -30,7 +30,7 @@ def main() -> None:
     draw(history, options.directory.name, options.output)
 
 
-def draw(history: History, title: str, path: Path) -> None:
+def draw(history: RunHistory, title: str, path: Path) -> None:
     """Write the picture to `path`; the same history gives the same SVG."""
     import matplotlib
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
-from synthia_batch.results.read.history import Progress, list_shares
+from synthia_batch.results.read.history import ProgressEvent, measure_busy_shares
 
 Status = Literal["ok", "failed", "not run"]
 
@@ -84,7 +84,7 @@ def choose_best(trials: Sequence[Measured]) -> Measured | None:
     return trials[min(timed)[1]] if timed else None
 
 
-def find_busy_shares(progress: Sequence[Progress]) -> dict[int, float]:
+def find_busy_shares(progress: Sequence[ProgressEvent]) -> dict[int, float]:
     """Return the busy share of each worker of the last attempt, between its first and its last sample.
 
     As near as the events tell: from the first that counts a sample to the first that counts them all.
@@ -95,4 +95,4 @@ def find_busy_shares(progress: Sequence[Progress]) -> dict[int, float]:
     if not begun:
         return {}
     start, end = begun[0], next(one for one in begun if one.samples == most)
-    return list_shares(start, end)
+    return measure_busy_shares(start, end)

@@ -180,7 +180,7 @@ def test_what_shall_be_private_is_not_pushed_in_public(
     assert synthia("push", finished, REPOSITORY, **hub.environment).returncode == 0
     done = synthia("push", finished, REPOSITORY, "--private", **hub.environment)
     assert done.returncode == 2
-    assert f"{REPOSITORY} is there, and public; nothing was sent" in done.stderr
+    assert f"{REPOSITORY} exists and is public; nothing was sent" in done.stderr
 
 
 def test_a_run_that_is_not_complete_is_refused(synthia: Command, hub: FakeHub, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_run_that_is_not_complete_is_refused(synthia: Command, hub: FakeHub, t
     assert synthia("preview", "q.jsonl", "-n", "1", "--answers", *RUN, "-o", "out").returncode == 0
     done = synthia("push", "out", REPOSITORY, **hub.environment)
     assert done.returncode == 2, done.stderr
-    assert "out: the run is not complete, and half a dataset is not pushed" in done.stderr
+    assert "out: only a complete run can be pushed" in done.stderr
     assert not hub.seen
 
 
@@ -206,7 +206,7 @@ def test_an_altered_part_is_not_pushed(
     assert not hub.seen
 
 
-@pytest.mark.parametrize(("token", "what"), [("", "set HF_TOKEN"), ("hf_wrong", "the rights of the token")])
+@pytest.mark.parametrize(("token", "what"), [("", "set HF_TOKEN"), ("hf_wrong", "permissions of the token")])
 def test_without_the_right_token_it_says_how_to_get_one(
     synthia: Command, hub: FakeHub, finished: Path, tmp_path: Path, token: str, what: str
 ) -> None:

@@ -101,17 +101,17 @@ def test_statistics_count_what_the_files_hold(tmp_path: Path) -> None:
 
 def test_samples_come_one_published_file_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards have 1,000 rows: while the first is read, the second may not be."""
-    from synthia_batch.results.read import run as readback
+    from synthia_batch.results.read import run as read_api
 
     result = run_job(make_job(tmp_path, rows=2500))
     read: list[str] = []
-    real = readback.read_part
+    real = read_api.read_part
 
     def note(path: Path, columns: object = None) -> object:
         read.append(path.name)
         return real(path, columns)
 
-    monkeypatch.setattr(readback, "read_part", note)
+    monkeypatch.setattr(read_api, "read_part", note)
     samples: Iterator[FinishedSample] = open_run(result.directory).samples()
     next(samples)
     assert read == ["train-00000-of-00003.parquet"]

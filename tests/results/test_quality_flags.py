@@ -17,7 +17,7 @@ from synthia_batch.core.types import Message as Turn
 from synthia_batch.errors import UsageError
 from synthia_batch.job.schema import Job
 from synthia_batch.results.quality import language
-from synthia_batch.results.quality.flags import Flagging, identify_flags, is_in_another_language
+from synthia_batch.results.quality.flags import Flagger, identify_flags, is_in_another_language
 from synthia_batch.results.quality.language import detect_language
 
 ALL = "repetition,empty,refusal,language,duplicate"
@@ -205,7 +205,7 @@ def test_a_duplicate_is_the_later_one_and_what_failed_is_none() -> None:
         for n, text in texts.items()
     }
     outcomes[1] = Failed(ordinal=1, code="engine_error", message="x")
-    settled = Flagging(names=frozenset({"duplicate"}), drops=True).settle(samples, outcomes)
+    settled = Flagger(names=frozenset({"duplicate"}), drops=True).apply(samples, outcomes)
     assert [type(settled[n]).__name__ for n in range(4)] == ["Finished", "Failed", "Failed", "Finished"]
     assert settled[1] is outcomes[1]
     assert settled[2].code == "flagged_duplicate"

@@ -19,15 +19,15 @@ import pytest
 from conftest import ROOT, Command, command_of, make_environment, read_bytes_of_data, write_jsonl
 from hostile import TEXTS, add_history, make_hostile_run
 
-from synthia_batch.results.read.counts import Lengths
-from synthia_batch.results.read.history import Stretch, coarsen, list_attempts, read_history
+from synthia_batch.results.read.counts import LengthHistogram
+from synthia_batch.results.read.history import Interval, coarsen, list_attempts, read_history
 from synthia_batch.results.report import answers
 from synthia_batch.results.report.escape import escape_text, make_visible
 from synthia_batch.results.report.page import render_page
 from synthia_batch.results.report.plots import make_bins
-from synthia_batch.results.report.samples import SampleSubset, choose_stride, hash_samples, take_every
+from synthia_batch.results.report.samples import SampleSelection, choose_stride, hash_samples, list_strided
 from synthia_batch.results.report.summary import Report, read_report
-from synthia_batch.results.report.verdict import assess, spell_share
+from synthia_batch.results.report.verdict import assess, format_share
 from synthia_batch.storage.atomic import temporary_path
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.parts.columns import read_numbers, read_rows
@@ -65,12 +65,12 @@ def find_rank(lengths: list[int], share: float) -> int:
 def test_the_numbers_are_those_of_the_files(home: Path, found: Report) -> None:
     rows = read_data(home / "out")
     failed = pq.read_table(home / "out" / "failed").to_pylist()
-    told = found.to_dict()
+    values = found.to_dict()
     lengths = [row["completion_tokens"] for row in rows]
-    assert (told["rows"], told["samples"]) == (ROWS, 2 * ROWS)
-    assert (told["finished"], told["failed"]) == (len(rows), len(failed))
-    assert told["failures"] == {"scripted_failure": len(failed)}
-    assert told["completion_tokens"] == {
+    assert (values["rows"], values["samples"]) == (ROWS, 2 * ROWS)
+    assert (values["finished"], values["failed"]) == (len(rows), len(failed))
+    assert values["failures"] == {"scripted_failure": len(failed)}
+    assert values["completion_tokens"] == {
         "tokens": sum(lengths),
         "mean": round(sum(lengths) / len(lengths), 1),
         "shortest": min(lengths),
@@ -80,18 +80,18 @@ def test_the_numbers_are_those_of_the_files(home: Path, found: Report) -> None:
         "longest": max(lengths),
     }
     cut = [row for row in rows if row["finish_reason"] == "length"]
-    assert told["truncated"] == len(cut) > 100
-    assert told["finish_reasons"] == {"length": len(cut), "stop": len(rows) - len(cut)}
+    assert values["truncated"] == len(cut) > 100
+    assert values["finish_reasons"] == {"length": len(cut), "stop": len(rows) - len(cut)}
     for system in ("synthia", "none"):
         of_system = [row for row in rows if row["system"] == system]
-        group = told["systems"][system]
+        group = values["systems"][system]
         assert group["finished"] == len(of_system)
         assert group["truncated"] == sum(row["finish_reason"] == "length" for row in of_system)
         assert group["prompt_tokens"]["tokens"] == sum(row["prompt_tokens"] for row in of_system)
-    texts = told["texts"]
+    texts = values["texts"]
     assert texts["answers_read"] == texts["answers_finished"] == len(rows)
     assert texts["duplicate"] == len(rows) - len({row["response"] for row in rows})
-    histogram = told["completion_histogram"]
+    histogram = values["completion_histogram"]
     assert sum(histogram["counts"]) == len(rows)
     for low, high, count in zip(
         histogram["edges"], histogram["edges"][1:], histogram["counts"], strict=False
@@ -104,7 +104,7 @@ def test_the_verdict_is_plain_words(home: Path, found: Report) -> None:
     cut = sum(row["finish_reason"] == "length" for row in rows)
     failed = 2 * ROWS - len(rows)
     sentences = [sentence.text for sentence in assess(found)]
-    assert sentences[0] == f"Complete: {len(rows):,} of 2,400 samples are made, {failed:,} failed."
+    assert sentences[0] == f"Complete: {len(rows):,} of 2,400 samples are finished, {failed:,} failed."
     share = round(100 * cut / len(rows))
     assert sentences[1] == (
         f"{cut:,} of {len(rows):,} answers ({share}%) were cut off at 12 tokens: raise --max-tokens."
@@ -172,22 +172,22 @@ def test_a_report_that_cannot_be_made_is_said_and_fails_no_run(synthia: Command,
     (tmp_path / "out" / "report.html").mkdir()
     done = synthia("run", source, *SCRIPTED, "-o", "out", SYNTHIA_BATCH_REPORT="true")
     assert done.returncode == 0, done.stderr
-    assert "no report could be made" in done.stderr
+    assert "could not write the report" in done.stderr
     assert "the dataset is complete; try `synthia-batch report out`" in done.stderr
     assert synthia("verify", "out", "-q").returncode == 0
 
 
 def test_a_retry_makes_the_report_anew(synthia: Command, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n}?"} for n in range(20)])
-    mended = tmp_path / "mended"
-    settings = ("--set", "engine.fail_every=4", "--set", f"engine.fail_while_missing={mended}")
+    repaired = tmp_path / "repaired"
+    settings = ("--set", "engine.fail_every=4", "--set", f"engine.fail_while_missing={repaired}")
     run = ("run", source, *SCRIPTED, *settings, "-o", "out")
     assert synthia(*run, SYNTHIA_BATCH_REPORT="true").returncode == 0
     page = tmp_path / "out" / "report.html"
-    assert "15 of 20 samples are made, 5 failed" in page.read_text()
-    mended.touch()
+    assert "15 of 20 samples are finished, 5 failed" in page.read_text()
+    repaired.touch()
     assert synthia("retry", "out", "-q", SYNTHIA_BATCH_REPORT="true").returncode == 0
-    assert "all 20 samples are made" in page.read_text()
+    assert "all 20 samples are finished" in page.read_text()
 
 
 def test_reports_are_left_out_where_nobody_wants_them(synthia: Command, tmp_path: Path) -> None:
@@ -230,17 +230,17 @@ def test_a_running_and_an_interrupted_run_are_reported_from_their_journals(
         victim.send_signal(signal.SIGKILL)
         victim.wait()
     assert "Still running: " in (tmp_path / "running.html").read_text()
-    told = json.loads(synthia("report", "out", "--json").stdout)
+    values = json.loads(synthia("report", "out", "--json").stdout)
     status = json.loads(synthia("status", "out", "--json").stdout)
-    assert told["state"] == "interrupted"
-    assert 2000 < told["finished"] == status["finished"] < 3000
-    assert told["failed"] == status["failed"]
-    assert set(told["systems"]) == {"synthia", "none"}
-    assert told["attempts"][-1]["end"] == "killed, or ended by an error"
+    assert values["state"] == "interrupted"
+    assert 2000 < values["finished"] == status["finished"] < 3000
+    assert values["failed"] == status["failed"]
+    assert set(values["systems"]) == {"synthia", "none"}
+    assert values["attempts"][-1]["end"] == "killed, or ended by an error"
     assert synthia("report", "out").returncode == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Not complete: " in page
-    assert "The checksums are here once the run is complete." in page
+    assert "Checksums appear here once the run is complete." in page
 
 
 def test_samples_of_a_journal_are_shown_without_their_prompts(tmp_path: Path) -> None:
@@ -260,13 +260,13 @@ def test_samples_of_a_journal_are_shown_without_their_prompts(tmp_path: Path) ->
     assert all(sample.turns is None for sample in samples)
     place = re.compile(r"row [1-5]?\d of \.synthia/journal/shard-00000\.wal")
     assert all(place.match(sample.place) for sample in samples)
-    assert "Its prompt is in the input" in render_page(found)
+    assert "The prompt is in the input" in render_page(found)
 
 
 @pytest.mark.parametrize(
     ("rows", "flags", "expected"),
     [
-        (1, (), "Complete: all 1 samples are made."),
+        (1, (), "Complete: all 1 samples are finished."),
         (3, ("--set", "engine.fail_every=1"), "every one of the 3 samples failed"),
     ],
     ids=["one sample", "nothing but failures"],
@@ -288,10 +288,7 @@ def test_conversations_are_counted_and_shown_whole(synthia: Command, tmp_path: P
     assert found.head.plays_turns
     texts = [sentence.text for sentence in assess(found)]
     cut = sum(row["finish_reason"] == "length" for row in rows)
-    assert (
-        f"{cut} of 4 conversations ({spell_share(cut, 4)}) had an answer that was cut off at 9 tokens"
-        in texts[1]
-    )
+    assert f"{cut} of 4 conversations ({format_share(cut, 4)}) had an answer cut off at 9 tokens" in texts[1]
     shown = {sample.title: sample for sample in found.examples.kinds["random"]}
     assert len(shown) == 4
     for row in rows:
@@ -337,7 +334,7 @@ def test_failures_have_their_line_in_the_input(found: Report) -> None:
 def test_beyond_a_limit_the_text_of_every_nth_shard_is_read_and_the_page_says_so(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "MOST_ANSWERS", 1300)
+    monkeypatch.setattr(answers, "MAX_ANSWERS", 1300)
     found = read_report(home / "out")
     assert found.texts.read < found.texts.finished
     assert found.texts.read == pq.read_metadata(home / "out/data/train-00001-of-00002.parquet").num_rows
@@ -361,7 +358,7 @@ def test_what_is_no_run_and_what_is_no_place_is_refused(synthia: Command, home: 
     done = synthia("report", "empty")
     assert (done.returncode, "not a run directory" in done.stderr) == (2, True)
     done = synthia("report", home / "out", "-o", "no/such/folder.html")
-    assert (done.returncode, "name a file in a directory that is there" in done.stderr) == (2, True)
+    assert (done.returncode, "expected a file name in an existing directory" in done.stderr) == (2, True)
 
 
 def test_a_damaged_part_is_named(synthia: Command, home: Path, tmp_path: Path) -> None:
@@ -383,10 +380,10 @@ def test_rows_are_found_by_their_position(home: Path) -> None:
     assert len(set(hash_samples(numbers).tolist())) == table.num_rows
 
 
-def test_picks_do_not_depend_on_the_order_in_which_they_are_offered() -> None:
+def test_selections_do_not_depend_on_the_order_in_which_they_are_offered() -> None:
     keys = np.array([5, 3, 9, 1], dtype=np.uint64)
     places = np.arange(4, dtype=np.int64)
-    one, other = SampleSubset(most=3), SampleSubset(most=3)
+    one, other = SampleSelection(limit=3), SampleSelection(limit=3)
     one.offer(0, keys, places)
     one.offer(1, keys + np.uint64(1), places)
     other.offer(1, keys + np.uint64(1), places)
@@ -396,23 +393,23 @@ def test_picks_do_not_depend_on_the_order_in_which_they_are_offered() -> None:
 
 
 def test_shards_are_taken_evenly_and_one_at_least() -> None:
-    assert choose_stride(1000, 0, most_samples=200, most_bytes=10) == 5
-    assert choose_stride(100, 45, most_samples=200, most_bytes=10) == 5
-    assert list(take_every(5, 20)) == [2, 7, 12, 17]
-    assert list(take_every(9, 2)) == [1]
-    assert list(take_every(1, 0)) == []
+    assert choose_stride(1000, 0, max_samples=200, max_bytes=10) == 5
+    assert choose_stride(100, 45, max_samples=200, max_bytes=10) == 5
+    assert list(list_strided(5, 20)) == [2, 7, 12, 17]
+    assert list(list_strided(9, 2)) == [1]
+    assert list(list_strided(1, 0)) == []
 
 
 def test_quantiles_are_exact_at_every_share() -> None:
     generator = np.random.default_rng(7)
     values = generator.integers(0, 50, 999)
-    lengths = Lengths()
+    lengths = LengthHistogram()
     for part in np.array_split(values, 7):
         lengths.add(part)
     for share in (0.001, 0.05, 0.5, 0.501, 0.95, 1.0):
         assert lengths.find_quantile(share) == find_rank(values.tolist(), share)
     assert (lengths.tokens, lengths.longest, lengths.samples) == (values.sum(), values.max(), 999)
-    assert Lengths().to_dict()["median"] == 0
+    assert LengthHistogram().to_dict()["median"] == 0
 
 
 @pytest.mark.parametrize("lengths", [[0], [7], [1, 1000], list(range(400)), [5, 100_000], [3] * 9])
@@ -435,13 +432,13 @@ def test_the_time_between_attempts_is_left_out(tmp_path: Path) -> None:
     assert cut.losses == [120.0]
     assert [(one.start, one.end) for one in cut.attempts[1]] == [(240.0, 300.0)]
     first, second = list_attempts(events, is_running=False)
-    assert (first.made, first.losses, first.end) == (60, 1, "killed, or ended by an error")
+    assert (first.made, first.workers_lost, first.end) == (60, 1, "killed, or ended by an error")
     assert second.end == f"drained on {TEXTS[4]}"
     assert list_attempts(events[:3], is_running=True)[0].end == "still running"
 
 
 def test_coarse_stretches_cover_the_same_time_with_the_same_tokens() -> None:
-    fine = [Stretch(start=n, end=n + 1, tokens_per_second=float(n), busy_engines=n / 10) for n in range(23)]
+    fine = [Interval(start=n, end=n + 1, tokens_per_second=float(n), busy_engines=n / 10) for n in range(23)]
     coarse = coarsen(fine, 5)
     assert (coarse[0].start, coarse[-1].end) == (0, 23)
     assert all(one.end == two.start for one, two in pairwise(coarse))
@@ -450,7 +447,7 @@ def test_coarse_stretches_cover_the_same_time_with_the_same_tokens() -> None:
     assert coarsen([], 5) == []
 
 
-def test_strangers_text_is_made_visible_and_cut_by_what_it_costs() -> None:
+def test_untrusted_text_is_made_visible_and_cut_by_what_it_costs() -> None:
     assert make_visible("a\x00\x1b\x7f\u202eb\ud800\r\nc") == "a\u2400\u241b\u2421[U+202E]b\ufffd\nc"
     assert (
         make_visible("tab\tline\n \U0001f469\u200d\U0001f467 שלום")
@@ -467,17 +464,19 @@ def test_strangers_text_is_made_visible_and_cut_by_what_it_costs() -> None:
 
 def test_shares_are_never_rounded_to_all_or_none() -> None:
     shares = {(0, 9): "0%", (9, 9): "100%", (999, 1000): "99%", (312, 1000): "31%", (1, 300): "0.3%"}
-    assert {pair: spell_share(*pair) for pair in shares} == shares
-    assert spell_share(1, 10_000) == "under 0.1%"
-    assert spell_share(0, 0) == "0%"
+    assert {pair: format_share(*pair) for pair in shares} == shares
+    assert format_share(1, 10_000) == "under 0.1%"
+    assert format_share(0, 0) == "0%"
 
 
-def test_answers_cut_off_by_the_context_are_told_from_those_cut_off_by_the_limit(found: Report) -> None:
-    tally = replace(found.tally, groups={})
-    part = found.tally.groups["none"]
+def test_answers_cut_off_by_the_context_and_by_the_limit_are_distinguished(
+    found: Report,
+) -> None:
+    counts = replace(found.counts, groups={})
+    part = found.counts.groups["none"]
     group = replace(part, cut_early=part.truncated - 2)
-    tally.groups["none"] = group
-    texts = [one.text for one in assess(replace(found, tally=tally))]
+    counts.groups["none"] = group
+    texts = [one.text for one in assess(replace(found, counts=counts))]
     assert texts[1].startswith(f"2 of {group.finished:,} answers")
     assert f"{group.truncated - 2:,} of {group.finished:,} answers" in texts[2]
-    assert "where the context of 8,192 tokens was full" in texts[2]
+    assert "because the context of 8,192 tokens was full" in texts[2]

@@ -194,7 +194,7 @@ def test_an_answer_of_100_kb_is_cut_and_the_page_says_where_it_is(browser: Any, 
         page = watched.page
         page.locator("label[for=tab-longest]").click()
         panel = page.locator("#panel-longest")
-        assert "of 100,000 characters; all of it is row " in panel.inner_text()
+        assert "of 100,000 characters; full text: row " in panel.inner_text()
         assert "of data/train-00000-of-00001.parquet" in panel.inner_text()
         folded = panel.locator("details.fold").first
         assert folded.get_attribute("open") is None
@@ -221,7 +221,7 @@ def test_the_verdict_stands_first_and_says_what_to_do(browser: Any, plain_page: 
         verdict = watched.page.locator("#verdict")
         assert verdict.bounding_box()["y"] < 300
         text = verdict.inner_text()
-        assert "Complete: 49 of 56 samples are made, 7 failed." in text
+        assert "Complete: 49 of 56 samples are finished, 7 failed." in text
         assert "were cut off at 12 tokens: raise --max-tokens." in text
 
 

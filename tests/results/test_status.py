@@ -1,4 +1,4 @@
-"""How far a run is, as its directory tells it: while it goes on, after a kill, and from its history alone."""
+"""The status of a run from its directory: during the run, after a kill, and from its history alone."""
 
 import json
 import shutil
@@ -14,9 +14,9 @@ from conftest import Command, command_of, make_environment, write_jsonl
 
 from synthia_batch.cli.commands.status import describe_briefly, describe_status
 from synthia_batch.errors import IntegrityError
-from synthia_batch.results.read import snapshot as looking
-from synthia_batch.results.read.attempt import History, Rate, WorkerState
-from synthia_batch.results.read.snapshot import open_looker
+from synthia_batch.results.read import snapshot
+from synthia_batch.results.read.attempt import AttemptHistory, Rate, WorkerActivity
+from synthia_batch.results.read.snapshot import open_snapshots
 from synthia_batch.results.read.status import StatusReader, read_status
 from synthia_batch.storage.events import EventReader
 
@@ -39,17 +39,17 @@ def progress(second: float, samples: int, tokens: int, *busy: float) -> dict[str
     )  # fmt: skip
 
 
-def take(*events: dict[str, Any]) -> History:
-    history = History()
+def take(*events: dict[str, Any]) -> AttemptHistory:
+    history = AttemptHistory()
     for one in events:
-        history.take(one)
+        history.apply(one)
     return history
 
 
 STARTED = event("attempt_started", 0, epoch=1, pid=1, host="h")
 
 
-def test_workers_are_told_by_what_they_were_last_heard_to_do() -> None:
+def test_workers_have_the_state_that_they_last_reported() -> None:
     history = take(
         STARTED,
         event("pool_started", 1, workers=4),
@@ -62,9 +62,9 @@ def test_workers_are_told_by_what_they_were_last_heard_to_do() -> None:
     )
     states = history.list_workers()
     assert [worker.state for worker in states] == ["ready", "restarting", "given up", "starting", "starting"]
-    assert states[0] == WorkerState(worker=0, state="ready", restarts=0, in_flight=7, busy_share=0.5)
+    assert states[0] == WorkerActivity(worker=0, state="ready", restarts=0, in_flight=7, busy_share=0.5)
     assert states[1].restarts == history.restarts == 1
-    history.take(event("attempt_started", 30, epoch=2, pid=1, host="h"))
+    history.apply(event("attempt_started", 30, epoch=2, pid=1, host="h"))
     assert history.list_workers() == ()
     assert history.restarts == 0
 
@@ -74,8 +74,10 @@ def test_the_rate_of_now_is_that_of_the_last_minute() -> None:
     assert history.measure_average() is None
     for second in range(2, 302, 2):
         rate = 10 if second <= 200 else 1
-        history.take(progress(second, 0, 0, 1.0))
-        history.take(progress(second, min(second, 200) * 10 + max(0, second - 200) * rate, second * 100, 1.0))
+        history.apply(progress(second, 0, 0, 1.0))
+        history.apply(
+            progress(second, min(second, 200) * 10 + max(0, second - 200) * rate, second * 100, 1.0)
+        )
     assert history.measure_recent() == Rate(samples_per_second=1.0, tokens_per_second=100.0)
     average = history.measure_average()
     assert average is not None
@@ -129,40 +131,40 @@ def half_done(tmp_path: Path) -> Path:
 
 
 def test_counts_are_the_same_from_events_and_from_the_files_themselves(half_done: Path) -> None:
-    told = read_status(half_done)
-    assert told.state == "interrupted"
-    assert told.shards_published >= 1
-    assert 1000 < told.finished + told.failed < 3000
-    assert told.failures == {"scripted_failure": told.failed}
-    assert 0 < told.truncated < told.finished
-    assert told.published_bytes > 0
-    assert told.next.startswith(f"cd {half_done.parent} && synthia-batch run q.jsonl --engine scripted")
+    status = read_status(half_done)
+    assert status.state == "interrupted"
+    assert status.shards_published >= 1
+    assert 1000 < status.finished + status.failed < 3000
+    assert status.failures == {"scripted_failure": status.failed}
+    assert 0 < status.truncated < status.finished
+    assert status.published_bytes > 0
+    assert status.next.startswith(f"cd {half_done.parent} && synthia-batch run q.jsonl --engine scripted")
     (half_done / ".synthia/events.jsonl").unlink()
     read = read_status(half_done)
     for name in ("finished", "failed", "failures", "truncated", "shards_published", "published_bytes"):
-        assert getattr(read, name) == getattr(told, name), name
-    assert read.next == "the command that began it, once more"
+        assert getattr(read, name) == getattr(status, name), name
+    assert read.next == "run the original command again"
 
 
-def test_a_look_reads_only_what_has_changed(half_done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_read_covers_only_what_has_changed(half_done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = StatusReader(half_done)
     first = reader.read()
-    monkeypatch.setattr(looking, "read_intents", refuse)
-    monkeypatch.setattr(looking, "_tally_parts", refuse)
-    inspect = looking.inspect_shard
-    looked: list[int] = []
+    monkeypatch.setattr(snapshot, "read_ledger", refuse)
+    monkeypatch.setattr(snapshot, "_count_parts", refuse)
+    inspect = snapshot.inspect_shard
+    inspected: list[int] = []
 
     def count(run_dir: Any, shard: Any, *rest: Any) -> Any:
         if run_dir.journal(shard).exists():
-            looked.append(shard.number)
+            inspected.append(shard.number)
         return inspect(run_dir, shard, *rest)
 
-    monkeypatch.setattr(looking, "inspect_shard", count)
+    monkeypatch.setattr(snapshot, "inspect_shard", count)
     again = reader.read()
     assert (again.finished, again.failures, again.truncated) == (
         first.finished, first.failures, first.truncated,
     )  # fmt: skip
-    assert looked == [], "no journal was read again"
+    assert inspected == [], "no journal was read again"
 
 
 def refuse(*arguments: Any) -> Any:
@@ -170,8 +172,8 @@ def refuse(*arguments: Any) -> Any:
 
 
 def run_between(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
-    """Have `action` happen once, just before the shard of that number is looked at."""
-    inspect = looking.inspect_shard
+    """Have `action` happen once, just before the shard of that number is inspected."""
+    inspect = snapshot.inspect_shard
     left = [action]
 
     def first_act(run_dir: Any, shard: Any, *rest: Any) -> Any:
@@ -179,10 +181,10 @@ def run_between(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[
             left.pop()()
         return inspect(run_dir, shard, *rest)
 
-    monkeypatch.setattr(looking, "inspect_shard", first_act)
+    monkeypatch.setattr(snapshot, "inspect_shard", first_act)
 
 
-def test_a_shard_that_is_published_while_it_is_looked_at_is_no_damage(
+def test_a_shard_that_is_published_while_it_is_read_is_no_damage(
     half_done: Path, monkeypatch: pytest.MonkeyPatch, synthia: Command
 ) -> None:
     later = half_done.parent / "later"
@@ -196,14 +198,14 @@ def test_a_shard_that_is_published_while_it_is_looked_at_is_no_damage(
         shutil.rmtree(half_done)
         shutil.copytree(later, half_done)
 
-    looker = open_looker(half_done)
+    snapshots = open_snapshots(half_done)
     run_between(monkeypatch, 2, publish)
-    monkeypatch.setattr(looking, "find_running", lambda run_dir: "somebody")
-    states = looker.look()
+    monkeypatch.setattr(snapshot, "find_running", lambda run_dir: "somebody")
+    states = snapshots.read()
     assert [state.finished + state.failed for state in states] == [1000, 1000, 1000]
 
 
-def test_damage_where_nobody_writes_is_told_at_once(half_done: Path) -> None:
+def test_damage_where_nobody_writes_is_reported_at_once(half_done: Path) -> None:
     part = next((half_done / "data").glob("*.parquet"))
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(IntegrityError, match="was altered"):
@@ -223,12 +225,12 @@ def test_a_page_says_it_all_in_words(half_done: Path) -> None:
     assert describe_briefly(status).startswith("interrupted ")
 
 
-def test_a_run_that_still_reads_its_input_is_told_from_no_run(tmp_path: Path, synthia: Command) -> None:
+def test_a_run_that_still_reads_its_input_is_not_no_run(tmp_path: Path, synthia: Command) -> None:
     (tmp_path / "out/.synthia").mkdir(parents=True)
     (tmp_path / "out/.synthia/lock").touch()
     done = synthia("status", "out")
     assert done.returncode == 2
-    assert "still reads its input: look again in a moment" in done.stderr
+    assert "reading its input, try again in a moment" in done.stderr
 
 
 def test_a_complete_run_names_what_comes_next(tmp_path: Path, synthia: Command) -> None:

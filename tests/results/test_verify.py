@@ -1,4 +1,4 @@
-"""verify finds what is wrong, with file and offset; verify --repair takes out just that."""
+"""verify finds damage with file and offset; verify --repair removes exactly that."""
 
 import json
 import shutil
@@ -129,7 +129,7 @@ def verify(capsys: Any, *flags: str) -> Answer:
     return call(capsys, "verify", "out", "-q", *flags)
 
 
-def test_a_complete_run_is_clean_and_its_speed_is_told(home: Path, capsys: Any) -> None:
+def test_a_complete_run_is_clean_and_its_speed_is_reported(home: Path, capsys: Any) -> None:
     before = snapshot(home)
     answer = verify(capsys)
     assert answer.code == 0, answer
@@ -142,7 +142,7 @@ def test_a_complete_run_is_clean_and_its_speed_is_told(home: Path, capsys: Any) 
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_harm_is_found_repaired_and_made_again_byte_for_byte(
+def test_harm_is_found_repaired_and_regenerated_byte_for_byte(
     home: Path, finished: Path, capsys: Any, harm: str
 ) -> None:
     do_harm, words = HARMS[harm]
@@ -176,7 +176,7 @@ def test_a_file_of_nobody_is_named_and_left_alone(home: Path, capsys: Any) -> No
     assert verify(capsys, "--repair").code == 4
     answer = verify(capsys)
     assert (answer.code, answer.out.splitlines()[0]) == (
-        4, "data/train-extra.parquet: is no file of this run: move it out of the run directory",
+        4, "data/train-extra.parquet: is not a file of this run: move it out of the run directory",
     )  # fmt: skip
     assert (home / "out/data/train-extra.parquet").read_bytes() == b"mine"
 
@@ -200,7 +200,7 @@ def leave_nothing(out: Path) -> None:
 
 
 @pytest.mark.parametrize("is_complete", [True, False])
-def test_a_damaged_plan_is_made_again_by_the_job_as_it_was_said(
+def test_a_damaged_plan_is_rewritten_by_the_original_job(
     home: Path, finished: Path, capsys: Any, is_complete: bool
 ) -> None:
     out = home / "out"
@@ -251,7 +251,7 @@ def test_a_lost_epoch_is_found_in_what_was_written_under_it(home: Path, capsys: 
     refused = call(capsys, *RUN)
     assert (refused.code, "owner.json is missing" in refused.err) == (4, True), refused
     assert {**snapshot(home), "out/.synthia/lock": b""} == {**before, "out/.synthia/lock": b""}
-    assert "written again, with epoch 3" in verify(capsys, "--repair").out
+    assert "rewritten, with epoch 3" in verify(capsys, "--repair").out
     owner = read_owner(out / OWNER)
     assert owner is not None
     assert owner.epoch == 3
@@ -262,7 +262,7 @@ def test_what_the_engines_must_answer_is_not_dropped_where_there_are_samples(hom
     before = read_bytes_of_data(home / "out")
     answer = verify(capsys)
     assert f"{CANARY}: " in answer.out
-    assert "remove it, if you know that the engines are those" in answer.out
+    assert "remove it, if you know that the engines are the same" in answer.out
     assert verify(capsys, "--repair").code == 4
     assert (home / "out" / CANARY).exists()
     assert read_bytes_of_data(home / "out") == before
@@ -296,17 +296,17 @@ def test_every_flipped_byte_of_a_part_is_found_at_or_before_its_place(home: Path
     assert find_page_damage(path) is None
 
 
-def test_a_file_that_was_written_anew_is_told_from_one_with_other_rows(home: Path, capsys: Any) -> None:
+def test_a_rewritten_file_is_distinguished_from_one_with_other_rows(home: Path, capsys: Any) -> None:
     path = home / "out/data/train-00000-of-00002.parquet"
     table = pq.read_table(path)
     pq.write_table(table, path, compression="snappy")
     answer = call(capsys, "verify", "out", "-q")
     assert answer.code == 4
-    assert "its rows are those that were published all the same" in answer.out
+    assert "its rows still match the published digest" in answer.out
     pq.write_table(table.slice(1), path)
     answer = call(capsys, "verify", "out", "-q")
     assert answer.code == 4
-    assert "its rows are" not in answer.out
+    assert "its rows still match" not in answer.out
 
 
 def test_rows_are_decoded_where_that_is_asked_for(home: Path, capsys: Any) -> None:
@@ -316,9 +316,9 @@ def test_rows_are_decoded_where_that_is_asked_for(home: Path, capsys: Any) -> No
         assert part["rows_digest"] == digest_rows(pq.read_table(home / "out" / part["path"]))
 
 
-def test_only_the_samples_of_a_damaged_part_are_made_again(home: Path, capsys: Any) -> None:
+def test_only_the_samples_of_a_damaged_part_are_regenerated(home: Path, capsys: Any) -> None:
     (home / "out" / FAILED).unlink()
-    assert "shard 1: 66 of 600 samples will be made again" in verify(capsys, "--repair").out
+    assert "shard 1: 66 of 600 samples will be regenerated" in verify(capsys, "--repair").out
     made = call(capsys, *RUN, "--json")
     assert json.loads(made.out)["made_now"] == 66
 

@@ -94,7 +94,7 @@ def test_verify_reads_every_byte_of_the_store(s3: S3, run: Path, synthia: Comman
     done = synthia("verify", URL, "-q", **s3.environment)
     assert done.returncode == 4, done.stdout + done.stderr
     assert f"{part}" in done.stdout
-    assert "failed/failed-00077-of-00078.parquet: is no file of this run" in done.stdout
+    assert "failed/failed-00077-of-00078.parquet: is not a file of this run" in done.stdout
 
 
 def test_failed_and_export_read_the_store(s3: S3, run: Path, synthia: Command, tmp_path: Path) -> None:

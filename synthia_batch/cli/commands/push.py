@@ -25,13 +25,13 @@ def push(
     """
     from synthia_batch.core.console import ReadingDisplay
     from synthia_batch.core.telemetry import keep_private
-    from synthia_batch.results.export.hub import Target, push_files
+    from synthia_batch.results.export.hub import PushTarget, push_files
     from synthia_batch.results.export.hub_dataset import list_pushed_files
 
     keep_private()
     with ReadingDisplay(quiet=quiet) as display:
         files = list_pushed_files(directory, display.show, with_report=with_report)
-    target = Target(
+    target = PushTarget(
         repository=repository,
         revision=revision,
         private=private,

@@ -18,7 +18,7 @@ from synthia_batch.cli.run_location import Place, is_url
 from synthia_batch.core.formatting import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from synthia_batch.results.read.attempt import WorkerState
+    from synthia_batch.results.read.attempt import WorkerActivity
     from synthia_batch.results.read.status import RunStatus
 
 _LABEL = 10
@@ -118,7 +118,7 @@ def _describe_workers(status: "RunStatus") -> Iterator[tuple[str, str]]:
         yield "workers" if is_first else "", _describe_worker(worker)
 
 
-def _describe_worker(worker: "WorkerState") -> str:
+def _describe_worker(worker: "WorkerActivity") -> str:
     text = f"{worker.worker:<3} {worker.state:<10}"
     if worker.state == "ready":
         busy = "" if worker.busy_share is None else f"  {100 * worker.busy_share:3.0f}% busy"
@@ -128,7 +128,7 @@ def _describe_worker(worker: "WorkerState") -> str:
     return text.rstrip()
 
 
-def _count_states(workers: "Sequence[WorkerState]") -> str:
+def _count_states(workers: "Sequence[WorkerActivity]") -> str:
     counts = {worker.state: 0 for worker in workers}
     for worker in workers:
         counts[worker.state] += 1

@@ -1,4 +1,1 @@
-"""A finished dataset in the shapes that other programs read.
-
-A finished dataset published on the Hugging Face Hub.
-"""
+"""Exports a complete dataset: files for other programs, and a repository on the Hugging Face Hub."""

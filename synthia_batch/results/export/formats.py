@@ -1,4 +1,4 @@
-"""From finished samples to the records of other programs' files. Pure: no files."""
+"""Converts finished samples to records for other programs. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Any
 from synthia_batch.core.types import Message
 from synthia_batch.results.read.samples import FinishedSample
 
-if TYPE_CHECKING:  # It reads parts, and the names of formats stand in --help.
+if TYPE_CHECKING:  # it loads pyarrow, and --help lists the formats
     from synthia_batch.results.read.failures import FailedSample
 
+_TABLE_COLUMNS = (
+    "id", "row_index", "sample_index", "system", "prompt", "response", "reasoning", "finish_reason",
+    "prompt_tokens", "completion_tokens",
+)  # fmt: skip
 _SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 
 Convert = Callable[[Iterable[FinishedSample]], Iterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Format:
-    """A format by name. `convert` makes the records, `convert_failed` those of what failed, where the
-    format has any; `columns` are what every record holds. `takes_logprobs`: it has a place for them.
+class ExportFormat:
+    """An export format. Every record has `columns`. `convert_failed` yields records of failed samples, None
+    if the format has none. `takes_logprobs`: records include log-probabilities.
     """
 
     name: str
@@ -30,13 +34,13 @@ class Format:
 
 
 def to_messages(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
-    """Yield `messages` in OpenAI's shape: what TRL, Axolotl and LLaMA-Factory call a conversation."""
+    """Yield `messages` in OpenAI's format, as TRL, Axolotl and LLaMA-Factory read conversations."""
     for sample in samples:
         yield {"messages": _list_messages(sample.messages), **sample.kept}
 
 
 def to_prompt_completion(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
-    """Yield `prompt`, all but the last answer, and `completion`, that answer: TRL learns from it alone."""
+    """Yield `prompt` and `completion`, the last answer: TRL trains on the completion alone."""
     for sample in samples:
         yield {
             "prompt": _list_messages(sample.messages[:-1]),
@@ -58,16 +62,16 @@ def to_sharegpt(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
 def to_alpaca(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
     """Yield Alpaca's `instruction`, `input` (empty) and `output`, with LLaMA-Factory's `system`, `history`.
 
-    `history` holds the earlier questions with their answers.
+    `history` holds the previous questions with their answers.
     """
     for sample in samples:
-        *earlier, (question, answer) = _pair_turns(sample.messages)
+        *previous, (question, answer) = _pair_turns(sample.messages)
         yield {
             "instruction": question,
             "input": "",
             "output": answer,
             "system": _find_system(sample.messages),
-            "history": [list(pair) for pair in earlier],
+            "history": [list(pair) for pair in previous],
             **sample.kept,
         }
 
@@ -80,35 +84,25 @@ def to_synthia(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
 
 
 def to_table(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
-    """Yield flat rows: the last question, its answer, and what is known of it."""
+    """Yield flat rows: the last question, its answer, and their metadata."""
     for sample in samples:
-        yield {
-            "id": sample.id,
-            "row_index": sample.row_index,
-            "sample_index": sample.sample_index,
-            "system": sample.system,
-            "prompt": _pair_turns(sample.messages)[-1][0],
-            "response": sample.response,
-            "reasoning": sample.reasoning or "",
-            "finish_reason": sample.finish_reason,
-            "prompt_tokens": sample.prompt_tokens,
-            "completion_tokens": sample.completion_tokens,
-            **sample.kept,
-        }
+        texts = {"prompt": _pair_turns(sample.messages)[-1][0], "reasoning": sample.reasoning or ""}
+        row = {name: texts[name] if name in texts else getattr(sample, name) for name in _TABLE_COLUMNS}
+        yield {**row, **sample.kept}
 
 
 def to_openai_batch(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
     """Yield the lines of an OpenAI batch's output file: a chat completion for each row and system message.
 
-    `custom_id` is the row's id; where a row was made with several system messages, the second and later
-    have `:NAME` behind it. Several samples are its choices. Nobody counts the seconds: `created` is 0,
-    so that the same run gives the same file. Of finish reasons OpenAI has `stop` and `length`.
+    `custom_id` is the row's id, with `:NAME` appended for the second and later system messages of a row.
+    Samples become choices. `created` is 0, so that the same run gives the same file. Finish reasons are
+    reduced to OpenAI's `stop` and `length`.
     """
     first_systems: dict[int, str] = {}
     for (row, system), group in groupby(samples, key=lambda sample: (sample.row_index, sample.system)):
         choices = list(group)
         first = first_systems.setdefault(row, system)
-        if len(first_systems) > 1:  # The rows come in order: only the last is ever asked for.
+        if len(first_systems) > 1:  # rows come in order: only the latest is needed
             first_systems = {row: first}
         custom_id = choices[0].id if system == first else f"{choices[0].id}:{system}"
         yield {
@@ -124,7 +118,7 @@ def to_openai_batch(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any
 
 
 def to_openai_errors(samples: Iterable["FailedSample"]) -> Iterator[dict[str, Any]]:
-    """Yield the lines of samples that failed, each of its own; `custom_id` is the row's id."""
+    """Yield one line per failed sample; `custom_id` is the row's id."""
     for number, sample in enumerate(samples):
         yield {
             "id": f"batch_req_failed_{number}",
@@ -134,33 +128,30 @@ def to_openai_errors(samples: Iterable["FailedSample"]) -> Iterator[dict[str, An
         }
 
 
-FORMATS: Mapping[str, Format] = {
+FORMATS: Mapping[str, ExportFormat] = {
     one.name: one
     for one in (
-        Format(name="messages", columns=("messages",), convert=to_messages),
-        Format(name="prompt-completion", columns=("prompt", "completion"), convert=to_prompt_completion),
-        Format(name="sharegpt", columns=("conversations",), convert=to_sharegpt),
-        Format(
+        ExportFormat(name="messages", columns=("messages",), convert=to_messages),
+        ExportFormat(
+            name="prompt-completion",
+            columns=("prompt", "completion"),
+            convert=to_prompt_completion,
+        ),
+        ExportFormat(name="sharegpt", columns=("conversations",), convert=to_sharegpt),
+        ExportFormat(
             name="alpaca",
             columns=("instruction", "input", "output", "system", "history"),
             convert=to_alpaca,
         ),
-        Format(
+        ExportFormat(
             name="openai-batch",
             columns=("id", "custom_id", "response", "error"),
             convert=to_openai_batch,
             convert_failed=to_openai_errors,
             takes_logprobs=True,
         ),
-        Format(name="synthia-jsonl", columns=("prompt", "answer"), convert=to_synthia),
-        Format(
-            name="csv",
-            columns=(
-                "id", "row_index", "sample_index", "system", "prompt", "response", "reasoning",
-                "finish_reason", "prompt_tokens", "completion_tokens",
-            ),
-            convert=to_table,
-        ),
+        ExportFormat(name="synthia-jsonl", columns=("prompt", "answer"), convert=to_synthia),
+        ExportFormat(name="csv", columns=_TABLE_COLUMNS, convert=to_table),
     )
 }  # fmt: skip
 
@@ -174,15 +165,15 @@ def _find_system(messages: Sequence[Message]) -> str:
 
 
 def _pair_turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    """Return each answer with what was said before it since the last one, a system message apart."""
+    """Return each answer with the messages since the previous answer, without system messages."""
     pairs: list[tuple[str, str]] = []
-    said: list[str] = []
+    questions: list[str] = []
     for turn in messages:
         if turn.role == "assistant":
-            pairs.append(("\n\n".join(said), turn.content))
-            said = []
+            pairs.append(("\n\n".join(questions), turn.content))
+            questions = []
         elif turn.role != "system":
-            said.append(turn.content)
+            questions.append(turn.content)
     return pairs
 
 
@@ -190,14 +181,14 @@ def _list_logprobs(choice: FinishedSample) -> dict[str, Any] | None:
     if choice.logprobs is None:
         return None
     content = [
-        {**_tell_entry(place), "top_logprobs": [_tell_entry(entry) for entry in place["top"]]}
+        {**_convert_entry(place), "top_logprobs": [_convert_entry(entry) for entry in place["top"]]}
         for place in choice.logprobs
     ]
     return {"content": content, "refusal": None}
 
 
-def _tell_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
-    # OpenAI's own word for what is never drawn; JSON has none.
+def _convert_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
+    # OpenAI's value for impossible tokens: JSON has no infinity.
     value = max(entry["logprob"], -9999.0)
     return {"token": entry["token"], "bytes": list(entry["token"].encode()), "logprob": value}
 

@@ -1,9 +1,8 @@
-"""Pushing to the Hub: what is not there yet is uploaded, then one commit makes all of it visible at once.
+"""Pushes a dataset to the Hub: uploads what is missing, then publishes everything in one commit.
 
-One commit, and not `upload_large_folder`, whose many commits would show half a dataset for as long as
-the push takes. A push that is killed goes on where it was: content is uploaded under its own digest
-before the commit, and the Hub asks only for what it has not. The token is the Hub's own (HF_TOKEN, or
-`hf auth login`): it is never taken as a flag, kept or printed.
+`upload_large_folder` makes many commits, which would expose a partial dataset during the push. A killed
+push resumes: content is uploaded by digest before the commit, and the Hub requests only what it lacks.
+The token is the Hub's own (HF_TOKEN, or `hf auth login`): never a flag, never stored or printed.
 """
 
 import logging
@@ -21,18 +20,17 @@ _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-PATIENCE_SECONDS = 600.0
+RETRY_SECONDS = 600.0
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 MAIN = "main"
-_OURS = re.compile(r"(data/train|failed/failed)-\d{5,}-of-\d{5,}\.parquet")
-_NOT_MENDED_BY_WAITING = range(400, 500)
-_MENDED_BY_WAITING = (408, 409, 412, 425, 429)
+_PART_NAME = re.compile(r"(data/train|failed/failed)-\d{5,}-of-\d{5,}\.parquet")
+_RETRYABLE = (408, 409, 412, 425, 429)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Where to push to. `private` makes a new repository private, and is required of one that is there."""
+class PushTarget:
+    """Where to push. `private` creates a private repository and requires an existing one to be private."""
 
     repository: str
     revision: str | None
@@ -41,8 +39,8 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pushed:
-    """What a push came to: the address of the dataset, and how many files were new, removed, or there."""
+class PushResult:
+    """Result of a push: the URL of the dataset, and the numbers of files."""
 
     url: str
     added: int
@@ -52,7 +50,7 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Difference:
-    """What is to be done to the repository at the commit `parent`, None where it has none."""
+    """Changes to the repository relative to the commit `parent`, None if it has none."""
 
     parent: str | None
     added: tuple[PushedFile, ...]
@@ -61,28 +59,28 @@ class _Difference:
 
 def push_files(
     files: Sequence[PushedFile],
-    target: Target,
-    patience_seconds: float = PATIENCE_SECONDS,
-) -> Pushed:
-    """Make the dataset on the Hub exactly these files; others that are no parts of a run stay.
+    target: PushTarget,
+    retry_seconds: float = RETRY_SECONDS,
+) -> PushResult:
+    """Replace the run files on the Hub with `files`; files that are not parts of a run stay.
 
-    Rate limits, errors of the server and broken connections are waited for and tried again.
+    Rate limits, server errors and broken connections are retried for `retry_seconds`.
 
     Raises:
-        UsageError: The Hub refuses: no token, no right, another repository's privacy, a wrong name.
-        StoreUnreachable: It did not answer for as long as was waited.
+        UsageError: The Hub refuses: missing token or permission, a public repository, an invalid name.
+        StoreUnreachable: The Hub did not accept the push in time.
     """
     from huggingface_hub import HfApi
 
     pusher = _Pusher(HfApi(), files, target)
-    end = time.monotonic() + patience_seconds
+    end = time.monotonic() + retry_seconds
     pause = FIRST_PAUSE_SECONDS
     while True:
         try:
             return pusher.push()
         except UsageError:
             raise
-        # Which errors the network has depends on the HTTP library under the Hub's, and its own wrap others.
+        # Network errors depend on the HTTP library below huggingface_hub, whose own errors wrap others.
         except Exception as exc:
             refusal = _explain_refusal(target, exc)
             if refusal is not None:
@@ -90,93 +88,91 @@ def push_files(
             wait = max(pause, _read_retry_after(exc))
             if time.monotonic() + wait > end:
                 raise StoreUnreachable(
-                    f"{target.repository}: the Hub did not take it: {_shorten(exc)}\n"
-                    "  what was uploaded is not sent again: run the same command again"
+                    f"{target.repository}: the Hub did not accept the push: {_shorten(exc)}\n"
+                    "  run the same command again: it does not repeat finished uploads"
                 ) from exc
-            _log.info(f"{target.repository}: {_shorten(exc)}; trying again in {wait:.0f} s")
+            _log.info(f"{target.repository}: {_shorten(exc)}; retrying in {wait:.0f} s")
             time.sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
+@dataclass(frozen=True, slots=True)
 class _Pusher:
-    """One push, from the beginning each time it is tried: what is done is seen, and not done again."""
+    """One push. Each try starts over and skips what is already done."""
 
-    def __init__(self, api: "HfApi", files: Sequence[PushedFile], target: Target) -> None:
-        self._api = api
-        self._files = files
-        self._target = target
+    api: "HfApi"
+    files: Sequence[PushedFile]
+    target: PushTarget
 
-    def push(self) -> Pushed:
+    def push(self) -> PushResult:
         url = self._require_repository()
         difference = self._compare()
         if difference.added or difference.removed:
             self._commit(difference)
-        return Pushed(
+        return PushResult(
             url=url,
             added=len(difference.added),
             removed=len(difference.removed),
-            unchanged=len(self._files) - len(difference.added),
+            unchanged=len(self.files) - len(difference.added),
         )
 
     def _require_repository(self) -> str:
-        name, revision = self._target.repository, self._target.revision
-        private = True if self._target.private else None
-        made = self._api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
-        if self._target.private and not self._api.dataset_info(name).private:
+        name, revision = self.target.repository, self.target.revision
+        private = True if self.target.private else None
+        url = self.api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+        if self.target.private and not self.api.dataset_info(name).private:
             raise UsageError(
-                f"{name} is there, and public; nothing was sent\n"
-                "  make it private on its settings page, push without --private, or name another"
+                f"{name} exists and is public; nothing was sent\n"
+                "  make it private in its settings, push without --private, or use another name"
             )
         if revision not in (None, MAIN):
-            self._api.create_branch(name, repo_type="dataset", branch=str(revision), exist_ok=True)
-        return str(made)
+            self.api.create_branch(name, repo_type="dataset", branch=str(revision), exist_ok=True)
+        return str(url)
 
     def _compare(self) -> _Difference:
         from huggingface_hub.hf_api import RepoFile
 
-        name, revision = self._target.repository, self._target.revision
-        parent = self._api.dataset_info(name, revision=revision).sha
-        # Of that commit, and not of what may have come since: the Hub then refuses a commit beside it.
-        tree = self._api.list_repo_tree(
-            name, repo_type="dataset", revision=parent or revision, recursive=True
-        )
-        there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        name, revision = self.target.repository, self.target.revision
+        parent = self.api.dataset_info(name, revision=revision).sha
+        # The tree of that commit: if another commit lands in between, the Hub refuses ours.
+        tree = self.api.list_repo_tree(name, repo_type="dataset", revision=parent or revision, recursive=True)
+        existing = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
         return _Difference(
             parent=parent,
-            added=tuple(file for file in self._files if not _is_there(file, there.get(file.name))),
-            removed=tuple(sorted(path for path in there.keys() - {file.name for file in self._files}
-                                 if _OURS.fullmatch(path))),
+            added=tuple(file for file in self.files if not _is_unchanged(file, existing.get(file.name))),
+            removed=tuple(sorted(path for path in existing.keys() - {file.name for file in self.files}
+                                 if _PART_NAME.fullmatch(path))),
         )  # fmt: skip
 
     def _commit(self, difference: _Difference) -> None:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         size = sum(file.bytes for file in difference.added)
-        _log.info(f"{self._target.repository}: sending {len(difference.added)} files, {size / 1e6:.1f} MB")
+        _log.info(f"{self.target.repository}: sending {len(difference.added)} files, {size / 1e6:.1f} MB")
         if difference.removed:
-            _log.info(f"{len(difference.removed)} parts of an earlier dataset there are replaced")
+            _log.info(f"{len(difference.removed)} parts of an earlier dataset will be replaced")
         operations: list[Any] = [
             *(CommitOperationAdd(file.name, str(file.path)) for file in difference.added),
             *(CommitOperationDelete(name) for name in difference.removed),
         ]
-        self._api.create_commit(
-            self._target.repository,
+        self.api.create_commit(
+            self.target.repository,
             operations,
             repo_type="dataset",
-            revision=self._target.revision,
-            commit_message=self._target.message,
+            revision=self.target.revision,
+            commit_message=self.target.message,
             parent_commit=difference.parent,
         )
 
 
-def _is_there(file: PushedFile, entry: Any) -> bool:
+def _is_unchanged(file: PushedFile, entry: Any) -> bool:
     if entry is None or entry.size != file.bytes:
         return False
     return bool(entry.lfs.sha256 == file.sha256 if entry.lfs else entry.blob_id == file.blob_id)
 
 
-def _find_status(error: BaseException | None) -> Any:
-    """Return the Hub's answer that `error`, or what it was raised from, carries; None where there is none."""
+def _find_response(error: BaseException | None) -> Any:
+    """Return the Hub's response carried by `error` or its causes, None if there is none."""
     for _ in range(10):
         if error is None:
             return None
@@ -187,37 +183,37 @@ def _find_status(error: BaseException | None) -> Any:
     return None
 
 
-def _explain_refusal(target: Target, error: Exception) -> str | None:
-    """Return why the Hub will not take it, also later; None where waiting may help."""
+def _explain_refusal(target: PushTarget, error: Exception) -> str | None:
+    """Return why the Hub will never accept the push; None if a retry may help."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     if isinstance(error, HFValidationError):
-        return f"{target.repository} is no name of a repository: {error}"
+        return f"{target.repository} is not a valid repository name: {error}"
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, and a push needs the Hub: unset it"
-    response = _find_status(error)
-    if response is None or response.status_code in _MENDED_BY_WAITING:
+        return "HF_HUB_OFFLINE is set, but a push needs the Hub; unset it"
+    response = _find_response(error)
+    if response is None or response.status_code in _RETRYABLE:
         return None
-    if response.status_code not in _NOT_MENDED_BY_WAITING:
+    if not 400 <= response.status_code < 500:
         return None
     if get_token() is None:
         return (
-            f"{target.repository}: the Hub wants to know who pushes: make a token with write access at "
-            "https://huggingface.co/settings/tokens, and set HF_TOKEN or use `hf auth login`"
+            f"{target.repository}: the Hub requires a token: create one with write access at "
+            "https://huggingface.co/settings/tokens, then set HF_TOKEN or use `hf auth login`"
         )
     return (
         f"{target.repository}: the Hub refuses ({response.status_code}): {_shorten(error)}\n"
-        "  see to the name, and to the rights of the token that is set here (HF_TOKEN, or `hf auth login`)"
+        "  check the name and the permissions of the token in use (HF_TOKEN, or `hf auth login`)"
     )
 
 
 def _read_retry_after(error: Exception) -> float:
-    response = _find_status(error)
+    response = _find_response(error)
     if response is None:
         return 0.0
     text = str(response.headers.get("retry-after", ""))
-    return min(float(text), PATIENCE_SECONDS) if text.isdigit() else 0.0
+    return min(float(text), RETRY_SECONDS) if text.isdigit() else 0.0
 
 
 def _shorten(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What of a run goes to the Hub: the files of a complete one, each found to be what it must be."""
+"""The files of a complete run to push to the Hub, after a check of each part."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from synthia_batch.storage.recovery import check_part
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushedFile:
-    """A file as it will be on the Hub. `blob_id` is git's digest of it, for files that git itself holds."""
+    """A file to push. `blob_id` is its git digest, for files outside large file storage."""
 
     name: str
     path: Path
@@ -27,11 +27,11 @@ class PushedFile:
 def list_pushed_files(
     directory: Path, on_progress: Callable[[int, int], None], *, with_report: bool
 ) -> list[PushedFile]:
-    """Return the card and the parts of the complete run in `directory`, and its report if that is wanted.
+    """Return the card and parts of the complete run in `directory`, and its report on request.
 
     Raises:
-        UsageError: It is no run directory, or the run is not complete, or has no report.
-        IntegrityError: A part is not what was published.
+        UsageError: `directory` is not a run directory, or the run is incomplete or has no report.
+        IntegrityError: A part differs from what was published.
         StorageFailed: A file cannot be read.
     """
     run_dir = RunDir(directory)
@@ -40,11 +40,11 @@ def list_pushed_files(
         if not run_dir.hidden.exists():
             raise no_run_error(directory)
         raise UsageError(
-            f"{directory}: the run is not complete, and half a dataset is not pushed; run its command again "
-            f"first: `synthia-batch status {directory}` shows it"
+            f"{directory}: only a complete run can be pushed; run its command again first: "
+            f"`synthia-batch status {directory}` shows it"
         )
     if with_report and not run_dir.report.exists():
-        raise UsageError(f"{directory}: has no report.html; make one with `synthia-batch report {directory}`")
+        raise UsageError(f"{directory}: no report.html; write it with `synthia-batch report {directory}`")
     files = [_describe(run_dir.readme, directory)]
     total, done = sum(part.bytes for part in manifest.parts), 0
     for part in manifest.parts:
@@ -62,6 +62,6 @@ def _describe(path: Path, root: Path) -> PushedFile:
         path=path,
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
-        # Git's own name for a file: what the Hub tells of those that are not in large file storage.
+        # The Hub reports git's digest for files outside large file storage.
         blob_id=hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(),
     )

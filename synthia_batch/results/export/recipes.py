@@ -1,15 +1,11 @@
-"""How the programs that train on an exported file are told of it: what `export` prints beside it."""
+"""Configuration snippets for programs that train on an exported file, printed by `export`."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_AXOLOTL = {
-    "messages": "chat_template",
-    "sharegpt": "chat_template",
-    "alpaca": "alpaca",
-}
+_AXOLOTL = {"messages": "chat_template", "sharegpt": "chat_template", "alpaca": "alpaca"}
 _LLAMA_FACTORY: Mapping[str, Mapping[str, Any]] = {
     "messages": {
         "formatting": "sharegpt",
@@ -33,11 +29,11 @@ _LLAMA_FACTORY: Mapping[str, Mapping[str, Any]] = {
         }
     },
 }
-"""Entries of LLaMA-Factory's data/dataset_info.json, by format. Its own tags are those of ShareGPT."""
+"""Entries of LLaMA-Factory's data/dataset_info.json, by format. Default tags are ShareGPT's."""
 
 
 def describe_use(name: str, path: Path) -> str:
-    """Return what loads the file at `path`, of the format `name`, in each program that reads it."""
+    """Return snippets that load the file at `path`, in format `name`, for each program that reads it."""
     recipes = [load_with_datasets(name, path)]
     if name in ("messages", "prompt-completion"):
         recipes.append(f"TRL:\n{train_with_trl(path)}")

@@ -1,4 +1,4 @@
-"""An exported file: written whole or not at all, plain or compressed by its name."""
+"""Writes an exported file atomically, compressed if its name ends in .gz."""
 
 import csv
 import gzip
@@ -23,22 +23,22 @@ def write_records(
     as_csv: bool,
     replaces: bool,
 ) -> int:
-    """Write `records` to `path`, or to stdout where it is None; return how many there were.
+    """Write `records` to `path`, or to stdout if it is None; return their number.
 
-    They become CSV with `columns` or JSON lines, compressed where the name ends in .gz. With `replaces`
-    a file that is there is replaced, once the new one is whole.
+    The format is CSV with `columns`, or JSON lines. With `replaces` an existing file is replaced once the new
+    one is complete.
 
     Raises:
-        UsageError: The file is there already, its directory is not, or a value cannot be written.
-        StorageFailed: The disk refused it.
+        UsageError: The file exists, its directory does not, or a value cannot be written.
+        StorageFailed: The file could not be written.
     """
     if path is None:
         return _write(records, columns, sys.stdout, as_csv=as_csv)
     if path.exists() and not replaces:
-        raise UsageError(f"{path} is there already; name another file, or replace it with --force")
+        raise UsageError(f"{path} exists; use another name, or replace it with --force")
     if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is no directory; make it first")
-    with _open_whole(path) as file:
+        raise UsageError(f"{path.parent} is not a directory; create it first")
+    with _open_atomic(path) as file:
         return _write(records, columns, file, as_csv=as_csv)
 
 
@@ -59,45 +59,45 @@ def _write(
 
 
 @contextmanager
-def _open_whole(path: Path) -> Iterator[TextIO]:
-    """Open a new file that becomes `path` at the end of the block, and is removed where that fails."""
+def _open_atomic(path: Path) -> Iterator[TextIO]:
+    """Open a temporary file that becomes `path` after the block and is removed on failure."""
     temporary = temporary_path(path)
     try:
-        with _open_text(temporary, is_packed=path.suffix == ".gz") as text:
+        with _open_text(temporary, is_compressed=path.suffix == ".gz") as text:
             yield text
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as exc:
         raise StorageFailed(
-            f"could not write {path}: {exc.strerror}; make room, then export it again"
+            f"could not write {path}: {exc.strerror}; free disk space, then export again"
         ) from exc
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def _open_text(path: Path, *, is_packed: bool) -> Iterator[TextIO]:
-    if not is_packed:
+def _open_text(path: Path, *, is_compressed: bool) -> Iterator[TextIO]:
+    if not is_compressed:
         with path.open("w", encoding="utf-8", newline="") as text:
             yield text
         return
-    # Without its name and time, so that the same run gives the same bytes.
+    # Without name and time in the header, so that the same run gives the same bytes.
     with (
         path.open("wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
-        io.TextIOWrapper(packed, encoding="utf-8", newline="") as text,
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as compressed,
+        io.TextIOWrapper(compressed, encoding="utf-8", newline="") as text,
     ):
         yield text
 
 
 def _flatten(value: Any) -> Any:
-    """Return what a cell holds of a value: lists and structures as JSON."""
+    """Return the value of a CSV cell: lists and structures as JSON."""
     is_plain = value is None or isinstance(value, str | int | float)
     return value if is_plain else json.dumps(value, ensure_ascii=False, default=_refuse)
 
 
 def _refuse(value: object) -> str:
     raise UsageError(
-        f"a kept column holds a {type(value).__name__}, which JSON cannot say; leave it out of --keep-columns"
+        f"a kept column holds a {type(value).__name__}, which JSON cannot hold; remove it from --keep-columns"
     )

@@ -1,1 +1,1 @@
-"""What an answer shows by its text alone, and the flags that samples get for it."""
+"""Quality measures of an answer's text, and the flags based on them."""

@@ -1,13 +1,13 @@
-"""The flags of a shard's samples: what their answers show, as a column, or as a reason to set them aside.
+"""Flags of a shard's samples: a column, or a reason to drop samples.
 
-Pure: the same samples get the same flags, whoever made them and in whatever order. So a flag may look at the
-sample itself and at the others of its shard, which the plan fixes, and at nothing else: samples of other
-shards are published before or after, as it happens, and a retry publishes a shard again by itself.
+Pure: the same samples get the same flags, in whatever order they were generated. A flag may depend only on
+the sample and the others of its shard, which the plan fixes: the publication order of shards varies, and a
+retry publishes a single shard again.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from synthia_batch.core.types import Failed, Finished, Outcome, Sample
@@ -17,64 +17,64 @@ from synthia_batch.results.quality.language import check_library, detect_languag
 from synthia_batch.results.quality.measures import assess_answer, digest_answer
 
 CODE_PREFIX = "flagged_"
-"""Of the codes of samples that were set aside: flagged_repetition, ..."""
+"""Of the failure codes of dropped samples: flagged_repetition, ..."""
 ORDER: tuple[FlagName, ...] = ("empty", "repetition", "refusal", "language", "duplicate")
-"""In the column, and which of several gives the code."""
+"""Order in the column; the first flag of a dropped sample gives its code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flagging:
-    """Which flags a job asks for. `drops`: what has one is set aside."""
+class Flagger:
+    """Flags samples as a job requests. `drops`: a flagged sample becomes a failed one."""
 
     names: frozenset[FlagName]
     drops: bool
 
-    def settle(self, samples: Sequence[Sample], outcomes: Mapping[int, Outcome]) -> dict[int, Outcome]:
-        """Return the outcomes of a shard's `samples`, in order, with their flags, or without those that have.
+    def apply(self, samples: Sequence[Sample], outcomes: Mapping[int, Outcome]) -> dict[int, Outcome]:
+        """Return the outcomes of a shard's `samples`, in order, flagged or dropped.
 
-        A duplicate is the later of two: with the first set aside for another reason, it has that as well.
+        Of two equal answers the later one is the duplicate, even if the first is dropped.
         """
         seen: set[int] = set()
-        settled: dict[int, Outcome] = {}
+        flagged: dict[int, Outcome] = {}
         for sample in samples:
             outcome = outcomes[sample.ordinal]
             if isinstance(outcome, Finished):
-                flags = self._judge(_find_question(sample), outcome.response, seen)
-                outcome = _set_aside(outcome, flags) if flags and self.drops else _mark(outcome, flags)
-            settled[sample.ordinal] = outcome
-        return settled
+                flags = self._find_flags(_find_question(sample), outcome.response, seen)
+                outcome = _drop(outcome, flags) if flags and self.drops else _mark(outcome, flags)
+            flagged[sample.ordinal] = outcome
+        return flagged
 
-    def _judge(self, question: str, answer: str, seen: set[int]) -> tuple[FlagName, ...]:
-        found = _Findings()
+    def _find_flags(self, question: str, answer: str, seen: set[int]) -> tuple[FlagName, ...]:
+        found: dict[FlagName, bool] = {}
         if self.names & {"empty", "repetition", "refusal"}:
             quality = assess_answer(answer)
-            found.note("empty", quality.is_empty)
-            found.note("repetition", quality.is_repetitive)
-            found.note("refusal", quality.is_refusal)
+            found["empty"] = quality.is_empty
+            found["repetition"] = quality.is_repetitive
+            found["refusal"] = quality.is_refusal
         if "language" in self.names:
-            found.note("language", is_in_another_language(question, answer))
+            found["language"] = is_in_another_language(question, answer)
         if "duplicate" in self.names and answer.strip():
             digest = digest_answer(answer)
-            found.note("duplicate", digest in seen)
+            found["duplicate"] = digest in seen
             seen.add(digest)
-        return tuple(name for name in ORDER if name in self.names and name in found.names)
+        return tuple(name for name in ORDER if name in self.names and found.get(name))
 
 
-def open_flagging(job: Job) -> Flagging | None:
-    """Return what flags the samples of `job`, None where it asks for no flags."""
-    return Flagging(names=frozenset(job.flags), drops=job.drop_flagged) if job.flags else None
+def create_flagger(job: Job) -> Flagger | None:
+    """Return the flagger of `job`, None if it requests no flags."""
+    return Flagger(names=frozenset(job.flags), drops=job.drop_flagged) if job.flags else None
 
 
 def identify_flags(job: Job) -> dict[str, Any]:
-    """Return what of the flags belongs to the identity of `job`; nothing where it asks for none.
+    """Return the identity values of the flags of `job`, empty if it requests none.
 
     Raises:
-        UsageError: What tells languages is not installed, or flagged samples are to go and none are flagged.
+        UsageError: py3langid is required and missing, or flagged samples are to be dropped without flags.
     """
     if not job.flags:
         if job.drop_flagged:
             raise UsageError(
-                "--drop-flagged: nothing says which flags; name them with --flag repetition,empty"
+                "--drop-flagged: expected at least one flag; add for example --flag repetition,empty"
             )
         return {}
     library = {"language": check_library()} if "language" in job.flags else {}
@@ -83,18 +83,9 @@ def identify_flags(job: Job) -> dict[str, Any]:
 
 
 def is_in_another_language(question: str, answer: str) -> bool:
-    """Whether the answer is in another language than the question, where both are sure."""
-    spoken = detect_language(answer)
-    return spoken is not None and detect_language(question) not in (None, spoken)
-
-
-@dataclass(slots=True)
-class _Findings:
-    names: set[FlagName] = field(default_factory=set)
-
-    def note(self, name: FlagName, is_so: bool) -> None:
-        if is_so:
-            self.names.add(name)
+    """Whether question and answer are in different languages, both detected with confidence."""
+    answered = detect_language(answer)
+    return answered is not None and detect_language(question) not in (None, answered)
 
 
 def _find_question(sample: Sample) -> str:
@@ -105,7 +96,7 @@ def _mark(finished: Finished, flags: Sequence[str]) -> Finished:
     return dataclasses.replace(finished, flags=tuple(flags))
 
 
-def _set_aside(finished: Finished, flags: Sequence[str]) -> Failed:
+def _drop(finished: Finished, flags: Sequence[str]) -> Failed:
     return Failed(
         ordinal=finished.ordinal,
         code=f"{CODE_PREFIX}{flags[0]}",

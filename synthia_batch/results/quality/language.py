@@ -1,4 +1,4 @@
-"""In which language a text is, told by py3langid: the letters and their order, no words are looked up."""
+"""Language detection by py3langid, from character n-grams."""
 
 import functools
 from importlib.metadata import version
@@ -8,16 +8,16 @@ from typing import Any
 from synthia_batch.errors import UsageError
 
 CONFIDENCE = 0.7
-"""Of 1: under it nothing is said. Sentences of a European language mostly have more, code and numbers 0.1."""
-LEAST_LETTERS = 20
-"""Of a text: shorter ones are names, numbers and words that many languages have."""
+"""Minimum confidence. Sentences in European languages mostly exceed it; code and numbers have about 0.1."""
+MIN_LETTERS = 20
+"""Shorter texts are names, numbers and words common to many languages."""
 
 
 def check_library() -> str:
     """Return the library and its version.
 
     Raises:
-        UsageError: It is not installed.
+        UsageError: py3langid is not installed.
     """
     if find_spec("py3langid") is None:
         raise UsageError("--flag language needs py3langid; run: pip install 'synthia-batch[flags]'")
@@ -25,11 +25,11 @@ def check_library() -> str:
 
 
 def detect_language(text: str) -> str | None:
-    """Return the ISO 639-1 code of the text's language, None where that is not sure enough."""
-    if sum(map(str.isalpha, text)) < LEAST_LETTERS:
+    """Return the ISO 639-1 code of the text's language, None if the confidence is too low."""
+    if sum(map(str.isalpha, text)) < MIN_LETTERS:
         return None
     language, confidence = _load().classify(text.encode(errors="replace").decode())
-    # Rounded: the last bits of a sum are not the same on every machine.
+    # Rounded: the last bits of a sum differ between machines.
     return str(language) if round(confidence, 3) >= CONFIDENCE else None
 
 

@@ -1,7 +1,7 @@
-"""What can be told of an answer by its text alone. Pure functions; heuristics, each with its source.
+"""Heuristic measures of an answer's text, each with its source. Pure.
 
-None of them reads: an answer that repeats itself may be a poem, and one that begins like a refusal may
-go on to help. They say where to look.
+They suggest where to look: a repetitive answer may be a poem, and an answer that begins like a refusal may
+still help.
 """
 
 import re
@@ -12,13 +12,13 @@ from blake3 import blake3
 
 NGRAM_WORDS = 5
 REPEATED_SHARE = 0.15
-"""Above it an answer repeats itself: the limit for duplicate 5-grams in table A1 of Rae et al., "Scaling
+"""Above it an answer is repetitive: the limit for duplicate 5-grams in table A1 of Rae et al., "Scaling
 Language Models: Methods, Analysis & Insights from Training Gopher", 2021, arXiv 2112.11446."""
 COMPRESSION_RATIO = 2.4
-"""Above it an answer's end is a loop: the limit at which Whisper takes a decoded text for a failed one
+"""Above it an answer's end is a loop: the limit at which Whisper rejects a decoded text
 (Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", 2022, arXiv 2212.04356)."""
 TAIL_BYTES = 4096
-"""What the ratio is taken of: loops are at the end, and long texts compress better without being loops."""
+"""Compressed bytes: loops are at the end, and long texts compress better even without loops."""
 REFUSAL_CHARACTERS = 200
 
 _REFUSAL = re.compile(
@@ -28,13 +28,13 @@ _REFUSAL = re.compile(
     r"|it(('|’)s| is) not (appropriate|possible for me)|unfortunately,? i (can'?t|cannot|am unable)"
 )
 """After the prefixes by which Zou et al., "Universal and Transferable Adversarial Attacks on Aligned
-Language Models", 2023, arXiv 2307.15043, tell a refusal; "As an" and the like narrowed to assistants that
-speak of themselves. English only."""
+Language Models", 2023, arXiv 2307.15043, detect refusals; "As an" and the like are restricted to assistants
+that refer to themselves. English only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """What an answer's text shows. `repeated_share` and `compression_ratio` are 0 for an empty one."""
+    """Measures of an answer. `repeated_share` and `compression_ratio` are 0 if it is empty."""
 
     is_empty: bool
     repeated_share: float
@@ -48,7 +48,7 @@ class Quality:
 
 
 def assess_answer(text: str) -> Quality:
-    """Return what the text of an answer shows."""
+    """Return the measures of an answer."""
     return Quality(
         is_empty=not text.strip(),
         repeated_share=measure_repeated_share(text),
@@ -58,40 +58,40 @@ def assess_answer(text: str) -> Quality:
 
 
 def measure_repeated_share(text: str, words_per_gram: int = NGRAM_WORDS) -> float:
-    """Return the share of the text's letters that stand in word n-grams which came before. 0 to 1.
+    """Return the share of the text's letters in repeated word n-grams, 0 to 1.
 
-    Overlapping n-grams count once, as in Gopher's rules: behind a repeated one the search goes on after
-    it. Words are what stands between spaces; a script without spaces has none to repeat.
+    Overlapping n-grams count once, as in Gopher's rules: the search continues after a repeated one. Words
+    are separated by whitespace; scripts without spaces are not measured.
     """
     words = text.split()
     grams = list(zip(*(words[start:] for start in range(words_per_gram)), strict=False))
     if len(set(grams)) == len(grams):
         return 0.0
     seen: set[tuple[str, ...]] = set()
-    repeated = at = 0
-    while at < len(grams):
-        gram = grams[at]
+    repeated = position = 0
+    while position < len(grams):
+        gram = grams[position]
         if gram in seen:
             repeated += sum(map(len, gram))
-            at += words_per_gram
+            position += words_per_gram
         else:
             seen.add(gram)
-            at += 1
+            position += 1
     return repeated / sum(map(len, words))
 
 
 def measure_compression(text: str) -> float:
-    """Return how many times smaller zlib makes the last 4,096 bytes of the text: 1 to 2.2 for prose."""
+    """Return the zlib compression ratio of the text's last 4,096 bytes: 1 to 2.2 for prose."""
     tail = text.encode(errors="replace")[-TAIL_BYTES:]
     return len(tail) / len(zlib.compress(tail)) if tail else 0.0
 
 
 def looks_like_refusal(text: str) -> bool:
-    """Whether the answer begins as assistants begin to refuse, in English."""
+    """Whether the answer begins like an assistant's refusal, in English."""
     begin = text[:REFUSAL_CHARACTERS].lstrip().lower().replace("’", "'")
     return _REFUSAL.match(begin) is not None
 
 
 def digest_answer(text: str) -> int:
-    """Return 64 bits that stand for the answer without the space around it: equal for duplicates."""
+    """Return a 64-bit digest of the stripped answer: equal for duplicates."""
     return int.from_bytes(blake3(text.strip().encode(errors="replace")).digest(length=8), "little")

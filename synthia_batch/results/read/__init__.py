@@ -1,1 +1,1 @@
-"""The read API: a run's samples, counts, history and failures."""
+"""The read API: samples, counts, history and failures of a run."""

@@ -1,7 +1,6 @@
-"""The failed samples of a run, one after the other, from its published files and its journals.
+"""The failed samples of a run, from its published files and its journals, even during the run.
 
-Read from the directory alone, also while the run goes on; of the input only the lines and ids of rows
-that failed in a shard which is not published yet.
+The input is read only for the lines and ids of rows that failed in unpublished shards.
 """
 
 import glob
@@ -16,23 +15,23 @@ from synthia_batch.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.inputs import Scan, open_files, resolve_inputs
 from synthia_batch.inputs.fetch.cache import is_copy
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
-from synthia_batch.results.read.snapshot import LOOKS, RunLooker, open_looker
+from synthia_batch.results.read.snapshot import MAX_READS, SnapshotReader, open_snapshots
 from synthia_batch.storage.journal.reader import replay
 from synthia_batch.storage.parts.schema import read_part
 from synthia_batch.storage.recovery import Published, ShardState
 from synthia_batch.storage.saved_job import read_job
 
 COMMONEST = 3
-"""Reasons that are named where a run had too many failures."""
+"""Number of reasons listed if a run had too many failures."""
 _COLUMNS = ("id", "row_index", "sample_index", "code", "message", "source_file", "source_line")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedSample:
-    """A sample that could not be made. `line` counts from 1, as in `rows.Row`.
+    """A failed sample. `line` counts from 1.
 
-    `line` and `id` are None where the run is not complete and its input is not where it was.
-    `sample_index` counts the samples of one row and system message from 0.
+    `line` and `id` are None if the run is incomplete and its input was moved. `sample_index` counts the
+    samples of one row and system message from 0.
     """
 
     code: str
@@ -45,17 +44,17 @@ class FailedSample:
 
     @property
     def place(self) -> str:
-        """The row as file:line, or what of that is known."""
+        """The row as file:line, or its index if the line is unknown."""
         return f"{self.file}: row {self.row_index}" if self.line is None else f"{self.file}:{self.line}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able values."""
+        """Return JSON-serializable values."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
-    """A code, how many samples failed with it, and the first of them."""
+class FailureReason:
+    """A failure code, its number of samples, and the first of them."""
 
     code: str
     count: int
@@ -63,65 +62,63 @@ class Reason:
 
 
 def list_failures(directory: Path, code: str | None = None) -> Iterator[FailedSample]:
-    """Yield the failed samples of the run in `directory` in the order of the input, those of `code` alone.
+    """Yield the failed samples of the run in `directory`, or only those with `code`, in input order.
 
     Holds the failed samples of one shard in memory at a time.
 
     Raises:
-        UsageError: It is no run directory.
-        IntegrityError: What it holds is not what was written.
+        UsageError: `directory` is not a run directory.
+        IntegrityError: Its content was altered.
     """
-    looker = open_looker(directory)
-    reader = _Reader(looker, _find_input(looker))
-    for state in looker.look():
+    snapshots = open_snapshots(directory)
+    reader = _Reader(snapshots, _find_input(snapshots))
+    for state in snapshots.read():
         if state.failed:
             yield from (sample for sample in reader.read(state) if code in (None, sample.code))
 
 
-def find_reasons(directory: Path) -> list[Reason]:
-    """Return why samples failed, the commonest reason first.
-
-    Raises:
-        UsageError, IntegrityError: As for list_failures.
-    """
+def find_reasons(directory: Path) -> list[FailureReason]:
+    """Return why samples failed, most common reason first."""
     counts: Counter[str] = Counter()
     examples: dict[str, FailedSample] = {}
     for sample in list_failures(directory):
         counts[sample.code] += 1
         examples.setdefault(sample.code, sample)
-    return [Reason(code=code, count=count, example=examples[code]) for code, count in counts.most_common()]
+    return [
+        FailureReason(code=code, count=count, example=examples[code]) for code, count in counts.most_common()
+    ]
 
 
 class _Reader:
-    """Reads the failed samples of one shard after the other. `said` is what the job named as its input."""
+    """Reads the failed samples of a shard. `inputs` are the paths that the job names."""
 
-    def __init__(self, looker: RunLooker, said: tuple[str, ...]) -> None:
-        self._looker = looker
-        self._rows = _InputRows(looker, said)
-        self._names: Sequence[str] = looker.plan.get("source_files", ())
-        # Of one file where it is, of several the names that they have in the output.
-        self._shown = _show(said[0], looker.plan["source_file"])
+    def __init__(self, snapshots: SnapshotReader, inputs: tuple[str, ...]) -> None:
+        self._snapshots = snapshots
+        self._rows = _InputRows(snapshots, inputs)
+        self._names: Sequence[str] = snapshots.plan.get("source_files", ())
+        # A single file by its path, several by their names in the output.
+        self._path = _describe_path(inputs[0], snapshots.plan["source_file"])
 
     def read(self, state: ShardState) -> list[FailedSample]:
-        """Return the failed samples of a shard as it was when it was looked at, or as it is now.
+        """Return the failed samples of a shard in `state`, or in its current state if it changed.
 
         Raises:
-            IntegrityError: What is there of it is not what was written.
+            IntegrityError: The shard's files were altered, or change too fast.
         """
-        for _ in range(LOOKS):
+        for _ in range(MAX_READS):
             if isinstance(state, Published):
                 return self._read_part(state)
             failed = self._replay(state.shard)
             if len(failed) >= state.failed:
                 return self._describe(failed)
-            # It was published meanwhile, and its journal is gone.
-            state = self._looker.look()[state.shard.number]
-        raise IntegrityError(f"{self._looker.run_dir.journal(state.shard)} changes too fast: look again")
+            # Published in the meantime, so its journal is gone.
+            state = self._snapshots.read()[state.shard.number]
+        raise IntegrityError(f"{self._snapshots.run_dir.journal(state.shard)} changes too fast; try again")
 
     def _replay(self, shard: Shard) -> list[Failed]:
         try:
-            outcomes = replay(self._looker.run_dir.journal(shard), shard, self._looker.attempt)
-        except IntegrityError:  # Perhaps of a frame that was just being written: the next look tells.
+            outcomes = replay(self._snapshots.run_dir.journal(shard), shard, self._snapshots.attempt)
+        except IntegrityError:  # possibly a frame being written: the caller reads again
             return []
         failed = (outcome for outcome in outcomes.values() if isinstance(outcome, Failed))
         return sorted(failed, key=lambda outcome: outcome.ordinal)
@@ -129,24 +126,24 @@ class _Reader:
     def _read_part(self, state: Published) -> list[FailedSample]:
         if not state.failed:
             return []
-        rows = read_part(self._looker.run_dir.failed_part(state.shard), _COLUMNS).to_pylist()
+        rows = read_part(self._snapshots.run_dir.failed_part(state.shard), _COLUMNS).to_pylist()
         return [
-            FailedSample(file=self._show_file(row.pop("source_file")), line=row.pop("source_line"), **row)
+            FailedSample(file=self._name_file(row.pop("source_file")), line=row.pop("source_line"), **row)
             for row in rows
         ]
 
-    def _show_file(self, name: str) -> str:
-        return name if self._names else self._shown
+    def _name_file(self, name: str) -> str:
+        return name if self._names else self._path
 
     def _describe(self, failed: list[Failed]) -> list[FailedSample]:
-        per_row = self._looker.plan["samples_per_row"]
-        num_samples = self._looker.plan["identity"]["num_samples"]
+        per_row = self._snapshots.plan["samples_per_row"]
+        num_samples = self._snapshots.plan["identity"]["num_samples"]
         rows = self._rows.read({outcome.ordinal // per_row for outcome in failed})
         return [
             FailedSample(
                 code=outcome.code,
                 message=outcome.message,
-                file=self._show_file(self._names[row.file] if row and self._names else self._shown),
+                file=self._name_file(self._names[row.file] if row and self._names else self._path),
                 line=row.line if row else None,
                 id=row.id if row else None,
                 row_index=outcome.ordinal // per_row,
@@ -158,34 +155,34 @@ class _Reader:
 
 
 class _InputRows:
-    """The rows of the input, where it is still there and what it was."""
+    """Rows of the input, if it still exists unchanged."""
 
-    def __init__(self, looker: RunLooker, said: tuple[str, ...]) -> None:
-        self._looker = looker
-        self._said = said
+    def __init__(self, snapshots: SnapshotReader, inputs: tuple[str, ...]) -> None:
+        self._snapshots = snapshots
+        self._inputs = inputs
 
     def read(self, wanted: set[int]) -> dict[int, Row]:
-        """Return the rows of those indexes, or none where the input cannot be read any more."""
+        """Return the rows with these indexes, or none if the input can no longer be read."""
         try:
-            duplicates = DuplicateIndex.load(self._looker.run_dir.duplicates)
-            scan = Scan.from_dict(self._looker.plan["scan"], duplicates)
-            files = resolve_inputs(self._said, makes=False).files
+            duplicates = DuplicateIndex.load(self._snapshots.run_dir.duplicates)
+            scan = Scan.from_dict(self._snapshots.plan["scan"], duplicates)
+            files = resolve_inputs(self._inputs, makes=False).files
             rows = open_files(files).read_rows(scan, min(wanted), max(wanted) + 1)
             return {row.index: row for row in rows if row.index in wanted}
         except SynthiaBatchError:
             return {}
 
 
-def _find_input(looker: RunLooker) -> tuple[str, ...]:
-    """Return what was named as the input when the run was last started; its name where that is not known."""
-    job = read_job(looker.run_dir.job, looker.run_dir.root)
-    said = job.values["input"]["path"] if job else looker.plan["source_file"]
-    return (said,) if isinstance(said, str) else tuple(said)
+def _find_input(snapshots: SnapshotReader) -> tuple[str, ...]:
+    """Return the input paths of the saved job, or the name of the input if there is none."""
+    job = read_job(snapshots.run_dir.job, snapshots.run_dir.root)
+    paths = job.values["input"]["path"] if job else snapshots.plan["source_file"]
+    return (paths,) if isinstance(paths, str) else tuple(paths)
 
 
-def _show(said: str, name: str) -> str:
-    """Return the one file that `said` names as it is from here, or its `name` where it is no such file."""
-    path = Path(said)
-    if path.is_dir() or is_copy(path) or glob.has_magic(said):
+def _describe_path(text: str, name: str) -> str:
+    """Return the path of a single input file, relative if below the working directory; else `name`."""
+    path = Path(text)
+    if path.is_dir() or is_copy(path) or glob.has_magic(text):
         return name
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else said)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else text)

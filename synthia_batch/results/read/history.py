@@ -1,4 +1,4 @@
-"""What a run's events tell of its speed and of its attempts. Pure."""
+"""Speed over time and attempts of a run, from its events. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,10 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """One `progress` event: `elapsed` seconds into the attempt, so much was made so far.
+class ProgressEvent:
+    """One `progress` event: totals after `elapsed` seconds of the attempt.
 
-    `busy` are the seconds that each worker's engine has spent in its steps, as of `heard` seconds
-    into the attempt, when the worker said so.
+    `busy` holds each worker's seconds in engine steps, as of its report `heard` seconds into the attempt.
     """
 
     attempt: int
@@ -25,8 +24,8 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stretch:
-    """What was measured between two events. Seconds count from the first event of the run."""
+class Interval:
+    """Speed between two events. Seconds count from the first event of the run."""
 
     start: float
     end: float
@@ -35,27 +34,27 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class History:
-    """A run over time. `attempts` holds the stretches of each attempt; marks are in seconds."""
+class RunHistory:
+    """A run over time: the intervals of each attempt; `losses` and `resumes` are in seconds."""
 
-    attempts: Sequence[Sequence[Stretch]]
+    attempts: Sequence[Sequence[Interval]]
     losses: Sequence[float]
     resumes: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptFacts:
-    """One start of a run. `end` is what it came to, `made` the samples that ended in it.
+class AttemptSummary:
+    """One attempt of a run. `end` describes its end; `made` samples ended in it.
 
-    `seconds` are those from its start to its last event, `generating_seconds` those from its first
-    engine on. Times are as the events have them.
+    `seconds` run from its start to its last event, `generating_seconds` from its first ready engine to its
+    last progress event. `began` is the timestamp of its first event.
     """
 
     number: int
     began: str
     host: str
     engines: tuple[str, ...]
-    losses: int
+    workers_lost: int
     made: int
     tokens: int
     seconds: float
@@ -63,8 +62,8 @@ class AttemptFacts:
     end: str
 
 
-def read_progress(events: Iterable[Mapping[str, Any]]) -> list[Progress]:
-    """Return the progress events of a run's history. All that is known of their fields is here."""
+def read_progress(events: Iterable[Mapping[str, Any]]) -> list[ProgressEvent]:
+    """Return the progress events of a run. The only place that knows their fields."""
     found, attempt = [], 0
     for event in events:
         if event["kind"] == "attempt_started":
@@ -72,7 +71,7 @@ def read_progress(events: Iterable[Mapping[str, Any]]) -> list[Progress]:
         if event["kind"] == "progress":
             workers = event["workers"]
             found.append(
-                Progress(
+                ProgressEvent(
                     attempt=attempt,
                     elapsed=event["elapsed_seconds"],
                     time=event["time"],
@@ -85,11 +84,10 @@ def read_progress(events: Iterable[Mapping[str, Any]]) -> list[Progress]:
     return found
 
 
-def list_shares(start: Progress, end: Progress) -> dict[int, float]:
+def measure_busy_shares(start: ProgressEvent, end: ProgressEvent) -> dict[int, float]:
     """Return the share of the time between two events that each worker was busy.
 
-    A worker that was restarted in between may count from 0 again; one that began since is counted over
-    all of the time.
+    A restarted worker may count from 0 again; a worker added in between is counted over the whole time.
     """
     shares = {}
     for worker, busy in end.busy.items():
@@ -101,44 +99,43 @@ def list_shares(start: Progress, end: Progress) -> dict[int, float]:
     return shares
 
 
-def read_history(events: Sequence[Mapping[str, Any]], *, cuts_pauses: bool = False) -> History:
-    """Return what the events of a run tell about its speed.
+def read_history(events: Sequence[Mapping[str, Any]], *, cuts_pauses: bool = False) -> RunHistory:
+    """Return the speed of a run over time.
 
-    With `cuts_pauses` the time between two attempts is left out: a night's job that was gone on with
-    in the evening is then no straight line.
+    `cuts_pauses` leaves out the time between attempts, so that a long pause does not dominate the plot.
     """
     if not events:
-        return History(attempts=[], losses=[], resumes=[])
+        return RunHistory(attempts=[], losses=[], resumes=[])
     begins = _find_begins(events, cuts_pauses)
     progress = read_progress(events)
     numbers = dict.fromkeys(one.attempt for one in progress)
-    stretches = [
-        _list_stretches([one for one in progress if one.attempt == number], begins[max(0, number - 1)])
+    intervals = [
+        _list_intervals([one for one in progress if one.attempt == number], begins[max(0, number - 1)])
         for number in numbers
     ]
-    return History(
-        attempts=stretches,
+    return RunHistory(
+        attempts=intervals,
         losses=_list_times(events, "worker_lost", begins),
         resumes=_list_times(events, "attempt_started", begins)[1:],
     )
 
 
-def coarsen(stretches: Sequence[Stretch], seconds: float) -> list[Stretch]:
-    """Return the same time in stretches of at least `seconds`, each the mean of those that it stands for."""
-    coarse: list[Stretch] = []
-    waiting: list[Stretch] = []
-    for stretch in stretches:
-        waiting.append(stretch)
-        if stretch.end - waiting[0].start >= seconds:
-            coarse.append(_join(waiting))
-            waiting = []
-    if waiting:  # The rest is too short to stand alone.
-        coarse[-1:] = [_join([*coarse[-1:], *waiting])]
+def coarsen(intervals: Sequence[Interval], seconds: float) -> list[Interval]:
+    """Merge `intervals` into intervals of at least `seconds`, each with their mean."""
+    coarse: list[Interval] = []
+    pending: list[Interval] = []
+    for interval in intervals:
+        pending.append(interval)
+        if interval.end - pending[0].start >= seconds:
+            coarse.append(_join(pending))
+            pending = []
+    if pending:  # too short: merged into the last interval
+        coarse[-1:] = [_join([*coarse[-1:], *pending])]
     return coarse
 
 
-def list_attempts(events: Iterable[Mapping[str, Any]], *, is_running: bool) -> list[AttemptFacts]:
-    """Return the attempts of a run, in order; `is_running` says it of the last one."""
+def list_attempts(events: Iterable[Mapping[str, Any]], *, is_running: bool) -> list[AttemptSummary]:
+    """Return the attempts of a run, in order; `is_running` applies to the last one."""
     groups: list[list[Mapping[str, Any]]] = []
     for event in events:
         if event["kind"] == "attempt_started":
@@ -151,7 +148,7 @@ def list_attempts(events: Iterable[Mapping[str, Any]], *, is_running: bool) -> l
     ]
 
 
-def _describe(number: int, events: Sequence[Mapping[str, Any]], *, is_running: bool) -> AttemptFacts:
+def _describe(number: int, events: Sequence[Mapping[str, Any]], *, is_running: bool) -> AttemptSummary:
     last = {event["kind"]: event for event in events}
     ready = next((event for event in events if event["kind"] == "worker_ready"), None)
     progress, ended = last.get("progress", {}), last.get("attempt_ended")
@@ -166,12 +163,12 @@ def _describe(number: int, events: Sequence[Mapping[str, Any]], *, is_running: b
         for event in events
         if event["kind"] == "worker_ready"
     )
-    return AttemptFacts(
+    return AttemptSummary(
         number=number,
         began=events[0]["time"],
         host=str(events[0].get("host", "")),
         engines=tuple(engines),
-        losses=sum(event["kind"] == "worker_lost" for event in events),
+        workers_lost=sum(event["kind"] == "worker_lost" for event in events),
         made=made,
         tokens=progress.get("tokens", 0),
         seconds=stop - begin,
@@ -183,7 +180,7 @@ def _describe(number: int, events: Sequence[Mapping[str, Any]], *, is_running: b
 
 
 def _find_begins(events: Sequence[Mapping[str, Any]], cuts_pauses: bool) -> list[float]:
-    """Return for each attempt which second of the clock is 0 in it."""
+    """Return the timestamp that counts as second 0 of each attempt."""
     begins = [stamp(events[0]["time"])]
     for before, event in pairwise(events):
         if event["kind"] == "attempt_started":
@@ -192,38 +189,38 @@ def _find_begins(events: Sequence[Mapping[str, Any]], cuts_pauses: bool) -> list
     return begins
 
 
-def _list_stretches(progress: Iterable[Progress], begin: float) -> list[Stretch]:
+def _list_intervals(progress: Iterable[ProgressEvent], begin: float) -> list[Interval]:
     return [
-        Stretch(
+        Interval(
             start=stamp(before.time) - begin,
             end=stamp(after.time) - begin,
             tokens_per_second=max(0, after.tokens - before.tokens) / seconds,
-            busy_engines=sum(list_shares(before, after).values()),
+            busy_engines=sum(measure_busy_shares(before, after).values()),
         )
         for before, after in pairwise(progress)
         if (seconds := after.elapsed - before.elapsed) > 0
     ]
 
 
-def _join(stretches: Sequence[Stretch]) -> Stretch:
-    seconds = sum(one.end - one.start for one in stretches) or 1.0
-    return Stretch(
-        start=stretches[0].start,
-        end=stretches[-1].end,
-        tokens_per_second=sum(one.tokens_per_second * (one.end - one.start) for one in stretches) / seconds,
-        busy_engines=sum(one.busy_engines * (one.end - one.start) for one in stretches) / seconds,
+def _join(intervals: Sequence[Interval]) -> Interval:
+    seconds = sum(one.end - one.start for one in intervals) or 1.0
+    return Interval(
+        start=intervals[0].start,
+        end=intervals[-1].end,
+        tokens_per_second=sum(one.tokens_per_second * (one.end - one.start) for one in intervals) / seconds,
+        busy_engines=sum(one.busy_engines * (one.end - one.start) for one in intervals) / seconds,
     )
 
 
 def _list_times(events: Iterable[Mapping[str, Any]], kind: str, begins: Sequence[float]) -> list[float]:
     times, attempt = [], 0
-    for place, event in enumerate(events):
-        attempt += event["kind"] == "attempt_started" and place > 0
+    for index, event in enumerate(events):
+        attempt += event["kind"] == "attempt_started" and index > 0
         if event["kind"] == kind:
             times.append(stamp(event["time"]) - begins[min(attempt, len(begins) - 1)])
     return times
 
 
 def stamp(time: str) -> float:
-    """Return an event's time in seconds since 1970."""
+    """Return an event's time in seconds since 1970-01-01 UTC."""
     return datetime.fromisoformat(time).timestamp()

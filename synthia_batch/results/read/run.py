@@ -1,9 +1,4 @@
-"""What the samples of a run come to in numbers, whether they are published or still in a journal.
-
-open_run(): a run directory as Python values, complete or not. Takes no lock and writes nothing.
-
-A run read back from its directory: typed samples, and what they come to in numbers.
-"""
+"""The read API: open_run() returns a run, complete or not. Takes no lock and writes nothing."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,11 +9,11 @@ from typing import Any
 from synthia_batch.core.types import Message
 from synthia_batch.errors import UsageError
 from synthia_batch.job.schema import Job
-from synthia_batch.results.read.counts import Tally
+from synthia_batch.results.read.counts import RunCounts
 from synthia_batch.results.read.failures import FailedSample, list_failures
 from synthia_batch.results.read.samples import FinishedSample
 from synthia_batch.results.read.shards import list_samples
-from synthia_batch.results.read.snapshot import open_looker
+from synthia_batch.results.read.snapshot import open_snapshots
 from synthia_batch.results.verify.facts import read_facts
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest
@@ -27,13 +22,24 @@ from synthia_batch.storage.plan_file import require_plan
 from synthia_batch.storage.recovery import Published
 from synthia_batch.storage.saved_job import read_job
 
+_BATCH_ROWS = 256
+"""Rows of a part converted to Python values at a time."""
+_COLUMNS = (
+    "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",
+    "prompt_tokens", "completion_tokens", "seed", "model",
+)  # fmt: skip
+_FLAGS = "flags"
+_LOGPROBS = "logprobs"
+_OPTIONAL = (_FLAGS, _LOGPROBS)
+"""Columns that a run has only if its job asks for them. Kept columns may have the same names."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatistics:
-    """A run in numbers. `samples` is how many it will have, `finished` and `failed` those that ended.
+    """Counts of a run. `samples` is the planned total; `finished` and `failed` have ended.
 
-    `failures` counts the failed ones by code, `finish_reasons` the finished ones by why they ended, both
-    the commonest first. Tokens are the sums over the finished samples.
+    `failures` counts failed samples by code, `finish_reasons` finished samples by finish reason, most
+    common first. Tokens are sums over the finished samples.
     """
 
     samples: int
@@ -46,62 +52,23 @@ class RunStatistics:
 
     @property
     def missing(self) -> int:
-        """The samples that are still to be made."""
+        """Number of samples still to be generated."""
         return self.samples - self.finished - self.failed
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able values."""
+        """Return JSON-serializable values."""
         return {**asdict(self), "missing": self.missing}
-
-
-def read_statistics(directory: Path) -> RunStatistics:
-    """Return what the run in `directory` comes to so far. Reads small columns, a part at a time.
-
-    Raises:
-        UsageError: It is no run directory.
-        IntegrityError: What it holds is not what was written.
-    """
-    facts = read_facts(directory)
-    tally = Tally(max_tokens=facts.plan["identity"]["sampling"]["max_tokens"])
-    for shard in list_samples(facts):
-        numbers, codes = shard.read_numbers(), shard.read_codes()
-        if numbers is not None:
-            tally.add_made(numbers)
-        if codes is not None:
-            tally.add_failed(codes)
-    whole = tally.whole
-    return RunStatistics(
-        samples=facts.shards[-1].stop,
-        finished=whole.finished,
-        failed=tally.failed,
-        failures=tally.failures_by_number,
-        finish_reasons=dict(whole.reasons.most_common()),
-        prompt_tokens=whole.prompts.tokens,
-        completion_tokens=whole.answers.tokens,
-    )
-
-
-_BATCH_ROWS = 256
-"""Rows of a part that are Python values at a time."""
-_COLUMNS = (
-    "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",
-    "prompt_tokens", "completion_tokens", "seed", "model",
-)  # fmt: skip
-_FLAGS = "flags"
-_LOGPROBS = "logprobs"
-_ON_REQUEST = (_FLAGS, _LOGPROBS)
-"""Columns that only runs have that were asked for them. Kept ones come beside these, if they are named."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as it is now. Holds no samples: each reading streams them, a published file at a time."""
+    """A run directory in its current state. Samples are streamed, one published file at a time."""
 
     directory: Path
 
     @property
     def is_complete(self) -> bool:
-        """Whether every sample has ended and is published. Looks each time.
+        """Whether every sample has ended and is published. Checked on each access.
 
         Raises:
             IntegrityError: The manifest was altered.
@@ -110,54 +77,54 @@ class Run:
 
     @property
     def job(self) -> Job:
-        """The job as it was last said, its paths absolute: `run_job(run.job)` goes on with the run.
+        """The job as last declared, with absolute paths: `run_job(run.job)` resumes the run.
 
         Raises:
-            UsageError: The run does not keep its job.
-            IntegrityError: The job that it keeps was altered.
+            UsageError: The run has no saved job.
+            IntegrityError: The saved job was altered.
         """
-        kept = read_job(RunDir(self.directory).job, self.directory.absolute())
-        if kept is None:
-            raise UsageError(
-                f"{self.directory} does not keep its job; type the command that made it once, then look again"
-            )
-        return Job.model_validate(kept.values)
+        saved = read_job(RunDir(self.directory).job, self.directory.absolute())
+        if saved is None:
+            raise UsageError(f"{self.directory} has no saved job; run its original command once to save it")
+        return Job.model_validate(saved.values)
 
     def samples(
         self, kept: Sequence[str] | None = None, *, with_logprobs: bool = True
     ) -> Iterator[FinishedSample]:
-        """Yield the finished samples in the order of the input, with the columns `kept`, or all that are.
+        """Yield the finished samples in input order, with the columns `kept`, or all kept columns.
 
-        Of a run that is not complete, those of files that are published: each has 4,000 at most.
-        `with_logprobs`: with those, where the run has them; they are most of such a file.
+        If the run is incomplete, only published files are read; each has at most 4,000 samples.
+        `with_logprobs` includes log-probabilities if the run has them; they are most of such a file.
 
         Raises:
-            UsageError: The run has kept no such column.
+            UsageError: The run has no such kept column.
             IntegrityError: A file is missing or altered.
         """
-        named = set() if kept is None else set(kept)
-        tells_logprobs = with_logprobs or _LOGPROBS in named
+        named = set(kept or ())
+        reads_logprobs = with_logprobs or _LOGPROBS in named
         for path in self._list_data():
-            for row in _read_rows(path, None if kept is None else (*_COLUMNS, *kept), tells_logprobs):
-                ours = {name: row.pop(name) for name in _COLUMNS}
-                ours["messages"] = _read_messages(ours["messages"])
+            for row in _read_rows(path, None if kept is None else (*_COLUMNS, *kept), reads_logprobs):
+                fixed = {name: row.pop(name) for name in _COLUMNS}
+                fixed["messages"] = tuple(
+                    Message(role=m["role"], content=m["content"]) for m in fixed["messages"]
+                )
                 flags, logprobs = tuple(row.get(_FLAGS, ())), row.get(_LOGPROBS)
-                own = {name: value for name, value in row.items() if name in named or name not in _ON_REQUEST}
-                yield FinishedSample(**ours, flags=flags, logprobs=logprobs, kept=own)
+                own = {name: value for name, value in row.items() if name in named or name not in _OPTIONAL}
+                yield FinishedSample(**fixed, flags=flags, logprobs=logprobs, kept=own)
 
     def failed(self, code: str | None = None) -> Iterator[FailedSample]:
-        """Yield the samples that could not be made, or those of `code`, in the order of the input.
+        """Yield the failed samples, or only those with `code`, in input order.
 
         Raises:
-            IntegrityError: What the directory holds is not what was written.
+            IntegrityError: The directory's content was altered.
         """
         return list_failures(self.directory, code)
 
     def statistics(self) -> RunStatistics:
-        """Return counts, tokens and reasons to end, of all samples that have ended.
+        """Return counts, tokens and finish reasons of all samples that have ended.
 
         Raises:
-            IntegrityError: What the directory holds is not what was written.
+            IntegrityError: The directory's content was altered.
         """
         return read_statistics(self.directory)
 
@@ -166,26 +133,26 @@ class Run:
         if manifest is not None:
             paths = (self.directory / part.path for part in manifest.parts)
             return [path for path in paths if path.parent.name == "data"]
-        looker = open_looker(self.directory)
+        snapshots = open_snapshots(self.directory)
         return [
-            looker.run_dir.data_part(state.shard)
-            for state in looker.look()
+            snapshots.run_dir.data_part(state.shard)
+            for state in snapshots.read()
             if isinstance(state, Published) and state.finished
         ]
 
 
 def open_run(directory: str | PathLike[str]) -> Run:
-    """Return the run in `directory`, complete or not, also while it goes on.
+    """Return the run in `directory`, complete or not. It may still be running.
 
     Raises:
-        UsageError: It is no run directory.
+        UsageError: `directory` is not a run directory.
         IntegrityError: Its plan was altered.
     """
     if "://" in str(directory):
-        raise UsageError(f"{directory}: open_run reads directories; copy the run here, and open the copy")
+        raise UsageError(f"{directory}: open_run needs a local directory; copy the run here and open that")
     path = Path(directory)
     run_dir = RunDir(path)
-    if read_manifest(run_dir.manifest) is None:  # A copy of what is published is a run, too.
+    if read_manifest(run_dir.manifest) is None:  # A copy of the published files alone has no plan.
         require_plan(run_dir)
     return Run(path)
 
@@ -194,16 +161,38 @@ def open_complete_run(directory: Path) -> Run:
     """Return the complete run in `directory`.
 
     Raises:
-        UsageError: It is no run directory, or its run is not complete.
+        UsageError: `directory` is not a run directory, or its run is not complete.
         IntegrityError: Its plan or manifest was altered.
     """
     run = open_run(directory)
     if not run.is_complete:
         raise UsageError(
             f"{directory} is not complete: run its command again first; "
-            f"`synthia-batch status {directory}` says how far it is"
+            f"`synthia-batch status {directory}` shows its progress"
         )
     return run
+
+
+def read_statistics(directory: Path) -> RunStatistics:
+    """Return the counts of the run in `directory` so far. Reads small columns, one part at a time."""
+    facts = read_facts(directory)
+    counts = RunCounts(max_tokens=facts.plan["identity"]["sampling"]["max_tokens"])
+    for shard in list_samples(facts):
+        numbers, codes = shard.read_numbers(), shard.read_codes()
+        if numbers is not None:
+            counts.add_finished(numbers)
+        if codes is not None:
+            counts.add_failed(codes)
+    total = counts.total
+    return RunStatistics(
+        samples=facts.shards[-1].stop,
+        finished=total.finished,
+        failed=counts.failed,
+        failures=counts.failures_by_count,
+        finish_reasons=dict(total.reasons.most_common()),
+        prompt_tokens=total.prompts.tokens,
+        completion_tokens=total.answers.tokens,
+    )
 
 
 def _read_rows(path: Path, columns: Sequence[str] | None, with_logprobs: bool) -> Iterator[dict[str, Any]]:
@@ -214,12 +203,8 @@ def _read_rows(path: Path, columns: Sequence[str] | None, with_logprobs: bool) -
     missing = [name for name in columns or () if name not in table.column_names]
     if missing:
         raise UsageError(
-            f"{path} has no column {missing[0]!r}; it has what the run was told to keep: "
+            f"{path} has no column {missing[0]!r}: the run did not keep it; "
             f"run it with --keep-columns {missing[0]}"
         )
     for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
         yield from batch.to_pylist()
-
-
-def _read_messages(messages: Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
-    return tuple(Message(role=message["role"], content=message["content"]) for message in messages)

@@ -1,4 +1,4 @@
-"""A finished sample as it is read back: a row of data/."""
+"""A finished sample: a row of data/."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,11 @@ from synthia_batch.core.types import Message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedSample:
-    """A row of data/. The last of `messages` is the answer; `kept` are columns of the input.
+    """A row of data/. The last of `messages` is the answer; `kept` holds columns kept from the input.
 
-    Tokens are those that the engine counted, of a conversation the sums over its turns. `seed` has 63
-    bits. `reasoning` is what the model thought before it answered, None where it marks nothing as that.
-    `flags` are those that were found, of those that the job asked for. `logprobs` are as the column has
-    them, None where there is none, or nobody asked for it.
+    Token counts are the engine's; of a conversation, sums over its turns. `seed` has 63 bits. `reasoning` is
+    None if the model's output marks none. `flags` are those found among the flags that the job requests.
+    `logprobs` is the column's value, None if the run has none or they were not read.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""The samples of a run shard by shard, whether they are published or still in a journal. Only reads."""
+"""The ended samples of each shard, from its published parts or its journal. Only reads."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,67 +22,60 @@ from synthia_batch.storage.parts.columns import (
     read_rows,
 )
 
-_MADE_COLUMNS = (
+_FINISHED_COLUMNS = (
     "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",
     "prompt_tokens", "completion_tokens",
 )  # fmt: skip
+_OUTCOME_FIELDS = _FINISHED_COLUMNS[5:]
 _FAILED_COLUMNS = (
     "id", "row_index", "sample_index", "code", "message", "messages", "source_file", "source_line",
 )  # fmt: skip
 
 
 class ShardSamples(Protocol):
-    """The samples of one shard that have ended. Finished ones are numbered from 0 in their order, and so
-    are failed ones.
-    """
+    """The ended samples of one shard. A position counts its finished, or its failed, samples from 0."""
 
     @property
     def shard(self) -> Shard:
-        """Which shard it is."""
+        """The shard."""
 
     @property
     def place(self) -> str:
-        """Where its finished samples are, for people."""
+        """File of its finished samples, relative to the run directory."""
 
     @property
     def text_bytes(self) -> int:
-        """What reading all answers costs, about."""
+        """Approximate bytes to read for all answers."""
 
     def read_numbers(self) -> PartNumbers | None:
-        """Return the numbers of its finished samples, None where there are none."""
+        """Return the numeric columns of its finished samples, None if there are none."""
 
     def read_codes(self) -> PartCodes | None:
-        """Return why its failed samples failed, None where there are none."""
+        """Return the codes of its failed samples, None if there are none."""
 
     def read_answers(self) -> Iterator[list[str]]:
-        """Yield the answers of its finished samples, some hundreds at a time."""
+        """Yield the answers of its finished samples, a few hundred at a time."""
 
-    def read_made(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
-        """Return these finished samples, in rising order, as rows of data/; None where nobody knows."""
+    def read_finished(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
+        """Return finished samples, in ascending order, as rows of data/; unknown values are None."""
 
     def read_failed(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
-        """Return these failed samples, in rising order, as rows of failed/; None where nobody knows."""
+        """Return failed samples, in ascending order, as rows of failed/; unknown values are None."""
 
 
 def list_samples(facts: RunFacts) -> list[ShardSamples]:
-    """Return the shards of a run in which samples have ended, in order.
-
-    Of a running one it is a view of this moment: what is published meanwhile is read where it is now.
-
-    Raises:
-        IntegrityError: A journal or the ledger is damaged.
-    """
+    """Return the shards of a run with ended samples, in order: a snapshot if the run is active."""
     latest = _read_latest(facts)
     found: dict[int, ShardSamples] = {}
     for shard in facts.shards:
-        # A journal holds what its shard's parts hold, or newer samples: a retry opens it again.
+        # The journal comes first: a retry reopens a published shard, and its journal is then newer.
         outcomes = replay(facts.run_dir.journal(shard), shard, facts.attempt)
         if outcomes:
-            found[shard.number] = _take_journaled(facts, shard, outcomes)
+            found[shard.number] = _split_outcomes(facts, shard, outcomes)
         elif shard.number in latest:
             found[shard.number] = PublishedSamples(facts=facts, shard=shard, shard_entry=latest[shard.number])
     if len(found) < len(facts.shards):
-        # A journal that was gone may have been published since the ledger was read.
+        # A missing journal may have been published after the ledger was read.
         for number, shard_entry in _read_latest(facts).items():
             published = PublishedSamples(facts=facts, shard=facts.shards[number], shard_entry=shard_entry)
             found.setdefault(number, published)
@@ -93,16 +86,16 @@ def _read_latest(facts: RunFacts) -> Mapping[int, ShardEntry]:
     return read_ledger(facts.run_dir.ledger, facts.attempt.plan_digest).latest
 
 
-def _take_journaled(facts: RunFacts, shard: Shard, outcomes: Mapping[int, Outcome]) -> "JournaledSamples":
+def _split_outcomes(facts: RunFacts, shard: Shard, outcomes: Mapping[int, Outcome]) -> "JournaledSamples":
     ordered = [outcome for _, outcome in sorted(outcomes.items())]
-    made = [one for one in ordered if isinstance(one, Finished)]
+    finished = [one for one in ordered if isinstance(one, Finished)]
     failed = [one for one in ordered if isinstance(one, Failed)]
-    return JournaledSamples(facts=facts, shard=shard, made=made, failed=failed)
+    return JournaledSamples(facts=facts, shard=shard, finished=finished, failed=failed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedSamples:
-    """Implements ShardSamples for a shard whose parts are in place."""
+    """Implements ShardSamples for a published shard."""
 
     facts: RunFacts
     shard: Shard
@@ -110,32 +103,25 @@ class PublishedSamples:
 
     @property
     def place(self) -> str:
-        """The data part."""
         return self.facts.name(self._data)
 
     @property
     def text_bytes(self) -> int:
-        """The size of the data part."""
         return self.shard_entry.data.bytes if self.shard_entry.data else 0
 
     def read_numbers(self) -> PartNumbers | None:
-        """Read them of the data part."""
         return read_numbers(self._data) if self.shard_entry.data else None
 
     def read_codes(self) -> PartCodes | None:
-        """Read them of the failed part."""
         return read_codes(self._failed) if self.shard_entry.failed else None
 
     def read_answers(self) -> Iterator[list[str]]:
-        """Read them of the data part."""
         return read_answers(self._data) if self.shard_entry.data else iter(())
 
-    def read_made(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
-        """Read them of the data part."""
-        return [*read_rows(self._data, positions, _MADE_COLUMNS)]
+    def read_finished(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
+        return [*read_rows(self._data, positions, _FINISHED_COLUMNS)]
 
     def read_failed(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
-        """Read them of the failed part."""
         return [*read_rows(self._failed, positions, _FAILED_COLUMNS)]
 
     @property
@@ -149,77 +135,69 @@ class PublishedSamples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournaledSamples:
-    """Implements ShardSamples for a shard that is not full yet. A journal knows no prompts."""
+    """Implements ShardSamples for an unfinished shard. A journal holds no prompts."""
 
     facts: RunFacts
     shard: Shard
-    made: Sequence[Finished]
+    finished: Sequence[Finished]
     failed: Sequence[Failed]
 
     @property
     def place(self) -> str:
-        """The journal."""
         return self.facts.name(self.facts.run_dir.journal(self.shard))
 
     @property
     def text_bytes(self) -> int:
-        """None: it is in memory."""
-        return 0
+        return 0  # in memory
 
     def read_numbers(self) -> PartNumbers | None:
-        """Return them from memory."""
-        if not self.made:
+        if not self.finished:
             return None
-        places = [self._place(one.ordinal) for one in self.made]
-        systems, reasons = self.facts.grid.systems, tuple(sorted({one.finish_reason for one in self.made}))
+        positions = [self._locate(one.ordinal) for one in self.finished]
+        systems, reasons = (
+            self.facts.grid.systems,
+            tuple(sorted({one.finish_reason for one in self.finished})),
+        )
         return PartNumbers(
-            row=_to_array(place["row_index"] for place in places),
-            index=_to_array(place["sample_index"] for place in places),
-            system=_to_array(systems.index(place["system"]) for place in places),
-            reason=_to_array(reasons.index(one.finish_reason) for one in self.made),
-            prompt_tokens=_to_array(one.prompt_tokens for one in self.made),
-            completion_tokens=_to_array(one.completion_tokens for one in self.made),
+            row=_to_array(one["row_index"] for one in positions),
+            index=_to_array(one["sample_index"] for one in positions),
+            system=_to_array(systems.index(one["system"]) for one in positions),
+            reason=_to_array(reasons.index(one.finish_reason) for one in self.finished),
+            prompt_tokens=_to_array(one.prompt_tokens for one in self.finished),
+            completion_tokens=_to_array(one.completion_tokens for one in self.finished),
             systems=systems,
             reasons=reasons,
         )
 
     def read_codes(self) -> PartCodes | None:
-        """Return them from memory."""
         codes = tuple(sorted({one.code for one in self.failed}))
         code = _to_array(codes.index(one.code) for one in self.failed)
         return PartCodes(code=code, codes=codes) if codes else None
 
     def read_answers(self) -> Iterator[list[str]]:
-        """Return them from memory."""
-        for first in range(0, len(self.made), TEXT_BATCH_ROWS):
-            yield [one.response for one in self.made[first : first + TEXT_BATCH_ROWS]]
+        for first in range(0, len(self.finished), TEXT_BATCH_ROWS):
+            yield [one.response for one in self.finished[first : first + TEXT_BATCH_ROWS]]
 
-    def read_made(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
-        """Return them from memory."""
-        chosen = [self.made[at] for at in sorted(set(positions))]
+    def read_finished(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
+        chosen = [self.finished[at] for at in sorted(set(positions))]
         return [
             {
-                **self._place(one.ordinal),
+                **self._locate(one.ordinal),
                 "messages": None,
-                "response": one.response,
-                "reasoning": one.reasoning,
-                "finish_reason": one.finish_reason,
-                "prompt_tokens": one.prompt_tokens,
-                "completion_tokens": one.completion_tokens,
+                **{name: getattr(one, name) for name in _OUTCOME_FIELDS},
             }
             for one in chosen
         ]
 
     def read_failed(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
-        """Return them from memory."""
         chosen = [self.failed[at] for at in sorted(set(positions))]
         unknown = {"messages": None, "source_file": None, "source_line": None}
         return [
-            {**self._place(one.ordinal), **unknown, "code": one.code, "message": one.message}
+            {**self._locate(one.ordinal), **unknown, "code": one.code, "message": one.message}
             for one in chosen
         ]
 
-    def _place(self, ordinal: int) -> dict[str, Any]:
+    def _locate(self, ordinal: int) -> dict[str, Any]:
         grid = self.facts.grid
         row, offset = divmod(ordinal, grid.samples_per_row)
         system, index = divmod(offset, grid.num_samples)

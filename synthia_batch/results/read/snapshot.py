@@ -1,7 +1,7 @@
-"""A run directory looked at from outside, again and again, also while the run goes on.
+"""Snapshots of a run directory, read from outside, even during the run.
 
-What is known of a published shard is kept from look to look. What seems damaged only because it was
-being written is looked at again.
+Results for unchanged shards are cached between reads. Apparent damage in a directory that is being
+written is read again.
 """
 
 import time
@@ -21,17 +21,17 @@ from synthia_batch.storage.lock import WriterEpoch, find_running, read_boot_id
 from synthia_batch.storage.plan_file import plan_digest, require_plan
 from synthia_batch.storage.recovery import Published, ShardState, inspect_shard
 
-LOOKS = 5
-"""How often a directory that somebody writes to is looked at until it holds still, or is damaged."""
+MAX_READS = 5
+"""Reads of a directory under concurrent writes until the result is consistent, or an error."""
 PAUSE_SECONDS = 0.1
 
 Stamp = tuple[int, int]
-"""Size in bytes and time of the last change: what tells that a file was written to."""
+"""Size in bytes and modification time of a file: they show whether it has changed."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """A shard as it was when its journal had that stamp; None where it had none."""
+class _CachedState:
+    """State of a shard for this stamp of its journal, None if it had no journal."""
 
     stamp: Stamp | None
     shard_entry: ShardEntry | None
@@ -39,8 +39,8 @@ class _Seen:
 
 
 @dataclass(slots=True, kw_only=True)
-class RunLooker:
-    """Looks at one run. Takes no lock and writes nothing. `plan` is that of plan.json."""
+class SnapshotReader:
+    """Reads snapshots of one run. Takes no lock, writes nothing. `plan` is the content of plan.json."""
 
     run_dir: RunDir
     plan: Mapping[str, Any]
@@ -48,17 +48,12 @@ class RunLooker:
     shards: Sequence[Shard]
     _latest: Mapping[int, ShardEntry] = field(default_factory=dict)
     _ledger: Stamp | None = None
-    _seen: dict[int, _Seen] = field(default_factory=dict)
-    _tallies: dict[int, Tally] = field(default_factory=dict)
+    _states: dict[int, _CachedState] = field(default_factory=dict)
+    _counts: dict[int, Tally] = field(default_factory=dict)
 
-    def look(self) -> list[ShardState]:
-        """Return what there is of each shard now, in order.
-
-        Raises:
-            IntegrityError: What the directory holds is not what was written.
-            StorageFailed: A file cannot be read.
-        """
-        for _ in range(LOOKS):
+    def read(self) -> list[ShardState]:
+        """Return the current state of each shard, in order."""
+        for _ in range(MAX_READS):
             try:
                 before = self._read_ledger()
                 states = self._inspect_all()
@@ -67,29 +62,25 @@ class RunLooker:
                     raise
                 time.sleep(PAUSE_SECONDS)
                 continue
-            if _stamp(self.run_dir.ledger) == before:  # or a shard was published meanwhile
+            if _stamp(self.run_dir.ledger) == before:  # no shard was published in between
                 return states
         self._read_ledger()
         return self._inspect_all()
 
-    def tally(self, state: ShardState) -> Tally:
-        """Return what the samples of a shard have come to.
-
-        Raises:
-            IntegrityError: A published part cannot be read.
-        """
+    def count(self, state: ShardState) -> Tally:
+        """Return the counts of a shard's samples."""
         if not isinstance(state, Published):
             return state.tally
         number = state.shard.number
-        known = self._tallies.get(number)
+        known = self._counts.get(number)
         if known is None or (known.finished, known.failed) != (state.finished, state.failed):
-            known = self._tallies[number] = _tally_parts(self.run_dir, state)
+            known = self._counts[number] = _count_parts(self.run_dir, state)
         return known
 
-    def note_published(self, event: Mapping[str, Any]) -> None:
-        """Take note of what a `shard_published` event says, so that the parts need not be read for it."""
-        if "failures" in event:  # Earlier versions did not say it.
-            self._tallies[event["shard"]] = Tally(
+    def record_published(self, event: Mapping[str, Any]) -> None:
+        """Cache the counts of a `shard_published` event, so that its parts need not be read."""
+        if "failures" in event:  # absent in events of earlier versions
+            self._counts[event["shard"]] = Tally(
                 finished=event["finished"], truncated=event["truncated"], failures=event["failures"]
             )
 
@@ -101,34 +92,34 @@ class RunLooker:
         return stamp
 
     def _inspect_all(self) -> list[ShardState]:
-        # One listing in place of three files looked for in each of a thousand shards.
+        # One directory listing instead of three stat calls for each of a thousand shards.
         stamps = {path: _stamp(path) for path in self.run_dir.journals.glob("*.wal")}
         return [self._inspect(shard, stamps.get(self.run_dir.journal(shard))) for shard in self.shards]
 
     def _inspect(self, shard: Shard, stamp: Stamp | None) -> ShardState:
         shard_entry = self._latest.get(shard.number)
-        seen = self._seen.get(shard.number)
-        if seen is not None and (seen.stamp, seen.shard_entry) == (stamp, shard_entry):
-            return seen.state
+        cached = self._states.get(shard.number)
+        if cached is not None and (cached.stamp, cached.shard_entry) == (stamp, shard_entry):
+            return cached.state
         state = inspect_shard(self.run_dir, shard, self._latest, self.attempt)
-        self._seen[shard.number] = _Seen(stamp, shard_entry, state)
+        self._states[shard.number] = _CachedState(stamp, shard_entry, state)
         return state
 
 
-def open_looker(directory: Path) -> RunLooker:
-    """Return what looks at the run in `directory`.
+def open_snapshots(directory: Path) -> SnapshotReader:
+    """Return a reader of snapshots of the run in `directory`.
 
     Raises:
-        UsageError: It is no run directory.
-        IntegrityError: Its plan is not what was written.
+        UsageError: `directory` is not a run directory.
+        IntegrityError: Its plan was altered.
     """
     run_dir = RunDir(directory)
     if not run_dir.plan.exists() and run_dir.lock.exists():
         raise UsageError(
-            f"{directory}: no run has begun here yet; where one still reads its input: look again in a moment"
+            f"{directory}: no run has started here yet; if one is reading its input, try again in a moment"
         )
     plan = require_plan(run_dir)
-    return RunLooker(
+    return SnapshotReader(
         run_dir=run_dir,
         plan=plan,
         attempt=WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
@@ -136,8 +127,8 @@ def open_looker(directory: Path) -> RunLooker:
     )
 
 
-def _tally_parts(run_dir: RunDir, state: Published) -> Tally:
-    from synthia_batch.storage.parts.schema import read_part  # pyarrow takes half a second to load
+def _count_parts(run_dir: RunDir, state: Published) -> Tally:
+    from synthia_batch.storage.parts.schema import read_part  # loading pyarrow takes 0.5 s
 
     failures: Counter[str] = Counter()
     truncated = 0

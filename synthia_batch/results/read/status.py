@@ -1,4 +1,4 @@
-"""How far a run is, read from its directory while it goes on or afterwards."""
+"""The status of a run, read from its directory during or after the run."""
 
 import os
 import shlex
@@ -12,8 +12,8 @@ from typing import Any
 
 from synthia_batch.core.counts import Tally
 from synthia_batch.core.shutdown import DrainReason
-from synthia_batch.results.read.attempt import History, WorkerState
-from synthia_batch.results.read.snapshot import open_looker
+from synthia_batch.results.read.attempt import AttemptHistory, WorkerActivity
+from synthia_batch.results.read.snapshot import open_snapshots
 from synthia_batch.storage.events import EventReader
 from synthia_batch.storage.lock import Owner, find_running, read_owner
 from synthia_batch.storage.manifest import read_manifest
@@ -22,18 +22,17 @@ from synthia_batch.storage.recovery import Published, ShardState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """Where a run stands. `state` is complete, running, interrupted, or unknown for another host's.
+    """Status of a run. `state` is complete, running, interrupted, or unknown if started on another host.
 
-    `owner` is who writes to it now, `pid@host`. `failures` counts the failed samples by code, the
-    commonest first; `truncated` of the finished were cut off at max_tokens. `determinism` is its
-    class, and what that promises. `attempts` counts the times that it was started; `last_event` is
-    the newest of its history, `ended` why the latest attempt stopped before the end, if it did.
+    `owner` is the current writer as `pid@host`. `failures` counts failed samples by code, most common
+    first; `truncated` finished samples were cut off at max_tokens. `determinism` is the class and its
+    promise. `attempts` counts starts; `ended` is the reason if the latest attempt stopped early.
 
-    Of the latest attempt, and None where it has told nothing yet: tokens and samples per second
-    since its first engine was ready, the same over the last minute, the share of prompt tokens that
-    came from a prefix cache, and the share of the time that an engine had requests, on average.
-    `left_seconds` is what is missing at the rate of now; `restarts` counts workers that began again.
-    `published_bytes` are those of its parts, `free_bytes` what its disk has left.
+    Of the latest attempt, None if not yet reported: tokens and samples per second since its first engine
+    was ready, the same over the last minute (`_now`), the share of prompt tokens from prefix caches, and
+    the engines' mean share of time with requests. `left_seconds` estimates the remaining time at the
+    current rate; `restarts` counts worker restarts. `published_bytes` is the size of all parts,
+    `free_bytes` the free disk space.
     """
 
     directory: str
@@ -61,96 +60,95 @@ class RunStatus:
     cached_prompt_share: float | None
     busy_share: float | None
     restarts: int
-    workers: tuple[WorkerState, ...]
+    workers: tuple[WorkerActivity, ...]
     published_bytes: int
     free_bytes: int
     next: str
 
     @property
     def is_going_on(self) -> bool:
-        """Whether somebody writes to it, here or on a host that cannot be asked."""
+        """Whether a process is writing to the run, here or on a host that cannot be checked."""
         return self.owner is not None and self.state != "complete"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able values."""
         return asdict(self)
 
 
 class StatusReader:
-    """Reads the status of one run again and again: only what has changed. Needs no lock."""
+    """Reads the status of one run repeatedly; each read covers only changes. Needs no lock."""
 
     def __init__(self, directory: Path) -> None:
-        """Look for the run in `directory`.
+        """Open the run in `directory`.
 
         Raises:
-            UsageError: It is no run directory.
-            IntegrityError: Its plan is not what was written.
+            UsageError: `directory` is not a run directory.
+            IntegrityError: Its plan was altered.
         """
         self._directory = directory
-        self._looker = open_looker(directory)
-        self._events = EventReader(self._looker.run_dir.events)
-        self._history = History()
+        self._snapshots = open_snapshots(directory)
+        self._events = EventReader(self._snapshots.run_dir.events)
+        self._history = AttemptHistory()
 
     def read(self) -> RunStatus:
-        """Return where the run stands now.
+        """Return the current status.
 
         Raises:
-            IntegrityError: What the directory holds is not what was written.
+            IntegrityError: The directory's content was altered.
         """
-        looker, run_dir, history = self._looker, self._looker.run_dir, self._history
-        # Before the counts: an owner that ends meanwhile leaves numbers that are at least as new.
+        snapshots, run_dir, history = self._snapshots, self._snapshots.run_dir, self._history
+        # Before the counts: if the owner exits in between, the counts are newer, never older.
         running = find_running(run_dir)
         is_complete = read_manifest(run_dir.manifest) is not None
-        self._take_events()
-        states = looker.look()
-        tally = sum((looker.tally(state) for state in states), Tally())
+        self._apply_events()
+        states = snapshots.read()
+        counts = sum((snapshots.count(state) for state in states), Tally())
         owner = read_owner(run_dir.owner)
         state = "complete" if is_complete else _describe_state(running)
         return RunStatus(
             directory=str(self._directory),
-            name=looker.plan["name"],
-            fingerprint=looker.plan["fingerprint"],
+            name=snapshots.plan["name"],
+            fingerprint=snapshots.plan["fingerprint"],
             state=state,
             owner=f"{running.pid}@{running.host}" if running and not is_complete else None,
-            samples=looker.shards[-1].stop,
-            finished=tally.finished,
-            failed=tally.failed,
-            failures=dict(Counter(tally.failures).most_common()),
-            truncated=tally.truncated,
-            truncated_share=round(tally.truncated / max(1, tally.finished), 4),
-            shards=len(looker.shards),
+            samples=snapshots.shards[-1].stop,
+            finished=counts.finished,
+            failed=counts.failed,
+            failures=dict(Counter(counts.failures).most_common()),
+            truncated=counts.truncated,
+            truncated_share=round(counts.truncated / max(1, counts.finished), 4),
+            shards=len(snapshots.shards),
             shards_published=sum(isinstance(state, Published) for state in states),
-            determinism=_describe_determinism(looker.plan["identity"]),
+            determinism=_describe_determinism(snapshots.plan["identity"]),
             attempts=owner.epoch if owner else 0,
             last_event=f"{history.last['kind']} at {history.last['time']}" if history.last else "none",
             ended=history.ended.get("drained") if history.ended else None,
-            **_measure_speed(history, looker.shards[-1].stop - tally.finished - tally.failed),
+            **_measure_speed(history, snapshots.shards[-1].stop - counts.finished - counts.failed),
             restarts=history.restarts,
             workers=history.list_workers(),
             published_bytes=_count_bytes(states),
             free_bytes=shutil.disk_usage(run_dir.root).free,
-            next=_choose_next(self._directory, state, tally, history),
+            next=_choose_next(self._directory, state, counts, history),
         )
 
-    def _take_events(self) -> None:
+    def _apply_events(self) -> None:
         for event in self._events.read():
-            self._history.take(event)
+            self._history.apply(event)
             if event.get("kind") == "shard_published":
-                self._looker.note_published(event)
+                self._snapshots.record_published(event)
 
 
 def read_status(directory: Path) -> RunStatus:
-    """Return where the run in `directory` stands. Only reads, and needs no lock.
+    """Return the status of the run in `directory`. Only reads, needs no lock.
 
     Raises:
-        UsageError: It is no run directory.
-        IntegrityError: What it holds is not what was written.
+        UsageError: `directory` is not a run directory.
+        IntegrityError: Its content was altered.
     """
     return StatusReader(directory).read()
 
 
 def _describe_determinism(identity: Mapping[str, Any]) -> str:
-    """Return the class of a run and what it promises; docs/determinism.md says which setting is in which."""
+    """Return the determinism class of a run and its promise; see docs/determinism.md."""
     if identity["determinism"] == "fast":
         return "fast: the same samples in the same files; texts may differ between batches"
     engine = identity["engine"]
@@ -164,7 +162,7 @@ def _describe_state(owner: Owner | None) -> str:
     return "running" if owner.host == socket.gethostname() else f"unknown: started on {owner.host}"
 
 
-def _measure_speed(history: History, missing: int) -> dict[str, float | None]:
+def _measure_speed(history: AttemptHistory, missing: int) -> dict[str, float | None]:
     average, now = history.measure_average(), history.measure_recent()
     rate = now or average
     cached, busy = history.measure_shares()
@@ -180,24 +178,22 @@ def _measure_speed(history: History, missing: int) -> dict[str, float | None]:
 
 
 def _count_bytes(states: Sequence[ShardState]) -> int:
-    ledger = (state.shard_entry for state in states if isinstance(state, Published))
-    return sum(
-        part.bytes for shard_entry in ledger for part in (shard_entry.data, shard_entry.failed) if part
-    )
+    entries = (state.shard_entry for state in states if isinstance(state, Published))
+    return sum(part.bytes for entry in entries for part in (entry.data, entry.failed) if part)
 
 
-def _choose_next(directory: Path, state: str, tally: Tally, history: History) -> str:
-    """Return the command to type next."""
+def _choose_next(directory: Path, state: str, counts: Tally, history: AttemptHistory) -> str:
+    """Return the command to run next."""
     here = shlex.quote(str(directory))
     if state == "complete":
-        return f"synthia-batch failed {here}" if tally.failed else f"synthia-batch report {here}"
+        return f"synthia-batch failed {here}" if counts.failed else f"synthia-batch report {here}"
     if state != "interrupted":
         return f"synthia-batch status {here} --watch"
-    # To be begun again as it was is no use.
+    # Starting again without a change would fail again.
     if history.ended is not None and history.ended.get("exit_code") == DrainReason.FAILURES.exit_code:
         return f"synthia-batch failed {here}"
     if history.command is None:
-        return "the command that began it, once more"
+        return "run the original command again"
     command = shlex.join(history.command["command"])
     place = history.command["directory"]
     return command if place == os.getcwd() else f"cd {shlex.quote(place)} && {command}"

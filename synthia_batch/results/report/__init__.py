@@ -1,1 +1,1 @@
-"""What a run directory says happened."""
+"""The report and the dataset card of a run."""

@@ -1,7 +1,7 @@
-"""The dataset card: README.md of a run directory, with the head that `datasets` and the Hub read.
+"""The dataset card: README.md of a run directory, with the YAML header for `datasets` and the Hub.
 
-It is part of the output's bytes: whatever the history of a run, and wherever it ended, its card is the
-same. So it tells what is in the files and in the job's identity, and nothing of time, hosts or attempts.
+The card is part of the output's bytes, whatever the history of the run: it describes the files and the
+job's identity, never times, hosts or attempts.
 """
 
 import json
@@ -12,9 +12,9 @@ from typing import Any
 
 from synthia_batch.core.formatting import format_bytes
 from synthia_batch.job.dotted import flatten
-from synthia_batch.results.read.counts import Group, Tally, find_limit
+from synthia_batch.results.read.counts import RunCounts, SystemCounts, find_limit
 from synthia_batch.results.report.escape import make_visible
-from synthia_batch.results.report.verdict import spell_share
+from synthia_batch.results.report.verdict import format_share
 from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import Manifest
@@ -45,7 +45,7 @@ COLUMNS = {
     "flags": "what was found of those that were looked for; empty where nothing was",
     "logprobs": "log-probabilities of the last answer's tokens, and of the likeliest in their places",
 }
-"""What the columns of data/ are. Any other was kept from the input."""
+"""Descriptions of the columns of data/. Any other column was kept from the input."""
 _STATISTICS = (
     "system message", "samples", "cut off", "prompt tokens", "answer tokens", "mean", "5%", "median", "95%",
     "longest",
@@ -54,7 +54,7 @@ _STATISTICS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Licence:
-    """A licence by name, and who says that it is the model's."""
+    """The name of the model's licence, and the source of that information."""
 
     name: str
     source: str
@@ -62,9 +62,9 @@ class Licence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardFacts:
-    """What a card tells beside the counts. `systems` are texts by name. `command` makes such a job.
+    """Content of a card beside the counts. `systems` are texts by name; `command` starts such a job.
 
-    `licence` is the model's, None where nobody here knows it.
+    `licence` is the model's, None if unknown.
     """
 
     name: str
@@ -78,39 +78,35 @@ class CardFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardData:
-    """What the published files hold. `facts` are those of the first data part, None without any."""
+    """Content of the published files. `facts` describe the first data part, None if there is none."""
 
-    tally: Tally
+    counts: RunCounts
     facts: PartFacts | None
 
 
 def write_card(run_dir: RunDir, facts: CardFacts, manifest: Manifest) -> None:
-    """Write the card of a run whose parts are all published. Same run, same bytes.
+    """Write the card of a run whose parts are all published. The same run gives the same bytes.
 
     Raises:
         IntegrityError: A part cannot be read.
-        StorageFailed: It could not be written.
+        StorageFailed: The card could not be written.
     """
     text = describe_dataset(facts, manifest, read_card_data(run_dir, facts, manifest))
     publish_bytes(run_dir.readme, text.encode(errors="replace"))
 
 
 def read_card_data(run_dir: RunDir, facts: CardFacts, manifest: Manifest) -> CardData:
-    """Return what the parts hold, read by their small columns, one part in memory at a time.
-
-    Raises:
-        IntegrityError: A part cannot be read.
-    """
-    tally = Tally(max_tokens=find_limit(facts.identity))
+    """Return the counts of the parts. Reads small columns, one part in memory at a time."""
+    counts = RunCounts(max_tokens=find_limit(facts.identity))
     first: PartFacts | None = None
     for part in manifest.parts:
         path = run_dir.root / part.path
         if _is_data(part.path):
-            tally.add_made(read_numbers(path))
+            counts.add_finished(read_numbers(path))
             first = first or read_part_facts(path)
         else:
-            tally.add_failed(read_codes(path))
-    return CardData(tally=tally, facts=first)
+            counts.add_failed(read_codes(path))
+    return CardData(counts=counts, facts=first)
 
 
 def describe_dataset(facts: CardFacts, manifest: Manifest, data: CardData) -> str:
@@ -118,10 +114,10 @@ def describe_dataset(facts: CardFacts, manifest: Manifest, data: CardData) -> st
     sections = (
         _describe_head(manifest),
         _describe_contents(facts, manifest),
-        _describe_statistics(data.tally),
+        _describe_statistics(data.counts),
         _describe_columns(data.facts),
         _describe_loading(manifest),
-        _describe_making(facts, manifest),
+        _describe_generation(facts, manifest),
         _describe_licence(facts),
     )
     return "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines) + "\n"
@@ -141,11 +137,11 @@ def _describe_head(manifest: Manifest) -> Iterator[str]:
 
 
 def _describe_contents(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
-    yield f"# {_spell(facts.name)}"
+    yield f"# {_escape(facts.name)}"
     yield ""
     yield (
-        f"{manifest.finished:,} samples that {_spell(facts.model)} made from {manifest.rows:,} rows of "
-        f"{_spell(facts.source)}; {manifest.failed:,} could not be made. Written by synthia-batch."
+        f"{manifest.finished:,} samples that {_escape(facts.model)} made from {manifest.rows:,} rows of "
+        f"{_escape(facts.source)}; {manifest.failed:,} could not be made. Written by synthia-batch."
     )
     yield ""
     yield "| config | files | rows | size |"
@@ -158,27 +154,27 @@ def _describe_contents(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
             yield f"| {config} | {len(parts):,} | {rows:,} | {format_bytes(size)} |"
 
 
-def _describe_statistics(tally: Tally) -> Iterator[str]:
-    whole = tally.whole
+def _describe_statistics(counts: RunCounts) -> Iterator[str]:
+    whole = counts.total
     if whole.finished:
         yield from ("## Statistics", "")
         yield f"| {' | '.join(_STATISTICS)} |"
         yield "|---" * len(_STATISTICS) + "|"
-        for name, group in sorted(tally.groups.items()):
-            yield _describe_group(_spell(name), group)
-        if len(tally.groups) > 1:
+        for name, group in sorted(counts.groups.items()):
+            yield _describe_group(_escape(name), group)
+        if len(counts.groups) > 1:
             yield _describe_group("all", whole)
         reasons = ", ".join(f"{_code(name)} {count:,}" for name, count in sorted(whole.reasons.items()))
         yield from ("", f"The answers' lengths are in tokens. They ended by: {reasons}.")
-    if tally.failures:
-        failures = ", ".join(f"{_code(code)} {count:,}" for code, count in tally.failures_by_number.items())
+    if counts.failures:
+        failures = ", ".join(f"{_code(code)} {count:,}" for code, count in counts.failures_by_count.items())
         yield from ("", f"What could not be made, by code: {failures}.")
 
 
-def _describe_group(name: str, group: Group) -> str:
+def _describe_group(name: str, group: SystemCounts) -> str:
     lengths = group.answers.to_dict()
     numbers = [f"{lengths[key]:,}" for key in ("tokens", "mean", "p5", "median", "p95", "longest")]
-    share = f"{group.truncated:,} ({spell_share(group.truncated, group.finished)})"
+    share = f"{group.truncated:,} ({format_share(group.truncated, group.finished)})"
     cells = [name, f"{group.finished:,}", share, f"{group.prompts.tokens:,}", *numbers]
     return f"| {' | '.join(cells)} |"
 
@@ -188,7 +184,7 @@ def _describe_columns(facts: PartFacts | None) -> Iterator[str]:
         return
     yield from ("## Columns", "", "| column | type | what it is |", "|---|---|---|")
     for name, kind in facts.columns:
-        yield f"| {_spell(name)} | {_code(kind)} | {COLUMNS.get(name, 'kept from the input')} |"
+        yield f"| {_escape(name)} | {_code(kind)} | {COLUMNS.get(name, 'kept from the input')} |"
 
 
 def _describe_loading(manifest: Manifest) -> Iterator[str]:
@@ -208,9 +204,9 @@ def _describe_loading(manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _describe_making(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
+def _describe_generation(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
     identity = facts.identity
-    yield from ("## How it was made", "", "```sh", _spell_line(facts.command), "```", "")
+    yield from ("## How it was made", "", "```sh", _escape_line(facts.command), "```", "")
     yield f"- model: {_list_values(identity['model'])}"
     yield f"- engine: {_list_values(identity['engine'])}"
     yield f"- sampling: {_list_values(identity['sampling'])}"
@@ -221,17 +217,17 @@ def _describe_making(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
     yield f"- determinism {identity['determinism']}, fingerprint `{manifest.fingerprint}`"
     yield from ("", "| system message | text | BLAKE3 |", "|---|---|---|")
     for name, digest in identity["system"]:
-        yield f"| {_spell(name)} | {_spell(facts.systems[name]) or '(none)'} | `{digest}` |"
+        yield f"| {_escape(name)} | {_escape(facts.systems[name]) or '(none)'} | `{digest}` |"
 
 
 def _describe_licence(facts: CardFacts) -> Iterator[str]:
     yield from ("## Licence", "")
     if facts.licence is None:
-        yield f"The licence of {_spell(facts.model)} is not known here: look at where it came from."
+        yield f"The licence of {_escape(facts.model)} is not known here: look at where it came from."
     else:
-        name, source = _code(facts.licence.name), _spell(facts.licence.source)
-        yield f"{_spell(facts.model)} is under {name} (source: {source})."
-    yield f"What that means for answers, and the licence of {_spell(facts.source)}, is not known here."
+        name, source = _code(facts.licence.name), _escape(facts.licence.source)
+        yield f"{_escape(facts.model)} is under {name} (source: {source})."
+    yield f"What that means for answers, and the licence of {_escape(facts.source)}, is not known here."
 
 
 def _fence(*lines: str) -> Iterator[str]:
@@ -243,24 +239,26 @@ def _is_data(path: str) -> bool:
 
 
 def _list_values(values: Mapping[str, Any]) -> str:
-    """Return what is said of one thing, without what is not there."""
-    said = {name: value for name, value in flatten(values).items() if value not in (None, False, "", [], {})}
-    words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in said.items()}
-    return ", ".join(f"{_spell(name)} {_spell(value)}" for name, value in words.items())
+    """Return the set values as `name value` pairs."""
+    present = {
+        name: value for name, value in flatten(values).items() if value not in (None, False, "", [], {})
+    }
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in present.items()}
+    return ", ".join(f"{_escape(name)} {_escape(value)}" for name, value in texts.items())
 
 
-def _spell_line(text: str) -> str:
-    """Return a stranger's text as one line of a fenced block, which it does not end."""
+def _escape_line(text: str) -> str:
+    """Return untrusted text as one line that cannot end its fenced block."""
     return make_visible(text).replace("\n", " ").replace("`", "'")
 
 
 def _code(text: str) -> str:
-    """Return a stranger's text as code in a line or a cell."""
-    return f"`{_spell_line(text)}`".replace("|", "\\|")
+    """Return untrusted text as code in a line or a cell."""
+    return f"`{_escape_line(text)}`".replace("|", "\\|")
 
 
-def _spell(text: str) -> str:
-    """Return a stranger's text so that it stays in its cell and is no markup."""
+def _escape(text: str) -> str:
+    """Return untrusted text that stays in its cell and is not markup."""
     visible = make_visible(text).replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\")
     for mark in ("|", "`", "*", "[", "]"):
         visible = visible.replace(mark, f"\\{mark}")

@@ -1,4 +1,4 @@
-"""Text of strangers made fit to be shown: visible where it is not, cut where it is long."""
+"""Escapes and shortens untrusted text for display."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _DIRECTIONS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Escaped:
-    """A text as it is shown. `characters` is how many it has, `kept` how many of them are here."""
+    """An escaped text: the first `kept` of its `characters`."""
 
     text: str
     characters: int
@@ -19,22 +19,21 @@ class Escaped:
 
     @property
     def is_cut(self) -> bool:
-        """Whether some of it is missing."""
         return self.kept < self.characters
 
 
-def escape_text(text: str, most_bytes: int) -> Escaped:
-    """Return `text` as it may stand in a page, in at most `most_bytes` of escaped UTF-8, or a few more.
+def escape_text(text: str, max_bytes: int) -> Escaped:
+    """Return `text` safe for a page, in about `max_bytes` of HTML-escaped UTF-8.
 
-    Controls become pictures of themselves; what turns the direction of writing becomes its number,
-    since it would carry on behind the text; what UTF-8 cannot say becomes a question mark.
+    Control characters become control pictures. Bidirectional marks become their code points, since they
+    would affect the text that follows. Surrogates become replacement characters.
     """
-    kept = _find_fitting(text, most_bytes)
+    kept = _find_fitting(text, max_bytes)
     return Escaped(text=make_visible(text[:kept]), characters=len(text), kept=kept)
 
 
 def make_visible(text: str) -> str:
-    """Return `text` with what cannot be seen, or must not act, replaced by what can be seen."""
+    """Return `text` with control characters and bidirectional marks replaced by visible characters."""
     text = _CONTROLS.sub(_picture, text.replace("\r\n", "\n"))
     return _DIRECTIONS.sub(lambda found: f"[U+{ord(found[0]):04X}]", text)
 
@@ -46,14 +45,14 @@ def _picture(found: re.Match[str]) -> str:
     return "\u2421" if code == 0x7F else "\ufffd"
 
 
-def _find_fitting(text: str, most_bytes: int) -> int:
-    """Return how many characters of `text` fit."""
-    low, high = 0, min(len(text), most_bytes)
-    if _measure(text[:high]) <= most_bytes:
+def _find_fitting(text: str, max_bytes: int) -> int:
+    """Return how many characters of `text` fit into `max_bytes`."""
+    low, high = 0, min(len(text), max_bytes)
+    if _measure(text[:high]) <= max_bytes:
         return high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if _measure(text[:middle]) <= most_bytes else (low, middle)
+        low, high = (middle, high) if _measure(text[:middle]) <= max_bytes else (low, middle)
     return low
 
 

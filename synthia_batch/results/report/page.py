@@ -1,15 +1,12 @@
-"""The page: one self-contained HTML file, without a script and without a request.
+"""write_report(): report.html, one self-contained page without scripts or requests.
 
-Everything that a stranger wrote goes through `showing` and then through Jinja's escaping; and the page's
-own policy forbids scripts, so that even what slipped through would do nothing.
-
-write_report(): report.html of a run directory. No part of the dataset, and no run fails for it.
+Untrusted text passes through `escape` and then Jinja's escaping; the page's content security policy
+forbids scripts as well. The report is not part of the dataset, and no run fails because of it.
 """
 
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,14 +21,14 @@ from synthia_batch.results.quality import measures
 from synthia_batch.results.report.answers import MARKS
 from synthia_batch.results.report.escape import make_visible
 from synthia_batch.results.report.plots import (
+    default_settings,
     draw_engines,
     draw_lengths,
     draw_speed,
-    own_settings,
     render_svg,
 )
 from synthia_batch.results.report.summary import Report, read_report
-from synthia_batch.results.report.verdict import assess, spell_share
+from synthia_batch.results.report.verdict import assess, format_share
 from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.layout import RunDir
 
@@ -41,10 +38,10 @@ VALUE_CHARACTERS = 600
 _REASONS = {
     "stop": "ended by itself",
     "length": "cut off",
-    "context_overflow": "stopped where the context was full",
-    "context_truncated": "went on without its oldest turns",
+    "context_overflow": "stopped when the context was full",
+    "context_truncated": "continued without its oldest turns",
 }
-MOST_PARTS = 200
+MAX_PARTS = 200
 _KINDS = {"random": "Random", "longest": "Longest", "truncated": "Cut off"}
 _LIMITS = {
     "share": f"{measures.REPEATED_SHARE:.0%}",
@@ -54,39 +51,48 @@ _LIMITS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SystemLine:
-    """What one system message came to, beside the others. `marks` are counts, in the order of MARKS."""
+def write_report(directory: Path, output: Path | None = None) -> Path:
+    """Write the report of the run in `directory` to `output`, by default report.html in it; return its path.
 
-    name: str
-    finished: int
-    failed: int | None
-    mean: float
-    p5: int
-    median: int
-    p95: int
-    longest: int
-    truncated: str
-    reasons: str
-    marks: tuple[str, ...]
+    Raises:
+        UsageError: `directory` is not a run directory, or `output` is not a possible file.
+        IntegrityError: The run's content was altered.
+        StorageFailed: A file could not be read or written.
+    """
+    path = output or RunDir(directory).report
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"-o {path}: expected a file name in an existing directory")
+    publish_bytes(path, render_page(read_report(directory)).encode(errors="replace"))
+    return path
+
+
+def try_report(directory: Path) -> None:
+    """Write the report of a complete run. On failure, log it and that the dataset is complete."""
+    try:
+        write_report(directory)
+    # Any error, and Ctrl-C too: the dataset is complete and must not seem lost.
+    except (Exception, KeyboardInterrupt) as exc:
+        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        again = f"synthia-batch report {directory}"
+        _log.info(f"could not write the report: {reason}\n  the dataset is complete; try `{again}`")
 
 
 def render_page(report: Report) -> str:
-    """Return the page of a run. The same report gives the same page."""
+    """Return the page of a report. The same report gives the same page."""
     template = _open_environment().get_template("report.html.jinja")
     head = report.head
     context = {
         "report": report,
         "head": head,
         "title": make_visible(head.name),
-        "whole": report.tally.whole,
+        "whole": report.counts.total,
         "verdict": assess(report),
-        "pictures": _draw_all(report),
+        "plots": _draw_all(report),
         "reasons": _list_reasons(report),
         "systems": _list_systems(report),
-        "identity": [(key, _spell_value(value)) for key, value in flatten(head.identity).items()],
-        "parts": list(report.parts)[:MOST_PARTS],
-        "hidden_parts": max(0, len(report.parts) - MOST_PARTS),
+        "identity": [(key, _format_value(value)) for key, value in flatten(head.identity).items()],
+        "parts": list(report.parts)[:MAX_PARTS],
+        "hidden_parts": max(0, len(report.parts) - MAX_PARTS),
         "kinds": _KINDS,
         "marks": MARKS,
         "limits": _LIMITS,
@@ -110,22 +116,22 @@ def _open_environment() -> Environment:
         "size": format_bytes,
     }
     environment.filters.update(filters)
-    environment.globals["share"] = spell_share
+    environment.globals["share"] = format_share
     return environment
 
 
 def _draw_all(report: Report) -> dict[str, Markup]:
-    with own_settings():
+    with default_settings():
         return dict(_draw(report))
 
 
 def _draw(report: Report) -> Iterator[tuple[str, Markup]]:
     head = report.head
-    if report.tally.whole.finished:
+    if report.counts.total.finished:
         sums = head.plays_turns
         prompts = "tokens of the prompts of a conversation" if sums else "tokens of a prompt"
         answers = "tokens of the answers of a conversation" if sums else "tokens of an answer"
-        # A conversation's tokens are sums, for which there is no limit.
+        # Tokens of a conversation are sums, to which no limit applies.
         limits = (None, None) if sums else (head.max_model_len, head.max_tokens)
         yield "prompts", Markup(render_svg(draw_lengths(report.prompt_bins, limits[0], prompts)))
         yield "answers", Markup(render_svg(draw_lengths(report.answer_bins, limits[1], answers)))
@@ -135,77 +141,45 @@ def _draw(report: Report) -> Iterator[tuple[str, Markup]]:
 
 
 def _list_reasons(report: Report) -> list[dict[str, Any]]:
-    whole = report.tally.whole
+    whole = report.counts.total
     ordered = sorted(whole.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
     return [
         {
             "name": make_visible(name),
             "meaning": _REASONS.get(name, ""),
             "count": count,
-            "share": spell_share(count, whole.finished),
+            "share": format_share(count, whole.finished),
             "percent": round(100 * count / whole.finished, 2),
         }
         for name, count in ordered
     ]
 
 
-def _list_systems(report: Report) -> list[SystemLine]:
-    lines = []
+def _list_systems(report: Report) -> list[dict[str, Any]]:
     expected = report.head.samples // len(report.head.systems)
-    for name, group in sorted(report.tally.groups.items()):
-        lengths = group.answers.to_dict()
+    # Rows may have their own system message: the expected number is then unknown.
+    is_known = report.head.state == "complete" and set(report.counts.groups) <= set(report.head.systems)
+    lines = []
+    for name, group in sorted(report.counts.groups.items()):
         read = report.texts.read_by_group.get(name, 0)
         marks = report.texts.groups.get(name, dict.fromkeys(MARKS, 0))
-        # A row's own system message goes by another name: nobody knows how many there should be.
-        is_counted = report.head.state == "complete" and set(report.tally.groups) <= set(report.head.systems)
         lines.append(
-            SystemLine(
-                name=make_visible(name),
-                finished=group.finished,
-                failed=expected - group.finished if is_counted else None,
-                truncated=spell_share(group.truncated, group.finished),
-                reasons=", ".join(f"{reason} {n:,}" for reason, n in sorted(group.reasons.items())),
-                marks=tuple(spell_share(marks[mark], read) for mark in MARKS),
-                **{key: lengths[key] for key in ("mean", "p5", "median", "p95", "longest")},
-            )
+            {
+                **group.answers.to_dict(),
+                "name": make_visible(name),
+                "finished": group.finished,
+                "failed": expected - group.finished if is_known else None,
+                "truncated": format_share(group.truncated, group.finished),
+                "reasons": ", ".join(f"{reason} {n:,}" for reason, n in sorted(group.reasons.items())),
+                "marks": [format_share(marks[mark], read) for mark in MARKS],
+            }
         )
     return lines
 
 
-def _spell_value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    shown = make_visible(text)
-    return (
-        shown
-        if len(shown) <= VALUE_CHARACTERS
-        else f"{shown[:VALUE_CHARACTERS]}… ({len(shown):,} characters)"
-    )
-
-
-def write_report(directory: Path, output: Path | None = None) -> Path:
-    """Write the report of the run in `directory` to `output`, or into it, and return where it is.
-
-    Raises:
-        UsageError: `directory` is no run directory, or `output` cannot be a file.
-        IntegrityError: What it holds is not what was written.
-        StorageFailed: A file could not be read or written.
-    """
-    # Here, since a run is not to pay for matplotlib and Jinja before its end.
-    from synthia_batch.results.report.page import render_page
-
-    path = output or RunDir(directory).report
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"-o {path}: name a file in a directory that is there")
-    publish_bytes(path, render_page(read_report(directory)).encode(errors="replace"))
-    return path
-
-
-def try_report(directory: Path) -> None:
-    """Write the report of a run that is complete; where that fails, say so, and that the run is whole."""
-    try:
-        write_report(directory)
-    # Of whatever kind, an impatient Ctrl-C too: the dataset is there, and must not seem to be lost.
-    except (Exception, KeyboardInterrupt) as exc:
-        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-        again = f"synthia-batch report {directory}"
-        _log.info(f"no report could be made: {reason}\n  the dataset is complete; try `{again}`")
+    visible = make_visible(text)
+    if len(visible) <= VALUE_CHARACTERS:
+        return visible
+    return f"{visible[:VALUE_CHARACTERS]}… ({len(visible):,} characters)"

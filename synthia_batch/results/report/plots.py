@@ -1,4 +1,4 @@
-"""The pictures of a report, by matplotlib as SVG: the same numbers give the same bytes."""
+"""The plots of a report, by matplotlib as SVG: the same numbers give the same bytes."""
 
 import io
 import logging
@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from synthia_batch.results.read.history import History, Stretch, coarsen
+from synthia_batch.results.read.history import Interval, RunHistory, coarsen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_STRETCHES = 240
-SPEED_STRETCHES = 60
+MAX_INTERVALS = 240
+SPEED_INTERVALS = 60
 SPEED_SECONDS = 10.0
-"""Tokens are counted as their sample ends: over less than this, speed is the chance of when that was."""
-MOST_BINS = 40
+"""Tokens are counted when their sample ends: over shorter intervals, speed is mostly noise."""
+MAX_BINS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Palette:
-    """The colors of a picture."""
+    """The colors of a plot."""
 
     ink: str
     muted: str
@@ -43,22 +43,22 @@ PAPER = Palette(
 PAGE = Palette(
     ink="#010101", muted="#020202", grid="#030303", accent="#040404", second="#050505", alarm="#060606"
 )
-"""Stands for the page's own colors, which are other ones in the light and in the dark."""
-_SIZE_INCHES = (4.4, 2.3)  # about as wide as a phone: its letters are then as large as those around it
+"""Placeholders for the page's own colors, which differ in light and dark mode."""
+_SIZE_INCHES = (4.4, 2.3)  # the width of a phone: text is then as large as the text around it
 _REFERENCE = re.compile(r"url\(#([\w-]+)\)|href=\"#([\w-]+)\"")
 _ID = re.compile(r" id=\"([\w-]+)\"")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bins:
-    """A histogram: `counts[n]` samples have from `edges[n]` to below `edges[n + 1]` tokens."""
+    """A histogram: `counts[n]` samples have at least `edges[n]` and less than `edges[n + 1]` tokens."""
 
     edges: Sequence[int]
     counts: Sequence[int]
 
 
-def make_bins(counts: NDArray[np.int64], most: int = MOST_BINS) -> Bins:
-    """Return the histogram of lengths of which `counts[n]` have n, in bins of a round width."""
+def make_bins(counts: NDArray[np.int64], max_bins: int = MAX_BINS) -> Bins:
+    """Return the histogram of `counts[n]` samples with n tokens, in bins of a round width."""
     stop = len(np.trim_zeros(counts, "b"))
     (used,) = np.nonzero(counts)
     start = int(used[0]) if len(used) else 0
@@ -66,7 +66,7 @@ def make_bins(counts: NDArray[np.int64], most: int = MOST_BINS) -> Bins:
         step
         for power in range(12)
         for step in (10**power, 2 * 10**power, 5 * 10**power)
-        if (stop - start) <= step * (most - 1)
+        if (stop - start) <= step * (max_bins - 1)
     )
     edges = list(range(start // width * width, max(stop, 1) + width, width))
     padded = np.zeros(edges[-1], dtype=np.int64)
@@ -79,7 +79,7 @@ def make_bins(counts: NDArray[np.int64], most: int = MOST_BINS) -> Bins:
 
 
 def draw_lengths(bins: Bins, limit: int | None, label: str, palette: Palette = PAGE) -> "Figure":
-    """Return the picture of a histogram of tokens, with the limit marked; far off, at the edge."""
+    """Return the plot of a histogram with the limit marked, at the edge if far away."""
     figure, axes = _make_figure(palette)
     axes.stairs(bins.counts, bins.edges, fill=True, color=palette.accent, alpha=0.85)
     axes.set(xlabel=label, ylabel="samples")
@@ -96,22 +96,22 @@ def draw_lengths(bins: Bins, limit: int | None, label: str, palette: Palette = P
     return figure
 
 
-def draw_speed(history: History, palette: Palette = PAGE) -> "Figure":
-    """Return the picture of generated tokens/s over time, with lost workers and resumes marked."""
+def draw_speed(history: RunHistory, palette: Palette = PAGE) -> "Figure":
+    """Return the plot of generated tokens/s over time, with lost workers and resumes marked."""
     figure, axes = _make_figure(palette)
     _plot_speed(axes, history, palette)
     return figure
 
 
-def draw_engines(history: History, palette: Palette = PAGE) -> "Figure":
-    """Return the picture of how many engines were busy over time, on average of each stretch."""
+def draw_engines(history: RunHistory, palette: Palette = PAGE) -> "Figure":
+    """Return the plot of the mean number of busy engines in each interval."""
     figure, axes = _make_figure(palette)
     _plot_engines(axes, history, palette)
     return figure
 
 
-def draw_history(history: History, title: str) -> "Figure":
-    """Return both pictures one above the other, in colors of their own."""
+def draw_history(history: RunHistory, title: str) -> "Figure":
+    """Return both plots stacked, in fixed colors."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -125,9 +125,9 @@ def draw_history(history: History, title: str) -> "Figure":
 
 
 @contextmanager
-def own_settings() -> Iterator[None]:
-    """Draw by matplotlib's own defaults within the block: what a user has set for it changes no page."""
-    # Building its list of fonts, the first time on a machine, is nothing that a user must know of.
+def default_settings() -> Iterator[None]:
+    """Use matplotlib's defaults within the block, so that user settings do not change a page."""
+    # Hides the message about building the font cache on first use.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
 
@@ -138,15 +138,15 @@ def own_settings() -> Iterator[None]:
 
 
 def render_svg(figure: "Figure") -> str:
-    """Return the picture as an element of a page, in the page's colors and letters."""
+    """Return the plot as an SVG element, in the page's colors and font."""
     sink = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # the version is in Creator
-    figure.savefig(sink, format="svg", metadata=nothing)
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # Creator names the version
+    figure.savefig(sink, format="svg", metadata=no_metadata)
     text = sink.getvalue()
     text = text[text.index("<svg") :]
     used = {name for pair in _REFERENCE.findall(text) for name in pair if name}
     text = _ID.sub(lambda found: found[0] if found[1] in used else "", text)
-    # Its own size would be that of paper; the page decides.
+    # The page sets the size.
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
@@ -180,11 +180,11 @@ def _style(axes: "Axes", palette: Palette) -> None:
         axis.set_major_formatter(_abbreviate)
 
 
-def _plot_speed(axes: "Axes", history: History, palette: Palette) -> None:
+def _plot_speed(axes: "Axes", history: RunHistory, palette: Palette) -> None:
     unit, seconds = _choose_unit(history)
-    width = max(SPEED_SECONDS, _find_end(history) / SPEED_STRETCHES)
-    for edges, stretches in _list_steps(history, seconds, width):
-        speeds = [one.tokens_per_second for one in stretches]
+    width = max(SPEED_SECONDS, _find_end(history) / SPEED_INTERVALS)
+    for edges, intervals in _list_steps(history, seconds, width):
+        speeds = [one.tokens_per_second for one in intervals]
         axes.stairs(speeds, edges, color=palette.accent, baseline=None, linewidth=1.6)
     axes.set(xlabel=unit, ylabel="tokens/s")
     _mark(axes, history, seconds, palette)
@@ -196,10 +196,10 @@ def _plot_speed(axes: "Axes", history: History, palette: Palette) -> None:
     _leave_room(axes)
 
 
-def _plot_engines(axes: "Axes", history: History, palette: Palette) -> None:
+def _plot_engines(axes: "Axes", history: RunHistory, palette: Palette) -> None:
     unit, seconds = _choose_unit(history)
-    for edges, stretches in _list_steps(history, seconds, _find_end(history) / MOST_STRETCHES):
-        busy = [one.busy_engines for one in stretches]
+    for edges, intervals in _list_steps(history, seconds, _find_end(history) / MAX_INTERVALS):
+        busy = [one.busy_engines for one in intervals]
         axes.stairs(busy, edges, color=palette.second, fill=True, alpha=0.85)
     axes.set(xlabel=unit, ylabel="busy engines")
     _mark(axes, history, seconds, palette)
@@ -212,16 +212,16 @@ def _leave_room(axes: "Axes") -> None:
 
 
 def _list_steps(
-    history: History, seconds: float, width: float
-) -> Iterator[tuple[list[float], list[Stretch]]]:
-    """Yield for each attempt the edges of its steps, in the unit of so many seconds, and its steps.
+    history: RunHistory, seconds: float, width: float
+) -> Iterator[tuple[list[float], list[Interval]]]:
+    """Yield the edges and intervals of each attempt, edges in units of `seconds`.
 
-    A step lasts `width` seconds or more.
+    An interval lasts `width` seconds or more.
     """
     for attempt in history.attempts:
-        stretches = coarsen(attempt, width)
-        if stretches:
-            yield [one.start / seconds for one in stretches] + [stretches[-1].end / seconds], stretches
+        intervals = coarsen(attempt, width)
+        if intervals:
+            yield [one.start / seconds for one in intervals] + [intervals[-1].end / seconds], intervals
 
 
 def _abbreviate(value: float, _place: float) -> str:
@@ -240,26 +240,21 @@ def _write_limit(axes: "Axes", limit: int, text: str, palette: Palette) -> None:
     )  # fmt: skip
 
 
-def _mark(axes: "Axes", history: History, seconds: float, palette: Palette) -> None:
+def _mark(axes: "Axes", history: RunHistory, seconds: float, palette: Palette) -> None:
     for times, color, style, label in (
-        (history.losses, palette.alarm, ":", "worker lost, starts again"),
+        (history.losses, palette.alarm, ":", "worker lost and restarted"),
         (history.resumes, palette.ink, "--", "run resumed"),
     ):
-        for number, time in enumerate(times[:MOST_STRETCHES]):
-            axes.axvline(
-                time / seconds,
-                color=color,
-                linestyle=style,
-                linewidth=1.2,
-                label=label if not number else None,
-            )
+        for number, time in enumerate(times[:MAX_INTERVALS]):
+            name = None if number else label
+            axes.axvline(time / seconds, color=color, linestyle=style, linewidth=1.2, label=name)
 
 
-def _find_end(history: History) -> float:
+def _find_end(history: RunHistory) -> float:
     return max((one.end for attempt in history.attempts for one in attempt), default=0.0)
 
 
-def _choose_unit(history: History) -> tuple[str, float]:
+def _choose_unit(history: RunHistory) -> tuple[str, float]:
     longest = _find_end(history)
     if longest > 3 * 3600:
         return "hours", 3600.0

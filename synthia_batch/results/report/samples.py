@@ -1,7 +1,4 @@
-"""Which samples a report shows: always the same ones of the same run, whatever order they are met in.
-
-The samples that a report shows, fetched and made fit to be shown.
-"""
+"""The samples of a report: which ones, always the same of the same run, and their escaped text."""
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +14,20 @@ from synthia_batch.results.report.escape import Escaped, escape_text, make_visib
 from synthia_batch.storage.parts.columns import PartCodes, PartNumbers
 
 ROWS_SIDE_BY_SIDE = 3
-MOST = {"random": 10, "longest": 8, "truncated": 8}
-"""How many samples of each kind are shown."""
+MAX_SAMPLES = {"random": 10, "longest": 8, "truncated": 8}
+"""By kind."""
+ANSWER_BYTES = 10_000
+TURN_BYTES = 3_000
+MAX_TURNS = 12
+"""Limits per sample, in escaped UTF-8: a page with eighty samples stays well below 2 MB."""
+MAX_SYSTEMS = 6
+EXAMPLES_PER_CODE = 3
+MAX_FAILED = 12
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Pick:
-    """A sample to show: the one at `position` of the shard `shard`. The least `key` goes first."""
+class SelectedSample:
+    """The sample at `position` of the shard `shard`. Ordered by `key`."""
 
     key: int
     shard: int
@@ -31,92 +35,83 @@ class Pick:
 
 
 @dataclass(slots=True, kw_only=True)
-class SampleSubset:
-    """The `most` picks with the least keys among all that were offered."""
+class SampleSelection:
+    """The `limit` samples with the smallest keys, whatever the order of the offers."""
 
-    most: int
-    chosen: list[Pick] = field(default_factory=list)
+    limit: int
+    chosen: list[SelectedSample] = field(default_factory=list)
 
     def offer(self, shard: int, keys: NDArray[np.uint64], positions: NDArray[np.int64]) -> None:
-        """Have the samples at `positions` of a shard considered, each with its key."""
-        if not self.most:
+        """Offer the samples at `positions` of a shard, each with its key."""
+        if not self.limit:
             return
-        few = np.argsort(keys, kind="stable")[: self.most]
-        pairs = zip(keys[few].tolist(), positions[few].tolist(), strict=True)
-        self.chosen = sorted([*self.chosen, *(Pick(key, shard, at) for key, at in pairs)])[: self.most]
+        best = np.argsort(keys, kind="stable")[: self.limit]
+        pairs = zip(keys[best].tolist(), positions[best].tolist(), strict=True)
+        offered = [SelectedSample(key, shard, position) for key, position in pairs]
+        self.chosen = sorted([*self.chosen, *offered])[: self.limit]
 
     @property
     def by_shard(self) -> dict[int, list[int]]:
-        """The positions that were chosen, by their shard, both in order."""
-        places: dict[int, list[int]] = {}
-        for pick in sorted(self.chosen, key=lambda pick: (pick.shard, pick.position)):
-            places.setdefault(pick.shard, []).append(pick.position)
-        return places
+        """The selected positions by shard, both in order."""
+        positions: dict[int, list[int]] = {}
+        for sample in sorted(self.chosen, key=lambda sample: (sample.shard, sample.position)):
+            positions.setdefault(sample.shard, []).append(sample.position)
+        return positions
 
 
 @dataclass(slots=True)
-class Choice:
-    """The samples of each kind, and the `rows` whose answers are shown side by side."""
+class ReportSelection:
+    """The selected samples of each kind, and the `rows` whose answers are compared side by side."""
 
-    kinds: dict[str, SampleSubset] = field(
-        default_factory=lambda: {kind: SampleSubset(most=most) for kind, most in MOST.items()}
+    kinds: dict[str, SampleSelection] = field(
+        default_factory=lambda: {kind: SampleSelection(limit=limit) for kind, limit in MAX_SAMPLES.items()}
     )
-    rows: SampleSubset = field(default_factory=lambda: SampleSubset(most=ROWS_SIDE_BY_SIDE))
+    rows: SampleSelection = field(default_factory=lambda: SampleSelection(limit=ROWS_SIDE_BY_SIDE))
 
-    def consider(self, shard: int, numbers: PartNumbers) -> None:
-        """Choose among the finished samples of a shard, too."""
+    def add(self, shard: int, numbers: PartNumbers) -> None:
+        """Offer the finished samples of a shard to every selection."""
         keys = hash_samples(numbers)
-        everything = np.arange(len(keys), dtype=np.int64)
-        self.kinds["random"].offer(shard, keys, everything)
-        # The longest have the least key; among equals the hash decides.
-        most = np.uint64(2**32 - 1)
-        lengths = np.minimum(numbers.completion_tokens.astype(np.uint64), most)
-        self.kinds["longest"].offer(
-            shard, ((most - lengths) << np.uint64(32)) | (keys >> np.uint64(32)), everything
-        )
+        positions = np.arange(len(keys), dtype=np.int64)
+        self.kinds["random"].offer(shard, keys, positions)
+        # The longest have the smallest keys; the hash breaks ties.
+        largest = np.uint64(2**32 - 1)
+        lengths = np.minimum(numbers.completion_tokens.astype(np.uint64), largest)
+        length_keys = ((largest - lengths) << np.uint64(32)) | (keys >> np.uint64(32))
+        self.kinds["longest"].offer(shard, length_keys, positions)
         cut = np.array([reason == CUT_OFF for reason in numbers.reasons], dtype=bool)[numbers.reason]
-        self.kinds["truncated"].offer(shard, keys[cut], everything[cut])
-        # A row's samples are in one shard: its index stands for its position.
+        self.kinds["truncated"].offer(shard, keys[cut], positions[cut])
+        # All samples of a row are in one shard, so row indexes serve as positions.
         rows = np.unique(numbers.row)
         self.rows.offer(shard, mix(rows.astype(np.uint64)), rows)
 
 
 def hash_samples(numbers: PartNumbers) -> NDArray[np.uint64]:
-    """Return a key for each sample that its place in the job alone decides."""
+    """Return a key for each sample that depends only on its row, system message and index."""
     systems = np.array([zlib.crc32(name.encode(errors="replace")) for name in numbers.systems], np.uint64)
     offset = systems[numbers.system] + numbers.index.astype(np.uint64) * np.uint64(0x1_0000_0001)
     return mix(mix(numbers.row.astype(np.uint64)) + offset)
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return 64 bits for each value that look random: SplitMix64 (Steele et al., OOPSLA 2014)."""
+    """Return 64 pseudorandom bits for each value: SplitMix64 (Steele et al., OOPSLA 2014)."""
     mixed = values + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def choose_stride(samples: int, text_bytes: int, *, most_samples: int, most_bytes: int) -> int:
-    """Return n where the text of every n-th shard is to be read, so that neither limit is passed by much."""
-    return max(1, -(-samples // most_samples), -(-text_bytes // most_bytes))
+def choose_stride(samples: int, text_bytes: int, *, max_samples: int, max_bytes: int) -> int:
+    """Return n such that reading every n-th shard stays near both limits."""
+    return max(1, -(-samples // max_samples), -(-text_bytes // max_bytes))
 
 
-def take_every(stride: int, count: int) -> Sequence[int]:
-    """Return every `stride`-th of `count` shards, from the middle of the first stretch on."""
+def list_strided(stride: int, count: int) -> Sequence[int]:
+    """Return every `stride`-th of `count` shards, starting in the middle of the first stride."""
     return range(min(stride // 2, count - 1), count, stride) if count else range(0)
 
 
-ANSWER_BYTES = 10_000
-TURN_BYTES = 3_000
-MOST_TURNS = 12
-"""What of a sample is shown, so that eighty of them stay well below 2 MB. Escaped, in UTF-8."""
-MOST_SYSTEMS = 6
-EXAMPLES_PER_CODE = 3
-MOST_FAILED = 12
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShownTurn:
+class ReportTurn:
     """A message of a prompt."""
 
     role: str
@@ -124,15 +119,15 @@ class ShownTurn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShownSample:
-    """A finished sample. `place` says where all of it is; `turns` is None where no part has its prompt.
+class ReportSample:
+    """A finished sample. `place` locates its full text; `turns` is None if its prompt is in no part yet.
 
-    `note` says why it is shown, where the heading does not.
+    `note` is the reason for its selection if the heading does not give it.
     """
 
     title: str
     place: str
-    turns: Sequence[ShownTurn] | None
+    turns: Sequence[ReportTurn] | None
     hidden_turns: int
     answer: Escaped
     reasoning: Escaped | None
@@ -144,14 +139,14 @@ class ShownSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShownFailure:
-    """A sample that could not be made. `place` is its line in the input, or what else is known."""
+class ReportFailure:
+    """A failed sample. `place` is its line in the input, or its row index."""
 
     title: str
     place: str
     code: str
     message: Escaped
-    turns: Sequence[ShownTurn] | None
+    turns: Sequence[ReportTurn] | None
     hidden_turns: int
 
 
@@ -161,43 +156,45 @@ class SideBySide:
 
     title: str
     question: Escaped | None
-    samples: Sequence[ShownSample]
+    samples: Sequence[ReportSample]
 
 
-def fetch(shards: Mapping[int, ShardSamples], subset: SampleSubset, note: str = "") -> list[ShownSample]:
-    """Return the samples that were picked, in the order of the dataset."""
+def fetch_samples(
+    shards: Mapping[int, ShardSamples], selection: SampleSelection, note: str = ""
+) -> list[ReportSample]:
+    """Return the selected samples, in the order of the dataset."""
     return [
-        _show(shards[number], position, row, note)
-        for number, positions in subset.by_shard.items()
-        for position, row in zip(positions, shards[number].read_made(positions), strict=True)
+        _escape_sample(shards[number], position, row, note)
+        for number, positions in selection.by_shard.items()
+        for position, row in zip(positions, shards[number].read_finished(positions), strict=True)
     ]
 
 
-def fetch_side_by_side(shards: Mapping[int, ShardSamples], choice: Choice) -> list[SideBySide]:
-    """Return the chosen rows, each with the first answer to every system message."""
-    return [_compare(shards[number], row) for number, rows in choice.rows.by_shard.items() for row in rows]
+def fetch_side_by_side(shards: Mapping[int, ShardSamples], rows: SampleSelection) -> list[SideBySide]:
+    """Return the selected rows, each with the first answer under every system message."""
+    return [_compare(shards[number], row) for number, chosen in rows.by_shard.items() for row in chosen]
 
 
-def fetch_failures(shards: Iterable[ShardSamples]) -> dict[str, list[ShownFailure]]:
-    """Return by code the first samples that failed with it, a dozen in all."""
-    examples: dict[str, list[ShownFailure]] = {}
+def fetch_failures(shards: Iterable[ShardSamples]) -> dict[str, list[ReportFailure]]:
+    """Return the first failed samples of each code, about a dozen in all."""
+    examples: dict[str, list[ReportFailure]] = {}
     for samples in shards:
         codes = samples.read_codes()
         if codes is None:
             continue
         positions = _find_examples(codes, {code: len(known) for code, known in examples.items()})
         for row in samples.read_failed(positions) if positions else ():
-            if sum(map(len, examples.values())) < MOST_FAILED or row["code"] not in examples:
-                examples.setdefault(row["code"], []).append(_show_failure(row))
+            if sum(map(len, examples.values())) < MAX_FAILED or row["code"] not in examples:
+                examples.setdefault(row["code"], []).append(_escape_failure(row))
     return examples
 
 
 def _find_examples(codes: PartCodes, known: Mapping[str, int]) -> list[int]:
     positions: list[int] = []
-    for place, code in enumerate(codes.codes):
+    for index, code in enumerate(codes.codes):
         room = EXAMPLES_PER_CODE - known.get(code, 0)
         if room > 0:
-            positions += np.nonzero(codes.code == place)[0][:room].tolist()
+            positions += np.nonzero(codes.code == index)[0][:room].tolist()
     return sorted(positions)
 
 
@@ -205,24 +202,24 @@ def _compare(samples: ShardSamples, row: int) -> SideBySide:
     numbers = samples.read_numbers()
     if numbers is None:
         raise ValueError(f"shard {samples.shard.number} has no finished samples")
-    of_row = np.nonzero((numbers.row == row) & (numbers.index == 0))[0][:MOST_SYSTEMS].tolist()
+    of_row = np.nonzero((numbers.row == row) & (numbers.index == 0))[0][:MAX_SYSTEMS].tolist()
     of_row = of_row or np.nonzero(numbers.row == row)[0][:1].tolist()
-    rows = samples.read_made(of_row)
-    shown = [_show(samples, at, made, "") for at, made in zip(of_row, rows, strict=True)]
-    turns = shown[0].turns or ()
+    rows = samples.read_finished(of_row)
+    compared = [_escape_sample(samples, at, found, "") for at, found in zip(of_row, rows, strict=True)]
+    turns = compared[0].turns or ()
     question = next((turn.content for turn in reversed(turns) if turn.role == "user"), None)
-    return SideBySide(title=f"row {row}", question=question, samples=shown)
+    return SideBySide(title=f"row {row}", question=question, samples=compared)
 
 
-def _show(samples: ShardSamples, position: int, row: Mapping[str, Any], note: str) -> ShownSample:
+def _escape_sample(samples: ShardSamples, position: int, row: Mapping[str, Any], note: str) -> ReportSample:
     messages = row["messages"]
     # The last message is the answer.
-    turns = None if messages is None else _show_turns(messages[:-1])
-    return ShownSample(
+    turns = None if messages is None else _escape_turns(messages[:-1])
+    return ReportSample(
         title=_name(row),
         place=f"row {position} of {samples.place}, counted from 0",
         turns=turns,
-        hidden_turns=max(0, len(messages or ()) - 1 - MOST_TURNS),
+        hidden_turns=max(0, len(messages or ()) - 1 - MAX_TURNS),
         answer=escape_text(row["response"], ANSWER_BYTES),
         reasoning=escape_text(row["reasoning"], TURN_BYTES) if row["reasoning"] else None,
         system=make_visible(row["system"]),
@@ -233,25 +230,25 @@ def _show(samples: ShardSamples, position: int, row: Mapping[str, Any], note: st
     )
 
 
-def _show_failure(row: Mapping[str, Any]) -> ShownFailure:
+def _escape_failure(row: Mapping[str, Any]) -> ReportFailure:
     known = row["source_file"] is not None
-    return ShownFailure(
+    return ReportFailure(
         title=_name(row),
         place=make_visible(f"{row['source_file']}:{row['source_line']}")
         if known
         else f"row {row['row_index']}",
         code=make_visible(row["code"]),
         message=escape_text(row["message"], TURN_BYTES),
-        turns=None if row["messages"] is None else _show_turns(row["messages"]),
-        hidden_turns=max(0, len(row["messages"] or ()) - MOST_TURNS),
+        turns=None if row["messages"] is None else _escape_turns(row["messages"]),
+        hidden_turns=max(0, len(row["messages"] or ()) - MAX_TURNS),
     )
 
 
-def _show_turns(messages: Sequence[Mapping[str, str]]) -> list[ShownTurn]:
-    share = TURN_BYTES * 3 // max(3, min(len(messages), MOST_TURNS))
+def _escape_turns(messages: Sequence[Mapping[str, str]]) -> list[ReportTurn]:
+    share = TURN_BYTES * 3 // max(3, min(len(messages), MAX_TURNS))
     return [
-        ShownTurn(role=make_visible(turn["role"]), content=escape_text(turn["content"], share))
-        for turn in messages[-MOST_TURNS:]
+        ReportTurn(role=make_visible(turn["role"]), content=escape_text(turn["content"], share))
+        for turn in messages[-MAX_TURNS:]
     ]
 
 

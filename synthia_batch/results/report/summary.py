@@ -1,22 +1,22 @@
-"""read_report(): everything that a run directory says of what happened, in numbers and in samples."""
+"""read_report(): the content of a run's report, from its directory: counts, history and examples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from synthia_batch.results.read.counts import Tally, find_limit
-from synthia_batch.results.read.history import AttemptFacts, History, list_attempts, read_history
+from synthia_batch.results.read.counts import RunCounts, find_limit
+from synthia_batch.results.read.history import AttemptSummary, RunHistory, list_attempts, read_history
 from synthia_batch.results.read.shards import PublishedSamples, ShardSamples, list_samples
 from synthia_batch.results.report.answers import AnswerTexts, read_texts
 from synthia_batch.results.report.plots import Bins, make_bins
 from synthia_batch.results.report.samples import (
-    Choice,
-    ShownFailure,
-    ShownSample,
+    ReportFailure,
+    ReportSample,
+    ReportSelection,
     SideBySide,
-    fetch,
     fetch_failures,
+    fetch_samples,
     fetch_side_by_side,
 )
 from synthia_batch.results.verify.facts import RunFacts, read_facts
@@ -31,11 +31,11 @@ State = Literal["complete", "running", "interrupted"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHead:
-    """Which run it is. `max_tokens` is the limit of an answer, None where rows have limits of their own,
-    `max_model_len` that of the context, None where only a server knows it.
+    """Facts about a run. `max_tokens` is the limit of an answer, None if rows have their own;
+    `max_model_len` is the context length, None if only a server knows it.
 
-    `plays_turns`: a sample is a conversation, and its tokens are sums. `writer` is the library that
-    wrote the first part, empty where there is none yet.
+    `plays_turns`: a sample is a conversation, and its tokens are sums. `writer` is the library that wrote
+    the first part, empty if there is none.
     """
 
     directory: str
@@ -55,45 +55,43 @@ class RunHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunExamples:
-    """The samples that are shown: finished ones by kind, failed ones by code, rows side by side."""
+    """The samples of a report: finished ones by kind, failed ones by code, rows side by side."""
 
-    kinds: Mapping[str, Sequence[ShownSample]]
-    flagged: Sequence[ShownSample]
-    failures: Mapping[str, Sequence[ShownFailure]]
+    kinds: Mapping[str, Sequence[ReportSample]]
+    flagged: Sequence[ReportSample]
+    failures: Mapping[str, Sequence[ReportFailure]]
     side_by_side: Sequence[SideBySide]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a run came to, so far."""
+    """The content of a report."""
 
     head: RunHead
-    tally: Tally
+    counts: RunCounts
     texts: AnswerTexts
-    history: History
-    attempts: Sequence[AttemptFacts]
+    history: RunHistory
+    attempts: Sequence[AttemptSummary]
     parts: Sequence[ManifestPart]
     examples: RunExamples
 
     @property
     def prompt_bins(self) -> Bins:
-        """The histogram of prompt lengths."""
-        return make_bins(self.tally.whole.prompts.counts)
+        return make_bins(self.counts.total.prompts.counts)
 
     @property
     def answer_bins(self) -> Bins:
-        """The histogram of answer lengths."""
-        return make_bins(self.tally.whole.answers.counts)
+        return make_bins(self.counts.total.answers.counts)
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Generated tokens by the seconds in which there were engines, over all attempts."""
+        """Generated tokens per second with a ready engine, over all attempts."""
         seconds = sum(attempt.generating_seconds for attempt in self.attempts)
         return sum(attempt.tokens for attempt in self.attempts) / seconds if seconds > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers behind the page as JSON-able values."""
-        head, whole = self.head, self.tally.whole
+        """Return the numbers of the page as JSON-serializable values."""
+        head, whole = self.head, self.counts.total
         speed = self.tokens_per_second
         return {
             "directory": head.directory,
@@ -102,12 +100,12 @@ class Report:
             "state": head.state,
             "rows": head.rows,
             "samples": head.samples,
-            "failed": self.tally.failed,
-            "failures": dict(self.tally.failures_by_number),
+            "failed": self.counts.failed,
+            "failures": dict(self.counts.failures_by_count),
             **whole.to_dict(),
-            "prompt_histogram": _bins_to_dict(self.prompt_bins),
-            "completion_histogram": _bins_to_dict(self.answer_bins),
-            "systems": {name: group.to_dict() for name, group in sorted(self.tally.groups.items())},
+            "prompt_histogram": asdict(self.prompt_bins),
+            "completion_histogram": asdict(self.answer_bins),
+            "systems": {name: group.to_dict() for name, group in sorted(self.counts.groups.items())},
             "texts": self.texts.to_dict(),
             "tokens_per_second": None if speed is None else round(speed, 1),
             "attempts": [_attempt_to_dict(attempt) for attempt in self.attempts],
@@ -115,35 +113,35 @@ class Report:
 
 
 def read_report(directory: Path) -> Report:
-    """Return what the run in `directory` came to, complete or not. Only reads, and takes no lock.
+    """Return the report of the run in `directory`, complete or not. Only reads, takes no lock.
 
     Raises:
-        UsageError: It is no run directory.
-        IntegrityError: What it holds is not what was written.
+        UsageError: `directory` is not a run directory.
+        IntegrityError: Its content was altered.
         StorageFailed: A file cannot be read.
     """
     facts = read_facts(directory)
     shards = list_samples(facts)
     head = _read_head(facts, shards)
-    tally, choice = Tally(max_tokens=head.max_tokens), Choice()
+    counts, selection = RunCounts(max_tokens=head.max_tokens), ReportSelection()
     for samples in shards:
         numbers, codes = samples.read_numbers(), samples.read_codes()
         if numbers is not None:
-            tally.add_made(numbers)
-            choice.consider(samples.shard.number, numbers)
+            counts.add_finished(numbers)
+            selection.add(samples.shard.number, numbers)
         if codes is not None:
-            tally.add_failed(codes)
-    texts = read_texts(shards, tally.whole.finished)
+            counts.add_failed(codes)
+    texts = read_texts(shards, counts.total.finished)
     events = [event for event in read_events(facts.run_dir.events) if {"kind", "time"} <= event.keys()]
     manifest = read_manifest(facts.run_dir.manifest)
     return Report(
         head=head,
-        tally=tally,
+        counts=counts,
         texts=texts,
         history=read_history(events, cuts_pauses=True),
         attempts=list_attempts(events, is_running=head.state == "running"),
         parts=manifest.parts if manifest else (),
-        examples=_fetch_examples(shards, choice, texts, has_several=len(tally.groups) > 1),
+        examples=_fetch_examples(shards, selection, texts, has_several=len(counts.groups) > 1),
     )
 
 
@@ -155,7 +153,7 @@ def _describe_source(plan: Mapping[str, Any]) -> str:
 def _read_head(facts: RunFacts, shards: Sequence[ShardSamples]) -> RunHead:
     plan, identity = facts.plan, facts.plan["identity"]
     return RunHead(
-        # Not its path: the same run gives the same page wherever it is looked at from.
+        # The name, not the path: the same run gives the same page anywhere.
         directory=facts.run_dir.root.resolve().name,
         name=plan["name"],
         source_file=_describe_source(plan),
@@ -188,31 +186,21 @@ def _find_writer(facts: RunFacts, shards: Sequence[ShardSamples]) -> str:
 
 
 def _fetch_examples(
-    shards: Sequence[ShardSamples], choice: Choice, texts: AnswerTexts, *, has_several: bool
+    shards: Sequence[ShardSamples], selection: ReportSelection, texts: AnswerTexts, *, has_several: bool
 ) -> RunExamples:
     by_number = {samples.shard.number: samples for samples in shards}
     return RunExamples(
-        kinds={kind: fetch(by_number, subset) for kind, subset in choice.kinds.items()},
-        flagged=[shown for mark, subset in texts.shown.items() for shown in fetch(by_number, subset, mark)],
+        kinds={kind: fetch_samples(by_number, chosen) for kind, chosen in selection.kinds.items()},
+        flagged=[
+            sample
+            for mark, chosen in texts.examples.items()
+            for sample in fetch_samples(by_number, chosen, mark)
+        ],
         failures=fetch_failures(shards),
-        side_by_side=fetch_side_by_side(by_number, choice) if has_several else [],
+        side_by_side=fetch_side_by_side(by_number, selection.rows) if has_several else [],
     )
 
 
-def _bins_to_dict(bins: Bins) -> dict[str, Any]:
-    return {"edges": list(bins.edges), "counts": list(bins.counts)}
-
-
-def _attempt_to_dict(attempt: AttemptFacts) -> dict[str, Any]:
-    return {
-        "number": attempt.number,
-        "began": attempt.began,
-        "host": attempt.host,
-        "engines": list(attempt.engines),
-        "workers_lost": attempt.losses,
-        "made": attempt.made,
-        "tokens": attempt.tokens,
-        "seconds": round(attempt.seconds, 1),
-        "generating_seconds": round(attempt.generating_seconds, 1),
-        "end": attempt.end,
-    }
+def _attempt_to_dict(attempt: AttemptSummary) -> dict[str, Any]:
+    rounded = {name: round(getattr(attempt, name), 1) for name in ("seconds", "generating_seconds")}
+    return {**asdict(attempt), **rounded}

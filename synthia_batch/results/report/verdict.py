@@ -1,4 +1,4 @@
-"""What a run came to, in plain words. Pure."""
+"""The verdict on a run, in plain sentences. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from synthia_batch.results.report.summary import Report, RunHead
 Level = Literal["good", "note", "warn", "bad"]
 
 NOTABLE_SHARE = 0.01
-"""From here on what a heuristic finds is said at the top."""
+"""Share from which heuristic findings are in the verdict."""
 NOTABLE_DUPLICATES = 0.05
 _MARKS = {
     "empty": ("{} are empty", 0.0),
@@ -21,45 +21,50 @@ _MARKS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sentence:
-    """A finding. `level` says how it is meant."""
+    """One sentence of the verdict."""
 
     level: Level
     text: str
 
 
 def assess(report: Report) -> list[Sentence]:
-    """Return what is to be said of a run, the most important first."""
-    return [_tell_state(report), *_tell_truncation(report), *_tell_failures(report), *_tell_texts(report),
-            *_tell_losses(report)]  # fmt: skip
+    """Return the sentences about a run, most important first."""
+    return [
+        _describe_state(report),
+        *_describe_truncation(report),
+        *_describe_failures(report),
+        *_describe_texts(report),
+        *_describe_losses(report),
+    ]
 
 
-def spell_share(part: int, whole: int) -> str:
+def format_share(part: int, whole: int) -> str:
     """Return the share in percent: 31%, 0.4%, under 0.1%."""
     share = 100 * part / whole if whole else 0.0
     if share >= 10 or share == 0 or part == whole:
-        # Never all of them where some are missing.
+        # never 100% of an incomplete whole
         return f"{min(round(share), 100 if part == whole else 99)}%"
     return f"{share:.1f}%" if share >= 0.1 else "under 0.1%"
 
 
-def _tell_state(report: Report) -> Sentence:
-    head, finished, failed = report.head, report.tally.whole.finished, report.tally.failed
-    done = f"{finished:,} of {head.samples:,} samples are made"
+def _describe_state(report: Report) -> Sentence:
+    head, finished, failed = report.head, report.counts.total.finished, report.counts.failed
+    done = f"{finished:,} of {head.samples:,} samples are finished"
     if failed:
         done += f", {failed:,} failed"
     if head.state == "running":
         return Sentence(level="note", text=f"Still running: {done}.")
     if head.state == "interrupted":
-        return Sentence(level="warn", text=f"Not complete: {done}. The same command goes on from there.")
+        return Sentence(level="warn", text=f"Not complete: {done}. The same command resumes it.")
     if not finished:
         return Sentence(level="bad", text=f"Complete, and every one of the {head.samples:,} samples failed.")
     if failed:
         return Sentence(level="warn", text=f"Complete: {done}.")
-    return Sentence(level="good", text=f"Complete: all {finished:,} samples are made.")
+    return Sentence(level="good", text=f"Complete: all {finished:,} samples are finished.")
 
 
-def _tell_truncation(report: Report) -> Iterator[Sentence]:
-    head, whole = report.head, report.tally.whole
+def _describe_truncation(report: Report) -> Iterator[Sentence]:
+    head, whole = report.head, report.counts.total
     what = "conversations" if head.plays_turns else "answers"
     if not whole.finished:
         return
@@ -68,7 +73,7 @@ def _tell_truncation(report: Report) -> Iterator[Sentence]:
         return
     by_limit = whole.truncated if head.plays_turns else whole.truncated - whole.cut_early
     if by_limit:
-        how = "had an answer that was cut off" if head.plays_turns else "were cut off"
+        how = "had an answer cut off" if head.plays_turns else "were cut off"
         yield Sentence(
             level="warn",
             text=f"{_count(by_limit, whole.finished, what)} {how} {_name_limit(head)}",
@@ -76,53 +81,53 @@ def _tell_truncation(report: Report) -> Iterator[Sentence]:
     if by_limit < whole.truncated:
         yield Sentence(
             level="warn",
-            text=f"{_count(whole.truncated - by_limit, whole.finished, what)} were cut off where the "
-            f"context{_spell_length(head.max_model_len)} was full: shorten the prompts, or raise "
+            text=f"{_count(whole.truncated - by_limit, whole.finished, what)} were cut off because the "
+            f"context{_format_length(head.max_model_len)} was full: shorten the prompts, or raise "
             "model.max_model_len.",
         )
 
 
-def _spell_length(tokens: int | None) -> str:
+def _format_length(tokens: int | None) -> str:
     return "" if tokens is None else f" of {tokens:,} tokens"
 
 
-def _tell_failures(report: Report) -> Iterator[Sentence]:
-    failures = report.tally.failures_by_number
+def _describe_failures(report: Report) -> Iterator[Sentence]:
+    failures = report.counts.failures_by_count
     if failures:
         named = ", ".join(f"{code} {number:,}" for code, number in list(failures.items())[:3])
         more = f" and {len(failures) - 3} other codes" if len(failures) > 3 else ""
-        total = report.tally.failed
-        ended = total + report.tally.whole.finished
+        total = report.counts.failed
+        ended = total + report.counts.total.finished
         yield Sentence(
             level="bad" if total > ended / 2 else "warn",
             text=f"{_count(total, ended, 'samples')} failed: {named}{more}. "
-            "To make them again: synthia-batch retry DIR.",
+            "To generate them again: synthia-batch retry DIR.",
         )
 
 
-def _tell_texts(report: Report) -> Iterator[Sentence]:
+def _describe_texts(report: Report) -> Iterator[Sentence]:
     texts = report.texts
     for mark, (words, notable) in _MARKS.items():
-        found = texts.whole[mark]
+        found = texts.total[mark]
         if found and found >= notable * texts.read:
             counted = _count(found, texts.read, "answers" if texts.read == texts.finished else "answers read")
             yield Sentence(level="note" if mark == "refusal" else "warn", text=words.format(counted) + ".")
 
 
-def _tell_losses(report: Report) -> Iterator[Sentence]:
-    losses, attempts = sum(attempt.losses for attempt in report.attempts), len(report.attempts)
+def _describe_losses(report: Report) -> Iterator[Sentence]:
+    losses, attempts = sum(attempt.workers_lost for attempt in report.attempts), len(report.attempts)
     if losses:
         times = "once" if losses == 1 else f"{losses:,} times"
-        yield Sentence(level="note", text=f"An engine was lost {times}; nothing finished was lost with it.")
+        yield Sentence(level="note", text=f"An engine was lost {times}; no finished sample was lost.")
     if attempts > 1:
-        yield Sentence(level="note", text=f"It took {attempts} attempts; nothing finished was made again.")
+        yield Sentence(level="note", text=f"It took {attempts} attempts; no sample was finished twice.")
 
 
 def _name_limit(head: RunHead) -> str:
     if head.max_tokens is None:
-        return "at their max_tokens: raise it, or those in the sampling column."
+        return "at their max_tokens: raise it, or the limits in the sampling column."
     return f"at {head.max_tokens:,} tokens: raise --max-tokens."
 
 
 def _count(part: int, whole: int, what: str) -> str:
-    return f"{part:,} of {whole:,} {what} ({spell_share(part, whole)})"
+    return f"{part:,} of {whole:,} {what} ({format_share(part, whole)})"

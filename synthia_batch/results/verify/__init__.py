@@ -1,9 +1,9 @@
-"""Whether a run directory holds what its run wrote, all of it and nothing else; and mending it.
+"""Checks that a run directory holds exactly what its run wrote, and repairs it.
 
-facts         what the directory says of its run
-findings      what can be wrong, and what to do about each
-shard_check   one shard: its parts, pages, rows and journal
-run_files     the other files: records, manifest, what must not be there
-verification  the whole directory
-repair        drop exactly what is damaged, so that the next run makes it again
+facts      facts about a run, from its directory
+findings   possible damage, and the remedy for each kind
+shard      checks one shard: its parts, pages, rows and journal
+run_files  checks the other files: records, manifest, leftover and unknown files
+verify     checks the whole directory
+repair     removes what is damaged, so that the next run regenerates it
 """

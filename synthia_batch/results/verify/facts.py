@@ -1,4 +1,4 @@
-"""What a run directory says of its run: all that it takes to check or mend it without its job."""
+"""Facts about a run from its directory, sufficient to check or repair it without its job."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,9 +22,9 @@ from synthia_batch.storage.plan_file import plan_digest, require_plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """A run as its `plan`, that of plan.json, says it. `attempt` is a reader's, unless it holds the lock.
+    """A run as described by plan.json. `attempt` has epoch 0 unless the caller holds the lock.
 
-    `decodes_rows`: parts are decoded, too, and their rows compared with the digest.
+    `decodes_rows`: checks decode the parts and compare their rows with the digest.
     """
 
     run_dir: RunDir
@@ -38,7 +38,7 @@ class RunFacts:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What every part must say of its run."""
+        """File metadata required in every part."""
         return {"synthia_batch.fingerprint": self.fingerprint}
 
     def name(self, path: Path) -> str:
@@ -47,12 +47,7 @@ class RunFacts:
 
 
 def read_facts(directory: Path) -> RunFacts:
-    """Return what the run in `directory` is.
-
-    Raises:
-        UsageError: It is no run directory.
-        IntegrityError: Its plan was altered.
-    """
+    """Return the facts about the run in `directory`."""
     run_dir = RunDir(directory)
     plan = require_plan(run_dir)
     identity: Mapping[str, Any] = plan["identity"]
@@ -75,11 +70,7 @@ def read_facts(directory: Path) -> RunFacts:
 
 
 def find_highest_epoch(facts: RunFacts) -> int:
-    """Return the last epoch that anything in the run directory was written under, 0 for none.
-
-    Raises:
-        StorageFailed: A file cannot be read.
-    """
+    """Return the highest epoch found in any file of the run directory, 0 if none."""
     run_dir = facts.run_dir
     starts = (event for event in read_events(run_dir.events) if event.get("kind") == "attempt_started")
     epochs = [event["epoch"] for event in starts if isinstance(event.get("epoch"), int)]
@@ -98,7 +89,7 @@ def find_highest_epoch(facts: RunFacts) -> int:
 
 
 def list_entries(facts: RunFacts, manifest: Manifest, epoch: int) -> dict[int, ShardEntry]:
-    """Return what the ledger must hold, as of `epoch`, where the run has come to `manifest`."""
+    """Return the ledger entries, as of `epoch`, of a run with this manifest."""
     entries = {part.path: part.entry for part in manifest.parts}
     return {
         shard.number: ShardEntry(

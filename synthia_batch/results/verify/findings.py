@@ -1,4 +1,4 @@
-"""What `verify` finds in a run directory, and where."""
+"""Damage found in a run directory, its place and its remedy."""
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -8,77 +8,76 @@ from typing import Any
 from synthia_batch.errors import IntegrityError
 
 
-class Kind(StrEnum):
-    """What is wrong, by what can be done about it."""
+class FindingKind(StrEnum):
+    """Kinds of damage, by remedy."""
 
     PART = "part"
-    """A published file is damaged, missing or foreign: its samples can be made again."""
+    """A published file is damaged, missing or foreign. Its samples can be regenerated."""
     JOURNAL = "journal"
-    """Frames of a journal are damaged: their samples can be made again."""
+    """Frames of a journal are damaged. Their samples can be regenerated."""
     LEDGER = "ledger"
     """Frames of the ledger of parts are damaged."""
     MANIFEST = "manifest"
-    """The manifest, or the card with it, does not say what is there: both can be written again."""
+    """The manifest or the card does not match the directory. Both can be rewritten."""
     LEFTOVER = "leftover"
-    """A crash left a file that nobody needs."""
+    """An unneeded file left by a crash."""
     UNKNOWN = "unknown"
-    """A file that no run wrote lies among the dataset's. Whoever put it there must take it away."""
+    """A file among the dataset's that no run wrote. The user must move it."""
     RECORD = "record"
-    """A record beside the plan is damaged that can be made again, and nothing is lost with it."""
+    """A damaged record beside the plan that can be rewritten without loss."""
     OWNER = "owner"
-    """The record of the last epoch is damaged; everything that was written under an epoch names it."""
+    """The record of the last epoch is damaged. Other files name their epochs."""
     CANARY = "canary"
-    """What the engines must answer is damaged, and there are samples that only it could tell from others'."""
+    """The expected canary answers are damaged, and samples exist that depend on them."""
     PLAN = "plan"
-    """What the run is, is damaged: nothing else can be judged without it."""
+    """The plan is damaged. Nothing else can be checked without it."""
 
 
 REMEDIES = {
-    Kind.PART: "`verify --repair` drops it, and the next run makes its samples again",
-    Kind.JOURNAL: "`verify --repair` drops these frames, and the next run makes their samples again",
-    Kind.LEDGER: "`verify --repair` drops these frames, and parts that nothing else vouches for",
-    Kind.MANIFEST: "`verify --repair` removes it, and the next run writes it again",
-    Kind.LEFTOVER: "`verify --repair` removes it",
-    Kind.UNKNOWN: "move it out of the run directory",
-    Kind.RECORD: "`verify --repair` removes it, and it is made again when it is needed",
-    Kind.OWNER: "`verify --repair` writes it again",
-    Kind.CANARY: (
-        "restore it from a copy; or remove it, if you know that the engines are those that the run began "
-        "with: what they answer next is then what all must answer"
+    FindingKind.PART: "`verify --repair` drops it, and the next run regenerates its samples",
+    FindingKind.JOURNAL: "`verify --repair` drops these frames, and the next run regenerates their samples",
+    FindingKind.LEDGER: "`verify --repair` drops these frames, and parts that no other record lists",
+    FindingKind.MANIFEST: "`verify --repair` removes it, and the next run rewrites it",
+    FindingKind.LEFTOVER: "`verify --repair` removes it",
+    FindingKind.UNKNOWN: "move it out of the run directory",
+    FindingKind.RECORD: "`verify --repair` removes it, and it is rewritten when needed",
+    FindingKind.OWNER: "`verify --repair` rewrites it",
+    FindingKind.CANARY: (
+        "restore it from a copy; or remove it, if you know that the engines are the same as at the start "
+        "of the run: their next answers then become the expected ones"
     ),
-    Kind.PLAN: (
-        "restore it from a copy; or `verify --repair` removes it, and the job, run as it was first said on "
-        "the same input, writes it again: only if it comes out the same does the run go on"
+    FindingKind.PLAN: (
+        "restore it from a copy; or let `verify --repair` remove it, and run the original job on the same "
+        "input to rewrite it: the run resumes only if the plan is the same"
     ),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is wrong. `file` is relative to the run directory, `offset` in bytes.
+    """One piece of damage. `file` is relative to the run directory, `offset` in bytes.
 
-    `shard` is the number of the shard that it concerns, None where it concerns no single one.
+    `shard` is the number of the affected shard, None if it affects no single one.
     """
 
-    kind: Kind
+    kind: FindingKind
     file: str
     what: str
     offset: int | None = None
     shard: int | None = None
 
     def __str__(self) -> str:
-        place = self.file if self.offset is None else f"{self.file}: byte {self.offset}"
-        return f"{place}: {self.what}: {REMEDIES[self.kind]}"
+        position = self.file if self.offset is None else f"{self.file}: byte {self.offset}"
+        return f"{position}: {self.what}: {REMEDIES[self.kind]}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able values."""
         return {**asdict(self), "remedy": REMEDIES[self.kind]}
 
 
 def explain_error(
-    kind: Kind, file: Path, root: Path, exc: IntegrityError, shard: int | None = None
+    kind: FindingKind, file: Path, root: Path, exc: IntegrityError, shard: int | None = None
 ) -> Finding:
-    """Return the finding that an error about `file` comes to."""
+    """Return the finding for an error about `file`."""
     name = file.relative_to(root).as_posix()
     what = exc.reason or str(exc).splitlines()[0].removeprefix(str(file)).lstrip(": ")
     return Finding(kind=kind, file=name, what=what, offset=exc.offset, shard=shard)

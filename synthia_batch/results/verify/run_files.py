@@ -1,13 +1,13 @@
-"""The files of a run beside its parts and journals: its records, its manifest, and what must not be there."""
+"""Checks files beside parts and journals: records, manifest, leftover and unknown files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
 from synthia_batch.results.verify.facts import RunFacts
-from synthia_batch.results.verify.findings import Finding, Kind, explain_error
+from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error
 from synthia_batch.results.verify.shard import ShardCheck
 from synthia_batch.storage.atomic import temporary_path
 from synthia_batch.storage.checksummed_json import read_checksummed
@@ -19,33 +19,29 @@ from synthia_batch.storage.manifest import Manifest, ManifestPart
 
 
 def check_kept_files(facts: RunFacts) -> Iterator[Finding]:
-    """Yield what is wrong with the records that the run keeps beside its plan.
-
-    A record that is missing is no finding where the run makes it when it needs it.
-    """
+    """Yield damage of the records beside the plan. A missing record that the run rewrites is no finding."""
     run_dir = facts.run_dir
-    try:
-        read_last_owner(run_dir)
-    except IntegrityError as exc:
-        yield explain_error(Kind.OWNER, run_dir.owner, run_dir.root, exc)
-    try:
-        if run_dir.duplicates.exists():
-            DuplicateIndex.load(run_dir.duplicates)
-    except IntegrityError as exc:
-        yield explain_error(Kind.RECORD, run_dir.duplicates, run_dir.root, exc)
-    try:
-        read_checksummed(run_dir.job)
-    except IntegrityError as exc:
-        yield explain_error(Kind.RECORD, run_dir.job, run_dir.root, exc)
-    try:
-        read_checksummed(run_dir.canary)
-    except IntegrityError as exc:
-        kind = Kind.CANARY if _has_samples(facts) else Kind.RECORD
-        yield explain_error(kind, run_dir.canary, run_dir.root, exc)
+    checks: tuple[tuple[FindingKind, Path, Callable[[], object]], ...] = (
+        (FindingKind.OWNER, run_dir.owner, lambda: read_last_owner(run_dir)),
+        (FindingKind.RECORD, run_dir.duplicates, lambda: _check_duplicates(run_dir)),
+        (FindingKind.RECORD, run_dir.job, lambda: read_checksummed(run_dir.job)),
+        (FindingKind.CANARY, run_dir.canary, lambda: read_checksummed(run_dir.canary)),
+    )
+    for kind, path, check in checks:
+        try:
+            check()
+        except IntegrityError as exc:
+            is_replaceable = kind is FindingKind.CANARY and not _has_samples(facts)
+            yield explain_error(FindingKind.RECORD if is_replaceable else kind, path, run_dir.root, exc)
+
+
+def _check_duplicates(run_dir: RunDir) -> None:
+    if run_dir.duplicates.exists():
+        DuplicateIndex.load(run_dir.duplicates)
 
 
 def _has_samples(facts: RunFacts) -> bool:
-    """Whether any sample has ended, as far as can be told: a damaged ledger may have had some."""
+    """Whether any sample may have ended; a damaged ledger counts as yes."""
     try:
         if read_ledger(facts.run_dir.ledger, facts.attempt.plan_digest).latest:
             return True
@@ -64,7 +60,7 @@ def _has_samples(facts: RunFacts) -> bool:
 def check_manifest(
     facts: RunFacts, manifest: Manifest, checks: tuple[ShardCheck, ...], latest: dict[int, ShardEntry]
 ) -> Iterator[Finding]:
-    """Yield where the manifest disagrees with the plan, with the ledger, or with itself."""
+    """Yield contradictions of the manifest with the plan, the ledger, or itself."""
     rows = facts.shards[-1].stop_row
     samples = facts.shards[-1].stop
     claims = {
@@ -75,17 +71,17 @@ def check_manifest(
         "finished + failed": (manifest.finished + manifest.failed, samples),
         "parts' rows": (sum(part.rows for part in manifest.parts), samples),
     }
-    faults = [f"{name} is {said}, must be {true}" for name, (said, true) in claims.items() if said != true]
+    faults = [f"{name} is {claim}, must be {true}" for name, (claim, true) in claims.items() if claim != true]
     if {part.path: part for part in manifest.parts} != _list_expected(facts, latest):
         faults.append("its parts are not those of the ledger")
     unpublished = [check.shard.number for check in checks if not check.is_published]
     if unpublished:
-        faults.append(f"it says that the run is complete, and shard {unpublished[0]} is not published")
+        faults.append(f"it lists a complete run, but shard {unpublished[0]} is not published")
     file = facts.name(facts.run_dir.manifest)
-    yield from (Finding(kind=Kind.MANIFEST, file=file, what=fault) for fault in faults)
+    yield from (Finding(kind=FindingKind.MANIFEST, file=file, what=fault) for fault in faults)
     if not facts.run_dir.readme.exists():
         card = facts.name(facts.run_dir.readme)
-        yield Finding(kind=Kind.MANIFEST, file=card, what="the dataset card is missing")
+        yield Finding(kind=FindingKind.MANIFEST, file=card, what="the dataset card is missing")
 
 
 def _list_expected(facts: RunFacts, latest: dict[int, ShardEntry]) -> dict[str, ManifestPart]:
@@ -108,31 +104,32 @@ def _list_expected(facts: RunFacts, latest: dict[int, ShardEntry]) -> dict[str, 
 def find_leftovers(
     facts: RunFacts, temporary_files: tuple[Path, ...], checks: tuple[ShardCheck, ...]
 ) -> Iterator[Finding]:
-    """Yield what is left over among the files of a complete run. In an unfinished one it is no finding.
+    """Yield leftover files of a complete run.
 
-    There it is what every crash leaves, and the next run removes it. So it does in the hidden directory
-    of a complete run, where a retry that is killed as it begins leaves a file. It leaves none among
-    those of the dataset, and no journal: whatever put them there, readers of the dataset meet them.
+    In an incomplete run they are no finding: every crash leaves some, and the next run removes them. The
+    same applies to the hidden directory of a complete run, where a retry killed at its start leaves a file.
     """
     for path in temporary_files:
-        # The report is no file of the dataset: a kill in the midst of it harms nothing.
+        # The report is not part of the dataset: an interrupted write does no harm.
         if facts.run_dir.hidden in path.parents or path == temporary_path(facts.run_dir.report):
             continue
-        yield Finding(kind=Kind.LEFTOVER, file=facts.name(path), what="a file that was never finished")
+        yield Finding(kind=FindingKind.LEFTOVER, file=facts.name(path), what="an unfinished file")
     for check in checks:
         if check.has_leftover_journal:
             file = facts.name(facts.run_dir.journal(check.shard))
-            what = "a journal whose samples are published"
-            yield Finding(kind=Kind.LEFTOVER, file=file, what=what, shard=check.shard.number)
+            what = "a journal of published samples"
+            yield Finding(kind=FindingKind.LEFTOVER, file=file, what=what, shard=check.shard.number)
 
 
 def find_unknown_files(facts: RunFacts, temporary_files: tuple[Path, ...]) -> Iterator[Finding]:
-    """Yield the files among the dataset's that no run wrote."""
-    run_dir: RunDir = facts.run_dir
+    """Yield files in the dataset's directories that no run wrote."""
+    run_dir = facts.run_dir
     known = {*temporary_files}
     for shard in facts.shards:
         known |= {run_dir.data_part(shard), run_dir.failed_part(shard), run_dir.journal(shard)}
     for directory in (run_dir.data, run_dir.failed, run_dir.journals):
         for path in sorted(directory.iterdir()) if directory.is_dir() else ():
             if path not in known:
-                yield Finding(kind=Kind.UNKNOWN, file=facts.name(path), what="is no file of this run")
+                yield Finding(
+                    kind=FindingKind.UNKNOWN, file=facts.name(path), what="is not a file of this run"
+                )

@@ -1,4 +1,4 @@
-"""Whether what is on the disk of one shard is what must be there."""
+"""Checks the files of one shard."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, JournalCorrupt
 from synthia_batch.results.verify.facts import RunFacts
-from synthia_batch.results.verify.findings import Finding, Kind, explain_error
+from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error
 from synthia_batch.storage.journal.reader import find_damages, find_last_epoch, read_journal
 from synthia_batch.storage.ledger import PartEntry, ShardEntry
 from synthia_batch.storage.parts.pages import find_page_damage
@@ -27,10 +27,10 @@ from synthia_batch.storage.recovery import check_part
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardCheck:
-    """What was found of one shard. `samples` and `bytes` are those of the parts that were read.
+    """Result of the check of one shard. `samples` and `bytes` are those of the parts that were read.
 
     `is_published`: its parts, sound or not, are the only copy of its samples.
-    `has_leftover_journal`: there is a journal beside them that nobody needs.
+    `has_leftover_journal`: it also has an unneeded journal.
     """
 
     shard: Shard
@@ -42,36 +42,28 @@ class ShardCheck:
 
 
 def check_shard(facts: RunFacts, shard: Shard, shard_entry: ShardEntry | None) -> ShardCheck:
-    """Read all that there is of `shard`; `shard_entry` is the ledger's latest word on it. Only reads.
-
-    Raises:
-        StorageFailed: A file cannot be read.
-    """
-    journal = _look_at_journal(facts, shard)
+    """Check all files of `shard`; `shard_entry` is its latest ledger entry. Only reads."""
+    journal = _check_journal(facts, shard)
     if shard_entry is None:
         return ShardCheck(
             shard=shard,
             is_published=False,
             findings=(*journal.findings, *_find_foreign_parts(facts, shard)),
         )
-    if journal.is_there and journal.epoch is not None and journal.epoch > shard_entry.epoch:
-        # Opened again after the publication: the journal replaces the parts.
+    if journal.exists and journal.epoch is not None and journal.epoch > shard_entry.epoch:
+        # Reopened after publication: the journal replaces the parts.
         return ShardCheck(shard=shard, is_published=False, findings=journal.findings)
     parts = check_parts_of_shard(facts, shard, shard_entry)
-    if not journal.is_there:
+    if not journal.exists:
         return parts
     if parts.findings:
-        # Killed while publishing: it is published again from the journal.
+        # Killed during publication: it will be published again from the journal.
         return ShardCheck(shard=shard, is_published=False, findings=journal.findings)
     return replace(parts, has_leftover_journal=True)
 
 
 def check_parts_of_shard(facts: RunFacts, shard: Shard, shard_entry: ShardEntry) -> ShardCheck:
-    """Read the parts of a published shard: their checksums, pages, columns, order and completeness.
-
-    Raises:
-        StorageFailed: A part cannot be read.
-    """
+    """Check the parts of a published shard: checksums, pages, columns, order and completeness."""
     paths = facts.run_dir.data_part(shard), facts.run_dir.failed_part(shard)
     entries = shard_entry.data, shard_entry.failed
     findings: list[Finding] = []
@@ -80,7 +72,7 @@ def check_parts_of_shard(facts: RunFacts, shard: Shard, shard_entry: ShardEntry)
         try:
             places.append(_check_part(facts, path, entry))
         except IntegrityError as exc:
-            found = explain_error(Kind.PART, path, facts.run_dir.root, exc, shard.number)
+            found = explain_error(FindingKind.PART, path, facts.run_dir.root, exc, shard.number)
             findings.append(_locate(found, path))
     if not findings:
         findings = _check_samples(facts, shard, places)
@@ -94,22 +86,22 @@ def check_parts_of_shard(facts: RunFacts, shard: Shard, shard_entry: ShardEntry)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _JournalLook:
-    is_there: bool
+class _JournalCheck:
+    exists: bool
     epoch: int | None = None
     findings: tuple[Finding, ...] = ()
 
 
-def _look_at_journal(facts: RunFacts, shard: Shard) -> _JournalLook:
+def _check_journal(facts: RunFacts, shard: Shard) -> _JournalCheck:
     path = facts.run_dir.journal(shard)
     if not path.exists():
-        return _JournalLook(is_there=False)
+        return _JournalCheck(exists=False)
     try:
-        return _JournalLook(is_there=True, epoch=read_journal(path, shard, facts.attempt).epoch)
+        return _JournalCheck(exists=True, epoch=read_journal(path, shard, facts.attempt).epoch)
     except JournalCorrupt:
         findings = tuple(
             Finding(
-                kind=Kind.JOURNAL,
+                kind=FindingKind.JOURNAL,
                 file=facts.name(path),
                 offset=damage.offset,
                 what=f"{damage.reason} ({damage.length} bytes)",
@@ -117,14 +109,14 @@ def _look_at_journal(facts: RunFacts, shard: Shard) -> _JournalLook:
             )
             for damage in find_damages(path, shard, facts.attempt)
         )
-        return _JournalLook(is_there=True, epoch=find_last_epoch(path), findings=findings)
+        return _JournalCheck(exists=True, epoch=find_last_epoch(path), findings=findings)
 
 
 def _find_foreign_parts(facts: RunFacts, shard: Shard) -> list[Finding]:
     paths = facts.run_dir.data_part(shard), facts.run_dir.failed_part(shard)
     what = "is not of this run: it was never published"
     return [
-        Finding(kind=Kind.PART, file=facts.name(path), what=what, shard=shard.number)
+        Finding(kind=FindingKind.PART, file=facts.name(path), what=what, shard=shard.number)
         for path in paths
         if path.exists()
     ]
@@ -135,7 +127,7 @@ def _check_part(facts: RunFacts, path: Path, entry: PartEntry | None) -> Places 
         check_part(path, entry)
     except IntegrityError as exc:
         if entry is not None and holds_rows(path, entry.rows_digest):
-            what = f"{exc.reason}; its rows are those that were published all the same"
+            what = f"{exc.reason}; its rows still match the published digest"
             raise IntegrityError(f"{path} {what}", reason=what) from exc
         raise
     if entry is None:
@@ -148,16 +140,16 @@ def _check_part(facts: RunFacts, path: Path, entry: PartEntry | None) -> Places 
     else:
         places = place_failed_rows(path, facts.grid, facts.metadata)
     if facts.decodes_rows and not holds_rows(path, entry.rows_digest):
-        reason = "holds other rows than it was published with: their digest is another"
+        reason = "holds rows that differ from the published digest"
         raise IntegrityError(f"{path} {reason}", reason=reason)
     if len(places.row) != entry.rows:
-        reason = f"has {len(places.row)} rows and was published with {entry.rows}"
+        reason = f"has {len(places.row)} rows, but was published with {entry.rows}"
         raise IntegrityError(f"{path} {reason}", reason=reason)
     return places
 
 
 def _locate(found: Finding, path: Path) -> Finding:
-    """Return the finding with the place of the damage, where a page or the footer tells it."""
+    """Return the finding with the offset of the damage, if a page or the footer shows it."""
     damage = find_page_damage(path) if found.offset is None and path.exists() else None
     if damage is None:
         return found
@@ -165,7 +157,7 @@ def _locate(found: Finding, path: Path) -> Finding:
 
 
 def _check_samples(facts: RunFacts, shard: Shard, places: list[Places | None]) -> list[Finding]:
-    """Return what is wrong with the samples of a shard whose parts are sound files."""
+    """Return missing or misplaced samples of a shard whose parts are intact."""
     data, failed = places
     where = data or failed
     if where is None:
@@ -179,5 +171,5 @@ def _check_samples(facts: RunFacts, shard: Shard, places: list[Places | None]) -
             reason = f"{describe_sample(facts.grid, int(missing[0]))} is missing, of {len(missing)} in all"
             raise IntegrityError(f"{where.path}: {reason}", reason=reason)
     except IntegrityError as exc:
-        return [explain_error(Kind.PART, where.path, facts.run_dir.root, exc, shard.number)]
+        return [explain_error(FindingKind.PART, where.path, facts.run_dir.root, exc, shard.number)]
     return []

@@ -1,11 +1,11 @@
-"""verify_run(): whether a run directory holds what its run wrote, all of it and nothing else.
+"""verify_run(): checks that a run directory holds exactly what its run wrote.
 
-A part is read once for its SHA-256 and then, from the page cache, for the checksum of every page and
-for the places of its rows. Memory holds a page per thread and the places of the rows of a shard.
+Each part is read once for its SHA-256 and then, from the page cache, for the checksum of every page and
+the positions of its rows. Memory holds a page per thread and the row positions of a shard.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
 from synthia_batch.results.verify.facts import RunFacts, list_entries, read_facts
-from synthia_batch.results.verify.findings import Finding, Kind, explain_error
+from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error
 from synthia_batch.results.verify.run_files import (
     check_kept_files,
     check_manifest,
@@ -29,36 +29,33 @@ from synthia_batch.storage.manifest import Manifest, read_manifest
 from synthia_batch.storage.recovery import HASH_THREADS, list_temporary_files
 
 OnProgress = Callable[[int, int], None]
-"""Gets the bytes of the parts that were read so far, and of all of them."""
+"""Receives the bytes of parts read so far, and the total."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was found. `state` is complete, unfinished or running; `owner` is then who runs it.
+    """Result of a verification. `state` is complete, unfinished, running (by `owner`) or unknown.
 
-    `samples` and `bytes` are those of the published parts. `leftovers` counts the files that a
-    crash left: the next run removes them, and nothing is wrong with that, but for those of a complete
-    run that are findings.
+    `samples` and `bytes` are those of the published parts. `leftovers` counts files left by a crash, which
+    the next run removes; in a complete run some of them are findings.
     """
 
     directory: str
     state: str
-    owner: Owner | None
-    shards: int
-    shards_published: int
-    samples: int
-    bytes: int
-    leftovers: int
     findings: tuple[Finding, ...]
-    seconds: float
+    owner: Owner | None = None
+    shards: int = 0
+    shards_published: int = 0
+    samples: int = 0
+    bytes: int = 0
+    leftovers: int = 0
+    seconds: float = 0.0
 
     @property
     def megabytes_per_second(self) -> float:
-        """How fast the parts were read."""
         return self.bytes / 1e6 / self.seconds if self.seconds > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able values."""
         return {
             "directory": self.directory,
             "state": self.state,
@@ -74,8 +71,8 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inspection:
-    """What a look at all of a run directory found. `manifest` is None where there is no sound one."""
+class RunCheck:
+    """Result of the check of a run directory. `manifest` is None if there is no sound one."""
 
     manifest: Manifest | None
     checks: tuple[ShardCheck, ...]
@@ -84,13 +81,13 @@ class Inspection:
 
     @property
     def leftover_journals(self) -> list[Shard]:
-        """The published shards that have a journal all the same."""
+        """Published shards that still have a journal."""
         return [check.shard for check in self.checks if check.has_leftover_journal]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ledger:
-    """The latest intents: the manifest's where the ledger is damaged, which `findings` then says."""
+    """The latest entries; from the manifest if the ledger is damaged, as `findings` then reports."""
 
     latest: dict[int, ShardEntry]
     findings: tuple[Finding, ...] = ()
@@ -99,22 +96,23 @@ class _Ledger:
 def verify_run(directory: Path, on_progress: OnProgress, *, decodes_rows: bool = False) -> Verification:
     """Check the run in `directory`, complete or not. Only reads, and takes no lock.
 
-    While a run goes on there, only what it has published is checked. With `decodes_rows`, rows are
-    compared with their digest: nothing that a file's SHA-256 does not tell but for a fault of the
-    encoder, at a fraction of the speed.
+    While the run is active, only published shards are checked. `decodes_rows` compares rows with their
+    digest, at a fraction of the speed: beyond a file's SHA-256, this detects only encoder errors.
 
     Raises:
-        UsageError: It is no run directory.
+        UsageError: `directory` is not a run directory.
         StorageFailed: A file cannot be read.
     """
     started = time.monotonic()
     try:
         facts = replace(read_facts(directory), decodes_rows=decodes_rows)
     except IntegrityError as exc:
-        return _tell_without_plan(directory, exc)
+        # Without its plan, nothing else of a run can be checked.
+        finding = explain_error(FindingKind.PLAN, RunDir(directory).plan, directory, exc)
+        return Verification(directory=str(directory), state="unknown", findings=(finding,))
     is_complete = facts.run_dir.manifest.exists()
     owner = None if is_complete else _find_running(facts.run_dir)
-    found = inspect_running(facts, on_progress) if owner else inspect_run(facts, on_progress)
+    found = check_running(facts, on_progress) if owner else check_run(facts, on_progress)
     return Verification(
         directory=str(directory),
         state="complete" if is_complete else "running" if owner else "unfinished",
@@ -129,34 +127,14 @@ def verify_run(directory: Path, on_progress: OnProgress, *, decodes_rows: bool =
     )
 
 
-def _tell_without_plan(directory: Path, exc: IntegrityError) -> Verification:
-    """Return the one finding that there can be: without its plan nothing of a run can be judged."""
-    return Verification(
-        directory=str(directory),
-        state="unknown",
-        owner=None,
-        shards=0,
-        shards_published=0,
-        samples=0,
-        bytes=0,
-        leftovers=0,
-        findings=(explain_error(Kind.PLAN, RunDir(directory).plan, directory, exc),),
-        seconds=0.0,
-    )
-
-
-def inspect_run(facts: RunFacts, on_progress: OnProgress) -> Inspection:
-    """Look at everything in a run directory to which nobody writes. Only reads.
-
-    Raises:
-        StorageFailed: A file cannot be read.
-    """
+def check_run(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
+    """Check everything in an inactive run directory. Only reads."""
     findings: list[Finding] = [*check_kept_files(facts)]
     manifest = None
     try:
         manifest = read_manifest(facts.run_dir.manifest)
     except IntegrityError as exc:
-        findings.append(explain_error(Kind.MANIFEST, facts.run_dir.manifest, facts.run_dir.root, exc))
+        findings.append(explain_error(FindingKind.MANIFEST, facts.run_dir.manifest, facts.run_dir.root, exc))
     ledger = _read_ledger(facts, manifest)
     checks = _check_all(
         [(shard, ledger.latest.get(shard.number)) for shard in facts.shards],
@@ -164,16 +142,16 @@ def inspect_run(facts: RunFacts, on_progress: OnProgress) -> Inspection:
         on_progress,
     )
     for check in checks:
-        # Without its ledger no part is foreign: nobody knows which were published.
-        is_judged = check.is_published or not ledger.findings
-        findings += [found for found in check.findings if is_judged or found.kind is Kind.JOURNAL]
+        # Without a sound ledger, no part is known to be foreign.
+        is_certain = check.is_published or not ledger.findings
+        findings += [found for found in check.findings if is_certain or found.kind is FindingKind.JOURNAL]
     if manifest is not None:
         findings += check_manifest(facts, manifest, checks, ledger.latest)
     temporary_files = tuple(list_temporary_files(facts.run_dir))
     if facts.run_dir.manifest.exists():
         findings += find_leftovers(facts, temporary_files, checks)
     findings += [*ledger.findings, *find_unknown_files(facts, temporary_files)]
-    return Inspection(
+    return RunCheck(
         manifest=manifest,
         checks=checks,
         temporary_files=temporary_files,
@@ -181,12 +159,8 @@ def inspect_run(facts: RunFacts, on_progress: OnProgress) -> Inspection:
     )
 
 
-def inspect_running(facts: RunFacts, on_progress: OnProgress) -> Inspection:
-    """Look at what a run has published so far while it goes on. Only reads.
-
-    Raises:
-        StorageFailed: A file cannot be read.
-    """
+def check_running(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
+    """Check what an active run has published so far. Only reads."""
     before = _read_ledger(facts, None)
     published = [
         (shard, before.latest[shard.number])
@@ -194,15 +168,17 @@ def inspect_running(facts: RunFacts, on_progress: OnProgress) -> Inspection:
         if shard.number in before.latest and not facts.run_dir.journal(shard).exists()
     ]
     checks = _check_all(
-        published, lambda shard, shard_entry: _check_known(facts, shard, shard_entry), on_progress
+        published,
+        lambda shard, _: check_parts_of_shard(facts, shard, before.latest[shard.number]),
+        on_progress,
     )
     after = _read_ledger(facts, None)
-    # A retry may have published a shard again while its parts were read.
+    # A retry may have republished a shard in the meantime.
     unchanged = [
         check for check in checks if before.latest[check.shard.number] == after.latest.get(check.shard.number)
     ]
     findings = [found for check in unchanged for found in check.findings]
-    return Inspection(
+    return RunCheck(
         manifest=None,
         checks=tuple(unchanged),
         temporary_files=(),
@@ -210,14 +186,8 @@ def inspect_running(facts: RunFacts, on_progress: OnProgress) -> Inspection:
     )
 
 
-def _check_known(facts: RunFacts, shard: Shard, shard_entry: ShardEntry | None) -> ShardCheck:
-    if shard_entry is None:
-        raise ValueError(f"shard {shard.number} has no intent")
-    return check_parts_of_shard(facts, shard, shard_entry)
-
-
 def _check_all(
-    shards: list[tuple[Shard, ShardEntry | None]] | list[tuple[Shard, ShardEntry]],
+    shards: Sequence[tuple[Shard, ShardEntry | None]],
     check: Callable[[Shard, ShardEntry | None], ShardCheck],
     on_progress: OnProgress,
 ) -> tuple[ShardCheck, ...]:
@@ -244,7 +214,7 @@ def _read_ledger(facts: RunFacts, manifest: Manifest | None) -> _Ledger:
     try:
         return _Ledger(latest=read_ledger(path, facts.attempt.plan_digest).latest)
     except IntegrityError as exc:
-        finding = explain_error(Kind.LEDGER, path, facts.run_dir.root, exc)
+        finding = explain_error(FindingKind.LEDGER, path, facts.run_dir.root, exc)
         known = list_entries(facts, manifest, facts.attempt.epoch) if manifest else {}
         return _Ledger(latest=known, findings=(finding,))
 

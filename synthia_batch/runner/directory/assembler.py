@@ -7,7 +7,7 @@ from synthia_batch.core.types import Failed, Finished, Outcome, Row, Sample, Sha
 from synthia_batch.inputs import Scan, Source
 from synthia_batch.job.plan import generate
 from synthia_batch.job.resolved import PlanSpec
-from synthia_batch.results.quality.flags import Flagging
+from synthia_batch.results.quality.flags import Flagger
 from synthia_batch.storage.parts.schema import (
     DataRecord,
     FailedRecord,
@@ -48,7 +48,7 @@ class Assembler:
     scan: Scan
     plan: PlanSpec
     part_format: PartFormat
-    flagging: Flagging | None = None
+    flagging: Flagger | None = None
     _kept: dict[int, _KeptSamples] = field(default_factory=dict)
 
     def list_samples(self, shard: Shard, wanted: Collection[int] | None = None) -> Iterator[Sample]:
@@ -94,7 +94,7 @@ class Assembler:
     def encode(self, shard: Shard, outcomes: Mapping[int, Outcome]) -> Assembled:
         """Return the parts of `shard`, all of whose samples have ended with `outcomes`."""
         samples = self._take_samples(shard)
-        settled = outcomes if self.flagging is None else self.flagging.settle(samples, outcomes)
+        settled = outcomes if self.flagging is None else self.flagging.apply(samples, outcomes)
         return Assembled(encoded=self._encode(shard, samples, settled), outcomes=settled)
 
     def _encode(

@@ -18,7 +18,7 @@ from synthia_batch.inputs.records.row_ids import DuplicateIndex
 from synthia_batch.job.identity import compare_identities
 from synthia_batch.job.plan import ROW_SYSTEM, plan_shards
 from synthia_batch.job.resolved import PlanSpec, ResolvedJob
-from synthia_batch.results.quality.flags import open_flagging
+from synthia_batch.results.quality.flags import create_flagger
 from synthia_batch.runner.directory.assembler import Assembler
 from synthia_batch.runner.directory.reopen import FailureChoice, Reopener
 from synthia_batch.runner.directory.run_store import RunStore
@@ -335,7 +335,7 @@ def _make_assembler(job: ResolvedJob, source: Source, scan: Scan, plan: Mapping[
         source=source,
         scan=scan,
         plan=job.plan,
-        flagging=open_flagging(job.declared),
+        flagging=create_flagger(job.declared),
         part_format=PartFormat(
             model=job.model.name,
             source_file=plan["source_file"],
