@@ -63,29 +63,29 @@ class PartLedger:
         self._file = file
 
     @classmethod
-    def open(cls, path: Path, attempt: WriterEpoch) -> Self:
+    def open(cls, path: Path, writer: WriterEpoch) -> Self:
         """Read the ledger at `path`, or begin it, and make it ready for more.
 
         Raises:
             IntegrityError: As for read_intents. Nothing was touched.
             StorageFailed: A system call failed.
         """
-        read = read_ledger(path, attempt.plan_digest)
+        read = read_ledger(path, writer.plan_digest)
         if read.is_doubtful:
             # Through new pages: the kernel may take those of the old file for written.
-            publish_bytes(path, _encode_ledger(attempt.plan_digest, read.latest))
-            read = read_ledger(path, attempt.plan_digest)
+            publish_bytes(path, _encode_ledger(writer.plan_digest, read.latest))
+            read = read_ledger(path, writer.plan_digest)
         file = AppendFile.open(path, kept_bytes=read.kept_bytes)
         try:
             if read.kept_bytes == 0:
-                file.append(encode_frame({"plan": attempt.plan_digest}))
+                file.append(encode_frame({"plan": writer.plan_digest}))
             # From here on at most one frame is ever not on the disk, so that even power loss can
             # damage no frame but the last.
             file.sync_with_name()
         except BaseException:
             file.close()
             raise
-        return cls(file, read.latest, attempt.epoch)
+        return cls(file, read.latest, writer.epoch)
 
     def append(self, shard_entry: ShardEntry) -> None:
         """Record what the parts of a shard are about to be, durably.
@@ -141,7 +141,7 @@ def read_ledger(path: Path, plan_digest: str) -> LedgerContent:
     return LedgerContent(latest=latest, kept_bytes=kept_bytes, is_doubtful=is_doubtful)
 
 
-def repair_ledger(path: Path, attempt: WriterEpoch, known: Mapping[int, ShardEntry]) -> None:
+def repair_ledger(path: Path, writer: WriterEpoch, known: Mapping[int, ShardEntry]) -> None:
     """Write the ledger anew from its sound frames and from what is `known` of lost ones, by shard.
 
     What is known goes before what the frames say. A shard whose frame was lost and that is not
@@ -157,7 +157,7 @@ def repair_ledger(path: Path, attempt: WriterEpoch, known: Mapping[int, ShardEnt
                 with suppress(IntegrityError):
                     shard_entry = _decode_entry(path, frame, frame.value)
                     latest[shard_entry.shard] = shard_entry
-    publish_bytes(path, _encode_ledger(attempt.plan_digest, {**latest, **known}))
+    publish_bytes(path, _encode_ledger(writer.plan_digest, {**latest, **known}))
 
 
 def _encode_ledger(plan_digest: str, latest: Mapping[int, ShardEntry]) -> bytes:

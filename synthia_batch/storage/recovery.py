@@ -84,7 +84,7 @@ ShardState = Published | Unfinished
 
 
 def inspect_shard(
-    run_dir: RunDir, shard: Shard, ledger: Mapping[int, ShardEntry], attempt: WriterEpoch
+    run_dir: RunDir, shard: Shard, ledger: Mapping[int, ShardEntry], writer: WriterEpoch
 ) -> ShardState:
     """Return what is there of `shard`. Touches nothing; compares parts by size, see check_parts.
 
@@ -101,7 +101,7 @@ def inspect_shard(
             return Unfinished(shard=shard, tally=Tally(), dropped_bytes=0)
         _check_sizes(run_dir, shard, shard_entry)
         return Published(shard=shard, shard_entry=shard_entry, has_leftover_journal=False)
-    return _inspect_journal(run_dir, shard, shard_entry, attempt)
+    return _inspect_journal(run_dir, shard, shard_entry, writer)
 
 
 def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: OnProgress) -> None:
@@ -215,9 +215,9 @@ def list_temporary_files(run_dir: RunDir) -> list[Path]:
 
 
 def _inspect_journal(
-    run_dir: RunDir, shard: Shard, shard_entry: ShardEntry | None, attempt: WriterEpoch
+    run_dir: RunDir, shard: Shard, shard_entry: ShardEntry | None, writer: WriterEpoch
 ) -> ShardState:
-    replayed = read_journal(run_dir.journal(shard), shard, attempt)
+    replayed = read_journal(run_dir.journal(shard), shard, writer)
     # A journal that was opened after the publication holds newer samples than the parts.
     is_older = shard_entry is not None and (replayed.epoch is None or replayed.epoch <= shard_entry.epoch)
     if shard_entry is not None and is_older and _is_published(run_dir, shard, shard_entry):

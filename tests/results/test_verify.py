@@ -70,8 +70,8 @@ def leave_journal(out: Path) -> None:
     facts = read_facts(out)
     shard = facts.shards[1]
     made = list(read_made(facts.run_dir.data_part(shard), shard, facts.grid).values())
-    attempt = replace(facts.attempt, epoch=2)
-    write_journal(facts.run_dir.journal(shard), shard, attempt, made[:100])
+    writer = replace(facts.writer, epoch=2)
+    write_journal(facts.run_dir.journal(shard), shard, writer, made[:100])
     for path in (facts.run_dir.manifest, facts.run_dir.readme):
         path.unlink()
 
@@ -83,9 +83,7 @@ def leave_damaged_journal(out: Path) -> None:
 
 def leave_published_journal(out: Path) -> None:
     facts = read_facts(out)
-    write_journal(
-        facts.run_dir.journal(facts.shards[0]), facts.shards[0], replace(facts.attempt, epoch=1), []
-    )
+    write_journal(facts.run_dir.journal(facts.shards[0]), facts.shards[0], replace(facts.writer, epoch=1), [])
 
 
 def claim_more(out: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_column_without_any_is_one_all_the_same() -> None:
 
 def test_they_survive_a_journal_and_others_are_written_as_before(tmp_path: Path) -> None:
     shard = Shard(number=0, count=1, first_row=0, stop_row=2, first=0, stop=2)
-    attempt = WriterEpoch(plan_digest="d", epoch=1, boot="b")
+    writer = WriterEpoch(plan_digest="d", epoch=1, boot="b")
     made = [
         Finished(
             ordinal=n, response="r", reasoning=None, finish_reason="stop", prompt_tokens=1,
@@ -83,10 +83,10 @@ def test_they_survive_a_journal_and_others_are_written_as_before(tmp_path: Path)
         )
         for n, logprobs in enumerate((SOME, None))
     ]  # fmt: skip
-    journal = Journal.open(tmp_path / "j.wal", shard, attempt)
+    journal = Journal.open(tmp_path / "j.wal", shard, writer)
     journal.append(made)
     journal.close()
-    assert list(replay(tmp_path / "j.wal", shard, attempt).values()) == made
+    assert list(replay(tmp_path / "j.wal", shard, writer).values()) == made
     plain = encode_frame(
         {
             "finished": 1, "response": "r", "reasoning": None, "finish_reason": "stop", "prompt_tokens": 1,

@@ -49,16 +49,16 @@ class Damage:
     reason: str
 
 
-def replay(path: Path, shard: Shard, attempt: WriterEpoch) -> dict[int, Outcome]:
+def replay(path: Path, shard: Shard, writer: WriterEpoch) -> dict[int, Outcome]:
     """Return the samples of `shard` already finished by earlier attempts, by ordinal.
 
     Raises:
         JournalCorrupt: As for read_journal.
     """
-    return read_journal(path, shard, attempt).outcomes
+    return read_journal(path, shard, writer).outcomes
 
 
-def read_journal(path: Path, shard: Shard, attempt: WriterEpoch) -> Replayed:
+def read_journal(path: Path, shard: Shard, writer: WriterEpoch) -> Replayed:
     """Return what the journal at `path` holds, without touching it. No file is an empty journal.
 
     Raises:
@@ -66,7 +66,7 @@ def read_journal(path: Path, shard: Shard, attempt: WriterEpoch) -> Replayed:
             another plan or shard, or contradicts an earlier one.
         StorageFailed: The file cannot be read.
     """
-    reader = JournalReader(path, shard, attempt)
+    reader = JournalReader(path, shard, writer)
     kept_bytes = stop = 0
     with storage_errors("read", path):
         try:
@@ -96,7 +96,7 @@ def read_journal(path: Path, shard: Shard, attempt: WriterEpoch) -> Replayed:
     )
 
 
-def find_damages(path: Path, shard: Shard, attempt: WriterEpoch) -> tuple[Damage, ...]:
+def find_damages(path: Path, shard: Shard, writer: WriterEpoch) -> tuple[Damage, ...]:
     """Return what repair_journal would cut out of the journal. Touches nothing.
 
     Only for a journal that read_journal refuses: what a crash may leave is listed here as well.
@@ -104,8 +104,8 @@ def find_damages(path: Path, shard: Shard, attempt: WriterEpoch) -> tuple[Damage
     Raises:
         StorageFailed: The file cannot be read.
     """
-    reader = JournalReader(path, shard, attempt)
-    reader.epoch = attempt.epoch
+    reader = JournalReader(path, shard, writer)
+    reader.epoch = writer.epoch
     return tuple(list_damages(reader))
 
 
@@ -145,7 +145,7 @@ class JournalReader:
 
     path: Path
     shard: Shard
-    attempt: WriterEpoch
+    writer: WriterEpoch
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     turns: dict[int, list[Turn]] = field(default_factory=dict)
     epoch: int | None = None
@@ -196,7 +196,7 @@ class JournalReader:
             # Nothing follows the first header before it is on the disk.
             raise self.refuse(damaged, "the frame fails its checksum, and it was synced")
         boots = {self.boot, *(value["boot"] for value in values if "boot" in value)}
-        if boots == {self.attempt.boot} and None not in boots:
+        if boots == {self.writer.boot} and None not in boots:
             raise self.refuse(damaged, "the frame fails its checksum, and no machine restarted since")
 
     def refuse(self, frame: Frame, reason: str) -> JournalCorrupt:
@@ -209,7 +209,7 @@ class JournalReader:
         )
 
     def _take_header(self, frame: Frame, value: dict[str, Any]) -> None:
-        if value["plan"] != self.attempt.plan_digest:
+        if value["plan"] != self.writer.plan_digest:
             raise self.refuse(frame, f"the header names another plan, {value['plan']}")
         if value["shard"] != self.shard.number:
             raise self.refuse(frame, f"the header names another shard, {value['shard']}")

@@ -63,21 +63,21 @@ class Journal:
         self._unsynced_since: float | None = None
 
     @classmethod
-    def open(cls, path: Path, shard: Shard, attempt: WriterEpoch) -> Self:
+    def open(cls, path: Path, shard: Shard, writer: WriterEpoch) -> Self:
         """Replay the journal at `path`, cut off a torn tail, and make it ready for more.
 
         Raises:
             JournalCorrupt: As for read_journal. Nothing was touched.
             StorageFailed: A system call failed.
         """
-        replayed = read_journal(path, shard, attempt)
+        replayed = read_journal(path, shard, writer)
         if replayed.is_doubtful:
-            write_journal(path, shard, attempt, replayed.records)
+            write_journal(path, shard, writer, replayed.records)
             dropped_bytes = replayed.dropped_bytes
-            replayed = replace(read_journal(path, shard, attempt), dropped_bytes=dropped_bytes)
+            replayed = replace(read_journal(path, shard, writer), dropped_bytes=dropped_bytes)
         file = AppendFile.open(path, kept_bytes=replayed.kept_bytes)
         try:
-            file.append(_encode_header(shard, attempt))
+            file.append(_encode_header(shard, writer))
             # The cut must be on the disk before a sample of the tail is made again, or power loss
             # could bring back both. The header must be before any frame follows it (see above).
             file.sync_with_name()
@@ -143,7 +143,7 @@ class Journal:
         self._file.close()
 
 
-def repair_journal(path: Path, shard: Shard, attempt: WriterEpoch) -> tuple[Damage, ...]:
+def repair_journal(path: Path, shard: Shard, writer: WriterEpoch) -> tuple[Damage, ...]:
     """Write the journal anew from its sound frames, and return what was cut out of it.
 
     Only what is damaged, of another shard or plan, or contradicts an earlier frame is cut out;
@@ -152,14 +152,14 @@ def repair_journal(path: Path, shard: Shard, attempt: WriterEpoch) -> tuple[Dama
     Raises:
         StorageFailed: The file cannot be read or written. The old one is then still there.
     """
-    reader = JournalReader(path, shard, attempt)
-    reader.epoch = attempt.epoch  # the header that is written below speaks for every frame after it
+    reader = JournalReader(path, shard, writer)
+    reader.epoch = writer.epoch  # the header that is written below speaks for every frame after it
     damages = tuple(list_damages(reader))
-    write_journal(path, shard, attempt, reader.records)
+    write_journal(path, shard, writer, reader.records)
     return damages
 
 
-def write_journal(path: Path, shard: Shard, attempt: WriterEpoch, records: Iterable[Record]) -> None:
+def write_journal(path: Path, shard: Shard, writer: WriterEpoch, records: Iterable[Record]) -> None:
     """Put a journal of exactly these records at `path`: durably, the old one or the whole new one.
 
     This is how a published shard is opened again, with the samples that are to be kept: a journal
@@ -170,16 +170,16 @@ def write_journal(path: Path, shard: Shard, attempt: WriterEpoch, records: Itera
         ValueError: As for Journal.append.
     """
     frames = (_encode_record(record, shard) for record in records)
-    publish_bytes(path, b"".join((_encode_header(shard, attempt), *frames)))
+    publish_bytes(path, b"".join((_encode_header(shard, writer), *frames)))
 
 
-def _encode_header(shard: Shard, attempt: WriterEpoch) -> bytes:
+def _encode_header(shard: Shard, writer: WriterEpoch) -> bytes:
     return encode_frame(
         {
-            "plan": attempt.plan_digest,
+            "plan": writer.plan_digest,
             "shard": shard.number,
-            "epoch": attempt.epoch,
-            "boot": attempt.boot,
+            "epoch": writer.epoch,
+            "boot": writer.boot,
         }
     )
 

@@ -88,11 +88,11 @@ def restore_run(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any], ep
     run_dir.create()
     remove_file(run_dir.ledger)
     shards = plan_shards(plan["scan"]["rows"], plan["samples_per_row"])
-    attempt = WriterEpoch(plan_digest=plan_digest(plan), epoch=epoch, boot=read_boot_id())
-    ledger = PartLedger.open(run_dir.ledger, attempt)
+    writer = WriterEpoch(plan_digest=plan_digest(plan), epoch=epoch, boot=read_boot_id())
+    ledger = PartLedger.open(run_dir.ledger, writer)
     try:
         restored = sum(
-            _restore_shard(store, run_dir, shard, ledger, attempt)
+            _restore_shard(store, run_dir, shard, ledger, writer)
             for shard in list_begun(shards, store.list_keys())
         )
     finally:
@@ -144,9 +144,9 @@ def list_begun(shards: Iterable[Shard], keys: Collection[str]) -> list[Shard]:
 
 
 def _restore_shard(
-    store: ObjectStore, run_dir: RunDir, shard: Shard, ledger: PartLedger, attempt: WriterEpoch
+    store: ObjectStore, run_dir: RunDir, shard: Shard, ledger: PartLedger, writer: WriterEpoch
 ) -> bool:
-    shard_entry = find_entry(store, shard, attempt.plan_digest)
+    shard_entry = find_entry(store, shard, writer.plan_digest)
     if shard_entry is None:
         return False
     for path, entry in (
@@ -165,6 +165,6 @@ def _restore_shard(
         make_directory(path.parent)
         publish_bytes(path, found.content)
     ledger.append(
-        ShardEntry(shard=shard.number, epoch=attempt.epoch, data=shard_entry.data, failed=shard_entry.failed)
+        ShardEntry(shard=shard.number, epoch=writer.epoch, data=shard_entry.data, failed=shard_entry.failed)
     )
     return True
