@@ -216,8 +216,8 @@ def test_a_damaged_plan_is_rewritten_by_the_original_job(
     (home / "q.jsonl").rename(home / "other.jsonl")
     other = call(capsys, "run", "other.jsonl", *RUN[2:])
     (home / "other.jsonl").rename(home / "q.jsonl")
-    assert (other.code, "is of another plan" in other.err) == (4, True), other
-    assert "say the job as it was first said" in other.err
+    assert (other.code, "belongs to another plan" in other.err) == (4, True), other
+    assert "use the job as first specified" in other.err
     assert snapshot(home) == without_plan
     assert call(capsys, *RUN).code == 0
     assert (out / PLAN).read_bytes() == (finished / "out" / PLAN).read_bytes()

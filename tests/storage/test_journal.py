@@ -267,7 +267,7 @@ def test_a_journal_without_header_or_with_unknown_frames_is_refused(path):
         replay(path, SHARD, WRITER)
 
     path.write_bytes(encode_frame({"finished": 100, "text": "of a later version"}))
-    with pytest.raises(JournalCorrupt, match="of no kind that this version writes"):
+    with pytest.raises(JournalCorrupt, match="this version writes no such frame"):
         replay(path, SHARD, WRITER)
 
 

@@ -101,7 +101,7 @@ def test_a_bit_flipped_before_the_last_frame_is_refused(path):
 def test_the_ledger_of_another_plan_is_refused(path):
     write(path, FIRST)
 
-    with pytest.raises(IntegrityError, match="the ledger is of another plan, c0ffee"):
+    with pytest.raises(IntegrityError, match="the ledger belongs to another plan, c0ffee"):
         read_ledger(path, "decaf")
 
 

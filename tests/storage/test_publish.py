@@ -365,7 +365,7 @@ def test_a_part_of_another_size_is_refused(run_dir):
     with run_dir.data_part(SHARD).open("ab") as part:
         part.write(b"x")
 
-    with pytest.raises(IntegrityError, match=r"was altered: it has \d+ bytes and was published with"):
+    with pytest.raises(IntegrityError, match=r"was altered: expected \d+ bytes as published, got"):
         inspect(run_dir)
 
 
