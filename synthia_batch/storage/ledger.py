@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.storage.atomic import publish_bytes, storage_errors
-from synthia_batch.storage.journal.append_file import DOUBT, AppendFile
+from synthia_batch.storage.journal.append_file import UNSYNCED, AppendFile
 from synthia_batch.storage.journal.frames import Frame, encode_frame, scan_frames
 from synthia_batch.storage.lock import WriterEpoch
 
@@ -126,11 +126,11 @@ def read_ledger(path: Path, plan_digest: str) -> LedgerContent:
                 if frame.value is None:
                     behind = [later.value for later in frames if later.value is not None]
                     # A failed sync was that of the last frame: all others were already on disk.
-                    is_doubtful = bool(behind) and all(DOUBT in value for value in behind)
+                    is_doubtful = bool(behind) and all(UNSYNCED in value for value in behind)
                     if behind and not is_doubtful:
                         raise _refuse(path, frame, "the frame fails its checksum")
                     break
-                if DOUBT in frame.value:
+                if UNSYNCED in frame.value:
                     is_doubtful = True
                 elif frame.offset == 0:
                     _check_header(path, frame, frame.value, plan_digest)

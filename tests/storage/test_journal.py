@@ -149,7 +149,7 @@ def test_damage_in_the_middle_is_refused_while_no_machine_restarted(path):
     write(path, OUTCOMES)
     offset = _damage_frame(path, 2)
 
-    with pytest.raises(JournalCorrupt, match=f"byte {offset}: .* no machine restarted"):
+    with pytest.raises(JournalCorrupt, match=f"byte {offset}: .* the machine did not restart"):
         Journal.open(path, SHARD, WRITER)
 
 
@@ -238,14 +238,14 @@ def test_a_frame_of_another_plan_or_shard_is_refused(path):
         replay(path, SHARD, replace(WRITER, plan_digest="decaf"))
     with pytest.raises(JournalCorrupt, match="byte 0: the header names another shard, 7"):
         replay(path, replace(SHARD, number=8), WRITER)
-    with pytest.raises(JournalCorrupt, match="sample 103 is not of shard 7"):
+    with pytest.raises(JournalCorrupt, match="sample 103 is not in shard 7"):
         replay(path, replace(SHARD, stop=103), WRITER)
 
 
 def test_an_ordinal_of_another_shard_is_never_written(path):
     journal = Journal.open(path, SHARD, WRITER)
 
-    with pytest.raises(ValueError, match="sample 200 is not of shard 7"):
+    with pytest.raises(ValueError, match="sample 200 is not in shard 7"):
         journal.append([finish(100), finish(200)])
     journal.close()
 
@@ -257,7 +257,7 @@ def test_the_same_sample_twice_is_accepted_and_contradicted_is_refused(path):
     assert replay(path, SHARD, WRITER) == {100: finish(100)}
 
     write(path, [finish(100, "nein")])
-    with pytest.raises(JournalCorrupt, match="sample 100 was finished before, with another content"):
+    with pytest.raises(JournalCorrupt, match="sample 100 was already finished with different content"):
         replay(path, SHARD, WRITER)
 
 
@@ -327,9 +327,9 @@ def test_a_full_disk_ends_the_journal_and_keeps_what_was_whole(path, monkeypatch
         journal.append(OUTCOMES[2:])
     monkeypatch.undo()
 
-    with pytest.raises(StorageFailed, match="takes nothing more"):
+    with pytest.raises(StorageFailed, match="accepts no more data"):
         journal.append(OUTCOMES[2:])
-    with pytest.raises(StorageFailed, match="takes nothing more"):
+    with pytest.raises(StorageFailed, match="accepts no more data"):
         journal.sync()
     replayed = read_journal(path, SHARD, WRITER)
     assert replayed.dropped_bytes > 0
@@ -348,7 +348,7 @@ def test_a_failed_sync_is_never_tried_again(path, monkeypatch):
     monkeypatch.setattr(os, "fdatasync", fail)
     with pytest.raises(StorageFailed, match=f"could not fdatasync {path}: Input/output error"):
         journal.sync()
-    with pytest.raises(StorageFailed, match="takes nothing more"):
+    with pytest.raises(StorageFailed, match="accepts no more data"):
         journal.sync()
     assert len(calls) == 1
 

@@ -104,14 +104,17 @@ def test_the_same_turn_twice_counts_once(path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "reason"),
     [
-        ([turn(1, 0, "a"), turn(1, 0, "b")], "turn 0 of sample 1 was finished before, with another content"),
-        ([turn(1, 1, "b")], "turn 1 of sample 1 comes where 0 must be"),
-        ([turn(1, 0, "a"), turn(1, 2, "c")], "turn 2 of sample 1 comes where 1 must be"),
-        ([turn(1, -1, "a")], "turn -1 of sample 1 comes where 0 must be"),
+        (
+            [turn(1, 0, "a"), turn(1, 0, "b")],
+            "turn 0 of sample 1 was already finished with different content",
+        ),
+        ([turn(1, 1, "b")], "turn 1 of sample 1: expected turn 0"),
+        ([turn(1, 0, "a"), turn(1, 2, "c")], "turn 2 of sample 1: expected turn 1"),
+        ([turn(1, -1, "a")], "turn -1 of sample 1: expected turn 0"),
         ([finish(1, "a"), turn(1, 0, "a")], "turn 0 of sample 1 comes after its end"),
-        ([turn(1, 0, "a"), finish(1, "b", "c")], "sample 1 ends a conversation of other turns"),
-        ([turn(1, 0, "a"), turn(1, 1, "b"), finish(1, "a", "c")], "of other turns than went before"),
-        ([turn(1, 0, "a"), Failed(ordinal=1, code="x", message="y")], "of other turns than went before"),
+        ([turn(1, 0, "a"), finish(1, "b", "c")], "sample 1 ends a conversation whose recorded turns differ"),
+        ([turn(1, 0, "a"), turn(1, 1, "b"), finish(1, "a", "c")], "whose recorded turns differ"),
+        ([turn(1, 0, "a"), Failed(ordinal=1, code="x", message="y")], "whose recorded turns differ"),
     ],
 )
 def test_turns_that_contradict_each_other_are_refused_and_cut_out(
@@ -129,7 +132,7 @@ def test_turns_that_contradict_each_other_are_refused_and_cut_out(
 
 def test_a_turn_of_another_shard_is_refused(path: Path) -> None:
     journal = Journal.open(path, SHARD, WRITER)
-    with pytest.raises(ValueError, match="sample 9 is not of shard 0"):
+    with pytest.raises(ValueError, match="sample 9 is not in shard 0"):
         journal.append([turn(9, 0, "a")])
     journal.close()
 
@@ -141,7 +144,7 @@ def test_a_repair_drops_a_damaged_turn_and_those_that_follow_from_it(path: Path)
         read(path)
     damages = repair_journal(path, SHARD, WRITER)
     assert [damage.reason for damage in damages] == [
-        "the frame fails its checksum", "turn 2 of sample 1 comes where 1 must be",
+        "the frame fails its checksum", "turn 2 of sample 1: expected turn 1",
     ]  # fmt: skip
     assert read(path).turns == {1: [turn(1, 0, "a")]}
     assert read(path).outcomes == {2: finish(2, "x", "y")}
