@@ -77,6 +77,16 @@ def publish_bytes(path: Path, *chunks: Buffer) -> None:
     sync_directory(path.parent)
 
 
+def read_file(path: Path) -> bytes:
+    """Return the content of `path`.
+
+    Raises:
+        StorageFailed: It cannot be read.
+    """
+    with storage_errors("read", path):
+        return path.read_bytes()
+
+
 def temporary_path(path: Path) -> Path:
     """Return the name under which `path` is written: hidden, so that readers skip it.
 

@@ -6,6 +6,9 @@ from pathlib import Path
 from synthia_batch.core.types import Shard
 from synthia_batch.storage.atomic import make_directory
 
+PART_FOLDERS = ("data/", "failed/")
+"""The directories of parts, relative to the run directory."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunDir:

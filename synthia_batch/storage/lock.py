@@ -153,7 +153,7 @@ class RunLock:
             who = f"pid {owner.pid} on {owner.host}, since {owner.started_at}" if owner else "another process"
         return (
             f"{self._run_dir.root} is in use by {who}; nothing was touched\n"
-            "  wait for it, end it (it drains and keeps finished samples), or choose another directory with -o"
+            "  wait for it, end it (it drains and keeps finished samples), or use another directory with -o"
         )
 
     def _describe_missing_locks(self, reason: str) -> str:

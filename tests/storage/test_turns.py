@@ -106,7 +106,7 @@ def test_the_same_turn_twice_counts_once(path: Path) -> None:
     [
         (
             [turn(1, 0, "a"), turn(1, 0, "b")],
-            "turn 0 of sample 1 was already finished with different content",
+            "turn 0 of sample 1 was already finished with different",
         ),
         ([turn(1, 1, "b")], "turn 1 of sample 1: expected turn 0"),
         ([turn(1, 0, "a"), turn(1, 2, "c")], "turn 2 of sample 1: expected turn 1"),

@@ -10,7 +10,7 @@ from synthia_batch.storage.atomic import storage_errors, sync_directory, sync_fi
 from synthia_batch.storage.journal.frames import encode_frame
 
 UNSYNCED = "unsynced"
-"""Key of the frame that follows a failed sync. Its value is the byte from which the file may not be on disk."""
+"""Key of the frame after a failed sync. Its value is the byte from which the file may not be on disk."""
 
 
 class AppendFile:
