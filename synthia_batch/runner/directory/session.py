@@ -274,7 +274,9 @@ def lock_run(job: ResolvedJob, *, claims_remote: bool = False) -> Iterator[RunSe
 
 def _start_mirror(mirror: Mirror, plan_digest: str, states: Sequence[ShardState]) -> None:
     mirror.begin(plan_digest)
-    mirror.submit_all((state.shard, state.shard_entry) for state in states if isinstance(state, Published))
+    for state in states:
+        if isinstance(state, Published):
+            mirror.submit(state.shard, state.shard_entry)
 
 
 def tidy_complete_run(job: ResolvedJob) -> None:
