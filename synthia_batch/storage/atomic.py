@@ -1,8 +1,9 @@
 """The few system calls that durability depends on, each with its reason.
 
-Every failure becomes StorageFailed and ends the run immediately. In particular, a failed fsync is never
-retried: the kernel may have marked the lost pages clean, and a second fsync would report success for data
-that is gone (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020).
+Every failure is raised as StorageFailed (except by write_all) and ends the run immediately. In particular, a
+failed fsync is never retried: the kernel may have marked the lost pages clean, and a second fsync would
+report success for data that is gone (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX
+ATC 2020).
 """
 
 import errno
@@ -59,9 +60,6 @@ def publish_bytes(path: Path, *chunks: Buffer) -> None:
 
     The temporary file has a fixed name: there is one writer, and a leftover from a crash is overwritten by
     the next write or removed by recovery.
-
-    Raises:
-        StorageFailed: A system call failed.
     """
     temporary = temporary_path(path)
     try:
@@ -78,11 +76,7 @@ def publish_bytes(path: Path, *chunks: Buffer) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """Return the content of `path`.
-
-    Raises:
-        StorageFailed: It cannot be read.
-    """
+    """Return the content of `path`."""
     with storage_errors("read", path):
         return path.read_bytes()
 
@@ -96,55 +90,35 @@ def temporary_path(path: Path) -> Path:
 
 
 def remove_file(path: Path) -> None:
-    """Remove `path` if it exists. Power loss may undo the removal.
-
-    Raises:
-        StorageFailed: It cannot be removed.
-    """
+    """Remove `path` if it exists. Power loss may undo the removal."""
     with storage_errors("remove", path), suppress(FileNotFoundError):
         os.unlink(path)
 
 
 def make_directory(path: Path) -> None:
-    """Create `path` and its missing parents, each name durable. Does nothing if it exists.
-
-    Raises:
-        StorageFailed: It cannot be created.
-    """
+    """Create `path` and its missing parents, each name durable. Does nothing if it exists."""
     if not path.parent.exists():
         make_directory(path.parent)
-    with storage_errors("make the directory", path), suppress(FileExistsError):
+    with storage_errors("create the directory", path), suppress(FileExistsError):
         os.mkdir(path)
     # Even if it existed: the process that created it may have died before this line.
     sync_directory(path.parent)
 
 
 def sync_file(fd: int, path: Path) -> None:
-    """Return once the content and the size of the open file are on disk.
-
-    Raises:
-        StorageFailed: They may not be. Never call it again for this file.
-    """
+    """Return once the content and the size of the open file are on disk. Never retry it after a failure."""
     with storage_errors("fsync", path):
         os.fsync(fd)
 
 
 def sync_file_data(fd: int, path: Path) -> None:
-    """Like sync_file, but cheaper: skips times and other attributes that reading does not need.
-
-    Raises:
-        StorageFailed: As for sync_file.
-    """
+    """Like sync_file, but cheaper: skips times and other attributes that reading does not need."""
     with storage_errors("fdatasync", path):
         os.fdatasync(fd)
 
 
 def sync_directory(path: Path) -> None:
-    """Return once the names in the directory (new, renamed and removed) are on disk.
-
-    Raises:
-        StorageFailed: They may not be.
-    """
+    """Return once the names in the directory (new, renamed and removed) are on disk."""
     with storage_errors("fsync the directory", path):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -6,9 +6,6 @@ from pathlib import Path
 from synthia_batch.core.types import Shard
 from synthia_batch.storage.atomic import make_directory
 
-PART_FOLDERS = ("data/", "failed/")
-"""The directories of parts, relative to the run directory."""
-
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
@@ -126,3 +123,9 @@ class RunDir:
     def worker_log(self, index: int) -> Path:
         """The log of worker `index` and its engine."""
         return self.logs / f"worker-{index}.log"
+
+
+PART_FOLDERS = ("data/", "failed/")
+"""The directories of parts, relative to the run directory."""
+KEYS = RunDir(Path())
+"""Relative paths: as_posix gives the keys of the same files in an object store."""

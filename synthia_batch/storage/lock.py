@@ -11,7 +11,6 @@ import socket
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock, Timeout
 
@@ -59,12 +58,7 @@ class RunLock:
         )
 
     def acquire(self) -> Owner:
-        """Take the lock, begin the next epoch, and return the new owner.
-
-        Raises:
-            RunLocked: As for take.
-            IntegrityError, StorageFailed: As for begin_epoch.
-        """
+        """Take the lock, begin the next epoch, and return the new owner."""
         self.take()
         try:
             return self.begin_epoch()
@@ -123,9 +117,7 @@ class RunLock:
     def __enter__(self) -> Owner:
         return self.acquire()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def _check_exclusion(self) -> None:
@@ -220,7 +212,7 @@ def _is_running(owner: Owner, run_dir: RunDir) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass  # it runs, as another user
     return True
 
 

@@ -95,11 +95,13 @@ def inspect_shard(
     """
     shard_entry = ledger.get(shard.number)
     if shard_entry is None:
-        _refuse_foreign_parts(run_dir, shard)
+        for path in (run_dir.failed_part(shard), run_dir.data_part(shard)):
+            _check_size(path, None)
     if not run_dir.journal(shard).exists():
         if shard_entry is None:
             return Unfinished(shard=shard, tally=Tally(), dropped_bytes=0)
-        _check_sizes(run_dir, shard, shard_entry)
+        for path, entry in _expected_parts(run_dir, shard, shard_entry):
+            _check_size(path, entry)
         return Published(shard=shard, shard_entry=shard_entry, has_leftover_journal=False)
     return _inspect_journal(run_dir, shard, shard_entry, writer)
 
@@ -184,8 +186,8 @@ def remove_leftovers(run_dir: RunDir, states: Iterable[ShardState]) -> None:
             remove_file(run_dir.journal(state.shard))
 
 
-def remove_unbegun(run_dir: RunDir, made: Sequence[Path]) -> None:
-    """Remove the directories `made` for a run that never began, innermost first.
+def remove_unbegun(run_dir: RunDir, created: Sequence[Path]) -> None:
+    """Remove the directories `created` for a run that never began, innermost first.
 
     They hold only our lock, and perhaps logs of engines that began to load. Nothing is synced: if power
     loss restores them, the next run uses them.
@@ -200,7 +202,7 @@ def remove_unbegun(run_dir: RunDir, made: Sequence[Path]) -> None:
     with suppress(OSError):  # Files of somebody else stay.
         if run_dir.logs.exists():
             run_dir.logs.rmdir()
-        for directory in made:
+        for directory in created:
             directory.rmdir()
 
 
@@ -242,16 +244,6 @@ def _expected_parts(
     run_dir: RunDir, shard: Shard, shard_entry: ShardEntry
 ) -> tuple[tuple[Path, PartEntry | None], ...]:
     return ((run_dir.failed_part(shard), shard_entry.failed), (run_dir.data_part(shard), shard_entry.data))
-
-
-def _refuse_foreign_parts(run_dir: RunDir, shard: Shard) -> None:
-    for path in (run_dir.failed_part(shard), run_dir.data_part(shard)):
-        _check_size(path, None)
-
-
-def _check_sizes(run_dir: RunDir, shard: Shard, shard_entry: ShardEntry) -> None:
-    for path, entry in _expected_parts(run_dir, shard, shard_entry):
-        _check_size(path, entry)
 
 
 def _check_size(path: Path, entry: PartEntry | None) -> None:

@@ -33,11 +33,6 @@ class Replayed:
     epoch: int | None
     is_doubtful: bool
 
-    @property
-    def records(self) -> Iterator[Record]:
-        """All records that a journal with this content needs."""
-        return _list_records(self.outcomes, self.turns)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
@@ -123,11 +118,7 @@ def find_last_epoch(path: Path) -> int | None:
 
 
 def list_damage(reader: "JournalReader") -> Iterator[Damage]:
-    """Yield the damaged or misplaced frames of the reader's journal, and apply the rest to the reader.
-
-    Raises:
-        StorageFailed: The file cannot be read.
-    """
+    """Yield the damaged or misplaced frames of the reader's journal, and apply the rest to the reader."""
     with storage_errors("read", reader.path), reader.path.open("rb") as file:
         for frame in scan_frames(file):
             try:
@@ -150,11 +141,6 @@ class JournalReader:
     epoch: int | None = None
     boot: str | None = None
     is_doubtful: bool = False
-
-    @property
-    def records(self) -> Iterator[Record]:
-        """All records that a journal with this content needs."""
-        return _list_records(self.outcomes, self.turns)
 
     def apply(self, frame: Frame) -> None:
         """Add the content of a valid frame.
@@ -253,9 +239,10 @@ class JournalReader:
             raise self.refuse(frame, f"sample {ordinal} is not in shard {self.shard.number}")
 
 
-def _list_records(outcomes: Mapping[int, Outcome], turns: Mapping[int, Sequence[Turn]]) -> Iterator[Record]:
-    yield from outcomes.values()
-    for conversation in turns.values():
+def list_records(content: Replayed | JournalReader) -> Iterator[Record]:
+    """Yield all records that a journal with this content needs."""
+    yield from content.outcomes.values()
+    for conversation in content.turns.values():
         yield from conversation
 
 

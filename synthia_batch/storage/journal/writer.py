@@ -40,7 +40,14 @@ from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.journal.append_file import AppendFile
 from synthia_batch.storage.journal.frames import encode_frame
 from synthia_batch.storage.journal.logprobs import encode_logprobs_json
-from synthia_batch.storage.journal.reader import Damage, JournalReader, Replayed, list_damage, read_journal
+from synthia_batch.storage.journal.reader import (
+    Damage,
+    JournalReader,
+    Replayed,
+    list_damage,
+    list_records,
+    read_journal,
+)
 from synthia_batch.storage.lock import WriterEpoch
 
 SYNC_SECONDS = 1.0
@@ -72,7 +79,7 @@ class Journal:
         """
         replayed = read_journal(path, shard, writer)
         if replayed.is_doubtful:
-            write_journal(path, shard, writer, replayed.records)
+            write_journal(path, shard, writer, list_records(replayed))
             dropped_bytes = replayed.dropped_bytes
             replayed = replace(read_journal(path, shard, writer), dropped_bytes=dropped_bytes)
         file = AppendFile.open(path, kept_bytes=replayed.kept_bytes)
@@ -155,7 +162,7 @@ def repair_journal(path: Path, shard: Shard, writer: WriterEpoch) -> tuple[Damag
     reader = JournalReader(path, shard, writer)
     reader.epoch = writer.epoch  # the header written below covers every frame after it
     damage = tuple(list_damage(reader))
-    write_journal(path, shard, writer, reader.records)
+    write_journal(path, shard, writer, list_records(reader))
     return damage
 
 

@@ -1,4 +1,4 @@
-"""A run's files in an object store, next to the state directory in which the run is made.
+"""A run's files in an object store, next to the state directory in which the run is written.
 
 The state directory is an ordinary run directory, with the same lock, journals, ledger and parts. Whatever
 is published there is then put into the store under the same name:

@@ -59,11 +59,7 @@ def claim_remote(
 
 
 def open_remote(remote: Remote) -> ObjectStore:
-    """Return the store of a job, without sending a request.
-
-    Raises:
-        UsageError: As for open_object_store.
-    """
+    """Return the store of a job, without sending a request."""
     patience = Patience(request_seconds=remote.request_seconds, seconds=remote.patience_seconds)
     return open_object_store(remote.url, patience)
 

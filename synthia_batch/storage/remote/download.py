@@ -13,7 +13,7 @@ from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.job.plan import plan_shards
 from synthia_batch.storage.atomic import make_directory, publish_bytes, read_file
 from synthia_batch.storage.checksummed_json import decode_checksummed
-from synthia_batch.storage.layout import PART_FOLDERS, RunDir
+from synthia_batch.storage.layout import KEYS, PART_FOLDERS, RunDir
 from synthia_batch.storage.ledger import PartLedger, ShardEntry
 from synthia_batch.storage.lock import RunLock, WriterEpoch, read_boot_id
 from synthia_batch.storage.manifest import Manifest, read_manifest
@@ -67,7 +67,6 @@ def read_remote_status(url: str) -> RemoteStatus:
     plan = _require_plan(store)
     shards = plan_shards(plan["scan"]["rows"], plan["samples_per_row"])
     keys = store.list_keys()
-    names = RunDir(Path())
     digest = plan_digest(plan)
     published = [
         shard_entry
@@ -77,7 +76,7 @@ def read_remote_status(url: str) -> RemoteStatus:
     return RemoteStatus(
         url=store.url,
         name=plan["name"],
-        is_complete=names.manifest.as_posix() in keys,
+        is_complete=KEYS.manifest.as_posix() in keys,
         shards=len(shards),
         shards_published=len(published),
         samples=shards[-1].stop,
@@ -96,7 +95,7 @@ def read_remote_job(url: str) -> dict[str, Any]:
         StorageFailed: The store does not answer or denies access.
     """
     store = open_object_store(url, PATIENCE)
-    key = RunDir(Path()).job.as_posix()
+    key = KEYS.job.as_posix()
     found = store.read(key)
     if found is None:
         raise UsageError(f"{url}: has no saved job; run the command that created it once more, with -o {url}")
@@ -181,10 +180,9 @@ def _write_ledger(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any]) 
 
 def _name_entry(manifest: Manifest, shard: Shard, epoch: int) -> ShardEntry:
     entries = {part.path: part.entry for part in manifest.parts}
-    names = RunDir(Path())
     return ShardEntry(
         shard=shard.number,
         epoch=epoch,
-        data=entries.get(names.data_part(shard).as_posix()),
-        failed=entries.get(names.failed_part(shard).as_posix()),
+        data=entries.get(KEYS.data_part(shard).as_posix()),
+        failed=entries.get(KEYS.failed_part(shard).as_posix()),
     )

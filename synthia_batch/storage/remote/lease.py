@@ -14,7 +14,6 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Self
 
 from synthia_batch.errors import IntegrityError, LeaseLost, RunLocked, StorageFailed, UsageError
@@ -143,11 +142,7 @@ class Lease:
             self.renew()
 
     def renew(self) -> None:
-        """Extend the lease to its full duration from now.
-
-        Raises:
-            LeaseLost, StorageFailed: As for ensure.
-        """
+        """Extend the lease to its full duration from now."""
         with self._mutex:
             self.check()
             self._write(_sign(self._record.state, self._record.epoch, self._seconds))
@@ -177,9 +172,7 @@ class Lease:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def _write(self, record: LeaseRecord) -> None:

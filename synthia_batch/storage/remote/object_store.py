@@ -66,6 +66,11 @@ class ObjectStore:
 
     A request that fails because of the connection or the server is retried with growing pauses; one that
     is denied is not.
+
+    Raises:
+        StoreUnreachable: From any request: the store did not answer in time.
+        StorageFailed: From any request: it denies access.
+        UsageError: From any write or listing: the bucket does not exist.
     """
 
     def __init__(self, url: str, client: "Client", patience: Patience) -> None:
@@ -76,55 +81,30 @@ class ObjectStore:
         self._is_told = False
 
     def read(self, key: str) -> StoredObject | None:
-        """Return the object with its content, or None if there is none.
-
-        Raises:
-            StoreUnreachable: The store did not answer in time.
-            StorageFailed: It denies access.
-        """
+        """Return the object with its content, or None if there is none."""
         return self._get(key, with_content=True)
 
     def head(self, key: str) -> StoredObject | None:
-        """Return the object without its content, or None if there is none.
-
-        Raises:
-            StoreUnreachable, StorageFailed: As for read.
-        """
+        """Return the object without its content, or None if there is none."""
         return self._get(key, with_content=False)
 
     def create(self, key: str, content: bytes, metadata: Mapping[str, str]) -> Version | None:
         """Put an object if there is none, and return its version; None if there is one.
 
         That one may be this very object, put by an earlier request whose answer was lost.
-
-        Raises:
-            UsageError: The bucket does not exist.
-            StoreUnreachable, StorageFailed: As for read.
         """
         return self._put(key, content, metadata, "create")
 
     def replace(self, key: str, content: bytes, metadata: Mapping[str, str], seen: Version) -> Version | None:
-        """Replace the version `seen`, and return the new one; None if that version is no longer there.
-
-        Raises:
-            UsageError, StoreUnreachable, StorageFailed: As for create.
-        """
+        """Replace the version `seen`, and return the new one; None if that version is no longer there."""
         return self._put(key, content, metadata, seen.condition)
 
     def overwrite(self, key: str, content: bytes) -> None:
-        """Put an object unconditionally. Only for objects that no run relies on.
-
-        Raises:
-            UsageError, StoreUnreachable, StorageFailed: As for create.
-        """
+        """Put an object unconditionally. Only for objects that no run relies on."""
         self._put(key, content, {}, "overwrite")
 
     def remove(self, key: str) -> None:
-        """Remove an object if it exists.
-
-        Raises:
-            StoreUnreachable, StorageFailed: As for read.
-        """
+        """Remove an object if it exists."""
         import obstore
 
         def delete() -> None:
@@ -136,11 +116,7 @@ class ObjectStore:
         self._try("remove", key, delete)
 
     def list_keys(self) -> dict[str, int]:
-        """Return the size in bytes of every object below the prefix, by its key.
-
-        Raises:
-            UsageError, StoreUnreachable, StorageFailed: As for create.
-        """
+        """Return the size in bytes of every object below the prefix, by its key."""
         import obstore
 
         def collect() -> dict[str, int]:

@@ -7,7 +7,6 @@ Samples that were only in journals are lost with the machine, and are regenerate
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.types import Shard
@@ -16,16 +15,13 @@ from synthia_batch.job.identity import compare_identities
 from synthia_batch.job.plan import plan_shards
 from synthia_batch.storage.atomic import make_directory, publish_bytes, remove_file
 from synthia_batch.storage.checksummed_json import decode_checksummed
-from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.layout import KEYS, RunDir
 from synthia_batch.storage.ledger import PartLedger, ShardEntry
 from synthia_batch.storage.lock import WriterEpoch, read_boot_id
 from synthia_batch.storage.plan_file import plan_digest
 from synthia_batch.storage.remote.lease import KEY as LEASE_KEY
 from synthia_batch.storage.remote.object_metadata import ObjectMetadata, read_metadata
 from synthia_batch.storage.remote.object_store import ObjectStore
-
-_ROOT = Path()
-"""Paths below this root are keys below the prefix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +39,7 @@ def read_remote_plan(store: ObjectStore) -> dict[str, Any] | None:
         IntegrityError: It was altered.
         StorageFailed: The store does not answer or denies access.
     """
-    key = RunDir(_ROOT).plan.as_posix()
+    key = KEYS.plan.as_posix()
     found = store.read(key)
     return None if found is None else decode_checksummed(found.content, f"{store.url}/{key}")
 
@@ -105,15 +101,10 @@ def restore_run(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any], ep
 
 
 def find_entry(store: ObjectStore, shard: Shard, digest: str) -> ShardEntry | None:
-    """Return the ledger entry in the metadata of the shard's parts, or None unless all of them match it.
-
-    Raises:
-        StorageFailed: The store does not answer or denies access.
-    """
-    names = RunDir(_ROOT)
+    """Return the ledger entry in the metadata of the shard's parts, or None unless all of them match it."""
     found: dict[str, ObjectMetadata] = {}
     sizes: dict[str, int] = {}
-    for kind, path in (("data", names.data_part(shard)), ("failed", names.failed_part(shard))):
+    for kind, path in (("data", KEYS.data_part(shard)), ("failed", KEYS.failed_part(shard))):
         there = store.head(path.as_posix())
         metadata = None if there is None else read_metadata(there)
         if there is not None and metadata is not None and metadata.plan_digest == digest:
@@ -133,11 +124,10 @@ def find_entry(store: ObjectStore, shard: Shard, digest: str) -> ShardEntry | No
 
 def list_begun(shards: Iterable[Shard], keys: Collection[str]) -> list[Shard]:
     """Return the shards that have a part among `keys`."""
-    names = RunDir(_ROOT)
     return [
         shard
         for shard in shards
-        if names.data_part(shard).as_posix() in keys or names.failed_part(shard).as_posix() in keys
+        if KEYS.data_part(shard).as_posix() in keys or KEYS.failed_part(shard).as_posix() in keys
     ]
 
 
