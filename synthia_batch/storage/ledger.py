@@ -135,7 +135,7 @@ def read_ledger(path: Path, plan_digest: str) -> LedgerContent:
                 elif frame.offset == 0:
                     _check_header(path, frame, frame.value, plan_digest)
                 else:
-                    shard_entry = _decode_entry(path, frame, frame.value)
+                    shard_entry = _decode_frame(path, frame, frame.value)
                     latest[shard_entry.shard] = shard_entry
                 kept_bytes = frame.stop
     return LedgerContent(latest=latest, kept_bytes=kept_bytes, is_doubtful=is_doubtful)
@@ -155,9 +155,23 @@ def repair_ledger(path: Path, writer: WriterEpoch, known: Mapping[int, ShardEntr
         for frame in scan_frames(file):
             if frame.value is not None and "plan" not in frame.value:
                 with suppress(IntegrityError):
-                    shard_entry = _decode_entry(path, frame, frame.value)
+                    shard_entry = _decode_frame(path, frame, frame.value)
                     latest[shard_entry.shard] = shard_entry
     publish_bytes(path, _encode_ledger(writer.plan_digest, {**latest, **known}))
+
+
+def decode_entry(value: Mapping[str, Any]) -> ShardEntry:
+    """Return the entry of which `value` holds the fields.
+
+    Raises:
+        KeyError, TypeError: `value` has other fields.
+    """
+    return ShardEntry(
+        shard=value["shard"],
+        epoch=value["epoch"],
+        data=value["data"] and PartEntry(**value["data"]),
+        failed=value["failed"] and PartEntry(**value["failed"]),
+    )
 
 
 def _encode_ledger(plan_digest: str, latest: Mapping[int, ShardEntry]) -> bytes:
@@ -176,14 +190,9 @@ def _check_header(path: Path, frame: Frame, value: dict[str, Any], plan_digest: 
         )
 
 
-def _decode_entry(path: Path, frame: Frame, value: dict[str, Any]) -> ShardEntry:
+def _decode_frame(path: Path, frame: Frame, value: dict[str, Any]) -> ShardEntry:
     try:
-        return ShardEntry(
-            shard=value["shard"],
-            epoch=value["epoch"],
-            data=value["data"] and PartEntry(**value["data"]),
-            failed=value["failed"] and PartEntry(**value["failed"]),
-        )
+        return decode_entry(value)
     except (KeyError, TypeError) as exc:
         raise _refuse(path, frame, "this version writes no such frame") from exc
 

@@ -11,11 +11,7 @@ from synthia_batch.storage.layout import RunDir
 
 
 def plan_digest(plan: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of `plan` in hex, independent of the order of keys.
-
-    Raises:
-        ValueError, TypeError: As for digest_of.
-    """
+    """Return the SHA-256 of `plan` in hex, independent of the order of keys."""
     return digest_of(plan)
 
 

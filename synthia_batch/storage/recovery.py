@@ -129,9 +129,6 @@ def check_complete(run_dir: RunDir, manifest: Manifest, on_progress: OnProgress)
 
     A part is read only if it was modified after the manifest, which is written last, so this is fast for
     a finished run of any size. `verify` finds damage that leaves no such trace.
-
-    Raises:
-        IntegrityError, StorageFailed: As for check_parts.
     """
     entries = [(run_dir.root / part.path, part.entry) for part in manifest.parts]
     for path, entry in entries:

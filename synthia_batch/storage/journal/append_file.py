@@ -83,11 +83,7 @@ class AppendFile:
         self.synced_bytes = self.size_bytes
 
     def sync_with_name(self) -> None:
-        """Like sync, for a file that may be new: its name is on disk as well.
-
-        Raises:
-            StorageFailed: It may not be.
-        """
+        """Like sync, for a file that may be new: its name is on disk as well."""
         self.sync()
         # fdatasync covers the bytes of a file, not its directory entry.
         sync_directory(self.path.parent)

@@ -119,9 +119,6 @@ class Journal:
 
         Call it after every append and at least a few times a second. `now_seconds` is from a monotonic
         clock.
-
-        Raises:
-            StorageFailed: As for sync.
         """
         if not self._unsynced_samples:
             return False

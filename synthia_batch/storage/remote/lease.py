@@ -52,12 +52,7 @@ class LeaseRecord:
 
 
 def read_lease(store: ObjectStore) -> LeaseRecord | None:
-    """Return the current or last lease; None if there never was one.
-
-    Raises:
-        IntegrityError: The object is not a lease of synthia-batch.
-        StorageFailed: The store does not answer or denies access.
-    """
+    """Return the current or last lease; None if there never was one."""
     found = store.read(KEY)
     return None if found is None else _decode(found.content, store.url)
 

@@ -3,9 +3,8 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from synthia_batch.storage.ledger import PartEntry, ShardEntry
+from synthia_batch.storage.ledger import ShardEntry, decode_entry
 from synthia_batch.storage.remote.object_store import StoredObject
 
 _PLAN = "synthia-plan"
@@ -59,16 +58,7 @@ def read_metadata(found: StoredObject) -> ObjectMetadata | None:
         return ObjectMetadata(
             plan_digest=metadata[_PLAN],
             sha256=metadata[_SHA256],
-            shard_entry=None if shard is None else _decode_entry(json.loads(shard)),
+            shard_entry=None if shard is None else decode_entry(json.loads(shard)),
         )
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _decode_entry(value: dict[str, Any]) -> ShardEntry:
-    return ShardEntry(
-        shard=int(value["shard"]),
-        epoch=int(value["epoch"]),
-        data=None if value["data"] is None else PartEntry(**value["data"]),
-        failed=None if value["failed"] is None else PartEntry(**value["failed"]),
-    )

@@ -33,12 +33,7 @@ class RestoredRun:
 
 
 def read_remote_plan(store: ObjectStore) -> dict[str, Any] | None:
-    """Return the plan of the run in the store, or None if no run has begun.
-
-    Raises:
-        IntegrityError: It was altered.
-        StorageFailed: The store does not answer or denies access.
-    """
+    """Return the plan of the run in the store, or None if no run has begun."""
     key = KEYS.plan.as_posix()
     found = store.read(key)
     return None if found is None else decode_checksummed(found.content, f"{store.url}/{key}")
@@ -75,12 +70,7 @@ def refuse_other_remote_identity(
 
 
 def restore_run(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any], epoch: int) -> RestoredRun:
-    """Restore the state directory of the run in the store, under that directory's lock. Repeatable.
-
-    Raises:
-        IntegrityError: A part does not match its metadata.
-        StorageFailed: Something cannot be read or written.
-    """
+    """Restore the state directory of the run in the store, under that directory's lock. Repeatable."""
     run_dir.create()
     remove_file(run_dir.ledger)
     shards = plan_shards(plan["scan"]["rows"], plan["samples_per_row"])
