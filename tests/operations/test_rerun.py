@@ -138,8 +138,8 @@ def journal_again(run_directory: Path) -> int:
         (outcome,) = engine.step()
         assert outcome != finished[sample.ordinal], "it made the same alone"
         epoch = session.lock.begin_epoch().epoch
-        attempt = dataclasses.replace(session.writer, epoch=epoch)
-        journal = Journal.open(session.run_dir.journal(shard), shard, attempt)
+        writer = dataclasses.replace(session.writer, epoch=epoch)
+        journal = Journal.open(session.run_dir.journal(shard), shard, writer)
         journal.append([outcome])
         journal.sync()
         journal.close()

@@ -99,7 +99,7 @@ class RunSession:
     @property
     def reopener(self) -> Reopener:
         """Reads samples back."""
-        return Reopener(run_dir=self.run_dir, grid=self.grid, attempt=self.writer)
+        return Reopener(run_dir=self.run_dir, grid=self.grid, writer=self.writer)
 
     @property
     def made(self) -> int:
@@ -198,7 +198,7 @@ class RunSession:
             run_dir=self.run_dir,
             shards=self.shards,
             states=list(states),
-            attempt=self.writer,
+            writer=self.writer,
             ledger=PartLedger.open(self.run_dir.ledger, self.writer),
             events=events,
             assembler=self.assembler,
