@@ -48,7 +48,7 @@ def make_hostile_run(home: Path) -> Path:
     (shard,) = facts.shards
     outcomes = [_make_outcome(ordinal) for ordinal in range(shard.first, shard.stop)]
     journal = facts.run_dir.journal(shard)
-    write_journal(journal, shard, replace(facts.attempt, epoch=1), outcomes)
+    write_journal(journal, shard, replace(facts.writer, epoch=1), outcomes)
     done = subprocess.run(command, env=make_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return home / "out"

@@ -10,7 +10,7 @@ from synthia_batch.runner.directory.session import refuse_other_identity
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.plan_file import require_plan
-from synthia_batch.storage.remote.download import read_kept_job
+from synthia_batch.storage.remote.download import read_remote_job
 from synthia_batch.storage.saved_job import read_job
 
 
@@ -39,7 +39,7 @@ def resolve_remote_job(url: str, explicit: Sequence[Layer]) -> ResolvedJob:
         StorageFailed: The store does not answer, or does not allow it.
         IdentityMismatch: As for resolve_kept_job.
     """
-    values = {**read_kept_job(url), "output": url}
+    values = {**read_remote_job(url), "output": url}
     job = resolve_job([*explicit, Layer(origin="the run", values=values)])
     refuse_other_identity(job, RunDir(job.output))
     return job

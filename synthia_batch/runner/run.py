@@ -34,7 +34,8 @@ from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import Manifest, read_manifest, write_manifest
 from synthia_batch.storage.recovery import check_complete
 from synthia_batch.storage.remote.claim import open_remote
-from synthia_batch.storage.remote.mirror import is_complete_there, put_report
+from synthia_batch.storage.remote.download import is_complete_remotely
+from synthia_batch.storage.remote.mirror import put_report
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def _complete_remote(job: ResolvedJob, display: Display) -> None:
     """Upload a run that is complete in its state directory to its object store, unless it is there."""
     if job.remote is None:
         return
-    if is_complete_there(open_remote(job.remote), RunDir(job.output)):
+    if is_complete_remotely(open_remote(job.remote), RunDir(job.output)):
         return
     with lock_run(job, claims_remote=True) as session:
         session.inspect(on_check=display.show_check)

@@ -1,28 +1,27 @@
-"""Everything that a run keeps on disk, and every decision about when it is there to stay.
+"""Everything a run keeps on disk, and every decision about when it is durable.
 
     finished sample ──> journal/shard-00007.wal        one write: finished
                               │  fdatasync             every second or 64 samples: survives power loss
-                              ▼  (the shard's last sample is in)
-    1  fdatasync the journal             nothing is promised that is not on the disk
-    2  intents.wal: sha256, bytes, rows  + fsync: what the part must be, before it exists
-    3  data/.train-00007-....tmp         + fsync: whole, but under a name that nobody reads
-    4  rename to data/train-00007-....   whole or not at all: the commit point of the shard
-    5  fsync data/                       the name, too, survives power loss
-    6  unlink the journal                its samples now live in the part
-                              │  (the run's last shard is in)
+                              ▼  (when the shard's last sample is in)
+    1  fdatasync the journal             the ledger may only promise what is on disk
+    2  intents.wal: sha256, bytes, rows  + fsync: the part's expected content, before the part exists
+    3  data/.train-00007-....tmp         + fsync: complete, but under a name that no reader looks for
+    4  rename to data/train-00007-....   all or nothing: the commit point of the shard
+    5  fsync data/                       the new name survives power loss
+    6  unlink the journal                its samples are now in the part
+                              │  (when the run's last shard is in)
                               ▼
-    manifest.json                        the same way, last: the run is complete
+    manifest.json                        published the same way, last: the run is complete
 
-A crash before 4 leaves the journal, from which the same bytes are made again; a crash after 5 leaves
-a journal too many, which recovery removes; between the two, power decides which of these it is.
+After a crash before 4 the journal is still there, and the same bytes are regenerated from it. After a
+crash past 5 the journal may be left over, and recovery removes it. Between the two, power loss may leave
+either state.
 
-    run_dir      every path, once                  lock        one owner per directory, and the epoch
-    atomic       write, fsync, rename              plan_file   what the run is: written once
-    append_file  a file that only grows            manifest    what the run became: written last
-    frames       one checked line per record       part        Parquet, the same bytes for the same rows
-    journal      finished samples of a shard       publish     steps 1 to 6
-    journal_reader  a journal read back            part_rows   parts read back: which samples they hold
-    intents      what each part must be            recovery    what a crash left, and what to do about it
-    attempt      who writes, since which boot      events      the history, for people
-    sealed       JSON files that carry a digest    part_pages  every page's checksum, unread
+    layout             every path of a run directory       lock         one owner per directory, and the epoch
+    atomic             write, fsync, rename                plan_file    the run's identity, written once
+    checksummed_json   JSON files that carry a digest      manifest     the run's result, written last
+    ledger             expected content of each part       publish      steps 1 to 6
+    journal/           finished samples of a shard         recovery     finds and resolves crash leftovers
+    parts/             Parquet: same rows, same bytes      events       the history, for people
+    saved_job          the job as last run, for retries    remote/      the same run in an object store
 """

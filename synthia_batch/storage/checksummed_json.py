@@ -1,4 +1,4 @@
-"""JSON files that carry their own digest, for people to read and for the run to trust."""
+"""JSON files that carry their own digest: readable by people, verifiable by the run."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ _DIGEST = "digest"
 
 
 def digest_of(value: Mapping[str, Any]) -> str:
-    """Return the SHA-256, in hex, of the one canonical JSON text of `value`.
+    """Return the SHA-256, in hex, of the canonical JSON text of `value`.
 
     Raises:
-        ValueError: A string holds a lone surrogate, or a number is not finite.
-        TypeError: JSON has no such value.
+        ValueError: A string contains a lone surrogate, or a number is not finite.
+        TypeError: A value has no JSON form.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -30,33 +30,33 @@ def encode_checksummed(value: Mapping[str, Any]) -> bytes:
         TypeError: As for digest_of.
     """
     if _DIGEST in value:
-        raise ValueError(f"a sealed file keeps the key {_DIGEST!r} for itself")
+        raise ValueError(f"expected no key {_DIGEST!r}: checksummed JSON reserves it")
     checksummed = {**value, _DIGEST: digest_of(value)}
     return (json.dumps(checksummed, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
 
 
 def read_checksummed(path: Path) -> dict[str, Any] | None:
-    """Return the value sealed in `path`, without its digest, or None where there is no such file.
+    """Return the value in `path` without its digest, or None if there is no such file.
 
     Raises:
-        IntegrityError: The file cannot be read, or is not what was written.
+        IntegrityError: The file cannot be read, or its digest does not match.
     """
     try:
         value = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):  # or a part of its path is a file
+    except (FileNotFoundError, NotADirectoryError):  # the latter: a parent in its path is a file
         return None
     except (OSError, ValueError) as exc:
         raise IntegrityError(
-            f"{path} cannot be read: {exc}\n  `synthia-batch verify DIR` says what can be done about it"
+            f"{path} cannot be read: {exc}\n  run `synthia-batch verify DIR` to see how to fix it"
         ) from exc
     return _open(value, str(path))
 
 
 def decode_checksummed(content: bytes, name: str) -> dict[str, Any]:
-    """Return the value sealed in `content`, which is called `name`, without its digest.
+    """Return the value in `content` without its digest. `name` is for error messages.
 
     Raises:
-        IntegrityError: It is not what was written.
+        IntegrityError: It is not JSON, or its digest does not match.
     """
     try:
         value = json.loads(content)
@@ -68,7 +68,7 @@ def decode_checksummed(content: bytes, name: str) -> dict[str, Any]:
 def _open(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict) or value.pop(_DIGEST, None) != digest_of(value):
         raise IntegrityError(
-            f"{name} was altered: its content does not give the digest that it ends with\n"
-            "  `synthia-batch verify DIR` says what can be done about it"
+            f"{name} was altered: its content does not match its digest\n"
+            "  run `synthia-batch verify DIR` to see how to fix it"
         )
     return value

@@ -13,9 +13,8 @@ from synthia_batch.storage.atomic import storage_errors, write_all
 class EventLog:
     """Appends one JSON line per event.
 
-    Never synced: nothing is decided from it, so power may take its last lines. A failed write ends
-    the run all the same, as every failed write does: the disk that refuses this line will refuse
-    the journal's next.
+    Never synced: no decision depends on it, so power loss may take its last lines. A failed write still
+    ends the run: a disk that refuses this line will refuse the journal's next one.
     """
 
     def __init__(self, path: Path, fd: int, clock: Callable[[], datetime]) -> None:
@@ -25,7 +24,7 @@ class EventLog:
 
     @classmethod
     def open(cls, path: Path, clock: Callable[[], datetime]) -> Self:
-        """Open the log at `path`, or begin it. `clock` gives the wall time, with its zone.
+        """Open the log at `path`, or create it. `clock` returns the wall time, with its zone.
 
         Raises:
             StorageFailed: It cannot be opened or written.
@@ -34,11 +33,11 @@ class EventLog:
         with storage_errors("open", path):
             fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             if is_torn:
-                write_all(fd, b"\n")  # so that the next event does not become part of the torn line
+                write_all(fd, b"\n")  # keeps the next event out of the torn line
         return cls(path, fd, clock)
 
     def append(self, kind: str, **fields: Any) -> None:
-        """Add an event of this kind with its fields, which JSON must know.
+        """Append an event of this kind with its fields, which must be JSON values.
 
         Raises:
             StorageFailed: The write failed.
@@ -48,20 +47,20 @@ class EventLog:
             write_all(self._fd, json.dumps(event).encode() + b"\n")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with storage_errors("close", self._path):
             os.close(self._fd)
 
 
 class EventReader:
-    """Reads the events of a log that grows: each once, as soon as its line is whole."""
+    """Reads a growing log: each event once, as soon as its line is complete."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the events since the last call; lines torn by a crash are passed over."""
+        """Return the events since the last call; lines torn by a crash are skipped."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -74,10 +73,10 @@ class EventReader:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events in order; lines torn by a crash are passed over. No file, no events."""
+    """Yield the events in order; lines torn by a crash are skipped. No file, no events."""
     try:
         file = path.open("rb")
-    except (FileNotFoundError, NotADirectoryError):  # or a part of its path is a file
+    except (FileNotFoundError, NotADirectoryError):  # the latter: a parent in its path is a file
         return
     with file:
         for line in file:

@@ -1,4 +1,4 @@
-"""Every path of a run directory, once."""
+"""Every path of a run directory, defined once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +9,17 @@ from synthia_batch.storage.atomic import make_directory
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """Where the files of one run are. Knows names, never contents."""
+    """The paths of one run's files. Knows names, never contents."""
 
     root: Path
 
     def create(self) -> None:
-        """Make the directories that every run has. Does nothing where they are there.
+        """Create the directories that every run has, if they are missing.
 
         Raises:
-            StorageFailed: A directory cannot be made.
+            StorageFailed: A directory cannot be created.
         """
-        # The hidden one first: a directory with `data` and without it is taken for somebody else's.
+        # The hidden one first: a directory with `data` but without it counts as somebody else's.
         for directory in (self.journals, self.logs, self.data):
             make_directory(directory)
 
@@ -30,12 +30,12 @@ class RunDir:
 
     @property
     def report(self) -> Path:
-        """The report for people. No part of the dataset: nothing is read from it or checked of it."""
+        """The report for people. Not part of the dataset: nothing reads or checks it."""
         return self.root / "report.html"
 
     @property
     def manifest(self) -> Path:
-        """Written last: its existence says that the run is complete."""
+        """Written last: its existence marks the run as complete."""
         return self.root / "manifest.json"
 
     @property
@@ -45,47 +45,47 @@ class RunDir:
 
     @property
     def failed(self) -> Path:
-        """The directory of samples that could not be made. Only there where there are some."""
+        """The directory of failed samples. Exists only if there are any."""
         return self.root / "failed"
 
     @property
     def hidden(self) -> Path:
-        """The run's own memory. Readers of datasets pass over names that begin with a dot."""
+        """The run's internal state. Readers of datasets skip names that begin with a dot."""
         return self.root / ".synthia"
 
     @property
     def plan(self) -> Path:
-        """What the run is: written once."""
+        """The run's identity, written once."""
         return self.hidden / "plan.json"
 
     @property
     def job(self) -> Path:
-        """The job as it was last said: what `retry` runs again. No part of the run's identity."""
+        """The job as last specified, for `retry`. Not part of the run's identity."""
         return self.hidden / "job.json"
 
     @property
     def state_name(self) -> Path:
-        """What tells this directory from any other that writes to the same object store."""
+        """A unique name of this state directory among all that write to the same object store."""
         return self.hidden / "state.json"
 
     @property
     def duplicates(self) -> Path:
-        """Which rows of the input repeat others: what their ids need beside their content."""
+        """The input rows that repeat others. Their ids need this besides their content."""
         return self.hidden / "occurrences.bin"
 
     @property
     def canary(self) -> Path:
-        """What the engines answer to the canary prompts, written once."""
+        """The engines' answers to the canary prompts, written once."""
         return self.hidden / "canary.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the one process that may write here."""
+        """Locked by the one process that may write here."""
         return self.hidden / "lock"
 
     @property
     def owner(self) -> Path:
-        """Who holds the lock, or held it last, and the epoch."""
+        """The lock's current or last owner, and the epoch."""
         return self.hidden / "owner.json"
 
     @property
@@ -109,11 +109,11 @@ class RunDir:
         return self.hidden / "logs"
 
     def data_part(self, shard: Shard) -> Path:
-        """The finished samples of `shard`: named as `datasets` looks for them."""
+        """The finished samples of `shard`, under a name that `datasets` finds."""
         return self.data / f"train-{shard.number:05d}-of-{shard.count:05d}.parquet"
 
     def failed_part(self, shard: Shard) -> Path:
-        """The samples of `shard` that could not be made."""
+        """The failed samples of `shard`."""
         return self.failed / f"failed-{shard.number:05d}-of-{shard.count:05d}.parquet"
 
     def journal(self, shard: Shard) -> Path:
@@ -121,5 +121,11 @@ class RunDir:
         return self.journals / f"shard-{shard.number:05d}.wal"
 
     def worker_log(self, index: int) -> Path:
-        """What worker `index` and its engine have to say."""
+        """The log of worker `index` and its engine."""
         return self.logs / f"worker-{index}.log"
+
+
+PART_FOLDERS = ("data/", "failed/")
+"""The directories of parts, relative to the run directory."""
+KEYS = RunDir(Path())
+"""Relative paths: as_posix gives the keys of the same files in an object store."""

@@ -1,8 +1,8 @@
-"""The ledger of parts: what each published file must be, on the disk before the file exists.
+"""The ledger of parts: the expected content of each published file, on disk before the file exists.
 
-Through it a run knows the checksum of every part without reading one, and a part that is missing,
-altered or foreign is told from one that was never made. Frames as in frames.py: a header, then one
-frame per publication. A later frame of a shard replaces the earlier ones.
+From it a run knows the checksum of every part without reading one, and can tell a missing, altered or
+foreign part from one that was never written. Frames as in frames.py: a header, then one frame per
+publication. A later frame of a shard replaces the earlier ones.
 """
 
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ from typing import Any, Self
 
 from synthia_batch.errors import IntegrityError
 from synthia_batch.storage.atomic import publish_bytes, storage_errors
-from synthia_batch.storage.journal.append_file import DOUBT, AppendFile
+from synthia_batch.storage.journal.append_file import UNSYNCED, AppendFile
 from synthia_batch.storage.journal.frames import Frame, encode_frame, scan_frames
 from synthia_batch.storage.lock import WriterEpoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartEntry:
-    """What a published file must be. `sha256` is in hex, of the whole file.
+    """The expected content of a published file. `sha256` is in hex, of the whole file.
 
-    `rows_digest` is of its rows, and the same whichever version of pyarrow wrote them.
+    `rows_digest` is of its rows, whichever version of pyarrow wrote them.
     """
 
     sha256: str
@@ -33,7 +33,7 @@ class PartEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardEntry:
-    """The parts of one shard, made in `epoch`. None where the shard has no such part."""
+    """The parts of one shard, published in `epoch`. None if the shard has no such part."""
 
     shard: int
     epoch: int
@@ -43,10 +43,10 @@ class ShardEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerContent:
-    """What the ledger holds: the latest intent of each shard, by its number.
+    """The latest entry of each shard, by shard number.
 
-    `kept_bytes` is where its sound part ends. `is_doubtful`: its last sync failed, so that its last
-    frame may not be on the disk.
+    `kept_bytes` is the length of the valid frames. `is_doubtful`: the last sync failed, so the last frame
+    may not be on disk.
     """
 
     latest: dict[int, ShardEntry]
@@ -55,7 +55,7 @@ class LedgerContent:
 
 
 class PartLedger:
-    """The open ledger. `latest` has the latest intent of each shard, by its number."""
+    """The open ledger. `latest` holds the latest entry of each shard, by shard number."""
 
     def __init__(self, file: AppendFile, latest: dict[int, ShardEntry], epoch: int) -> None:
         self.latest = latest
@@ -63,53 +63,53 @@ class PartLedger:
         self._file = file
 
     @classmethod
-    def open(cls, path: Path, attempt: WriterEpoch) -> Self:
-        """Read the ledger at `path`, or begin it, and make it ready for more.
+    def open(cls, path: Path, writer: WriterEpoch) -> Self:
+        """Read the ledger at `path`, or create it, and open it for appending.
 
         Raises:
-            IntegrityError: As for read_intents. Nothing was touched.
+            IntegrityError: As for read_ledger. Nothing was changed.
             StorageFailed: A system call failed.
         """
-        read = read_ledger(path, attempt.plan_digest)
+        read = read_ledger(path, writer.plan_digest)
         if read.is_doubtful:
-            # Through new pages: the kernel may take those of the old file for written.
-            publish_bytes(path, _encode_ledger(attempt.plan_digest, read.latest))
-            read = read_ledger(path, attempt.plan_digest)
+            # Rewrite through new pages: the kernel may have marked those of the old file clean.
+            publish_bytes(path, _encode_ledger(writer.plan_digest, read.latest))
+            read = read_ledger(path, writer.plan_digest)
         file = AppendFile.open(path, kept_bytes=read.kept_bytes)
         try:
             if read.kept_bytes == 0:
-                file.append(encode_frame({"plan": attempt.plan_digest}))
-            # From here on at most one frame is ever not on the disk, so that even power loss can
-            # damage no frame but the last.
+                file.append(encode_frame({"plan": writer.plan_digest}))
+            # From here on at most one frame is not yet on disk, so even power loss can damage only the
+            # last one.
             file.sync_with_name()
         except BaseException:
             file.close()
             raise
-        return cls(file, read.latest, attempt.epoch)
+        return cls(file, read.latest, writer.epoch)
 
     def append(self, shard_entry: ShardEntry) -> None:
-        """Record what the parts of a shard are about to be, durably.
+        """Record the expected content of a shard's parts, durably.
 
         Raises:
-            StorageFailed: It may not be on the disk: the parts must not be written.
+            StorageFailed: It may not be on disk: the parts must not be written.
         """
         self._file.append(encode_frame(asdict(shard_entry)))
-        # A part without its intent would be taken for a foreign file, so the intent goes first.
+        # A part without an entry would be taken for a foreign file, so the entry is synced first.
         self._file.sync()
         self.latest[shard_entry.shard] = shard_entry
 
     def close(self) -> None:
-        """Let go of the file. Safe to call twice."""
+        """Close the file. Safe to call twice."""
         self._file.close()
 
 
 def read_ledger(path: Path, plan_digest: str) -> LedgerContent:
-    """Return what the ledger at `path` holds, without touching it. No file is an empty ledger.
+    """Return the content of the ledger at `path`, without changing it. No file is an empty ledger.
 
     A torn last frame is dropped: its parts were not begun.
 
     Raises:
-        IntegrityError: A frame before the last is damaged, or the ledger is of another plan.
+        IntegrityError: A frame before the last is damaged, or the ledger belongs to another plan.
         StorageFailed: The file cannot be read.
     """
     latest: dict[int, ShardEntry] = {}
@@ -125,27 +125,27 @@ def read_ledger(path: Path, plan_digest: str) -> LedgerContent:
             for frame in frames:
                 if frame.value is None:
                     behind = [later.value for later in frames if later.value is not None]
-                    # A failed sync was that of the last frame: all others were on the disk before.
-                    is_doubtful = bool(behind) and all(DOUBT in value for value in behind)
+                    # A failed sync was that of the last frame: all others were already on disk.
+                    is_doubtful = bool(behind) and all(UNSYNCED in value for value in behind)
                     if behind and not is_doubtful:
                         raise _refuse(path, frame, "the frame fails its checksum")
                     break
-                if DOUBT in frame.value:
+                if UNSYNCED in frame.value:
                     is_doubtful = True
                 elif frame.offset == 0:
                     _check_header(path, frame, frame.value, plan_digest)
                 else:
-                    shard_entry = _decode_entry(path, frame, frame.value)
+                    shard_entry = _decode_frame(path, frame, frame.value)
                     latest[shard_entry.shard] = shard_entry
                 kept_bytes = frame.stop
     return LedgerContent(latest=latest, kept_bytes=kept_bytes, is_doubtful=is_doubtful)
 
 
-def repair_ledger(path: Path, attempt: WriterEpoch, known: Mapping[int, ShardEntry]) -> None:
-    """Write the ledger anew from its sound frames and from what is `known` of lost ones, by shard.
+def repair_ledger(path: Path, writer: WriterEpoch, known: Mapping[int, ShardEntry]) -> None:
+    """Rewrite the ledger from its valid frames and the `known` entries, by shard.
 
-    What is known goes before what the frames say. A shard whose frame was lost and that is not
-    known has no intent any more: its parts are then taken for foreign. Call it under the run's lock.
+    A known entry overrides the frames. A shard whose frame is lost and which is not known loses its entry,
+    and its parts count as foreign. Call it under the run's lock.
 
     Raises:
         StorageFailed: The file cannot be read or written. The old one is then still there.
@@ -155,9 +155,23 @@ def repair_ledger(path: Path, attempt: WriterEpoch, known: Mapping[int, ShardEnt
         for frame in scan_frames(file):
             if frame.value is not None and "plan" not in frame.value:
                 with suppress(IntegrityError):
-                    shard_entry = _decode_entry(path, frame, frame.value)
+                    shard_entry = _decode_frame(path, frame, frame.value)
                     latest[shard_entry.shard] = shard_entry
-    publish_bytes(path, _encode_ledger(attempt.plan_digest, {**latest, **known}))
+    publish_bytes(path, _encode_ledger(writer.plan_digest, {**latest, **known}))
+
+
+def decode_entry(value: Mapping[str, Any]) -> ShardEntry:
+    """Return the entry of which `value` holds the fields.
+
+    Raises:
+        KeyError, TypeError: `value` has other fields.
+    """
+    return ShardEntry(
+        shard=value["shard"],
+        epoch=value["epoch"],
+        data=value["data"] and PartEntry(**value["data"]),
+        failed=value["failed"] and PartEntry(**value["failed"]),
+    )
 
 
 def _encode_ledger(plan_digest: str, latest: Mapping[int, ShardEntry]) -> bytes:
@@ -167,25 +181,20 @@ def _encode_ledger(plan_digest: str, latest: Mapping[int, ShardEntry]) -> bytes:
 
 def _check_header(path: Path, frame: Frame, value: dict[str, Any], plan_digest: str) -> None:
     if value.get("plan") != plan_digest:
-        reason = f"the ledger is of another plan, {value.get('plan')}"
+        reason = f"the ledger belongs to another plan, {value.get('plan')}"
         raise IntegrityError(
             f"{path}: byte {frame.offset}: {reason}; nothing was touched\n"
-            "  say the job as it was first said, its name and its input's included, or name another -o",
+            "  use the job as first specified, including its name and its input's, or another -o",
             reason=reason,
             offset=frame.offset,
         )
 
 
-def _decode_entry(path: Path, frame: Frame, value: dict[str, Any]) -> ShardEntry:
+def _decode_frame(path: Path, frame: Frame, value: dict[str, Any]) -> ShardEntry:
     try:
-        return ShardEntry(
-            shard=value["shard"],
-            epoch=value["epoch"],
-            data=value["data"] and PartEntry(**value["data"]),
-            failed=value["failed"] and PartEntry(**value["failed"]),
-        )
+        return decode_entry(value)
     except (KeyError, TypeError) as exc:
-        raise _refuse(path, frame, "the frame is of no kind that this version writes") from exc
+        raise _refuse(path, frame, "this version writes no such frame") from exc
 
 
 def _refuse(path: Path, frame: Frame, reason: str) -> IntegrityError:

@@ -1,6 +1,7 @@
-"""One owner per run directory, and the epoch that tells its writings from those before it.
+"""One owner per run directory, and the epoch under which it writes.
 
-Who writes: which plan, which epoch, since which start of the machine.
+The lock keeps other processes out. The epoch, which rises with each owner, together with the plan and the
+boot of the machine, tells readers what wrote a file and whether a crash can explain its damage.
 """
 
 import errno
@@ -10,7 +11,6 @@ import socket
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock, Timeout
 
@@ -20,13 +20,14 @@ from synthia_batch.storage.checksummed_json import encode_checksummed, read_chec
 from synthia_batch.storage.layout import RunDir
 
 _LOCKS = Path("/proc/locks")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux: a new UUID at every boot
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
-"""What flock gives on file systems that cannot do it: FUSE, NFS without its lock service, 9p."""
+"""Errors of flock on file systems without it: FUSE, NFS without its lock service, 9p."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """Who holds the lock, or held it last. `started_at` is ISO 8601; `epoch` counts from 1."""
+    """The lock's current or last owner. `started_at` is ISO 8601; `epoch` counts from 1."""
 
     pid: int
     host: str
@@ -35,19 +36,19 @@ class Owner:
 
 
 class RunLock:
-    """The right to write to a run directory. A context manager; the kernel frees it when we die.
+    """The right to write to a run directory. A context manager; the kernel frees it when the process dies.
 
-    It is a flock: it belongs to the open file, so that it goes with the process however that ends,
-    and a stopped process keeps it. The file is opened close-on-exec and so does not leak to
-    spawned children; a forked child would keep the lock alive: never fork while holding it.
+    It is a flock on an open file, so it is released however the process ends, and a stopped process keeps
+    it. The file is close-on-exec, so spawned children do not inherit it. A forked child would keep it
+    locked: never fork while holding it.
     """
 
     def __init__(self, run_dir: RunDir, started_at: datetime) -> None:
         self._run_dir = run_dir
         self._started_at = started_at
-        # Where flock is missing, filelock would fall back to a file that merely exists: it outlives
-        # a killed owner and excludes nobody across hosts. Better no run than that.
-        # The name must stay after the release, or two runs could lock two files of one name.
+        # Without flock, filelock would fall back to a file whose existence is the lock. It outlives a
+        # killed owner and does not work across hosts, so refuse instead.
+        # The file must stay after the release, or two runs could lock two files of the same name.
         self._lock = FileLock(
             run_dir.lock,
             blocking=False,
@@ -57,13 +58,7 @@ class RunLock:
         )
 
     def acquire(self) -> Owner:
-        """Take the lock, begin the next epoch, and return it with who we are.
-
-        Raises:
-            RunLocked: As for take.
-            IntegrityError: As for begin_epoch.
-            StorageFailed: As for begin_epoch.
-        """
+        """Take the lock, begin the next epoch, and return the new owner."""
         self.take()
         try:
             return self.begin_epoch()
@@ -72,11 +67,11 @@ class RunLock:
             raise
 
     def take(self) -> None:
-        """Take the lock, and change nothing yet: what is found may be a reason to leave it all alone.
+        """Take the lock and change nothing else, so that the caller can still refuse what it finds.
 
         Raises:
             RunLocked: Another process has it, or the file system has no working locks.
-            StorageFailed: The lock file could not be made.
+            StorageFailed: The lock file could not be created.
         """
         try:
             self._lock.acquire()
@@ -94,12 +89,12 @@ class RunLock:
             raise
 
     def begin_epoch(self, after: int | None = None) -> Owner:
-        """Begin the next epoch under the lock that was taken, and return it with who we are.
+        """Begin the next epoch under the lock, and return the new owner.
 
-        `after` is the last epoch where the record of it is lost and others tell it.
+        `after` is the last epoch, for callers that know it although its record is lost.
 
         Raises:
-            IntegrityError: The record of the last owner, and with it the epoch, was altered.
+            IntegrityError: The record of the last owner, which holds the epoch, was altered.
             StorageFailed: The new record could not be written.
         """
         if after is None:
@@ -111,25 +106,23 @@ class RunLock:
             started_at=self._started_at.isoformat(timespec="seconds"),
             epoch=after + 1,
         )
-        # On the disk before anything is written under this epoch: no two openings may share one.
+        # On disk before anything is written under this epoch: no two owners may share one.
         publish_bytes(self._run_dir.owner, encode_checksummed(asdict(owner)))
         return owner
 
     def release(self) -> None:
-        """Give the lock back. The record of the owner stays: the next epoch counts from it."""
+        """Release the lock. The owner's record stays: the next epoch counts from it."""
         self._lock.release()
 
     def __enter__(self) -> Owner:
         return self.acquire()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def _check_exclusion(self) -> None:
-        # Some network and user-space file systems say yes to every flock. Asked of the kernel itself:
-        # filelock may answer from what it knows of its own process.
+        # Some network and user-space file systems grant every flock. Ask the kernel directly: filelock
+        # may answer from its own process's state.
         fd = os.open(self._run_dir.lock, os.O_RDWR)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,27 +136,27 @@ class RunLock:
         try:
             owner = read_owner(self._run_dir.owner)
         except IntegrityError:
-            owner = None  # that somebody has the lock is what matters now
+            owner = None  # the caller reports the lock; the damaged record is not its concern
         pid = _find_holder(self._run_dir.lock)
         if pid is not None and (owner is None or owner.pid != pid):
-            # The owner looks at what there is before it writes its record, which is still the last one's.
+            # A new owner inspects the directory before it writes its record; this one is its predecessor's.
             who = f"pid {pid} on {socket.gethostname()}"
         else:
             who = f"pid {owner.pid} on {owner.host}, since {owner.started_at}" if owner else "another process"
         return (
             f"{self._run_dir.root} is in use by {who}; nothing was touched\n"
-            "  wait for it, end it (it drains and keeps what is finished), or name another directory with -o"
+            "  wait for it, end it (it drains and keeps finished samples), or use another directory with -o"
         )
 
     def _describe_missing_locks(self, reason: str) -> str:
         return (
-            f"{self._run_dir.root} lies on a file system without working locks ({reason})\n"
-            "  name a directory on a local disk, or on NFS 4 or later, with -o"
+            f"{self._run_dir.root} is on a file system without working locks ({reason})\n"
+            "  choose a directory on a local disk, or on NFS 4 or later, with -o"
         )
 
 
 def read_owner(path: Path) -> Owner | None:
-    """Return who holds the lock, or held it last; None if nobody ever did.
+    """Return the lock's current or last owner; None if it never had one.
 
     Raises:
         IntegrityError: The record was altered.
@@ -176,11 +169,11 @@ def read_owner(path: Path) -> Owner | None:
 
 
 def read_last_owner(run_dir: RunDir) -> Owner | None:
-    """Return who held the lock last; None where no run has begun.
+    """Return the last owner; None if no run has begun.
 
     Raises:
-        IntegrityError: The record was altered, or is missing from a run that has begun: without it
-            an epoch would come twice, and older samples could pass for newer ones.
+        IntegrityError: The record was altered, or is missing from a run that has begun. Without it an
+            epoch could be reused, and older samples could pass for newer ones.
     """
     owner = read_owner(run_dir.owner)
     if owner is None and run_dir.plan.exists():
@@ -191,15 +184,15 @@ def read_last_owner(run_dir: RunDir) -> Owner | None:
 def _refuse(path: Path, what: str) -> IntegrityError:
     return IntegrityError(
         f"{path} {what}: the record of the run's last epoch; nothing was touched\n"
-        "  `synthia-batch verify DIR --repair` writes it again; then run the same command again",
+        "  `synthia-batch verify DIR --repair` rewrites it; then run the same command again",
         reason=f"{what}: the record of the run's last epoch",
     )
 
 
 def find_running(run_dir: RunDir) -> Owner | None:
-    """Return who is writing to the run now, or None. Never tries the lock: that would take it.
+    """Return the owner that is writing to the run now, or None. Never tries the lock: that would take it.
 
-    An owner on another host cannot be asked, and is taken to be running.
+    An owner on another host cannot be checked and is assumed to be running.
 
     Raises:
         IntegrityError: As for read_owner.
@@ -213,22 +206,22 @@ def find_running(run_dir: RunDir) -> Owner | None:
 def _is_running(owner: Owner, run_dir: RunDir) -> bool:
     if _LOCKS.exists():
         return _find_holder(run_dir.lock) is not None
-    # Without the kernel's list only the process can be asked for, and its number may be another's by now.
+    # Without the kernel's list, only the process id can be checked, and it may have been reused.
     try:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass  # it runs, as another user
     return True
 
 
 def _find_holder(path: Path) -> int | None:
-    """Return the process on this host that has the flock of `path`, where Linux tells."""
+    """Return the process on this host that holds the flock of `path`, if /proc/locks lists it."""
     try:
         inode = str(path.stat().st_ino)
         for line in _LOCKS.read_text().splitlines():
-            # "1: FLOCK  ADVISORY  WRITE 1234 08:01:567 0 EOF"; one that waits has "->" in second place.
+            # "1: FLOCK  ADVISORY  WRITE 1234 08:01:567 0 EOF"; a waiting one has "->" in second place.
             _, kind, _, _, pid, place, *_ = line.split()
             if kind == "FLOCK" and place.rpartition(":")[2] == inode and int(pid) > 0:
                 return int(pid)
@@ -237,16 +230,13 @@ def _find_holder(path: Path) -> int | None:
     return None
 
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux: a UUID drawn anew at every boot
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriterEpoch:
     """One opening of a run. Readers without the lock use epoch 0.
 
-    `boot` tells a process that died from a machine that died: under one boot every byte that was
-    written is still there, synced or not. None where the system does not say; then every earlier
-    writer is taken to have lost what it had not synced.
+    `boot` distinguishes a process crash from a machine crash: within one boot every byte that was written
+    is still there, synced or not. If the system does not provide it (None), every earlier writer is
+    assumed to have lost its unsynced bytes.
     """
 
     plan_digest: str
@@ -255,7 +245,7 @@ class WriterEpoch:
 
 
 def read_boot_id() -> str | None:
-    """Return what identifies this start of the machine, or None where the system does not say."""
+    """Return an id of the machine's current boot, or None if the system does not provide one."""
     try:
         return _BOOT_ID.read_text().strip() or None
     except OSError:

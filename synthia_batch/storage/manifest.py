@@ -1,4 +1,4 @@
-"""What a run became: `manifest.json`, written last. Its existence says that the run is complete."""
+"""The result of a run: `manifest.json`, written last. Its existence marks the run as complete."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.ledger import PartEntry
 
 FORMAT_VERSION = 2
-"""Of the run directory as a whole. Readers refuse any other."""
+"""Format of the run directory as a whole. Readers refuse any other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestPart:
     """A published file. `path` is relative to the run directory, with forward slashes.
 
-    `sha256` is that of the file, `rows_digest` that of its rows: it is the same for the same rows
-    whichever version of pyarrow wrote them, see row_digest.
+    `sha256` is of the file. `rows_digest` is of its rows, whichever version of pyarrow wrote them; see
+    row_digest.
     """
 
     path: str
@@ -31,13 +31,13 @@ class ManifestPart:
 
     @property
     def entry(self) -> PartEntry:
-        """What the ledger says of it."""
+        """Its entry in the ledger."""
         return PartEntry(sha256=self.sha256, bytes=self.bytes, rows=self.rows, rows_digest=self.rows_digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The whole result. Holds nothing of time, host, workers or attempts: same run, same bytes.
+    """The whole result. Free of time, host, workers and attempts: same run, same bytes.
 
     `samples` is `finished` + `failed`.
     """
@@ -52,7 +52,7 @@ class Manifest:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Declare the run complete. Every part must be published, and so durable, before.
+    """Mark the run as complete. Every part must already be published, and so durable.
 
     Raises:
         StorageFailed: It could not be written.
@@ -63,21 +63,21 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def withdraw_manifest(run_dir: RunDir) -> None:
-    """Declare the run not complete any more, durably: parts of it are about to change or to go.
+    """Mark the run as incomplete, durably, before its parts change or are removed.
 
-    The card goes with the manifest, since its counts are no longer true.
+    The dataset card is removed too, since its counts no longer hold.
 
     Raises:
-        StorageFailed: The manifest may still be there: nothing that it claims may be touched.
+        StorageFailed: The manifest may still be there: the parts that it lists must not be changed.
     """
     remove_file(run_dir.manifest)
-    # Before anything else: a manifest that power brings back would claim parts that are gone.
+    # Before anything else: a manifest restored by power loss would list parts that are gone.
     sync_directory(run_dir.root)
     remove_file(run_dir.readme)
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Return the manifest of a complete run, or None where the run is not complete.
+    """Return the manifest of a complete run, or None if the run is not complete.
 
     Raises:
         IntegrityError: It was altered, or another version of the package wrote it.
@@ -88,13 +88,13 @@ def read_manifest(path: Path) -> Manifest | None:
     version = value.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise IntegrityError(
-            f"{path} has format version {version}; this version of synthia-batch reads {FORMAT_VERSION}\n"
-            "  use the version that made it"
+            f"{path}: expected format version {FORMAT_VERSION}, got {version}\n"
+            "  use the version of synthia-batch that wrote it"
         )
     return _decode(value)
 
 
 def _decode(value: dict[str, Any]) -> Manifest:
-    # The digest was right, so the fields are those that this format version writes.
+    # The digest matched, so the fields are those of this format version.
     parts = tuple(ManifestPart(**part) for part in value.pop("parts"))
     return Manifest(**value, parts=parts)

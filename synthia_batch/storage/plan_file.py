@@ -11,20 +11,15 @@ from synthia_batch.storage.layout import RunDir
 
 
 def plan_digest(plan: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of `plan` in hex: the same for the same content, in any order of keys.
-
-    Raises:
-        ValueError: A string holds a lone surrogate, or a number is not finite.
-        TypeError: JSON has no such value.
-    """
+    """Return the SHA-256 of `plan` in hex, independent of the order of keys."""
     return digest_of(plan)
 
 
 def write_plan_once(path: Path, plan: Mapping[str, Any]) -> str:
-    """Make sure that `path` holds `plan`, and return its digest. Call it under the run's lock.
+    """Write `plan` to `path` unless it is there, and return its digest. Call it under the run's lock.
 
     Raises:
-        IdentityMismatch: `path` holds another plan. Nothing was touched.
+        IdentityMismatch: `path` holds another plan. Nothing was changed.
         IntegrityError: `path` was altered.
         StorageFailed: It could not be written.
     """
@@ -35,13 +30,13 @@ def write_plan_once(path: Path, plan: Mapping[str, Any]) -> str:
     elif plan_digest(present) != digest:
         raise IdentityMismatch(
             f"{path} is the plan of another job; nothing was touched\n"
-            "  name another output directory with -o, or run the job that began this one"
+            "  choose another output directory with -o, or run the job that began this one"
         )
     return digest
 
 
 def read_plan(path: Path) -> dict[str, Any] | None:
-    """Return the plan of a run, or None where it has none yet.
+    """Return the plan of a run, or None if it has none yet.
 
     Raises:
         IntegrityError: It was altered.
@@ -53,7 +48,7 @@ def require_plan(run_dir: RunDir) -> dict[str, Any]:
     """Return the plan of a run.
 
     Raises:
-        UsageError: It has none: this is no run directory.
+        UsageError: It has none: this is not a run directory.
         IntegrityError: It was altered.
     """
     plan = read_plan(run_dir.plan)
@@ -63,5 +58,5 @@ def require_plan(run_dir: RunDir) -> dict[str, Any]:
 
 
 def no_run_error(directory: Path) -> UsageError:
-    """Return what tells that `directory` is not one of a run."""
+    """Return the error for a `directory` that holds no run."""
     return UsageError(f"{directory}: not a run directory; name one under outputs/")

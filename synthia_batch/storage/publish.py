@@ -1,8 +1,8 @@
-"""The publish protocol: how a shard's samples leave the journal and become files.
+"""The publish protocol: how a shard's samples move from the journal into files.
 
-A shard has a data part, a failed part, or both, and both are one publication: one intent names
-them, and the journal goes only when each is in place. Whatever interrupts this, recovery finds
-either the journal, and publishes again from it, or every part as its intent says.
+A shard has a data part, a failed part, or both, and they are published together: one ledger entry names
+them, and the journal is removed only when all are in place. Whatever interrupts this, recovery finds
+either the journal, and publishes again from it, or every part as its ledger entry says.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from synthia_batch.storage.ledger import PartEntry, PartLedger, ShardEntry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPart:
-    """A part as it will be on the disk: the whole file, how many rows are in it, and their digest."""
+    """A part as it will be on disk: the whole file, its number of rows, and their digest."""
 
     content: bytes
     rows: int
@@ -27,7 +27,7 @@ class EncodedPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedShard:
-    """Both parts of a shard. None where there are no such samples: a part is never empty."""
+    """Both parts of a shard. None if there are no such samples: a part is never empty."""
 
     shard: Shard
     data: EncodedPart | None
@@ -35,15 +35,15 @@ class EncodedShard:
 
 
 def publish_shard(run_dir: RunDir, encoded: EncodedShard, journal: Journal, ledger: PartLedger) -> ShardEntry:
-    """Make the parts of a shard visible, durably, and end its journal.
+    """Make the parts of a shard visible, durably, and remove its journal.
 
     Raises:
         ValueError: The parts do not hold every sample of the shard once. Nothing was written.
-        StorageFailed: A system call failed. The journal, or the parts, are there for the next run.
+        StorageFailed: A system call failed. The next run finds either the journal or the parts.
     """
     shard = encoded.shard
     _check_rows(encoded)
-    # From the intent on, the next run may rely on these samples: so they must be on the disk.
+    # Once the ledger has the entry, the next run relies on these samples: they must be on disk.
     journal.sync()
     shard_entry = ShardEntry(
         shard=shard.number,
@@ -52,12 +52,12 @@ def publish_shard(run_dir: RunDir, encoded: EncodedShard, journal: Journal, ledg
         failed=_describe(encoded.failed),
     )
     ledger.append(shard_entry)
-    # Failed samples first: where the data part of a shard is visible, the shard is complete.
+    # Failed samples first: once the data part of a shard is visible, the shard is complete.
     _put_part(run_dir.failed_part(shard), encoded.failed)
     _put_part(run_dir.data_part(shard), encoded.data)
     journal.close()
-    # Not before the directories of the parts were synced. Its own directory need not be: if power
-    # brings the journal back, recovery sees that the parts are as intended and removes it again.
+    # Only after the directories of the parts are synced. The journal's own need not be: if power loss
+    # restores the journal, recovery finds the parts as expected and removes it again.
     remove_file(journal.path)
     return shard_entry
 
@@ -87,7 +87,7 @@ def _put_part(path: Path, part: EncodedPart | None) -> None:
         make_directory(path.parent)
         publish_bytes(path, part.content)
     elif path.exists():
-        # An earlier publication of this shard had such samples, and a retry made them otherwise.
+        # An earlier publication had such samples, and a retry changed that.
         remove_file(path)
-        # On the disk before the journal goes: the old part must not come back beside the new.
+        # Durable before the journal is removed: the old part must not reappear beside the new.
         sync_directory(path.parent)

@@ -1,16 +1,16 @@
-"""What a crash left of each shard, and what to do about it.
+"""The state of each shard after a crash, and its recovery.
 
-First everything is looked at and nothing touched, so that a refusal leaves the directory as it
-was; only then are leftovers removed. With intents (I), journal (J) and parts (P):
+Everything is inspected before anything is changed, so a refusal leaves the directory as it was; only then
+are leftovers removed. With ledger entry (L), journal (J) and parts (P):
 
-    no I, no J, no P      not begun
-    no I, J, no P         unfinished: go on from the journal
-    I, J, P or not        killed while publishing: publish again from the journal
-    I, J, P as intended   killed before the unlink: published; the journal is left over, unless it
-                          was opened after the publication, by a retry
-    I, no J, P as intended      published
-    I, no J, P otherwise        refused: a published file was altered or removed
-    no I, P                     refused: nobody writes a part before its intent
+    no L, no J, no P            not begun
+    no L, J, no P               unfinished: resume from the journal
+    L, J, P or not              killed while publishing: publish again from the journal
+    L, J, P as expected         killed before the unlink: published; the journal is left over, unless a
+                                retry opened it after the publication
+    L, no J, P as expected      published
+    L, no J, P otherwise        refused: a published file was altered or removed
+    no L, P                     refused: no part is written before its ledger entry
 """
 
 import hashlib
@@ -31,16 +31,16 @@ from synthia_batch.storage.lock import WriterEpoch
 from synthia_batch.storage.manifest import Manifest
 
 HASH_THREADS = 4
-"""hashlib works outside the interpreter's lock; beyond a few threads the disk is the limit."""
+"""hashlib releases the GIL; beyond a few threads the disk is the limit."""
 _CHUNK_BYTES = 1 << 20
 
 OnProgress = Callable[[int, int], None]
-"""Gets the bytes of the parts that were read so far, and of all that are to be."""
+"""Called with the bytes of parts read so far, and the total to read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """The shard's parts are in place. `has_leftover_journal`: a journal is, too, and may go."""
+    """The shard's parts are in place. `has_leftover_journal`: so is a journal, which can be removed."""
 
     shard: Shard
     shard_entry: ShardEntry
@@ -48,21 +48,21 @@ class Published:
 
     @property
     def finished(self) -> int:
-        """The rows of its data part."""
+        """Number of rows in its data part."""
         return self.shard_entry.data.rows if self.shard_entry.data else 0
 
     @property
     def failed(self) -> int:
-        """The rows of its failed part."""
+        """Number of rows in its failed part."""
         return self.shard_entry.failed.rows if self.shard_entry.failed else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfinished:
-    """The shard is to be made, or made to its end.
+    """The shard is not published yet.
 
-    `tally` is of the samples in its journal; where they are all, it is still to be published.
-    `dropped_bytes` is the length of the journal's torn tail.
+    `tally` counts the samples in its journal, possibly all of them. `dropped_bytes` is the length of the
+    journal's torn tail.
     """
 
     shard: Shard
@@ -71,12 +71,12 @@ class Unfinished:
 
     @property
     def finished(self) -> int:
-        """The samples of its journal that were made."""
+        """Number of finished samples in its journal."""
         return self.tally.finished
 
     @property
     def failed(self) -> int:
-        """Those that could not be made."""
+        """Number of failed samples in its journal."""
         return self.tally.failed
 
 
@@ -84,28 +84,30 @@ ShardState = Published | Unfinished
 
 
 def inspect_shard(
-    run_dir: RunDir, shard: Shard, ledger: Mapping[int, ShardEntry], attempt: WriterEpoch
+    run_dir: RunDir, shard: Shard, ledger: Mapping[int, ShardEntry], writer: WriterEpoch
 ) -> ShardState:
-    """Return what is there of `shard`. Touches nothing; compares parts by size, see check_parts.
+    """Return the state of `shard`. Changes nothing; compares parts by size, see check_parts.
 
     Raises:
-        IntegrityError: A part is missing, has another size than was published, or is not of this run.
+        IntegrityError: A part is missing, differs in size from the published one, or is not of this run.
         JournalCorrupt: As for read_journal.
         StorageFailed: A file cannot be read.
     """
     shard_entry = ledger.get(shard.number)
     if shard_entry is None:
-        _refuse_foreign_parts(run_dir, shard)
+        for path in (run_dir.failed_part(shard), run_dir.data_part(shard)):
+            _check_size(path, None)
     if not run_dir.journal(shard).exists():
         if shard_entry is None:
             return Unfinished(shard=shard, tally=Tally(), dropped_bytes=0)
-        _check_sizes(run_dir, shard, shard_entry)
+        for path, entry in _expected_parts(run_dir, shard, shard_entry):
+            _check_size(path, entry)
         return Published(shard=shard, shard_entry=shard_entry, has_leftover_journal=False)
-    return _inspect_journal(run_dir, shard, shard_entry, attempt)
+    return _inspect_journal(run_dir, shard, shard_entry, writer)
 
 
 def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: OnProgress) -> None:
-    """Read every published part and compare it with its intent. Touches nothing.
+    """Read every published part and compare it with its ledger entry. Changes nothing.
 
     `on_progress` is called in the caller's thread.
 
@@ -125,12 +127,8 @@ def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: OnPr
 def check_complete(run_dir: RunDir, manifest: Manifest, on_progress: OnProgress) -> None:
     """Compare every part that the manifest names. Otherwise as check_parts.
 
-    A part is read only if it was modified after the manifest, which is written last: a finished
-    run of any size says so at once. What leaves no such trace, `verify` finds.
-
-    Raises:
-        IntegrityError: As for check_parts.
-        StorageFailed: As for check_parts.
+    A part is read only if it was modified after the manifest, which is written last, so this is fast for
+    a finished run of any size. `verify` finds damage that leaves no such trace.
     """
     entries = [(run_dir.root / part.path, part.entry) for part in manifest.parts]
     for path, entry in entries:
@@ -151,29 +149,29 @@ def _check_files(parts: Sequence[tuple[Path, PartEntry | None]], on_progress: On
                 done += future.result()
                 on_progress(done, total)
         finally:
-            # After a refusal nobody waits for the rest to be read.
+            # After a refusal, do not read the rest.
             threads.shutdown(wait=False, cancel_futures=True)
 
 
 def check_part(path: Path, entry: PartEntry | None) -> int:
-    """Return the size in bytes of the part at `path`, once it is found to be what it must be.
+    """Return the size in bytes of the part at `path` after comparing it with `entry`.
 
     Raises:
-        IntegrityError: It is missing or was altered, or is there and must not be.
+        IntegrityError: It is missing, was altered, or exists although `entry` is None.
         StorageFailed: It cannot be read.
     """
     _check_size(path, entry)
     if entry is None:
         return 0
     if _hash_file(path) != entry.sha256:
-        raise _refuse(path, f"was altered: its SHA-256 is not {entry.sha256}, with which it was published")
+        raise _refuse(path, f"was altered: its SHA-256 is not {entry.sha256}, as published")
     return entry.bytes
 
 
 def remove_leftovers(run_dir: RunDir, states: Iterable[ShardState]) -> None:
-    """Remove what a crash left and nobody needs: temporary files, and journals of published shards.
+    """Remove the leftovers of a crash: temporary files, and journals of published shards.
 
-    Call it once every shard was inspected. Power may bring all of it back: then it goes again.
+    Call it after every shard was inspected. If power loss restores them, the next run removes them again.
 
     Raises:
         StorageFailed: A file cannot be removed.
@@ -185,11 +183,11 @@ def remove_leftovers(run_dir: RunDir, states: Iterable[ShardState]) -> None:
             remove_file(run_dir.journal(state.shard))
 
 
-def remove_unbegun(run_dir: RunDir, made: Sequence[Path]) -> None:
-    """Remove the directories `made` for a run that never began, the innermost first.
+def remove_unbegun(run_dir: RunDir, created: Sequence[Path]) -> None:
+    """Remove the directories `created` for a run that never began, innermost first.
 
-    There is nothing in them but the lock, which is ours, and perhaps logs of engines that began to
-    load. Nothing is synced: power may bring them back, and the next run then begins in them.
+    They hold only our lock, and perhaps logs of engines that began to load. Nothing is synced: if power
+    loss restores them, the next run uses them.
 
     Raises:
         StorageFailed: A file cannot be removed.
@@ -198,15 +196,15 @@ def remove_unbegun(run_dir: RunDir, made: Sequence[Path]) -> None:
         remove_file(log)
     remove_file(run_dir.state_name)
     remove_file(run_dir.lock)
-    with suppress(OSError):  # Somebody else has put something there, which stays.
+    with suppress(OSError):  # Files of somebody else stay.
         if run_dir.logs.exists():
             run_dir.logs.rmdir()
-        for directory in made:
+        for directory in created:
             directory.rmdir()
 
 
 def list_temporary_files(run_dir: RunDir) -> list[Path]:
-    """Return the files that were being written when a crash came, and never got their names."""
+    """Return the files that a crash left under their temporary names."""
     root = (run_dir.readme, run_dir.report, run_dir.manifest)
     found = [path for path in map(temporary_path, root) if path.exists()]
     for directory in (run_dir.data, run_dir.failed, run_dir.hidden, run_dir.journals):
@@ -215,9 +213,9 @@ def list_temporary_files(run_dir: RunDir) -> list[Path]:
 
 
 def _inspect_journal(
-    run_dir: RunDir, shard: Shard, shard_entry: ShardEntry | None, attempt: WriterEpoch
+    run_dir: RunDir, shard: Shard, shard_entry: ShardEntry | None, writer: WriterEpoch
 ) -> ShardState:
-    replayed = read_journal(run_dir.journal(shard), shard, attempt)
+    replayed = read_journal(run_dir.journal(shard), shard, writer)
     # A journal that was opened after the publication holds newer samples than the parts.
     is_older = shard_entry is not None and (replayed.epoch is None or replayed.epoch <= shard_entry.epoch)
     if shard_entry is not None and is_older and _is_published(run_dir, shard, shard_entry):
@@ -230,7 +228,7 @@ def _inspect_journal(
 
 
 def _is_published(run_dir: RunDir, shard: Shard, shard_entry: ShardEntry) -> bool:
-    # By checksum, not by size: on the answer hangs the only other copy of these samples.
+    # By checksum, not by size: if this is true, the only other copy of these samples is removed.
     try:
         for path, entry in _expected_parts(run_dir, shard, shard_entry):
             check_part(path, entry)
@@ -245,16 +243,6 @@ def _expected_parts(
     return ((run_dir.failed_part(shard), shard_entry.failed), (run_dir.data_part(shard), shard_entry.data))
 
 
-def _refuse_foreign_parts(run_dir: RunDir, shard: Shard) -> None:
-    for path in (run_dir.failed_part(shard), run_dir.data_part(shard)):
-        _check_size(path, None)
-
-
-def _check_sizes(run_dir: RunDir, shard: Shard, shard_entry: ShardEntry) -> None:
-    for path, entry in _expected_parts(run_dir, shard, shard_entry):
-        _check_size(path, entry)
-
-
 def _check_size(path: Path, entry: PartEntry | None) -> None:
     with storage_errors("look at", path):
         try:
@@ -266,7 +254,7 @@ def _check_size(path: Path, entry: PartEntry | None) -> None:
     if entry is not None and size is None:
         raise _refuse(path, "was published and is missing")
     if entry is not None and size != entry.bytes:
-        raise _refuse(path, f"was altered: it has {size} bytes and was published with {entry.bytes}")
+        raise _refuse(path, f"was altered: expected {entry.bytes} bytes as published, got {size}")
 
 
 def _hash_file(path: Path) -> str:
@@ -280,6 +268,7 @@ def _hash_file(path: Path) -> str:
 def _refuse(path: Path, what: str) -> IntegrityError:
     return IntegrityError(
         f"{path} {what}; nothing was touched\n"
-        "  put the file back as it was, or let `synthia-batch verify DIR --repair` drop it to make it again",
+        "  restore the file, or run `synthia-batch verify DIR --repair`: it drops the file, and the next run "
+        "regenerates it",
         reason=what,
     )

@@ -371,7 +371,7 @@ def test_a_full_disk_ends_the_run_and_says_that_it_can_go_on(synthia: Command, h
         assert done.stderr.endswith(
             ": No space left on device\n  free space on this file system; nothing finished is lost: run "
             "the same "
-            "command again to go on\n"
+            "command again to resume\n"
         )
 
 

@@ -202,7 +202,7 @@ def test_a_file_system_without_working_locks_is_refused(
         fresh = call(capsys, *RUN[:-1], "fresh")
     for refused in (answer, fresh):
         assert refused.code == 4
-        assert f"lies on a file system without working locks ({reason})" in refused.err
+        assert f"is on a file system without working locks ({reason})" in refused.err
         assert "-o" in refused.err
     # A lock can only be tried where it is to be: that is all that is made.
     assert set(snapshot(home)) - set(before) <= {"fresh", "fresh/.synthia", "fresh/.synthia/lock"}

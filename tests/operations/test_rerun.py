@@ -104,7 +104,7 @@ def test_a_sample_made_twice_with_two_texts_is_refused_and_named(synthia: Comman
     ordinal = journal_again(tmp_path / "out")
     for again in (synthia(*command), synthia("verify", "out")):
         assert again.returncode == 4
-        assert f"sample {ordinal} was finished before, with another content" in again.stdout + again.stderr
+        assert f"sample {ordinal} was already finished with different content" in again.stdout + again.stderr
     assert synthia("verify", "out", "--repair").returncode == 0
     assert synthia("verify", "out").returncode == 0
 
@@ -138,8 +138,8 @@ def journal_again(run_directory: Path) -> int:
         (outcome,) = engine.step()
         assert outcome != finished[sample.ordinal], "it made the same alone"
         epoch = session.lock.begin_epoch().epoch
-        attempt = dataclasses.replace(session.writer, epoch=epoch)
-        journal = Journal.open(session.run_dir.journal(shard), shard, attempt)
+        writer = dataclasses.replace(session.writer, epoch=epoch)
+        journal = Journal.open(session.run_dir.journal(shard), shard, writer)
         journal.append([outcome])
         journal.sync()
         journal.close()

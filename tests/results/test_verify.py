@@ -70,8 +70,8 @@ def leave_journal(out: Path) -> None:
     facts = read_facts(out)
     shard = facts.shards[1]
     made = list(read_made(facts.run_dir.data_part(shard), shard, facts.grid).values())
-    attempt = replace(facts.attempt, epoch=2)
-    write_journal(facts.run_dir.journal(shard), shard, attempt, made[:100])
+    writer = replace(facts.writer, epoch=2)
+    write_journal(facts.run_dir.journal(shard), shard, writer, made[:100])
     for path in (facts.run_dir.manifest, facts.run_dir.readme):
         path.unlink()
 
@@ -83,9 +83,7 @@ def leave_damaged_journal(out: Path) -> None:
 
 def leave_published_journal(out: Path) -> None:
     facts = read_facts(out)
-    write_journal(
-        facts.run_dir.journal(facts.shards[0]), facts.shards[0], replace(facts.attempt, epoch=1), []
-    )
+    write_journal(facts.run_dir.journal(facts.shards[0]), facts.shards[0], replace(facts.writer, epoch=1), [])
 
 
 def claim_more(out: Path) -> None:
@@ -218,8 +216,8 @@ def test_a_damaged_plan_is_rewritten_by_the_original_job(
     (home / "q.jsonl").rename(home / "other.jsonl")
     other = call(capsys, "run", "other.jsonl", *RUN[2:])
     (home / "other.jsonl").rename(home / "q.jsonl")
-    assert (other.code, "is of another plan" in other.err) == (4, True), other
-    assert "say the job as it was first said" in other.err
+    assert (other.code, "belongs to another plan" in other.err) == (4, True), other
+    assert "use the job as first specified" in other.err
     assert snapshot(home) == without_plan
     assert call(capsys, *RUN).code == 0
     assert (out / PLAN).read_bytes() == (finished / "out" / PLAN).read_bytes()

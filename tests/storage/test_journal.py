@@ -20,8 +20,8 @@ from synthia_batch.storage.journal.writer import (
 from synthia_batch.storage.lock import WriterEpoch
 
 SHARD = Shard(number=7, count=60, first_row=100, stop_row=200, first=100, stop=200)
-ATTEMPT = WriterEpoch(plan_digest="c0ffee", epoch=1, boot="this boot")
-AFTER_POWER_LOSS = replace(ATTEMPT, epoch=2, boot="the next boot")
+WRITER = WriterEpoch(plan_digest="c0ffee", epoch=1, boot="this boot")
+AFTER_POWER_LOSS = replace(WRITER, epoch=2, boot="the next boot")
 
 
 def finish(ordinal, response="ja"):
@@ -48,9 +48,9 @@ def path(tmp_path):
     return tmp_path / "shard-00007.wal"
 
 
-def write(path, outcomes, *, attempt=ATTEMPT, syncs=()):
+def write(path, outcomes, *, writer=WRITER, syncs=()):
     """Append each outcome for itself, with a sync after those whose place is in `syncs`."""
-    journal = Journal.open(path, SHARD, attempt)
+    journal = Journal.open(path, SHARD, writer)
     for place, outcome in enumerate(outcomes):
         journal.append([outcome])
         if place in syncs:
@@ -70,16 +70,16 @@ def frame_bounds(path):
 def test_what_was_appended_comes_back(path):
     write(path, OUTCOMES)
 
-    assert replay(path, SHARD, ATTEMPT) == by_ordinal(OUTCOMES)
+    assert replay(path, SHARD, WRITER) == by_ordinal(OUTCOMES)
 
 
 def test_no_file_is_an_empty_journal(path):
-    assert replay(path, SHARD, ATTEMPT) == {}
+    assert replay(path, SHARD, WRITER) == {}
     assert not path.exists()
 
 
 def test_many_samples_are_finished_by_one_write(path, monkeypatch):
-    journal = Journal.open(path, SHARD, ATTEMPT)
+    journal = Journal.open(path, SHARD, WRITER)
     calls = []
     real_write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: calls.append(1) or real_write(fd, data))
@@ -91,9 +91,9 @@ def test_many_samples_are_finished_by_one_write(path, monkeypatch):
 
 def test_an_opening_goes_on_where_the_last_one_ended(path):
     write(path, OUTCOMES[:2])
-    write(path, OUTCOMES[2:], attempt=replace(ATTEMPT, epoch=2))
+    write(path, OUTCOMES[2:], writer=replace(WRITER, epoch=2))
 
-    replayed = read_journal(path, SHARD, ATTEMPT)
+    replayed = read_journal(path, SHARD, WRITER)
 
     assert replayed.outcomes == by_ordinal(OUTCOMES)
     assert replayed.epoch == 2
@@ -107,12 +107,12 @@ def test_cut_at_every_byte_the_whole_frames_remain_and_the_rest_is_made_again(pa
     for length in range(len(whole) + 1):
         path.write_bytes(whole[:length])
         kept = [outcome for outcome in OUTCOMES if _stop_of(outcome, bounds) <= length]
-        journal = Journal.open(path, SHARD, replace(ATTEMPT, epoch=2))
+        journal = Journal.open(path, SHARD, replace(WRITER, epoch=2))
         assert journal.replayed.outcomes == by_ordinal(kept), length
         assert journal.replayed.kept_bytes + journal.replayed.dropped_bytes == length
         journal.append([finish(199)])
         journal.close()
-        assert replay(path, SHARD, ATTEMPT) == by_ordinal([*kept, finish(199)]), length
+        assert replay(path, SHARD, WRITER) == by_ordinal([*kept, finish(199)]), length
 
 
 def _stop_of(outcome, bounds):
@@ -120,9 +120,9 @@ def _stop_of(outcome, bounds):
     return next(stop for _, stop, value in bounds if outcome.ordinal in [value.get(kind) for kind in kinds])
 
 
-@pytest.mark.parametrize("attempt", [ATTEMPT, AFTER_POWER_LOSS])
+@pytest.mark.parametrize("writer", [WRITER, AFTER_POWER_LOSS])
 @pytest.mark.parametrize("syncs", [(), (1,), (0, 1, 2, 3)])
-def test_a_bit_flipped_anywhere_is_dropped_with_what_follows_or_refused_at_its_frame(path, attempt, syncs):
+def test_a_bit_flipped_anywhere_is_dropped_with_what_follows_or_refused_at_its_frame(path, writer, syncs):
     write(path, OUTCOMES, syncs=syncs)
     whole = path.read_bytes()
     bounds = frame_bounds(path)
@@ -135,7 +135,7 @@ def test_a_bit_flipped_anywhere_is_dropped_with_what_follows_or_refused_at_its_f
         with path.open("r+b") as file:
             file.write(flipped)
         try:
-            assert replay(path, SHARD, attempt) in prefixes
+            assert replay(path, SHARD, writer) in prefixes
         except JournalCorrupt as exc:
             refused += 1
             damaged = next(start for start, stop, _ in bounds if start <= position // 8 < stop)
@@ -149,12 +149,12 @@ def test_damage_in_the_middle_is_refused_while_no_machine_restarted(path):
     write(path, OUTCOMES)
     offset = _damage_frame(path, 2)
 
-    with pytest.raises(JournalCorrupt, match=f"byte {offset}: .* no machine restarted"):
-        Journal.open(path, SHARD, ATTEMPT)
+    with pytest.raises(JournalCorrupt, match=f"byte {offset}: .* the machine did not restart"):
+        Journal.open(path, SHARD, WRITER)
 
 
-@pytest.mark.parametrize("attempt", [ATTEMPT, AFTER_POWER_LOSS])
-def test_a_damaged_first_header_is_refused_whenever_frames_follow_it(path, attempt):
+@pytest.mark.parametrize("writer", [WRITER, AFTER_POWER_LOSS])
+def test_a_damaged_first_header_is_refused_whenever_frames_follow_it(path, writer):
     write(path, OUTCOMES)
     content = bytearray(path.read_bytes())
     _, stop, _ = frame_bounds(path)[0]
@@ -162,7 +162,7 @@ def test_a_damaged_first_header_is_refused_whenever_frames_follow_it(path, attem
     path.write_bytes(content)
 
     with pytest.raises(JournalCorrupt, match="byte 0: "):
-        Journal.open(path, SHARD, attempt)
+        Journal.open(path, SHARD, writer)
     assert path.read_bytes() == content
 
 
@@ -226,7 +226,7 @@ def test_the_cut_is_on_the_disk_before_anything_is_made_again(path, monkeypatch)
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *args, name=name, real=real: calls.append(name) or real(*args))
 
-    Journal.open(path, SHARD, replace(ATTEMPT, epoch=2))
+    Journal.open(path, SHARD, replace(WRITER, epoch=2))
 
     assert calls == ["ftruncate", "write", "fdatasync", "fsync"]
 
@@ -235,40 +235,40 @@ def test_a_frame_of_another_plan_or_shard_is_refused(path):
     write(path, OUTCOMES)
 
     with pytest.raises(JournalCorrupt, match="byte 0: the header names another plan, c0ffee"):
-        replay(path, SHARD, replace(ATTEMPT, plan_digest="decaf"))
+        replay(path, SHARD, replace(WRITER, plan_digest="decaf"))
     with pytest.raises(JournalCorrupt, match="byte 0: the header names another shard, 7"):
-        replay(path, replace(SHARD, number=8), ATTEMPT)
-    with pytest.raises(JournalCorrupt, match="sample 103 is not of shard 7"):
-        replay(path, replace(SHARD, stop=103), ATTEMPT)
+        replay(path, replace(SHARD, number=8), WRITER)
+    with pytest.raises(JournalCorrupt, match="sample 103 is not in shard 7"):
+        replay(path, replace(SHARD, stop=103), WRITER)
 
 
 def test_an_ordinal_of_another_shard_is_never_written(path):
-    journal = Journal.open(path, SHARD, ATTEMPT)
+    journal = Journal.open(path, SHARD, WRITER)
 
-    with pytest.raises(ValueError, match="sample 200 is not of shard 7"):
+    with pytest.raises(ValueError, match="sample 200 is not in shard 7"):
         journal.append([finish(100), finish(200)])
     journal.close()
 
-    assert replay(path, SHARD, ATTEMPT) == {}
+    assert replay(path, SHARD, WRITER) == {}
 
 
 def test_the_same_sample_twice_is_accepted_and_contradicted_is_refused(path):
     write(path, [finish(100), finish(100)])
-    assert replay(path, SHARD, ATTEMPT) == {100: finish(100)}
+    assert replay(path, SHARD, WRITER) == {100: finish(100)}
 
     write(path, [finish(100, "nein")])
-    with pytest.raises(JournalCorrupt, match="sample 100 was finished before, with another content"):
-        replay(path, SHARD, ATTEMPT)
+    with pytest.raises(JournalCorrupt, match="sample 100 was already finished with different content"):
+        replay(path, SHARD, WRITER)
 
 
 def test_a_journal_without_header_or_with_unknown_frames_is_refused(path):
     path.write_bytes(encode_frame({"failed": 100, "code": "x", "message": "y"}))
     with pytest.raises(JournalCorrupt, match="does not begin with a header"):
-        replay(path, SHARD, ATTEMPT)
+        replay(path, SHARD, WRITER)
 
     path.write_bytes(encode_frame({"finished": 100, "text": "of a later version"}))
-    with pytest.raises(JournalCorrupt, match="of no kind that this version writes"):
-        replay(path, SHARD, ATTEMPT)
+    with pytest.raises(JournalCorrupt, match="this version writes no such frame"):
+        replay(path, SHARD, WRITER)
 
 
 def test_repair_drops_exactly_the_damaged_frames(path):
@@ -276,20 +276,20 @@ def test_repair_drops_exactly_the_damaged_frames(path):
     samples = [place for place, (_, _, value) in enumerate(frame_bounds(path)) if "synced" not in value]
     offset = _damage_frame(path, samples[2])
 
-    damages = repair_journal(path, SHARD, replace(ATTEMPT, epoch=2))
+    damages = repair_journal(path, SHARD, replace(WRITER, epoch=2))
 
     assert [damage.offset for damage in damages] == [offset]
-    assert replay(path, SHARD, ATTEMPT) == by_ordinal([OUTCOMES[0], *OUTCOMES[2:]])
-    assert repair_journal(path, SHARD, replace(ATTEMPT, epoch=3)) == ()
+    assert replay(path, SHARD, WRITER) == by_ordinal([OUTCOMES[0], *OUTCOMES[2:]])
+    assert repair_journal(path, SHARD, replace(WRITER, epoch=3)) == ()
 
 
 def test_repair_keeps_the_samples_behind_a_damaged_header(path):
     write(path, OUTCOMES)
     _damage_frame(path, 0)
 
-    repair_journal(path, SHARD, ATTEMPT)
+    repair_journal(path, SHARD, WRITER)
 
-    assert replay(path, SHARD, ATTEMPT) == by_ordinal(OUTCOMES)
+    assert replay(path, SHARD, WRITER) == by_ordinal(OUTCOMES)
 
 
 def _damage_frame(path, place):
@@ -307,11 +307,11 @@ def test_short_writes_are_continued(path, monkeypatch):
 
     write(path, OUTCOMES)
 
-    assert replay(path, SHARD, ATTEMPT) == by_ordinal(OUTCOMES)
+    assert replay(path, SHARD, WRITER) == by_ordinal(OUTCOMES)
 
 
 def test_a_full_disk_ends_the_journal_and_keeps_what_was_whole(path, monkeypatch):
-    journal = Journal.open(path, SHARD, ATTEMPT)
+    journal = Journal.open(path, SHARD, WRITER)
     journal.append(OUTCOMES[:2])
     room = [len(encode_frame({"synced": 99})) + 140]
 
@@ -327,17 +327,17 @@ def test_a_full_disk_ends_the_journal_and_keeps_what_was_whole(path, monkeypatch
         journal.append(OUTCOMES[2:])
     monkeypatch.undo()
 
-    with pytest.raises(StorageFailed, match="takes nothing more"):
+    with pytest.raises(StorageFailed, match="accepts no more data"):
         journal.append(OUTCOMES[2:])
-    with pytest.raises(StorageFailed, match="takes nothing more"):
+    with pytest.raises(StorageFailed, match="accepts no more data"):
         journal.sync()
-    replayed = read_journal(path, SHARD, ATTEMPT)
+    replayed = read_journal(path, SHARD, WRITER)
     assert replayed.dropped_bytes > 0
     assert replayed.outcomes == by_ordinal(OUTCOMES[:3])
 
 
 def test_a_failed_sync_is_never_tried_again(path, monkeypatch):
-    journal = Journal.open(path, SHARD, ATTEMPT)
+    journal = Journal.open(path, SHARD, WRITER)
     journal.append(OUTCOMES)
     calls = []
 
@@ -348,7 +348,7 @@ def test_a_failed_sync_is_never_tried_again(path, monkeypatch):
     monkeypatch.setattr(os, "fdatasync", fail)
     with pytest.raises(StorageFailed, match=f"could not fdatasync {path}: Input/output error"):
         journal.sync()
-    with pytest.raises(StorageFailed, match="takes nothing more"):
+    with pytest.raises(StorageFailed, match="accepts no more data"):
         journal.sync()
     assert len(calls) == 1
 
@@ -366,7 +366,7 @@ def fail_sync(journal, monkeypatch):
 
 @pytest.mark.parametrize("lost", [2, 3, 4])
 def test_what_a_failed_sync_lost_is_made_again_under_the_same_boot(path, monkeypatch, lost):
-    journal = Journal.open(path, SHARD, ATTEMPT)
+    journal = Journal.open(path, SHARD, WRITER)
     journal.append(OUTCOMES[:1])
     journal.sync()
     journal.append(OUTCOMES[1:])
@@ -376,17 +376,17 @@ def test_what_a_failed_sync_lost_is_made_again_under_the_same_boot(path, monkeyp
     content = path.read_bytes()
     path.write_bytes(content[:start] + bytes(stop - start) + content[stop:])
 
-    again = Journal.open(path, SHARD, replace(ATTEMPT, epoch=2))
+    again = Journal.open(path, SHARD, replace(WRITER, epoch=2))
 
     assert again.replayed.outcomes == by_ordinal(OUTCOMES[: lost - 1])
-    assert not read_journal(path, SHARD, ATTEMPT).is_doubtful
+    assert not read_journal(path, SHARD, WRITER).is_doubtful
     again.append(OUTCOMES)
     again.close()
-    assert replay(path, SHARD, ATTEMPT) == by_ordinal(OUTCOMES)
+    assert replay(path, SHARD, WRITER) == by_ordinal(OUTCOMES)
 
 
 def test_what_was_synced_before_a_failed_sync_is_no_less_refused(path, monkeypatch):
-    journal = Journal.open(path, SHARD, ATTEMPT)
+    journal = Journal.open(path, SHARD, WRITER)
     journal.append(OUTCOMES[:1])
     journal.sync()
     journal.append(OUTCOMES[1:])
@@ -394,23 +394,23 @@ def test_what_was_synced_before_a_failed_sync_is_no_less_refused(path, monkeypat
     offset = _damage_frame(path, 2)
 
     with pytest.raises(JournalCorrupt, match=f"byte {offset}: "):
-        Journal.open(path, SHARD, ATTEMPT)
+        Journal.open(path, SHARD, WRITER)
 
 
 def test_what_survives_a_failed_sync_is_written_anew(path, monkeypatch):
-    journal = Journal.open(path, SHARD, ATTEMPT)
+    journal = Journal.open(path, SHARD, WRITER)
     journal.append(OUTCOMES)
     fail_sync(journal, monkeypatch)
     before = path.stat().st_ino
 
-    again = Journal.open(path, SHARD, replace(ATTEMPT, epoch=2))
+    again = Journal.open(path, SHARD, replace(WRITER, epoch=2))
 
     assert again.replayed.outcomes == by_ordinal(OUTCOMES)
     assert path.stat().st_ino != before, "the kernel may take the pages of the old file for written"
 
 
 def test_a_sync_is_due_after_a_second_or_after_64_samples(path):
-    journal = Journal.open(path, SHARD, ATTEMPT)
+    journal = Journal.open(path, SHARD, WRITER)
     assert not journal.sync_if_due(0.0)
 
     journal.append([finish(100)])
@@ -425,7 +425,7 @@ def test_a_sync_is_due_after_a_second_or_after_64_samples(path):
 
 
 def test_a_sync_with_nothing_new_costs_nothing(path, monkeypatch):
-    journal = Journal.open(path, SHARD, ATTEMPT)
+    journal = Journal.open(path, SHARD, WRITER)
     monkeypatch.setattr(os, "fdatasync", lambda fd: pytest.fail("there was nothing to sync"))
 
     journal.sync()

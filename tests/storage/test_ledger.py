@@ -9,7 +9,7 @@ from synthia_batch.errors import IntegrityError, StorageFailed
 from synthia_batch.storage.ledger import PartEntry, PartLedger, ShardEntry, read_ledger
 from synthia_batch.storage.lock import WriterEpoch
 
-ATTEMPT = WriterEpoch(plan_digest="c0ffee", epoch=3, boot=None)
+WRITER = WriterEpoch(plan_digest="c0ffee", epoch=3, boot=None)
 DATA = PartEntry(sha256="ab" * 32, bytes=1234, rows=20, rows_digest="ef")
 FIRST = ShardEntry(shard=0, epoch=3, data=DATA, failed=None)
 SECOND = ShardEntry(
@@ -23,14 +23,14 @@ def path(tmp_path):
 
 
 def write(path, *entries):
-    ledger = PartLedger.open(path, ATTEMPT)
+    ledger = PartLedger.open(path, WRITER)
     for shard_entry in entries:
         ledger.append(shard_entry)
     ledger.close()
 
 
 def read(path):
-    return read_ledger(path, ATTEMPT.plan_digest).latest
+    return read_ledger(path, WRITER.plan_digest).latest
 
 
 def test_what_was_recorded_comes_back(path):
@@ -38,7 +38,7 @@ def test_what_was_recorded_comes_back(path):
     write(path, SECOND)
 
     assert read(path) == {0: FIRST, 1: SECOND}
-    assert PartLedger.open(path, ATTEMPT).latest == read(path)
+    assert PartLedger.open(path, WRITER).latest == read(path)
 
 
 def test_no_file_is_an_empty_ledger(path):
@@ -54,7 +54,7 @@ def test_a_later_intent_replaces_the_earlier_one(path):
 
 
 def test_an_intent_is_on_the_disk_when_append_returns(path, monkeypatch):
-    ledger = PartLedger.open(path, ATTEMPT)
+    ledger = PartLedger.open(path, WRITER)
     calls = []
     for name in ("write", "fdatasync"):
         real = getattr(os, name)
@@ -94,21 +94,21 @@ def test_a_bit_flipped_before_the_last_frame_is_refused(path):
         with path.open("r+b") as file:
             file.write(flipped)
         with pytest.raises(IntegrityError, match=r"intents.wal: byte \d+: the frame fails its checksum"):
-            PartLedger.open(path, ATTEMPT)
+            PartLedger.open(path, WRITER)
         assert path.read_bytes() == flipped
 
 
 def test_the_ledger_of_another_plan_is_refused(path):
     write(path, FIRST)
 
-    with pytest.raises(IntegrityError, match="the ledger is of another plan, c0ffee"):
+    with pytest.raises(IntegrityError, match="the ledger belongs to another plan, c0ffee"):
         read_ledger(path, "decaf")
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_the_intent_of_a_failed_sync_is_written_anew_or_forgotten(path, monkeypatch, is_lost):
     write(path, FIRST)
-    ledger = PartLedger.open(path, ATTEMPT)
+    ledger = PartLedger.open(path, WRITER)
     start = path.stat().st_size
 
     def fail(fd):
@@ -124,10 +124,10 @@ def test_the_intent_of_a_failed_sync_is_written_anew_or_forgotten(path, monkeypa
         stop = content.index(b"\n", start) + 1
         path.write_bytes(content[:start] + bytes(stop - start) + content[stop:])
 
-    again = PartLedger.open(path, ATTEMPT)
+    again = PartLedger.open(path, WRITER)
 
     assert again.latest == ({0: FIRST} if is_lost else {0: FIRST, 1: SECOND})
     again.append(SECOND)
     again.close()
     assert read(path) == {0: FIRST, 1: SECOND}
-    assert not read_ledger(path, ATTEMPT.plan_digest).is_doubtful
+    assert not read_ledger(path, WRITER.plan_digest).is_doubtful

@@ -19,7 +19,7 @@ from synthia_batch.storage.publish import EncodedPart, EncodedShard, publish_sha
 from synthia_batch.storage.recovery import Published, Unfinished, check_parts, inspect_shard, remove_leftovers
 
 SHARD = Shard(number=1, count=3, first_row=4, stop_row=8, first=4, stop=8)
-ATTEMPT = WriterEpoch(plan_digest="c0ffee", epoch=1, boot="this boot")
+WRITER = WriterEpoch(plan_digest="c0ffee", epoch=1, boot="this boot")
 FINISHED = [
     Finished(
         ordinal=ordinal,
@@ -98,20 +98,20 @@ def _encode_part(outcomes):
     )
 
 
-def inspect(run_dir, attempt=ATTEMPT):
-    return inspect_shard(run_dir, SHARD, read_ledger(run_dir.ledger, attempt.plan_digest).latest, attempt)
+def inspect(run_dir, writer=WRITER):
+    return inspect_shard(run_dir, SHARD, read_ledger(run_dir.ledger, writer.plan_digest).latest, writer)
 
 
-def run_to_the_end(run_dir, outcomes, attempt):
+def run_to_the_end(run_dir, outcomes, writer):
     """What a run does with a shard: recover, make what is missing, publish."""
     run_dir.create()
-    ledger = PartLedger.open(run_dir.ledger, attempt)
-    state = inspect_shard(run_dir, SHARD, ledger.latest, attempt)
+    ledger = PartLedger.open(run_dir.ledger, writer)
+    state = inspect_shard(run_dir, SHARD, ledger.latest, writer)
     check_parts(run_dir, [state], lambda done, total: None)
     remove_leftovers(run_dir, [state])
     made = []
     if isinstance(state, Unfinished):
-        journal = Journal.open(run_dir.journal(SHARD), SHARD, attempt)
+        journal = Journal.open(run_dir.journal(SHARD), SHARD, writer)
         known = journal.replayed.outcomes
         for outcome in outcomes:
             if outcome.ordinal not in known:
@@ -131,7 +131,7 @@ def files_of(run_dir):
 
 @pytest.mark.parametrize("outcomes", MIXTURES.values(), ids=MIXTURES)
 def test_a_published_shard_has_its_parts_and_no_journal(run_dir, outcomes):
-    run_to_the_end(run_dir, outcomes, ATTEMPT)
+    run_to_the_end(run_dir, outcomes, WRITER)
 
     encoded = encode(outcomes)
     expected = {"data/train-00001-of-00003.parquet": encoded.data}
@@ -150,8 +150,8 @@ def test_killed_at_every_system_call_the_next_run_ends_with_the_same_bytes(tmp_p
 
     for at in range(1, expected.calls + 1):
         run_dir = RunDir(tmp_path / f"killed-{at}")
-        before = _kill(run_dir, outcomes, ATTEMPT, at, monkeypatch)
-        made = run_to_the_end(run_dir, outcomes, replace(ATTEMPT, epoch=2))
+        before = _kill(run_dir, outcomes, WRITER, at, monkeypatch)
+        made = run_to_the_end(run_dir, outcomes, replace(WRITER, epoch=2))
         assert files_of(run_dir) == expected.files, at
         assert not before & set(made), f"killed at call {at}, a finished sample was made again"
 
@@ -163,12 +163,12 @@ def test_killed_again_at_every_system_call_of_the_recovery_too(tmp_path, monkeyp
     for first in range(1, expected.calls + 1, 3):
         for second in range(1, 200):
             run_dir = RunDir(tmp_path / f"killed-{first}-{second}")
-            _kill(run_dir, ONE_FAILED, ATTEMPT, first, monkeypatch)
+            _kill(run_dir, ONE_FAILED, WRITER, first, monkeypatch)
             killer = Killer(second)
-            before = _kill(run_dir, ONE_FAILED, replace(ATTEMPT, epoch=2), killer, monkeypatch)
+            before = _kill(run_dir, ONE_FAILED, replace(WRITER, epoch=2), killer, monkeypatch)
             if killer.calls < second:
                 break
-            made = run_to_the_end(run_dir, ONE_FAILED, replace(ATTEMPT, epoch=3))
+            made = run_to_the_end(run_dir, ONE_FAILED, replace(WRITER, epoch=3))
             assert files_of(run_dir) == expected.files, (first, second)
             assert not before & set(made), (first, second)
 
@@ -184,25 +184,25 @@ def _count_and_run(root, outcomes, monkeypatch):
     killer = Killer(at=1_000_000)
     with monkeypatch.context() as patch:
         killer.install(patch)
-        run_to_the_end(run_dir, outcomes, ATTEMPT)
+        run_to_the_end(run_dir, outcomes, WRITER)
     return Expected(calls=killer.calls, files=files_of(run_dir))
 
 
-def _kill(run_dir, outcomes, attempt, at, monkeypatch):
+def _kill(run_dir, outcomes, writer, at, monkeypatch):
     """Run until the system call `at`; return the ordinals that were finished by then."""
     killer = at if isinstance(at, Killer) else Killer(at)
     with monkeypatch.context() as patch:
         killer.install(patch)
         with suppress(Killed):
-            run_to_the_end(run_dir, outcomes, attempt)
+            run_to_the_end(run_dir, outcomes, writer)
     if isinstance(inspect(run_dir), Published):
         return {outcome.ordinal for outcome in outcomes}
-    return set(replay(run_dir.journal(SHARD), SHARD, ATTEMPT))
+    return set(replay(run_dir.journal(SHARD), SHARD, WRITER))
 
 
 def test_the_steps_are_taken_in_the_order_that_durability_needs(run_dir, monkeypatch):
-    ledger = PartLedger.open(run_dir.ledger, ATTEMPT)
-    journal = Journal.open(run_dir.journal(SHARD), SHARD, ATTEMPT)
+    ledger = PartLedger.open(run_dir.ledger, WRITER)
+    journal = Journal.open(run_dir.journal(SHARD), SHARD, WRITER)
     journal.append(ONE_FAILED)
     steps = _record_steps(run_dir, monkeypatch)
 
@@ -223,8 +223,8 @@ def test_the_steps_are_taken_in_the_order_that_durability_needs(run_dir, monkeyp
 
 
 def test_a_part_that_is_no_more_is_gone_from_the_disk_before_the_journal_is(run_dir, monkeypatch):
-    run_to_the_end(run_dir, ONE_FAILED, ATTEMPT)
-    retry = replace(ATTEMPT, epoch=2)
+    run_to_the_end(run_dir, ONE_FAILED, WRITER)
+    retry = replace(WRITER, epoch=2)
     write_journal(run_dir.journal(SHARD), SHARD, retry, FINISHED)
     journal = Journal.open(run_dir.journal(SHARD), SHARD, retry)
     ledger = PartLedger.open(run_dir.ledger, retry)
@@ -265,8 +265,8 @@ def _record_steps(run_dir, monkeypatch):
 
 
 def test_parts_that_do_not_hold_every_sample_are_not_published(run_dir):
-    ledger = PartLedger.open(run_dir.ledger, ATTEMPT)
-    journal = Journal.open(run_dir.journal(SHARD), SHARD, ATTEMPT)
+    ledger = PartLedger.open(run_dir.ledger, WRITER)
+    journal = Journal.open(run_dir.journal(SHARD), SHARD, WRITER)
 
     with pytest.raises(ValueError, match="shard 1 has 4 samples, its parts have 3"):
         publish_shard(run_dir, encode(FINISHED[:3]), journal, ledger)
@@ -278,8 +278,8 @@ def test_parts_that_do_not_hold_every_sample_are_not_published(run_dir):
 @pytest.mark.parametrize("call", ["fsync", "fdatasync", "rename", "write", "unlink"])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 def test_a_failing_disk_ends_the_publication_and_loses_nothing(run_dir, monkeypatch, call, code):
-    ledger = PartLedger.open(run_dir.ledger, ATTEMPT)
-    journal = Journal.open(run_dir.journal(SHARD), SHARD, ATTEMPT)
+    ledger = PartLedger.open(run_dir.ledger, WRITER)
+    journal = Journal.open(run_dir.journal(SHARD), SHARD, WRITER)
     journal.append(ONE_FAILED)
     calls = []
 
@@ -295,13 +295,13 @@ def test_a_failing_disk_ends_the_publication_and_loses_nothing(run_dir, monkeypa
         if call in ("fsync", "fdatasync"):
             assert len(calls) == 1
 
-    assert run_to_the_end(run_dir, ONE_FAILED, replace(ATTEMPT, epoch=2)) == []
+    assert run_to_the_end(run_dir, ONE_FAILED, replace(WRITER, epoch=2)) == []
     assert isinstance(inspect(run_dir), Published)
 
 
 def test_a_full_disk_is_not_kept_full_by_half_a_part(run_dir, monkeypatch):
-    ledger = PartLedger.open(run_dir.ledger, ATTEMPT)
-    journal = Journal.open(run_dir.journal(SHARD), SHARD, ATTEMPT)
+    ledger = PartLedger.open(run_dir.ledger, WRITER)
+    journal = Journal.open(run_dir.journal(SHARD), SHARD, WRITER)
     journal.append(FINISHED)
     monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
 
@@ -312,45 +312,45 @@ def test_a_full_disk_is_not_kept_full_by_half_a_part(run_dir, monkeypatch):
 
 
 def test_a_journal_that_power_brought_back_is_removed_again(run_dir):
-    journal = Journal.open(run_dir.journal(SHARD), SHARD, ATTEMPT)
+    journal = Journal.open(run_dir.journal(SHARD), SHARD, WRITER)
     journal.append(FINISHED)
     content = run_dir.journal(SHARD).read_bytes()
-    run_to_the_end(run_dir, FINISHED, ATTEMPT)
+    run_to_the_end(run_dir, FINISHED, WRITER)
     run_dir.journal(SHARD).write_bytes(content)
 
     assert inspect(run_dir).has_leftover_journal
-    assert run_to_the_end(run_dir, FINISHED, replace(ATTEMPT, epoch=2)) == []
+    assert run_to_the_end(run_dir, FINISHED, replace(WRITER, epoch=2)) == []
     assert not run_dir.journal(SHARD).exists()
 
 
 def test_a_part_that_power_took_is_published_again_from_the_journal(run_dir):
-    journal = Journal.open(run_dir.journal(SHARD), SHARD, ATTEMPT)
+    journal = Journal.open(run_dir.journal(SHARD), SHARD, WRITER)
     journal.append(ONE_FAILED)
     content = run_dir.journal(SHARD).read_bytes()
-    run_to_the_end(run_dir, ONE_FAILED, ATTEMPT)
+    run_to_the_end(run_dir, ONE_FAILED, WRITER)
     expected = files_of(run_dir)
     run_dir.journal(SHARD).write_bytes(content)
     run_dir.data_part(SHARD).unlink()
 
     state = inspect(run_dir)
     assert (state.finished, state.failed, state.dropped_bytes) == (3, 1, 0)
-    assert run_to_the_end(run_dir, ONE_FAILED, replace(ATTEMPT, epoch=2)) == []
+    assert run_to_the_end(run_dir, ONE_FAILED, replace(WRITER, epoch=2)) == []
     assert files_of(run_dir) == expected
 
 
 def test_a_journal_opened_after_the_publication_goes_before_the_parts(run_dir):
-    run_to_the_end(run_dir, ONE_FAILED, ATTEMPT)
-    write_journal(run_dir.journal(SHARD), SHARD, replace(ATTEMPT, epoch=2), FINISHED[:3])
+    run_to_the_end(run_dir, ONE_FAILED, WRITER)
+    write_journal(run_dir.journal(SHARD), SHARD, replace(WRITER, epoch=2), FINISHED[:3])
 
     state = inspect(run_dir)
     assert state == Unfinished(shard=SHARD, tally=Tally(finished=3), dropped_bytes=0)
-    assert run_to_the_end(run_dir, FINISHED, replace(ATTEMPT, epoch=3)) == [7]
+    assert run_to_the_end(run_dir, FINISHED, replace(WRITER, epoch=3)) == [7]
     assert files_of(run_dir) == {"data/train-00001-of-00003.parquet": encode(FINISHED).data.content}
 
 
 @pytest.mark.parametrize("kind", ["data_part", "failed_part"])
 def test_a_missing_part_is_refused_and_nothing_touched(run_dir, kind):
-    run_to_the_end(run_dir, ONE_FAILED, ATTEMPT)
+    run_to_the_end(run_dir, ONE_FAILED, WRITER)
     path = getattr(run_dir, kind)(SHARD)
     path.unlink()
     before = files_of(run_dir)
@@ -361,16 +361,16 @@ def test_a_missing_part_is_refused_and_nothing_touched(run_dir, kind):
 
 
 def test_a_part_of_another_size_is_refused(run_dir):
-    run_to_the_end(run_dir, ALL_FINISHED, ATTEMPT)
+    run_to_the_end(run_dir, ALL_FINISHED, WRITER)
     with run_dir.data_part(SHARD).open("ab") as part:
         part.write(b"x")
 
-    with pytest.raises(IntegrityError, match=r"was altered: it has \d+ bytes and was published with"):
+    with pytest.raises(IntegrityError, match=r"was altered: expected \d+ bytes as published, got"):
         inspect(run_dir)
 
 
 def test_an_altered_part_of_the_same_size_is_refused_by_its_checksum(run_dir):
-    run_to_the_end(run_dir, ALL_FINISHED, ATTEMPT)
+    run_to_the_end(run_dir, ALL_FINISHED, WRITER)
     state = inspect(run_dir)
     size = run_dir.data_part(SHARD).stat().st_size
     progress = []
@@ -391,7 +391,7 @@ def test_a_part_that_no_intent_names_is_refused(run_dir):
         inspect(run_dir)
     run_dir.data_part(SHARD).unlink()
 
-    run_to_the_end(run_dir, ALL_FINISHED, ATTEMPT)
+    run_to_the_end(run_dir, ALL_FINISHED, WRITER)
     run_dir.failed.mkdir()
     run_dir.failed_part(SHARD).write_bytes(b"somebody else's")
     with pytest.raises(IntegrityError, match="is not of this run"):

@@ -8,13 +8,13 @@ import pytest
 from synthia_batch.core.types import Failed, Finished, Record, Shard, Turn
 from synthia_batch.errors import JournalCorrupt
 from synthia_batch.storage.journal.frames import scan_frames
-from synthia_batch.storage.journal.reader import Replayed, read_journal
+from synthia_batch.storage.journal.reader import Replayed, list_records, read_journal
 from synthia_batch.storage.journal.writer import Journal, repair_journal, write_journal
 from synthia_batch.storage.lock import WriterEpoch
 
 SHARD = Shard(number=0, count=1, first_row=0, stop_row=9, first=0, stop=9)
-ATTEMPT = WriterEpoch(plan_digest="c0ffee", epoch=1, boot="this boot")
-AFTER_POWER_LOSS = replace(ATTEMPT, epoch=2, boot="the next boot")
+WRITER = WriterEpoch(plan_digest="c0ffee", epoch=1, boot="this boot")
+AFTER_POWER_LOSS = replace(WRITER, epoch=2, boot="the next boot")
 
 
 def finish(ordinal: int, *answers: str) -> Finished:
@@ -37,14 +37,14 @@ def path(tmp_path: Path) -> Path:
 
 
 def write(path: Path, *records: Record) -> None:
-    journal = Journal.open(path, SHARD, ATTEMPT)
+    journal = Journal.open(path, SHARD, WRITER)
     for record in records:
         journal.append([record])
     journal.close()
 
 
 def read(path: Path) -> Replayed:
-    return read_journal(path, SHARD, ATTEMPT)
+    return read_journal(path, SHARD, WRITER)
 
 
 def list_bounds(path: Path) -> list[tuple[int, int]]:
@@ -89,7 +89,7 @@ def test_a_torn_turn_is_dropped_and_those_before_it_stay(path: Path) -> None:
     start, stop = list_bounds(path)[-1]
     for length in range(start, stop):
         path.write_bytes(whole[:length])
-        journal = Journal.open(path, SHARD, replace(ATTEMPT, epoch=2))
+        journal = Journal.open(path, SHARD, replace(WRITER, epoch=2))
         assert journal.replayed.turns == {1: [turn(1, 0, "a")]}, length
         journal.append([turn(1, 1, "b")])
         journal.close()
@@ -104,14 +104,17 @@ def test_the_same_turn_twice_counts_once(path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "reason"),
     [
-        ([turn(1, 0, "a"), turn(1, 0, "b")], "turn 0 of sample 1 was finished before, with another content"),
-        ([turn(1, 1, "b")], "turn 1 of sample 1 comes where 0 must be"),
-        ([turn(1, 0, "a"), turn(1, 2, "c")], "turn 2 of sample 1 comes where 1 must be"),
-        ([turn(1, -1, "a")], "turn -1 of sample 1 comes where 0 must be"),
+        (
+            [turn(1, 0, "a"), turn(1, 0, "b")],
+            "turn 0 of sample 1 was already finished with different",
+        ),
+        ([turn(1, 1, "b")], "turn 1 of sample 1: expected turn 0"),
+        ([turn(1, 0, "a"), turn(1, 2, "c")], "turn 2 of sample 1: expected turn 1"),
+        ([turn(1, -1, "a")], "turn -1 of sample 1: expected turn 0"),
         ([finish(1, "a"), turn(1, 0, "a")], "turn 0 of sample 1 comes after its end"),
-        ([turn(1, 0, "a"), finish(1, "b", "c")], "sample 1 ends a conversation of other turns"),
-        ([turn(1, 0, "a"), turn(1, 1, "b"), finish(1, "a", "c")], "of other turns than went before"),
-        ([turn(1, 0, "a"), Failed(ordinal=1, code="x", message="y")], "of other turns than went before"),
+        ([turn(1, 0, "a"), finish(1, "b", "c")], "sample 1 ends a conversation whose recorded turns differ"),
+        ([turn(1, 0, "a"), turn(1, 1, "b"), finish(1, "a", "c")], "whose recorded turns differ"),
+        ([turn(1, 0, "a"), Failed(ordinal=1, code="x", message="y")], "whose recorded turns differ"),
     ],
 )
 def test_turns_that_contradict_each_other_are_refused_and_cut_out(
@@ -122,14 +125,14 @@ def test_turns_that_contradict_each_other_are_refused_and_cut_out(
     with pytest.raises(JournalCorrupt, match=f"byte {start}: .*{reason}"):
         read(path)
     before = records[:-1]
-    (damage,) = repair_journal(path, SHARD, ATTEMPT)
+    (damage,) = repair_journal(path, SHARD, WRITER)
     assert (damage.offset, damage.length) == (start, stop - start)
-    assert list(read(path).records) == before
+    assert list(list_records(read(path))) == before
 
 
 def test_a_turn_of_another_shard_is_refused(path: Path) -> None:
-    journal = Journal.open(path, SHARD, ATTEMPT)
-    with pytest.raises(ValueError, match="sample 9 is not of shard 0"):
+    journal = Journal.open(path, SHARD, WRITER)
+    with pytest.raises(ValueError, match="sample 9 is not in shard 0"):
         journal.append([turn(9, 0, "a")])
     journal.close()
 
@@ -139,9 +142,9 @@ def test_a_repair_drops_a_damaged_turn_and_those_that_follow_from_it(path: Path)
     offset = spoil(path, 4)
     with pytest.raises(JournalCorrupt, match=f"byte {offset}: "):
         read(path)
-    damages = repair_journal(path, SHARD, ATTEMPT)
+    damages = repair_journal(path, SHARD, WRITER)
     assert [damage.reason for damage in damages] == [
-        "the frame fails its checksum", "turn 2 of sample 1 comes where 1 must be",
+        "the frame fails its checksum", "turn 2 of sample 1: expected turn 1",
     ]  # fmt: skip
     assert read(path).turns == {1: [turn(1, 0, "a")]}
     assert read(path).outcomes == {2: finish(2, "x", "y")}
@@ -150,7 +153,7 @@ def test_a_repair_drops_a_damaged_turn_and_those_that_follow_from_it(path: Path)
 def test_an_ended_conversation_does_not_need_its_turns(path: Path) -> None:
     write(path, turn(1, 0, "a"), turn(1, 1, "b"), finish(1, "a", "b", "c"))
     spoil(path, 2)
-    repair_journal(path, SHARD, ATTEMPT)
+    repair_journal(path, SHARD, WRITER)
     assert read(path).outcomes == {1: finish(1, "a", "b", "c")}
 
 
@@ -168,5 +171,5 @@ def test_after_a_power_cut_turns_go_on_before_the_first_hole(path: Path) -> None
 
 def test_a_journal_written_anew_holds_the_turns_too(path: Path) -> None:
     records = [finish(2, "x", "y"), turn(1, 0, "a"), turn(1, 1, "b")]
-    write_journal(path, SHARD, ATTEMPT, records)
-    assert list(read(path).records) == records
+    write_journal(path, SHARD, WRITER, records)
+    assert list(list_records(read(path))) == records

@@ -128,7 +128,7 @@ def server() -> Iterator[Server]:
         found.shutdown()
 
 
-def test_a_run_is_put_adopted_and_retried(server: Server, synthia: Command, tmp_path: Path) -> None:
+def test_a_run_is_put_restored_and_retried(server: Server, synthia: Command, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(1200)])
     log = tmp_path / "calls"
     settings = ("--set", "engine.fail_while_missing=mended", "--set", f"engine.call_log={log}")
@@ -141,7 +141,7 @@ def test_a_run_is_put_adopted_and_retried(server: Server, synthia: Command, tmp_
     log.unlink()
     done = synthia(*command, **server.environment)
     assert done.returncode == 0, done.stderr
-    assert "adopted 2 of 2 shards" in done.stderr
+    assert "restored 2 of 2 shards" in done.stderr
     assert not read_call_log(log)
     (tmp_path / "mended").touch()
     done = synthia("retry", "state", "-q", **server.environment)

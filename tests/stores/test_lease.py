@@ -19,31 +19,31 @@ def store() -> ObjectStore:
 
 
 def test_while_it_lasts_another_is_refused_and_told_who_has_it(store: ObjectStore) -> None:
-    Lease.take(store, "a", 60)
+    Lease.acquire(store, "a", 60)
     with pytest.raises(RunLocked, match=f"written by pid {os.getpid()} on {socket.gethostname()}") as refused:
-        Lease.take(store, "b", 60)
+        Lease.acquire(store, "b", 60)
     assert refused.value.exit_code == 4
     assert not isinstance(refused.value, LeaseLost)
 
 
 def test_the_next_run_of_the_same_state_directory_takes_it_at_once(store: ObjectStore) -> None:
-    dead = Lease.take(store, "a", 60)
-    assert Lease.take(store, "a", 60).previous is not None
+    dead = Lease.acquire(store, "a", 60)
+    assert Lease.acquire(store, "a", 60).previous is not None
     with pytest.raises(LeaseLost):
         dead.renew()
 
 
 def test_after_its_end_another_takes_it_and_the_first_finds_out(store: ObjectStore) -> None:
-    first = Lease.take(store, "a", 0.05)
-    first.hold()
+    first = Lease.acquire(store, "a", 0.05)
+    first.ensure()
     time.sleep(0.06)
-    second = Lease.take(store, "b", 60)
+    second = Lease.acquire(store, "b", 60)
     first.check()  # Nothing was sent yet.
     with pytest.raises(LeaseLost, match="was taken over by pid"):
-        first.hold()
+        first.ensure()
     with pytest.raises(LeaseLost):
         first.check()
-    second.hold()
+    second.ensure()
     first.release()
     found = read_lease(store)
     assert found is not None
@@ -51,19 +51,19 @@ def test_after_its_end_another_takes_it_and_the_first_finds_out(store: ObjectSto
 
 
 def test_after_its_end_it_can_be_renewed_where_nobody_took_it(store: ObjectStore) -> None:
-    lease = Lease.take(store, "a", 0.05)
+    lease = Lease.acquire(store, "a", 0.05)
     time.sleep(0.06)
-    lease.hold()
+    lease.ensure()
     with pytest.raises(RunLocked):
-        Lease.take(store, "b", 60)
+        Lease.acquire(store, "b", 60)
 
 
 def test_its_thread_renews_it_and_it_is_given_back(store: ObjectStore) -> None:
-    with Lease.take(store, "a", 3):
+    with Lease.acquire(store, "a", 3):
         time.sleep(3.5)
         with pytest.raises(RunLocked):
-            Lease.take(store, "b", 60)
-    assert Lease.take(store, "b", 60).previous is not None
+            Lease.acquire(store, "b", 60)
+    assert Lease.acquire(store, "b", 60).previous is not None
 
 
 def test_of_many_that_want_it_one_gets_it(store: ObjectStore) -> None:
@@ -72,7 +72,7 @@ def test_of_many_that_want_it_one_gets_it(store: ObjectStore) -> None:
     def take(name: str) -> None:
         start.wait()
         try:
-            Lease.take(store, name, 60)
+            Lease.acquire(store, name, 60)
         except RunLocked:
             return
         taken.append(name)
@@ -91,7 +91,7 @@ def test_of_many_that_want_it_one_gets_it(store: ObjectStore) -> None:
 def test_a_renewal_whose_answer_was_lost_is_known_by_its_nonce(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lease = Lease.take(store, "a", 60)
+    lease = Lease.acquire(store, "a", 60)
     replace = ObjectStore.replace
     lost: list[str] = []
 
@@ -111,13 +111,13 @@ def test_a_renewal_whose_answer_was_lost_is_known_by_its_nonce(
 
 
 def test_a_lease_that_is_withdrawn_tells_of_the_one_before(store: ObjectStore) -> None:
-    Lease.take(store, "a", 60).release()
-    Lease.take(store, "b", 60).withdraw()
+    Lease.acquire(store, "a", 60).release()
+    Lease.acquire(store, "b", 60).withdraw()
     found = read_lease(store)
     assert found is not None
     assert (found.state, found.is_free) == ("a", True)
 
 
 def test_a_lease_that_was_not_meant_for_the_prefix_is_removed_again(store: ObjectStore) -> None:
-    Lease.take(store, "a", 60).withdraw()
+    Lease.acquire(store, "a", 60).withdraw()
     assert read_lease(store) is None

@@ -204,7 +204,7 @@ def test_a_part_of_somebody_else_is_not_overwritten(s3: S3, run: Runner) -> None
     s3.proxy.faults.append(Fault(is_part, times=1, call=lambda: s3.put(PART, b"mine")))
     done = run()
     assert done.returncode == REFUSED, done.stderr
-    assert f"{URL}/{PART} is there, and no attempt of this run put it; it was not overwritten" in done.stderr
+    assert f"{URL}/{PART} was not put there by this run; it was not overwritten" in done.stderr
     assert s3.read(PART) == b"mine"
     assert "manifest.json" not in s3.list()
 
@@ -213,7 +213,7 @@ def test_a_prefix_that_holds_something_else_is_refused_untouched(s3: S3, run: Ru
     s3.put("notes.txt", b"mine")
     done = run()
     assert done.returncode == 2, done.stderr
-    assert "holds objects that are no run, such as notes.txt" in done.stderr
+    assert "holds objects but no run, such as notes.txt" in done.stderr
     assert s3.list() == ["notes.txt"]
 
 
@@ -262,10 +262,10 @@ def test_a_stopped_writer_is_replaced_and_writes_nothing_once_it_wakes(
         assert done.returncode == 0, done.stderr
         assert s3.read_dataset() == expected
         assert there.items() <= expected.items()
-        # What the first had put was adopted, not made again.
-        adopted = [key for key in there if key.startswith("data/")]
-        assert adopted
-        assert len(run.made("second")) <= ROWS - 1000 * len(adopted)
+        # What the first had put was restored, not regenerated.
+        restored = [key for key in there if key.startswith("data/")]
+        assert restored
+        assert len(run.made("second")) <= ROWS - 1000 * len(restored)
         sent = len(s3.proxy.seen)
         os.kill(stopped.pid, signal.SIGCONT)
         _, stderr = stopped.communicate(timeout=60)

@@ -18,7 +18,7 @@ from openai.types.chat import ChatCompletion
 
 from synthia_batch.core.types import Finished, Logprobs, Shard
 from synthia_batch.storage.journal.frames import encode_frame
-from synthia_batch.storage.journal.logprobs import read_logprobs, spell_logprobs
+from synthia_batch.storage.journal.logprobs import decode_logprobs_json, encode_logprobs_json
 from synthia_batch.storage.journal.reader import replay
 from synthia_batch.storage.journal.writer import Journal
 from synthia_batch.storage.lock import WriterEpoch
@@ -41,7 +41,7 @@ def test_a_journal_gives_every_number_back_to_the_last_bit(numbers: list[float])
     logprobs = Logprobs(
         width=1, ids=array("i", range(len(numbers))), tokens=("t",) * len(numbers), values=given_values
     )
-    back = read_logprobs(json.loads(json.dumps(spell_logprobs(logprobs), allow_nan=False)))
+    back = decode_logprobs_json(json.loads(json.dumps(encode_logprobs_json(logprobs), allow_nan=False)))
     assert back.values.tobytes() == given_values.tobytes()
     assert back == logprobs
 
@@ -49,7 +49,7 @@ def test_a_journal_gives_every_number_back_to_the_last_bit(numbers: list[float])
 def test_neighbours_of_32_bits_stay_apart_in_a_journal() -> None:
     ones = np.float32(-0.1), np.nextafter(np.float32(-0.1), np.float32(-1))
     spelt = [
-        spell_logprobs(Logprobs(width=1, ids=array("i", [1]), tokens=("t",), values=array("f", [one])))
+        encode_logprobs_json(Logprobs(width=1, ids=array("i", [1]), tokens=("t",), values=array("f", [one])))
         for one in ones
     ]
     assert spelt[0]["values"] != spelt[1]["values"]
@@ -75,7 +75,7 @@ def test_a_column_without_any_is_one_all_the_same() -> None:
 
 def test_they_survive_a_journal_and_others_are_written_as_before(tmp_path: Path) -> None:
     shard = Shard(number=0, count=1, first_row=0, stop_row=2, first=0, stop=2)
-    attempt = WriterEpoch(plan_digest="d", epoch=1, boot="b")
+    writer = WriterEpoch(plan_digest="d", epoch=1, boot="b")
     made = [
         Finished(
             ordinal=n, response="r", reasoning=None, finish_reason="stop", prompt_tokens=1,
@@ -83,10 +83,10 @@ def test_they_survive_a_journal_and_others_are_written_as_before(tmp_path: Path)
         )
         for n, logprobs in enumerate((SOME, None))
     ]  # fmt: skip
-    journal = Journal.open(tmp_path / "j.wal", shard, attempt)
+    journal = Journal.open(tmp_path / "j.wal", shard, writer)
     journal.append(made)
     journal.close()
-    assert list(replay(tmp_path / "j.wal", shard, attempt).values()) == made
+    assert list(replay(tmp_path / "j.wal", shard, writer).values()) == made
     plain = encode_frame(
         {
             "finished": 1, "response": "r", "reasoning": None, "finish_reason": "stop", "prompt_tokens": 1,

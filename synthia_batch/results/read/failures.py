@@ -117,7 +117,7 @@ class _Reader:
 
     def _replay(self, shard: Shard) -> list[Failed]:
         try:
-            outcomes = replay(self._snapshots.run_dir.journal(shard), shard, self._snapshots.attempt)
+            outcomes = replay(self._snapshots.run_dir.journal(shard), shard, self._snapshots.writer)
         except IntegrityError:  # possibly a frame being written: the caller reads again
             return []
         failed = (outcome for outcome in outcomes.values() if isinstance(outcome, Failed))

@@ -69,7 +69,7 @@ def list_samples(facts: RunFacts) -> list[ShardSamples]:
     found: dict[int, ShardSamples] = {}
     for shard in facts.shards:
         # The journal comes first: a retry reopens a published shard, and its journal is then newer.
-        outcomes = replay(facts.run_dir.journal(shard), shard, facts.attempt)
+        outcomes = replay(facts.run_dir.journal(shard), shard, facts.writer)
         if outcomes:
             found[shard.number] = _split_outcomes(facts, shard, outcomes)
         elif shard.number in latest:
@@ -83,7 +83,7 @@ def list_samples(facts: RunFacts) -> list[ShardSamples]:
 
 
 def _read_latest(facts: RunFacts) -> Mapping[int, ShardEntry]:
-    return read_ledger(facts.run_dir.ledger, facts.attempt.plan_digest).latest
+    return read_ledger(facts.run_dir.ledger, facts.writer.plan_digest).latest
 
 
 def _split_outcomes(facts: RunFacts, shard: Shard, outcomes: Mapping[int, Outcome]) -> "JournaledSamples":

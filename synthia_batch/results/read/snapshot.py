@@ -44,7 +44,7 @@ class SnapshotReader:
 
     run_dir: RunDir
     plan: Mapping[str, Any]
-    attempt: WriterEpoch
+    writer: WriterEpoch
     shards: Sequence[Shard]
     _latest: Mapping[int, ShardEntry] = field(default_factory=dict)
     _ledger: Stamp | None = None
@@ -87,7 +87,7 @@ class SnapshotReader:
     def _read_ledger(self) -> Stamp | None:
         stamp = _stamp(self.run_dir.ledger)
         if stamp is None or stamp != self._ledger:
-            self._latest = read_ledger(self.run_dir.ledger, self.attempt.plan_digest).latest
+            self._latest = read_ledger(self.run_dir.ledger, self.writer.plan_digest).latest
             self._ledger = stamp
         return stamp
 
@@ -101,7 +101,7 @@ class SnapshotReader:
         cached = self._states.get(shard.number)
         if cached is not None and (cached.stamp, cached.shard_entry) == (stamp, shard_entry):
             return cached.state
-        state = inspect_shard(self.run_dir, shard, self._latest, self.attempt)
+        state = inspect_shard(self.run_dir, shard, self._latest, self.writer)
         self._states[shard.number] = _CachedState(stamp, shard_entry, state)
         return state
 
@@ -122,7 +122,7 @@ def open_snapshots(directory: Path) -> SnapshotReader:
     return SnapshotReader(
         run_dir=run_dir,
         plan=plan,
-        attempt=WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
+        writer=WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
         shards=plan_shards(plan["scan"]["rows"], plan["samples_per_row"]),
     )
 

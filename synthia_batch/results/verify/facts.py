@@ -22,7 +22,7 @@ from synthia_batch.storage.plan_file import plan_digest, require_plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """A run as described by plan.json. `attempt` has epoch 0 unless the caller holds the lock.
+    """A run as described by plan.json. `writer` has epoch 0 unless the caller holds the lock.
 
     `decodes_rows`: checks decode the parts and compare their rows with the digest.
     """
@@ -30,7 +30,7 @@ class RunFacts:
     run_dir: RunDir
     plan: Mapping[str, Any]
     fingerprint: str
-    attempt: WriterEpoch
+    writer: WriterEpoch
     shards: tuple[Shard, ...]
     grid: SampleGrid
     kept: tuple[KeptColumn, ...]
@@ -55,7 +55,7 @@ def read_facts(directory: Path) -> RunFacts:
         run_dir=run_dir,
         plan=plan,
         fingerprint=plan["fingerprint"],
-        attempt=WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
+        writer=WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
         shards=plan_shards(plan["scan"]["rows"], plan["samples_per_row"]),
         grid=SampleGrid(
             systems=tuple(name for name, _ in identity["system"]),

@@ -58,7 +58,7 @@ def repair_run(directory: Path, on_progress: OnProgress) -> RepairResult:
             return RepairResult(done=(), remaining=(), is_to_run=found.manifest is None)
         is_lost = any(finding.kind is FindingKind.OWNER for finding in found.findings)
         epoch = lock.begin_epoch(after=find_highest_epoch(facts) if is_lost else None).epoch
-        facts = replace(facts, attempt=replace(facts.attempt, epoch=epoch))
+        facts = replace(facts, writer=replace(facts.writer, epoch=epoch))
         done = [f"{facts.name(facts.run_dir.owner)}: rewritten, with epoch {epoch}"] if is_lost else []
         done += _repair_ledger(facts, found)
         if done:
@@ -93,8 +93,8 @@ def _repair_ledger(facts: RunFacts, found: RunCheck) -> Iterator[str]:
     damaged = [finding for finding in found.findings if finding.kind is FindingKind.LEDGER]
     if not damaged:
         return
-    known = list_entries(facts, found.manifest, facts.attempt.epoch) if found.manifest else {}
-    repair_ledger(facts.run_dir.ledger, facts.attempt, known)
+    known = list_entries(facts, found.manifest, facts.writer.epoch) if found.manifest else {}
+    repair_ledger(facts.run_dir.ledger, facts.writer, known)
     source = "from its sound frames and the manifest" if known else "from its sound frames"
     yield f"{damaged[0].file}: rewritten {source}"
 
@@ -128,7 +128,7 @@ def _repair_shard(facts: RunFacts, check: ShardCheck) -> Iterator[str]:
         yield from _repair_journal(facts, shard)
     if damaged and check.is_published:
         kept = _salvage(facts, shard, damaged)
-        write_journal(journal, shard, facts.attempt, kept)
+        write_journal(journal, shard, facts.writer, kept)
         lost = shard.samples - len(kept)
         yield f"shard {shard.number}: {lost} of {shard.samples} samples will be regenerated"
     yield from _remove_parts(facts, damaged)
@@ -136,7 +136,7 @@ def _repair_shard(facts: RunFacts, check: ShardCheck) -> Iterator[str]:
 
 def _repair_journal(facts: RunFacts, shard: Shard) -> Iterator[str]:
     path = facts.run_dir.journal(shard)
-    for damage in repair_journal(path, shard, facts.attempt):
+    for damage in repair_journal(path, shard, facts.writer):
         yield (
             f"{facts.name(path)}: byte {damage.offset}: {damage.length} bytes dropped; "
             "their samples will be regenerated"

@@ -43,7 +43,7 @@ def _check_duplicates(run_dir: RunDir) -> None:
 def _has_samples(facts: RunFacts) -> bool:
     """Whether any sample may have ended; a damaged ledger counts as yes."""
     try:
-        if read_ledger(facts.run_dir.ledger, facts.attempt.plan_digest).latest:
+        if read_ledger(facts.run_dir.ledger, facts.writer.plan_digest).latest:
             return True
     except IntegrityError:
         return True
@@ -64,7 +64,7 @@ def check_manifest(
     rows = facts.shards[-1].stop_row
     samples = facts.shards[-1].stop
     claims = {
-        "plan_digest": (manifest.plan_digest, facts.attempt.plan_digest),
+        "plan_digest": (manifest.plan_digest, facts.writer.plan_digest),
         "fingerprint": (manifest.fingerprint, facts.fingerprint),
         "rows": (manifest.rows, rows),
         "samples": (manifest.samples, samples),

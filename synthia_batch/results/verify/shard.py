@@ -9,7 +9,7 @@ from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, JournalCorrupt
 from synthia_batch.results.verify.facts import RunFacts
 from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error
-from synthia_batch.storage.journal.reader import find_damages, find_last_epoch, read_journal
+from synthia_batch.storage.journal.reader import find_damage, find_last_epoch, read_journal
 from synthia_batch.storage.ledger import PartEntry, ShardEntry
 from synthia_batch.storage.parts.pages import find_page_damage
 from synthia_batch.storage.parts.reader import (
@@ -97,7 +97,7 @@ def _check_journal(facts: RunFacts, shard: Shard) -> _JournalCheck:
     if not path.exists():
         return _JournalCheck(exists=False)
     try:
-        return _JournalCheck(exists=True, epoch=read_journal(path, shard, facts.attempt).epoch)
+        return _JournalCheck(exists=True, epoch=read_journal(path, shard, facts.writer).epoch)
     except JournalCorrupt:
         findings = tuple(
             Finding(
@@ -107,7 +107,7 @@ def _check_journal(facts: RunFacts, shard: Shard) -> _JournalCheck:
                 what=f"{damage.reason} ({damage.length} bytes)",
                 shard=shard.number,
             )
-            for damage in find_damages(path, shard, facts.attempt)
+            for damage in find_damage(path, shard, facts.writer)
         )
         return _JournalCheck(exists=True, epoch=find_last_epoch(path), findings=findings)
 

@@ -212,10 +212,10 @@ def _check_all(
 def _read_ledger(facts: RunFacts, manifest: Manifest | None) -> _Ledger:
     path = facts.run_dir.ledger
     try:
-        return _Ledger(latest=read_ledger(path, facts.attempt.plan_digest).latest)
+        return _Ledger(latest=read_ledger(path, facts.writer.plan_digest).latest)
     except IntegrityError as exc:
         finding = explain_error(FindingKind.LEDGER, path, facts.run_dir.root, exc)
-        known = list_entries(facts, manifest, facts.attempt.epoch) if manifest else {}
+        known = list_entries(facts, manifest, facts.writer.epoch) if manifest else {}
         return _Ledger(latest=known, findings=(finding,))
 
 

@@ -34,11 +34,11 @@ class FailureChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reopener:
-    """Reads the samples of a run back. `attempt` is the writer's epoch, or 0 for a reader."""
+    """Reads the samples of a run back. `writer` has epoch 0 if it only reads."""
 
     run_dir: RunDir
     grid: SampleGrid
-    attempt: WriterEpoch
+    writer: WriterEpoch
 
     def count_chosen(self, states: Sequence[ShardState], choice: FailureChoice) -> int:
         """Return how many samples `choice` selects. Changes nothing.
@@ -68,7 +68,7 @@ class Reopener:
             IntegrityError: As for count_chosen.
         """
         if isinstance(state, Unfinished):
-            return replay(self.run_dir.journal(state.shard), state.shard, self.attempt)
+            return replay(self.run_dir.journal(state.shard), state.shard, self.writer)
         return self._read_parts(state)
 
     def _read_parts(self, state: Published) -> dict[int, Outcome]:
@@ -85,14 +85,14 @@ class Reopener:
         if len(kept) == len(outcomes):
             return state
         turns = self._read_turns(state)
-        write_journal(self.run_dir.journal(state.shard), state.shard, self.attempt, [*kept, *turns])
+        write_journal(self.run_dir.journal(state.shard), state.shard, self.writer, [*kept, *turns])
         return describe_kept(state.shard, kept)
 
     def _read_turns(self, state: ShardState) -> list[Turn]:
         """Return the turns of unfinished conversations."""
         if isinstance(state, Published):
             return []
-        replayed = read_journal(self.run_dir.journal(state.shard), state.shard, self.attempt)
+        replayed = read_journal(self.run_dir.journal(state.shard), state.shard, self.writer)
         return [turn for conversation in replayed.turns.values() for turn in conversation]
 
 

@@ -43,7 +43,7 @@ class RunStore:
     run_dir: RunDir
     shards: Sequence[Shard]
     states: list[ShardState]
-    attempt: WriterEpoch
+    writer: WriterEpoch
     ledger: PartLedger
     events: EventLog
     assembler: Assembler
@@ -157,7 +157,7 @@ class RunStore:
     def _open_shard(self, shard: Shard) -> _OpenShard:
         current = self._open.get(shard.number)
         if current is None:
-            journal = Journal.open(self.run_dir.journal(shard), shard, self.attempt)
+            journal = Journal.open(self.run_dir.journal(shard), shard, self.writer)
             current = _OpenShard(shard, journal, len(journal.replayed.outcomes))
             self._open[shard.number] = current
         return current
@@ -166,7 +166,7 @@ class RunStore:
         # From the journal, not from memory: a resumed run then writes its parts on the same path
         # as an undisturbed one, and memory does not grow with the shard.
         current.journal.sync()
-        outcomes = replay(current.journal.path, current.shard, self.attempt)
+        outcomes = replay(current.journal.path, current.shard, self.writer)
         assembled = self.assembler.encode(current.shard, outcomes)
         shard_entry = publish_shard(self.run_dir, assembled.encoded, current.journal, self.ledger)
         del self._open[current.shard.number]

@@ -99,7 +99,7 @@ class RunSession:
     @property
     def reopener(self) -> Reopener:
         """Reads samples back."""
-        return Reopener(run_dir=self.run_dir, grid=self.grid, attempt=self.writer)
+        return Reopener(run_dir=self.run_dir, grid=self.grid, writer=self.writer)
 
     @property
     def made(self) -> int:
@@ -198,7 +198,7 @@ class RunSession:
             run_dir=self.run_dir,
             shards=self.shards,
             states=list(states),
-            attempt=self.writer,
+            writer=self.writer,
             ledger=PartLedger.open(self.run_dir.ledger, self.writer),
             events=events,
             assembler=self.assembler,
@@ -274,7 +274,9 @@ def lock_run(job: ResolvedJob, *, claims_remote: bool = False) -> Iterator[RunSe
 
 def _start_mirror(mirror: Mirror, plan_digest: str, states: Sequence[ShardState]) -> None:
     mirror.begin(plan_digest)
-    mirror.submit_all((state.shard, state.shard_entry) for state in states if isinstance(state, Published))
+    for state in states:
+        if isinstance(state, Published):
+            mirror.submit(state.shard, state.shard_entry)
 
 
 def tidy_complete_run(job: ResolvedJob) -> None:

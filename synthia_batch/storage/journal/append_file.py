@@ -1,4 +1,4 @@
-"""A file that only grows: what the journal and the ledger of parts are written through."""
+"""The append-only file under the journal and the ledger of parts."""
 
 import os
 from contextlib import suppress
@@ -9,16 +9,16 @@ from synthia_batch.errors import StorageFailed
 from synthia_batch.storage.atomic import storage_errors, sync_directory, sync_file_data, write_all
 from synthia_batch.storage.journal.frames import encode_frame
 
-DOUBT = "unsynced"
-"""The key of the frame that follows a failed sync: from which byte on the file may not be on the disk."""
+UNSYNCED = "unsynced"
+"""Key of the frame after a failed sync. Its value is the byte from which the file may not be on disk."""
 
 
 class AppendFile:
     """An open file that grows by whole appends, until the first failure.
 
-    `size_bytes` is its length, `synced_bytes` how much of it is on the disk for certain. After a
-    failed append or sync it takes nothing more: what follows half a frame could not be told from
-    damage, and an fsync after a failed one proves nothing.
+    `size_bytes` is its length, `synced_bytes` the length that is certainly on disk. After a failed append
+    or sync it accepts no more: data after half a frame would look like damage, and an fsync after a failed
+    one proves nothing.
     """
 
     def __init__(self, path: Path, fd: int, size_bytes: int) -> None:
@@ -30,13 +30,13 @@ class AppendFile:
 
     @classmethod
     def open(cls, path: Path, *, kept_bytes: int) -> Self:
-        """Open `path` for appending after its first `kept_bytes`, and cut off what lies beyond.
+        """Open `path` for appending after its first `kept_bytes`, and cut off the rest.
 
-        The cut is on the disk only with the next `sync`: call it before what the cut made room for
-        matters to anyone.
+        The cut is durable only after the next `sync`: call it before anyone relies on what replaces the
+        removed bytes.
 
         Raises:
-            StorageFailed: The file cannot be opened, made or cut.
+            StorageFailed: The file cannot be opened, created or truncated.
         """
         with storage_errors("open", path):
             fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -49,52 +49,47 @@ class AppendFile:
         return cls(path, fd, kept_bytes)
 
     def append(self, data: bytes) -> None:
-        """Add `data` at the end. It then survives the death of this process, not yet that of the machine.
+        """Append `data`. It then survives a crash of this process, but not yet of the machine.
 
         Raises:
-            StorageFailed: The write failed. What it wrote is left as it is: whole frames count, and
-                a torn last one is what every reader drops anyway; to cut it off here would only be
-                one more call that can fail on the same disk.
+            StorageFailed: The write failed. What it wrote stays: whole frames count, and every reader
+                drops a torn last one. Cutting it off would be one more call that can fail on this disk.
         """
         with storage_errors("append to", self.path):
             fd = self._usable_fd()
-            # Broken until proved whole: an interrupt, too, may leave half a frame.
+            # Broken until the write returns: an interrupt, too, may leave half a frame.
             self._is_broken = True
             write_all(fd, data)
             self._is_broken = False
         self.size_bytes += len(data)
 
     def sync(self) -> None:
-        """Return once all that was appended is on the disk.
+        """Return once all appended data is on disk.
 
         Raises:
-            StorageFailed: It may not be; a last frame tells the next process so, if it can be written.
+            StorageFailed: It may not be; a last frame records this for the next process, if possible.
         """
         fd = self._usable_fd()
         self._is_broken = True
         try:
             sync_file_data(fd, self.path)
         except StorageFailed:
-            # The next process must not believe what it reads: these pages may count as written now.
-            # One try, not synced: it has to last for as long as those pages do.
+            # The next process must not trust what it reads: the kernel may have marked these pages clean.
+            # One try, not synced: the frame needs to last only as long as those pages.
             with suppress(OSError):
-                write_all(fd, encode_frame({DOUBT: self.synced_bytes}))
+                write_all(fd, encode_frame({UNSYNCED: self.synced_bytes}))
             raise
         self._is_broken = False
         self.synced_bytes = self.size_bytes
 
     def sync_with_name(self) -> None:
-        """Like sync, for a file that may be new: its name is on the disk as well.
-
-        Raises:
-            StorageFailed: It may not be.
-        """
+        """Like sync, for a file that may be new: its name is on disk as well."""
         self.sync()
-        # fdatasync speaks for the bytes of a file, not for the directory through which it is found.
+        # fdatasync covers the bytes of a file, not its directory entry.
         sync_directory(self.path.parent)
 
     def close(self) -> None:
-        """Let go of the file without syncing it. Safe to call twice.
+        """Close the file without syncing it. Safe to call twice.
 
         Raises:
             StorageFailed: The file system reports a failed write only now, as NFS does.
@@ -109,7 +104,7 @@ class AppendFile:
             raise ValueError(f"{self.path} is closed")
         if self._is_broken:
             raise StorageFailed(
-                f"{self.path} takes nothing more: an earlier write or fsync of it failed\n"
-                "  see to the cause, then run the same command again"
+                f"{self.path} accepts no more data: an earlier write or fsync of it failed\n"
+                "  fix the cause, then run the same command again"
             )
         return self._fd

@@ -1,9 +1,8 @@
 r"""The codec of append-only files: one line per frame, `crc32 length json\n`.
 
-The CRC (8 lower-case hex digits) and the length (decimal, bytes) are of the JSON text. That text
-holds no raw newline, so damage never spreads beyond the next newline. Exactly one line is right
-for a given JSON text, and CRC-32 changes with every single-bit error, so no flipped bit yields
-another valid frame.
+The CRC (8 lower-case hex digits) and the length (decimal, bytes) are of the JSON text. That text contains
+no raw newline, so damage never spreads beyond the next newline. Each JSON text has exactly one valid line,
+and CRC-32 detects every single-bit error, so no flipped bit yields another valid frame.
 """
 
 import json
@@ -18,7 +17,7 @@ _decode_json = json.JSONDecoder().raw_decode
 
 
 class Frame(NamedTuple):
-    """A line of the file, from byte `offset` up to `stop`. `value` is None where it is damaged."""
+    """A line of the file, from byte `offset` up to `stop`. `value` is None if it is damaged."""
 
     offset: int
     stop: int
@@ -29,15 +28,15 @@ def encode_frame(value: Mapping[str, Any]) -> bytes:
     """Return the line for `value`.
 
     Raises:
-        ValueError: A string holds a lone surrogate, or a number is not finite.
+        ValueError: A string contains a lone surrogate, or a number is not finite.
     """
     return _make_line(_encode_json(value).encode())
 
 
 def scan_frames(file: BinaryIO) -> Iterator[Frame]:
-    """Yield every frame of `file`, sound or damaged, from its current position on, as offset 0.
+    """Yield every frame of `file`, valid or damaged, from its current position, which is offset 0.
 
-    Holds one line in memory at a time. The last frame is damaged where its newline is missing.
+    Keeps one line in memory at a time. A last frame without its newline is damaged.
     """
     offset = 0
     for line in file:
@@ -52,7 +51,7 @@ def _make_line(body: bytes) -> bytes:
 
 def _decode_line(line: bytes) -> dict[str, Any] | None:
     body = line[line.find(b" ", 9) + 1 : -1]
-    # Built anew and compared whole: also "0A" for "0a" or "012" for "12" is damage.
+    # Re-encoded and compared whole: "0A" for "0a" or "012" for "12" is damage, too.
     if line != _make_line(body):
         return None
     try:

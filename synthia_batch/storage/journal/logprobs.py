@@ -1,7 +1,7 @@
-"""Log-probabilities as a journal has them: flat lists of JSON.
+"""Log-probabilities in a journal: flat JSON lists.
 
-Nine digits tell every number of 32 bits from its neighbours, so that what is read is what was written, to
-the last bit. What vLLM forbids has minus infinity, for which JSON has no number: null.
+Nine digits identify every 32-bit float, so values are read back bit for bit. Tokens that vLLM forbids have
+minus infinity, which JSON cannot express: they are null.
 """
 
 import sys
@@ -16,8 +16,8 @@ DIGITS = 9
 """C's FLT_DECIMAL_DIG."""
 
 
-def spell_logprobs(logprobs: Logprobs) -> dict[str, Any]:
-    """Return them as values of JSON."""
+def encode_logprobs_json(logprobs: Logprobs) -> dict[str, Any]:
+    """Return `logprobs` as JSON values."""
     return {
         "width": logprobs.width,
         "ids": logprobs.ids.tolist(),
@@ -26,11 +26,11 @@ def spell_logprobs(logprobs: Logprobs) -> dict[str, Any]:
     }
 
 
-def read_logprobs(value: Mapping[str, Any]) -> Logprobs:
-    """Return what spell_logprobs gave `value` for.
+def decode_logprobs_json(value: Mapping[str, Any]) -> Logprobs:
+    """Return the log-probabilities that encode_logprobs_json turned into `value`.
 
     Raises:
-        KeyError, TypeError: It gave no such value.
+        KeyError, TypeError: `value` has another form.
     """
     return Logprobs(
         width=value["width"],

@@ -1,6 +1,6 @@
-"""A journal read back: which samples are finished, and whether damage can be the work of a crash.
+"""Reads a journal: which samples are finished, and whether a crash can explain its damage.
 
-See journal.py for the frames and for what a reader makes of a damaged one.
+writer.py describes the frames and the treatment of damaged ones.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,20 +11,19 @@ from typing import Any
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Shard, Turn
 from synthia_batch.errors import JournalCorrupt
 from synthia_batch.storage.atomic import storage_errors
-from synthia_batch.storage.journal.append_file import DOUBT
+from synthia_batch.storage.journal.append_file import UNSYNCED
 from synthia_batch.storage.journal.frames import Frame, scan_frames
-from synthia_batch.storage.journal.logprobs import read_logprobs
+from synthia_batch.storage.journal.logprobs import decode_logprobs_json
 from synthia_batch.storage.lock import WriterEpoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """What a journal holds. `kept_bytes` is where its sound part ends, and appending goes on.
+    """The content of a journal. `kept_bytes` is the length of its valid part, where appending resumes.
 
-    `turns` are those of the conversations that have begun and not ended, by ordinal, in order.
-    `dropped_bytes` is the length of the torn tail after it. `epoch` is that of the last opening,
-    None for an empty journal. `is_doubtful`: a sync of it failed, so that what is read of it may not
-    be on the disk.
+    `turns` holds those of unfinished conversations, by ordinal, in order. `dropped_bytes` is the length of
+    the torn tail. `epoch` is that of the last opening, None for an empty journal. `is_doubtful`: a sync
+    failed, so the content may not be on disk.
     """
 
     outcomes: dict[int, Outcome]
@@ -34,39 +33,34 @@ class Replayed:
     epoch: int | None
     is_doubtful: bool
 
-    @property
-    def records(self) -> Iterator[Record]:
-        """All that a journal of the same content has to hold."""
-        return _list_records(self.outcomes, self.turns)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """A part of a journal that was cut out: `length` bytes from `offset`, and what was wrong there."""
+    """A part of a journal that was cut out: `length` bytes from `offset`, for this `reason`."""
 
     offset: int
     length: int
     reason: str
 
 
-def replay(path: Path, shard: Shard, attempt: WriterEpoch) -> dict[int, Outcome]:
-    """Return the samples of `shard` already finished by earlier attempts, by ordinal.
+def replay(path: Path, shard: Shard, writer: WriterEpoch) -> dict[int, Outcome]:
+    """Return the outcomes of `shard` recorded by earlier attempts, by ordinal.
 
     Raises:
         JournalCorrupt: As for read_journal.
     """
-    return read_journal(path, shard, attempt).outcomes
+    return read_journal(path, shard, writer).outcomes
 
 
-def read_journal(path: Path, shard: Shard, attempt: WriterEpoch) -> Replayed:
-    """Return what the journal at `path` holds, without touching it. No file is an empty journal.
+def read_journal(path: Path, shard: Shard, writer: WriterEpoch) -> Replayed:
+    """Return the content of the journal at `path`, without changing it. No file is an empty journal.
 
     Raises:
-        JournalCorrupt: A frame is damaged that no crash can have damaged, or a sound one is of
-            another plan or shard, or contradicts an earlier one.
+        JournalCorrupt: No crash can explain a damaged frame, or a valid one belongs to another plan or
+            shard, or contradicts an earlier one.
         StorageFailed: The file cannot be read.
     """
-    reader = JournalReader(path, shard, attempt)
+    reader = JournalReader(path, shard, writer)
     kept_bytes = stop = 0
     with storage_errors("read", path):
         try:
@@ -80,11 +74,11 @@ def read_journal(path: Path, shard: Shard, attempt: WriterEpoch) -> Replayed:
             for frame in frames:
                 stop = frame.stop
                 if frame.value is None:
-                    behind = [later for later in frames if later.value is not None]
-                    reader.excuse_damage(frame, behind)
+                    later = [other for other in frames if other.value is not None]
+                    reader.check_damage(frame, later)
                     stop = file.tell()
                     break
-                reader.take(frame)
+                reader.apply(frame)
                 kept_bytes = stop
     return Replayed(
         outcomes=reader.outcomes,
@@ -96,21 +90,21 @@ def read_journal(path: Path, shard: Shard, attempt: WriterEpoch) -> Replayed:
     )
 
 
-def find_damages(path: Path, shard: Shard, attempt: WriterEpoch) -> tuple[Damage, ...]:
-    """Return what repair_journal would cut out of the journal. Touches nothing.
+def find_damage(path: Path, shard: Shard, writer: WriterEpoch) -> tuple[Damage, ...]:
+    """Return what repair_journal would cut out of the journal. Changes nothing.
 
-    Only for a journal that read_journal refuses: what a crash may leave is listed here as well.
+    Only for a journal that read_journal refuses: the traces of a crash are listed here as well.
 
     Raises:
         StorageFailed: The file cannot be read.
     """
-    reader = JournalReader(path, shard, attempt)
-    reader.epoch = attempt.epoch
-    return tuple(list_damages(reader))
+    reader = JournalReader(path, shard, writer)
+    reader.epoch = writer.epoch
+    return tuple(list_damage(reader))
 
 
 def find_last_epoch(path: Path) -> int | None:
-    """Return the epoch of the last sound header, or None where there is none.
+    """Return the epoch of the last valid header, or None if there is none.
 
     Raises:
         StorageFailed: The file cannot be read.
@@ -123,141 +117,132 @@ def find_last_epoch(path: Path) -> int | None:
     return epoch
 
 
-def list_damages(reader: "JournalReader") -> Iterator[Damage]:
-    """Yield what is damaged of the reader's journal or has no place there; the reader takes the rest.
-
-    Raises:
-        StorageFailed: The file cannot be read.
-    """
+def list_damage(reader: "JournalReader") -> Iterator[Damage]:
+    """Yield the damaged or misplaced frames of the reader's journal, and apply the rest to the reader."""
     with storage_errors("read", reader.path), reader.path.open("rb") as file:
         for frame in scan_frames(file):
             try:
                 if frame.value is None:
                     raise reader.refuse(frame, "the frame fails its checksum")
-                reader.take(frame)
+                reader.apply(frame)
             except JournalCorrupt as exc:
                 yield Damage(offset=frame.offset, length=frame.stop - frame.offset, reason=exc.reason)
 
 
 @dataclass(slots=True)
 class JournalReader:
-    """What the frames of one journal, taken in order, come to."""
+    """Collects the content of one journal from its frames, applied in order."""
 
     path: Path
     shard: Shard
-    attempt: WriterEpoch
+    writer: WriterEpoch
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     turns: dict[int, list[Turn]] = field(default_factory=dict)
     epoch: int | None = None
     boot: str | None = None
     is_doubtful: bool = False
 
-    @property
-    def records(self) -> Iterator[Record]:
-        """All that a journal of the same content has to hold."""
-        return _list_records(self.outcomes, self.turns)
-
-    def take(self, frame: Frame) -> None:
-        """Take in a sound frame.
+    def apply(self, frame: Frame) -> None:
+        """Add the content of a valid frame.
 
         Raises:
-            JournalCorrupt: It has no place in this journal.
+            JournalCorrupt: It does not belong in this journal.
         """
         value = frame.value or {}
         try:
             if "finished" in value or "failed" in value:
-                self._take_outcome(frame, _decode_outcome(value))
+                self._apply_outcome(frame, _decode_outcome(value))
             elif "turn" in value:
-                self._take_turn(frame, _decode_turn(value))
-            elif DOUBT in value:
+                self._apply_turn(frame, _decode_turn(value))
+            elif UNSYNCED in value:
                 self.is_doubtful = True
-            elif "synced" not in value:  # a mark matters only behind damage
-                self._take_header(frame, value)
+            elif "synced" not in value:  # a mark matters only after damage
+                self._apply_header(frame, value)
         except (KeyError, TypeError) as exc:
-            raise self.refuse(frame, "the frame is of no kind that this version writes") from exc
+            raise self.refuse(frame, "this version writes no such frame") from exc
 
-    def excuse_damage(self, damaged: Frame, behind: Sequence[Frame]) -> None:
-        """Return if a crash can have left `damaged`, with the sound frames `behind` it.
+    def check_damage(self, damaged: Frame, later: Sequence[Frame]) -> None:
+        """Return if a crash can explain `damaged`, given the valid frames `later` in the file.
 
         Raises:
-            JournalCorrupt: It was sound once, and no crash can have changed it.
+            JournalCorrupt: No crash can explain it.
         """
-        if not behind:
+        if not later:
             return
-        values = [frame.value or {} for frame in behind]
+        values = [frame.value or {} for frame in later]
         synced_bytes = max(value.get("synced", 0) for value in values)
         if damaged.offset < synced_bytes:
             raise self.refuse(damaged, f"the frame fails its checksum, and {synced_bytes} bytes were synced")
-        doubts = [value[DOUBT] for value in values if DOUBT in value]
-        if doubts and damaged.offset >= min(doubts):
+        unsynced = [value[UNSYNCED] for value in values if UNSYNCED in value]
+        if unsynced and damaged.offset >= min(unsynced):
             self.is_doubtful = True
             return
         if self.epoch is None:
-            # Nothing follows the first header before it is on the disk.
+            # The first header is on disk before any frame follows it.
             raise self.refuse(damaged, "the frame fails its checksum, and it was synced")
         boots = {self.boot, *(value["boot"] for value in values if "boot" in value)}
-        if boots == {self.attempt.boot} and None not in boots:
-            raise self.refuse(damaged, "the frame fails its checksum, and no machine restarted since")
+        if boots == {self.writer.boot} and None not in boots:
+            raise self.refuse(damaged, "the frame fails its checksum, and the machine did not restart since")
 
     def refuse(self, frame: Frame, reason: str) -> JournalCorrupt:
-        """Return the error that names this frame."""
+        """Return the error for this frame."""
         return JournalCorrupt(
             f"{self.path}: byte {frame.offset}: {reason}\n"
-            "  `synthia-batch verify DIR --repair` drops exactly the damaged frames; then run again",
+            "  run `synthia-batch verify DIR --repair`: it drops only the damaged frames; then run again",
             reason=reason,
             offset=frame.offset,
         )
 
-    def _take_header(self, frame: Frame, value: dict[str, Any]) -> None:
-        if value["plan"] != self.attempt.plan_digest:
+    def _apply_header(self, frame: Frame, value: dict[str, Any]) -> None:
+        if value["plan"] != self.writer.plan_digest:
             raise self.refuse(frame, f"the header names another plan, {value['plan']}")
         if value["shard"] != self.shard.number:
             raise self.refuse(frame, f"the header names another shard, {value['shard']}")
         self.epoch, self.boot = value["epoch"], value["boot"]
 
-    def _take_outcome(self, frame: Frame, outcome: Outcome) -> None:
+    def _apply_outcome(self, frame: Frame, outcome: Outcome) -> None:
         ordinal = outcome.ordinal
-        self._check_place(frame, ordinal)
+        self._check_shard(frame, ordinal)
         turns = self.turns.get(ordinal, [])
-        # Only a server knows that a later prompt is too long: where that stops a conversation, its last
-        # answer was journaled as a turn before.
+        # A server may reject a later prompt as too long. The conversation then ends after an answer that
+        # was already journaled as a turn.
         answers = (*outcome.earlier, outcome.response) if isinstance(outcome, Finished) else outcome.earlier
         if tuple(turn.response for turn in turns) != answers[: len(turns)]:
-            raise self.refuse(frame, f"sample {ordinal} ends a conversation of other turns than went before")
+            raise self.refuse(frame, f"sample {ordinal} ends a conversation whose recorded turns differ")
         known = self.outcomes.setdefault(ordinal, outcome)
         if known is not outcome and known != outcome:
             raise self.refuse(
                 frame,
-                f"sample {ordinal} was finished before, with another content: made twice by an engine that "
-                "is not deterministic",
+                f"sample {ordinal} was already finished with different content: an engine that is not "
+                "deterministic generated it twice",
             )
         self.turns.pop(ordinal, None)
 
-    def _take_turn(self, frame: Frame, turn: Turn) -> None:
+    def _apply_turn(self, frame: Frame, turn: Turn) -> None:
         ordinal, number = turn.ordinal, turn.number
-        self._check_place(frame, ordinal)
+        self._check_shard(frame, ordinal)
+        where = f"turn {number} of sample {ordinal}"
         if ordinal in self.outcomes:
-            raise self.refuse(frame, f"turn {number} of sample {ordinal} comes after its end")
+            raise self.refuse(frame, f"{where} comes after its end")
         known = self.turns.get(ordinal, [])
         if not 0 <= number <= len(known):
-            raise self.refuse(frame, f"turn {number} of sample {ordinal} comes where {len(known)} must be")
+            raise self.refuse(frame, f"{where}: expected turn {len(known)}")
         if number == len(known):
             self.turns.setdefault(ordinal, []).append(turn)
         elif known[number] != turn:
-            raise self.refuse(
-                frame, f"turn {number} of sample {ordinal} was finished before, with another content"
-            )
+            raise self.refuse(frame, f"{where} was already finished with different content")
 
-    def _check_place(self, frame: Frame, ordinal: int) -> None:
+    def _check_shard(self, frame: Frame, ordinal: int) -> None:
         if self.epoch is None:
             raise self.refuse(frame, "the journal does not begin with a header")
         if not self.shard.first <= ordinal < self.shard.stop:
-            raise self.refuse(frame, f"sample {ordinal} is not of shard {self.shard.number}")
+            raise self.refuse(frame, f"sample {ordinal} is not in shard {self.shard.number}")
 
 
-def _list_records(outcomes: Mapping[int, Outcome], turns: Mapping[int, Sequence[Turn]]) -> Iterator[Record]:
-    yield from outcomes.values()
-    for conversation in turns.values():
+def list_records(content: Replayed | JournalReader) -> Iterator[Record]:
+    """Yield all records that a journal with this content needs."""
+    yield from content.outcomes.values()
+    for conversation in content.turns.values():
         yield from conversation
 
 
@@ -273,7 +258,7 @@ def _decode_outcome(value: dict[str, Any]) -> Outcome:
         prompt_tokens=value["prompt_tokens"],
         completion_tokens=value["completion_tokens"],
         earlier=earlier,
-        logprobs=read_logprobs(value["logprobs"]) if "logprobs" in value else None,
+        logprobs=decode_logprobs_json(value["logprobs"]) if "logprobs" in value else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""A prefix in an object store taken for one run: whose it is, what is there, and who may write."""
+"""Claims a prefix in an object store for one run, after checking its owner and content."""
 
 import logging
 import uuid
@@ -29,28 +29,28 @@ _log = logging.getLogger(__name__)
 def claim_remote(
     remote: Remote, run_dir: RunDir, lock: RunLock, identity: Mapping[str, Any]
 ) -> Iterator[Mirror]:
-    """Take the prefix for the block, under the lock of the state directory. A lost one is made again.
+    """Claim the prefix for the block, under the lock of the state directory, which is restored if lost.
 
     Raises:
         IdentityMismatch: The run there is another job.
         RunLocked: Another process writes there.
-        IntegrityError: Another state directory has got on with the run since this one had it.
-        UsageError: There is no such bucket, or the prefix holds something else, or the store ignores
+        IntegrityError: Another state directory has continued the run since this one had it.
+        UsageError: The bucket does not exist, the prefix holds other objects, or the store ignores
             conditions.
-        StorageFailed: The store does not answer, or does not allow it.
+        StorageFailed: The store does not answer or denies access.
     """
     store = open_remote(remote)
     state = _name_state(run_dir)
-    # Before the lease, too: what is refused touches nothing.
+    # Also checked before the lease, so that a refusal changes nothing.
     plan = read_remote_plan(store)
     if plan is not None:
         refuse_other_remote_identity(store, plan, identity)
         _refuse_outdated(store, run_dir, state, read_lease(store))
-    with Lease.take(_open_for_lease(remote), state, remote.lease_seconds) as lease:
-        plan = _look_again(store, run_dir, lease, identity)
+    with Lease.acquire(_open_for_lease(remote), state, remote.lease_seconds) as lease:
+        plan = _check_again(store, run_dir, lease, identity)
         if plan is not None and not run_dir.plan.exists():
             restored = restore_run(store, run_dir, plan, lock.begin_epoch(after=0).epoch)
-            _log.info(f"{store.url}: adopted {restored.shards} of {restored.total} shards that are there")
+            _log.info(f"{store.url}: restored {restored.shards} of {restored.total} shards from there")
         mirror = Mirror(store=store, lease=lease, run_dir=run_dir)
         try:
             yield mirror
@@ -59,23 +59,19 @@ def claim_remote(
 
 
 def open_remote(remote: Remote) -> ObjectStore:
-    """Return the store of a job. Sends nothing yet. `say` is told when it has to be waited for.
-
-    Raises:
-        UsageError: What this needs is not installed.
-    """
+    """Return the store of a job, without sending a request."""
     patience = Patience(request_seconds=remote.request_seconds, seconds=remote.patience_seconds)
     return open_object_store(remote.url, patience)
 
 
 def _open_for_lease(remote: Remote) -> ObjectStore:
-    # A renewal that is waited for longer than this would come too late.
+    # A renewal that takes longer than this would come too late.
     seconds = min(remote.request_seconds, remote.lease_seconds / RENEWALS)
     return open_object_store(remote.url, Patience(request_seconds=seconds, seconds=remote.lease_seconds))
 
 
 def _name_state(run_dir: RunDir) -> str:
-    """Return the name of the state directory, which no other has, also not a later one at the same place."""
+    """Return the state directory's unique name: a later one at the same path gets another name."""
     known = read_checksummed(run_dir.state_name)
     if known is None:
         known = {"state": uuid.uuid4().hex}
@@ -83,14 +79,14 @@ def _name_state(run_dir: RunDir) -> str:
     return str(known["state"])
 
 
-def _look_again(
+def _check_again(
     store: ObjectStore, run_dir: RunDir, lease: Lease, identity: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Return the plan of the run in the store, None where none has begun; now nobody else can change that."""
+    """Return the plan of the run in the store, or None; under the lease, nobody else can change it."""
     try:
         plan = read_remote_plan(store)
         if plan is None:
-            # Only here, since only a write tells that there is no such bucket.
+            # Only here, since only a write (the lease) detects a missing bucket.
             refuse_other_objects(store)
         else:
             refuse_other_remote_identity(store, plan, identity)
@@ -102,10 +98,10 @@ def _look_again(
 
 
 def _refuse_outdated(store: ObjectStore, run_dir: RunDir, state: str, last: LeaseRecord | None) -> None:
-    """Return unless another state directory than this one has got on with the run."""
+    """Return unless another state directory has continued the run."""
     if run_dir.plan.exists() and last is not None and last.state != state:
         raise IntegrityError(
             f"{last.describe(store.url)}, from another state directory than {run_dir.root}, which may be "
             "behind it; nothing was touched\n"
-            "  go on with that one, or name a new directory with --state: it adopts what is in the store"
+            "  resume with that one, or name a new directory with --state: it is restored from the store"
         )

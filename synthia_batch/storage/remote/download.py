@@ -1,4 +1,4 @@
-"""A run in a store looked at from anywhere: its status, and a copy of it for whoever reads directories."""
+"""Reads a run in a store from anywhere: its status, its saved job, and a copy as a directory."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,9 +11,9 @@ from typing import Any
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.job.plan import plan_shards
-from synthia_batch.storage.atomic import make_directory, publish_bytes
+from synthia_batch.storage.atomic import make_directory, publish_bytes, read_file
 from synthia_batch.storage.checksummed_json import decode_checksummed
-from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.layout import KEYS, PART_FOLDERS, RunDir
 from synthia_batch.storage.ledger import PartLedger, ShardEntry
 from synthia_batch.storage.lock import RunLock, WriterEpoch, read_boot_id
 from synthia_batch.storage.manifest import Manifest, read_manifest
@@ -23,14 +23,13 @@ from synthia_batch.storage.remote.object_store import ObjectStore, Patience, ope
 from synthia_batch.storage.remote.restore import find_entry, list_begun, read_remote_plan
 
 PATIENCE = Patience(request_seconds=120, seconds=60)
-FOLDERS = ("data/", "failed/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteStatus:
-    """How far a run is, as its store tells it. `owner` is who writes there, or did last.
+    """The progress of a run in its store. `owner` is its current or last writer.
 
-    What is in journals on its owner's disk is not known here: samples are those of published parts.
+    Counts samples of published parts only: journals are on the owner's disk.
     """
 
     url: str
@@ -45,32 +44,31 @@ class RemoteStatus:
 
     @property
     def state(self) -> str:
-        """The state in a word."""
+        """The state in one word."""
         if self.is_complete:
             return "complete"
         return "unfinished" if self.owner is None or self.owner.is_free else "running"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able values."""
+        """Return the status as JSON values."""
         owner = self.owner and {"pid": self.owner.pid, "host": self.owner.host, "ends_at": self.owner.ends_at}
         return {**asdict(self), "state": self.state, "owner": owner}
 
 
 def read_remote_status(url: str) -> RemoteStatus:
-    """Return how far the run in the store below `url` is. Only reads: a part's notes, never its rows.
+    """Return the progress of the run in the store below `url`. Reads metadata of parts, never their rows.
 
     Raises:
         UsageError: There is no run.
         IntegrityError: Its plan was altered.
-        StorageFailed: The store does not answer, or does not allow it.
+        StorageFailed: The store does not answer or denies access.
     """
     store = open_object_store(url, PATIENCE)
     plan = _require_plan(store)
     shards = plan_shards(plan["scan"]["rows"], plan["samples_per_row"])
     keys = store.list_keys()
-    names = RunDir(Path())
     digest = plan_digest(plan)
-    ledger = [
+    published = [
         shard_entry
         for shard in list_begun(shards, keys)
         if (shard_entry := find_entry(store, shard, digest)) is not None
@@ -78,42 +76,59 @@ def read_remote_status(url: str) -> RemoteStatus:
     return RemoteStatus(
         url=store.url,
         name=plan["name"],
-        is_complete=names.manifest.as_posix() in keys,
+        is_complete=KEYS.manifest.as_posix() in keys,
         shards=len(shards),
-        shards_published=len(ledger),
+        shards_published=len(published),
         samples=shards[-1].stop,
-        finished=sum(shard_entry.data.rows for shard_entry in ledger if shard_entry.data),
-        failed=sum(shard_entry.failed.rows for shard_entry in ledger if shard_entry.failed),
+        finished=sum(shard_entry.data.rows for shard_entry in published if shard_entry.data),
+        failed=sum(shard_entry.failed.rows for shard_entry in published if shard_entry.failed),
         owner=read_lease(store),
     )
 
 
-def read_kept_job(url: str) -> dict[str, Any]:
-    """Return what was said of the job whose run is in the store, as `job.json` has it.
+def read_remote_job(url: str) -> dict[str, Any]:
+    """Return the saved job, as in `job.json`, of the run in the store below `url`.
 
     Raises:
-        UsageError: There is no run, or it keeps no job.
+        UsageError: There is no run, or it has no saved job.
         IntegrityError: It was altered.
-        StorageFailed: The store does not answer, or does not allow it.
+        StorageFailed: The store does not answer or denies access.
     """
     store = open_object_store(url, PATIENCE)
-    key = RunDir(Path()).job.as_posix()
+    key = KEYS.job.as_posix()
     found = store.read(key)
     if found is None:
-        raise UsageError(f"{url}: keeps no job; type the command that made it once, with -o {url}")
+        raise UsageError(f"{url}: has no saved job; run the command that created it once more, with -o {url}")
     return dict(decode_checksummed(found.content, f"{store.url}/{key}")["job"])
+
+
+def is_complete_remotely(store: ObjectStore, run_dir: RunDir) -> bool:
+    """Return whether the store has the complete run of `run_dir`: same manifest, its parts and no others.
+
+    Parts are compared by name and size; `verify` reads them.
+
+    Raises:
+        IntegrityError: The manifest in `run_dir` was altered.
+        StorageFailed: The store does not answer or denies access.
+    """
+    there = store.read(run_dir.manifest.name)
+    manifest = read_manifest(run_dir.manifest)
+    if there is None or manifest is None or there.content != read_file(run_dir.manifest):
+        return False
+    parts = {key: size for key, size in store.list_keys().items() if key.startswith(PART_FOLDERS)}
+    return parts == {part.path: part.bytes for part in manifest.parts}
 
 
 @contextmanager
 def open_copy(url: str) -> Iterator[Path]:
-    """A directory for the block with all that the store has of a run, whatever it is worth.
+    """Yield a temporary directory with everything that the store has of a run, unverified.
 
-    It takes as much room on the disk for temporary files (TMPDIR) as the dataset has bytes.
+    It takes as much space on the disk for temporary files (TMPDIR) as the dataset has bytes.
 
     Raises:
         UsageError: There is no run.
         IntegrityError: Its plan was altered.
-        StorageFailed: The store does not answer, or does not allow it, or the disk is full.
+        StorageFailed: The store does not answer or denies access, or the disk is full.
     """
     store = open_object_store(url, PATIENCE)
     plan = _require_plan(store)
@@ -138,8 +153,8 @@ def _copy_files(store: ObjectStore, run_dir: RunDir) -> None:
         for path in (run_dir.plan, run_dir.canary, run_dir.job, run_dir.readme, run_dir.manifest)
     }
     for key in store.list_keys():
-        # A name such as data/../../x is of no run, and would lead out of the directory.
-        if key in records or (key.startswith(FOLDERS) and key.count("/") == 1):
+        # A name such as data/../../x is not part of a run, and would lead out of the directory.
+        if key in records or (key.startswith(PART_FOLDERS) and key.count("/") == 1):
             found = store.read(key)
             if found is not None:
                 make_directory((run_dir.root / key).parent)
@@ -147,11 +162,11 @@ def _copy_files(store: ObjectStore, run_dir: RunDir) -> None:
 
 
 def _write_ledger(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any]) -> None:
-    """Write what the parts must be: as the manifest says, or their own notes where there is none."""
+    """Write the ledger from the manifest, or from the parts' metadata if there is no manifest."""
     digest = plan_digest(plan)
     epoch = RunLock(run_dir, datetime.now().astimezone()).begin_epoch(after=0).epoch
     manifest = None
-    with suppress(IntegrityError):  # Its reader finds that out, too, and says it.
+    with suppress(IntegrityError):  # Readers of the copy find and report that themselves.
         manifest = read_manifest(run_dir.manifest)
     with closing(
         PartLedger.open(run_dir.ledger, WriterEpoch(plan_digest=digest, epoch=epoch, boot=read_boot_id()))
@@ -165,10 +180,9 @@ def _write_ledger(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any]) 
 
 def _name_entry(manifest: Manifest, shard: Shard, epoch: int) -> ShardEntry:
     entries = {part.path: part.entry for part in manifest.parts}
-    names = RunDir(Path())
     return ShardEntry(
         shard=shard.number,
         epoch=epoch,
-        data=entries.get(names.data_part(shard).as_posix()),
-        failed=entries.get(names.failed_part(shard).as_posix()),
+        data=entries.get(KEYS.data_part(shard).as_posix()),
+        failed=entries.get(KEYS.failed_part(shard).as_posix()),
     )

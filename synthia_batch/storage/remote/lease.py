@@ -1,9 +1,9 @@
-"""One writer per prefix, on whatever machine: a lease object that its owner renews.
+"""One writer per prefix, across machines: a lease object that its owner renews.
 
-A process has the lease until the time that the object names, and after that for as long as nobody else
-takes it over. Each change of the object says which version it replaces, so of two that want it one gets
-it, and an owner that was stopped for too long finds out with its next request. Clocks that differ move
-the moment from which another may take over; they never give two owners to one version.
+A process has the lease until the time in the object, and after that until another takes it over. Each change
+of the object names the version that it replaces, so only one of two contenders gets it, and an owner that was
+stopped for too long finds out with its next request. Clock differences shift the moment from which another
+may take over, but never give one version two owners.
 """
 
 import json
@@ -14,7 +14,6 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Self
 
 from synthia_batch.errors import IntegrityError, LeaseLost, RunLocked, StorageFailed, UsageError
@@ -22,14 +21,14 @@ from synthia_batch.storage.remote.object_store import ObjectStore, Version
 
 KEY = ".synthia/lease.json"
 RENEWALS = 3
-"""So many times it is renewed before it would end."""
+"""Number of renewals within the duration of a lease."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRecord:
-    """What the object holds. `ends_at` is in seconds since 1970; 0 once it was given back.
+    """The content of the lease object. `ends_at` is in seconds since 1970; 0 once released.
 
-    `state` names the state directory of its owner, `nonce` this one writing of the record.
+    `state` names the owner's state directory. `nonce` identifies this write of the record.
     """
 
     pid: int
@@ -41,11 +40,11 @@ class LeaseRecord:
 
     @property
     def is_free(self) -> bool:
-        """Whether another may take it now."""
+        """Whether anyone may take it now."""
         return self.ends_at <= time.time()
 
     def describe(self, url: str) -> str:
-        """Return who writes below `url`, in words."""
+        """Return a description of the writer below `url`."""
         if not self.ends_at:
             return f"{url} was last written by pid {self.pid} on {self.host}"
         until = datetime.fromtimestamp(self.ends_at, UTC).isoformat(timespec="seconds")
@@ -53,18 +52,13 @@ class LeaseRecord:
 
 
 def read_lease(store: ObjectStore) -> LeaseRecord | None:
-    """Return who has the lease, or had it last; None where nobody ever had.
-
-    Raises:
-        IntegrityError: The object is none of ours.
-        StorageFailed: The store does not answer, or does not allow it.
-    """
+    """Return the current or last lease; None if there never was one."""
     found = store.read(KEY)
     return None if found is None else _decode(found.content, store.url)
 
 
 class Lease:
-    """The lease while it is ours. Renewed by a thread of its own between `start` and `release`."""
+    """The lease while it is ours. Its own thread renews it between `start` and `release`."""
 
     def __init__(self, store: ObjectStore, record: LeaseRecord, version: Version, seconds: float) -> None:
         self.previous: LeaseRecord | None = None
@@ -77,7 +71,7 @@ class Lease:
         self._mutex = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
-        # Requests whose answers were lost: one of them may be what is there now.
+        # Nonces of requests whose answers were lost: one of them may be in the store now.
         self._sent: set[str] = set()
 
     @property
@@ -86,16 +80,16 @@ class Lease:
         return self._record.state
 
     @classmethod
-    def take(cls, store: ObjectStore, state: str, seconds: float) -> Self:
-        """Take the lease, and make sure that the store heeds conditions.
+    def acquire(cls, store: ObjectStore, state: str, seconds: float) -> Self:
+        """Take the lease, and verify that the store honours conditions.
 
-        `state` names our state directory, whose lock is ours: of a lease under that name the process has
-        died, and it is taken at once.
+        `state` names our state directory. Since we hold its lock, the owner of a lease with that name has
+        died, and its lease is taken at once.
 
         Raises:
-            RunLocked: Another has it. Nothing was touched.
-            UsageError: There is no such bucket, or the store ignores conditions.
-            StorageFailed: The store does not answer, or does not allow it.
+            RunLocked: Another process has it. Nothing was changed.
+            UsageError: The bucket does not exist, or the store ignores conditions.
+            StorageFailed: The store does not answer or denies access.
         """
         started = _now()
         found = store.read(KEY)
@@ -119,41 +113,37 @@ class Lease:
         return lease
 
     def start(self) -> None:
-        """Renew it from now on."""
+        """Start renewing the lease."""
         self._thread.start()
 
     def check(self) -> None:
-        """Return while nobody is known to have taken the lease over. Sends nothing.
+        """Return unless the lease is known to be lost. Sends no request.
 
         Raises:
-            LeaseLost: Somebody has.
+            LeaseLost: Another process has taken it over.
         """
         if self._lost is not None:
             raise self._lost
 
-    def hold(self) -> None:
-        """Return while the lease is ours for certain, renewing it where it may have ended: before a write.
+    def ensure(self) -> None:
+        """Return once the lease is certainly ours, renewing it if it may have ended. Call it before a write.
 
         Raises:
-            LeaseLost: Another has taken it over.
-            StorageFailed: The store does not answer, or does not allow it.
+            LeaseLost: Another process has taken it over.
+            StorageFailed: The store does not answer or denies access.
         """
         self.check()
         if _now() >= self._renewed_at + self._seconds:
             self.renew()
 
     def renew(self) -> None:
-        """Make the lease last for its whole time from now on.
-
-        Raises:
-            LeaseLost, StorageFailed: As for hold.
-        """
+        """Extend the lease to its full duration from now."""
         with self._mutex:
             self.check()
             self._write(_sign(self._record.state, self._record.epoch, self._seconds))
 
     def release(self) -> None:
-        """Give the lease back, if it is still ours and the store answers; else it ends by itself."""
+        """Release the lease if it is still ours and the store answers; otherwise it expires."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -165,7 +155,7 @@ class Lease:
             return
 
     def withdraw(self) -> None:
-        """Leave the prefix as it was, where it turns out that it was not to be written to from here."""
+        """Put back the previous lease: this process must not write to the prefix after all."""
         if self.previous is None:
             self._store.remove(KEY)
         else:
@@ -177,9 +167,7 @@ class Lease:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def _write(self, record: LeaseRecord) -> None:
@@ -193,7 +181,7 @@ class Lease:
             if there is None or found is None or found.nonce not in self._sent:
                 self._lost = LeaseLost(_describe_loss(self._store, found))
                 raise self._lost
-            # It was ours that arrived: of an earlier request, perhaps, so this one goes on from there.
+            # One of our own requests arrived, perhaps an earlier one: continue from its version.
             version = there.version
             if found.nonce != record.nonce:
                 version = self._store.replace(KEY, content, {}, there.version)
@@ -208,21 +196,21 @@ class Lease:
             except LeaseLost:
                 return
             except (StorageFailed, UsageError, IntegrityError):
-                # For as long as nobody else takes it, it can be renewed later: `hold` sees to it.
+                # It can still be renewed later if nobody else takes it: `ensure` does that.
                 continue
 
     def _probe(self, content: bytes) -> None:
-        """Write the lease again under conditions that cannot hold: a store that does it heeds none."""
+        """Try writes whose conditions are false: a store that accepts one ignores conditions."""
         bogus = Version(e_tag=_alter(self._version.e_tag), number=_alter(self._version.number))
-        heeds = (
+        honours_conditions = (
             self._store.create(KEY, content, {}) is None
             and self._store.replace(KEY, content, {}, bogus) is None
         )
-        if not heeds:
+        if not honours_conditions:
             raise UsageError(
                 f"{self._store.url}: this store ignores If-None-Match or If-Match, so two writers, or "
-                "one late request, could overwrite each other silently; it is not written to\n"
-                "  name a store with conditional writes, or write to a directory and copy it there"
+                "one late request, could overwrite each other silently; no part was written\n"
+                "  use a store with conditional writes, or write to a directory and copy it there"
             )
 
 
@@ -238,12 +226,12 @@ def _sign(state: str, epoch: int, seconds: float) -> LeaseRecord:
 
 
 def _alter(tag: str | None) -> str | None:
-    """Return a tag of the same form that no version has: tags and numbers have digits in every store."""
+    """Return a tag of the same form that matches no version: every store's tags and numbers have digits."""
     return None if tag is None else tag.translate(str.maketrans("0123456789", "9876543210"))
 
 
 def _now() -> float:
-    # Goes on while the machine sleeps, as the lease does.
+    # Unlike time.monotonic, this clock keeps counting while the machine sleeps, as the lease does.
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -255,22 +243,22 @@ def _decode(content: bytes, url: str) -> LeaseRecord:
     try:
         return LeaseRecord(**json.loads(content))
     except (TypeError, ValueError) as exc:
-        raise IntegrityError(f"{url}/{KEY} is no lease of synthia-batch; nothing was touched") from exc
+        raise IntegrityError(f"{url}/{KEY} is not a lease of synthia-batch; nothing was touched") from exc
 
 
 def _refuse(store: ObjectStore, owner: LeaseRecord | None) -> RunLocked:
-    who = owner.describe(store.url) if owner else f"{store.url} was taken by another this very moment"
+    who = owner.describe(store.url) if owner else f"{store.url} was just taken by another process"
     return RunLocked(
         f"{who}; nothing was touched\n"
-        "  wait for it, or end it (it drains and keeps what is finished); if that machine is gone, run this "
+        "  wait for it, or end it (it drains and keeps finished samples); if that machine is gone, run this "
         "again once the lease has ended"
     )
 
 
 def _describe_loss(store: ObjectStore, owner: LeaseRecord | None) -> str:
-    by = f"pid {owner.pid} on {owner.host}" if owner else "somebody who removed it"
+    event = f"taken over by pid {owner.pid} on {owner.host}" if owner else "removed"
     return (
-        f"the lease of {store.url} was taken over by {by} while this process did not renew it; "
-        "nothing more is written there from here\n"
-        "  let that run go on; what was finished here is kept in the state directory"
+        f"the lease of {store.url} was {event} while this process did not renew it; this process writes "
+        "nothing more there\n"
+        "  let the other run continue; samples finished here stay in the state directory"
     )

@@ -1,29 +1,27 @@
-"""Puts what a run publishes in its state directory into the store, in a thread of its own.
+"""Puts a run's published files into the store, in a thread of its own.
 
-Engines never wait for the store: what is to be put is on the local disk, and the queue holds numbers of
-shards. A store that does not answer is tried until the run's end, and for its patience then; what is not
-there by that time is put by the next run, which finds out by asking for each part.
+Engines never wait for the store: the files are on the local disk, and the queue only names shards. A store
+that does not answer is tried until the end of the run, and then for its configured patience. The next run
+checks each part and puts what is missing.
 
-Every part is created where there is none. Where there is one, its notes decide: the same content is done
-with, whoever put it; older content of this run is replaced, if it is still what was looked at; anything
-else is refused. Before a part that the manifest in the store may speak of is replaced or removed, that
-manifest is removed.
+A part that is not in the store is created. If one is there, its metadata decides: the same content is left
+alone, whoever put it; older content of this run is replaced, if its version is still the one seen; anything
+else is refused. Before a part that the manifest in the store may list is replaced or removed, that manifest
+is removed.
 """
 
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, StorageFailed, SynthiaBatchError
-from synthia_batch.storage.atomic import storage_errors
-from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.atomic import read_file
+from synthia_batch.storage.layout import PART_FOLDERS, RunDir
 from synthia_batch.storage.ledger import PartEntry, ShardEntry
-from synthia_batch.storage.manifest import read_manifest
 from synthia_batch.storage.remote.lease import Lease
 from synthia_batch.storage.remote.object_metadata import ObjectMetadata, describe_object, read_metadata
 from synthia_batch.storage.remote.object_store import ObjectStore
@@ -31,17 +29,18 @@ from synthia_batch.storage.remote.object_store import ObjectStore
 _log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 5.0
-"""Between two rounds of tries to reach a store that does not answer, while the run goes on."""
+"""Between two rounds of tries to reach a store that does not answer, during the run."""
 CLOSE_SECONDS = 2.0
 WAIT_SECONDS = 0.2
-"""How often whoever waits for the thread looks up: Python hears Ctrl-C only then."""
+"""How often a wait for the thread wakes up: Python handles Ctrl-C only then."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Mirror:
-    """A run's files on their way into the store. `say` is called from its thread, too.
+    """Copies a run's files into the store.
 
-    `submit` what is published, `settle` in the end; `check` in between tells what went wrong for good.
+    Call `submit` for each published shard and `settle` at the end; `check` in between raises an error that
+    waiting cannot fix.
     """
 
     store: ObjectStore
@@ -53,60 +52,56 @@ class Mirror:
     _busy: bool = False
     _is_closing: bool = False
     _error: SynthiaBatchError | None = None
-    _is_told: bool = False
+    _is_reported: bool = False
     _has_manifest: bool = True
     _thread: threading.Thread | None = None
-    _confirmed: dict[str, str] = field(default_factory=dict)
+    _confirmed: set[str] = field(default_factory=set)
 
     def begin(self, plan_digest: str) -> None:
-        """Put the run's plan, once, and begin to put what is submitted.
+        """Put the run's plan, once, and start the thread.
 
         Raises:
             IntegrityError: Another plan is there.
-            LeaseLost, StorageFailed: As for Lease.hold.
+            LeaseLost, StorageFailed: As for Lease.ensure.
         """
         self._plan_digest = plan_digest
         for path in (self.run_dir.plan, self.run_dir.canary):
             self._put_once(path)
-        self._put_latest(self.run_dir.job)
+        if self.run_dir.job.exists():
+            self._put_file(self.run_dir.job)
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
 
     def submit(self, shard: Shard, shard_entry: ShardEntry) -> None:
-        """Have the parts of a published shard put into the store."""
+        """Queue the parts of a published shard."""
         with self._changed:
             self._waiting.append((shard, shard_entry))
             self._changed.notify_all()
 
-    def submit_all(self, published: Iterable[tuple[Shard, ShardEntry]]) -> None:
-        """Submit what earlier attempts published."""
-        for shard, shard_entry in published:
-            self.submit(shard, shard_entry)
-
     def check(self) -> None:
-        """Return while nothing has gone wrong that waiting does not mend.
+        """Return unless there is an error that waiting cannot fix.
 
         Raises:
-            LeaseLost: Another writes there now.
-            IntegrityError: Something is there that is not of this run.
+            LeaseLost: Another process writes there now.
+            IntegrityError: An object is there that does not belong to this run.
         """
         self.lease.check()
         if self._error is not None and not isinstance(self._error, StorageFailed):
             raise self._error
 
     def settle(self) -> None:
-        """Return once all that was submitted is in the store; and the end of a run that is complete.
+        """Return once every submitted part is in the store, and also the manifest if the run is complete.
 
         Raises:
             LeaseLost, IntegrityError: As for check.
-            StorageFailed: The store does not answer, or does not allow it. All is in the state directory.
+            StorageFailed: The store does not answer or denies access. The state directory has everything.
         """
         self._wait()
         if self.run_dir.manifest.exists():
             self._complete()
 
     def close(self) -> None:
-        """End the thread. A request that goes on is waited for a moment; arriving later, it harms nothing."""
+        """End the thread. Waits briefly for a request in flight; one that arrives later does no harm."""
         with self._changed:
             self._is_closing = True
             self._waiting.clear()
@@ -119,8 +114,8 @@ class Mirror:
         with self._changed:
             missing = len(self._waiting) + self._busy
             if missing:
-                _log.info(f"{self.store.url}: {missing} shards are still to be put there")
-            # From here on it is tried for as long as the store's patience lasts, and no longer.
+                _log.info(f"{self.store.url}: {missing} shards still to be put there")
+            # From here on a request is tried only for as long as the store's patience lasts.
             self._is_closing = True
             self._changed.notify_all()
             while (self._waiting or self._busy) and self._error is None:
@@ -129,19 +124,19 @@ class Mirror:
             raise self._error
 
     def _work(self) -> None:
-        while (task := self._take()) is not None:
+        while (task := self._take_task()) is not None:
             try:
                 self._put_shard(*task)
             except StorageFailed as exc:
-                if not self._is_to_be_tried_again(task, exc):
+                if not self._retry_later(task, exc):
                     return
                 continue
             except SynthiaBatchError as exc:
-                self._end(exc)
+                self._fail(exc)
                 return
-            self._release()
+            self._finish_task()
 
-    def _take(self) -> tuple[Shard, ShardEntry] | None:
+    def _take_task(self) -> tuple[Shard, ShardEntry] | None:
         with self._changed:
             while not self._waiting:
                 if self._is_closing:
@@ -150,27 +145,27 @@ class Mirror:
             self._busy = True
             return self._waiting.popleft()
 
-    def _release(self) -> None:
+    def _finish_task(self) -> None:
         with self._changed:
-            self._busy = self._is_told = False
+            self._busy = self._is_reported = False
             self._changed.notify_all()
 
-    def _end(self, error: SynthiaBatchError) -> None:
+    def _fail(self, error: SynthiaBatchError) -> None:
         with self._changed:
             self._error = error
             self._busy = False
             self._changed.notify_all()
 
-    def _is_to_be_tried_again(self, task: tuple[Shard, ShardEntry], error: StorageFailed) -> bool:
-        """Put the task back and wait a little, unless the run has come to its end."""
+    def _retry_later(self, task: tuple[Shard, ShardEntry], error: StorageFailed) -> bool:
+        """Requeue the task, wait a little and return True; at the end of the run, fail and return False."""
         with self._changed:
             was_closing = self._is_closing
         if was_closing:
-            self._end(error)
+            self._fail(error)
             return False
-        if not self._is_told:
-            _log.info(f"{error}\n  the engines go on, and what they make is kept in {self.run_dir.root}")
-            self._is_told = True  # Once, until it answers again.
+        if not self._is_reported:
+            _log.info(f"{error}\n  the engines continue, and {self.run_dir.root} keeps their samples")
+            self._is_reported = True  # Once, until the store answers again.
         with self._changed:
             self._busy = False
             self._waiting.appendleft(task)
@@ -181,7 +176,7 @@ class Mirror:
 
     def _put_shard(self, shard: Shard, shard_entry: ShardEntry) -> None:
         self._put_once(self.run_dir.canary)
-        # In the order of the state directory: where the data part is, so is the other.
+        # In the order of the state directory: once the data part is there, so is the failed part.
         for path, entry in (
             (self.run_dir.failed_part(shard), shard_entry.failed),
             (self.run_dir.data_part(shard), shard_entry.data),
@@ -193,102 +188,97 @@ class Mirror:
         if entry is None:
             self._remove_part(key)
             return
-        content = _read(path)
+        content = read_file(path)
         metadata = describe_object(content, self._plan_digest, shard_entry)
         if metadata.sha256 != entry.sha256:
             with self._changed:
                 is_outdated = any(later.shard == shard_entry.shard for _, later in self._waiting)
             if is_outdated:
-                return  # Published anew since: that one comes later.
+                return  # Published again since; that task comes later.
             raise IntegrityError(
                 f"{path} was altered: its SHA-256 is not {entry.sha256}; it was not put into {self.store.url}"
             )
-        self._put(key, content, metadata, is_claimed=True)
+        self._put(key, content, metadata, is_part=True)
 
     def _remove_part(self, key: str) -> None:
-        self.lease.hold()
-        found = self.store.look(key)
+        self.lease.ensure()
+        found = self.store.head(key)
         if found is None:
             return
         self._require_ours(key, read_metadata(found))
         self._withdraw_manifest()
-        self.lease.hold()
+        self.lease.ensure()
         self.store.remove(key)
 
-    def _put(self, key: str, content: bytes, metadata: ObjectMetadata, *, is_claimed: bool = False) -> None:
-        """Return once the object at `key` is this one. `is_claimed`: the manifest may speak of it."""
+    def _put(self, key: str, content: bytes, metadata: ObjectMetadata, *, is_part: bool = False) -> None:
+        """Return once the store has this object at `key`. `is_part`: the manifest may list it."""
         while True:
-            self.lease.hold()
-            # Most often there is none: one request.
+            self.lease.ensure()
+            # Usually the key is free: one request.
             if self.store.create(key, content, metadata.encode()) is not None:
                 break
-            found = self.store.look(key)
+            found = self.store.head(key)
             if found is None:
-                continue  # Two requests met, or it was removed this moment.
+                continue  # Two requests collided, or it was just removed.
             there = read_metadata(found)
             if found.size_bytes == len(content) and metadata.describes(there):
                 break
             self._require_ours(key, there)
-            if is_claimed:
+            if is_part:
                 self._withdraw_manifest()
-            self.lease.hold()
+            self.lease.ensure()
             if self.store.replace(key, content, metadata.encode(), found.version) is not None:
                 break
-        self._confirmed[key] = metadata.sha256
+        self._confirmed.add(key)
 
     def _put_once(self, path: Path) -> None:
         key = self._key(path)
         if key in self._confirmed or not path.exists():
             return
-        content = _read(path)
-        metadata = describe_object(content, self._plan_digest)
-        self.lease.hold()
-        if self.store.create(key, content, metadata.encode()) is None:
+        content = read_file(path)
+        self.lease.ensure()
+        if self.store.create(key, content, describe_object(content, self._plan_digest).encode()) is None:
             found = self.store.read(key)
             if found is None or found.content != content:
                 raise IntegrityError(
-                    f"{self.store.url}/{key} is there, and is not that of {self.run_dir.root}; "
-                    "nothing was overwritten\n  name another prefix with -o"
+                    f"{self.store.url}/{key} differs from that of {self.run_dir.root}; nothing was "
+                    "overwritten\n  use another prefix with -o"
                 )
-        self._confirmed[key] = metadata.sha256
+        self._confirmed.add(key)
 
-    def _put_latest(self, path: Path) -> None:
-        if path.exists():
-            content = _read(path)
-            self._put(self._key(path), content, describe_object(content, self._plan_digest))
+    def _put_file(self, path: Path) -> None:
+        content = read_file(path)
+        self._put(self._key(path), content, describe_object(content, self._plan_digest))
 
     def _require_ours(self, key: str, metadata: ObjectMetadata | None) -> None:
         if metadata is None or metadata.plan_digest != self._plan_digest:
             raise IntegrityError(
-                f"{self.store.url}/{key} is there, and no attempt of this run put it; it was not "
-                "overwritten\n  move it away, or name another prefix with -o; what was finished is kept in "
-                f"{self.run_dir.root}"
+                f"{self.store.url}/{key} was not put there by this run; it was not overwritten\n"
+                f"  move it away, or use another prefix with -o; {self.run_dir.root} keeps finished samples"
             )
 
     def _withdraw_manifest(self) -> None:
-        """Declare the run in the store not complete any more: what it claims is about to change."""
+        """Mark the run in the store as incomplete, before a part that the manifest lists changes."""
         if self._has_manifest:
-            self.lease.hold()
+            self.lease.ensure()
             self.store.remove(self._key(self.run_dir.manifest))
             self._has_manifest = False
 
     def _complete(self) -> None:
-        """Remove what the manifest does not speak of, then put the card, and the manifest last."""
-        manifest = _read(self.run_dir.manifest)
-        claimed = {self._key(path) for folder in (self.run_dir.data, self.run_dir.failed)
-                   for path in folder.glob("*.parquet")}  # fmt: skip
-        unconfirmed = claimed - self._confirmed.keys()
+        """Remove parts that are not in the state directory, then put the card, and the manifest last."""
+        manifest = read_file(self.run_dir.manifest)
+        folders = (self.run_dir.data, self.run_dir.failed)
+        parts = {self._key(path) for folder in folders for path in folder.glob("*.parquet")}
+        unconfirmed = parts - self._confirmed
         if unconfirmed:
             raise IntegrityError(
                 f"{self.store.url} lacks {min(unconfirmed)}, which is in {self.run_dir.root}"
             )
-        folders = _name_folders(self.run_dir)
         for key in self.store.list_keys():
-            if key.startswith(folders) and key not in claimed:
-                # A late request of a writer that was replaced may have put it; nobody else may have.
+            if key.startswith(PART_FOLDERS) and key not in parts:
+                # Allowed only from a late request of a writer of this run that was replaced.
                 self._remove_part(key)
-        readme = self.run_dir.readme
-        self._put(self._key(readme), _read(readme), describe_object(_read(readme), self._plan_digest))
+        self._put_file(self.run_dir.readme)
         self._put(self._key(self.run_dir.manifest), manifest, describe_object(manifest, self._plan_digest))
 
     def _key(self, path: Path) -> str:
@@ -296,37 +286,10 @@ class Mirror:
 
 
 def put_report(store: ObjectStore, run_dir: RunDir) -> None:
-    """Put the report beside a complete run. No part of the dataset: where that fails, it is said."""
+    """Put the report next to a complete run. It is not part of the dataset, so a failure is only logged."""
     if not run_dir.report.exists():
         return
     try:
-        store.overwrite(run_dir.report.name, _read(run_dir.report))
+        store.overwrite(run_dir.report.name, read_file(run_dir.report))
     except SynthiaBatchError as exc:
-        _log.info(f"the report could not be put beside the dataset, which is complete: {exc}")
-
-
-def is_complete_there(store: ObjectStore, run_dir: RunDir) -> bool:
-    """Return whether the store has the run that is complete in `run_dir`: its manifest, its parts, no others.
-
-    Parts are told by name and size; `verify` reads them.
-
-    Raises:
-        IntegrityError: The manifest in `run_dir` was altered.
-        StorageFailed: The store does not answer, or does not allow it.
-    """
-    there = store.read(run_dir.manifest.name)
-    manifest = read_manifest(run_dir.manifest)
-    if there is None or manifest is None or there.content != _read(run_dir.manifest):
-        return False
-    folders = _name_folders(run_dir)
-    parts = {key: size for key, size in store.list_keys().items() if key.startswith(folders)}
-    return parts == {part.path: part.bytes for part in manifest.parts}
-
-
-def _name_folders(run_dir: RunDir) -> tuple[str, ...]:
-    return tuple(f"{folder.name}/" for folder in (run_dir.data, run_dir.failed))
-
-
-def _read(path: Path) -> bytes:
-    with storage_errors("read", path):
-        return path.read_bytes()
+        _log.info(f"could not put the report next to the dataset, which is complete: {exc}")

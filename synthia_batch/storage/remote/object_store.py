@@ -1,8 +1,8 @@
-"""The few requests to an object store that a run is made of, each tried again until it is answered.
+"""The requests that a run sends to an object store, each retried until it is answered.
 
-obstore, since each write must say what it expects to find: pyarrow.fs and fsspec have no conditional
-writes, and without them two writers, or one request that arrives late, overwrite each other silently.
-Its own retries are off: whether a request may be sent again is decided here, and by the lease.
+It uses obstore because each write must state what it expects to find: pyarrow.fs and fsspec have no
+conditional writes, and without them two writers, or one late request, overwrite each other silently. The
+client's own retries are off: this module and the lease decide whether a request may be sent again.
 """
 
 import logging
@@ -30,21 +30,21 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """What a later write names to say which content it replaces: S3 heeds the tag, GCS the number."""
+    """Identifies the content that a later write replaces: S3 checks the tag, GCS the number."""
 
     e_tag: str | None
     number: str | None
 
     @property
     def condition(self) -> dict[str, str]:
-        """It as obstore wants it said."""
+        """The version in obstore's form."""
         pairs = {"e_tag": self.e_tag, "version": self.number}
         return {name: value for name, value in pairs.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject:
-    """An object and the metadata stored with it. `content` is empty after a `look`."""
+    """An object and the metadata stored with it. `content` is empty after `head`."""
 
     key: str
     size_bytes: int
@@ -62,10 +62,15 @@ class Patience:
 
 
 class ObjectStore:
-    """The objects below one prefix. `url` is as the user wrote it. Safe to use from several threads.
+    """The objects below one prefix. `url` is as the user wrote it. Thread-safe.
 
-    A request that fails because of the connection or the server is tried again, with growing pauses; one
-    that is not allowed is not.
+    A request that fails because of the connection or the server is retried with growing pauses; one that
+    is denied is not.
+
+    Raises:
+        StoreUnreachable: From any request: the store did not answer in time.
+        StorageFailed: From any request: it denies access.
+        UsageError: From any write or listing: the bucket does not exist.
     """
 
     def __init__(self, url: str, client: "Client", patience: Patience) -> None:
@@ -76,55 +81,30 @@ class ObjectStore:
         self._is_told = False
 
     def read(self, key: str) -> StoredObject | None:
-        """Return the object with its content, or None where there is none.
-
-        Raises:
-            StoreUnreachable: The store did not answer for as long as was waited.
-            StorageFailed: It does not allow it.
-        """
+        """Return the object with its content, or None if there is none."""
         return self._get(key, with_content=True)
 
-    def look(self, key: str) -> StoredObject | None:
-        """Return the object without its content, or None where there is none.
-
-        Raises:
-            StoreUnreachable, StorageFailed: As for read.
-        """
+    def head(self, key: str) -> StoredObject | None:
+        """Return the object without its content, or None if there is none."""
         return self._get(key, with_content=False)
 
     def create(self, key: str, content: bytes, metadata: Mapping[str, str]) -> Version | None:
-        """Put an object where there is none; None where there is one.
+        """Put an object if there is none, and return its version; None if there is one.
 
-        That one may be this very object: put by an attempt whose answer was lost.
-
-        Raises:
-            UsageError: There is no such bucket.
-            StoreUnreachable, StorageFailed: As for read.
+        That one may be this very object, put by an earlier request whose answer was lost.
         """
         return self._put(key, content, metadata, "create")
 
     def replace(self, key: str, content: bytes, metadata: Mapping[str, str], seen: Version) -> Version | None:
-        """Put an object in place of the version that was seen; None where that one is not there any more.
-
-        Raises:
-            UsageError, StoreUnreachable, StorageFailed: As for create.
-        """
+        """Replace the version `seen`, and return the new one; None if that version is no longer there."""
         return self._put(key, content, metadata, seen.condition)
 
     def overwrite(self, key: str, content: bytes) -> None:
-        """Put an object that nobody relies on, whatever is there.
-
-        Raises:
-            UsageError, StoreUnreachable, StorageFailed: As for create.
-        """
+        """Put an object unconditionally. Only for objects that no run relies on."""
         self._put(key, content, {}, "overwrite")
 
     def remove(self, key: str) -> None:
-        """Remove an object; nothing where there is none.
-
-        Raises:
-            StoreUnreachable, StorageFailed: As for read.
-        """
+        """Remove an object if it exists."""
         import obstore
 
         def delete() -> None:
@@ -136,11 +116,7 @@ class ObjectStore:
         self._try("remove", key, delete)
 
     def list_keys(self) -> dict[str, int]:
-        """Return the size in bytes of every object below the prefix, by its key.
-
-        Raises:
-            UsageError, StoreUnreachable, StorageFailed: As for create.
-        """
+        """Return the size in bytes of every object below the prefix, by its key."""
         import obstore
 
         def collect() -> dict[str, int]:
@@ -149,7 +125,7 @@ class ObjectStore:
         return self._try("list", "", collect)
 
     def stop_waiting(self) -> None:
-        """Have every request that goes on, or comes, be tried once more at most."""
+        """Limit every current and later request to at most one more try."""
         self._closing.set()
 
     def _get(self, key: str, *, with_content: bool) -> StoredObject | None:
@@ -178,8 +154,8 @@ class ObjectStore:
 
         def put() -> Version | None:
             try:
-                # In one request, up to 5 GB: a part is 4,000 samples at most, and only whole requests
-                # are conditional in every store.
+                # In one request, up to 5 GB: a part has at most 4,000 samples, and not every store
+                # supports conditions on multipart uploads.
                 done = obstore.put(
                     self._client,
                     key,
@@ -188,7 +164,7 @@ class ObjectStore:
                     use_multipart=False,
                     attributes={"Content-Type": _name_type(key), **metadata},
                 )
-            # 412, and 409 where two conditional requests met: somebody looks again and decides.
+            # 412, or 409 if two conditional requests collided: the caller reads the object and decides.
             except (AlreadyExistsError, PreconditionError):
                 return None
             return Version(e_tag=done["e_tag"], number=done["version"])
@@ -239,14 +215,12 @@ class ObjectStore:
 
 
 def open_object_store(url: str, patience: Patience) -> ObjectStore:
-    """Return the store below `url`, such as s3://bucket/prefix. Sends nothing yet.
+    """Return the store below `url`, such as s3://bucket/prefix, without sending a request.
 
-    `say` is told when it has to be waited for.
-
-    Credentials, region and endpoint are those of the environment (AWS_*, GOOGLE_*), or the machine's own.
+    Credentials, region and endpoint come from the environment (AWS_*, GOOGLE_*) or the machine.
 
     Raises:
-        UsageError: What this needs is not installed, or the environment says what cannot be used.
+        UsageError: A required package is missing, or the environment has invalid settings.
     """
     url = url.rstrip("/")
     scheme, _, rest = url.partition("://")
@@ -262,14 +236,14 @@ def open_object_store(url: str, patience: Patience) -> ObjectStore:
     client_options: dict[str, Any] = {
         "timeout": timedelta(seconds=patience.request_seconds),
         "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, patience.request_seconds)),
-        # Only where somebody has named such an endpoint: a server on this machine.
+        # Only if such an endpoint is configured, such as a server on this machine.
         "allow_http": _find_endpoint().startswith("http://"),
     }
     shared: dict[str, Any] = {"client_options": client_options, "retry_config": {"max_retries": 0}}
     try:
         if scheme == "gs":
             return ObjectStore(url, GCSStore(bucket, prefix=prefix, **shared), patience)
-        # The store itself then refuses a body that is not what was sent.
+        # With a checksum, the store refuses a body that was altered in transit.
         s3 = S3Store(bucket, prefix=prefix, checksum_algorithm="SHA256", **shared)
         return ObjectStore(url, s3, patience)
     except (BaseError, ValueError) as exc:
@@ -294,5 +268,5 @@ def _name_type(key: str) -> str:
 
 
 def _shorten(error: Exception) -> str:
-    # The rest is the library's debugging, of a dozen lines.
+    # The other lines, about a dozen, are the library's debug output.
     return str(error).partition("\n")[0].strip()
