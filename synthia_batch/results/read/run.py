@@ -22,7 +22,7 @@ from synthia_batch.results.read.snapshot import open_looker
 from synthia_batch.results.verify.facts import read_facts
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest
-from synthia_batch.storage.parts.schema import read_part
+from synthia_batch.storage.parts.columns import read_part
 from synthia_batch.storage.plan_file import require_plan
 from synthia_batch.storage.recovery import Published
 from synthia_batch.storage.saved_job import read_job

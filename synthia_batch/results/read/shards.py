@@ -21,14 +21,7 @@ from synthia_batch.storage.parts.columns import (
     read_numbers,
     read_rows,
 )
-
-_MADE_COLUMNS = (
-    "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",
-    "prompt_tokens", "completion_tokens",
-)  # fmt: skip
-_FAILED_COLUMNS = (
-    "id", "row_index", "sample_index", "code", "message", "messages", "source_file", "source_line",
-)  # fmt: skip
+from synthia_batch.storage.parts.schema import DATA_NAMES, FAILED_NAMES, RESULT_NAMES
 
 
 class ShardSamples(Protocol):
@@ -132,11 +125,11 @@ class PublishedSamples:
 
     def read_made(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
         """Read them of the data part."""
-        return [*read_rows(self._data, positions, _MADE_COLUMNS)]
+        return [*read_rows(self._data, positions, DATA_NAMES)]
 
     def read_failed(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
         """Read them of the failed part."""
-        return [*read_rows(self._failed, positions, _FAILED_COLUMNS)]
+        return [*read_rows(self._failed, positions, FAILED_NAMES)]
 
     @property
     def _data(self) -> Path:
@@ -199,13 +192,9 @@ class JournaledSamples:
         chosen = [self.made[at] for at in sorted(set(positions))]
         return [
             {
+                **dict.fromkeys(DATA_NAMES),
                 **self._place(one.ordinal),
-                "messages": None,
-                "response": one.response,
-                "reasoning": one.reasoning,
-                "finish_reason": one.finish_reason,
-                "prompt_tokens": one.prompt_tokens,
-                "completion_tokens": one.completion_tokens,
+                **{name: getattr(one, name) for name in RESULT_NAMES},
             }
             for one in chosen
         ]
@@ -213,9 +202,13 @@ class JournaledSamples:
     def read_failed(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
         """Return them from memory."""
         chosen = [self.failed[at] for at in sorted(set(positions))]
-        unknown = {"messages": None, "source_file": None, "source_line": None}
         return [
-            {**self._place(one.ordinal), **unknown, "code": one.code, "message": one.message}
+            {
+                **dict.fromkeys(FAILED_NAMES),
+                **self._place(one.ordinal),
+                "code": one.code,
+                "message": one.message,
+            }
             for one in chosen
         ]
 

@@ -137,7 +137,7 @@ def open_looker(directory: Path) -> RunLooker:
 
 
 def _tally_parts(run_dir: RunDir, state: Published) -> Tally:
-    from synthia_batch.storage.parts.schema import read_part  # pyarrow takes half a second to load
+    from synthia_batch.storage.parts.columns import read_part  # pyarrow takes half a second to load
 
     failures: Counter[str] = Counter()
     truncated = 0
