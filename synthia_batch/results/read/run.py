@@ -5,7 +5,7 @@ open_run(): a run directory as Python values, complete or not. Takes no lock and
 A run read back from its directory: typed samples, and what they come to in numbers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -23,6 +23,7 @@ from synthia_batch.results.verify.facts import read_facts
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest
 from synthia_batch.storage.parts.columns import read_part
+from synthia_batch.storage.parts.schema import DATA_COLUMNS
 from synthia_batch.storage.plan_file import require_plan
 from synthia_batch.storage.recovery import Published
 from synthia_batch.storage.saved_job import read_job
@@ -83,14 +84,6 @@ def read_statistics(directory: Path) -> RunStatistics:
 
 _BATCH_ROWS = 256
 """Rows of a part that are Python values at a time."""
-_COLUMNS = (
-    "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",
-    "prompt_tokens", "completion_tokens", "seed", "model",
-)  # fmt: skip
-_FLAGS = "flags"
-_LOGPROBS = "logprobs"
-_ON_REQUEST = (_FLAGS, _LOGPROBS)
-"""Columns that only runs have that were asked for them. Kept ones come beside these, if they are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,24 +119,17 @@ class Run:
     def samples(
         self, kept: Sequence[str] | None = None, *, with_logprobs: bool = True
     ) -> Iterator[FinishedSample]:
-        """Yield the finished samples in the order of the input, with the columns `kept`, or all that are.
+        """Yield the finished samples in input order, with the columns `kept`, by default all kept ones.
 
-        Of a run that is not complete, those of files that are published: each has 4,000 at most.
-        `with_logprobs`: with those, where the run has them; they are most of such a file.
+        Of a run that is not complete, those in published files, which have up to 4,000 each.
+        `with_logprobs` includes the run's log-probabilities, if any; they are most of such a file.
 
         Raises:
             UsageError: The run has kept no such column.
             IntegrityError: A file is missing or altered.
         """
-        named = set() if kept is None else set(kept)
-        tells_logprobs = with_logprobs or _LOGPROBS in named
         for path in self._list_data():
-            for row in _read_rows(path, None if kept is None else (*_COLUMNS, *kept), tells_logprobs):
-                ours = {name: row.pop(name) for name in _COLUMNS}
-                ours["messages"] = _read_messages(ours["messages"])
-                flags, logprobs = tuple(row.get(_FLAGS, ())), row.get(_LOGPROBS)
-                own = {name: value for name, value in row.items() if name in named or name not in _ON_REQUEST}
-                yield FinishedSample(**ours, flags=flags, logprobs=logprobs, kept=own)
+            yield from _read_samples(path, kept, with_logprobs)
 
     def failed(self, code: str | None = None) -> Iterator[FailedSample]:
         """Yield the samples that could not be made, or those of `code`, in the order of the input.
@@ -206,20 +192,35 @@ def open_complete_run(directory: Path) -> Run:
     return run
 
 
-def _read_rows(path: Path, columns: Sequence[str] | None, with_logprobs: bool) -> Iterator[dict[str, Any]]:
-    extra = (_FLAGS, _LOGPROBS) if with_logprobs else (_FLAGS,)
-    table = read_part(path, None if columns is None else (*columns, *extra))
-    if not with_logprobs and _LOGPROBS in table.column_names:
-        table = table.drop_columns([_LOGPROBS])
-    missing = [name for name in columns or () if name not in table.column_names]
+def _read_samples(path: Path, kept: Sequence[str] | None, with_logprobs: bool) -> Iterator[FinishedSample]:
+    unwanted = () if with_logprobs or "logprobs" in (kept or ()) else ("logprobs",)
+    wanted = [column.name for column in DATA_COLUMNS if column.name not in unwanted]
+    table = read_part(path, None if kept is None else tuple(dict.fromkeys((*wanted, *kept))))
+    schema = table.schema
+    # By type as well: a run without flags may have kept a column of that name.
+    ours = [
+        column.name
+        for column in DATA_COLUMNS
+        if column.name in schema.names and schema.field(column.name).type == column.type
+    ]
+    others = [name for name in schema.names if name not in ours] if kept is None else kept
+    missing = [name for name in others if name not in schema.names]
     if missing:
         raise UsageError(
-            f"{path} has no column {missing[0]!r}; it has what the run was told to keep: "
+            f"{path} has no column {missing[0]!r}; it has those that the run was told to keep: "
             f"run it with --keep-columns {missing[0]}"
         )
-    for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
-        yield from batch.to_pylist()
+    ours = [name for name in ours if name in wanted]
+    for batch in table.select(list(dict.fromkeys((*ours, *others)))).to_batches(max_chunksize=_BATCH_ROWS):
+        for row in batch.to_pylist():
+            values = {name: row[name] for name in ours}
+            values |= {name: convert(row[name]) for name, convert in _CONVERTERS.items() if name in values}
+            yield FinishedSample(**values, kept={name: row[name] for name in others})
 
 
 def _read_messages(messages: Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
     return tuple(Message(role=message["role"], content=message["content"]) for message in messages)
+
+
+_CONVERTERS: Mapping[str, Callable[[Any], Any]] = {"messages": _read_messages, "flags": tuple}
+"""Columns whose values have another type in FinishedSample than in Arrow."""

@@ -26,6 +26,7 @@ from synthia_batch.models.prompts.tokenizer import open_format
 from synthia_batch.results.quality.flags import identify_flags
 from synthia_batch.runner.resolve.answers import check_tools
 from synthia_batch.runner.resolve.engine_spec import find_numerics, specify_engine
+from synthia_batch.runner.resolve.kept_columns import check_kept_columns
 from synthia_batch.runner.resolve.model_selection import (
     FoundModel,
     add_preset,
@@ -81,6 +82,7 @@ def resolve_job(layers: Sequence[Layer], *, takes_tuned: bool = True) -> Resolve
     template = _read_template(merged)
     taken = resolve_inputs(said.input.paths, cache)
     columns = open_files(taken.files).detect(select_rows(said, template))
+    check_kept_columns(columns.keep, merged.job, taken.files[0].shown)
     _tell_columns(columns, taken)
     found = find_model(merged, chosen.preset, cache)
     _tell_model(columns, taken, found)
