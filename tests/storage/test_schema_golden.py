@@ -32,10 +32,11 @@ def list_fields(columns: pa.Schema) -> list[str]:
 
 def check_pin() -> None:
     digest = hashlib.sha256(describe_schema().encode()).hexdigest()[:16]
+    new = max(PINNED) + 1
     assert PINNED.get(OUTPUT_FORMAT) == digest, (
-        "the output's columns changed, so that a resumed run would have parts of two kinds: raise OUTPUT_FORMAT "
-        f"in synthia_batch/job/identity.py to {max(PINNED) + 1}, and add {max(PINNED) + 1}: {digest!r} to PINNED "
-        "in tests/storage/test_schema_golden.py; do not change the lines that are there"
+        "the output's columns changed, so a resumed run would have parts of two kinds: raise OUTPUT_FORMAT in "
+        f"synthia_batch/job/identity.py to {new}, and add {new}: {digest!r} to PINNED in "
+        "tests/storage/test_schema_golden.py; do not change the lines that are there"
     )
 
 
