@@ -34,7 +34,7 @@ def check_pin() -> None:
     digest = hashlib.sha256(describe_schema().encode()).hexdigest()[:16]
     new = max(PINNED) + 1
     assert PINNED.get(OUTPUT_FORMAT) == digest, (
-        "the output's columns changed, so a resumed run would have parts of two kinds: raise OUTPUT_FORMAT in "
+        "the output's columns changed, so a resumed run would mix two kinds of parts: raise OUTPUT_FORMAT in "
         f"synthia_batch/job/identity.py to {new}, and add {new}: {digest!r} to PINNED in "
         "tests/storage/test_schema_golden.py; do not change the lines that are there"
     )
