@@ -31,6 +31,7 @@ from synthia_batch.models.weights import ModelWeight, weigh_model
 from synthia_batch.operations.disk_usage import find_existing
 from synthia_batch.operations.memory_fit import Need, Room, check_memory
 from synthia_batch.runner.resolve import find_directory, select_rows
+from synthia_batch.runner.resolve.kept_columns import check_kept_columns
 from synthia_batch.runner.resolve.model_selection import add_preset, choose_device, preview_by_card
 from synthia_batch.workers.pools.ray_address import check_form, probe_head
 
@@ -152,7 +153,8 @@ def _check_input(job: Job) -> Check:
         return Check(name="input", state="unknown", text=text)
     template = job.input.prompt_template
     files = resolve_inputs(said).files
-    open_files(files).detect(select_rows(job, template.read_text() if template else None))
+    columns = open_files(files).detect(select_rows(job, template.read_text() if template else None))
+    check_kept_columns(columns.keep, job, files[0].shown)
     size = sum(file.path.stat().st_size for file in files)
     text = f"{first}: {size / 1e6:.1f} MB; `synthia-batch validate` reads every row"
     return Check(name="input", state="ok", text=text)

@@ -13,6 +13,7 @@ from typing import Any
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs import Columns, Scan, Selection, Source, open_files, resolve_inputs
 from synthia_batch.job.fields import ADDRESS
+from synthia_batch.storage.parts.schema import DATA_COLUMNS
 
 PEEKED_ROWS = 1000
 MOST_KEPT_CHARACTERS = 200
@@ -95,7 +96,10 @@ def propose_job(paths: Sequence[str]) -> JobProposal:
     rest = [name for name in rest if name != id_column]
     systems = [name for name in rest if SYSTEM_NAMES.fullmatch(name) and _is_text(name, records)]
     rest = [name for name in rest if name not in systems]
-    short = tuple(name for name in rest if _measure(name, records) <= MOST_KEPT_CHARACTERS)
+    ours = {column.name for column in DATA_COLUMNS}
+    short = tuple(
+        name for name in rest if name not in ours and _measure(name, records) <= MOST_KEPT_CHARACTERS
+    )
     scan = _scan_first_fit(source, replace(selection, id_column=id_column, keep_columns=short))
     return JobProposal(
         paths=taken.said,

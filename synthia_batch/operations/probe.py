@@ -26,7 +26,8 @@ from synthia_batch.runner.subset import SampleSubset, pick_probe
 from synthia_batch.scheduler.recorder import SPEED_MEASURED, Speed
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.parts.schema import DataRecord, encode_data_part
+from synthia_batch.storage.parts.schema import DataRecord
+from synthia_batch.storage.parts.writer import encode_data_part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,7 @@ import pytest
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.base import Columns, Selection
 from synthia_batch.inputs.readers.json_types import KindTracker, convert_kept
-from synthia_batch.inputs.records.columns import OUTPUT_COLUMNS, resolve_columns
-from synthia_batch.storage.parts.schema import data_schema
+from synthia_batch.inputs.records.columns import resolve_columns
 
 PATH = Path("rows.jsonl")
 
@@ -39,19 +38,9 @@ def test_a_column_is_read_once_however_often_it_is_used() -> None:
     assert columns.used == ("a", "b", "c")
 
 
-@pytest.mark.parametrize("name", OUTPUT_COLUMNS)
-def test_a_kept_column_cannot_have_the_name_of_an_output_column(name: str) -> None:
-    with pytest.raises(UsageError, match="the output has one of that name"):
-        resolve_columns(Selection(keep_columns=(name,)), ["prompt", name], PATH)
-
-
 def test_keeping_the_id_column_called_id_is_no_more_than_having_it() -> None:
     selection = Selection(id_column="id", keep_columns=("id", "prompt"))
     assert resolve_columns(selection, ["prompt", "id"], PATH).keep == ("prompt",)
-
-
-def test_the_output_columns_are_those_that_are_written() -> None:
-    assert tuple(data_schema(()).names) == OUTPUT_COLUMNS
 
 
 def test_the_names_shown_are_few_and_printable() -> None:

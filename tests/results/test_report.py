@@ -367,7 +367,7 @@ def test_a_damaged_part_is_named(synthia: Command, home: Path, tmp_path: Path) -
     part.write_bytes(part.read_bytes()[:-100])
     done = synthia("report", "out")
     assert done.returncode == 4
-    assert "train-00000-of-00002.parquet cannot be read as a part" in done.stderr
+    assert "train-00000-of-00002.parquet: cannot be read as a part" in done.stderr
 
 
 def test_rows_are_found_by_their_position(home: Path) -> None:

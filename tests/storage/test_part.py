@@ -14,16 +14,15 @@ import pytest
 
 from synthia_batch.core.types import Failed, Finished, KeptColumn, Message, Row, Sample
 from synthia_batch.errors import IntegrityError, UsageError
+from synthia_batch.storage.parts.columns import read_part
 from synthia_batch.storage.parts.schema import (
     DataRecord,
     FailedRecord,
     PartFormat,
     data_schema,
-    encode_data_part,
-    encode_failed_part,
     failed_schema,
-    read_part,
 )
+from synthia_batch.storage.parts.writer import encode_data_part, encode_failed_part
 
 FORMAT = PartFormat(model="demo", source_file="inputs/q.jsonl", metadata={"plan": "c0ffee"})
 
@@ -237,5 +236,5 @@ def test_a_file_that_is_no_part_is_named(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
 
-    with pytest.raises(IntegrityError, match=r"train-00000-of-00001\.parquet cannot be read as a part"):
+    with pytest.raises(IntegrityError, match=r"train-00000-of-00001\.parquet: cannot be read as a part"):
         read_part(path)

@@ -165,7 +165,7 @@ def test_a_retry_keeps_those_of_what_was_finished(synthia: Command, tmp_path: Pa
             ("--logprobs", "-1"),
             "sampling.logprobs (flag): Input should be greater than or equal to 0, got -1",
         ),
-        (("--logprobs", "2", "--keep-columns", "logprobs"), "so is one of the input's that is kept"),
+        (("--logprobs", "2", "--keep-columns", "logprobs"), "column 'logprobs' cannot be kept"),
     ],
 )
 def test_what_cannot_be_had_is_refused(

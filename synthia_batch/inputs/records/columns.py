@@ -11,20 +11,6 @@ from synthia_batch.inputs.records.shapes import SHAPES, Shape, find_shape
 MESSAGES_COLUMN = "messages"
 TURNS_COLUMN = "turns"
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "input", "text")
-OUTPUT_COLUMNS = (
-    "id",
-    "row_index",
-    "sample_index",
-    "system",
-    "messages",
-    "response",
-    "reasoning",
-    "finish_reason",
-    "prompt_tokens",
-    "completion_tokens",
-    "seed",
-    "model",
-)
 MAX_NAMES_SHOWN = 30
 
 
@@ -37,8 +23,7 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str
     `require_columns`: a JSONL row need not have them.
 
     Raises:
-        UsageError: Several are named, a named one is missing, none can be detected, or a kept
-            column has the name of one that every output has.
+        UsageError: Several are named, a named one is missing, or none can be detected.
     """
     prompt, messages, turns = selection.prompt_column, selection.messages_column, selection.turns_column
     _refuse_several({"prompt": prompt, "messages": messages, "turns": turns}, path)
@@ -61,7 +46,7 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str
         turns=turns,
         system=selection.system_column,
         id=selection.id_column,
-        keep=_resolve_keep(selection, path),
+        keep=_resolve_keep(selection),
         sampling=selection.sampling_column,
         tools=selection.tools_column,
     )
@@ -102,7 +87,7 @@ def _resolve_shape(selection: Selection, shape: Shape, names: Sequence[str], pat
         turns=text if kind == "turns" else None,
         system=selection.system_column,
         id=identifier,
-        keep=_resolve_keep(selection, path),
+        keep=_resolve_keep(selection),
         sampling=_choose_sampling(selection, shape, path),
         tools=selection.tools_column,
         shape=shape.name,
@@ -135,7 +120,7 @@ def _resolve_template(selection: Selection, template: str, path: Path | str) -> 
         messages=None,
         system=selection.system_column,
         id=selection.id_column,
-        keep=_resolve_keep(selection, path),
+        keep=_resolve_keep(selection),
         sampling=selection.sampling_column,
         tools=selection.tools_column,
         reads=PromptTemplate(template).columns,
@@ -172,21 +157,11 @@ def _detect_prompt(names: Sequence[str], path: Path | str) -> str:
     )
 
 
-def _resolve_keep(selection: Selection, path: Path | str) -> tuple[str, ...]:
-    """Return the columns to keep, once each.
-
-    The id column under the name `id` is in every output already, as text: keeping it is no more
-    than that. Any other name of an output column would hide one of the two.
-    """
+def _resolve_keep(selection: Selection) -> tuple[str, ...]:
+    """Return the columns to keep, once each, without an id column named `id`: every output has it."""
     keep = dict.fromkeys(selection.keep_columns)
     if selection.id_column == "id":
         keep.pop("id", None)
-    for name in keep:
-        if name in OUTPUT_COLUMNS:
-            raise UsageError(
-                f"{path}: column {name!r} cannot be kept, the output has one of that name; "
-                "rename it in the input, or leave it out of --keep-columns"
-            )
     return tuple(keep)
 
 

@@ -17,13 +17,14 @@ from synthia_batch.inputs.fetch.cache import is_copy
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
 from synthia_batch.results.read.snapshot import MAX_READS, SnapshotReader, open_snapshots
 from synthia_batch.storage.journal.reader import replay
-from synthia_batch.storage.parts.schema import read_part
+from synthia_batch.storage.parts.columns import read_part
+from synthia_batch.storage.parts.schema import FAILED_NAMES
 from synthia_batch.storage.recovery import Published, ShardState
 from synthia_batch.storage.saved_job import read_job
 
 COMMONEST = 3
 """Number of reasons listed if a run had too many failures."""
-_COLUMNS = ("id", "row_index", "sample_index", "code", "message", "source_file", "source_line")
+_COLUMNS = tuple(name for name in FAILED_NAMES if name != "messages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The read API: open_run() returns a run, complete or not. Takes no lock and writes nothing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,21 +17,14 @@ from synthia_batch.results.read.snapshot import open_snapshots
 from synthia_batch.results.verify.facts import read_facts
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest
-from synthia_batch.storage.parts.schema import read_part
+from synthia_batch.storage.parts.columns import read_part
+from synthia_batch.storage.parts.schema import DATA_COLUMNS
 from synthia_batch.storage.plan_file import require_plan
 from synthia_batch.storage.recovery import Published
 from synthia_batch.storage.saved_job import read_job
 
 _BATCH_ROWS = 256
 """Rows of a part converted to Python values at a time."""
-_COLUMNS = (
-    "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",
-    "prompt_tokens", "completion_tokens", "seed", "model",
-)  # fmt: skip
-_FLAGS = "flags"
-_LOGPROBS = "logprobs"
-_OPTIONAL = (_FLAGS, _LOGPROBS)
-"""Columns that a run has only if its job asks for them. Kept columns may have the same names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,17 +93,8 @@ class Run:
             UsageError: The run has no such kept column.
             IntegrityError: A file is missing or altered.
         """
-        named = set(kept or ())
-        reads_logprobs = with_logprobs or _LOGPROBS in named
         for path in self._list_data():
-            for row in _read_rows(path, None if kept is None else (*_COLUMNS, *kept), reads_logprobs):
-                fixed = {name: row.pop(name) for name in _COLUMNS}
-                fixed["messages"] = tuple(
-                    Message(role=m["role"], content=m["content"]) for m in fixed["messages"]
-                )
-                flags, logprobs = tuple(row.get(_FLAGS, ())), row.get(_LOGPROBS)
-                own = {name: value for name, value in row.items() if name in named or name not in _OPTIONAL}
-                yield FinishedSample(**fixed, flags=flags, logprobs=logprobs, kept=own)
+            yield from _read_samples(path, kept, with_logprobs)
 
     def failed(self, code: str | None = None) -> Iterator[FailedSample]:
         """Yield the failed samples, or only those with `code`, in input order.
@@ -195,16 +179,35 @@ def read_statistics(directory: Path) -> RunStatistics:
     )
 
 
-def _read_rows(path: Path, columns: Sequence[str] | None, with_logprobs: bool) -> Iterator[dict[str, Any]]:
-    extra = (_FLAGS, _LOGPROBS) if with_logprobs else (_FLAGS,)
-    table = read_part(path, None if columns is None else (*columns, *extra))
-    if not with_logprobs and _LOGPROBS in table.column_names:
-        table = table.drop_columns([_LOGPROBS])
-    missing = [name for name in columns or () if name not in table.column_names]
+def _read_samples(path: Path, kept: Sequence[str] | None, with_logprobs: bool) -> Iterator[FinishedSample]:
+    unwanted = () if with_logprobs or "logprobs" in (kept or ()) else ("logprobs",)
+    wanted = [column.name for column in DATA_COLUMNS if column.name not in unwanted]
+    table = read_part(path, None if kept is None else tuple(dict.fromkeys((*wanted, *kept))))
+    schema = table.schema
+    # By type as well: a run without flags may have kept a column of that name.
+    ours = [
+        column.name
+        for column in DATA_COLUMNS
+        if column.name in schema.names and schema.field(column.name).type == column.type
+    ]
+    others = [name for name in schema.names if name not in ours] if kept is None else kept
+    missing = [name for name in others if name not in schema.names]
     if missing:
         raise UsageError(
             f"{path} has no column {missing[0]!r}: the run did not keep it; "
             f"run it with --keep-columns {missing[0]}"
         )
-    for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
-        yield from batch.to_pylist()
+    ours = [name for name in ours if name in wanted]
+    for batch in table.select(list(dict.fromkeys((*ours, *others)))).to_batches(max_chunksize=_BATCH_ROWS):
+        for row in batch.to_pylist():
+            values = {name: row[name] for name in ours}
+            values |= {name: convert(row[name]) for name, convert in _CONVERTERS.items() if name in values}
+            yield FinishedSample(**values, kept={name: row[name] for name in others})
+
+
+def _read_messages(messages: Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
+    return tuple(Message(role=message["role"], content=message["content"]) for message in messages)
+
+
+_CONVERTERS: Mapping[str, Callable[[Any], Any]] = {"messages": _read_messages, "flags": tuple}
+"""Columns whose values have another type in FinishedSample than in Arrow."""

@@ -29,7 +29,7 @@ class FinishedSample:
     completion_tokens: int
     seed: int
     model: str
-    flags: tuple[str, ...]
+    flags: tuple[str, ...] = ()
     kept: Mapping[str, Any]
     logprobs: Sequence[Mapping[str, Any]] | None = None
 

@@ -21,15 +21,7 @@ from synthia_batch.storage.parts.columns import (
     read_numbers,
     read_rows,
 )
-
-_FINISHED_COLUMNS = (
-    "id", "row_index", "sample_index", "system", "messages", "response", "reasoning", "finish_reason",
-    "prompt_tokens", "completion_tokens",
-)  # fmt: skip
-_OUTCOME_FIELDS = _FINISHED_COLUMNS[5:]
-_FAILED_COLUMNS = (
-    "id", "row_index", "sample_index", "code", "message", "messages", "source_file", "source_line",
-)  # fmt: skip
+from synthia_batch.storage.parts.schema import DATA_NAMES, FAILED_NAMES, RESULT_NAMES
 
 
 class ShardSamples(Protocol):
@@ -119,10 +111,10 @@ class PublishedSamples:
         return read_answers(self._data) if self.shard_entry.data else iter(())
 
     def read_finished(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
-        return [*read_rows(self._data, positions, _FINISHED_COLUMNS)]
+        return [*read_rows(self._data, positions, DATA_NAMES)]
 
     def read_failed(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
-        return [*read_rows(self._failed, positions, _FAILED_COLUMNS)]
+        return [*read_rows(self._failed, positions, FAILED_NAMES)]
 
     @property
     def _data(self) -> Path:
@@ -182,18 +174,22 @@ class JournaledSamples:
         chosen = [self.finished[at] for at in sorted(set(positions))]
         return [
             {
+                **dict.fromkeys(DATA_NAMES),
                 **self._locate(one.ordinal),
-                "messages": None,
-                **{name: getattr(one, name) for name in _OUTCOME_FIELDS},
+                **{name: getattr(one, name) for name in RESULT_NAMES},
             }
             for one in chosen
         ]
 
     def read_failed(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
         chosen = [self.failed[at] for at in sorted(set(positions))]
-        unknown = {"messages": None, "source_file": None, "source_line": None}
         return [
-            {**self._locate(one.ordinal), **unknown, "code": one.code, "message": one.message}
+            {
+                **dict.fromkeys(FAILED_NAMES),
+                **self._locate(one.ordinal),
+                "code": one.code,
+                "message": one.message,
+            }
             for one in chosen
         ]
 

@@ -128,7 +128,7 @@ def open_snapshots(directory: Path) -> SnapshotReader:
 
 
 def _count_parts(run_dir: RunDir, state: Published) -> Tally:
-    from synthia_batch.storage.parts.schema import read_part  # loading pyarrow takes 0.5 s
+    from synthia_batch.storage.parts.columns import read_part  # loading pyarrow takes 0.5 s
 
     failures: Counter[str] = Counter()
     truncated = 0

@@ -19,6 +19,7 @@ from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import Manifest
 from synthia_batch.storage.parts.columns import PartFacts, read_codes, read_numbers, read_part_facts
+from synthia_batch.storage.parts.schema import DATA_COLUMNS
 
 SIZES = (
     (1_000, "n<1K"),
@@ -29,23 +30,6 @@ SIZES = (
     (100_000_000, "10M<n<100M"),
 )
 """The Hub's size categories."""
-COLUMNS = {
-    "id": "the row's id: the input's own, or a hash of its content",
-    "row_index": "which row of the input, counted from 0",
-    "sample_index": "which of the samples of a row and system message, counted from 0",
-    "system": "the system message, by name",
-    "messages": "the whole conversation, the answer last",
-    "response": "the answer alone",
-    "reasoning": "what the model thought before it answered, where it marks that",
-    "finish_reason": "`stop`: ended by itself; `length`: cut off",
-    "prompt_tokens": "tokens of the prompt; of a conversation, of all its turns",
-    "completion_tokens": "tokens generated; of a conversation, in all its turns",
-    "seed": "of the sample, from the job's seed and its place",
-    "model": "what answered",
-    "flags": "what was found of those that were looked for; empty where nothing was",
-    "logprobs": "log-probabilities of the last answer's tokens, and of the likeliest in their places",
-}
-"""Descriptions of the columns of data/. Any other column was kept from the input."""
 _STATISTICS = (
     "system message", "samples", "cut off", "prompt tokens", "answer tokens", "mean", "5%", "median", "95%",
     "longest",
@@ -183,8 +167,9 @@ def _describe_columns(facts: PartFacts | None) -> Iterator[str]:
     if facts is None:
         return
     yield from ("## Columns", "", "| column | type | what it is |", "|---|---|---|")
+    meanings = {column.name: column.meaning for column in DATA_COLUMNS}
     for name, kind in facts.columns:
-        yield f"| {_escape(name)} | {_code(kind)} | {COLUMNS.get(name, 'kept from the input')} |"
+        yield f"| {_escape(name)} | {_code(kind)} | {meanings.get(name, 'kept from the input')} |"
 
 
 def _describe_loading(manifest: Manifest) -> Iterator[str]:

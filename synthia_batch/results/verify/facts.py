@@ -17,6 +17,7 @@ from synthia_batch.storage.ledger import ShardEntry
 from synthia_batch.storage.lock import WriterEpoch, read_boot_id
 from synthia_batch.storage.manifest import Manifest
 from synthia_batch.storage.parts.reader import SampleGrid
+from synthia_batch.storage.parts.schema import list_optional
 from synthia_batch.storage.plan_file import plan_digest, require_plan
 
 
@@ -62,8 +63,7 @@ def read_facts(directory: Path) -> RunFacts:
             num_samples=identity["num_samples"],
             own_system=None if identity["replace_own_system"] else ROW_SYSTEM,
             plays_turns=identity["input"]["columns"].get("turns") is not None,
-            has_flags="flags" in identity,
-            has_logprobs="logprobs" in identity["sampling"],
+            optional=list_optional(identity),
         ),
         kept=tuple(KeptColumn(**column) for column in plan["scan"]["kept"]),
     )

@@ -11,6 +11,7 @@ from synthia_batch.results.verify.facts import RunFacts
 from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error
 from synthia_batch.storage.journal.reader import find_damage, find_last_epoch, read_journal
 from synthia_batch.storage.ledger import PartEntry, ShardEntry
+from synthia_batch.storage.parts.columns import holds_rows
 from synthia_batch.storage.parts.pages import find_page_damage
 from synthia_batch.storage.parts.reader import (
     Places,
@@ -21,7 +22,6 @@ from synthia_batch.storage.parts.reader import (
     place_data_rows,
     place_failed_rows,
 )
-from synthia_batch.storage.parts.schema import holds_rows
 from synthia_batch.storage.recovery import check_part
 
 

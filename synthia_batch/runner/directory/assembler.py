@@ -8,13 +8,8 @@ from synthia_batch.inputs import Scan, Source
 from synthia_batch.job.plan import generate
 from synthia_batch.job.resolved import PlanSpec
 from synthia_batch.results.quality.flags import Flagger
-from synthia_batch.storage.parts.schema import (
-    DataRecord,
-    FailedRecord,
-    PartFormat,
-    encode_data_part,
-    encode_failed_part,
-)
+from synthia_batch.storage.parts.schema import DataRecord, FailedRecord, PartFormat
+from synthia_batch.storage.parts.writer import encode_data_part, encode_failed_part
 from synthia_batch.storage.publish import EncodedShard
 
 KEPT_BYTES = 100_000_000

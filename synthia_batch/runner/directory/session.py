@@ -30,7 +30,7 @@ from synthia_batch.storage.ledger import PartLedger, read_ledger
 from synthia_batch.storage.lock import RunLock, WriterEpoch, read_boot_id
 from synthia_batch.storage.manifest import withdraw_manifest
 from synthia_batch.storage.parts.reader import SampleGrid
-from synthia_batch.storage.parts.schema import PartFormat
+from synthia_batch.storage.parts.schema import PartFormat, list_optional
 from synthia_batch.storage.plan_file import plan_digest, read_plan, write_plan_once
 from synthia_batch.storage.recovery import (
     OnProgress,
@@ -91,10 +91,7 @@ class RunSession:
     @property
     def grid(self) -> SampleGrid:
         """The order of samples in the parts."""
-        part_format = self.assembler.part_format
-        return make_grid(
-            self.assembler.plan, has_flags=part_format.has_flags, has_logprobs=part_format.has_logprobs
-        )
+        return make_grid(self.assembler.plan, self.assembler.part_format.optional)
 
     @property
     def reopener(self) -> Reopener:
@@ -297,15 +294,14 @@ def tidy_complete_run(job: ResolvedJob) -> None:
             write_job(run_dir.job, job.explicit)
 
 
-def make_grid(spec: PlanSpec, *, has_flags: bool = False, has_logprobs: bool = False) -> SampleGrid:
-    """Return the order of a row's samples in the parts."""
+def make_grid(spec: PlanSpec, optional: tuple[str, ...]) -> SampleGrid:
+    """Return the order of a row's samples in the parts, whose optional columns are `optional`."""
     return SampleGrid(
         systems=tuple(system.name for system in spec.systems),
         num_samples=spec.num_samples,
         own_system=None if spec.replace_own_system else ROW_SYSTEM,
         plays_turns=spec.plays_turns,
-        has_flags=has_flags,
-        has_logprobs=has_logprobs,
+        optional=optional,
     )
 
 
@@ -343,12 +339,11 @@ def _make_assembler(job: ResolvedJob, source: Source, scan: Scan, plan: Mapping[
             source_file=plan["source_file"],
             source_files=tuple(plan.get("source_files", ())),
             kept=scan.kept,
-            has_flags=bool(job.declared.flags),
+            optional=list_optional(job.identity),
             metadata={
                 "synthia_batch.fingerprint": job.fingerprint,
                 **{f"synthia_batch.system.{name}": digest for name, digest in job.identity["system"]},
             },
-            has_logprobs=job.engine.sampling.logprobs is not None,
         ),
     )
 

@@ -64,11 +64,6 @@ def check_logprobs(job: Job, device: Device) -> None:
     count = job.sampling.logprobs
     if count is None:
         return
-    if "logprobs" in (*job.input.keep_columns, job.lora.column):
-        raise UsageError(
-            "--logprobs: the output's column is called logprobs, and so is one of the input's that is kept; "
-            "rename that, or leave it out of --keep-columns"
-        )
     if job.engine.kind != "vllm":
         return
     most = job.engine.settings.get("max_logprobs", MAX_LOGPROBS)

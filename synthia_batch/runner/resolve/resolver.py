@@ -22,6 +22,7 @@ from synthia_batch.models.prompts.tokenizer import open_format
 from synthia_batch.results.quality.flags import identify_flags
 from synthia_batch.runner.resolve.answers import check_tools
 from synthia_batch.runner.resolve.engine_spec import add_settings, find_numerics, specify_engine
+from synthia_batch.runner.resolve.kept_columns import check_kept_columns
 from synthia_batch.runner.resolve.model_selection import (
     FoundModel,
     add_preset,
@@ -78,6 +79,7 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> Resolved
     template = _read_template(merged)
     resolved = resolve_inputs(explicit.job.input.paths, cache)
     columns = open_files(resolved.files).detect(select_rows(explicit.job, template))
+    check_kept_columns(columns.keep, merged.job, resolved.files[0].shown)
     _log_columns(columns, resolved)
     found = find_model(merged, chosen.preset, cache)
     _log_other_model(columns, resolved, found)

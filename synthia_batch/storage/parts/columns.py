@@ -1,6 +1,7 @@
-"""Published parts read column by column: what the report and the card count, never all text at once."""
+"""Published parts read back: whole, by columns, or by rows. Text is in memory a batch at a time."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from synthia_batch.errors import IntegrityError
+from synthia_batch.storage.parts.row_digest import digest_rows
 
 TEXT_BATCH_ROWS = 256
 """Rows whose text is in memory at a time."""
@@ -20,9 +22,9 @@ _NUMBERS = ("row_index", "sample_index", "system", "finish_reason", "prompt_toke
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartNumbers:
-    """The small columns of finished samples, one entry of each array per row, in their order.
+    """The small columns of finished samples: arrays with one entry per row, in order.
 
-    `system` and `reason` count into `systems` and `reasons`, which hold each name once.
+    `system` and `reason` are indexes into `systems` and `reasons`, which hold each name once.
     """
 
     row: NDArray[np.int64]
@@ -37,7 +39,7 @@ class PartNumbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartCodes:
-    """Why the samples of a failed part failed: `code` counts into `codes`, one entry per row."""
+    """The codes of a failed part: `code` has one index into `codes` per row."""
 
     code: NDArray[np.int64]
     codes: tuple[str, ...]
@@ -45,10 +47,50 @@ class PartCodes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFacts:
-    """What a part's footer says: its columns by name, as Arrow types, and the library that wrote it."""
+    """The contents of a part's footer: each column's name and Arrow type, and the library that wrote it."""
 
     columns: tuple[tuple[str, str], ...]
     writer: str
+
+
+@contextmanager
+def open_part(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open the part at `path`; every page that is read inside the block has its checksum verified.
+
+    Raises:
+        IntegrityError: The part cannot be read.
+    """
+    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        yield file
+
+
+def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return all rows of a part, with all columns or with `columns`; every page's checksum is verified.
+
+    The footer has no checksum of its own: only the SHA-256 in the ledger covers the whole file.
+
+    Raises:
+        IntegrityError: The file is missing, is not Parquet, or a page was altered.
+    """
+    with open_part(path) as file:
+        return file.read(columns=None if columns is None else list(columns))
+
+
+def holds_rows(path: Path, rows_digest: str) -> bool:
+    """Whether the file can be read and its rows have that digest, whatever the file's bytes."""
+    try:
+        return digest_rows(read_part(path)) == rows_digest
+    except (IntegrityError, pa.ArrowException, ValueError):  # Damage may be in a name, or in text.
+        return False
+
+
+def refuse_part(path: Path, reason: str) -> IntegrityError:
+    """Return the error for a damaged part, which names its repair."""
+    return IntegrityError(
+        f"{path}: {reason}\n"
+        "  `synthia-batch verify DIR --repair` drops a damaged part; the next run regenerates it",
+        reason=reason,
+    )
 
 
 def read_numbers(path: Path) -> PartNumbers:
@@ -57,7 +99,7 @@ def read_numbers(path: Path) -> PartNumbers:
     Raises:
         IntegrityError: The part cannot be read.
     """
-    table = _read(path, _NUMBERS)
+    table = _read_small(path, _NUMBERS)
     system, systems = _encode(table["system"])
     reason, reasons = _encode(table["finish_reason"])
     return PartNumbers(
@@ -73,17 +115,17 @@ def read_numbers(path: Path) -> PartNumbers:
 
 
 def read_codes(path: Path) -> PartCodes:
-    """Return why the samples of the failed part at `path` failed.
+    """Return the codes of the failed part at `path`.
 
     Raises:
         IntegrityError: The part cannot be read.
     """
-    code, codes = _encode(_read(path, ("code",))["code"])
+    code, codes = _encode(_read_small(path, ("code",))["code"])
     return PartCodes(code=code, codes=codes)
 
 
 def read_answers(path: Path) -> Iterator[list[str]]:
-    """Yield the answers of the data part at `path` in order, some hundreds at a time.
+    """Yield the answers of the data part at `path` in order, in batches of TEXT_BATCH_ROWS.
 
     Raises:
         IntegrityError: The part cannot be read.
@@ -93,7 +135,7 @@ def read_answers(path: Path) -> Iterator[list[str]]:
 
 
 def read_rows(path: Path, positions: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows at `positions`, which count from 0, in rising order, with `columns` of them.
+    """Return `columns` of the rows at `positions`, which count from 0, in rising order.
 
     Raises:
         IntegrityError: The part cannot be read.
@@ -111,34 +153,26 @@ def read_rows(path: Path, positions: Sequence[int], columns: Sequence[str]) -> l
 
 
 def read_part_facts(path: Path) -> PartFacts:
-    """Return what the footer of the part at `path` says.
+    """Return the contents of the footer of the part at `path`.
 
     Raises:
         IntegrityError: The part cannot be read.
     """
-    try:
+    with _reading(path):
         metadata = pq.read_metadata(path)
         schema = metadata.schema.to_arrow_schema()
-    except (pa.ArrowException, OSError) as exc:
-        raise _refuse(path, exc) from exc
     columns = tuple((field.name, str(field.type)) for field in schema)
     return PartFacts(columns=columns, writer=metadata.created_by)
 
 
-def _read(path: Path, columns: Sequence[str]) -> pa.Table:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read(columns=list(columns), use_threads=False)
-    except (pa.ArrowException, OSError) as exc:
-        raise _refuse(path, exc) from exc
+def _read_small(path: Path, columns: Sequence[str]) -> pa.Table:
+    with open_part(path) as file:
+        return file.read(columns=list(columns), use_threads=False)
 
 
 def _read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield from file.iter_batches(TEXT_BATCH_ROWS, columns=list(columns), use_threads=False)
-    except (pa.ArrowException, OSError) as exc:
-        raise _refuse(path, exc) from exc
+    with open_part(path) as file:
+        yield from file.iter_batches(TEXT_BATCH_ROWS, columns=list(columns), use_threads=False)
 
 
 def _encode(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -153,8 +187,9 @@ def _to_numpy(column: Any) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def _refuse(path: Path, exc: Exception) -> IntegrityError:
-    return IntegrityError(
-        f"{path} cannot be read as a part: {exc}\n"
-        "  `synthia-batch verify DIR --repair` drops a damaged part; the next run makes it again"
-    )
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as exc:
+        raise refuse_part(path, f"cannot be read as a part: {exc}") from exc

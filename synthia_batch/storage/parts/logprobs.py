@@ -1,4 +1,4 @@
-"""The column of log-probabilities: a list of an answer's tokens, each with the likeliest in its place."""
+"""The column of log-probabilities: an answer's tokens, each with the likeliest tokens at its position."""
 
 import sys
 from array import array
@@ -19,10 +19,10 @@ LOGPROBS = pa.list_(pa.struct([*_ENTRY, ("top", _TOP)]))
 
 
 def encode_logprobs(answers: Sequence[Logprobs | None]) -> pa.Array:
-    """Return the column of these answers, null for one that has none."""
+    """Return the column of these answers, null for an answer without log-probabilities."""
     known = [answer for answer in answers if answer is not None and answer.width]
     places = [len(answer.ids) // answer.width if answer and answer.width else 0 for answer in answers]
-    # By place: whether an entry is the token itself or one of the likeliest beside it.
+    # For each entry: whether it is the answer's token, or one of the likeliest beside it.
     is_own = np.concatenate([_mark_own(answer) for answer in known] or [np.zeros(0, bool)])
     ids = np.concatenate([np.frombuffer(answer.ids, np.int32) for answer in known] or [np.zeros(0, np.int32)])
     values = np.concatenate(
@@ -43,7 +43,7 @@ def encode_logprobs(answers: Sequence[Logprobs | None]) -> pa.Array:
 
 
 def decode_logprobs(column: pa.ChunkedArray) -> list[Logprobs | None]:
-    """Return the answers' log-probabilities of such a column."""
+    """Return the log-probabilities in such a column, one per answer."""
     return [None if answer is None else _pack(answer) for answer in column.to_pylist()]
 
 

@@ -1,7 +1,7 @@
-"""The pages of a Parquet file, each with its checksum: read without decoding, at the speed of the disk.
+"""Page checksums of a Parquet file, verified without decoding, at the speed of the disk.
 
-pyarrow checks a page only as it decodes it, ten times as slow as CRC-32. So the page headers are
-read here: Thrift's compact protocol, of which a header uses little.
+pyarrow checks a page only when it decodes it, which is ten times as slow as CRC-32. So the page headers
+are read here: Thrift's compact protocol, of which a header uses little.
 https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift (PageHeader)
 https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 """
@@ -25,14 +25,14 @@ _STOP, _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _STRUCT = 0, 1,
 
 @dataclass(frozen=True, slots=True)
 class PageDamage:
-    """What is wrong with a page, or with what says where the pages are, at byte `offset` of the file."""
+    """Damage to a page or to the footer, at byte `offset` of the file."""
 
     offset: int
     reason: str
 
 
 def find_page_damage(path: Path) -> PageDamage | None:
-    """Return the first damage to the pages of `path` that their checksums tell of, None if there is none.
+    """Return the first damage to `path` that the checksums of its pages show, None if there is none.
 
     Raises:
         StorageFailed: The file cannot be read.
@@ -84,14 +84,14 @@ def _read_header(data: bytes) -> tuple[int, dict[int, int]]:
 
 
 class _Compact:
-    """Reads a Thrift struct in the compact protocol. IndexError or ValueError where it is none."""
+    """Reads a Thrift struct in the compact protocol. Anything else raises IndexError or ValueError."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.at = 0
 
     def walk_struct(self, wanted: int) -> Iterator[int]:
-        """Yield the number of each field of the type `wanted`, to be read then; pass over the others."""
+        """Yield the number of each field of type `wanted`, which the caller then reads; skip the others."""
         number = 0
         while (head := self._read_byte()) != _STOP:
             kind, step = head & 0x0F, head >> 4

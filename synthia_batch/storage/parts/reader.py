@@ -1,7 +1,7 @@
-"""Published parts read back: which samples they hold, and what became of each.
+"""Published parts read back as samples: their ordinals and their outcomes.
 
-A row says its place by row_index, system and sample_index. failed/ has no system: its rows are told
-by their order, since the two parts of a shard together hold each of its samples exactly once.
+row_index, system and sample_index give a row's ordinal. failed/ has no system: there the order of the
+rows gives it, since the two parts of a shard together hold each of its samples exactly once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,50 +11,45 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from synthia_batch.core.types import Failed, Finished, KeptColumn, Shard
-from synthia_batch.errors import IntegrityError
+from synthia_batch.storage.parts.columns import open_part, read_part, refuse_part
 from synthia_batch.storage.parts.logprobs import decode_logprobs
-from synthia_batch.storage.parts.schema import data_schema, failed_schema, read_part
+from synthia_batch.storage.parts.schema import RESULT_NAMES, data_schema, failed_schema
 
 _PLACE_COLUMNS = ("row_index", "sample_index", "system")
-_DATA_COLUMNS = (
-    "row_index", "sample_index", "system", "response", "reasoning", "finish_reason", "prompt_tokens",
-    "completion_tokens",
-)  # fmt: skip
+_DATA_COLUMNS = (*_PLACE_COLUMNS, *RESULT_NAMES)
 _FAILED_COLUMNS = ("row_index", "sample_index", "code", "message")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleGrid:
-    """How the samples of a row follow each other: by system message, then by index.
+    """The order of a row's samples: by system message, then by index.
 
-    `own_system` is what the column says of a row that brought its own message in place of the one
-    that the job names; None where rows cannot. `plays_turns`: every answer in `messages` was made.
-    `has_flags`, `has_logprobs`: data/ has such a column.
+    `own_system` is the column's value for a row that brought its own message in place of the one that
+    the job names; None where rows cannot. `plays_turns`: every answer in `messages` was generated.
+    `optional` names the optional columns that data/ has.
     """
 
     systems: tuple[str, ...]
     num_samples: int
     own_system: str | None
     plays_turns: bool = False
-    has_flags: bool = False
-    has_logprobs: bool = False
+    optional: tuple[str, ...] = ()
 
     @property
     def samples_per_row(self) -> int:
-        """Samples made of each row."""
+        """Samples per row."""
         return len(self.systems) * self.num_samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """Where the rows of the part at `path` belong, one entry of each array per row.
+    """The places of the rows of the part at `path`: arrays with one entry per row.
 
-    `system` counts the grid's from 0, and is -1 for one that is unknown; None in failed/, which
-    does not say it.
+    `system` is an index into the grid's, or -1 for an unknown one; None in failed/, which has no such
+    column.
     """
 
     path: Path
@@ -66,19 +61,18 @@ class Places:
 def place_data_rows(
     path: Path, grid: SampleGrid, kept: Sequence[KeptColumn], metadata: Mapping[str, str]
 ) -> Places:
-    """Return where the rows of a data part belong, once its columns are found to be its run's.
+    """Return the places of the rows of a data part, after checking that its columns are its run's.
 
-    Reads those columns only that say it, a row group at a time.
+    Reads only the columns that give the places, a row group at a time.
 
     Raises:
         IntegrityError: It cannot be read, has other columns than its run's, or lacks some of `metadata`.
     """
-    schema = data_schema(kept, has_flags=grid.has_flags, has_logprobs=grid.has_logprobs)
-    return _place_rows(path, grid, schema, metadata)
+    return _place_rows(path, grid, data_schema(kept, grid.optional), metadata)
 
 
 def place_failed_rows(path: Path, grid: SampleGrid, metadata: Mapping[str, str]) -> Places:
-    """Like place_data_rows, for a failed part.
+    """Return the places of the rows of a failed part.
 
     Raises:
         IntegrityError: As for place_data_rows.
@@ -90,7 +84,7 @@ def number_made(shard: Shard, grid: SampleGrid, data: Places) -> NDArray[np.int6
     """Return the ordinals of the rows of a data part.
 
     Raises:
-        IntegrityError: A row is out of order, there twice, or not of this shard.
+        IntegrityError: A row is out of order, there twice, or of another shard.
     """
     system = np.zeros_like(data.row) if data.system is None else data.system
     ordinals = data.row * grid.samples_per_row + system * grid.num_samples + data.index
@@ -98,22 +92,22 @@ def number_made(shard: Shard, grid: SampleGrid, data: Places) -> NDArray[np.int6
     known = inside & (system >= 0) & (data.index >= 0) & (data.index < grid.num_samples)
     if not known.all():
         at = int(np.argmin(known))
-        raise _refuse(data.path, f"row {at} ({_name(data, at)}) is no sample of shard {shard.number}")
+        raise refuse_part(data.path, f"row {at} ({_name(data, at)}) is no sample of shard {shard.number}")
     rising = np.diff(ordinals) > 0
     if not rising.all():
         at = int(np.argmin(rising)) + 1
         what = "is there twice" if ordinals[at] in ordinals[:at] else "is out of order"
-        raise _refuse(data.path, f"row {at} ({_name(data, at)}) {what}")
+        raise refuse_part(data.path, f"row {at} ({_name(data, at)}) {what}")
     return ordinals
 
 
 def number_failed(
     shard: Shard, grid: SampleGrid, failed: Places, made: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return the ordinals of the rows of a failed part: those that `made` leaves, in their order.
+    """Return the ordinals of the rows of a failed part: those that are not in `made`, in order.
 
     Raises:
-        IntegrityError: The rows are not those.
+        IntegrityError: It has other rows.
     """
     missing = list_missing(shard, made)
     shared = min(len(missing), len(failed.row))
@@ -121,15 +115,17 @@ def number_failed(
     fits = (rows[:shared] == failed.row[:shared]) & (indexes[:shared] == failed.index[:shared])
     if not fits.all():
         at = int(np.argmin(fits))
-        raise _refuse(
+        raise refuse_part(
             failed.path,
             f"row {at} ({_name(failed, at)}) stands where {describe_sample(grid, int(missing[at]))} must be",
         )
     if len(failed.row) > shared:
-        raise _refuse(failed.path, f"row {shared} ({_name(failed, shared)}) is in data/ as well, or twice")
+        raise refuse_part(
+            failed.path, f"row {shared} ({_name(failed, shared)}) is in data/ as well, or twice"
+        )
     if len(missing) > shared:
         sample = describe_sample(grid, int(missing[shared]))
-        raise _refuse(failed.path, f"{sample} is neither here nor in data/")
+        raise refuse_part(failed.path, f"{sample} is neither here nor in data/")
     return missing
 
 
@@ -140,7 +136,7 @@ def list_missing(shard: Shard, made: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def describe_sample(grid: SampleGrid, ordinal: int) -> str:
-    """Return the sample of that ordinal in words."""
+    """Return a description of the sample with that ordinal."""
     row, offset = divmod(ordinal, grid.samples_per_row)
     system, index = divmod(offset, grid.num_samples)
     return f"sample {ordinal} (row {row}, system {grid.systems[system]!r}, sample {index})"
@@ -150,19 +146,16 @@ def read_made(path: Path, shard: Shard, grid: SampleGrid) -> dict[int, Finished]
     """Return the samples of a data part by ordinal, each exactly as it was journaled.
 
     Raises:
-        IntegrityError: The part cannot be read, or holds what it must not.
+        IntegrityError: The part cannot be read, or has rows that it must not have.
     """
     table = read_part(path, _choose_columns(_DATA_COLUMNS, grid))
     ordinals = number_made(shard, grid, _place(path, table, grid))
-    logprobs = decode_logprobs(read_part(path, ("logprobs",))["logprobs"]) if grid.has_logprobs else None
+    has_logprobs = "logprobs" in grid.optional
+    logprobs = decode_logprobs(read_part(path, ("logprobs",))["logprobs"]) if has_logprobs else None
     return {
         ordinal: Finished(
             ordinal=ordinal,
-            response=row["response"],
-            reasoning=row["reasoning"],
-            finish_reason=row["finish_reason"],
-            prompt_tokens=row["prompt_tokens"],
-            completion_tokens=row["completion_tokens"],
+            **{name: row[name] for name in RESULT_NAMES},
             earlier=_list_answers(row)[:-1],
             logprobs=logprobs[at] if logprobs is not None else None,
         )
@@ -192,23 +185,20 @@ def _choose_columns(columns: tuple[str, ...], grid: SampleGrid) -> tuple[str, ..
 
 
 def _list_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the answers of a conversation that was played; none of any other."""
+    """Return the answers of a conversation that was played turn by turn, none of any other."""
     return tuple(turn["content"] for turn in row.get("messages", ()) if turn["role"] == "assistant")
 
 
 def _place_rows(path: Path, grid: SampleGrid, schema: pa.Schema, metadata: Mapping[str, str]) -> Places:
     columns = [name for name in _PLACE_COLUMNS if name in schema.names]
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            _check_schema(path, file.schema_arrow, schema, metadata)
-            groups = [
-                _place(path, file.read_row_group(number, columns, use_threads=False), grid)
-                for number in range(file.num_row_groups)
-            ]
-    except (pa.ArrowException, OSError) as exc:
-        raise _refuse(path, f"cannot be read: {exc}") from exc
+    with open_part(path) as file:
+        _check_schema(path, file.schema_arrow, schema, metadata)
+        groups = [
+            _place(path, file.read_row_group(number, columns, use_threads=False), grid)
+            for number in range(file.num_row_groups)
+        ]
     if not groups:
-        raise _refuse(path, "has no rows")
+        raise refuse_part(path, "has no rows")
     systems = [group.system for group in groups if group.system is not None]
     return Places(
         path=path,
@@ -222,11 +212,11 @@ def _check_schema(path: Path, found: pa.Schema, wanted: pa.Schema, metadata: Map
     if not found.remove_metadata().equals(wanted):
         here = {str(field) for field in found} ^ {str(field) for field in wanted}
         what = ", ".join(sorted(here)) or "their order"
-        raise _refuse(path, f"has other columns than its run; what differs: {what}")
+        raise refuse_part(path, f"has other columns than its run; what differs: {what}")
     kept = found.metadata or {}
     for key, value in metadata.items():
         if kept.get(key.encode()) != value.encode():
-            raise _refuse(path, f"is of another run: its {key} is not {value}")
+            raise refuse_part(path, f"is of another run: its {key} is not {value}")
 
 
 def _place(path: Path, table: pa.Table, grid: SampleGrid) -> Places:
@@ -241,7 +231,7 @@ def _place(path: Path, table: pa.Table, grid: SampleGrid) -> Places:
 def _place_systems(column: pa.ChunkedArray, grid: SampleGrid) -> NDArray[np.int64]:
     known = {name: number for number, name in enumerate(grid.systems)}
     if grid.own_system is not None:
-        known.setdefault(grid.own_system, 0)  # in place of the only one that the job names
+        known.setdefault(grid.own_system, 0)  # It replaces the only one that the job names.
     encoded = column.combine_chunks().dictionary_encode()
     numbers = np.array([known.get(name, -1) for name in encoded.dictionary.to_pylist()], dtype=np.int64)
     if encoded.null_count or not len(numbers):
@@ -252,7 +242,7 @@ def _place_systems(column: pa.ChunkedArray, grid: SampleGrid) -> NDArray[np.int6
 
 def _to_numpy(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64]:
     if column.null_count:
-        raise _refuse(path, "has a row without a row_index or a sample_index")
+        raise refuse_part(path, "has a row without a row_index or a sample_index")
     # Not to_numpy(): it imports pandas, which takes a second.
     values: NDArray[Any] = np.from_dlpack(column.combine_chunks())
     return values.astype(np.int64)
@@ -260,11 +250,3 @@ def _to_numpy(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64]:
 
 def _name(places: Places, at: int) -> str:
     return f"row_index {places.row[at]}, sample_index {places.index[at]}"
-
-
-def _refuse(path: Path, reason: str) -> IntegrityError:
-    return IntegrityError(
-        f"{path}: {reason}\n"
-        "  `synthia-batch verify DIR --repair` drops a damaged part; the next run makes it again",
-        reason=reason,
-    )

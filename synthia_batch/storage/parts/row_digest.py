@@ -1,15 +1,15 @@
-"""A digest of a table's rows: of names, values and their order, and of nothing that a library decides.
+"""A digest of a table's rows: names, values and their order, independent of the library that wrote them.
 
-Two files with equal digests hold the same rows, whichever version of pyarrow wrote them, with which
-compression, pages or row groups. It is taken over Arrow's buffers, whose layout is a standard
+Two files with equal digests hold the same rows, whatever the version of pyarrow, the compression, pages
+and row groups. It is computed over Arrow's buffers, whose layout is a standard
 (https://arrow.apache.org/docs/format/Columnar.html), at a few hundred MB/s.
 
-A column is digested as: its name; of each value whether it is there; and of those that are there
-- fixed widths (numbers, times, decimals): their bytes, little-endian; truth values as bytes 0 and 1
-- texts and bytes: their lengths, then all of them
+The digest of a column covers its name, which values are null, and of the others
+- fixed widths (numbers, times, decimals): their bytes, little-endian; booleans as bytes 0 and 1
+- text and bytes: their lengths, then all of them
 - lists: their lengths, then the column of their items
 - structs: their columns
-- dictionaries and extensions: what they stand for. Anything else: Python's words for it.
+- dictionaries and extensions: the values behind them. Anything else: Python's repr.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 from blake3 import blake3
 
 VERSION = 1
-"""Goes into every digest: another way to take it gives other digests."""
+"""Part of every digest: a change of the method changes all digests."""
 _Feed = Callable[[Any], Any]
 
 
 def digest_rows(table: pa.Table) -> str:
-    """Return 32 hex digits that stand for the rows of `table`, in their order."""
+    """Return the digest of the rows of `table`, in order, as 32 hex digits."""
     hasher = blake3(b"synthia-batch rows %d\0%d\0" % (VERSION, table.num_rows))
     for name, column in zip(table.column_names, table.columns, strict=True):
         _feed_text(hasher.update, name)
@@ -34,7 +34,7 @@ def digest_rows(table: pa.Table) -> str:
 
 
 def _to_array(column: pa.ChunkedArray) -> pa.Array:
-    # How a reader cut the column in pieces must not show.
+    # The digest must not depend on a reader's chunks.
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
@@ -55,7 +55,7 @@ def _feed_values(feed: _Feed, array: pa.Array) -> None:
     kind = array.type
     if _is_text(kind):
         _feed_lengths(feed, pc.binary_length(array))
-        # Texts lie one behind the other: the buffer from the first's start to the last's end.
+        # Texts are contiguous: one buffer from the start of the first to the end of the last.
         large = array.cast(pa.large_binary())
         start, stop = _find_ends(large)
         if stop > start:
@@ -86,7 +86,7 @@ def _is_fixed_width(kind: pa.DataType) -> bool:
 
 
 def _find_ends(large: pa.Array) -> tuple[int, int]:
-    """Return where the bytes of a large_binary array begin and end in its buffer."""
+    """Return the first and last offset of a large_binary array in its buffer."""
     if not len(large):
         return 0, 0
     offsets = memoryview(large.buffers()[1]).cast("q")

@@ -1,31 +1,23 @@
-"""Parts: Parquet files that hold the same bytes for the same rows.
+"""The output's columns, written once: everything that lists columns derives from the tables here.
 
-One explicit schema for every file of a run, since a column that is all null in one file must not
-get another type there. The writer's options are in parquet_options; the only other thing in the bytes
-is the version of pyarrow, which the format itself records.
+A new column is a line in DATA_COLUMNS or FAILED_COLUMNS and a new `job.identity.OUTPUT_FORMAT`; one of
+data/ also gets a field of the public FinishedSample. tests/storage/test_schema_golden.py checks all three.
 """
 
 import base64
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from operator import attrgetter
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from synthia_batch.core.types import Failed, Finished, KeptColumn, Message, Sample
-from synthia_batch.errors import IntegrityError, UsageError
-from synthia_batch.storage.parts.logprobs import LOGPROBS, encode_logprobs
-from synthia_batch.storage.parts.options import WRITE_OPTIONS
-from synthia_batch.storage.parts.row_digest import digest_rows
-from synthia_batch.storage.publish import EncodedPart
+from synthia_batch.errors import UsageError
+from synthia_batch.storage.parts.logprobs import LOGPROBS
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_FLAGS = pa.list_(pa.string())
+_TEXT, _INT, _LONG = pa.string(), pa.int32(), pa.int64()
+MESSAGES = pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))
+_ROLES = "messages.list.element.role"
 _KEPT_TYPES = {
     "string": pa.string(),
     "int64": pa.int64(),
@@ -37,7 +29,7 @@ _KEPT_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class DataRecord:
-    """A row of data/: a sample and what was made of it."""
+    """A row of data/: a sample and its result."""
 
     sample: Sample
     finished: Finished
@@ -45,7 +37,7 @@ class DataRecord:
 
 @dataclass(frozen=True, slots=True)
 class FailedRecord:
-    """A row of failed/: a sample and why there is nothing of it."""
+    """A row of failed/: a sample and the reason of its failure."""
 
     sample: Sample
     failed: Failed
@@ -56,206 +48,148 @@ class PartFormat:
     """What all parts of a run have in common.
 
     `model` fills data's column of that name, `source_file` failed's; where the input is several files,
-    `source_files` has the names of all. `metadata` goes into every file's schema: it must not depend on
-    time, host, worker or attempt. `has_flags`, `has_logprobs`: data/ has such a column.
+    `source_files` has the names of all. `optional` names the optional columns that data/ has. `metadata`
+    is written into every file's schema: it must not depend on time, host, worker or attempt.
     """
 
     model: str
     source_file: str
     source_files: tuple[str, ...] = ()
     kept: tuple[KeptColumn, ...] = ()
-    has_flags: bool = False
+    optional: tuple[str, ...] = ()
     metadata: Mapping[str, str]
-    has_logprobs: bool = False
+
+    def name_source(self, sample: Sample) -> str:
+        """Return the name of the input file that has the sample's row."""
+        return self.source_files[sample.row.file] if self.source_files else self.source_file
 
 
-def data_schema(
-    kept: Sequence[KeptColumn], *, has_flags: bool = False, has_logprobs: bool = False
-) -> pa.Schema:
+def _join_messages(record: DataRecord) -> tuple[Message, ...]:
+    finished = record.finished
+    return (*record.sample.join(finished.earlier), Message("assistant", finished.response))
+
+
+RecordT = TypeVar("RecordT", DataRecord, FailedRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputColumn(Generic[RecordT]):
+    """One column. `get` returns a row's value; `meaning` is the column's text in the dataset card.
+
+    `present_if` is the job's setting, as a dotted key, without which there is no such column.
+    `dictionary` is the path of the column's values that repeat, which are dictionary-encoded.
+    """
+
+    name: str
+    type: pa.DataType
+    get: Callable[[RecordT, PartFormat], object]
+    meaning: str
+    present_if: str | None = None
+    dictionary: str | None = None
+
+
+# fmt: off
+DATA_COLUMNS: tuple[OutputColumn[DataRecord], ...] = (
+    OutputColumn("id", _TEXT, lambda record, _: record.sample.row.id,
+                 "the row's id: the input's own, or a hash of its content"),
+    OutputColumn("row_index", _LONG, lambda record, _: record.sample.row.index,
+                 "which row of the input, counted from 0"),
+    OutputColumn("sample_index", _INT, lambda record, _: record.sample.index,
+                 "which of the samples of a row and system message, counted from 0"),
+    OutputColumn("system", _TEXT, lambda record, _: record.sample.system,
+                 "the system message, by name", dictionary="system"),
+    OutputColumn("messages", MESSAGES, lambda record, _: _join_messages(record),
+                 "the whole conversation, the answer last", dictionary=_ROLES),
+    OutputColumn("response", _TEXT, lambda record, _: record.finished.response,
+                 "the answer alone"),
+    OutputColumn("reasoning", _TEXT, lambda record, _: record.finished.reasoning,
+                 "what the model thought before it answered, where it marks that"),
+    OutputColumn("finish_reason", _TEXT, lambda record, _: record.finished.finish_reason,
+                 "`stop`: ended by itself; `length`: cut off", dictionary="finish_reason"),
+    OutputColumn("prompt_tokens", _INT, lambda record, _: record.finished.prompt_tokens,
+                 "tokens of the prompt; of a conversation, of all its turns"),
+    OutputColumn("completion_tokens", _INT, lambda record, _: record.finished.completion_tokens,
+                 "tokens generated; of a conversation, in all its turns"),
+    OutputColumn("seed", _LONG, lambda record, _: record.sample.seed,
+                 "of the sample, from the job's seed and its place"),
+    OutputColumn("model", _TEXT, lambda _, part_format: part_format.model,
+                 "what answered", dictionary="model"),
+    OutputColumn("flags", pa.list_(_TEXT), lambda record, _: record.finished.flags,
+                 "what was found of those that were looked for; empty where nothing was", present_if="flags"),
+    OutputColumn("logprobs", LOGPROBS, lambda record, _: record.finished.logprobs,
+                 "log-probabilities of the last answer's tokens, and of the likeliest in their places",
+                 present_if="sampling.logprobs"),
+)
+"""Our columns of data/, in order. Columns kept from the input follow them."""
+
+FAILED_COLUMNS: tuple[OutputColumn[FailedRecord], ...] = (
+    OutputColumn("id", _TEXT, lambda record, _: record.sample.row.id, "as in data/"),
+    OutputColumn("row_index", _LONG, lambda record, _: record.sample.row.index, "as in data/"),
+    OutputColumn("sample_index", _INT, lambda record, _: record.sample.index, "as in data/"),
+    OutputColumn("code", _TEXT, lambda record, _: record.failed.code,
+                 "the reason, by name", dictionary="code"),
+    OutputColumn("message", _TEXT, lambda record, _: record.failed.message, "the reason, in words"),
+    OutputColumn("messages", MESSAGES, lambda record, _: record.sample.join(record.failed.earlier),
+                 "the conversation up to the question without an answer", dictionary=_ROLES),
+    OutputColumn("source_file", _TEXT, lambda record, part_format: part_format.name_source(record.sample),
+                 "the input file that has the row"),
+    OutputColumn("source_line", _LONG, lambda record, _: record.sample.row.line,
+                 "the row's line in that file, counted from 1"),
+)
+"""The columns of failed/, in order."""
+# fmt: on
+
+DATA_NAMES = tuple(column.name for column in DATA_COLUMNS if column.present_if is None)
+"""Those of data/ that every run has."""
+FAILED_NAMES = tuple(column.name for column in FAILED_COLUMNS)
+RESULT_NAMES = tuple(name for name in DATA_NAMES if name in {field.name for field in fields(Finished)})
+"""Those of data/ that hold a field of Finished unchanged."""
+DICTIONARY_PATHS = sorted(
+    {column.dictionary for column in DATA_COLUMNS if column.dictionary is not None}
+    | {column.dictionary for column in FAILED_COLUMNS if column.dictionary is not None}
+)
+
+
+def list_optional(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the optional columns that data/ has, given a job's values or its identity."""
+    return tuple(
+        column.name
+        for column in DATA_COLUMNS
+        if column.present_if is not None and _is_set(settings, column.present_if)
+    )
+
+
+def list_data_columns(optional: Sequence[str]) -> list[OutputColumn[DataRecord]]:
+    """Return our columns of data/, in order: those that every run has, and the `optional` ones."""
+    return [column for column in DATA_COLUMNS if column.present_if is None or column.name in optional]
+
+
+def data_schema(kept: Sequence[KeptColumn], optional: Sequence[str] = ()) -> pa.Schema:
     """Return the columns of data/, in order, without metadata.
 
     Raises:
         UsageError: A kept column has the name of one of ours or of another, or an unknown type.
     """
-    fields = [
-        pa.field("id", pa.string()),
-        pa.field("row_index", pa.int64()),
-        pa.field("sample_index", pa.int32()),
-        pa.field("system", pa.string()),
-        pa.field("messages", _MESSAGES),
-        pa.field("response", pa.string()),
-        pa.field("reasoning", pa.string()),
-        pa.field("finish_reason", pa.string()),
-        pa.field("prompt_tokens", pa.int32()),
-        pa.field("completion_tokens", pa.int32()),
-        pa.field("seed", pa.int64()),
-        pa.field("model", pa.string()),
-        *([pa.field("flags", _FLAGS)] if has_flags else []),
-        *([pa.field("logprobs", LOGPROBS)] if has_logprobs else []),
-        *(pa.field(column.name, _kept_type(column)) for column in kept),
-    ]
-    names = [field.name for field in fields]
+    columns = [pa.field(column.name, column.type) for column in list_data_columns(optional)]
+    columns += [pa.field(column.name, kept_type(column)) for column in kept]
+    names = [column.name for column in columns]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"the output would have two columns {name!r}: rename that column of the input")
-    return pa.schema(fields)
+            raise UsageError(f"the output would have two columns {name!r}; rename that column of the input")
+    return pa.schema(columns)
 
 
 def failed_schema() -> pa.Schema:
     """Return the columns of failed/, in order, without metadata."""
-    return pa.schema(
-        [
-            pa.field("id", pa.string()),
-            pa.field("row_index", pa.int64()),
-            pa.field("sample_index", pa.int32()),
-            pa.field("code", pa.string()),
-            pa.field("message", pa.string()),
-            pa.field("messages", _MESSAGES),
-            pa.field("source_file", pa.string()),
-            pa.field("source_line", pa.int64()),
-        ]
-    )
+    return pa.schema([pa.field(column.name, column.type) for column in FAILED_COLUMNS])
 
 
-def encode_data_part(records: Sequence[DataRecord], part_format: PartFormat) -> EncodedPart:
-    """Return the Parquet file of these finished samples, in their order.
-
-    All text of one column together may have up to 2 GiB, Arrow's limit for a string column.
+def kept_type(column: KeptColumn) -> pa.DataType:
+    """Return the Arrow type of a kept column.
 
     Raises:
-        UsageError: A kept value is not of its column's type.
-        ValueError: There are no records: a file without rows breaks readers of datasets.
+        UsageError: Its type is unknown.
     """
-    samples = [record.sample for record in records]
-    finished = [record.finished for record in records]
-    answers = [
-        (*sample.join(made.earlier), Message("assistant", made.response))
-        for sample, made in zip(samples, finished, strict=True)
-    ]
-    schema = data_schema(
-        part_format.kept, has_flags=part_format.has_flags, has_logprobs=part_format.has_logprobs
-    )
-    logprobs = [made.logprobs for made in finished]
-    columns = [
-        *_identify(samples),
-        _column(samples, "system", pa.string()),
-        _encode_messages(answers),
-        _column(finished, "response", pa.string()),
-        _column(finished, "reasoning", pa.string()),
-        _column(finished, "finish_reason", pa.string()),
-        _column(finished, "prompt_tokens", pa.int32()),
-        _column(finished, "completion_tokens", pa.int32()),
-        _column(samples, "seed", pa.int64()),
-        pa.repeat(pa.scalar(part_format.model, pa.string()), len(records)),
-        *([_column(finished, "flags", _FLAGS)] if part_format.has_flags else []),
-        *([encode_logprobs(logprobs)] if part_format.has_logprobs else []),
-        *(_encode_kept(samples, column) for column in part_format.kept),
-    ]
-    return _encode(columns, schema, part_format)
-
-
-def _name_sources(samples: Sequence[Sample], part_format: PartFormat) -> pa.Array:
-    names = part_format.source_files
-    if not names:
-        return pa.repeat(pa.scalar(part_format.source_file, pa.string()), len(samples))
-    return pa.array([names[sample.row.file] for sample in samples], pa.string())
-
-
-def encode_failed_part(records: Sequence[FailedRecord], part_format: PartFormat) -> EncodedPart:
-    """Return the Parquet file of these failed samples, in their order.
-
-    Raises:
-        ValueError: There are no records.
-    """
-    samples = [record.sample for record in records]
-    failed = [record.failed for record in records]
-    columns = [
-        *_identify(samples),
-        _column(failed, "code", pa.string()),
-        _column(failed, "message", pa.string()),
-        _encode_messages([record.sample.join(record.failed.earlier) for record in records]),
-        _name_sources(samples, part_format),
-        _column(samples, "row.line", pa.int64()),
-    ]
-    return _encode(columns, failed_schema(), part_format)
-
-
-def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the file's rows, of all columns or of those named, with every page's checksum verified.
-
-    The footer has no checksum of its own: only the SHA-256 in the ledger speaks for the whole file.
-
-    Raises:
-        IntegrityError: The file is missing, no Parquet, or a page was altered.
-    """
-    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        return file.read(columns=None if columns is None else list(columns))
-
-
-def holds_rows(path: Path, rows_digest: str) -> bool:
-    """Whether the file can be read and holds the rows of that digest, in whatever bytes."""
-    try:
-        return digest_rows(read_part(path)) == rows_digest
-    except (IntegrityError, pa.ArrowException, ValueError):  # Damage may be in a name, or in text.
-        return False
-
-
-def _encode(columns: Sequence[Any], schema: pa.Schema, part_format: PartFormat) -> EncodedPart:
-    table = pa.Table.from_arrays(
-        columns, schema=schema.with_metadata(dict(sorted(part_format.metadata.items())))
-    )
-    if table.num_rows == 0:
-        raise ValueError("a part needs at least one row")
-    sink = pa.BufferOutputStream()
-    # One chunk, one call: how rows come in must not show in row groups and pages.
-    pq.write_table(table.combine_chunks(), sink, **WRITE_OPTIONS)
-    return EncodedPart(
-        content=sink.getvalue().to_pybytes(), rows=table.num_rows, rows_digest=digest_rows(table)
-    )
-
-
-def _identify(samples: Sequence[Sample]) -> tuple[pa.Array, pa.Array, pa.Array]:
-    return (
-        _column(samples, "row.id", pa.string()),
-        _column(samples, "row.index", pa.int64()),
-        _column(samples, "index", pa.int32()),
-    )
-
-
-def _column(values: Iterable[object], attribute: str, kind: pa.DataType) -> pa.Array:
-    get: Callable[[object], object] = attrgetter(attribute)
-    return pa.array(list(map(get, values)), kind)
-
-
-def _encode_messages(conversations: Sequence[Sequence[Message]]) -> pa.Array:
-    # Flat arrays and offsets: ten times as fast as a list of lists of dicts.
-    offsets = [0]
-    for conversation in conversations:
-        offsets.append(offsets[-1] + len(conversation))
-    turns = [turn for conversation in conversations for turn in conversation]
-    fields = [_column(turns, "role", pa.string()), _column(turns, "content", pa.string())]
-    structs = pa.StructArray.from_arrays(fields, names=["role", "content"])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs, type=_MESSAGES)
-
-
-def _encode_kept(samples: Sequence[Sample], column: KeptColumn) -> pa.Array:
-    values = [sample.row.kept.get(column.name) for sample in samples]
-    if column.type == "json":
-        values = [None if value is None else _encode_json(value) for value in values]
-    try:
-        return pa.array(values, _kept_type(column))
-    except (pa.ArrowException, OverflowError, TypeError, UnicodeError) as exc:
-        raise UsageError(
-            f"the kept column {column.name!r} has a value that is no {column.type}: {exc}\n"
-            "  mend the input, or leave the column out of --keep-columns"
-        ) from exc
-
-
-def _encode_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _kept_type(column: KeptColumn) -> pa.DataType:
     kind, _, serialized = column.type.partition(":")
     try:
         if kind == "arrow":
@@ -265,12 +199,8 @@ def _kept_type(column: KeptColumn) -> pa.DataType:
         raise UsageError(f"the kept column {column.name!r} has an unknown type, {column.type}") from exc
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as exc:
-        raise IntegrityError(
-            f"{path} cannot be read as a part: {exc}\n"
-            "  `synthia-batch verify DIR --repair` drops a damaged part; the next run makes it again"
-        ) from exc
+def _is_set(settings: Mapping[str, Any], key: str) -> bool:
+    value: Any = settings
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value is not None and value != () and value != []
