@@ -76,7 +76,7 @@ SIZES_PROBE = """
 import torch
 import vllm._custom_ops as ops
 import vllm.platforms
-from synthia_batch.workers import vllm_batch_invariance
+from synthia_batch.workers.vllm import batch_invariance as vllm_batch_invariance
 
 SIZES = (48, 160, 256)
 INPUTS, OUTPUTS = 64, 96

@@ -169,7 +169,7 @@ model = dataclasses.replace(SPEC.model, path=Path(sys.argv[1]))
 spec = dataclasses.replace(SPEC, model=model, sampling=sampling, max_model_len=512)
 engine = load_engine(spec, Placement())
 
-from synthia_batch.workers import vllm_draw
+from synthia_batch.workers.vllm import sampler as vllm_draw
 
 can_draw_among_few = vllm_draw.can_draw_among_few
 

@@ -14,7 +14,7 @@ from synthia_batch.core.types import Request
 from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError, UsageError
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.workers import load_engine
-from synthia_batch.workers.canary import ask_canaries
+from synthia_batch.workers.canary import run_canaries
 from synthia_batch.workers.engine import Placement
 from synthia_batch.workers.pools.base import (
     REPORTS_PER_WATCHDOG,
@@ -139,7 +139,7 @@ class LocalPool:
         if self._staffing.engine.kind == "vllm":
             _send_logs_to(self._staffing.log_path(index))
         engine = load_engine(self._staffing.engine, placement)
-        canary = ask_canaries(engine, self._staffing.canaries) if self._staffing.canaries else None
+        canary = run_canaries(engine, self._staffing.canaries) if self._staffing.canaries else None
         with self._changing:
             if self._present.get(index) != epoch:
                 engine.close()

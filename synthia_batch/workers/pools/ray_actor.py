@@ -11,7 +11,7 @@ from synthia_batch.core.hardware import list_cores
 from synthia_batch.core.types import Request
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers import load_engine
-from synthia_batch.workers.canary import Canaries, CanaryAnswer, ask_canaries
+from synthia_batch.workers.canary import Canaries, CanaryAnswer, run_canaries
 from synthia_batch.workers.engine import EngineFacts, Placement
 from synthia_batch.workers.worker import Delivery, Worker
 
@@ -57,7 +57,7 @@ class EngineActor:
             # vLLM's core is a process below this one and joins the cluster by itself.
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         engine = load_engine(spec, placement)
-        canary = ask_canaries(engine, canaries) if canaries else None
+        canary = run_canaries(engine, canaries) if canaries else None
         facts = engine.facts
         self._ends_with_process = facts.ends_with_process
         self._worker = Worker(engine)
