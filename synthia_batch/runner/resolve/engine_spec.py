@@ -101,7 +101,7 @@ def _check_vllm(merged: Merged, found: FoundModel) -> None:
             check_settings({**plugin, name: value}, device, job.determinism)
     check_sampling(job.sampling, found.facts.vocabulary if found.facts else None)
     check_budget(settings, job.sampling)
-    check_structures(settings, job.sampling, is_asked=job.structured.kind is not None)
+    check_structures(settings, job.sampling, is_required=job.structured.kind is not None)
 
 
 def _specify_local(merged: Merged, found: FoundModel, prompt: PromptSpec, length: int) -> EngineSpec:
