@@ -68,8 +68,8 @@ def check_structures(settings: Mapping[str, Any], sampling: Sampling, *, is_requ
     if config is None or (isinstance(config, Mapping) and config.get("backend", "") != "auto"):
         return
     raise UsageError(
-        f"engine.{STRUCTURES}: set one backend, such as {{backend: guidance}}; with vLLM's `auto` answers would "
-        "depend on which request is first"
+        f"engine.{STRUCTURES}: set one backend, such as {{backend: guidance}}; with vLLM's `auto` "
+        "answers would depend on which request is first"
     )
 
 
