@@ -143,7 +143,7 @@ def _specify_endpoint(merged: Merged, found: FoundModel, prompt: PromptSpec) -> 
     structure = read_structure(merged)
     openai_settings.check_structure(structure, settings)
     key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
-    non_defaults = openai_settings.list_telling(settings, api)
+    non_defaults = openai_settings.list_non_defaults(settings, api)
     return EngineSpec(
         kind="openai",
         model=found.ref,
