@@ -17,7 +17,7 @@ REPORTS_PER_WATCHDOG = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Staffing:
+class WorkerSpec:
     """What every worker of a pool is started with.
 
     `canaries` run at each worker's start; None in fast determinism. `log_path` returns the log file of

@@ -20,10 +20,10 @@ from synthia_batch.workers.pools.base import (
     REPORTS_PER_WATCHDOG,
     Cause,
     PoolEvent,
-    Staffing,
     WorkerLoading,
     WorkerLost,
     WorkerReady,
+    WorkerSpec,
     read_delivery,
 )
 from synthia_batch.workers.worker import Worker
@@ -35,9 +35,9 @@ _STOP_SECONDS = 30.0
 class LocalPool:
     """Implements `Pool`; see the module. Each worker has a thread that collects from it."""
 
-    def __init__(self, spec: PoolSpec, staffing: Staffing) -> None:
+    def __init__(self, spec: PoolSpec, worker_spec: WorkerSpec) -> None:
         self._size = spec.workers or 1
-        self._staffing = staffing
+        self._worker_spec = worker_spec
         self._collect_seconds = min(_COLLECT_SECONDS, spec.watchdog_seconds / REPORTS_PER_WATCHDOG)
         self._events: queue.SimpleQueue[PoolEvent] = queue.SimpleQueue()
         self._workers: dict[int, Worker] = {}
@@ -53,7 +53,7 @@ class LocalPool:
 
     def start(self) -> None:
         """Start a thread for each worker."""
-        if self._staffing.engine.kind == "vllm" and self._size > 1:
+        if self._worker_spec.engine.kind == "vllm" and self._size > 1:
             raise UsageError("--pool local holds one vLLM engine; leave out --workers, or use --pool ray")
         for worker in range(self._size):
             self.restart(worker)
@@ -77,7 +77,7 @@ class LocalPool:
         Raises:
             PoolFailed: It has a vLLM engine, and a process can hold only one.
         """
-        if self._staffing.engine.kind == "vllm":
+        if self._worker_spec.engine.kind == "vllm":
             raise PoolFailed(
                 "the engine hangs, and --pool local cannot end it; finished samples are kept. Run the same "
                 "command with --pool ray, which runs each engine in its own process"
@@ -136,10 +136,10 @@ class LocalPool:
 
     def _load(self, index: int, epoch: int, placement: Placement) -> Worker | None:
         """Return the worker once its engine is loaded; None if it was abandoned meanwhile."""
-        if self._staffing.engine.kind == "vllm":
-            _send_logs_to(self._staffing.log_path(index))
-        engine = load_engine(self._staffing.engine, placement)
-        canary = run_canaries(engine, self._staffing.canaries) if self._staffing.canaries else None
+        if self._worker_spec.engine.kind == "vllm":
+            _send_logs_to(self._worker_spec.log_path(index))
+        engine = load_engine(self._worker_spec.engine, placement)
+        canary = run_canaries(engine, self._worker_spec.canaries) if self._worker_spec.canaries else None
         with self._changing:
             if self._present.get(index) != epoch:
                 engine.close()

@@ -19,11 +19,11 @@ from synthia_batch.workers.engine import Placement
 from synthia_batch.workers.pools.base import (
     REPORTS_PER_WATCHDOG,
     PoolEvent,
-    Staffing,
     WorkerAdded,
     WorkerLoading,
     WorkerLost,
     WorkerReady,
+    WorkerSpec,
     read_delivery,
 )
 from synthia_batch.workers.pools.ray_actor import STOP_SECONDS, Loaded, Location
@@ -47,14 +47,14 @@ _GROWTH_SECONDS = 3.0
 class RayPool:
     """Implements `Pool`; see the module."""
 
-    def __init__(self, spec: PoolSpec, staffing: Staffing) -> None:
+    def __init__(self, spec: PoolSpec, worker_spec: WorkerSpec) -> None:
         self._spec = spec
-        self._staffing = staffing
+        self._worker_spec = worker_spec
         self._collect_seconds = min(_COLLECT_SECONDS, spec.watchdog_seconds / REPORTS_PER_WATCHDOG)
         self._handles: dict[int, ActorHandle] = {}
         self._epochs = itertools.count(1)
         self._session = RaySession(spec)
-        self._placer = Placer(staffing.engine, self._session)
+        self._placer = Placer(worker_spec.engine, self._session)
         self._checked_at = 0.0
         self._size = spec.workers or 0
 
@@ -102,11 +102,11 @@ class RayPool:
         self._handles[worker].actor.feed.remote(tuple(requests))
 
     def recall(self, worker: int) -> None:
-        """Have the worker give back what waits."""
+        """Recall the worker's waiting requests."""
         self._handles[worker].actor.recall.remote()
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
-        """Return what the answered calls say, and make the next call of each of those workers."""
+        """Return the events of all answered calls, and start the next call of each of these workers."""
         events = self._grow()
         events += [lost for handle in self._handles.values() if (lost := handle.settle_doubt()) is not None]
         handles = {handle.pending: handle for handle in self._handles.values() if handle.pending is not None}
@@ -195,8 +195,8 @@ class RayPool:
             spans_nodes=handle.reservation.spans_nodes,
         )
         # On other machines Ray's own logs contain the output.
-        log = self._staffing.log_path(handle.index) if handle.is_here else None
-        return handle.actor.load.remote(self._staffing.engine, placement, self._staffing.canaries, log)
+        log = self._worker_spec.log_path(handle.index) if handle.is_here else None
+        return handle.actor.load.remote(self._worker_spec.engine, placement, self._worker_spec.canaries, log)
 
     def _report_waiting(self) -> None:
         for handle in self._handles.values():

@@ -31,7 +31,7 @@ def convert_answer(request: Request, answer: CompletionOutput, logprobs: int | N
         finish_reason=answer.finish_reason or "unknown",
         prompt_tokens=len(request.token_ids),
         completion_tokens=len(answer.token_ids),
-        logprob=answer.cumulative_logprob if request.tells_logprob else None,
+        logprob=answer.cumulative_logprob if request.wants_logprob else None,
         logprobs=None if logprobs is None else _convert_logprobs(answer, logprobs),
         turn=request.turn,
     )

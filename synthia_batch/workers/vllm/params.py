@@ -61,7 +61,7 @@ def _count_logprobs(spec: EngineSpec, request: Request) -> int | None:
     if spec.sampling.logprobs is not None:
         return spec.sampling.logprobs
     # On GPUs log-probabilities are not batch invariant even where tokens are (vllm#51187).
-    return 0 if request.tells_logprob and spec.device == "cpu" else None
+    return 0 if request.wants_logprob and spec.device == "cpu" else None
 
 
 def _build_params(sampling: Sampling, structure: Structure | None, **limits: Any) -> SamplingParams:
