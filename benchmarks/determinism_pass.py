@@ -123,7 +123,7 @@ def load(setup: Setup) -> Any:
             self.tokens: dict[int, list[int]] = {}
             self._budget = vllm_admission.StepBudget(batch)
             if not setup.reserves:
-                self._room = None
+                self._kv_budget = None
             preempted = self._count_preemptions()
             begun, ended, largest = time.monotonic(), 0, 0
             for request in chance.sample(list(requests), len(requests)):
@@ -140,12 +140,12 @@ def load(setup: Setup) -> Any:
                 "preempted": preempted[0],
             }
 
-        def _end(self, output: Any) -> list[Outcome]:
+        def _finish(self, output: Any) -> list[Outcome]:
             self.tokens[int(output.request_id)] = list(output.outputs[0].token_ids)
-            return super()._end(output)
+            return super()._finish(output)
 
-        def _params(self, request: Request) -> SamplingParams:
-            params = super()._params(request)
+        def _make_params(self, request: Request) -> SamplingParams:
+            params = super()._make_params(request)
             if request.ordinal % 2 == 0:
                 return params
             return SamplingParams(temperature=0, max_tokens=params.max_tokens, output_kind=params.output_kind)

@@ -87,10 +87,10 @@ def choose_sampler() -> Callable[[bool], None]:
     """Return what decides between vLLM's sampler and ours, in this process from then on."""
     from synthia_batch.workers.vllm import sampler as vllm_draw
 
-    can_draw = vllm_draw.can_draw_among_few
+    can_draw = vllm_draw.can_draw_from_top
 
     def use_ours(is_ours: bool) -> None:
-        vllm_draw.can_draw_among_few = can_draw if is_ours else lambda *_: False
+        vllm_draw.can_draw_from_top = can_draw if is_ours else lambda *_: False
 
     return use_ours
 

@@ -148,7 +148,7 @@ class Request:
     `messages` is the conversation that it renders, for engines that write prompts themselves; empty for
     others. `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample. `turn`
     counts the turns of a conversation from 0. `adapter` names the LoRA adapter that makes it.
-    `tells_logprob` asks for the answer's, of engines that have one that can be relied on. `sampling`
+    `wants_logprob` asks for the answer's, of engines that have one that can be relied on. `sampling`
     has, by the names of the job's, what this request has otherwise; max_tokens has a field of its own.
     `structure` takes the place of the job's.
     """
@@ -159,7 +159,7 @@ class Request:
     max_tokens: int | None = None
     adapter: str | None = None
     turn: int = 0
-    tells_logprob: bool = False
+    wants_logprob: bool = False
     sampling: Mapping[str, Any] | None = None
     structure: Structure | None = None
     messages: tuple[Message, ...] = ()

@@ -19,7 +19,7 @@ from synthia_batch.scheduler.multi_turn import Step, record_as_it_is
 from synthia_batch.scheduler.recorder import OutcomeSink
 from synthia_batch.workers.canary import Canaries
 from synthia_batch.workers.pools import open_pool
-from synthia_batch.workers.pools.base import Staffing, WorkerReady
+from synthia_batch.workers.pools.base import WorkerReady, WorkerSpec
 from synthia_batch.workers.pools.startup import StartedPool
 
 
@@ -55,8 +55,8 @@ def run_requests(ad_hoc: AdHocRun, requests: Sequence[Request]) -> DrainReason |
         def log_path(index: int) -> Path:
             return Path(logs) / f"worker-{index}.log"
 
-        staffing = Staffing(engine=engine, canaries=ad_hoc.canaries, log_path=log_path)
-        pool = open_pool(job.pool, staffing)
+        worker_spec = WorkerSpec(engine=engine, canaries=ad_hoc.canaries, log_path=log_path)
+        pool = open_pool(job.pool, worker_spec)
         driver = Driver(
             recorder=ad_hoc.recorder,
             drain=ad_hoc.drain,

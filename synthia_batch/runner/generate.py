@@ -31,7 +31,7 @@ from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
 from synthia_batch.scheduler.recorder import ThroughputMeter
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.workers.pools import open_pool
-from synthia_batch.workers.pools.base import Pool, Staffing, WorkerReady
+from synthia_batch.workers.pools.base import Pool, WorkerReady, WorkerSpec
 from synthia_batch.workers.pools.startup import PoolStarter
 
 _log = logging.getLogger(__name__)
@@ -96,12 +96,12 @@ def start_pool(job: ResolvedJob) -> PoolStarter:
         is_strict = job.declared.determinism == "strict"
         renderer = open_renderer(job.prompt)
         run_dir = RunDir(job.output)
-        staffing = Staffing(
+        worker_spec = WorkerSpec(
             engine=job.engine,
             canaries=make_canaries(renderer, job.engine.max_model_len) if is_strict else None,
             log_path=run_dir.worker_log,
         )
-        return open_pool(job.pool, staffing)
+        return open_pool(job.pool, worker_spec)
 
     return PoolStarter(make_pool)
 

@@ -1,4 +1,4 @@
-"""Engines make text from token ids. `base` is the contract; each other engine module is one engine."""
+"""Everything that runs in, or starts, a worker process. `engine` is the contract of the engines."""
 
 import gc
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def load_engine(spec: EngineSpec, placement: Placement) -> Engine:
 
 
 def import_vllm_engine(spec: EngineSpec) -> type["VllmEngine"]:
-    """Return the class of vLLM engines; the environment must stand. Takes seconds."""
+    """Return the class of vLLM engines. Takes seconds; call `prepare_environment` first."""
     with _paused_collector():
         if not compiles(spec):
             from synthia_batch.workers.vllm.lean_import import import_without_inductor
@@ -43,10 +43,10 @@ def import_vllm_engine(spec: EngineSpec) -> type["VllmEngine"]:
 
 @contextmanager
 def _paused_collector() -> Iterator[None]:
-    """Collect no garbage within the block, and what was made in it never.
+    """Collect no garbage within the block, and never collect the objects created in it.
 
-    Importing vLLM makes a million objects that stay. Looking through them again and again takes a
-    sixth of its time, and as much of each full collection that vLLM asks for as it loads.
+    Importing vLLM creates a million permanent objects. Scanning them repeatedly takes a sixth of the import
+    time, and the same share of each full collection that vLLM triggers while loading.
     """
     gc.disable()
     try:

@@ -1,16 +1,15 @@
-"""The proof, at every start, that an engine's answers do not depend on what else is in its batch.
+"""A check at every start that an engine's answers do not depend on the rest of its batch.
 
-A few prompts of different lengths are asked alone, one after the other, and then all together among
-fillers that end one after the other, so that every step of theirs is of another batch. What it costs is
-in benchmarks/results/2026-11-21-determinism.md.
+A few prompts of different lengths are run alone, one at a time, and then all together among fillers that
+end one after the other, so that the batch is different at every step. The cost is in
+benchmarks/results/2026-11-21-determinism.md.
 
-Texts must agree, and where engines tell probabilities, these to the last bit: they differ long before a
-token of the few here does. An engine that gives one prompt two answers, or one answer two probabilities,
-is refused. On a CPU where only probabilities differed, 395 of 512 longer texts came out otherwise
-(benchmarks/results/2026-11-22-amx.md).
+Texts must be equal and, if the engine reports log-probabilities, these too, to the last bit: they differ
+long before one of the few tokens here does. Otherwise the engine is refused. On a CPU where only the
+probabilities differed, 395 of 512 longer texts differed (benchmarks/results/2026-11-22-amx.md).
 
-The canary cannot see what shows only in batches larger than its own: for that there is `verify --rerun`,
-and for the engines that are tested the matrix of benchmarks/determinism.py.
+Effects of batches larger than the canary's need `verify --rerun` or, for the tested engines, the matrix of
+benchmarks/determinism.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from synthia_batch.workers.engine import Engine, EngineFacts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canaries:
-    """What is asked: `prompts` alone and among, `fillers` only to keep them company. Ordinals below 0."""
+    """`prompts` are run alone and together with `fillers`. All ordinals are below 0."""
 
     prompts: tuple[Request, ...]
     fillers: tuple[Request, ...] = ()
@@ -33,24 +32,23 @@ class Canaries:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryAnswer:
-    """What an engine answered: digests of the texts, and of their probabilities to the last bit."""
+    """Digests of an engine's answers: of the texts, and of their exact log-probabilities."""
 
     texts: str
     bits: str
 
 
-def ask_canaries(engine: Engine, canaries: Canaries) -> CanaryAnswer:
-    """Return what `engine` answers to `canaries`: equal for all workers of a strict job.
+def run_canaries(engine: Engine, canaries: Canaries) -> CanaryAnswer:
+    """Return the digests of the answers to `canaries`, which are equal for all workers of a strict job.
 
     Raises:
-        DeterminismBroken: A prompt was answered otherwise alone than among others, or with another
-            probability.
-        UsageError: The engine does not answer one of them.
+        DeterminismBroken: The answer to a prompt, or its log-probability, differs alone and in a batch.
+        UsageError: The engine fails to answer one of them.
     """
     alone: dict[int, Finished] = {}
     for prompt in canaries.prompts:
         alone |= _answer(engine, [prompt])
-    # Fillers on both sides: a place in the batch is part of what must not show.
+    # Fillers on both sides: the position in the batch must not matter either.
     half = len(canaries.fillers) // 2
     together = _answer(engine, [*canaries.fillers[:half], *canaries.prompts, *canaries.fillers[half:]])
     for prompt in canaries.prompts:
@@ -60,13 +58,13 @@ def ask_canaries(engine: Engine, canaries: Canaries) -> CanaryAnswer:
         if one.logprob != other.logprob:
             raise _refuse(
                 engine.facts,
-                "one answer two log-probabilities, so that longer ones would come out otherwise",
+                "one answer two log-probabilities, so longer answers would differ",
                 repr(one.logprob),
                 repr(other.logprob),
             )
     return CanaryAnswer(
         texts=_digest({ordinal: _describe(answer) for ordinal, answer in together.items()}),
-        bits=_digest({ordinal: _spell_logprob(answer) for ordinal, answer in together.items()}),
+        bits=_digest({ordinal: _format_logprob(answer) for ordinal, answer in together.items()}),
     )
 
 
@@ -76,15 +74,15 @@ def _answer(engine: Engine, requests: Sequence[Request]) -> dict[int, Finished]:
     answers: dict[int, Finished] = {}
     while len(answers) < len(requests):
         for outcome in engine.step():
-            answers[outcome.ordinal] = _take(outcome)
+            answers[outcome.ordinal] = _check_finished(outcome)
     return answers
 
 
-def _take(outcome: Outcome) -> Finished:
+def _check_finished(outcome: Outcome) -> Finished:
     if isinstance(outcome, Failed):
         raise UsageError(
-            f"the engine would not answer a plain prompt: {outcome.code}: {outcome.message}\n"
-            "it would not answer any other: look at the sampling and engine settings"
+            f"the engine failed to answer a plain prompt: {outcome.code}: {outcome.message}\n"
+            "it would fail on every other prompt too: check the sampling and engine settings"
         )
     return outcome
 
@@ -93,7 +91,7 @@ def _describe(answer: Finished) -> str:
     return f"{answer.response!r} ({answer.completion_tokens} tokens, {answer.finish_reason})"
 
 
-def _spell_logprob(answer: Finished) -> str:
+def _format_logprob(answer: Finished) -> str:
     return "" if answer.logprob is None else answer.logprob.hex()
 
 
@@ -102,12 +100,12 @@ def _digest(answers: Mapping[int, str]) -> str:
     return blake3(text.encode()).hexdigest(length=16)
 
 
-def _refuse(facts: EngineFacts, gave: str, alone: str, among: str) -> DeterminismBroken:
-    what = "\n".join(f"  {name}: {value}" for name, value in facts.describe().items())
+def _refuse(facts: EngineFacts, difference: str, alone: str, batched: str) -> DeterminismBroken:
+    engine = "\n".join(f"  {name}: {value}" for name, value in facts.describe().items())
     return DeterminismBroken(
-        f"the engine gave {gave}, alone and among others:\n"
-        f"  alone:  {alone}\n  among:  {among}\n"
-        f"it is\n{what}\n"
-        "strict determinism cannot be kept here; run with --determinism fast, whose samples are as good "
-        "but differ between batches"
+        f"the engine gave {difference}, alone and in a batch:\n"
+        f"  alone:  {alone}\n  batch:  {batched}\n"
+        f"the engine is\n{engine}\n"
+        "strict determinism is not possible here; use --determinism fast, whose samples are as good but "
+        "differ between batches"
     )

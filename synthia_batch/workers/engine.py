@@ -1,9 +1,4 @@
-"""What a worker expects of an engine.
-
-An engine's own settings, `engine.KEY`, read into its model of them.
-
-Where an engine is put, and with what.
-"""
+"""The contract of engines, and what they share: placement, settings, the limit of prompt length."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +11,29 @@ from synthia_batch.errors import SampleRefused, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineFacts:
-    """What an engine says of itself once it is loaded.
+class Placement:
+    """Where an engine runs and how much memory it may use.
 
-    `capacity` is the number of requests that keep it busy: its batch, and enough more that a
-    finished one is replaced without a round trip. `device` is the hardware's own name. `numerics` is
-    what else the last bits of a logit may depend on, by what a person calls it. `ends_with_process`: what
-    it holds goes with its process, so that it need not be closed before that is killed.
+    `core` is the CPU core to pin the engine's thread to, None for no pinning. `neighbours` is the number
+    of engines on the machine, itself included: they share its memory. `halvings` counts how often the
+    engine has run out of memory: each halves the batch or the KV cache. `spans_nodes`: its GPUs are on
+    several machines, each a bundle of its worker's Ray placement group.
+    """
+
+    core: int | None = None
+    neighbours: int = 1
+    halvings: int = 0
+    spans_nodes: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """Properties of a loaded engine.
+
+    `capacity` is the number of requests that keep it busy: its batch, plus enough to replace a finished
+    request without a round trip. `device` is the name of the hardware. `numerics` lists, by readable names,
+    everything else that may affect the last bits of a logit. `ends_with_process`: ending the process frees
+    all its resources, so it need not be closed first.
     """
 
     engine: str
@@ -34,7 +45,7 @@ class EngineFacts:
     ends_with_process: bool = False
 
     def describe(self) -> dict[str, str]:
-        """Return all that may decide about a token, by what a person calls it."""
+        """Return everything that may affect which token is chosen, by readable names."""
         return {"engine": f"{self.engine} {self.version}", "device": self.device, **self.numerics}
 
 
@@ -43,39 +54,38 @@ class Engine(Protocol):
 
     @property
     def facts(self) -> EngineFacts:
-        """What the engine says of itself."""
+        """The engine's properties."""
 
     @property
     def cached_prompt_tokens(self) -> int:
-        """Prompt tokens of ended requests that came from a prefix cache, since the start.
+        """Prompt tokens of ended requests that a prefix cache served, since the start.
 
-        They depend on what was asked before, so they are counted and never written with a sample.
+        They depend on previous requests, so they are only counted, never written with a sample.
         """
 
     def add(self, request: Request) -> None:
         """Queue one request.
 
         Raises:
-            SampleRefused: The engine will not take this prompt. Any other error is the engine's
-                own and ends its worker.
-            EngineOutOfMemory: The batch is too large; also from `step` and from loading.
+            SampleRefused: The engine does not accept this prompt. Any other error ends the worker.
+            EngineOutOfMemory: The batch is too large; also raised by `step` and by loading.
         """
 
     def step(self) -> Sequence[Outcome]:
         """Advance every running request and return those that ended. Blocks for one step."""
 
     def withdraw(self) -> Sequence[int]:
-        """Forget the requests that no step has begun, and return their ordinals."""
+        """Drop the requests that no step has started, and return their ordinals."""
 
     def abort(self) -> None:
-        """Drop every request that has not ended. They yield no outcome."""
+        """Drop all unfinished requests. They yield no outcome."""
 
     def close(self) -> None:
-        """Give back the device. The engine is not used afterwards."""
+        """Free the device. The engine is not used afterwards."""
 
 
 def check_prompt_length(request: Request, max_model_len: int) -> None:
-    """Return if the prompt of `request` leaves room for at least one token of an answer.
+    """Check that the prompt of `request` leaves room for at least one generated token.
 
     Raises:
         SampleRefused: It does not.
@@ -89,31 +99,16 @@ def check_prompt_length(request: Request, max_model_len: int) -> None:
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_settings(model: type[Model], settings: Mapping[str, Any], whose: str) -> Model:
-    """Return `settings` as `model` has them; `whose` they are is for a person.
+def read_settings(model: type[Model], settings: Mapping[str, Any], engine: str) -> Model:
+    """Return the settings `engine.KEY` as `model`; `engine` names the engine in messages.
 
     Raises:
-        UsageError: One is unknown or has a value that does not fit. Names every such setting and, as a
-            secret may stand in the wrong place, no value.
+        UsageError: A setting is unknown or its value invalid. The message lists every such setting but no
+            values, since a misplaced one may be a secret.
     """
     try:
         return model.model_validate(dict(settings))
     except ValidationError as exc:
         faults = "; ".join(f"engine.{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in exc.errors())
         known = ", ".join(model.model_fields)
-        raise UsageError(f"{whose} settings: {faults}; there are {known}") from None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """`core` is the CPU core to pin the engine's thread to, None to leave it free. `neighbours` is
-    the number of engines on the machine, itself included: they share its memory. `halvings` counts
-    how often the engine has run out of it: each asks for half the batch or half the KV cache.
-    `spans_nodes` says that its GPUs are on several machines, each a bundle of the Ray placement
-    group that its worker is in.
-    """
-
-    core: int | None = None
-    neighbours: int = 1
-    halvings: int = 0
-    spans_nodes: bool = False
+        raise UsageError(f"settings of {engine}: {faults}; the known settings are {known}") from None

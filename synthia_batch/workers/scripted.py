@@ -1,14 +1,7 @@
-"""Answers of a structure, for rehearsals: valid, and drawn by digits of a hash.
+"""A deterministic engine without weights, for rehearsing a job and for testing faults.
 
-Of JSON Schema the plain keywords are known, of regular expressions and grammars nothing: an engine without
-weights has no backend for them.
-
-Log-probabilities for rehearsals: made up of digits of a hash, and in the order of real ones.
-
-A deterministic engine without weights, for rehearsing a job and for testing faults.
-
-Its text is a function of the prompt's token ids and the seed alone, so a run on it can be killed,
-resumed and compared byte for byte in seconds.
+Texts, structured answers and log-probabilities are derived from a hash of the prompt's token ids and the
+seed alone, so a run can be killed, resumed and compared byte for byte in seconds.
 """
 
 import json
@@ -28,92 +21,23 @@ from synthia_batch.job.engine_settings import ScriptedOptions
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import EngineFacts, Placement, check_prompt_length, read_settings
 
-
-def write_structured(structure: Structure, subset: bytes) -> str | None:
-    """Return an answer of `structure`, or None where that takes more than is known here."""
-    drawn = iter(subset * 64)
-    if structure.kind == "choice":
-        choices: list[str] = json.loads(structure.text)
-        return choices[next(drawn) % len(choices)]
-    if structure.kind == "json_schema":
-        return json.dumps(_draw(json.loads(structure.text), drawn), ensure_ascii=False)
-    return None
-
-
-def _draw(schema: dict[str, Any], drawn: Iterator[int]) -> Any:
-    if "const" in schema:
-        return schema["const"]
-    if "enum" in schema:
-        return schema["enum"][next(drawn) % len(schema["enum"])]
-    kind = schema.get("type", "object")
-    kind = kind[0] if isinstance(kind, list) else kind
-    pick = next(drawn, 0)
-    if kind == "object":
-        properties: dict[str, Any] = schema.get("properties", {})
-        return {name: _draw(inner, drawn) for name, inner in properties.items()}
-    if kind == "array":
-        count = max(schema.get("minItems", 0), 1)
-        return [_draw(schema.get("items", {"type": "integer"}), drawn) for _ in range(count)]
-    if kind == "string":
-        text = f"text {pick}".ljust(schema.get("minLength", 0), "x")
-        return text[: schema.get("maxLength")]
-    if kind in ("integer", "number"):
-        return min(max(pick, schema.get("minimum", pick)), schema.get("maximum", pick))
-    return pick % 2 == 0 if kind == "boolean" else None
-
-
-def write_logprobs(words: Sequence[str], count: int, subset: bytes) -> Logprobs:
-    """Return those of an answer's words, each with `count` others that would have been likelier."""
-    entries: list[tuple[int, str, float]] = []
-    for place, word in enumerate(words):
-        pick = subset[place % len(subset)]
-        others = [((pick + rank) % 256, f"{word}{rank}", -(pick + rank) / 7) for rank in range(1, count + 1)]
-        entries += [(pick, word, -(pick + count + 1) / 7), *others]
-    return Logprobs(
-        width=count + 1,
-        ids=array("i", [number for number, _, _ in entries]),
-        tokens=tuple(word for _, word, _ in entries),
-        values=array("f", [value for _, _, value in entries]),
-    )
-
-
 VERSION = "1"
-"""Changes with the text that a prompt and a seed give."""
-_WORDS = tuple(
-    first + last
-    for first in (
-        "ba",
-        "ce",
-        "di",
-        "fo",
-        "gu",
-        "ha",
-        "ki",
-        "lo",
-        "mu",
-        "na",
-        "pe",
-        "ri",
-        "so",
-        "tu",
-        "va",
-        "we",
-    )
-    for last in ("l", "n", "r", "s", "m", "t", "la", "ne", "ri", "so", "mu", "ta", "lin", "nor", "ras", "tem")
-)
+"""Changes whenever the text of a prompt and a seed changes."""
+_FIRST_SYLLABLES = "ba ce di fo gu ha ki lo mu na pe ri so tu va we"
+_LAST_SYLLABLES = "l n r s m t la ne ri so mu ta lin nor ras tem"
+_WORDS = tuple(first + last for first in _FIRST_SYLLABLES.split() for last in _LAST_SYLLABLES.split())
 
 
 def parse_options(settings: Mapping[str, Any]) -> ScriptedOptions:
-    """Return the options that `settings` give.
+    """Return the scripted engine's options.
 
     Raises:
-        UsageError: A setting is unknown or has a value that does not fit, or the call log's folder
-            is not there.
+        UsageError: A setting is unknown or its value invalid, or the call log's directory does not exist.
     """
-    options = read_settings(ScriptedOptions, settings, "the scripted engine's")
+    options = read_settings(ScriptedOptions, settings, "the scripted engine")
     if options.call_log is not None and not options.call_log.parent.is_dir():
         folder = options.call_log.parent
-        raise UsageError(f"engine.call_log={options.call_log}: there is no directory {folder}; make it first")
+        raise UsageError(f"engine.call_log={options.call_log}: no directory {folder}; create it first")
     return options
 
 
@@ -136,7 +60,7 @@ class ScriptedEngine:
 
     @property
     def facts(self) -> EngineFacts:
-        """Capacity is twice the batch: an idle scripted engine would only measure its feed."""
+        """Capacity is twice the batch, so that the engine is never idle between polls."""
         return EngineFacts(
             engine="scripted",
             version=VERSION,
@@ -147,19 +71,19 @@ class ScriptedEngine:
 
     @property
     def cached_prompt_tokens(self) -> int:
-        """None: there is no cache."""
+        """Always 0: there is no cache."""
         return 0
 
     def add(self, request: Request) -> None:
-        """Queue `request`, refused where its prompt leaves no room for an answer."""
+        """Queue `request`; refuse it if its prompt leaves no room for an answer."""
         check_prompt_length(request, self._max_model_len)
         self._waiting.append(request)
 
     def step(self) -> Sequence[Outcome]:
-        """Start what there is room for, wait until the first is due, and return all that are due."""
+        """Fill the batch, wait until its first request is due, and return all that are due."""
         while self._waiting and len(self._running) < self._max_num_seqs:
             request = self._waiting.popleft()
-            self._misbehave_on(request)
+            self._inject_faults(request)
             self._running.append((time.monotonic() + self._options.latency_ms / 1000, request))
         self._check_memory()
         if not self._running:
@@ -176,13 +100,13 @@ class ScriptedEngine:
         return outcomes
 
     def withdraw(self) -> Sequence[int]:
-        """Forget what waits for a place in the batch."""
+        """Drop the requests that are not in the batch yet."""
         ordinals = [request.ordinal for request in self._waiting]
         self._waiting.clear()
         return ordinals
 
     def abort(self) -> None:
-        """Forget every request."""
+        """Drop all requests."""
         self._waiting.clear()
         self._running.clear()
 
@@ -205,19 +129,19 @@ class ScriptedEngine:
             # One write on an O_APPEND descriptor: lines of several workers never mix.
             turn = b".%d" % request.turn if request.turn else b""
             os.write(self._call_log, b"%d%b\n" % (request.ordinal, turn))
-        if self._is_to_fail(request.ordinal):
+        if self._must_fail(request.ordinal):
             return Failed(ordinal=request.ordinal, code="scripted_failure", message="failed as scripted")
         prompt = _encode_ids(request.token_ids)
-        words_wanted = self._options.max_words
-        drawn = b"%d\0" % (request.seed + self._see_batch()) + prompt + _spell_sampling(request)
-        subset = blake3(drawn).digest(length=words_wanted + 1)
+        max_words = self._options.max_words
+        key = b"%d\0" % (request.seed + self._visible_batch()) + prompt + _encode_sampling(request)
+        digest = blake3(key).digest(length=max_words + 1)
         limit = request.max_tokens or self._max_tokens
         room = min(limit, self._max_model_len - len(request.token_ids))
-        length = 1 + subset[-1] % words_wanted
+        length = 1 + digest[-1] % max_words
         structure = request.structure or self._structure
-        structured = write_structured(structure, subset) if structure is not None else None
+        structured = write_structured(structure, digest) if structure is not None else None
         if structured is None:
-            words = [_WORDS[pick] for pick in subset[: min(length, room)]]
+            words = [_WORDS[byte] for byte in digest[: min(length, room)]]
         else:
             length, words = len(structured.split(" ")), structured.split(" ")[:room]
         return Finished(
@@ -228,26 +152,26 @@ class ScriptedEngine:
             prompt_tokens=len(request.token_ids),
             completion_tokens=len(words),
             turn=request.turn,
-            logprobs=None if self._logprobs is None else write_logprobs(words, self._logprobs, subset),
+            logprobs=None if self._logprobs is None else write_logprobs(words, self._logprobs, digest),
         )
 
-    def _see_batch(self) -> int:
-        """Return what of the batch shows in a text: nothing in an engine that is as it should be."""
+    def _visible_batch(self) -> int:
+        """Return the batch size that changes texts; 0 if the engine is batch invariant."""
         limit = self._options.shows_batch_above
         return self._batch if limit is not None and self._batch > limit else 0
 
-    def _is_to_fail(self, ordinal: int) -> bool:
-        every, mended = self._options.fail_every, self._options.fail_while_missing
-        if every is None or ordinal < 0 or ordinal % every:  # canaries, below 0, never fail
+    def _must_fail(self, ordinal: int) -> bool:
+        every, fixed = self._options.fail_every, self._options.fail_while_missing
+        if every is None or ordinal < 0 or ordinal % every:  # Canaries, below 0, never fail.
             return False
-        return mended is None or not mended.exists()
+        return fixed is None or not fixed.exists()
 
     def _check_memory(self) -> None:
         limit = self._options.oom_above
         if limit is not None and len(self._running) > limit:
-            raise EngineOutOfMemory(f"{len(self._running)} requests run, there is memory for {limit}")
+            raise EngineOutOfMemory(f"{len(self._running)} requests are running, memory holds {limit}")
 
-    def _misbehave_on(self, request: Request) -> None:
+    def _inject_faults(self, request: Request) -> None:
         if self._options.crash_on is None and self._options.hang_on is None:
             return
         prompt = _encode_ids(request.token_ids)
@@ -258,17 +182,67 @@ class ScriptedEngine:
 
 
 def _encode_ids(token_ids: Sequence[int]) -> bytes:
-    """Return the ids as bytes: themselves where they are UTF-8 bytes, decimal text otherwise."""
+    """Return UTF-8 bytes as they are, other token ids as decimal text."""
     return token_ids if isinstance(token_ids, bytes) else b" ".join(b"%d" % token for token in token_ids)
 
 
-def _spell_sampling(request: Request) -> bytes:
-    """Return what of a row's own sampling shows in its text; nothing where it says nothing."""
-    said = request.sampling
-    return f"\0{sorted(said.items())}".encode() if said else b""
+def _encode_sampling(request: Request) -> bytes:
+    """Return the row's own sampling as bytes; empty if it has none."""
+    return f"\0{sorted(request.sampling.items())}".encode() if request.sampling else b""
 
 
 def _open_call_log(path: Path | None) -> int | None:
     if path is None:
         return None
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+
+def write_structured(structure: Structure, digest: bytes) -> str | None:
+    """Return a valid answer for `structure`, chosen by the bytes of `digest`.
+
+    None for regular expressions and grammars, which need a backend. JSON Schema: basic keywords only.
+    """
+    drawn = iter(digest * 64)
+    if structure.kind == "choice":
+        choices: list[str] = json.loads(structure.text)
+        return choices[next(drawn) % len(choices)]
+    if structure.kind == "json_schema":
+        return json.dumps(_draw(json.loads(structure.text), drawn), ensure_ascii=False)
+    return None
+
+
+def _draw(schema: dict[str, Any], drawn: Iterator[int]) -> Any:
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return schema["enum"][next(drawn) % len(schema["enum"])]
+    kind = schema.get("type", "object")
+    kind = kind[0] if isinstance(kind, list) else kind
+    byte = next(drawn, 0)
+    if kind == "object":
+        properties: dict[str, Any] = schema.get("properties", {})
+        return {name: _draw(inner, drawn) for name, inner in properties.items()}
+    if kind == "array":
+        count = max(schema.get("minItems", 0), 1)
+        return [_draw(schema.get("items", {"type": "integer"}), drawn) for _ in range(count)]
+    if kind == "string":
+        text = f"text {byte}".ljust(schema.get("minLength", 0), "x")
+        return text[: schema.get("maxLength")]
+    if kind in ("integer", "number"):
+        return min(max(byte, schema.get("minimum", byte)), schema.get("maximum", byte))
+    return byte % 2 == 0 if kind == "boolean" else None
+
+
+def write_logprobs(words: Sequence[str], count: int, digest: bytes) -> Logprobs:
+    """Return made-up log-probabilities of `words`, each with `count` likelier alternatives in order."""
+    entries: list[tuple[int, str, float]] = []
+    for position, word in enumerate(words):
+        byte = digest[position % len(digest)]
+        others = [((byte + rank) % 256, f"{word}{rank}", -(byte + rank) / 7) for rank in range(1, count + 1)]
+        entries += [(byte, word, -(byte + count + 1) / 7), *others]
+    return Logprobs(
+        width=count + 1,
+        ids=array("i", [number for number, _, _ in entries]),
+        tokens=tuple(word for _, word, _ in entries),
+        values=array("f", [value for _, _, value in entries]),
+    )

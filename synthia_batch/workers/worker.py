@@ -1,7 +1,7 @@
-"""One engine and its feed loop. Knows neither Ray nor files.
+"""One engine and its loop, without Ray or files.
 
-The loop runs in a thread of its own and never waits for a caller: `feed` and `collect` only touch
-queues, so an engine step is followed at once by the next.
+The loop runs in its own thread and never waits for a caller: `feed` and `collect` only touch queues, so
+each engine step follows the previous one immediately.
 """
 
 import threading
@@ -18,13 +18,13 @@ from synthia_batch.workers.engine import Engine
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """What a worker has to say since it was last asked.
+    """Results and state of a worker since the previous `collect`.
 
-    `steps` counts the engine's steps since its start: a watchdog sees progress in it. `error` is
-    the traceback that ended the loop, if one did; its unfinished requests are lost. `is_out_of_memory`
-    says that a smaller batch may not have ended it. `busy_seconds` is how long the engine has had
-    requests, `cached_prompt_tokens` what its prefix cache has served, both since its start.
-    `returned` are the requests that were recalled in time: this worker will not make them.
+    `steps` counts the engine's steps since its start; the watchdog uses it to detect progress. `error` is
+    the traceback that ended the loop, if any; unfinished requests are then lost. `is_out_of_memory`: a
+    smaller batch might have survived. `busy_seconds` is how long the engine has had requests,
+    `cached_prompt_tokens` how many its prefix cache served, both since its start. `returned` are the
+    ordinals of recalled requests, which this worker will not run.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -38,7 +38,7 @@ class Delivery:
 
 
 class Worker:
-    """Feeds one engine and hands on what ends, as it ends."""
+    """Runs one engine and delivers outcomes as they arrive."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
@@ -71,7 +71,7 @@ class Worker:
             self._changed.notify_all()
 
     def collect(self, wait_seconds: float) -> Delivery:
-        """Return what ended since the last call, waiting up to `wait_seconds` where nothing has."""
+        """Return what ended since the last call, waiting up to `wait_seconds` if nothing has."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._outbox or self._returned or self._error is not None, timeout=wait_seconds
@@ -90,19 +90,19 @@ class Worker:
             )
 
     def recall(self) -> None:
-        """Give back every request that the engine has not begun."""
+        """Return every request that the engine has not started; `collect` lists them."""
         with self._changed:
             self._recalling = True
             self._changed.notify_all()
 
     def abort(self) -> None:
-        """Drop every request that has not ended; they yield no outcome."""
+        """Drop all unfinished requests; they yield no outcome."""
         with self._changed:
             self._aborting = True
             self._changed.notify_all()
 
     def stop(self, wait_seconds: float) -> None:
-        """End the loop and give back the device, waiting up to `wait_seconds` for the current step."""
+        """End the loop and free the device, waiting up to `wait_seconds` for the current step."""
         with self._changed:
             self._aborting = self._stopping = True
             self._changed.notify_all()
@@ -110,24 +110,24 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            while self._take_in():
-                self._hand_out(self._engine.step(), steps=1)
+            while self._admit():
+                self._deliver(self._engine.step(), steps=1)
             self._engine.close()
-        except BaseException as exc:  # The loop's end must reach the pool, whatever ended it.
+        except BaseException as exc:  # Whatever ended the loop, the pool must learn of it.
             with self._changed:
                 self._error = traceback.format_exc()
                 self._is_out_of_memory = isinstance(exc, EngineOutOfMemory)
-                self._rest()
+                self._mark_idle()
                 self._changed.notify_all()
 
-    def _take_in(self) -> bool:
-        """Move the inbox into the engine, waiting while there is nothing to do; False ends the loop."""
+    def _admit(self) -> bool:
+        """Move the inbox into the engine, waiting while idle; False ends the loop."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._unfinished or self._recalling or self._aborting or self._stopping
             )
             if self._recalling:
-                self._give_back()
+                self._return_waiting()
             requests = tuple(self._inbox)
             self._inbox.clear()
             if self._aborting:
@@ -135,24 +135,24 @@ class Worker:
                 self._unfinished = 0
                 self._aborting = False
                 requests = ()
-                self._rest()
+                self._mark_idle()
             if self._stopping:
                 return False
             if self._unfinished and self._busy_since is None:
                 self._busy_since = self._clock()
         refused = [failed for request in requests if (failed := self._add(request)) is not None]
         if refused:
-            self._hand_out(refused, steps=0)
+            self._deliver(refused, steps=0)
         return True
 
-    def _give_back(self) -> None:
+    def _return_waiting(self) -> None:
         self._recalling = False
         ordinals = [*self._engine.withdraw(), *(request.ordinal for request in self._inbox)]
         self._inbox.clear()
         self._unfinished -= len(ordinals)
         self._returned.extend(ordinals)
         if not self._unfinished:
-            self._rest()
+            self._mark_idle()
         self._changed.notify_all()
 
     def _add(self, request: Request) -> Failed | None:
@@ -162,7 +162,7 @@ class Worker:
             return Failed(ordinal=request.ordinal, code=refused.code, message=str(refused))
         return None
 
-    def _hand_out(self, outcomes: Sequence[Outcome], steps: int) -> None:
+    def _deliver(self, outcomes: Sequence[Outcome], steps: int) -> None:
         with self._changed:
             self._steps += steps
             self._cached_prompt_tokens = self._engine.cached_prompt_tokens
@@ -170,14 +170,13 @@ class Worker:
                 self._outbox.extend(outcomes)
                 self._unfinished -= len(outcomes)
                 if not self._unfinished:
-                    self._rest()
+                    self._mark_idle()
                 self._changed.notify_all()
 
-    def _rest(self) -> None:
-        """Take note that the engine has nothing to do."""
+    def _mark_idle(self) -> None:
         self._busy_seconds += self._count_busy()
         self._busy_since = None
 
     def _count_busy(self) -> float:
-        """Return how long the engine has had something to do, if it has."""
+        """Return the seconds since the engine became busy; 0 if it is idle."""
         return 0.0 if self._busy_since is None else self._clock() - self._busy_since

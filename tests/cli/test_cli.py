@@ -322,7 +322,7 @@ def test_when_every_sample_fails_there_is_no_empty_data_file_and_no_success(
         (("q.jsonl", "--prompt-column", "qustion"), "question"),
         (("q.jsonl", "--set", "sampling.temprature=1"), "Did you mean 'temperature'?"),
         (("q.jsonl", "--set", "engine.latency=1"), "latency_ms"),
-        (("q.jsonl", "--set", "engine.call_log=no/such/log"), "there is no directory no/such"),
+        (("q.jsonl", "--set", "engine.call_log=no/such/log"), "no directory no/such"),
         (("q.jsonl", "--temperature", "-1"), "sampling.temperature (flag)"),
         (("q.jsonl", "--system", "synthia", "--system", "synthia"), "name each system message once"),
         (("q.jsonl", "--system", "none", "--system-column", "question"), "name one of the two"),

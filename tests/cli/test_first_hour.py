@@ -227,11 +227,10 @@ SLIPS = [
     Slip(
         "no Ray at the address",
         ("run", "q.jsonl", "--engine", "scripted", "--ray-address", "127.0.0.1:1"),
-        "error: no Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused. Is the cluster up (`ray "
-        "status --address 127.0.0.1:1`), and is this the port of its head (6379 unless `ray start --port` "
-        "said "
-        "otherwise, not the dashboard's 8265 nor Ray Client's 10001)? Without --ray-address and RAY_ADDRESS "
-        "the job starts a Ray of its own\n",
+        "error: no Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused. Check that the cluster is up "
+        "(`ray status --address 127.0.0.1:1`) and that this is the port of its head (6379 unless `ray start "
+        "--port` set another; not the dashboard's 8265 or Ray Client's 10001). Without --ray-address and "
+        "RAY_ADDRESS the job starts its own Ray\n",
         code=69,
     ),
     Slip(

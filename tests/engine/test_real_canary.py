@@ -11,7 +11,7 @@ import dataclasses
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from synthia_batch.workers.canary import ask_canaries
+from synthia_batch.workers.canary import run_canaries
 from synthia_batch.runner.directory.canary_record import make_canaries
 from synthia_batch.workers import load_engine
 from synthia_batch.workers.environment import prepare_environment
@@ -23,16 +23,16 @@ model = dataclasses.replace(SPEC.model, path=Path(sys.argv[2]))
 spec = dataclasses.replace(SPEC, model=model, max_model_len=512)
 if sys.argv[1] == "as vLLM has it":
     prepare_environment(spec, Placement())  # vLLM is imported here, not by load_engine
-    from synthia_batch.workers import vllm_engine
+    from synthia_batch.workers.vllm import engine as vllm_engine
 
     vllm_engine.make_gemms_batch_invariant = lambda: None
 engine = load_engine(spec, Placement())
 canaries = make_canaries(SimpleNamespace(encode=lambda text: list(range(1000, 1300))), 512)
 try:
-    ask_canaries(engine, canaries)
+    run_canaries(engine, canaries)
     print("passed")
 except DeterminismBroken as exc:
-    print("refused", "alone and among others" in str(exc))
+    print("refused", "alone and in a batch" in str(exc))
 """
 
 

@@ -76,7 +76,7 @@ SIZES_PROBE = """
 import torch
 import vllm._custom_ops as ops
 import vllm.platforms
-from synthia_batch.workers import vllm_batch_invariance
+from synthia_batch.workers.vllm import batch_invariance as vllm_batch_invariance
 
 SIZES = (48, 160, 256)
 INPUTS, OUTPUTS = 64, 96
@@ -91,8 +91,8 @@ def multiply_seen(handler, out, x, bias):
 
 
 vllm_batch_invariance._multiply = multiply_seen
-vllm_batch_invariance.find_alike = lambda *shape: SIZES
-products = vllm_batch_invariance.AlikeProducts()
+vllm_batch_invariance.find_invariant_rows = lambda *shape: SIZES
+products = vllm_batch_invariance.InvariantProducts()
 weight, bias, x = torch.randn(OUTPUTS, INPUTS), torch.randn(OUTPUTS), torch.randn(1000, INPUTS)
 handler = ops.create_onednn_mm(weight.t(), 8)
 for rows in (1, 47, 48, 49, 160, 161, 255, 256, 257, 300, 512, 600, 1000):
@@ -130,11 +130,11 @@ ALIKE_PROBE = """
 import torch
 import vllm._custom_ops as ops
 import vllm.platforms
-from synthia_batch.workers.vllm.batch_invariance import AMX_ROWS, find_alike
+from synthia_batch.workers.vllm.batch_invariance import AMX_ROWS, find_invariant_rows
 
 if torch.cpu._is_amx_tile_supported():
     inputs, outputs = 576, 960
-    alike = find_alike(outputs, inputs, torch.bfloat16)
+    alike = find_invariant_rows(outputs, inputs, torch.bfloat16)
     # The same products, of ordinary numbers this time.
     torch.manual_seed(0)
     weight, x = torch.randn(outputs, inputs).bfloat16(), torch.randn(AMX_ROWS[-1], inputs).bfloat16()

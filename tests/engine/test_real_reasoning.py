@@ -84,7 +84,7 @@ def test_a_parser_of_another_model_is_refused_before_weights_are_loaded(
     assert (
         "--reasoning-parser: DeepSeekR1ReasoningParser reasoning parser could not locate think" in done.stderr
     )
-    assert "it is for another model; name this one's, or leave it out" in done.stderr
+    assert "it is for a different model; use this model's parser, or leave it out" in done.stderr
 
 
 def test_tools_of_a_row_are_in_the_prompt_that_the_model_reads(synthia: Command, tmp_path: Path) -> None:

@@ -208,5 +208,5 @@ def test_a_grammar_that_cannot_be_compiled_is_refused_before_weights_are_loaded(
     done = synthia("run", source, *SMALL, "--grammar", "bad.gbnf", "-o", "out", timeout=300)
     assert done.returncode == 2, done.stderr
     assert "structured: the backend xgrammar cannot compile it: EBNF lexer error at line 1" in done.stderr
-    assert "name another backend" in done.stderr
+    assert "use another backend" in done.stderr
     assert not list((tmp_path / "out").glob("data/*"))

@@ -135,14 +135,14 @@ ASKED_PROBE = """
 from types import SimpleNamespace
 import torch
 import vllm._custom_ops  # as an engine has it
-from synthia_batch.workers.vllm.sampler import can_draw_among_few
+from synthia_batch.workers.vllm.sampler import can_draw_from_top
 
 k, p = torch.tensor([50]), torch.tensor([0.9])
 
 
 def ask(mode="raw_logprobs", is_fp64=False, rows=1, vocabulary=49152, k=k, p=p):
     sampler = SimpleNamespace(logprobs_mode=mode, use_fp64_gumbel=is_fp64)
-    return can_draw_among_few(sampler, torch.zeros(rows, vocabulary), k, p)
+    return can_draw_from_top(sampler, torch.zeros(rows, vocabulary), k, p)
 
 
 print(ask(), ask(mode="raw_logits"), ask(k=None), ask(p=None))
@@ -169,19 +169,19 @@ model = dataclasses.replace(SPEC.model, path=Path(sys.argv[1]))
 spec = dataclasses.replace(SPEC, model=model, sampling=sampling, max_model_len=512)
 engine = load_engine(spec, Placement())
 
-from synthia_batch.workers import vllm_draw
+from synthia_batch.workers.vllm import sampler as vllm_draw
 
-can_draw_among_few = vllm_draw.can_draw_among_few
+can_draw_from_top = vllm_draw.can_draw_from_top
 
 
 def make(is_allowed):
     answers = []
 
     def can_draw(*given):
-        answers.append(is_allowed and can_draw_among_few(*given))
+        answers.append(is_allowed and can_draw_from_top(*given))
         return answers[-1]
 
-    vllm_draw.can_draw_among_few = can_draw
+    vllm_draw.can_draw_from_top = can_draw
     for n in range(6):
         engine.add(Request(ordinal=n, token_ids=range(1000 + n, 1040 + n), seed=n, max_tokens=24))
     texts = {}

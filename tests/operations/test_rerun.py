@@ -75,7 +75,7 @@ def test_the_canary_catches_what_shows_in_small_batches(synthia: Command, tmp_pa
     broken = ("--set", "engine.shows_batch_above=1")
     done = synthia("run", source, *SCRIPTED, *broken, "-o", "out")
     assert done.returncode == 4, done.stderr
-    assert "one prompt two answers, alone and among others" in done.stderr
+    assert "one prompt two answers, alone and in a batch" in done.stderr
     assert "engine: scripted" in done.stderr
     assert "--determinism fast" in done.stderr
     assert not list((tmp_path / "out").glob("data/*"))

@@ -16,8 +16,8 @@ from synthia_batch.workers.pools.base import (
     PoolEvent,
     SamplesEnded,
     SamplesReturned,
-    Staffing,
     WorkerReady,
+    WorkerSpec,
     WorkerStepped,
 )
 
@@ -40,8 +40,10 @@ def test_a_recalled_sample_is_given_back_and_not_made(tmp_path: Path, kind: str)
         "engine": {"kind": "scripted", "latency_ms": 4000, "max_num_seqs": 2},
     }
     job = resolve_job([Layer(origin="argument", values=values)])
-    staffing = Staffing(engine=job.engine, canaries=None, log_path=lambda index: tmp_path / f"{index}.log")
-    pool = open_pool(job.pool, staffing)
+    worker_spec = WorkerSpec(
+        engine=job.engine, canaries=None, log_path=lambda index: tmp_path / f"{index}.log"
+    )
+    pool = open_pool(job.pool, worker_spec)
     pool.start()
     try:
         poll_until(pool, lambda events: any(isinstance(event, WorkerReady) for event in events))

@@ -49,7 +49,7 @@ def test_a_slip_ends_before_anything_loads_and_the_parser_is_identity(
     assert "vLLM has no parser 'qwen33'; did you mean qwen3?" in slip.stderr
     alone = synthia(*job, "--set", "sampling.thinking_token_budget=9")
     assert alone.returncode == 2
-    assert "say --reasoning-parser NAME as well" in alone.stderr
+    assert "add --reasoning-parser NAME" in alone.stderr
     plans = [
         json.loads(synthia(*job, *flags).stdout)["fingerprint"]
         for flags in ((), ("--reasoning-parser", "qwen3"), ("--set", "engine.reasoning_parser=qwen3"))

@@ -26,10 +26,10 @@ from synthia_batch.workers.engine import EngineFacts
 from synthia_batch.workers.pools.base import (
     PoolEvent,
     SamplesEnded,
-    Staffing,
     WorkerAdded,
     WorkerLost,
     WorkerReady,
+    WorkerSpec,
 )
 from synthia_batch.workers.pools.local import LocalPool
 from synthia_batch.workers.pools.startup import GRACE_SECONDS, PoolStarter, StartedPool
@@ -199,9 +199,9 @@ def test_a_local_pool_may_be_stopped_while_a_worker_is_being_started(
 ) -> None:
     """A disk that fails while engines load ends the run at any moment of their start."""
     engine = dataclasses.replace(SPEC, kind="scripted")
-    staffing = Staffing(engine=engine, canaries=(), log_path=lambda worker: tmp_path / "log")
+    worker_spec = WorkerSpec(engine=engine, canaries=(), log_path=lambda worker: tmp_path / "log")
     spec = PoolSpec(kind="local", workers=1, ray_address=None, watchdog_seconds=9, load_timeout_seconds=9)
-    pool, start, is_stopped = LocalPool(spec, staffing), Worker.start, threading.Event()
+    pool, start, is_stopped = LocalPool(spec, worker_spec), Worker.start, threading.Event()
 
     def stop_then_start(worker: Worker) -> None:
         pool.stop()
@@ -233,9 +233,9 @@ class ClosableEngine:
 
 def open_local_pool(directory: Path) -> LocalPool:
     engine = dataclasses.replace(SPEC, kind="scripted")
-    staffing = Staffing(engine=engine, canaries=None, log_path=lambda worker: directory / "log")
+    worker_spec = WorkerSpec(engine=engine, canaries=None, log_path=lambda worker: directory / "log")
     spec = PoolSpec(kind="local", workers=1, ray_address=None, watchdog_seconds=9, load_timeout_seconds=9)
-    return LocalPool(spec, staffing)
+    return LocalPool(spec, worker_spec)
 
 
 def test_a_local_pool_closes_its_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from synthia_batch.workers.vllm.admission import (
     CPU_FIRST_STEPS,
     CPU_PREFILL_TOKENS,
     CPU_SHORT_SEQS,
-    KvRoom,
+    KvBudget,
     StepBudget,
 )
 
@@ -81,12 +81,12 @@ def test_no_batch_is_larger_than_the_engine_takes(seqs: int) -> None:
 
 
 def test_room_is_counted_in_whole_blocks_and_given_back() -> None:
-    room = KvRoom(blocks=4, block_size=16)
-    assert room.holds(64)
-    assert not room.holds(65)
-    assert room.take(17)
-    assert room.take(32)
-    assert not room.take(1), "two blocks each are taken"
-    room.give_back(17)
-    assert room.take(32)
-    assert not room.take(1)
+    budget = KvBudget(blocks=4, block_size=16)
+    assert budget.can_hold(64)
+    assert not budget.can_hold(65)
+    assert budget.reserve(17)
+    assert budget.reserve(32)
+    assert not budget.reserve(1), "two blocks each are taken"
+    budget.release(17)
+    assert budget.reserve(32)
+    assert not budget.reserve(1)

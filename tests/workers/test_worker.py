@@ -9,7 +9,7 @@ import pytest
 
 from synthia_batch.core.types import Failed, Finished, Outcome, Request
 from synthia_batch.errors import DeterminismBroken, SampleRefused, UsageError
-from synthia_batch.workers.canary import Canaries, ask_canaries
+from synthia_batch.workers.canary import Canaries, run_canaries
 from synthia_batch.workers.engine import EngineFacts
 from synthia_batch.workers.worker import Delivery, Worker
 
@@ -191,16 +191,16 @@ def test_an_engine_that_answers_no_canary_is_refused() -> None:
             ]
 
     with pytest.raises(UsageError, match="refused_by_engine: no"):
-        ask_canaries(Refusing(), CANARIES)
+        run_canaries(Refusing(), CANARIES)
 
 
 def test_canaries_pass_where_the_batch_does_not_show() -> None:
-    assert ask_canaries(EchoEngine(), CANARIES) == ask_canaries(EchoEngine(), CANARIES)
+    assert run_canaries(EchoEngine(), CANARIES) == run_canaries(EchoEngine(), CANARIES)
 
 
 def test_canaries_catch_an_engine_whose_answers_depend_on_the_batch() -> None:
     with pytest.raises(DeterminismBroken, match=r"(?s)among 1.*among 5.*engine: echo 1.*device: none"):
-        ask_canaries(EchoEngine(tells_batch=True), CANARIES)
+        run_canaries(EchoEngine(tells_batch=True), CANARIES)
 
 
 def test_canaries_see_a_last_bit_before_a_token_differs() -> None:
@@ -214,7 +214,7 @@ def test_canaries_see_a_last_bit_before_a_token_differs() -> None:
             ]
 
     with pytest.raises(DeterminismBroken, match=r"(?s)two log-probabilities.*-1\.5\n.*-1\.5000000000000002"):
-        ask_canaries(Rounding(), CANARIES)
+        run_canaries(Rounding(), CANARIES)
 
 
 def test_every_prompt_is_asked_alone() -> None:
@@ -226,5 +226,5 @@ def test_every_prompt_is_asked_alone() -> None:
             return super().step()
 
     engine = Counting()
-    ask_canaries(engine, CANARIES)
+    run_canaries(engine, CANARIES)
     assert engine.batches == [1, 1, 5]

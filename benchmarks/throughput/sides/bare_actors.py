@@ -109,11 +109,11 @@ class BareEngine:
         from vllm.sampling_params import RequestOutputKind
 
         from synthia_batch.workers.vllm.batch_invariance import make_gemms_batch_invariant
-        from synthia_batch.workers.vllm.sampler import draw_among_few
+        from synthia_batch.workers.vllm.sampler import patch_sampler
 
         if spec.device == "cpu" and determinism == "strict":
             make_gemms_batch_invariant()
-            draw_among_few()
+            patch_sampler()
         engine: Any = LLM(**engine_arguments(spec, placement)).llm_engine
         ready = time.time()
         mine = range(number, len(workload.prompts), workload.workers)

@@ -40,7 +40,7 @@ def make_canaries(renderer: Renderer, max_model_len: int) -> Canaries:
             token_ids=_encode(renderer, n, min(length, room)),
             seed=n,
             max_tokens=CANARY_TOKENS if n <= len(PROMPT_TOKENS) else 1 + n % CANARY_TOKENS,
-            tells_logprob=True,
+            wants_logprob=True,
         )
         for n, length in enumerate(lengths, start=1)
     ]

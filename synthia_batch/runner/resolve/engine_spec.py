@@ -101,7 +101,7 @@ def _check_vllm(merged: Merged, found: FoundModel) -> None:
             check_settings({**plugin, name: value}, device, job.determinism)
     check_sampling(job.sampling, found.facts.vocabulary if found.facts else None)
     check_budget(settings, job.sampling)
-    check_structures(settings, job.sampling, is_asked=job.structured.kind is not None)
+    check_structures(settings, job.sampling, is_required=job.structured.kind is not None)
 
 
 def _specify_local(merged: Merged, found: FoundModel, prompt: PromptSpec, length: int) -> EngineSpec:
@@ -143,7 +143,7 @@ def _specify_endpoint(merged: Merged, found: FoundModel, prompt: PromptSpec) -> 
     structure = read_structure(merged)
     openai_settings.check_structure(structure, settings)
     key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
-    non_defaults = openai_settings.list_telling(settings, api)
+    non_defaults = openai_settings.list_non_defaults(settings, api)
     return EngineSpec(
         kind="openai",
         model=found.ref,

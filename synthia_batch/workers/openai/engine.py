@@ -1,11 +1,10 @@
-"""An endpoint: any server that speaks OpenAI's API, asked through the official client.
+"""The endpoint engine: any server with OpenAI's API, called through the official client.
 
-The server has the batch, the cache and the weights; this module adds what a batch run needs of it: so many
-requests in flight, patience with a server that is busy or away, and one outcome per request.
+The server has the batch, the cache and the weights. This module adds what a batch run needs: a fixed number
+of requests in flight, waiting for a server that is busy or unreachable, and one outcome per request.
 
-A request that a server cannot take ends as the row's own failure. One that it fails at is tried again; it
-is given up only once the server has answered a small question of ours meanwhile: otherwise the server is
-at fault, and that is waited out.
+A request that the server refuses fails its row. One that causes a server error is retried, and fails only
+after the server has answered a small probe request: otherwise the server is at fault, and the engine waits.
 """
 
 import asyncio
@@ -26,15 +25,15 @@ from synthia_batch.workers.openai.retry import Patience, count_pauses
 from synthia_batch.workers.openai.settings import parse_settings
 
 STEP_SECONDS = 0.2
-"""A step waits no longer: new requests, a drain and the watchdog come between two of them."""
+"""Longest wait of a step, so that new requests, a drain and the watchdog are handled in between."""
 TRIES = 4
-"""Of a request that the server fails at, before the server is asked whether it can do anything at all."""
+"""Tries of a request that causes a server error, before the server is probed."""
 CONNECT_SECONDS = 10.0
-QUESTION_TOKENS = 16
-"""Of the small question: the least that OpenAI's reasoning models take."""
+PROBE_TOKENS = 16
+"""Answer limit of the probe request: the minimum of OpenAI's reasoning models."""
 NO_KEY = "none"
-"""What is sent where no key was said: a client cannot send nothing."""
-_QUESTION = "Say OK."
+"""Sent if no key is set: the client requires one."""
+_PROBE = "Say OK."
 Result = TypeVar("Result")
 
 
@@ -48,7 +47,7 @@ class OpenAIEngine:
         self._client = openai.AsyncOpenAI(
             base_url=self._settings.base_url,
             api_key=self._key,
-            max_retries=0,  # Its own would know nothing of the others in flight.
+            max_retries=0,  # The client's own retries ignore other requests in flight.
             timeout=httpx2.Timeout(self._settings.timeout_seconds, connect=CONNECT_SECONDS),
             http_client=openai.DefaultAsyncHttpxClient(
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None)
@@ -61,14 +60,14 @@ class OpenAIEngine:
         self._cached_prompt_tokens = 0
         self._loop = asyncio.new_event_loop()
         try:
-            self._model = self._loop.run_until_complete(self._greet())
+            self._model = self._loop.run_until_complete(self._connect())
         except BaseException:
             self.close()
             raise
 
     @property
     def facts(self) -> EngineFacts:
-        """What the server says of its model stands for the version. A tenth more than what is in flight."""
+        """The version is the server's description of its model. Capacity is a tenth above the concurrency."""
         concurrency = self._settings.concurrency
         return EngineFacts(
             engine="openai",
@@ -80,19 +79,19 @@ class OpenAIEngine:
 
     @property
     def cached_prompt_tokens(self) -> int:
-        """What the server says that its prefix cache served."""
+        """Prompt tokens that the server's prefix cache served, as far as it reports them."""
         return self._cached_prompt_tokens
 
     def add(self, request: Request) -> None:
-        """Queue `request`. Only the server knows how long its prompt is."""
+        """Queue `request`. Only the server knows the length of its prompt."""
         self._waiting.append(request)
 
     def step(self) -> Sequence[Outcome]:
-        """Send what may be in flight, wait a moment for answers, and return those that came.
+        """Send requests up to the concurrency, wait briefly, and return the answers that arrived.
 
         Raises:
-            PoolFailed: The server has been away for longer than it may.
-            UsageError: It does not let us in any more, or has not the model any more.
+            PoolFailed: The server has been unreachable or busy for too long.
+            UsageError: It no longer accepts the key, or no longer has the model.
         """
         if self._error is not None:
             self.close()
@@ -100,18 +99,18 @@ class OpenAIEngine:
         return self._loop.run_until_complete(self._advance())
 
     def withdraw(self) -> Sequence[int]:
-        """Forget what was not sent yet."""
+        """Drop the requests that are not sent yet."""
         ordinals = [request.ordinal for request in self._waiting]
         self._waiting.clear()
         return ordinals
 
     def abort(self) -> None:
-        """Forget every request; those in flight are hung up on."""
+        """Drop all requests, closing those in flight."""
         self._waiting.clear()
         self._loop.run_until_complete(self._cancel())
 
     def close(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         self.abort()
         self._loop.run_until_complete(self._client.close())
         self._loop.close()
@@ -125,7 +124,7 @@ class OpenAIEngine:
     async def _advance(self) -> list[Outcome]:
         while self._waiting and len(self._running) < self._settings.concurrency:
             request = self._waiting.popleft()
-            self._running[asyncio.create_task(self._make(request))] = request
+            self._running[asyncio.create_task(self._generate(request))] = request
         if not self._running:
             return []
         done, _ = await asyncio.wait(self._running, timeout=STEP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -135,17 +134,17 @@ class OpenAIEngine:
             error = task.exception()
             if error is None:
                 outcomes.append(task.result())
-            else:  # The next step ends the worker: what was answered is handed on first.
+            else:  # The next step raises it, after these answers are delivered.
                 self._error = error
         return outcomes
 
-    async def _make(self, request: Request) -> Outcome:
-        """Return what the server makes of `request`, as often as it has to be asked."""
+    async def _generate(self, request: Request) -> Outcome:
+        """Return the outcome of `request`, sent as often as necessary."""
         tries = 0
         for pause in count_pauses():
             await self._server.wait_for_turn()
             try:
-                outcome = await self._ask(request)
+                outcome = await self._send(request)
             except SampleRefused as refused:
                 self._server.note_answer()
                 return Failed(ordinal=request.ordinal, code=refused.code, message=str(refused))
@@ -153,7 +152,7 @@ class OpenAIEngine:
                 await self._server.wait_out(away, pause)
             except RequestFailed as failed:
                 tries += 1
-                if tries >= TRIES and await self._can_do_anything():
+                if tries >= TRIES and await self._is_working():
                     message = f"the server failed at it {TRIES} times: {failed}"
                     return Failed(ordinal=request.ordinal, code="engine_error", message=message)
                 await self._server.wait_out(failed, pause)
@@ -162,7 +161,7 @@ class OpenAIEngine:
                 return outcome
         raise RuntimeError("unreachable: the pauses have no end")
 
-    async def _ask(self, request: Request) -> Outcome:
+    async def _send(self, request: Request) -> Outcome:
         body = build_body(self._spec, self._settings, request)
         resource = "chat/completions" if self._settings.api == "chat" else "completions"
         with api_errors(self._settings.base_url, self._key):
@@ -171,35 +170,31 @@ class OpenAIEngine:
         self._cached_prompt_tokens += cached_tokens
         return outcome
 
-    async def _greet(self) -> ServedModel:
-        """Return what the server says of the model, once it has answered a small question with it.
+    async def _connect(self) -> ServedModel:
+        """Return the server's description of the model, once it has answered a probe request.
 
-        A server that loads is waited for; one that is not there at all is not, nobody began to wait.
-
-        Raises:
-            PoolFailed: Nobody is there, or it has been busy for too long.
-            UsageError: It does not let us in, has not the model, or will not have the job's sampling.
+        Waits for a server that is still loading, but not for one that is unreachable.
         """
-        model = await self._insist(self._find_model)
+        model = await self._retry(self._find_model)
         try:
-            await self._insist(self._ask_question)
+            await self._retry(self._send_probe)
         except SampleRefused as refused:
             raise UsageError(
-                f"{self._settings.base_url} will not answer {_QUESTION!r} as this job asks: {refused}\n"
-                "it would not answer anything else: look at the sampling, engine.extra_body and "
+                f"{self._settings.base_url} refuses {_PROBE!r} with this job's settings: {refused}\n"
+                "it would refuse every other prompt too: check the sampling, engine.extra_body and "
                 "engine.max_tokens_field"
             ) from None
         return model
 
-    async def _insist(self, ask: Callable[[], Awaitable[Result]]) -> Result:
+    async def _retry(self, call: Callable[[], Awaitable[Result]]) -> Result:
         for pause in count_pauses():
             try:
-                return await ask()
+                return await call()
             except ServerAway as away:
                 if away.is_unreachable:
                     raise PoolFailed(
-                        f"no server answers at {self._settings.base_url} ({away}): start it, or say where it "
-                        "is with --base-url; what was finished is kept"
+                        f"no server answers at {self._settings.base_url} ({away}): start it, or set its "
+                        "address with --base-url; finished samples are kept"
                     ) from None
                 await self._server.wait_out(away, pause)
             except RequestFailed as failed:
@@ -215,24 +210,24 @@ class OpenAIEngine:
         if found is None:
             known = ", ".join(model.id for model in listed[:10]) or "none"
             raise UsageError(
-                f"{self._settings.base_url} has no model {name!r}; it lists {known}: say --model NAME"
+                f"{self._settings.base_url} has no model {name!r}; it lists {known}: use --model NAME"
             )
         return found
 
-    async def _ask_question(self) -> Outcome:
-        question = Request(
+    async def _send_probe(self) -> Outcome:
+        probe = Request(
             ordinal=-1,
-            token_ids=_QUESTION.encode(),
-            messages=(Message("user", _QUESTION),),
+            token_ids=_PROBE.encode(),
+            messages=(Message("user", _PROBE),),
             seed=0,
-            max_tokens=min(QUESTION_TOKENS, self._spec.sampling.max_tokens),
+            max_tokens=min(PROBE_TOKENS, self._spec.sampling.max_tokens),
         )
-        return await self._ask(question)
+        return await self._send(probe)
 
-    async def _can_do_anything(self) -> bool:
-        """Whether the server answers a small question."""
+    async def _is_working(self) -> bool:
+        """Whether the server answers a probe request."""
         try:
-            await self._ask_question()
+            await self._send_probe()
         except (ServerAway, RequestFailed, SampleRefused):
             return False
         return True

@@ -1,4 +1,4 @@
-"""What the openai client raises, told apart by what is to be done about it. Never by a message's words."""
+"""Classifies the errors of the openai client by the action they need, never by a message's text."""
 
 import math
 from collections.abc import Iterator
@@ -15,20 +15,20 @@ from synthia_batch.workers.openai.protocol import CONTENT_FILTER, BrokenAnswer
 REFUSED = frozenset({400, 413, 422})
 """The request is at fault."""
 SHUT_OUT = frozenset({401, 403, 404, 405})
-"""The key, the model or the address is: every other request would end alike."""
+"""The key, the model or the address is at fault: every request would fail."""
 AWAY = frozenset({429, 502, 503, 504, 529})
-"""The server is busy, or a gateway has none behind it."""
+"""The server is busy, or a gateway cannot reach it."""
 _TOO_LONG_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error"})
-"""OpenAI's code and llama.cpp's type of an error of a prompt that is too long."""
+"""OpenAI's code and llama.cpp's type for a prompt that is too long."""
 _TOO_LONG_PARAMETERS = frozenset({"input_tokens", "input_text"})
-"""What vLLM says is wrong with such a request."""
+"""The parameter that vLLM names in this case."""
 _MESSAGE_CHARACTERS = 500
 
 
 class ServerAway(Exception):
-    """No server is there, or it is busy: the same request is worth asking again, later.
+    """The server is unreachable or busy: retry the request later.
 
-    `wait_seconds` is what the server asks for. `is_unreachable`: nobody took the connection.
+    `wait_seconds` is the wait that the server requests. `is_unreachable`: the connection failed.
     """
 
     def __init__(self, what: str, *, wait_seconds: float = 0.0, is_unreachable: bool = False) -> None:
@@ -38,16 +38,16 @@ class ServerAway(Exception):
 
 
 class RequestFailed(Exception):
-    """The server took a request and failed at it: perhaps its own fault, perhaps the request's."""
+    """The server accepted a request and failed: the request or the server may be at fault."""
 
 
 @contextmanager
 def api_errors(base_url: str, api_key: str) -> Iterator[None]:
-    """Turn what the client raises into what is to be done. No text of it holds the key.
+    """Convert the client's errors. Their messages never contain the key.
 
     Raises:
-        SampleRefused: The server will not have this request.
-        ServerAway, RequestFailed: As they say.
+        SampleRefused: The server refuses this request.
+        ServerAway, RequestFailed: See there.
         UsageError: The key, the model or the address is wrong.
     """
     try:
@@ -61,10 +61,10 @@ def api_errors(base_url: str, api_key: str) -> Iterator[None]:
             raise ServerAway(f"no connection: {exc.__cause__}", is_unreachable=True) from None
         raise RequestFailed("the connection was lost") from None
     except openai.APIStatusError as exc:
-        raise _tell_apart(exc, base_url, api_key) from None
+        raise _classify(exc, base_url, api_key) from None
 
 
-def _tell_apart(exc: openai.APIStatusError, base_url: str, api_key: str) -> Exception:
+def _classify(exc: openai.APIStatusError, base_url: str, api_key: str) -> Exception:
     status = exc.status_code
     message = _clean(exc, api_key)
     if status in SHUT_OUT:
@@ -79,16 +79,16 @@ def _tell_apart(exc: openai.APIStatusError, base_url: str, api_key: str) -> Exce
 
 
 def explain_shut_out(status: int, base_url: str, message: str) -> str:
-    """Return what a person can do about a server that answers nothing at all with that status."""
-    said = f" ({message})" if message else ""
+    """Return the message about a server that answers every request with `status`."""
+    details = f" ({message})" if message else ""
     if status in (401, 403):
         return (
-            f"{base_url} does not let us in (HTTP {status}); export OPENAI_API_KEY=..., or name the variable "
-            "that holds the key with --set 'engine.api_key=${NAME}'"
+            f"{base_url} refuses access (HTTP {status}); export OPENAI_API_KEY=..., or name the "
+            "variable with the key: --set 'engine.api_key=${NAME}'"
         )
     return (
-        f"{base_url} has no such model or address (HTTP {status}){said}; a base URL mostly ends with /v1, "
-        "and --model takes a name that the server lists under /models"
+        f"{base_url} has no such model or address (HTTP {status}){details}; a base URL usually ends with "
+        "/v1, and --model takes a name that the server lists under /models"
     )
 
 
@@ -100,20 +100,20 @@ def _choose_code(exc: openai.APIStatusError) -> str:
 
 
 def _clean(exc: openai.APIStatusError, api_key: str) -> str:
-    """Return the server's own message, short and without the key."""
-    said = exc.body.get("message") if isinstance(exc.body, dict) else None
-    text = " ".join(str(said or exc.response.reason_phrase).split())
+    """Return the server's message, shortened and without the key."""
+    message = exc.body.get("message") if isinstance(exc.body, dict) else None
+    text = " ".join(str(message or exc.response.reason_phrase).split())
     return text.replace(api_key, "...")[:_MESSAGE_CHARACTERS]
 
 
 def _read_wait(exc: openai.APIStatusError) -> float:
-    """Return the seconds that Retry-After asks for, which says them or a date; 0 where it does not."""
-    said = exc.response.headers.get("retry-after", "")
+    """Return the seconds of Retry-After, which contains seconds or a date; 0 without one."""
+    value = exc.response.headers.get("retry-after", "")
     try:
-        seconds = float(said)
+        seconds = float(value)
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(said).timestamp() - time()
+            seconds = parsedate_to_datetime(value).timestamp() - time()
         except (TypeError, ValueError):
             return 0.0
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -1,4 +1,4 @@
-"""What an endpoint is asked, and how its answer is read. Pure: no network, nothing of openai."""
+"""The JSON sent to an endpoint and read from it, without network access or the openai client."""
 
 import json
 from collections.abc import Mapping
@@ -13,19 +13,18 @@ from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.openai.settings import NEUTRAL, list_extra
 
 SEED_BITS = 31
-"""Of a sample's 63: some servers keep seeds in 32 bits, JSON readers in 53, and llama.cpp takes 2**32 - 1 for
-any. Two samples of one prompt meet by chance once in 2,000,000,000 pairs."""
+"""Sent of a sample's 63 bits: some servers store seeds in 32 bits, JSON parsers in 53, and llama.cpp reads
+2**32 - 1 as any seed. Two samples of one prompt share a seed once in 2,000,000,000 pairs."""
 _VLLM_NAMES = {"extra_args": "vllm_xargs"}
-"""What vLLM's server calls otherwise than its SamplingParams do."""
+"""Fields of SamplingParams with another name in vLLM's server."""
 CONTENT_FILTER = "content_filter"
-"""A finish_reason, and the code of a sample whose answer, or prompt, the server would not have."""
-
+"""A finish_reason, and the failure code of a sample whose prompt or answer the server filters."""
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
 
 class BrokenAnswer(Exception):
-    """What came back is no answer of the API's shape."""
+    """The response does not match the API."""
 
 
 class _Lenient(BaseModel):
@@ -46,7 +45,7 @@ class _Message(_Lenient):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    """What vLLM calls it since 0.11."""
+    """vLLM's name of it since 0.11."""
     refusal: str | None = None
 
 
@@ -57,20 +56,20 @@ class _Choice(_Lenient):
 
 
 class Answer(_Lenient):
-    """An answer of either API, as far as it is of use."""
+    """The fields used of an answer of either API."""
 
     choices: tuple[_Choice, ...] = Field(min_length=1)
     usage: _Usage
 
     @property
     def cached_tokens(self) -> int:
-        """The prompt tokens that came from the server's prefix cache, as far as it tells."""
+        """Prompt tokens that the server's prefix cache served; 0 if not reported."""
         details = self.usage.prompt_tokens_details
         return (details.cached_tokens if details else None) or 0
 
 
 class ServedModel(_Lenient):
-    """What a server says of a model: a line of its /models. vLLM tells more than others."""
+    """A server's entry of a model in /models. vLLM reports more than others."""
 
     id: str
     owned_by: str | None = None
@@ -78,22 +77,22 @@ class ServedModel(_Lenient):
     max_model_len: int | None = None
 
     def describe(self) -> str:
-        """Return it in words."""
+        """Return the entry as text."""
         facts = {"of": self.owned_by, "root": self.root, "max_model_len": self.max_model_len}
         return ", ".join([self.id, *(f"{name} {value}" for name, value in facts.items() if value)])
 
 
 class ServedModels(_Lenient):
-    """What a server lists."""
+    """The models that a server lists."""
 
     data: tuple[ServedModel, ...]
 
 
 def build_body(spec: EngineSpec, settings: EndpointSettings, request: Request) -> dict[str, Any]:
-    """Return the JSON of `request` for the API that `settings` name.
+    """Return the JSON body of `request` for the API in `settings`.
 
     Raises:
-        SampleRefused: Its row says what OpenAI's API has no field for, and no others may be sent.
+        SampleRefused: Its row has sampling or a structure without a field in OpenAI's API.
     """
     sampling = spec.sampling.model_copy(update=dict(request.sampling or {}))
     body: dict[str, Any] = {
@@ -114,23 +113,23 @@ def build_body(spec: EngineSpec, settings: EndpointSettings, request: Request) -
     if settings.extra_sampling:
         body |= {name: getattr(sampling, name) for name in NEUTRAL}
         body |= {_VLLM_NAMES.get(name, name): value for name, value in extra.items()}
-        body["top_k"] = sampling.top_k or -1  # All tokens: 0 is refused by some.
-    elif extra:  # Of the job itself it was refused before anything began.
+        body["top_k"] = sampling.top_k or -1  # -1 is all tokens; some servers refuse 0.
+    elif extra:  # The job's own was checked before the run.
         names = ", ".join(f"sampling.{name}" for name in extra)
         raise SampleRefused(
             "refused_by_engine", f"{names}: OpenAI's API has no such field (engine.extra_sampling is false)"
         )
     structure = request.structure or spec.structure
     if structure is not None:
-        body |= _say_structure(structure, settings)
-    return {**body, **_say_prompt(settings, request), **settings.extra_body}
+        body |= _build_structure(structure, settings)
+    return {**body, **_build_prompt(settings, request), **settings.extra_body}
 
 
 def read_answer(content: bytes, request: Request) -> tuple[Outcome, int]:
-    """Return what the answer `content` makes of `request`, and its cached prompt tokens.
+    """Return the outcome of `request` from the response `content`, and its cached prompt tokens.
 
     Raises:
-        BrokenAnswer: It is no answer, or does not say how many tokens it has.
+        BrokenAnswer: It does not match the API, or lacks token counts.
     """
     answer = parse(Answer, content)
     choice = answer.choices[0]
@@ -154,10 +153,10 @@ def read_answer(content: bytes, request: Request) -> tuple[Outcome, int]:
 
 
 def parse(shape: type[Shape], content: bytes) -> Shape:
-    """Return the JSON `content` in that shape.
+    """Return the JSON `content` as `shape`.
 
     Raises:
-        BrokenAnswer: It is not of it.
+        BrokenAnswer: It does not match.
     """
     try:
         return shape.model_validate_json(content)
@@ -167,7 +166,7 @@ def parse(shape: type[Shape], content: bytes) -> Shape:
         raise BrokenAnswer(f"{where}: {fault['msg']}" if where else fault["msg"]) from exc
 
 
-def _say_structure(structure: Structure, settings: EndpointSettings) -> Mapping[str, Any]:
+def _build_structure(structure: Structure, settings: EndpointSettings) -> Mapping[str, Any]:
     is_json = structure.kind in ("json_schema", "choice")
     value = json.loads(structure.text) if is_json else structure.text
     if settings.extra_sampling:
@@ -182,7 +181,7 @@ def _say_structure(structure: Structure, settings: EndpointSettings) -> Mapping[
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
-def _say_prompt(settings: EndpointSettings, request: Request) -> Mapping[str, Any]:
+def _build_prompt(settings: EndpointSettings, request: Request) -> Mapping[str, Any]:
     if settings.api == "completions":
         return {"prompt": bytes(request.token_ids).decode()}
     return {"messages": [{"role": one.role, "content": one.content} for one in request.messages]}

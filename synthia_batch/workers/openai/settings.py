@@ -1,4 +1,4 @@
-"""What may be said of an endpoint, and what of a job an endpoint cannot do. Imports nothing of openai."""
+"""The settings of an endpoint, and the checks of what it cannot do. Imports nothing of openai."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -16,45 +16,41 @@ from synthia_batch.job.schema import Determinism, Job
 from synthia_batch.workers.engine import read_settings
 
 DEFAULTS: Mapping[str, Any] = {"sampling": {"top_k": 0}, "pool": {"kind": "local"}}
-"""What a job has by default where an endpoint makes its text: nothing that OpenAI's API cannot say, and
-no processes for what waits for answers only."""
-OF_THE_SERVER = {
-    "model.dtype": "how the server computes is the server's",
-    "model.quantization": "how the server computes is the server's",
-    "model.max_model_len": "the server knows how long a sequence may be, and refuses longer ones",
+"""Defaults of a job with an endpoint: only what OpenAI's API supports, and no processes just to wait for
+answers."""
+_SERVER_COMPUTES = "the server decides how it computes"
+_ADAPTER_MODEL = "a server lists an adapter as a model: set its name with --model"
+SERVER_KEYS = {
+    "model.dtype": _SERVER_COMPUTES,
+    "model.quantization": _SERVER_COMPUTES,
+    "model.max_model_len": "the server limits the length of sequences itself",
     "model.trust_remote_code": "no code of a model runs here",
-    "lora.adapters": "a server gives an adapter a model's name: say that with --model",
-    "lora.column": "a server gives an adapter a model's name: say that with --model",
-    "pool.tensor_parallel_size": "how the server computes is the server's",
-    "pool.pipeline_parallel_size": "how the server computes is the server's",
-    "engine.device": "how the server computes is the server's",
+    "lora.adapters": _ADAPTER_MODEL,
+    "lora.column": _ADAPTER_MODEL,
+    "pool.tensor_parallel_size": _SERVER_COMPUTES,
+    "pool.pipeline_parallel_size": _SERVER_COMPUTES,
+    "engine.device": _SERVER_COMPUTES,
 }
-"""Keys of a job that only an engine on this machine can do anything about."""
-OF_OPENAI = (
-    "temperature",
-    "top_p",
-    "max_tokens",
-    "stop",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-)
-"""Sampling that OpenAI's API has fields for. Others have a field of the same name in vLLM's server alone."""
+"""Keys of a job that only affect an engine on this machine, and why."""
+OPENAI_SAMPLING = (
+    "temperature", "top_p", "max_tokens", "stop", "presence_penalty", "frequency_penalty", "logit_bias",
+)  # fmt: skip
+"""Sampling with a field in OpenAI's API. Only vLLM's server has fields for the rest."""
 NEUTRAL: Mapping[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""What says nothing, of sampling whose absence a server may take for its model's recommendation."""
+"""Values without effect, for sampling that a server may otherwise default to its model's recommendation."""
 _FIELDS = Sampling.model_fields
 _OWN_FIELDS = frozenset(
     {"model", "messages", "prompt", "n", "stream", "seed", "max_completion_tokens"}
     | {"response_format", "structured_outputs", *_FIELDS}
 )
-"""Fields of a request that the job says elsewhere."""
+"""Fields of a request that other keys of the job set."""
 
 
 def check_job(merged: Merged) -> None:
-    """Return if an endpoint can make this job at all, before anything is looked up for it.
+    """Check that an endpoint can run this job, before anything is looked up for it.
 
     Raises:
-        UsageError: It cannot; says what to do.
+        UsageError: It cannot; the message says what to change.
     """
     job = merged.job
     if find_spec("openai") is None:
@@ -65,50 +61,50 @@ def check_job(merged: Merged) -> None:
     _refuse_written_key(job.engine.settings.get("api_key"))
     parse_settings(job.engine.settings)
     if not merged.is_explicit("model.name") and not merged.is_explicit("preset"):
-        raise UsageError("--engine openai: say with --model which of the server's models is to answer")
-    for key, reason in OF_THE_SERVER.items():
+        raise UsageError("--engine openai: set one of the server's models with --model")
+    for key, reason in SERVER_KEYS.items():
         if any(found == key or found.startswith(f"{key}.") for found in merged.explicit_keys):
             raise UsageError(f"{key} does nothing with --engine openai: {reason}; leave it out")
     if job.on_overflow == "truncate-oldest":
         raise UsageError(
-            "--on-overflow truncate-oldest: how long a prompt is only the server knows; say fail or stop"
+            "--on-overflow truncate-oldest: only the server knows the length of a prompt; use fail or stop"
         )
 
 
 def choose_api(settings: EndpointSettings, prompt_format: FormatName) -> Api:
-    """Return which API is asked: `chat` unless the job itself writes the prompts.
+    """Return the API to use: `chat` unless the job itself builds the prompts.
 
     Raises:
-        UsageError: The one that was said does not go with `prompt_format`.
+        UsageError: The API set by the user does not match `prompt_format`.
     """
-    fitting: Api = "chat" if prompt_format == "plain" else "completions"
-    if settings.api in (None, fitting):
-        return fitting
-    if fitting == "chat":
+    matching: Api = "chat" if prompt_format == "plain" else "completions"
+    if settings.api in (None, matching):
+        return matching
+    if matching == "chat":
         raise UsageError(
-            "engine.api=completions: nothing says how prompts are written; name a --chat-template FILE or "
-            "--set prompt_format=synthia, or leave engine.api out: the server then writes them"
+            "engine.api=completions: the job sets no prompt format; add --chat-template FILE or --set "
+            "prompt_format=synthia, or leave engine.api out to let the server build the prompts"
         )
     raise UsageError(
-        "engine.api=chat: the server writes the prompts, so the job's prompt format or template would do "
-        "nothing; leave engine.api out, or add --set prompt_format=chat"
+        "engine.api=chat: the server builds the prompts, so the job's prompt format or template would have "
+        "no effect; leave engine.api out, or add --set prompt_format=chat"
     )
 
 
 def check_answers(job: Job, api: Api) -> None:
-    """Return if all that the job asks of an answer beside its text can be had of a server.
+    """Check that a server can provide everything the job needs in an answer besides its text.
 
     Raises:
-        UsageError: It cannot: it would come in a shape of the server's own, or not at all.
+        UsageError: It cannot, or only in the server's own format.
     """
     if job.sampling.logprobs is not None:
         raise UsageError(
-            "--logprobs: they are not read from a server, which has a way of its own: leave it out"
+            "--logprobs: they are not read from a server, which has its own format; leave it out"
         )
     if api == "chat" and job.input.tools_column is not None:
         raise UsageError(
-            "--tools-column: a server that is told of tools answers with calls, for which the dataset has no "
-            "column; name a --chat-template FILE that writes them into the prompt, and calls come as text"
+            "--tools-column: a server that receives tools answers with calls, for which the dataset has no "
+            "column; use a --chat-template FILE that puts tools into the prompt, so that calls are text"
         )
 
 
@@ -116,90 +112,81 @@ def parse_settings(settings: Mapping[str, Any]) -> EndpointSettings:
     """Return the settings of an endpoint.
 
     Raises:
-        UsageError: The URL is missing or cannot be used, a setting is unknown or a value does not fit.
+        UsageError: The URL is missing or invalid, or a setting is unknown or has an invalid value.
     """
     if not settings.get("base_url"):
         raise UsageError(
-            "--engine openai: say where the server is, such as --base-url http://127.0.0.1:8000/v1"
+            "--engine openai: set the server's address, such as --base-url http://127.0.0.1:8000/v1"
         )
-    parsed = read_settings(EndpointSettings, settings, "the endpoint's")
+    parsed = read_settings(EndpointSettings, settings, "the endpoint")
     _check_url(parsed.base_url)
     taken = sorted(_OWN_FIELDS & parsed.extra_body.keys())
     if taken:
-        raise UsageError(f"engine.extra_body: {taken[0]} is said by the job's own keys; leave it out there")
+        raise UsageError(f"engine.extra_body: {taken[0]} is set by the job's own keys; leave it out there")
     return parsed
 
 
-def list_telling(settings: EndpointSettings, api: Api) -> dict[str, Any]:
-    """Return `settings` without the defaults, so that one said aloud changes nothing, and with its `api`."""
+def list_non_defaults(settings: EndpointSettings, api: Api) -> dict[str, Any]:
+    """Return the non-default `settings`, plus `api`: setting a default explicitly changes nothing."""
     return {**settings.model_dump(exclude_defaults=True), "api": api}
 
 
 def list_extra(sampling: Sampling) -> dict[str, Any]:
-    """Return what of `sampling` OpenAI's API has no field for, and is not what goes without saying."""
+    """Return the non-default values of `sampling` without a field in OpenAI's API."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in _FIELDS.items()}
     neutral = {**defaults, **NEUTRAL}
-    values = sampling.model_dump(mode="json", warnings=False)  # What a row says was checked before.
+    values = sampling.model_dump(mode="json", warnings=False)  # A row's values were checked before.
     return {
         name: values[name]
         for name in _FIELDS
-        if name not in OF_OPENAI and getattr(sampling, name) != neutral[name]
+        if name not in OPENAI_SAMPLING and getattr(sampling, name) != neutral[name]
     }
 
 
 def check_sampling(sampling: Sampling, settings: EndpointSettings, origins: Mapping[str, str]) -> None:
-    """Return if every value of `sampling` can be sent. `origins` tells by dotted key who said a value.
+    """Check that every value of `sampling` can be sent; `origins` maps dotted keys to their sources.
 
     Raises:
-        UsageError: One has no field in OpenAI's API, and the server was not said to take it.
+        UsageError: One has no field in OpenAI's API, and extra_sampling is false.
     """
     if not settings.extra_sampling:
         for name, value in list_extra(sampling).items():
             neutral = NEUTRAL.get(name, _FIELDS[name].get_default(call_default_factory=True))
             origin = origins.get(f"sampling.{name}", "default")
             raise UsageError(
-                f"sampling.{name}={value} ({origin}): OpenAI's API has no such field, and nothing is left "
-                f"out in silence: --set sampling.{name}={neutral} does without, --set "
-                "engine.extra_sampling=true sends it to a server that takes vLLM's fields"
+                f"sampling.{name}={value} ({origin}): OpenAI's API has no such field; disable it with --set "
+                f"sampling.{name}={neutral}, or send it with --set engine.extra_sampling=true to a server "
+                "that accepts vLLM's fields"
             )
 
 
 def check_structure(structure: Structure | None, settings: EndpointSettings) -> None:
-    """Return if a request can ask for `structure`: OpenAI's API knows JSON Schemas, vLLM's server all.
+    """Check that a request can set `structure`: OpenAI's API has JSON Schemas, vLLM's server all kinds.
 
     Raises:
-        UsageError: It cannot, and the server was not said to take vLLM's fields.
+        UsageError: It cannot, and extra_sampling is false.
     """
     if structure is not None and structure.kind != "json_schema" and not settings.extra_sampling:
         raise UsageError(
-            f"structured.{structure.kind}: OpenAI's API has no such field; say a --json-schema, or --set "
-            "engine.extra_sampling=true where the server takes vLLM's fields"
+            f"structured.{structure.kind}: OpenAI's API has no such field; use --json-schema, or --set "
+            "engine.extra_sampling=true if the server accepts vLLM's fields"
         )
 
 
 def _check_determinism(determinism: Determinism) -> None:
-    """Return if an endpoint can keep it.
-
-    Raises:
-        UsageError: It is strict.
-    """
     if determinism == "strict":
         raise UsageError(
-            "--engine openai: equal texts cannot be promised for a server that is not ours, so strict "
-            "determinism is refused; say --determinism fast: everything else is kept"
+            "--engine openai: strict determinism cannot be guaranteed for an external server; use "
+            "--determinism fast, which guarantees everything except equal texts"
         )
 
 
 def _refuse_written_key(key: Any) -> None:
-    """Return if the job names its key and does not hold it.
-
-    Raises:
-        UsageError: It holds it.
-    """
+    """Refuse a key that is not a reference to an environment variable."""
     if key is not None and not (isinstance(key, str) and is_reference(key)):
         raise UsageError(
-            "engine.api_key: a key is not written out; put it into the environment, and say '${NAME}', or "
-            "nothing where that is OPENAI_API_KEY"
+            "engine.api_key: a key is not written out; put it into an environment variable and use "
+            "'${NAME}', or leave it out if that is OPENAI_API_KEY"
         )
 
 
@@ -210,11 +197,9 @@ def _check_url(url: str) -> None:
     except ValueError:
         has_host = False
     if not has_host:
-        raise UsageError(
-            f"--base-url {url}: no http:// or https:// address, such as http://127.0.0.1:8000/v1"
-        )
+        raise UsageError(f"--base-url {url}: expected an address such as http://127.0.0.1:8000/v1")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise UsageError(
-            "--base-url: an address alone, without a name, a password or a ?query, which would be kept with "
-            "the run; put a key into OPENAI_API_KEY"
+            "--base-url: expected an address without user name, password or ?query, which would be stored "
+            "with the run; put a key into OPENAI_API_KEY"
         )

@@ -1,4 +1,4 @@
-"""What the driver expects of a pool, and the messages that it gets from one."""
+"""The contract of pools, and the events that they report."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from synthia_batch.workers.engine import EngineFacts
 from synthia_batch.workers.worker import Delivery
 
 REPORTS_PER_WATCHDOG = 4
-"""A worker must be heard of more often than the watchdog's patience is long."""
+"""A worker reports this many times within the watchdog's limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Staffing:
-    """What every worker of a pool is made from.
+class WorkerSpec:
+    """What every worker of a pool is started with.
 
-    `canaries` are asked at each worker's start; None in fast determinism. `log_path` gives the
-    file of worker `index` on the driver's machine.
+    `canaries` run at each worker's start; None in fast determinism. `log_path` returns the log file of
+    worker `index` on the driver's machine.
     """
 
     engine: EngineSpec
@@ -31,7 +31,7 @@ class Staffing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLoading:
-    """A worker has found room and begins to load its engine."""
+    """A worker is placed and starts loading its engine."""
 
     worker: int
     epoch: int
@@ -39,7 +39,7 @@ class WorkerLoading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReady:
-    """A worker has loaded its engine. `canary` is its answer to the canaries, if asked."""
+    """A worker has loaded its engine. `canary` is its answer to the canaries, if they were run."""
 
     worker: int
     epoch: int
@@ -49,7 +49,7 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplesEnded:
-    """A worker hands over samples that ended, finished or failed."""
+    """Samples of a worker ended, finished or failed."""
 
     worker: int
     epoch: int
@@ -58,10 +58,10 @@ class SamplesEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStepped:
-    """A worker is alive; its engine has made `steps` steps since its start.
+    """A worker is alive; its engine has run `steps` steps since its start.
 
-    `busy_seconds` and `cached_prompt_tokens` are those of its `Delivery`. Comes before the samples
-    that it is told with: once the last of them has ended, nobody listens.
+    `busy_seconds` and `cached_prompt_tokens` are those of its `Delivery`. Precedes the samples of the same
+    delivery, since nothing is read after a job's last sample.
     """
 
     worker: int
@@ -73,7 +73,7 @@ class WorkerStepped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplesReturned:
-    """A worker gives back samples that it was recalled in time: its engine has not begun them."""
+    """A worker returns recalled samples that its engine has not started."""
 
     worker: int
     epoch: int
@@ -84,21 +84,21 @@ class Cause(Enum):
     """Why a worker is gone."""
 
     DIED = "died"
-    """Its process or its engine ended. One of its samples may be to blame."""
+    """Its process or its engine ended. One of its samples may be the cause."""
     HUNG = "hung"
-    """Its engine made no step for too long, and it was killed."""
+    """Its engine ran no step for too long, and it was killed."""
     OUT_OF_MEMORY = "ran out of memory"
-    """It may do with a smaller batch."""
+    """A smaller batch may help."""
     NODE_LOST = "was on a machine that is gone"
-    """Neither it nor its samples are to blame."""
+    """Neither it nor its samples are the cause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLost:
-    """A worker is gone, with everything it had not handed over.
+    """A worker is gone, with everything it had not delivered.
 
-    `refused` says that its start can never succeed, as with a wrong setting or a broken canary:
-    no use in starting another.
+    `refused` is set if its start can never succeed, for instance due to a wrong setting or a failed canary:
+    then no other is started.
     """
 
     worker: int
@@ -110,7 +110,7 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerAdded:
-    """The pool found room for another worker and is starting it."""
+    """The pool found resources for another worker and is starting it."""
 
     worker: int
 
@@ -121,9 +121,9 @@ PoolEvent = (
 
 
 def read_delivery(worker: int, epoch: int, delivery: Delivery) -> list[PoolEvent]:
-    """Return what `delivery` of that start of `worker` tells, in the order in which it is to be heard.
+    """Return the events of `delivery`, in the order in which they must be handled.
 
-    A WorkerLost comes last: with its error the loop has ended, and there is nothing more to collect.
+    A WorkerLost is last: its error ended the loop, so there is nothing more to collect.
     """
     events: list[PoolEvent] = [
         WorkerStepped(
@@ -147,8 +147,8 @@ def read_delivery(worker: int, epoch: int, delivery: Delivery) -> list[PoolEvent
 class Pool(Protocol):
     """The workers of a job. Called by one thread.
 
-    Each start of a worker has an epoch of its own, counted up over the pool. A message of an
-    epoch that was reported lost may still arrive; whoever reads it must drop it.
+    Each start of a worker has its own epoch, counted over the whole pool. An event of an epoch that was
+    reported lost may still arrive and must be ignored.
     """
 
     @property
@@ -156,41 +156,41 @@ class Pool(Protocol):
         """The number of workers that the pool starts with."""
 
     def start(self) -> None:
-        """Begin to start every worker; each reports as WorkerReady or WorkerLost.
+        """Start every worker without waiting; each reports as WorkerReady or WorkerLost.
 
         Raises:
-            PoolFailed: There is nothing to run workers on.
-            UsageError: The settings ask for what the pool cannot give.
+            PoolFailed: There are no resources to run workers.
+            UsageError: The pool does not support the settings.
         """
 
     @property
     def unplaced(self) -> int:
-        """Workers that have long waited for room: nothing is to be kept for them."""
+        """Number of workers that have waited long for resources; no samples are kept for them."""
 
     def restart(self, worker: int, halvings: int = 0) -> None:
-        """Begin to start the lost `worker` again, under a new epoch, its memory halved so often."""
+        """Start the lost `worker` again without waiting, under a new epoch and with its memory halved."""
 
     def kill(self, worker: int) -> None:
-        """End `worker` at once, whatever it is doing. No event tells of it.
+        """End `worker` at once, whatever it is doing. No event reports it.
 
         Raises:
-            PoolFailed: This kind of pool cannot, and could not start another beside it.
+            PoolFailed: This kind of pool cannot, and could not start another worker.
         """
 
     def feed(self, worker: int, requests: Sequence[Request]) -> None:
         """Send `requests` to a worker that is ready. Does not wait."""
 
     def recall(self, worker: int) -> None:
-        """Ask a worker that is ready for what its engine has not begun. Does not wait."""
+        """Recall what the engine of a ready worker has not started. Does not wait."""
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
-        """Return what has happened, waiting up to `timeout_seconds` where nothing has."""
+        """Return new events, waiting up to `timeout_seconds` for the first."""
 
     def abort(self) -> None:
-        """Have every worker drop what it has not ended."""
+        """Make every worker drop its unfinished samples."""
 
     def stop(self, at_once: bool = False) -> None:
-        """End every worker and give back the devices. May be called at any time, also twice.
+        """End every worker and free the devices. May be called at any time, also twice.
 
-        `at_once` waits for no engine to come to the end of its step.
+        `at_once`: do not wait for the engines to finish their steps.
         """

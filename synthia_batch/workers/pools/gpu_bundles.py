@@ -1,7 +1,7 @@
-"""How many engines a cluster's GPUs hold, and the bundles of Ray resources that one of them takes. Pure.
+"""How many engines fit on a cluster's GPUs, and the bundles of Ray resources for one. Does not import Ray.
 
-Tensor-parallel processes exchange data in every layer, so each such group is to be on one machine.
-Pipeline stages exchange it once each, so an engine that no machine holds is spread by its stages.
+Tensor-parallel processes exchange data in every layer, so each group should be on one machine. Pipeline
+stages exchange data only once each, so an engine too large for any machine is split by stages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineShape:
-    """How many parts a model is split into: `tensor_parallel` in each of `stages` stages."""
+    """The parts of a model: `tensor_parallel` in each of `stages` pipeline stages."""
 
     tensor_parallel: int
     stages: int
@@ -23,10 +23,10 @@ class EngineShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The bundles of one engine; its worker is in the first of them.
+    """The bundles of one engine; its worker runs in the first.
 
-    With `spans_nodes` each bundle has one GPU, as vLLM wants it, and each GPU is a process of Ray's
-    own. Without, all GPUs are the worker's, and vLLM starts its processes below it.
+    With `spans_nodes` each bundle has one GPU, as vLLM requires, used by a separate Ray process. Without it
+    the worker has all GPUs, and vLLM starts its own child processes.
     """
 
     bundles: tuple[Mapping[str, float], ...]
@@ -35,33 +35,33 @@ class Layout:
 
 
 def lay_out(gpus: Sequence[int], shape: EngineShape) -> Layout:
-    """Return the bundles of an engine of `shape` on machines with so many `gpus` each.
+    """Return the bundles of an engine of `shape`; `gpus` lists the GPUs of each machine.
 
-    On one machine where any is large enough, or where the engine has no room at all yet: Ray then
-    waits for a machine that is.
+    The engine gets one machine if any is large enough, or if it does not fit at all yet: Ray then waits for
+    a large enough machine.
     """
-    if _holds_one(gpus, shape) or not _count_spread(gpus, shape):
+    if _fits_machine(gpus, shape) or not _count_spread(gpus, shape):
         return Layout(bundles=({"GPU": shape.gpus, "CPU": 1},), strategy="STRICT_PACK", spans_nodes=False)
     rest = ({"GPU": 1.0},) * (shape.gpus - 1)
     return Layout(bundles=({"GPU": 1.0, "CPU": 1.0}, *rest), strategy="PACK", spans_nodes=True)
 
 
 def count_engines(gpus: Sequence[int], shape: EngineShape) -> int:
-    """Return how many engines of `shape` find room on machines with so many `gpus` each."""
-    if _holds_one(gpus, shape):
+    """Return how many engines of `shape` fit; `gpus` lists the GPUs of each machine."""
+    if _fits_machine(gpus, shape):
         return sum(count // shape.gpus for count in gpus)
     return _count_spread(gpus, shape)
 
 
 def splits_a_stage(nodes: Sequence[str], tensor_parallel: int) -> bool:
-    """Whether some stage is on two machines, where `nodes` names the machine of each of the GPUs.
+    """Whether a stage is on two machines; `nodes` has the machine of each GPU.
 
-    vLLM goes through the machines one after the other, so none is where each has whole stages.
+    vLLM assigns GPUs machine by machine, so no stage is split if each machine has whole stages.
     """
     return any(nodes.count(node) % tensor_parallel for node in set(nodes))
 
 
-def _holds_one(gpus: Sequence[int], shape: EngineShape) -> bool:
+def _fits_machine(gpus: Sequence[int], shape: EngineShape) -> bool:
     return any(count >= shape.gpus for count in gpus)
 
 

@@ -1,11 +1,10 @@
-"""Sees to it that a Ray of a job's own ends with the job, even where the job is killed with SIGKILL.
+"""Ends a job's own Ray together with the job, even if the job is killed with SIGKILL.
 
-Ray's agents outlive their raylet by a minute and more. The guard is a process that waits for its
-input to close, which the kernel does when the job ends, however it ends; then it kills every
-process that carries the job's mark in its environment or writes to the Ray session's files: some
-of Ray's processes write their title over the environment that they were given. What those shared in
-memory goes with them: killed all at once, they have nobody left who would remove it. It runs this file
-as a script, so that it imports next to nothing. Only Linux tells either: elsewhere there is no guard.
+Ray's agents outlive their raylet by a minute or more. The guard is a process that waits until its input
+closes, which the kernel does however the job ends. It then kills every process that has the job's mark in
+its environment or writes to files of the Ray session (some of Ray's processes overwrite their environment
+with their title), and removes their shared memory, which none of them is left to remove. It runs this file
+as a script to import as little as possible. It needs Linux: elsewhere there is no guard.
 """
 
 import contextlib
@@ -24,23 +23,23 @@ _PROC = Path("/proc")
 _SWEEP_SECONDS = 0.3
 _SHARED_MEMORY = Path("/dev/shm")
 _SHARED_NAMES = ("psm_", "sem.mp-")
-"""What Python's multiprocessing calls its shared memory and its semaphores; vLLM uses both."""
+"""Name prefixes of shared memory and semaphores of Python's multiprocessing; vLLM uses both."""
 _QUIET_SWEEPS = 3
-"""Sweeps in a row that find nothing before the guard is content: a dying raylet may yet spawn."""
+"""Consecutive sweeps without a process before the guard ends: a dying raylet may still spawn one."""
 
 
 class Guard:
-    """Marks the processes that are started within `marked`, and ends them when it is closed."""
+    """Marks the processes started within `marked`, and ends them when closed."""
 
     def __init__(self) -> None:
         self._mark = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the process. Call it before anything is started that it is to end."""
+        """Start the guard process, before any process that it must end."""
         if not (_PROC / "self" / "environ").exists():
             return
-        # A session of its own, or Ctrl-C in the terminal would end the guard before its work.
+        # In its own session, so that Ctrl-C in the terminal does not end it.
         self._process = subprocess.Popen(
             [sys.executable, "-I", __file__, self._mark, str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -51,7 +50,7 @@ class Guard:
 
     @contextlib.contextmanager
     def marked(self) -> Iterator[None]:
-        """Mark what is started in the block."""
+        """Mark the processes started in the block."""
         os.environ[MARK] = self._mark
         try:
             yield
@@ -59,22 +58,22 @@ class Guard:
             del os.environ[MARK]
 
     def watch_session(self, name: str) -> None:
-        """Have the guard know the Ray session's name, which is part of the paths of its files."""
+        """Send the guard the name of the Ray session, which is part of its files' paths."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.write(name.encode())
             self._process.stdin.flush()
 
     def close(self) -> None:
-        """Have the process end what is left of the marked ones, and then itself; does not wait."""
+        """Make the guard end the remaining marked processes, then itself. Does not wait."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
         self._process = None
 
 
 def main(mark: str, job: int) -> None:
-    """Wait for the end of the input, which names the session, then kill all that belongs to it.
+    """Wait for the end of the input, which names the session, then kill its processes.
 
-    All but the process `job`, which may go on after its Ray and have the session's files open.
+    Spares the process `job`, which may continue without Ray and keep the session's files open.
     """
     session = sys.stdin.buffer.read().decode()
     shared: set[Path] = set()
@@ -102,7 +101,7 @@ def _find_processes(entry: bytes, session: str) -> set[int]:
 
 
 def _writes_to(descriptors: Path, session: str) -> bool:
-    """Whether a process has a file of `session` open for writing; a person may be reading its logs."""
+    """Whether a process has a file of `session` open for writing; a user may be reading its logs."""
     for link in descriptors.iterdir():
         with contextlib.suppress(OSError):
             if link.lstat().st_mode & stat.S_IWUSR and f"/{session}/" in str(link.readlink()):
@@ -111,9 +110,9 @@ def _writes_to(descriptors: Path, session: str) -> bool:
 
 
 def _list_shared(process: Path) -> set[Path]:
-    """Return the files of shared memory that a process has mapped."""
+    """Return the shared-memory files that a process has mapped."""
     with contextlib.suppress(OSError):
-        # The sixth field of a line is the file, and a removed one has a word behind it.
+        # The sixth field of a line is the path; a removed file has a suffix.
         mapped = {Path(line.split(maxsplit=5)[-1]) for line in (process / "maps").read_text().splitlines()}
         return {
             path for path in mapped if path.parent == _SHARED_MEMORY and path.name.startswith(_SHARED_NAMES)
@@ -122,7 +121,7 @@ def _list_shared(process: Path) -> set[Path]:
 
 
 def _remove_unused(shared: set[Path]) -> None:
-    """Remove the files of `shared` that no process has mapped any more."""
+    """Remove the files of `shared` that no process still has mapped."""
     for directory in _PROC.iterdir() if shared else ():
         if directory.name.isdecimal():
             shared = shared - _list_shared(directory)

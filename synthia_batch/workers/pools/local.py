@@ -1,4 +1,4 @@
-"""Workers as threads of this process: no Ray, for scripted engines or a single vLLM."""
+"""Workers as threads of this process, without Ray: for scripted engines or a single vLLM engine."""
 
 import contextlib
 import itertools
@@ -14,16 +14,16 @@ from synthia_batch.core.types import Request
 from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError, UsageError
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.workers import load_engine
-from synthia_batch.workers.canary import ask_canaries
+from synthia_batch.workers.canary import run_canaries
 from synthia_batch.workers.engine import Placement
 from synthia_batch.workers.pools.base import (
     REPORTS_PER_WATCHDOG,
     Cause,
     PoolEvent,
-    Staffing,
     WorkerLoading,
     WorkerLost,
     WorkerReady,
+    WorkerSpec,
     read_delivery,
 )
 from synthia_batch.workers.worker import Worker
@@ -35,9 +35,9 @@ _STOP_SECONDS = 30.0
 class LocalPool:
     """Implements `Pool`; see the module. Each worker has a thread that collects from it."""
 
-    def __init__(self, spec: PoolSpec, staffing: Staffing) -> None:
+    def __init__(self, spec: PoolSpec, worker_spec: WorkerSpec) -> None:
         self._size = spec.workers or 1
-        self._staffing = staffing
+        self._worker_spec = worker_spec
         self._collect_seconds = min(_COLLECT_SECONDS, spec.watchdog_seconds / REPORTS_PER_WATCHDOG)
         self._events: queue.SimpleQueue[PoolEvent] = queue.SimpleQueue()
         self._workers: dict[int, Worker] = {}
@@ -48,19 +48,19 @@ class LocalPool:
 
     @property
     def size(self) -> int:
-        """The number of threads."""
+        """The number of workers."""
         return self._size
 
     def start(self) -> None:
         """Start a thread for each worker."""
-        if self._staffing.engine.kind == "vllm" and self._size > 1:
-            raise UsageError("--pool local holds one vLLM engine; drop --workers, or use --pool ray")
+        if self._worker_spec.engine.kind == "vllm" and self._size > 1:
+            raise UsageError("--pool local holds one vLLM engine; leave out --workers, or use --pool ray")
         for worker in range(self._size):
             self.restart(worker)
 
     @property
     def unplaced(self) -> int:
-        """None: a thread always finds room."""
+        """Always 0: threads do not wait for resources."""
         return 0
 
     def restart(self, worker: int, halvings: int = 0) -> None:
@@ -72,30 +72,30 @@ class LocalPool:
         threading.Thread(target=self._run, args=(worker, epoch, placement), name=name, daemon=True).start()
 
     def kill(self, worker: int) -> None:
-        """Turn away from the thread of `worker`, which nothing can end: it stays until the process ends.
+        """Abandon the thread of `worker`, which continues until the process ends.
 
         Raises:
-            PoolFailed: It holds a vLLM engine, and a process has room for one.
+            PoolFailed: It has a vLLM engine, and a process can hold only one.
         """
-        if self._staffing.engine.kind == "vllm":
+        if self._worker_spec.engine.kind == "vllm":
             raise PoolFailed(
-                "the engine hangs, and --pool local cannot end it; what was finished is kept. Run the same "
-                "command with --pool ray, which gives each engine a process of its own"
+                "the engine hangs, and --pool local cannot end it; finished samples are kept. Run the same "
+                "command with --pool ray, which runs each engine in its own process"
             )
         with self._changing:
             del self._present[worker]
             self._workers.pop(worker, None)
 
     def feed(self, worker: int, requests: Sequence[Request]) -> None:
-        """Put `requests` into the worker's inbox."""
+        """Add `requests` to the worker's inbox."""
         self._workers[worker].feed(requests)
 
     def recall(self, worker: int) -> None:
-        """Have the worker give back what waits."""
+        """Recall the worker's waiting requests."""
         self._workers[worker].recall()
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
-        """Return everything in the queue, waiting for the first."""
+        """Return all queued events, waiting for the first."""
         events: list[PoolEvent] = []
         with contextlib.suppress(queue.Empty):
             events.append(self._events.get(timeout=timeout_seconds))
@@ -104,12 +104,12 @@ class LocalPool:
         return events
 
     def abort(self) -> None:
-        """Have every worker drop what it has not ended."""
+        """Make every worker drop its unfinished requests."""
         for worker in list(self._workers.values()):  # Worker threads add and remove themselves.
             worker.abort()
 
     def stop(self, at_once: bool = False) -> None:
-        """End every loop; `at_once`, do not wait for the steps that they are in."""
+        """End every loop; `at_once`: do not wait for the current steps."""
         self._stopping.set()
         for worker in list(self._workers.values()):  # Worker threads add and remove themselves.
             worker.stop(0 if at_once else _STOP_SECONDS)
@@ -129,31 +129,31 @@ class LocalPool:
         except EngineOutOfMemory:
             reason = traceback.format_exc()
             self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, cause=Cause.OUT_OF_MEMORY))
-        except BaseException as exc:  # Whatever ended it, the driver must hear of it.
+        except BaseException as exc:  # Whatever ended it, the driver must learn of it.
             refused = exc if isinstance(exc, SynthiaBatchError) else None
             reason = traceback.format_exc()
             self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, refused=refused))
 
     def _load(self, index: int, epoch: int, placement: Placement) -> Worker | None:
-        """Return the worker once its engine is loaded; None where nobody waits for it any more."""
-        if self._staffing.engine.kind == "vllm":
-            _send_logs_to(self._staffing.log_path(index))
-        engine = load_engine(self._staffing.engine, placement)
-        canary = ask_canaries(engine, self._staffing.canaries) if self._staffing.canaries else None
+        """Return the worker once its engine is loaded; None if it was abandoned meanwhile."""
+        if self._worker_spec.engine.kind == "vllm":
+            _send_logs_to(self._worker_spec.log_path(index))
+        engine = load_engine(self._worker_spec.engine, placement)
+        canary = run_canaries(engine, self._worker_spec.canaries) if self._worker_spec.canaries else None
         with self._changing:
             if self._present.get(index) != epoch:
                 engine.close()
                 return None
             worker = Worker(engine)
             worker.start()
-            # Started: `stop`, which may come at any moment, waits for its loop.
+            # Registered only once started: `stop` may be called any time and joins its thread.
             self._workers[index] = worker
         self._events.put(WorkerReady(worker=index, epoch=epoch, facts=engine.facts, canary=canary))
         return worker
 
 
 def _send_logs_to(path: Path) -> None:
-    """Have vLLM, which is not imported yet, log into `path` and not onto the terminal."""
+    """Make vLLM, which is not imported yet, log to `path` instead of the terminal."""
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(name)s: %(message)s"))

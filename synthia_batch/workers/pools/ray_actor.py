@@ -1,4 +1,4 @@
-"""The worker's side of the Ray pool: one actor, which is one process with one engine."""
+"""The worker's side of the Ray pool: an actor, which is one process with one engine."""
 
 import os
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from synthia_batch.core.hardware import list_cores
 from synthia_batch.core.types import Request
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers import load_engine
-from synthia_batch.workers.canary import Canaries, CanaryAnswer, ask_canaries
+from synthia_batch.workers.canary import Canaries, CanaryAnswer, run_canaries
 from synthia_batch.workers.engine import EngineFacts, Placement
 from synthia_batch.workers.worker import Delivery, Worker
 
 STOP_SECONDS = 10.0
-"""How long a loop may take to end."""
+"""Limit for the end of a loop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Location:
-    """Where Ray has put a worker. `cores` are those that its process may use."""
+    """Where Ray has placed a worker. `cores` are those that its process may use."""
 
     node: str
     pid: int
@@ -30,34 +30,34 @@ class Location:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """What an engine says once it is loaded. `canary` is its answer to the canaries, if asked."""
+    """A loaded engine's facts, and its answer to the canaries, if they were run."""
 
     facts: EngineFacts
     canary: CanaryAnswer | None
 
 
 class EngineActor:
-    """The worker's side: runs in a process of its own. Its methods run in threads of it."""
+    """A worker in its own process. Its methods run in several threads."""
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
         self._ends_with_process = False
 
     def locate(self) -> Location:
-        """Return where this process is."""
+        """Return the location of this process."""
         return Location(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), cores=list_cores())
 
     def load(
         self, spec: EngineSpec, placement: Placement, canaries: Canaries | None, log: Path | None
     ) -> Loaded:
-        """Load the engine, put the canaries to it and start its loop. What it prints goes to `log`."""
+        """Load the engine, run the canaries and start its loop. Its output goes to `log`."""
         if log is not None:
             _redirect_output(log)
         if placement.spans_nodes:
-            # vLLM's core is a process below this one and joins the cluster by itself.
+            # vLLM's core is a child process that joins the cluster itself.
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         engine = load_engine(spec, placement)
-        canary = ask_canaries(engine, canaries) if canaries else None
+        canary = run_canaries(engine, canaries) if canaries else None
         facts = engine.facts
         self._ends_with_process = facts.ends_with_process
         self._worker = Worker(engine)
@@ -69,7 +69,7 @@ class EngineActor:
         self._loaded().feed(requests)
 
     def recall(self) -> None:
-        """Give back what the engine has not begun."""
+        """Recall what the engine has not started."""
         self._loaded().recall()
 
     def collect(self, wait_seconds: float) -> Delivery:
@@ -77,14 +77,14 @@ class EngineActor:
         return self._loaded().collect(wait_seconds)
 
     def abort(self) -> None:
-        """Drop every request that has not ended."""
+        """Drop all unfinished requests."""
         self._loaded().abort()
 
     def stop(self) -> None:
-        """End the loop and give back the device, as far as that is not done by the end of this process.
+        """End the loop and free the device, unless ending this process is enough.
 
-        That is the pool's next call. vLLM takes a second longer for a CPU engine of this process alone:
-        it looks twice through every object that there is.
+        The pool ends the process next. Closing a CPU engine first would take a second longer, because vLLM
+        collects garbage twice.
         """
         if self._worker is not None and not self._ends_with_process:
             self._worker.stop(STOP_SECONDS)
@@ -96,7 +96,7 @@ class EngineActor:
 
 
 def _redirect_output(log: Path) -> None:
-    """Send everything that this process prints, libraries and crashes included, to `log`."""
+    """Redirect all output of this process to `log`, including that of libraries and crashes."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -1,4 +1,4 @@
-"""The driver's side of one worker: its actor, the call that it is waiting for, and how that ended."""
+"""The driver's side of one worker: its actor, the pending call and its result."""
 
 import contextlib
 import os
@@ -17,15 +17,16 @@ from synthia_batch.workers.pools.ray_placement import Reservation
 from synthia_batch.workers.pools.ray_session import RaySession
 
 _DOUBT_SECONDS = 30.0
-"""How long Ray may take to find out why an actor does not answer. Longer than its health checks."""
+"""Limit for Ray to find out why an actor does not answer. Longer than its health checks."""
 _PROBE_SECONDS = 0.5
 
 
 @dataclass(slots=True, kw_only=True)
 class ActorHandle:
-    """One start of one worker. `location` is None while it waits for room, `pid` is that of its
-    process as far as that is known to live. `doubt` is set from when the actor does not answer until
-    Ray knows why.
+    """One start of one worker.
+
+    `location` is None while it waits for resources. `_pid` is that of its process while it is known to
+    live. `_doubt` is set from when the actor stops answering until Ray knows why.
     """
 
     index: int
@@ -38,7 +39,7 @@ class ActorHandle:
     location: Location | None = None
     core: int | None = None
     since: float = field(default_factory=time.monotonic)
-    is_told: bool = False
+    is_wait_reported: bool = False
     _pid: int | None = None
     _doubt: Exception | None = None
     _doubted_at: float = 0.0
@@ -56,9 +57,9 @@ class ActorHandle:
         )
 
     def take_answer(self) -> Any:
-        """Return what the pending call, which has ended, came to: its answer, or a WorkerLost.
+        """Return the result of the pending call, which has ended: its answer, or a WorkerLost.
 
-        None where the actor did not answer and nobody knows why yet: see `settle_doubt`.
+        None if the actor did not answer for an unknown reason: see `settle_doubt`.
         """
         call, self.pending = self.pending, None
         try:
@@ -72,16 +73,16 @@ class ActorHandle:
         except (RayError, SynthiaBatchError) as exc:
             return self._explain_loss(exc)
         if self._doubt is not None:
-            # It is there after all, but what it said in between is lost, and perhaps samples with it.
+            # It is alive, but the answers in between are lost, perhaps with samples.
             return self._lose(self._doubt, Cause.NODE_LOST)
         if isinstance(answer, Location):
             self.location, self._pid = answer, answer.pid
         return answer
 
     def settle_doubt(self) -> WorkerLost | None:
-        """Ask again what does not answer, until Ray knows whether it or its machine is gone.
+        """Probe an actor that does not answer until Ray knows whether it or its machine is gone.
 
-        Restarted before that, a worker would be placed on the machine that is gone.
+        A worker restarted earlier would be placed on the lost machine.
         """
         now = time.monotonic()
         if self._doubt is None or self.pending is not None or now - self._probed_at < _PROBE_SECONDS:
@@ -94,16 +95,16 @@ class ActorHandle:
         return None
 
     def discard(self) -> None:
-        """End the actor's process at once and give back its room."""
+        """End the actor's process at once and release its resources."""
         ray.kill(self.actor)
         if self._pid is not None and self.is_here:
-            # Ray asks the process to end itself, which one that is stopped does not do.
+            # Ray makes the process end itself, which a stopped process does not do.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self._pid, signal.SIGKILL)
         self.reservation.release()
 
     def _explain_loss(self, exc: Exception) -> WorkerLost:
-        """Tell a worker that died from one that was refused for good."""
+        """Distinguish a worker that died from one that can never start."""
         if not isinstance(exc, RayTaskError):
             self._pid = None
         error = exc.cause if isinstance(exc, RayTaskError) else exc

@@ -1,4 +1,4 @@
-"""Where in Ray an engine goes: the resources that it reserves, and the core that it is pinned to."""
+"""Places engines in Ray: the resources reserved for one, and the core that it is pinned to."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ from synthia_batch.workers.pools.ray_actor import EngineActor, Location
 from synthia_batch.workers.pools.ray_session import RaySession
 
 _KEEP_ALL_GPUS_VISIBLE = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
-"""Ray hides the GPUs from an actor that has none; vLLM asks what kind they are."""
+"""Ray hides all GPUs from an actor without one, but vLLM needs to see their kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
-    """The room of one engine. CPU and scripted engines have no `group`: they take one CPU."""
+    """The resources of one engine. CPU and scripted engines have no `group`: they use one CPU."""
 
     group: PlacementGroup | None = None
     layout: Layout | None = None
@@ -38,19 +38,19 @@ class Reservation:
 
     @property
     def spans_nodes(self) -> bool:
-        """Whether the engine is spread over machines by its pipeline stages."""
+        """Whether the engine's pipeline stages are on several machines."""
         return self.layout is not None and self.layout.spans_nodes
 
     @property
     def splits_a_stage(self) -> bool:
-        """Whether Ray found room only in such parts that a tensor-parallel group is on two machines."""
+        """Whether Ray had to place a tensor-parallel group on two machines."""
         if not self.spans_nodes or self.group is None:
             return False
         nodes = placement_group_table(self.group)["bundles_to_node_id"]
         return splits_a_stage(list(nodes.values()), self.shape.tensor_parallel)
 
     def start_actor(self) -> Any:
-        """Return the handle of a new actor there. Ray starts it once there is room."""
+        """Return the handle of a new actor with these resources. Ray starts it once they are free."""
         options: dict[str, Any] = {
             "num_cpus": 1,
             "num_gpus": 0 if self.layout is None or self.spans_nodes else self.shape.gpus,
@@ -60,8 +60,8 @@ class Reservation:
             "max_restarts": 0,
         }
         if self.spans_nodes:
-            # Not otherwise: Ray makes a process of its own kind for it, which takes seconds. What else
-            # an engine needs in its environment is set before vLLM is imported there.
+            # Only here: for a runtime_env Ray starts a special process, which takes seconds. Other
+            # variables are set before vLLM is imported.
             options["runtime_env"] = {"env_vars": _KEEP_ALL_GPUS_VISIBLE}
         if self.group is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
@@ -70,13 +70,13 @@ class Reservation:
         return ray.remote(EngineActor).options(**options).remote()
 
     def release(self) -> None:
-        """Give the room back; what is still in it is killed by Ray."""
+        """Release the resources; Ray kills what still runs there."""
         if self.group is not None:
             remove_placement_group(self.group)
 
 
 class Placer:
-    """Finds room for the engines of one job."""
+    """Places the engines of one job."""
 
     def __init__(self, spec: EngineSpec, session: RaySession) -> None:
         self._session = session
@@ -88,25 +88,25 @@ class Placer:
 
     @property
     def needs(self) -> str:
-        """What an engine takes, in words."""
+        """The resources of one engine, as text."""
         return f"{self._shape.gpus} GPU and 1 CPU" if self._takes_gpus else "1 CPU"
 
     @property
     def has(self) -> str:
-        """What there is of that, in words."""
+        """The matching resources of the cluster, as text."""
         kind = "GPU" if self._takes_gpus else "CPU"
         counts = self._session.list_counts(kind)
         nodes = f" on {len(counts)} machines" if len(counts) > 1 else ""
         return f"{sum(counts)} {kind}{nodes}"
 
     def count_engines(self) -> int:
-        """Return how many engines all machines have room for together."""
+        """Return how many engines fit on all machines together."""
         if self._takes_gpus:
             return count_engines(self._session.list_counts("GPU"), self._shape)
         return sum(self._session.list_counts("CPU"))
 
     def reserve(self) -> Reservation:
-        """Reserve the room of one engine. Does not wait for it."""
+        """Reserve the resources of one engine. Does not wait for them."""
         if not self._takes_gpus:
             return Reservation(shape=self._shape)
         layout = lay_out(self._session.list_counts("GPU"), self._shape)
@@ -116,9 +116,9 @@ class Placer:
         return Reservation(group=group, layout=layout, shape=self._shape)
 
     def choose_core(self, location: Location, taken: Iterable[int | None]) -> int | None:
-        """Return a core of its own for a CPU engine at `location`, whose neighbours have `taken` theirs.
+        """Return a core for a CPU engine at `location`, where other engines have `taken` theirs.
 
-        More engines than cores share them from the first on.
+        If there are more engines than cores, they share them from the first on.
         """
         if not self._pins_cores:
             return None

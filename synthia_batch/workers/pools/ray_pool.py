@@ -1,9 +1,7 @@
 """Workers as Ray actors, one engine each, on this machine or on a cluster.
 
-`ray_session` is the Ray that they live in, `ray_actor` is the far side.
-
-A worker goes through three states, each waiting for one call of its actor: placed (where am I?),
-loading (the engine loads and answers the canaries), running (a long poll for what has ended).
+A worker has three states, each with one pending call to its actor: placing (`locate`), loading (`load`, with
+the canaries) and running (`collect`, a long poll for outcomes).
 """
 
 import itertools
@@ -21,11 +19,11 @@ from synthia_batch.workers.engine import Placement
 from synthia_batch.workers.pools.base import (
     REPORTS_PER_WATCHDOG,
     PoolEvent,
-    Staffing,
     WorkerAdded,
     WorkerLoading,
     WorkerLost,
     WorkerReady,
+    WorkerSpec,
     read_delivery,
 )
 from synthia_batch.workers.pools.ray_actor import STOP_SECONDS, Loaded, Location
@@ -37,27 +35,27 @@ from synthia_batch.workers.worker import Delivery
 _log = logging.getLogger(__name__)
 
 _COLLECT_SECONDS = 1.0
-"""How long a long poll waits for a sample to end before it reports that none has."""
+"""Limit of a long poll without an ended sample."""
 _SPARE_SECONDS = 10.0
-"""How long work is kept for a worker that waits for room."""
-_PATIENCE_SECONDS = 30.0
-"""How long a worker may wait for room before a person is told."""
+"""How long samples are kept for a worker that waits for resources."""
+_REPORT_SECONDS = 30.0
+"""How long a worker may wait for resources before this is reported."""
 _GROWTH_SECONDS = 3.0
-"""Between two looks at whether machines have joined."""
+"""Interval between checks for new machines."""
 
 
 class RayPool:
     """Implements `Pool`; see the module."""
 
-    def __init__(self, spec: PoolSpec, staffing: Staffing) -> None:
+    def __init__(self, spec: PoolSpec, worker_spec: WorkerSpec) -> None:
         self._spec = spec
-        self._staffing = staffing
+        self._worker_spec = worker_spec
         self._collect_seconds = min(_COLLECT_SECONDS, spec.watchdog_seconds / REPORTS_PER_WATCHDOG)
         self._handles: dict[int, ActorHandle] = {}
         self._epochs = itertools.count(1)
         self._session = RaySession(spec)
-        self._placer = Placer(staffing.engine, self._session)
-        self._looked_at = 0.0
+        self._placer = Placer(worker_spec.engine, self._session)
+        self._checked_at = 0.0
         self._size = spec.workers or 0
 
     @property
@@ -72,21 +70,20 @@ class RayPool:
         if self._size < 1:
             raise PoolFailed(
                 f"an engine needs {self._placer.needs}, Ray has {self._placer.has}; `synthia-batch doctor` "
-                "says which GPUs are seen. Use fewer GPUs for each engine (--tensor-parallel-size, which is "
-                "within one machine, or --pipeline-parallel-size, which may go over several), or a larger "
-                "cluster (--ray-address)"
+                "lists the visible GPUs. Use fewer GPUs per engine (--tensor-parallel-size, within one "
+                "machine, or --pipeline-parallel-size, over several), or a larger cluster (--ray-address)"
             )
         for worker in range(self._size):
             self.restart(worker)
 
     @property
     def unplaced(self) -> int:
-        """Workers for which Ray has found no room for a while."""
+        """Number of workers that have waited for resources for a while."""
         limit = time.monotonic() - _SPARE_SECONDS
         return sum(handle.location is None and handle.since < limit for handle in self._handles.values())
 
     def restart(self, worker: int, halvings: int = 0) -> None:
-        """Location `worker` in a new actor. Ray waits for room where there is none."""
+        """Place `worker` in a new actor. Ray waits for resources if necessary."""
         self._discard(worker)
         self._handles[worker] = ActorHandle(
             index=worker,
@@ -105,11 +102,11 @@ class RayPool:
         self._handles[worker].actor.feed.remote(tuple(requests))
 
     def recall(self, worker: int) -> None:
-        """Have the worker give back what waits."""
+        """Recall the worker's waiting requests."""
         self._handles[worker].actor.recall.remote()
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
-        """Return what the answered calls say, and make the next call of each of those workers."""
+        """Return the events of all answered calls, and start the next call of each of these workers."""
         events = self._grow()
         events += [lost for handle in self._handles.values() if (lost := handle.settle_doubt()) is not None]
         handles = {handle.pending: handle for handle in self._handles.values() if handle.pending is not None}
@@ -124,19 +121,19 @@ class RayPool:
             events += self._advance(handles[call])
         for event in events:
             if isinstance(event, WorkerLost):
-                # At once: a process whose engine has died may still hold a GPU's memory.
+                # At once: a process whose engine has died may still occupy GPU memory.
                 self._discard(event.worker)
         self._report_waiting()
         return events
 
     def abort(self) -> None:
-        """Have every loaded worker drop what it has not ended."""
+        """Make every loaded worker drop its unfinished requests."""
         for handle in self._handles.values():
             if handle.location is not None:
                 handle.actor.abort.remote()
 
     def stop(self, at_once: bool = False) -> None:
-        """Stop the loops, unless `at_once`; then end the processes, and Ray where it was started here."""
+        """Stop the loops, unless `at_once`; then end the processes, and Ray if this pool started it."""
         if not ray.is_initialized():
             return
         placed = [handle for handle in self._handles.values() if handle.location is not None]
@@ -148,11 +145,11 @@ class RayPool:
         self._session.close()
 
     def _grow(self) -> list[PoolEvent]:
-        """Start workers on machines that have joined, where the job did not say how many it wants."""
+        """Start workers on machines that have joined, unless the job sets the number of workers."""
         now = time.monotonic()
-        if self._spec.workers or not self._session.can_grow or now - self._looked_at < _GROWTH_SECONDS:
+        if self._spec.workers or not self._session.can_grow or now - self._checked_at < _GROWTH_SECONDS:
             return []
-        self._looked_at = now
+        self._checked_at = now
         added = range(self._size, self._placer.count_engines())
         for worker in added:
             self.restart(worker)
@@ -188,8 +185,8 @@ class RayPool:
         handle.core = self._placer.choose_core(location, [other.core for other in neighbours])
         if handle.reservation.splits_a_stage:
             _log.info(
-                f"worker {handle.index}: Ray found room for it only with a tensor-parallel group on two "
-                "machines, which is slow; machines with a multiple of --tensor-parallel-size GPUs avoid it"
+                f"worker {handle.index}: Ray had to place a tensor-parallel group on two machines, which is "
+                "slow; machines with a multiple of --tensor-parallel-size GPUs avoid it"
             )
         placement = Placement(
             core=handle.core,
@@ -197,16 +194,16 @@ class RayPool:
             halvings=handle.halvings,
             spans_nodes=handle.reservation.spans_nodes,
         )
-        # Elsewhere Ray's own logs have what the engine prints.
-        log = self._staffing.log_path(handle.index) if handle.is_here else None
-        return handle.actor.load.remote(self._staffing.engine, placement, self._staffing.canaries, log)
+        # On other machines Ray's own logs contain the output.
+        log = self._worker_spec.log_path(handle.index) if handle.is_here else None
+        return handle.actor.load.remote(self._worker_spec.engine, placement, self._worker_spec.canaries, log)
 
     def _report_waiting(self) -> None:
         for handle in self._handles.values():
-            is_late = time.monotonic() - handle.since > _PATIENCE_SECONDS
-            if handle.location is None and is_late and not handle.is_told:
-                handle.is_told = True
-                _log.info(f"worker {handle.index} waits for Ray to find it {self._placer.needs}")
+            is_late = time.monotonic() - handle.since > _REPORT_SECONDS
+            if handle.location is None and is_late and not handle.is_wait_reported:
+                handle.is_wait_reported = True
+                _log.info(f"worker {handle.index} is waiting for {self._placer.needs} from Ray")
 
     def _discard(self, worker: int) -> None:
         handle = self._handles.pop(worker, None)

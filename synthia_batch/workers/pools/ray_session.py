@@ -1,14 +1,8 @@
-"""A Ray of a job's own without the processes that are of use to clusters and to people looking on.
+"""The Ray of a job's workers: its own, or an existing cluster.
 
-Beside its server and its node manager `ray.init` starts, whatever it is told, the autoscaler's monitor
-(there is nothing to scale), the dashboard's API server (there is no dashboard) and the log monitor (what
-workers print goes to files of this package). Each is a Python process that needs a second of a core just
-when the engines load; `ray.init` waits for the second of them, and `ray.shutdown` for the first.
-
-The Ray that a job's workers live in: one of the job's own, or a cluster that was there before.
-
-The job's own listens on loopback only and ends with the job. A cluster is joined and left as it
-was found: nothing of the job is detached, so Ray removes what a killed job leaves there.
+The job's own Ray listens on loopback only and ends with the job. It starts without three processes that only
+clusters need. A cluster is joined and left unchanged: the job detaches nothing, so Ray removes whatever a
+killed job leaves there.
 """
 
 import logging
@@ -29,33 +23,14 @@ from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.workers.pools.guard import Guard
 from synthia_batch.workers.pools.ray_address import check_form, probe_head
 
-_SPARED = ("start_monitor", "start_api_server", "start_log_monitor")
-"""Methods of Ray's own `Node`, each of which starts one process (Ray 2.60.0, _private/node.py)."""
-
-
-@contextmanager
-def spared_processes() -> Iterator[None]:
-    """Have a Ray that is started in the block do without them. One that has renamed them starts whole."""
-    spared = {name: getattr(Node, name) for name in _SPARED if hasattr(Node, name)}
-    for name in spared:
-        setattr(Node, name, _start_nothing)
-    try:
-        yield
-    finally:
-        for name, method in spared.items():
-            setattr(Node, name, method)
-
-
-def _start_nothing(_node: Node, **_how: object) -> None:
-    """Stand in for one of them."""
-
-
+_CLUSTER_PROCESSES = ("start_monitor", "start_api_server", "start_log_monitor")
+"""Methods of Ray's `Node`, each of which starts one process (Ray 2.60.0, _private/node.py)."""
 _OBJECT_STORE_BYTES = 128 * 2**20
-"""Ray would take a third of the memory; prompts and answers travel inside the calls."""
+"""Ray would reserve a third of the memory; prompts and answers are sent inside the calls."""
 
 
 class RaySession:
-    """A connection to Ray. A Ray that this process is connected to already is used and kept."""
+    """A connection to Ray. If this process is already connected, that Ray is used and kept."""
 
     def __init__(self, spec: PoolSpec) -> None:
         self._spec = spec
@@ -68,11 +43,11 @@ class RaySession:
         return self._guard is None
 
     def open(self) -> None:
-        """Join the cluster that the job names, or start a Ray for it.
+        """Join the job's cluster, or start a Ray for the job.
 
         Raises:
             PoolFailed: It cannot be reached or started.
-            UsageError: The address is of a kind that cannot be joined.
+            UsageError: The kind of address is not supported.
         """
         if ray.is_initialized():
             return
@@ -84,12 +59,12 @@ class RaySession:
         except (RayError, OSError, RuntimeError, ConnectionError, ValueError) as exc:
             raise PoolFailed(self._explain(exc)) from exc
         self._is_ours = True
-        # Ray prints a paragraph on stderr for each process that dies, log_to_driver or not. The
-        # driver says what there is to say.
+        # Ray prints a paragraph on stderr for each process that dies, even without log_to_driver. The
+        # driver reports these itself.
         ray_worker.print_to_stdstream = lambda data, ignore_prefix: None
 
     def close(self) -> None:
-        """Leave the cluster; end the Ray that was started here."""
+        """Leave the cluster, or end the job's own Ray."""
         if self._is_ours:
             ray.shutdown()
         if self._guard is not None:
@@ -97,7 +72,7 @@ class RaySession:
             self._guard = None
 
     def list_counts(self, kind: str) -> list[int]:
-        """Return how many CPUs or GPUs each machine has, those that have any."""
+        """Return the number of CPUs or GPUs of each machine that has any."""
         counts = [int(node["Resources"].get(kind, 0)) for node in self._list_nodes()]
         return [count for count in counts if count]
 
@@ -114,13 +89,13 @@ class RaySession:
         if address in (None, "local"):
             return f"Ray could not be started on this machine: {exc}"
         return (
-            f"the Ray cluster at {address} could not be joined: {exc}. Ray and Python must be of the same "
-            "versions as there, and where the cluster asks for a token, RAY_AUTH_MODE and RAY_AUTH_TOKEN too"
+            f"the Ray cluster at {address} could not be joined: {exc}. Use the cluster's versions of Ray and "
+            "Python, and set RAY_AUTH_MODE and RAY_AUTH_TOKEN if it requires a token"
         )
 
     def _join(self, address: str) -> None:
         check_form(address)
-        # Ray's own way to find a cluster on this machine; other addresses are probed as they were said.
+        # Ray's own way to find a cluster on this machine; other addresses are probed unchanged.
         head = canonicalize_bootstrap_address(address) if address == "auto" else address
         probe_head(str(head))
         ray.init(head, log_to_driver=False, logging_level=logging.ERROR)
@@ -128,13 +103,13 @@ class RaySession:
     def _start(self) -> None:
         self._guard = Guard()
         self._guard.start()
-        # Ray turns a loopback address that it is given into the machine's own, which others can
-        # reach, and listens everywhere. With this switch, meant for laptops, it stays on loopback.
+        # Ray replaces a loopback address with the machine's own and listens on all interfaces. This
+        # switch, meant for laptops, keeps it on loopback.
         before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
         try:
-            with self._guard.marked(), spared_processes():
+            with self._guard.marked(), _without_cluster_processes():
                 ray.init(
-                    # Keeps RAY_ADDRESS, and a Ray that was left running on this machine, out of it.
+                    # Ignores RAY_ADDRESS and any Ray already running on this machine.
                     "local",
                     num_cpus=max(len(list_cores()), self._spec.workers or 0),
                     object_store_memory=_OBJECT_STORE_BYTES,
@@ -146,3 +121,22 @@ class RaySession:
             self._guard.watch_session(str(ray.get_runtime_context().get_session_name()))
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _without_cluster_processes() -> Iterator[None]:
+    """Start no _CLUSTER_PROCESSES within the block; if Ray renames a method, its process does start.
+
+    `ray.init` always starts the autoscaler's monitor (there is nothing to scale), the dashboard's API server
+    (there is no dashboard) and the log monitor (workers print to files of this package). Each is a Python
+    process that takes a second of a core while the engines load; `ray.init` waits for the second,
+    `ray.shutdown` for the first.
+    """
+    methods = {name: getattr(Node, name) for name in _CLUSTER_PROCESSES if hasattr(Node, name)}
+    for name in methods:
+        setattr(Node, name, lambda _node, **_options: None)
+    try:
+        yield
+    finally:
+        for name, method in methods.items():
+            setattr(Node, name, method)

@@ -1,4 +1,4 @@
-"""Starting a pool beside other work: engines load while the input is still being read."""
+"""Starts a pool in the background: engines load while the input is still being read."""
 
 import threading
 import time
@@ -10,25 +10,25 @@ from typing import Self
 from synthia_batch.workers.pools.base import Pool, PoolEvent, WorkerLost
 
 POLL_SECONDS = 0.02
-"""Short: the pool is handed over between two polls."""
+"""Short, since the pool can only be taken over between two polls."""
 GRACE_SECONDS = 0.5
-"""How long a scan is given to find its first fault: most bad inputs are refused before an engine starts."""
+"""Time for the scan to find a first error, so that most bad inputs are refused before an engine starts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartedPool:
-    """A pool whose workers load or are ready, and what it has reported so far."""
+    """A pool whose workers are loading or ready, and its events so far."""
 
     pool: Pool
     events: Sequence[PoolEvent] = ()
 
 
 class PoolStarter:
-    """Starts the pool that `make_pool` gives in a thread of its own, once, and hands it over.
+    """Starts the pool of `make_pool` once, in a separate thread, and hands it over to the caller.
 
-    A context manager: its end stops the pool, handed over or not. Until `take_over` only that
-    thread calls the pool, from then on only the caller does. The thread stays until the pool has
-    stopped: Linux ends the processes of a local Ray with the thread that started them.
+    A context manager: its exit stops the pool. Before `take_over` only the thread calls the pool, afterwards
+    only the caller. The thread lives until the pool has stopped: Linux ends the processes of a local Ray
+    together with the thread that started them.
     """
 
     def __init__(self, make_pool: Callable[[], Pool], clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,10 +44,10 @@ class PoolStarter:
         self._error: BaseException | None = None
 
     def note_scan(self) -> None:
-        """Take note that the input is sound so far; after a moment of that the engines start.
+        """Report that the input is valid so far; after GRACE_SECONDS the engines start.
 
         Raises:
-            SynthiaBatchError: The pool cannot start: no use in reading on.
+            SynthiaBatchError: The pool cannot start, so reading on is useless.
         """
         if self._error is not None:
             raise self._error
@@ -58,17 +58,17 @@ class PoolStarter:
             self.begin()
 
     def begin(self) -> None:
-        """Begin to start the pool, unless that was done before."""
+        """Start the pool without waiting, unless already started."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="pool-start", daemon=True)
             self._thread.start()
 
     def take_over(self) -> StartedPool:
-        """Return the pool, which is the caller's from now on.
+        """Return the pool, which only the caller may use from now on.
 
         Raises:
-            PoolFailed: There is nothing to run workers on.
-            UsageError: The settings ask for what the pool cannot give.
+            PoolFailed: There are no resources to run workers.
+            UsageError: The pool does not support the settings.
         """
         self.begin()
         self._fetch()
@@ -105,7 +105,7 @@ class PoolStarter:
             self._pool.start()
             while not self._is_wanted.is_set():
                 self._events += self._pool.poll(POLL_SECONDS)
-        except BaseException as exc:  # Whatever it is, it must reach the thread that waits for the pool.
+        except BaseException as exc:  # Any error must reach the thread that waits for the pool.
             self._error = exc
         self._is_handed_over.set()
         self._is_stopped.wait()

@@ -1,24 +1,29 @@
-"""Which waiting requests a vLLM engine lets in: as many as one step is to take, and as fit in the KV cache.
+"""Which waiting requests a vLLM engine admits: as many as fit one step and the KV cache.
 
 Imports nothing of vLLM.
 """
 
+from typing import Any
+
+from synthia_batch.errors import UsageError
+from synthia_batch.job.resolved import EngineSpec
+
 CPU_PREFILL_TOKENS = 1024
-"""Of prompts let in for one step, about. Steps of 8,192 fall out of the CPU's caches; see
+"""Approximate prompt tokens admitted for one step. Steps of 8,192 do not fit the CPU's caches; see
 benchmarks/results/2026-11-21-admission.md."""
 CPU_FIRST_PREFILL_TOKENS = 256
-"""The same in the first steps of an engine that had nothing to do: smaller ones, so that the first answers,
-where they are short, are there before the batch is full. All along they would cost 2 to 4% of the time."""
+"""The same in the first steps of an engine that was idle: smaller steps return the first short answers before
+the batch is full. Used all the time, they would cost 2 to 4% of the speed."""
 CPU_FIRST_STEPS = 24
-"""How many first steps there are, unless a request ends before."""
+"""Number of first steps, unless a request ends before."""
 CPU_FIRST_SEQS = 32
-"""The batch is no larger than that in the first steps."""
+"""Largest batch in the first steps."""
 CPU_SHORT_SEQS = 8
-"""Nor than that where the first request must end with them: it is not to wait for the others' prompts."""
+"""Largest batch if the first request must end within the first steps: it must not wait for others."""
 
 
 class StepBudget:
-    """How much a CPU engine takes in for its next step, with a batch of `max_num_seqs` at most."""
+    """How many requests a CPU engine admits for its next step, up to a batch of `max_num_seqs`."""
 
     def __init__(self, max_num_seqs: int) -> None:
         self._max_num_seqs = max_num_seqs
@@ -26,48 +31,69 @@ class StepBudget:
         self._first_steps = 0
 
     def begin(self, first_tokens: int) -> None:
-        """Take note that a batch begins: its first request ends after `first_tokens` at most."""
+        """Start the first steps of a batch whose first request ends after at most `first_tokens`."""
         seqs = CPU_SHORT_SEQS if first_tokens <= CPU_FIRST_STEPS else CPU_FIRST_SEQS
         self._first_seqs = min(self._max_num_seqs, seqs)
         self._first_steps = CPU_FIRST_STEPS
 
     def is_full(self, running: int, prompt_tokens: int) -> bool:
-        """Whether no more is to be let in where `running` requests run or were let in, and with the
-        latter `prompt_tokens` of prompts.
+        """Whether to admit no more, with `running` requests including those admitted for this step, whose
+        prompts have `prompt_tokens`.
         """
         if self._first_steps:
             return running >= self._first_seqs or prompt_tokens >= CPU_FIRST_PREFILL_TOKENS
         return running >= self._max_num_seqs or prompt_tokens >= CPU_PREFILL_TOKENS
 
     def note_step(self, *, ended: bool) -> None:
-        """Take note of a step, and whether a request `ended` with it."""
+        """Count a step; `ended`: a request ended with it."""
         self._first_steps = 0 if ended else max(0, self._first_steps - 1)
 
 
-class KvRoom:
-    """Counts the KV cache's `blocks`, of `block_size` tokens each, that running requests may come to need."""
+class KvBudget:
+    """Reserves `blocks` of the KV cache, of `block_size` tokens each, for the requests that run."""
 
     def __init__(self, blocks: int, block_size: int) -> None:
         self._blocks = blocks
         self._block_size = block_size
         self._free = blocks
 
-    def holds(self, tokens: int) -> bool:
+    def can_hold(self, tokens: int) -> bool:
         """Whether `tokens` fit in an empty cache."""
         return self.count_blocks(tokens) <= self._blocks
 
-    def take(self, tokens: int) -> bool:
-        """Reserve room for `tokens`; False where there is none."""
+    def reserve(self, tokens: int) -> bool:
+        """Reserve blocks for `tokens`; False if too few are free."""
         blocks = self.count_blocks(tokens)
         if blocks > self._free:
             return False
         self._free -= blocks
         return True
 
-    def give_back(self, tokens: int) -> None:
-        """End a reservation."""
+    def release(self, tokens: int) -> None:
+        """End the reservation for `tokens`."""
         self._free += self.count_blocks(tokens)
 
     def count_blocks(self, tokens: int) -> int:
-        """Return how many blocks `tokens` take."""
+        """Return the number of blocks that `tokens` occupy."""
         return -(-tokens // self._block_size)
+
+
+def open_kv_budget(cache: Any, spec: EngineSpec) -> KvBudget:
+    """Return the budget of the empty KV cache that vLLM's config `cache` describes.
+
+    Raises:
+        UsageError: One sample does not fit, or vLLM needs more blocks for it than are counted here.
+    """
+    budget = KvBudget(int(cache.num_gpu_blocks) - 1, int(cache.block_size))  # vLLM reserves one block.
+    longest_blocks = round(cache.num_gpu_blocks / cache.kv_cache_max_concurrency)
+    if longest_blocks > budget.count_blocks(spec.max_model_len):
+        raise UsageError(
+            f"vLLM uses several kinds of KV cache for {spec.model.name}, so samples could be preempted, "
+            "which changes their tokens; use --determinism fast"
+        )
+    if not budget.can_hold(spec.max_model_len):
+        raise UsageError(
+            f"the KV cache does not hold one sample of {spec.max_model_len} tokens; enlarge it with --set "
+            "engine.kv_cache_memory_bytes=BYTES, or lower --set model.max_model_len=TOKENS"
+        )
+    return budget

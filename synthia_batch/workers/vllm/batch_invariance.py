@@ -1,18 +1,18 @@
-"""Takes the size of a batch out of the arithmetic of vLLM's CPU engine.
+"""Makes the arithmetic of vLLM's CPU engine independent of the batch size.
 
-What makes a row's result independent of the others, layer by layer, on one thread:
+Why the result of a row does not depend on the others, layer by layer, on one thread:
 
-- Unquantized linear layers: a matrix product adds up each of its elements by itself, in an order that
-  the kernel chooses by the shapes. With AVX512 it chooses the same one for any number of rows from
-  MIN_GEMM_ROWS on, so none ever sees fewer. With AMX the order changes with the number of rows again and
-  again, at other numbers for every layer (seen with oneDNN 3.13): see `AlikeProducts`.
-- 4-bit layers (AWQ): vLLM's kernel takes one path for any number of rows, padded or not.
-- Attention: each sequence by itself. What would cut it otherwise is closed off elsewhere: threads
-  (environment), chunks of a prompt and cached prefixes (vllm_arguments), preemption (vllm_engine).
-- Everything else, sampling included, is row by row.
+- Unquantized linear layers: a matrix product sums each element separately, in an order that the kernel
+  chooses by the shapes. With AVX512 the order is the same for any number of rows from MIN_GEMM_ROWS, so
+  smaller products are padded. With AMX the order changes at several numbers of rows, different ones for
+  each layer (observed with oneDNN 3.13): see `InvariantProducts`.
+- 4-bit layers (AWQ): vLLM's kernel uses one path for any number of rows, padded or not.
+- Attention: each sequence separately. What would split it differently is disabled elsewhere: threads
+  (environment), chunks of a prompt and cached prefixes (arguments), preemption (engine).
+- Everything else, sampling included, is computed row by row.
 
-tests/engine/test_real_kernels.py holds the first two for 1 to 2,048 rows; benchmarks/determinism.py the
-whole for batches of 1 to 256.
+tests/engine/test_real_kernels.py tests the first two for 1 to 2,048 rows, benchmarks/determinism.py the
+whole engine for batches of 1 to 256.
 """
 
 import functools
@@ -25,17 +25,17 @@ import vllm._custom_ops as vllm_ops
 from vllm.model_executor.layers import utils as vllm_layers
 
 MIN_GEMM_ROWS = 16
-"""Below a few rows the CPU's GEMM takes another path, which rounds differently."""
+"""Below a few rows the CPU's GEMM uses another path, which rounds differently."""
 AMX_ROWS = range(MIN_GEMM_ROWS, 257, 16)
-"""The numbers of rows that are tried with AMX. More are taken in pieces of the largest."""
+"""The numbers of rows tried with AMX. Larger products are split into pieces of the largest."""
 _DRAWN_OUTPUTS = 1024
-"""So many rows of weights are drawn where a shape is tried; a layer with more has them again and again."""
+"""Random rows of weights drawn to try a shape; larger layers repeat them."""
 
 
 def make_gemms_batch_invariant() -> None:
-    """Have vLLM's unquantized CPU GEMMs give a row the same bits among any others; see the module.
+    """Patch vLLM's unquantized CPU GEMMs so that a row has the same bits in any batch; see the module.
 
-    Raises AttributeError where vLLM has moved the functions: better no engine than a wrong claim.
+    AttributeError if vLLM has moved the functions: no engine is better than a false guarantee.
     """
     dispatch = vllm_layers.dispatch_cpu_unquantized_gemm
     if getattr(dispatch, "is_batch_invariant", False):
@@ -50,8 +50,8 @@ def make_gemms_batch_invariant() -> None:
     dispatch_padded.is_batch_invariant = True  # type: ignore[attr-defined]
     vllm_layers.dispatch_cpu_unquantized_gemm = dispatch_padded
     if torch.cpu._is_amx_tile_supported():
-        vllm_ops.onednn_mm  # noqa: B018 - must be there to be replaced
-        vllm_ops.onednn_mm = AlikeProducts().multiply
+        vllm_ops.onednn_mm  # noqa: B018 - must exist to be replaced
+        vllm_ops.onednn_mm = InvariantProducts().multiply
 
 
 def _pad_rows(linear: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -66,21 +66,21 @@ def _pad_rows(linear: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
     return padded
 
 
-class AlikeProducts:
-    """oneDNN's matrix products where the CPU has AMX, of those numbers of rows only that `find_alike`
-    found for the layer's shape: a product of another number is padded to the next, one of more than
-    the largest is made in pieces.
+class InvariantProducts:
+    """oneDNN's matrix products on a CPU with AMX, limited to the numbers of rows that
+    `find_invariant_rows` returns for the layer's shape: other products are padded to the next number or
+    split into pieces of the largest.
     """
 
     def __init__(self) -> None:
-        self._find_alike = functools.cache(find_alike)
+        self._find_rows = functools.cache(find_invariant_rows)
         self._padded: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
     def multiply(
         self, dnnl_handler: vllm_ops.CPUDNNLGEMMHandler, x: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """Do as vLLM's function of the same arguments: `x` is (..., inputs), what returns (..., outputs)."""
-        sizes = self._find_alike(dnnl_handler.n, dnnl_handler.k, x.dtype)
+        """Replaces vLLM's function of the same arguments: (..., inputs) to (..., outputs)."""
+        sizes = self._find_rows(dnnl_handler.n, dnnl_handler.k, x.dtype)
         flat = x.reshape(-1, dnnl_handler.k)
         rows, most = len(flat), sizes[-1]
         whole = rows // most * most
@@ -95,7 +95,7 @@ class AlikeProducts:
         return out[:rows].view(*x.shape[:-1], dnnl_handler.n)
 
     def _pad(self, x: torch.Tensor, rows: int) -> torch.Tensor:
-        """Return `x` with `rows` rows. What stands in the others is left of before and does not show."""
+        """Return `x` padded to `rows` rows. The padding keeps old values, which do not matter."""
         key = (x.shape[1], x.dtype)
         if key not in self._padded:
             self._padded[key] = torch.zeros(AMX_ROWS[-1], x.shape[1], dtype=x.dtype)
@@ -103,12 +103,12 @@ class AlikeProducts:
         return self._padded[key][:rows]
 
 
-def find_alike(outputs: int, inputs: int, dtype: torch.dtype) -> tuple[int, ...]:
-    """Return those of AMX_ROWS at which oneDNN adds up as at the largest, for weights (outputs, inputs).
+def find_invariant_rows(outputs: int, inputs: int, dtype: torch.dtype) -> tuple[int, ...]:
+    """Return those of AMX_ROWS at which oneDNN sums as at the largest, for weights (outputs, inputs).
 
-    Tried with weights and inputs whose products cancel: what is left is rounding, so that every element
-    shows in which order it was added up. Takes as long as ten products of the largest number, some 0.6 s
-    for all shapes of a small model, and for that time the memory of the layer's weights twice.
+    The weights and inputs tried have products that cancel: only rounding remains, so each element reveals
+    the order of its sum. Takes as long as ten products of the largest number, about 0.6 s for all shapes of
+    a small model, and meanwhile twice the memory of the layer's weights.
     """
     generator = torch.Generator().manual_seed(0)
 

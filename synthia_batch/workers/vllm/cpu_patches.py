@@ -1,7 +1,4 @@
-"""A KV cache on CPUs that costs memory, and the time to zero it, only as far as it is used.
-
-Keeps LoRA adapters off the rows of a CPU batch that name none.
-"""
+"""Patches of vLLM's CPU engine: a KV cache that is zeroed on first use, and a fix for LoRA batches."""
 
 import errno
 import mmap
@@ -14,15 +11,15 @@ from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.punica_wrapper import punica_cpu
 
 LAZY_BYTES = 2**28
-"""Tensors of at least this size are the KV cache: nothing else that vLLM zeroes comes near."""
+"""Tensors of at least this size are the KV cache: everything else that vLLM zeroes is far smaller."""
 
 
 @contextmanager
 def lazy_zeros() -> Iterator[None]:
-    """Within the block, have `torch.zeros` leave the zeroing of large byte tensors to the kernel.
+    """Within the block, make `torch.zeros` leave the zeroing of large int8 tensors to the kernel.
 
-    vLLM zeroes the whole cache as it starts, which takes seconds for each GiB. Fresh anonymous
-    memory is zero as well, and is there only from the first touch on.
+    vLLM zeroes the whole cache at startup, which takes seconds per GiB. Fresh anonymous memory is zero
+    anyway, and only allocated when first touched.
     """
     zeros = torch.zeros
 
@@ -45,26 +42,26 @@ def _map_zeros(size_bytes: int) -> torch.Tensor:
         memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as exc:
         if exc.errno == errno.ENOMEM:
-            raise MemoryError(f"no room for a KV cache of {size_bytes} bytes") from exc
+            raise MemoryError(f"no memory for a KV cache of {size_bytes} bytes") from exc
         raise
     memory.madvise(mmap.MADV_HUGEPAGE)
     # The tensor keeps the mapping alive.
     return torch.frombuffer(memory, dtype=torch.int8)
 
 
-def spare_rows_without_adapter() -> None:
-    """Make vLLM's CPU kernels leave rows alone that no adapter is for.
+def skip_rows_without_adapter() -> None:
+    """Make vLLM's CPU kernels apply no adapter to rows that name none.
 
-    Such a row has the index -1, with which vLLM 0.32.0 takes the adapter in the last place: in a batch
-    of both kinds it answers as if it had named that one (vllm#48421 and #49656, both open). What a row
-    is shrunk to is zeroed here, and nothing is then added to it. Raises AttributeError where vLLM has
-    moved the function: better no engine than another adapter's answers.
+    Such a row has the index -1, for which vLLM 0.32.0 uses the last adapter: in a mixed batch the row is
+    answered as if it had named that one (vllm#48421 and #49656, both open). The patch zeroes the row's
+    shrunk vector, so nothing is added to it. AttributeError if vLLM has moved the function: no engine is
+    better than another adapter's answers.
     """
     shrink = lora_ops.bgmv_shrink
-    if getattr(shrink, "spares_rows", False):
+    if getattr(shrink, "skips_rows", False):
         return
 
-    def shrink_sparing(
+    def shrink_masked(
         inputs: torch.Tensor,
         weights: torch.Tensor,
         output: torch.Tensor,
@@ -74,8 +71,8 @@ def spare_rows_without_adapter() -> None:
         shrink(inputs, weights, output, indices, scaling)
         output.masked_fill_((indices < 0).unsqueeze(-1), 0.0)
 
-    marked: Any = shrink_sparing
-    marked.spares_rows = True
-    # Prefill finds it in its own module, by way of sgmv_shrink; decode where it was imported.
+    marked: Any = shrink_masked
+    marked.skips_rows = True
+    # Prefill looks it up in its own module, through sgmv_shrink; decode where it was imported.
     lora_ops.bgmv_shrink = marked
     punica_cpu.bgmv_shrink = marked  # type: ignore[attr-defined]

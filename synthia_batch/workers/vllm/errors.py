@@ -1,4 +1,4 @@
-"""What torch and vLLM raise, told apart in the words of this package."""
+"""Converts the errors of torch and vLLM to those of this package."""
 
 import functools
 import re
@@ -15,9 +15,9 @@ _MORE_THAN_ANY_MACHINE_HAS = 2**62
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn what torch and Python raise for want of memory into EngineOutOfMemory.
+    """Convert the out-of-memory errors of torch and Python to EngineOutOfMemory.
 
-    An engine core in a process of its own dies of it without saying so: see `supervise`.
+    An engine core in its own process dies of one without reporting it.
     """
     try:
         yield
@@ -31,22 +31,21 @@ def memory_errors() -> Iterator[None]:
 
 @contextmanager
 def setting_errors() -> Iterator[None]:
-    """Turn what vLLM says of arguments that it cannot use into UsageError: loading again would not help."""
+    """Convert vLLM's errors about invalid arguments to UsageError: loading again would not help."""
     try:
         yield
-    except (TypeError, ValueError, VLLMClientError) as exc:  # pydantic's are ValueErrors, vLLM's not always
+    except (TypeError, ValueError, VLLMClientError) as exc:  # Pydantic's are ValueErrors, vLLM's not always.
         raise UsageError(
             f"vLLM cannot start with these settings: {exc}\n"
-            "change what it names, with --set engine.KEY=VALUE or the model's and sampling's own flags"
+            "change the setting named above, with --set engine.KEY=VALUE or the flags of model and sampling"
         ) from exc
 
 
 def is_cpu_shortage(error: RuntimeError) -> bool:
-    """Whether `error` is what torch raises where the CPU's allocator gets no memory.
+    """Whether `error` is torch's out-of-memory error of the CPU allocator.
 
-    It has no type of its own, as a GPU's shortage has, and no code: only its text. So the text is
-    not guessed here but asked of this very torch, by an allocation that must fail, and compared as
-    a whole: the first line, whatever the numbers in it. What cannot be asked is no shortage.
+    Unlike a GPU's, it has no type or code, only a text. The expected text is taken from the installed torch,
+    with an allocation that must fail, and its whole first line is compared, apart from numbers.
     """
     return type(error) is RuntimeError and _describe(error) == _describe_shortage()
 

@@ -1,4 +1,4 @@
-"""Brings vLLM into an eager engine's process without torch's compiler, which it has no use for."""
+"""Imports vLLM without torch's compiler, which eager engines do not use."""
 
 import sys
 
@@ -6,14 +6,14 @@ _INDUCTOR = "torch._inductor.lowering"
 
 
 def import_without_inductor() -> None:
-    """Import vllm, and nothing of the compiler behind `torch.compile`.
+    """Import vllm, but not the compiler behind `torch.compile`.
 
-    vLLM 0.32.0 imports it first of all, to have it log less, and goes without where it cannot be imported.
-    TORCHDYNAMO_DISABLE must be set: the decorators of vLLM's functions would import it after all.
+    vLLM 0.32.0 imports the compiler first, to reduce its logging, and continues if the import fails.
+    TORCHDYNAMO_DISABLE must be set, or the decorators of vLLM's functions import it anyway.
     """
     if _INDUCTOR in sys.modules:
         return
-    sys.modules[_INDUCTOR] = None  # type: ignore[assignment]  # what an import takes for "there is none"
+    sys.modules[_INDUCTOR] = None  # type: ignore[assignment]  # makes the import fail
     try:
         import vllm  # noqa: F401
     finally:

@@ -1,67 +1,99 @@
-"""vLLM's reasoning parsers: what of an answer was thought, and what was said.
-
-Structured outputs as vLLM takes them, and its own judgement of one before any weight is loaded.
-
-vLLM's log-probabilities of an answer, packed.
-"""
+"""Converts vLLM's answers: their text, reasoning and log-probabilities."""
 
 import dataclasses
-import json
-import re
 import sys
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vllm import SamplingParams
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.exceptions import VLLMClientError
 from vllm.logprobs import Logprob
+from vllm.outputs import CompletionOutput
 from vllm.reasoning import ReasoningParser, ReasoningParserManager
-from vllm.sampling_params import StructuredOutputsParams
 from vllm.tokenizers import get_tokenizer
 
-from synthia_batch.core.types import Failed, Finished, Logprobs, Structure
+from synthia_batch.core.types import Failed, Finished, Logprobs, Request
 from synthia_batch.errors import UsageError
-from synthia_batch.workers.vllm.arguments import structures_config
 
 NOT_PARSED = "reasoning_not_parsed"
-"""The code of an answer that the parser could not read."""
+"""Failure code of an answer that the reasoning parser could not read."""
 
 
-class Reasoning:
-    """Splits answers with a parser that is made anew for each: some keep what they have seen."""
+def convert_answer(request: Request, answer: CompletionOutput, logprobs: int | None) -> Finished:
+    """Return `answer` to `request`, its reasoning still in the response.
+
+    `logprobs` is the number of likeliest tokens to keep at each position, None for no log-probabilities.
+    """
+    return Finished(
+        ordinal=request.ordinal,
+        response=answer.text,
+        reasoning=None,
+        finish_reason=answer.finish_reason or "unknown",
+        prompt_tokens=len(request.token_ids),
+        completion_tokens=len(answer.token_ids),
+        logprob=answer.cumulative_logprob if request.wants_logprob else None,
+        logprobs=None if logprobs is None else _convert_logprobs(answer, logprobs),
+        turn=request.turn,
+    )
+
+
+def _convert_logprobs(answer: CompletionOutput, count: int) -> Logprobs:
+    positions = [position for position in answer.logprobs or () if position is not None]
+    entries = [
+        entry
+        for token, position in zip(answer.token_ids, positions, strict=True)
+        for entry in _rank_tokens(token, position, count)
+    ]
+    return Logprobs(
+        width=len(entries) // max(1, len(answer.token_ids)),
+        ids=array("i", [token for token, _ in entries]),
+        # The same token texts occur many times.
+        tokens=tuple(sys.intern(entry.decoded_token or "") for _, entry in entries),
+        values=array("f", [entry.logprob for _, entry in entries]),
+    )
+
+
+def _rank_tokens(token: int, position: Mapping[int, Logprob], count: int) -> Iterator[tuple[int, Logprob]]:
+    """Yield the chosen token's entry, then the `count` likeliest ones by rank, which starts at 1."""
+    yield token, position[token]
+    ranked = {entry.rank: (other, entry) for other, entry in position.items()}
+    yield from (ranked[rank] for rank in range(1, count + 1))
+
+
+class ReasoningSplitter:
+    """Separates reasoning from responses, with a new parser for each answer: some keep state."""
 
     def __init__(self, kind: type[ReasoningParser], tokenizer: Any) -> None:
         self._kind = kind
         self._tokenizer = tokenizer
-        self._open()
+        self._create_parser()
 
-    def split(self, made: Finished) -> Finished | Failed:
-        """Return `made` with its reasoning apart from its response, both stripped; as it is without any."""
+    def split(self, finished: Finished) -> Finished | Failed:
+        """Return `finished` with its reasoning separated, both parts stripped; unchanged without any."""
         request = ChatCompletionRequest(messages=[{"role": "user", "content": "?"}], seed=None)
         try:
-            reasoning, response = self._open().extract_reasoning(made.response, request)
-        except Exception as exc:  # A parser is a plugin: what one cannot read is this answer's failure alone.
-            return Failed(ordinal=made.ordinal, code=NOT_PARSED, message=f"{type(exc).__name__}: {exc}")
+            reasoning, response = self._create_parser().extract_reasoning(finished.response, request)
+        except Exception as exc:  # A parser is a plugin: its error fails only this answer.
+            return Failed(ordinal=finished.ordinal, code=NOT_PARSED, message=f"{type(exc).__name__}: {exc}")
         if reasoning is None:
-            return dataclasses.replace(made, response=response or "")
-        return dataclasses.replace(made, reasoning=reasoning.strip(), response=(response or "").strip())
+            return dataclasses.replace(finished, response=response or "")
+        return dataclasses.replace(finished, reasoning=reasoning.strip(), response=(response or "").strip())
 
-    def _open(self) -> ReasoningParser:
+    def _create_parser(self) -> ReasoningParser:
         try:
             return self._kind(self._tokenizer)
-        except RuntimeError as exc:  # As they say that the tokenizer lacks their marks.
+        except RuntimeError as exc:  # Raised if the tokenizer lacks the parser's markers.
             raise UsageError(
-                f"--reasoning-parser: {exc}\nit is for another model; name this one's, or leave it out"
+                f"--reasoning-parser: {exc}\n"
+                "it is for a different model; use this model's parser, or leave it out"
             ) from exc
 
 
-def open_reasoning(arguments: Mapping[str, Any]) -> Reasoning | None:
-    """Return what tells reasoning from answers, by the arguments of `vllm.LLM`; None where nothing is to.
+def open_splitter(arguments: Mapping[str, Any]) -> ReasoningSplitter | None:
+    """Return the splitter for the arguments of `vllm.LLM`; None if they name no reasoning parser.
 
     Raises:
-        UsageError: The parser does not fit the model's tokenizer.
+        UsageError: The parser does not support the model's tokenizer.
     """
     name = arguments.get("reasoning_parser")
     if not name:
@@ -73,60 +105,4 @@ def open_reasoning(arguments: Mapping[str, Any]) -> Reasoning | None:
         trust_remote_code=arguments["trust_remote_code"],
         revision=arguments["revision"],
     )
-    return Reasoning(ReasoningParserManager.get_reasoning_parser(name), tokenizer)
-
-
-def make_structured(structure: Structure) -> StructuredOutputsParams:
-    """Return what vLLM calls `structure`."""
-    if structure.kind == "json_schema":
-        return StructuredOutputsParams(json=structure.text)
-    if structure.kind == "regex":
-        return StructuredOutputsParams(regex=structure.text)
-    if structure.kind == "choice":
-        return StructuredOutputsParams(choice=json.loads(structure.text))
-    return StructuredOutputsParams(grammar=structure.text)
-
-
-def check_params(params: SamplingParams, settings: Mapping[str, Any]) -> None:
-    """Return if the backend can compile the structure of `params`, where they have one.
-
-    Of the other backends than xgrammar, which is the default, the engine tells with the first request.
-
-    Raises:
-        UsageError: It cannot.
-    """
-    if params.structured_outputs is None or structures_config(settings)["backend"] != "xgrammar":
-        return
-    from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
-
-    try:
-        validate_xgrammar_grammar(params)
-    except (VLLMClientError, ValueError) as exc:
-        # The library's own words begin with the time and a line of its source.
-        why = re.sub(r"^\[[^]]*\] \S+: ", "", str(exc.__cause__ or exc).strip())
-        raise UsageError(
-            f"structured: the backend xgrammar cannot compile it: {why}\n"
-            "mend it, or name another backend with --set "
-            "engine.structured_outputs_config='{backend: guidance}'"
-        ) from exc
-
-
-def read_logprobs(token_ids: Sequence[int], places: Sequence[Mapping[int, Logprob]], count: int) -> Logprobs:
-    """Return those of each of `token_ids` and of the `count` likeliest tokens in its place."""
-    entries = [
-        entry for token, place in zip(token_ids, places, strict=True) for entry in _sort(token, place, count)
-    ]
-    return Logprobs(
-        width=len(entries) // max(1, len(token_ids)),
-        ids=array("i", [token for token, _ in entries]),
-        # A vocabulary's texts come again and again.
-        tokens=tuple(sys.intern(said.decoded_token or "") for _, said in entries),
-        values=array("f", [said.logprob for _, said in entries]),
-    )
-
-
-def _sort(token: int, place: Mapping[int, Logprob], count: int) -> Iterator[tuple[int, Logprob]]:
-    """Yield the token's own entry, and those of the likeliest by their rank, which counts from 1."""
-    yield token, place[token]
-    ranked = {said.rank: (other, said) for other, said in place.items()}
-    yield from (ranked[rank] for rank in range(1, count + 1))
+    return ReasoningSplitter(ReasoningParserManager.get_reasoning_parser(name), tokenizer)

@@ -1,7 +1,7 @@
-"""Checks a job's sampling against the installed vLLM's own SamplingParams, without importing vllm.
+"""Checks a job's sampling against the installed vLLM's SamplingParams, without importing vllm.
 
-As with the engine's settings, the one file that has its fields is parsed instead. The bounds of values
-are those of `job.sampling`, taken from SamplingParams._verify_args of vLLM 0.32.0.
+As for the engine's settings, the file with its fields is parsed. The bounds of values are in `job.sampling`,
+taken from SamplingParams._verify_args of vLLM 0.32.0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,66 +15,66 @@ from synthia_batch.workers.vllm.settings import find_class
 
 
 def check_sampling(sampling: Sampling, vocabulary: int | None) -> None:
-    """Return if the installed vLLM has every parameter of `sampling`, and they go together.
+    """Check that the installed vLLM has every parameter of `sampling` and that they are consistent.
 
-    `vocabulary` is the number of tokens that the model knows, None where its files do not say.
+    `vocabulary` is the model's number of tokens, None if unknown.
 
     Raises:
-        UsageError: It has not, they do not, or a token id is none of the model's.
+        UsageError: A parameter is missing, two are inconsistent, or a token id is outside the vocabulary.
     """
     used = {name for name, value in sampling_arguments(sampling).items() if value is not None}
     missing = sorted(used - find_class("sampling_params.py", "SamplingParams").keys())
     if missing:
         raise UsageError(
             f"sampling.{missing[0]}: the installed vLLM has no such parameter; leave it out, or install a "
-            "release that has it"
+            "release with it"
         )
     if sampling.min_tokens > sampling.max_tokens:
         raise UsageError(
             f"sampling.min_tokens: {sampling.min_tokens} is above sampling.max_tokens, "
-            f"{sampling.max_tokens}; lower the one or raise the other"
+            f"{sampling.max_tokens}; lower the first or raise the second"
         )
     if vocabulary is not None:
         _check_ids(sampling, vocabulary)
 
 
 def check_budget(settings: Mapping[str, Any], sampling: Sampling) -> None:
-    """Return if vLLM can tell where a reasoning begins, where its length is limited.
+    """Check that vLLM has a reasoning parser if the length of reasoning is limited.
 
     Raises:
-        UsageError: It cannot.
+        UsageError: It has none.
     """
     if sampling.thinking_token_budget is not None and not settings.get("reasoning_parser"):
         raise UsageError(
-            "sampling.thinking_token_budget: vLLM has to know what reasoning looks like; say "
-            "--reasoning-parser NAME as well"
+            "sampling.thinking_token_budget: vLLM needs a parser to find the reasoning; add "
+            "--reasoning-parser NAME"
         )
 
 
-def check_structures(settings: Mapping[str, Any], sampling: Sampling, *, is_asked: bool) -> None:
-    """Return if answers can be kept to a structure with these engine settings.
+def check_structures(settings: Mapping[str, Any], sampling: Sampling, *, is_required: bool) -> None:
+    """Check that these engine settings allow structured answers.
 
-    `is_asked`: every answer has one, by the job.
+    `is_required`: the job requires a structure for every answer.
 
     Raises:
-        UsageError: They cannot.
+        UsageError: They do not.
     """
-    if is_asked and (sampling.min_tokens or sampling.ignore_eos):
+    if is_required and (sampling.min_tokens or sampling.ignore_eos):
         raise UsageError(
-            "sampling.min_tokens and sampling.ignore_eos: a structured answer ends where its structure does; "
+            "sampling.min_tokens and sampling.ignore_eos: a structured answer ends with its structure; "
             "leave them out"
         )
     config = settings.get(STRUCTURES)
     if config is None or (isinstance(config, Mapping) and config.get("backend", "") != "auto"):
         return
     raise UsageError(
-        f"engine.{STRUCTURES}: name one backend, such as {{backend: guidance}}; vLLM's `auto` takes that of "
-        "whichever request comes first, and answers would depend on it"
+        f"engine.{STRUCTURES}: set one backend, such as {{backend: guidance}}; with vLLM's `auto` "
+        "answers would depend on which request is first"
     )
 
 
 def name_structures_backend(settings: Mapping[str, Any]) -> str:
-    """Return what keeps answers to their structure, with its version where it is installed here."""
+    """Return the structured-output backend, with its version if it is installed here."""
     name = str(structures_config(settings)["backend"])
     package = {"guidance": "llguidance", "outlines": "outlines_core"}.get(name, name)
     try:

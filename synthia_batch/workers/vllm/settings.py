@@ -1,7 +1,6 @@
-"""Checks `--set engine.KEY=VALUE` against the fields of vLLM's own EngineArgs, without importing vllm.
+"""Checks `--set engine.KEY=VALUE` against the fields of vLLM's EngineArgs, without importing vllm.
 
-Importing it takes 8 s and a device. The fields stand in one file of the installed package, which
-is parsed instead: 0.1 s.
+Importing it takes 8 s and a device. Parsing the file with the fields in the installed package takes 0.1 s.
 """
 
 import ast
@@ -16,7 +15,7 @@ from synthia_batch.job.resolved import Device, EngineSpec
 from synthia_batch.job.schema import Determinism
 from synthia_batch.workers.vllm.policy import check_not_refused
 
-_SAID_ELSEWHERE = {
+_JOB_FLAGS = {
     "model": "--model",
     "tokenizer": "--model",
     "revision": "--revision",
@@ -31,7 +30,7 @@ _SAID_ELSEWHERE = {
     "model_weights": "--model",
     "enable_lora": "--lora",
 }
-"""What the job itself must know, for its prompts, its seeds or its identity."""
+"""Settings that the job itself needs, for its prompts, seeds or identity, and the flags that set them."""
 _PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {
     "bool": (bool,),
     "int": (int,),
@@ -41,28 +40,26 @@ _PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def check_settings(settings: Mapping[str, Any], device: Device, determinism: Determinism) -> None:
-    """Return if vLLM has every field of `settings`, those of a plain type have a value of it, and none is
-    one that a job on `device` may not have.
+    """Check that vLLM has every field of `settings`, that values of plain types match, and that a job on
+    `device` may use them.
 
     Raises:
-        UsageError: One does not; says which was probably meant.
+        UsageError: A setting is unknown, invalid or refused. The message suggests a correction.
     """
     if not settings:
         return
     fields = list_fields()
     for name, value in settings.items():
-        if name in _SAID_ELSEWHERE:
-            raise UsageError(
-                f"engine.{name}: the job must know this too; say it with {_SAID_ELSEWHERE[name]}"
-            )
+        if name in _JOB_FLAGS:
+            raise UsageError(f"engine.{name}: the job needs this value too; set it with {_JOB_FLAGS[name]}")
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f"did you mean engine.{near[0]}?" if near else "see `vllm serve --help=all` for the list"
             raise UsageError(f"engine.{name}: vLLM has no such setting; {hint}")
         if name == "reasoning_parser" and "reasoning_parser_plugin" not in settings:
             _check_reasoning_parser(value)
-        if not _fits(value, fields[name]):
-            raise UsageError(f"engine.{name}: {value!r} is no {fields[name]}, which vLLM takes here")
+        if not _matches(value, fields[name]):
+            raise UsageError(f"engine.{name}: expected {fields[name]}, got {value!r}")
         check_not_refused(name, value, device, determinism)
 
 
@@ -78,29 +75,29 @@ def list_reasoning_parsers() -> list[str]:
     """Return the names of the installed vLLM's reasoning parsers.
 
     Raises:
-        UsageError: vLLM is not installed, or keeps them elsewhere than every release so far.
+        UsageError: vLLM is not installed, or lists them elsewhere.
     """
     for node in parse_vllm("reasoning/__init__.py").body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             names = [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
             if ast.unparse(node.targets[0]) == "_REASONING_PARSERS_TO_REGISTER":
                 return sorted(map(str, names))
-    raise UsageError("the installed vLLM does not list its reasoning parsers where it did so far")
+    raise UsageError("the installed vLLM does not list its reasoning parsers where earlier releases did")
 
 
 def check_processes(spec: EngineSpec) -> None:
-    """Return if the model may be computed in the processes that `spec` has for it.
+    """Check that the model may be split over processes as in `spec`.
 
     Raises:
-        UsageError: It may not: on CPUs strict determinism and adapters rest on this package's own
-            arithmetic, which is in the worker's process and not in those that vLLM starts for the parts.
+        UsageError: It may not: on CPUs, strict determinism and adapters need this package's patches, which
+            apply to the worker's process but not to those that vLLM starts.
     """
     if spec.device != "cpu" or (spec.determinism == "fast" and not spec.adapters):
         return
     if spec.settings.get("distributed_executor_backend") not in (None, "uni"):
-        what = "keep LoRA adapters apart" if spec.adapters else "be strictly deterministic"
+        purpose = "keep LoRA adapters apart" if spec.adapters else "be strictly deterministic"
         raise UsageError(
-            f"engine.distributed_executor_backend: on CPUs an engine in processes of its own cannot {what}; "
+            f"engine.distributed_executor_backend: on CPUs an engine in separate processes cannot {purpose}; "
             "leave it out"
         )
     parts = spec.tensor_parallel_size * spec.pipeline_parallel_size
@@ -111,25 +108,24 @@ def check_processes(spec: EngineSpec) -> None:
         )
     if parts > 1:
         raise UsageError(
-            f"an engine of {parts} GPUs was asked for, and the installed vLLM computes on CPUs: there an "
-            f"engine of {parts} processes cannot be strictly deterministic; leave out "
-            f"--tensor-parallel-size and "
+            f"the job requires an engine of {parts} GPUs, but the installed vLLM runs on CPUs, where {parts} "
+            "processes cannot be strictly deterministic; leave out --tensor-parallel-size and "
             "--pipeline-parallel-size, use --determinism fast, or a machine with GPUs (`synthia-batch "
             "doctor`)"
         )
 
 
 def list_fields() -> Mapping[str, str]:
-    """Return the fields of the installed vLLM's EngineArgs with their types as they are written.
+    """Return the fields of the installed vLLM's EngineArgs with their annotations.
 
     Raises:
-        UsageError: vLLM is not installed, or keeps them elsewhere than every release so far.
+        UsageError: vLLM is not installed, or defines them elsewhere.
     """
     return find_class("engine/arg_utils.py", "EngineArgs")
 
 
 def find_class(file: str, name: str) -> Mapping[str, str]:
-    """Return the fields of a class of the installed vLLM with their types, as they are written in `file`.
+    """Return the fields of a class in `file` of the installed vLLM with their annotations.
 
     Raises:
         UsageError: vLLM is not installed, or has no such class there.
@@ -142,11 +138,11 @@ def find_class(file: str, name: str) -> Mapping[str, str]:
                 for field in node.body
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
             }
-    raise UsageError(f"{path}: has no {name}, so what is said to vLLM cannot be checked")
+    raise UsageError(f"{path}: no class {name}, so settings of vLLM cannot be checked")
 
 
 def parse_vllm(file: str) -> ast.Module:
-    """Return the syntax of `file` of the installed vLLM.
+    """Return the syntax tree of `file` of the installed vLLM.
 
     Raises:
         UsageError: vLLM is not installed, or has no such file.
@@ -155,7 +151,7 @@ def parse_vllm(file: str) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, SyntaxError) as exc:
-        raise UsageError(f"{path}: cannot tell which settings this vLLM has: {exc}") from exc
+        raise UsageError(f"{path}: cannot read the settings of the installed vLLM: {exc}") from exc
 
 
 def _find_package() -> Path:
@@ -165,8 +161,8 @@ def _find_package() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _fits(value: Any, annotation: str) -> bool:
-    """Whether `value` is of the type written; of types other than plain ones vLLM itself judges."""
+def _matches(value: Any, annotation: str) -> bool:
+    """Whether `value` has the annotated type; vLLM itself checks types that are not plain."""
     names = [name.strip() for name in annotation.split("|")]
     if value is None:
         return "None" in names or not set(names) <= set(_PLAIN_TYPES)
