@@ -8,6 +8,7 @@ from typing import Never, Self, TextIO
 
 from tqdm import tqdm
 
+from synthia_batch.core.events import Event
 from synthia_batch.core.formatting import format_seconds
 from synthia_batch.core.snapshot import ProgressSnapshot
 
@@ -38,11 +39,11 @@ class Display:
         self._history: list[tuple[float, ProgressSnapshot]] = []
         self._last_line = clock()
         self._width: int | None = None
-        self._followers: list[Callable[[ProgressSnapshot], None]] = []
 
-    def follow(self, follower: Callable[[ProgressSnapshot], None]) -> None:
-        """Have `follower` told every standing that is shown, also where nobody is."""
-        self._followers.append(follower)
+    def observe(self, event: Event) -> None:
+        """Show `event` if it is a snapshot of the progress."""
+        if isinstance(event, ProgressSnapshot):
+            self.show(event)
 
     def show_scan(self, rows: int) -> None:
         """Tell, now and then, how many rows of the input have been read."""
@@ -63,8 +64,6 @@ class Display:
 
     def show(self, snapshot: ProgressSnapshot) -> None:
         """Show `snapshot`; called often, draws rarely."""
-        for follower in self._followers:
-            follower(snapshot)
         now = self._clock()
         self._remember(now, snapshot)
         if self._quiet:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from synthia_batch.core.events import Event
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSnapshot:
@@ -20,7 +22,7 @@ class WorkerSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProgressSnapshot:
+class ProgressSnapshot(Event):
     """`ended`, of which `failed`, and `total` are samples over all attempts; the rest is of this one.
 
     `finished` samples were made, of which `truncated` were cut off at max_tokens; `failures` counts

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from synthia_batch.core.console import Display
+from synthia_batch.core.events import EventBus
+from synthia_batch.scheduler.events import AttemptEnded, CommandTyped
 from synthia_batch.core.log import show_log
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.job.loading.command_line import read_command, turn_into_run
@@ -75,8 +77,9 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
         tidy_complete_run(job)
         _complete_remote(job, display)
         return _make_result(job, manifest, started, made=0, drained=None)
-    with follow_run(job, display) as report_end:
-        with open_session(job, display) as session:
+    events = EventBus()
+    with follow_run(job, events) as report_end:
+        with open_session(job, display, events) as session:
             result = run_attempt(session, display)
         report_if_complete(job)
         report_end(result.ending)
@@ -84,8 +87,12 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
 
 
 @contextmanager
-def open_session(job: ResolvedJob, display: Display) -> Iterator[RunSession]:
+def open_session(
+    job: ResolvedJob, display: Display, events: EventBus | None = None
+) -> Iterator[RunSession]:
     """Lock and inspect the job's run directory during the block, with a pool that is ready to be started.
+
+    Subscribers of `events` get the events of the run.
 
     Run, retry and partial runs all begin here.
 
@@ -95,6 +102,7 @@ def open_session(job: ResolvedJob, display: Display) -> Iterator[RunSession]:
     drain = open_drain(job.declared)
     with drain.listen(), lock_run(job, claims_remote=True) as session, start_pool(job) as starter:
         session.drain, session.starter = drain, starter
+        session.events = events or session.events
         run_dir = session.run_dir
         is_new = not run_dir.plan.exists()
 
@@ -126,14 +134,14 @@ def run_attempt(
         SynthiaBatchError: As for run_job.
     """
     with session.begin(reopen) as store:
-        _record_command(store)
+        _record_command(session.events)
         store.publish_filled()
         drained = generate(session, display, subset)
         if drained is None and (subset is None or next(store.unfinished, None) is None):
             _finish(session)
         result = _make_result(session.job, store, session.started, made=session.made, drained=drained)
         label = drained and drained.label
-        store.note("attempt_ended", made=result.made, drained=label, exit_code=result.exit_code)
+        session.events.publish(AttemptEnded(made=result.made, drained=label, exit_code=result.exit_code))
     return result
 
 
@@ -163,7 +171,7 @@ def _complete_remote(job: ResolvedJob, display: Display) -> None:
     report_if_complete(job)
 
 
-def _record_command(store: RunStore) -> None:
+def _record_command(events: EventBus) -> None:
     """Record the command line, if there is one, for `status` to show.
 
     For a preview or a probe, record the `run` command of the same job.
@@ -171,7 +179,7 @@ def _record_command(store: RunStore) -> None:
     command = read_command()
     if command is not None:
         command = turn_into_run(command) if command[1:2] in (["plan"], ["preview"]) else command
-        store.note("command", command=command, directory=os.getcwd())
+        events.publish(CommandTyped(command=command, directory=os.getcwd()))
 
 
 def _make_result(

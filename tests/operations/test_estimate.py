@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from synthia_batch.scheduler.recorder import ThroughputMeter
 
 from synthia_batch.core.types import Failed, Finished, Record, Turn
 from synthia_batch.operations.estimate import (
@@ -19,7 +20,6 @@ from synthia_batch.operations.estimate import (
     predict_total,
     sum_up_lengths,
 )
-from synthia_batch.scheduler.recorder import ThroughputMeter
 
 
 def finish(ordinal: int, tokens: int, reason: str = "stop") -> Finished:
