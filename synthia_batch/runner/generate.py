@@ -32,7 +32,7 @@ from synthia_batch.workers.pools.startup import PoolStarter
 _log = logging.getLogger(__name__)
 
 LOGGED_OF_EACH = 3
-"""So many of each kind are logged with their place in the input; then only their number, at 10, 100, 1,000."""
+"""So many of each kind are logged with their place in the input, then only their number: 10, 100, ..."""
 
 
 def start_pool(job: ResolvedJob) -> PoolStarter:
