@@ -47,7 +47,7 @@ class WorkerRemoval:
 class _Slot:
     """The requests of one worker. It can hold `capacity`; `queue` has those that it does not hold yet:
     next turns of its conversations, then its part of the window. `is_exclusive`: nothing may be added
-    to what it holds, because it holds suspects or, if `is_liveness_check`, a request that shows
+    to what it holds, because it holds suspects or, if `is_check`, a request that shows
     whether the worker works. `is_recalled`: it was recalled since it was last sent something.
     """
 
@@ -55,7 +55,7 @@ class _Slot:
     held: dict[int, Request] = field(default_factory=dict)
     queue: deque[Request] = field(default_factory=deque)
     is_exclusive: bool = False
-    is_liveness_check: bool = False
+    is_check: bool = False
     is_recalled: bool = False
 
 
@@ -82,7 +82,7 @@ class Dispatcher:
         self._returned: deque[Request] = deque()
         self._slots: dict[int, _Slot] = {}
         self._bisector = CrashBisector()
-        self._suspects_only: set[int] = set()
+        self._isolated: set[int] = set()
         self._ended = 0
         self._has_generated = has_generated
 
@@ -127,13 +127,13 @@ class Dispatcher:
         if slot is None or not held:
             return WorkerRemoval(unfinished=0, narrowed=False)
         if suspects_samples:
-            self._suspects_only.add(worker)
+            self._isolated.add(worker)
             narrows = self._bisector.add_suspects(worker, held)
             return WorkerRemoval(
-                unfinished=len(held), narrowed=narrows and slot.is_exclusive and not slot.is_liveness_check
+                unfinished=len(held), narrowed=narrows and slot.is_exclusive and not slot.is_check
             )
         if slot.is_exclusive:
-            self._suspects_only.add(worker)
+            self._isolated.add(worker)
             self._bisector.put_back(held)
         else:
             self._returned.extend(held)
@@ -153,10 +153,10 @@ class Dispatcher:
         if (
             self._bisector.needs_proof(worker)
             and not slot.held
-            and (batch := self._draw_liveness_check(slot, workers))
+            and (batch := self._draw_check(slot, workers))
         ):
-            slot.is_exclusive = slot.is_liveness_check = True
-        elif self._takes_suspects_only(worker, slot):
+            slot.is_exclusive = slot.is_check = True
+        elif self._takes_suspects(worker, slot):
             batch = self._draw_suspects(slot)
         else:
             batch = self._draw(slot, self._count_room(slot, workers), workers)
@@ -234,21 +234,21 @@ class Dispatcher:
         """Count a sample that ended before it was sent: its prompt could not be rendered."""
         self._ended += 1
 
-    def _takes_suspects_only(self, worker: int, slot: _Slot) -> bool:
+    def _takes_suspects(self, worker: int, slot: _Slot) -> bool:
         """Whether `worker` takes suspects only; with none left it takes others again."""
         if slot.is_exclusive and slot.held:
             return True
-        if worker in self._suspects_only and not self._bisector.has_groups:
-            self._suspects_only.discard(worker)
-        return worker in self._suspects_only
+        if worker in self._isolated and not self._bisector.has_groups:
+            self._isolated.discard(worker)
+        return worker in self._isolated
 
     def _draw_suspects(self, slot: _Slot) -> list[Request]:
         if slot.held or not self._bisector.has_groups:
             return []
-        slot.is_exclusive, slot.is_liveness_check = True, False
+        slot.is_exclusive, slot.is_check = True, False
         return self._bisector.take_group()
 
-    def _draw_liveness_check(self, slot: _Slot, workers: int) -> list[Request]:
+    def _draw_check(self, slot: _Slot, workers: int) -> list[Request]:
         """Return a request that, alone in an engine that quarantined a sample, shows that it works.
 
         The shortest sample, since those that crash engines are often the longest. With none left, a
@@ -275,9 +275,7 @@ class Dispatcher:
     def _list_idle(self) -> list[int]:
         """Return the workers that hold nothing and may take any sample."""
         return [
-            worker
-            for worker, slot in self._slots.items()
-            if not slot.held and worker not in self._suspects_only
+            worker for worker, slot in self._slots.items() if not slot.held and worker not in self._isolated
         ]
 
     def _draw(self, slot: _Slot, count: int, workers: int) -> list[Request]:
