@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from synthia_batch.core.console import Display
 from synthia_batch.core.events import EventBus
-from synthia_batch.scheduler.events import AttemptEnded, CommandTyped
 from synthia_batch.core.log import show_log
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.job.loading.command_line import read_command, turn_into_run
@@ -31,6 +30,7 @@ from synthia_batch.runner.monitoring.lifecycle import follow_run, open_drain
 from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.runner.subset import SampleSubset
+from synthia_batch.scheduler.events import AttemptEnded, CommandTyped
 from synthia_batch.storage.atomic import make_directory, sync_directory
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import Manifest, read_manifest, write_manifest
@@ -87,14 +87,10 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
 
 
 @contextmanager
-def open_session(
-    job: ResolvedJob, display: Display, events: EventBus | None = None
-) -> Iterator[RunSession]:
+def open_session(job: ResolvedJob, display: Display, events: EventBus | None = None) -> Iterator[RunSession]:
     """Lock and inspect the job's run directory during the block, with a pool that is ready to be started.
 
-    Subscribers of `events` get the events of the run.
-
-    Run, retry and partial runs all begin here.
+    Run, retry and partial runs all begin here. Subscribers of `events` get the run's events.
 
     Raises:
         SynthiaBatchError: As for run_job.

@@ -1,13 +1,11 @@
 """Which worker generates which sample next. Pure: no processes, no clock, no files.
 
-Samples come from the plan in order, one window at a time. Within a window the longest requests
-(prompt plus the row's own answer limit) go first. A window is partitioned round-robin into one queue
-per worker: the engine that is ready first takes a whole batch at once, and with the longest half of
-a job the others would finish in half its time. If engines have a prefix cache, the unit of the
-partition is a group of prompts that begin alike (see `prefix_groups`), the group with the longest
-prompt first, so that one engine gets all of a group. Strict determinism has no cache, and only the
-length counts. Until an engine has generated a sample of the job, a queue begins with its shortest
-request: an answer to read comes soon, and the engine is known to work.
+Samples come from the plan in order, one window at a time, and within it the longest requests (prompt
+plus the row's own answer limit) go first. A window is partitioned round-robin into one queue per
+worker: the engine that is ready first takes a whole batch at once, and with the longest half of a job
+the others would finish in half its time. If engines have a prefix cache, whole groups of prompts that
+begin alike go to one queue (see `prefix_groups`). Until an engine has generated a sample of the job, a
+queue begins with its shortest request: an answer to read comes soon, and the engine is known to work.
 
 At the tail no engine gets more than its share of what is left, and an engine without a queue takes
 from the longest other one. Then requests wait only inside slower workers: usually a tenth of a
@@ -35,9 +33,7 @@ WINDOW_SAMPLES = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRemoval:
-    """Result of removing a worker. `narrowed` is true if this crash narrowed down which sample
-    causes crashes.
-    """
+    """Result of removing a worker. `narrowed`: its crash narrowed down which sample causes crashes."""
 
     unfinished: int
     narrowed: bool
@@ -129,9 +125,8 @@ class Dispatcher:
         if suspects_samples:
             self._isolated.add(worker)
             narrows = self._bisector.add_suspects(worker, held)
-            return WorkerRemoval(
-                unfinished=len(held), narrowed=narrows and slot.is_exclusive and not slot.is_check
-            )
+            narrows = narrows and slot.is_exclusive and not slot.is_check
+            return WorkerRemoval(unfinished=len(held), narrowed=narrows)
         if slot.is_exclusive:
             self._isolated.add(worker)
             self._bisector.put_back(held)
@@ -150,11 +145,8 @@ class Dispatcher:
         no engine is idle while another has a queue.
         """
         slot = self._slots[worker]
-        if (
-            self._bisector.needs_proof(worker)
-            and not slot.held
-            and (batch := self._draw_check(slot, workers))
-        ):
+        needs_proof = self._bisector.needs_proof(worker) and not slot.held
+        if needs_proof and (batch := self._draw_check(slot, workers)):
             slot.is_exclusive = slot.is_check = True
         elif self._takes_suspects(worker, slot):
             batch = self._draw_suspects(slot)
@@ -175,13 +167,11 @@ class Dispatcher:
         """
         if not self._list_idle():
             return []
-        chosen = [
-            worker
-            for worker, slot in self._slots.items()
-            if len(slot.held) > 1 and not slot.is_exclusive and not slot.is_recalled
-        ]
-        for worker in chosen:
-            self._slots[worker].is_recalled = True
+        chosen = []
+        for worker, slot in self._slots.items():
+            if len(slot.held) > 1 and not slot.is_exclusive and not slot.is_recalled:
+                slot.is_recalled = True
+                chosen.append(worker)
         return chosen
 
     def take_back(self, worker: int, ordinals: Sequence[int]) -> None:
@@ -274,9 +264,7 @@ class Dispatcher:
 
     def _list_idle(self) -> list[int]:
         """Return the workers that hold nothing and may take any sample."""
-        return [
-            worker for worker, slot in self._slots.items() if not slot.held and worker not in self._isolated
-        ]
+        return [w for w, slot in self._slots.items() if not slot.held and w not in self._isolated]
 
     def _draw(self, slot: _Slot, count: int, workers: int) -> list[Request]:
         """Return up to `count` requests, returned ones first."""
@@ -295,13 +283,12 @@ class Dispatcher:
         """Partition the next window into `workers` queues once the last is taken; False at the end."""
         if not self._queues and self._fill_window():
             partitioned = (self._window[start::workers] for start in range(workers))
-            self._queues.extend(
-                deque(itertools.chain.from_iterable(groups)) for groups in partitioned if groups
-            )
+            self._queues.extend(deque(itertools.chain(*groups)) for groups in partitioned if groups)
             self._window = []
             if not self._has_generated:
                 for queue in self._queues:
-                    _put_shortest_first(queue)
+                    if count_tokens(queue[-1]) < count_tokens(queue[0]):
+                        queue.rotate(1)  # The last is the shortest.
         return bool(self._queues)
 
     def _fill_window(self) -> bool:
@@ -309,9 +296,3 @@ class Dispatcher:
         if not self._window:
             self._window = self._group(list(itertools.islice(self._requests, WINDOW_SAMPLES)))
         return bool(self._window)
-
-
-def _put_shortest_first(queue: deque[Request]) -> None:
-    """Move the last request of `queue`, which is in order of length, to the front if it is shorter."""
-    if count_tokens(queue[-1]) < count_tokens(queue[0]):
-        queue.rotate(1)

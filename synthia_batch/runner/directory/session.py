@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.events import EventBus
-from synthia_batch.scheduler.events import AttemptStarted, FailedReopened
 from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, RunLocked, UsageError
@@ -25,6 +24,7 @@ from synthia_batch.runner.directory.assembler import Assembler
 from synthia_batch.runner.directory.reopen import FailureChoice, Reopener
 from synthia_batch.runner.directory.run_store import RunStore
 from synthia_batch.runner.resolve import select_rows
+from synthia_batch.scheduler.events import AttemptStarted, FailedReopened
 from synthia_batch.storage.atomic import make_directory, publish_bytes
 from synthia_batch.storage.events import EventLog
 from synthia_batch.storage.layout import RunDir
@@ -56,8 +56,8 @@ class RunSession:
 
     Attributes appear with the steps. `inspect` sets `plan` (that of plan.json, or the one to write there),
     `assembler`, `writer`, `shards` and `states`, what earlier attempts left of each shard. `begin` sets
-    `store`. `events` gets the events of the run. A session that may generate samples also has `drain` and `starter`: see run.open_session.
-    `started` is when it began, in seconds of the monotonic clock.
+    `store`. `events` gets the events of the run. A session that may generate samples also has `drain`
+    and `starter`: see run.open_session. `started` is when it began, in seconds of the monotonic clock.
     """
 
     job: ResolvedJob
