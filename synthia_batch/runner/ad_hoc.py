@@ -25,7 +25,7 @@ from synthia_batch.workers.pools.startup import StartedPool
 class AdHocRun:
     """How to generate: as `job` does, with `settings` overriding those of its engine.
 
-    `recorder` gets the records that `advance` makes of an engine's outcomes. Each engine answers `canaries`,
+    `sink` gets the records that `advance` makes of an engine's outcomes. Each engine answers `canaries`,
     if there are some, and `check_canary` checks the answers.
     """
 
