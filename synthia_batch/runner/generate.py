@@ -56,11 +56,6 @@ def generate(session: RunSession, display: Display, subset: SampleSubset | None 
     """Generate the missing samples of `subset`, or all; return why the run drained before the end.
 
     The run is not completed here.
-
-    Raises:
-        PoolFailed: No worker is left, or none can start.
-        DeterminismBroken: A worker's answer to the canaries is wrong.
-        StorageFailed: A sample that ended could not be written.
     """
     job, store, drain, events = session.job, session.store, session.drain, session.events
     pending = PendingSamples(store, subset)

@@ -160,7 +160,7 @@ class Driver:
                     self._supervisor.handle(event)
         if self.drain.reason is None:
             # Before the others are topped up: these engines' prefix caches have the turns before.
-            for worker in continuing.intersection(self._supervisor.ready):
+            for worker in continuing.intersection(self._supervisor.policy.ready):
                 self._feed(worker)
 
     def _take(self, event: SamplesEnded) -> bool:
@@ -169,7 +169,7 @@ class Driver:
         known = [o for o in event.outcomes if is_current and self._dispatcher.accept(event.worker, o)]
         self.dropped += len(event.outcomes) - len(known)
         if any(isinstance(outcome, Finished) for outcome in known):
-            self._supervisor.note_generated(event.worker)
+            self._supervisor.policy.clear_strikes(event.worker)
         self._latency.add_ended([outcome.ordinal for outcome in known], self.clock())
         samples = [outcome for outcome in known if outcome.ordinal >= 0]
         following = self._record(samples) if samples else []
@@ -198,7 +198,7 @@ class Driver:
             _log.info(f"sample {failed.ordinal} is quarantined: {failed.message}")
 
     def _top_up(self) -> None:
-        for worker in self._supervisor.ready:
+        for worker in self._supervisor.policy.ready:
             self._feed(worker)
         for worker in self._dispatcher.choose_recalls():
             self._pool.recall(worker)
@@ -233,12 +233,12 @@ class Driver:
 
     def _publish_snapshot(self) -> None:
         self._snapshot_at = self.clock()
-        tally = self._progress.tally
+        count_failed = self.count_failed or (lambda: self._progress.tally.failed)
         snapshot = self._progress.take_snapshot(
             ended=self.ended_before + self.ended,
-            failed=tally.failed if self.count_failed is None else self.count_failed(),
+            failed=count_failed(),
             total=self.ended_before + self._dispatcher.total,
-            worker_statuses=self._supervisor.statuses,
+            worker_statuses=self._supervisor.policy.statuses,
             in_flight=self._dispatcher.held,
         )
         self.publish(snapshot)

@@ -187,11 +187,7 @@ class MultiTurnSession:
         return _fail(conversation, dataclasses.replace(failed, code=CONTEXT_OVERFLOW))
 
     def _make_request(self, conversation: _Conversation) -> Request:
-        """Return the request for the next turn.
-
-        Raises:
-            SampleRefused: Its prompt cannot be rendered, or, in a later turn, has no room for an answer.
-        """
+        """Return the request for the next turn, or raise SampleRefused."""
         number, sample = len(conversation.turns), conversation.sample
         longest, left_out = self._context.limit_prompt(sample.row), 0
         token_ids = self._render(conversation, left_out)

@@ -1,7 +1,7 @@
 """The workers of a run: registered, watched, restarted, given up, and what is logged about it."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from synthia_batch.core.events import Subscriber
 from synthia_batch.errors import DeterminismBroken, PoolFailed
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.events import EngineLoading, EngineLost, EngineReady, PoolStarted, WorkerJoined
-from synthia_batch.scheduler.restart_policy import RestartPolicy, WorkerStatus
+from synthia_batch.scheduler.restart_policy import RestartPolicy
 from synthia_batch.workers.pools.base import (
     Cause,
     Pool,
@@ -45,16 +45,6 @@ class WorkerSupervisor:
     clock: Callable[[], float]
 
     @property
-    def ready(self) -> list[int]:
-        """The workers that can be given requests."""
-        return self.policy.ready
-
-    @property
-    def statuses(self) -> Mapping[int, WorkerStatus]:
-        """The status of each worker."""
-        return self.policy.statuses
-
-    @property
     def sharing(self) -> int:
         """The number of workers that share the job: placed, and not given up. At least 1."""
         return max(1, self.policy.live_workers - self.pool.unplaced)
@@ -66,12 +56,7 @@ class WorkerSupervisor:
         self.publish(PoolStarted(workers=self.pool.size))
 
     def handle(self, event: WorkerEvent) -> None:
-        """Act on a worker's message, unless it comes from an epoch that is known to be dead.
-
-        Raises:
-            PoolFailed: That was the last worker.
-            DeterminismBroken: Its canary's answer is wrong.
-        """
+        """Act on a worker's message, unless it comes from an epoch that is known to be dead."""
         if isinstance(event, WorkerAdded):
             self.policy.register(event.worker)
             self.publish(WorkerJoined(worker=event.worker))
@@ -94,16 +79,8 @@ class WorkerSupervisor:
         """Note the steps of a worker's engine."""
         self.policy.note_steps(event.worker, event.steps, self.clock())
 
-    def note_generated(self, worker: int) -> None:
-        """Note that `worker` generated a sample."""
-        self.policy.clear_strikes(worker)
-
     def check(self) -> None:
-        """Kill workers that hang and restart those whose pause is over.
-
-        Raises:
-            PoolFailed: No worker is left.
-        """
+        """Kill workers that hang and restart those whose pause is over."""
         policy = self.policy
         policy.note_look(self.clock())
         for worker, epoch in policy.find_hung(self.dispatcher.busy, self.clock()):

@@ -49,11 +49,7 @@ class EventLog:
             write_all(self._fd, json.dumps(event).encode() + b"\n")
 
     def write(self, event: Event) -> None:
-        """Append `event` if it is one that the log keeps.
-
-        Raises:
-            StorageFailed: The write failed.
-        """
+        """Append `event` if it is one that the log keeps."""
         if isinstance(event, LoggedEvent):
             self.append(event.kind, **event.fields)
 
