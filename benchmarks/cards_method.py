@@ -129,14 +129,14 @@ def generate_ours(work: Path, max_tokens: int) -> None:
 
     generated: dict[int, list[int]] = {}
 
-    class OutcomeSink(VllmEngine):
+    class RecordingEngine(VllmEngine):
         """The engine, and beside it the token ids, which a job has no use for."""
 
         def _end(self, output: RequestOutput) -> list[Outcome]:
             generated[int(output.request_id)] = list(output.outputs[0].token_ids)
             return super()._end(output)
 
-    engine = OutcomeSink(spec, Placement())
+    engine = RecordingEngine(spec, Placement())
     prompts = _read(work / "prompts")
     for ordinal, ids in enumerate(prompts):
         engine.add(Request(ordinal=ordinal, token_ids=ids, seed=ordinal))

@@ -1,13 +1,11 @@
-"""A pool on a clock of its own: engines that only take time, die and refuse to load as they are told."""
+"""A pool on a simulated clock: engines that only take time, and die or refuse to load on demand."""
 
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from unittest.mock import Mock
 
-from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request
 from synthia_batch.scheduler.dispatcher import Dispatcher
@@ -149,10 +147,9 @@ class SimulatedPool:
 
 
 @dataclass
-class Books:
-    """A recorder that remembers. `on_record` is called with each lot, as a slow disk would be."""
+class MemorySink:
+    """A sink that remembers. `on_record` is called with each batch, as a slow disk would be."""
 
-    samples: int
     finished: int = 0
     failed: int = 0
     codes: dict[int, str] = field(default_factory=dict)
@@ -170,24 +167,19 @@ class Books:
     def tick(self) -> None:
         """Nothing needs syncing."""
 
-    def note(self, kind: str, **fields: object) -> None:
-        """Nobody reads the events."""
-
 
 def drive(
     pool: SimulatedPool,
-    books: Books,
+    sink: MemorySink,
     requests: Sequence[Request],
     advance: Callable[[Outcome], Step] = record_as_it_is,
     *,
-    has_made: bool = False,
-) -> Mock:
-    """Make `requests` with the real driver; return its display, whose `say` was called with all it said."""
-    display = Mock(spec=Display)
+    has_generated: bool = False,
+) -> None:
+    """Generate `requests` with the real driver."""
     driver = Driver(
-        recorder=books,  # type: ignore[arg-type]
+        sink=sink,
         drain=DrainRequest(),
-        display=display,
         check_canary=lambda ready: None,
         watchdog_seconds=300,
         load_timeout_seconds=3600,
@@ -196,6 +188,5 @@ def drive(
         clock=lambda: pool.now,
     )
     pool.start()
-    dispatcher = Dispatcher(iter(requests), len(requests), has_made=has_made)
+    dispatcher = Dispatcher(iter(requests), len(requests), has_generated=has_generated)
     driver.run(dispatcher, lambda: StartedPool(pool=pool))
-    return display

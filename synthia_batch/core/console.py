@@ -1,4 +1,4 @@
-"""Progress of a running job on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a running job on stderr: a bar on a terminal, else a line every 30 seconds."""
 
 import os
 import sys
@@ -8,15 +8,16 @@ from typing import Never, Self, TextIO
 
 from tqdm import tqdm
 
+from synthia_batch.core.events import Event
 from synthia_batch.core.formatting import format_seconds
 from synthia_batch.core.snapshot import ProgressSnapshot
 
 LINE_SECONDS = 30.0
-"""Between two lines where stderr is not a terminal."""
+"""Between two lines if stderr is not a terminal."""
 BRIEF_SECONDS = 1.0
-"""What is over before it needs no bar."""
+"""Shorter checks show no bar."""
 _RATE_SECONDS = 60.0
-"""The current rate is that of the last minute."""
+"""The period that the current rate is measured over."""
 
 
 class Display:
@@ -38,21 +39,21 @@ class Display:
         self._history: list[tuple[float, ProgressSnapshot]] = []
         self._last_line = clock()
         self._width: int | None = None
-        self._followers: list[Callable[[ProgressSnapshot], None]] = []
 
-    def follow(self, follower: Callable[[ProgressSnapshot], None]) -> None:
-        """Have `follower` told every standing that is shown, also where nobody is."""
-        self._followers.append(follower)
+    def observe(self, event: Event) -> None:
+        """Show `event` if it is a snapshot of the progress."""
+        if isinstance(event, ProgressSnapshot):
+            self.show(event)
 
     def show_scan(self, rows: int) -> None:
-        """Tell, now and then, how many rows of the input have been read."""
+        """Show how many rows of the input have been read; called often, prints rarely."""
         now = self._clock()
         if not self._quiet and now - self._last_line >= LINE_SECONDS:
             self._last_line = now
             self._print(f"reading the input: {rows} rows so far")
 
     def show_check(self, done_bytes: int, total_bytes: int) -> None:
-        """Show how much of what earlier attempts published has been compared with its checksums."""
+        """Show how many published bytes of earlier attempts have been compared with their checksums."""
         if self._check is None:
             self._check = ReadingDisplay(
                 quiet=self._quiet, stream=self._stream, clock=self._clock, brief=True
@@ -63,8 +64,6 @@ class Display:
 
     def show(self, snapshot: ProgressSnapshot) -> None:
         """Show `snapshot`; called often, draws rarely."""
-        for follower in self._followers:
-            follower(snapshot)
         now = self._clock()
         self._remember(now, snapshot)
         if self._quiet:
@@ -76,7 +75,7 @@ class Display:
             self._print(self._describe(snapshot))
 
     def close(self) -> None:
-        """Leave the bar as it stands and end its line."""
+        """Keep the bar as it is and end its line."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -92,10 +91,9 @@ class Display:
         self._bar.update(snapshot.ended - self._bar.n)
 
     def _fit_width(self, bar: "tqdm[Never]") -> None:
-        """Take away the bar that was drawn for another width.
+        """Remove a bar that was drawn for another width.
 
-        tqdm would write blanks over all of it: in a terminal that has become narrower they spill into
-        the next line.
+        tqdm would overwrite all of it with blanks, which in a narrower terminal wrap to the next line.
         """
         width = _measure_width(self._stream)
         if self._width is not None and width != self._width:
@@ -110,7 +108,7 @@ class Display:
             unit="sample",
             file=self._stream,
             dynamic_ncols=True,
-            # Not only where samples have ended: a terminal is resized, and a worker is lost, at any time.
+            # Also between samples: a terminal is resized, and a worker is lost, at any time.
             miniters=0,
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
@@ -135,7 +133,7 @@ class Display:
     def _remember(self, now: float, snapshot: ProgressSnapshot) -> None:
         if self._history and now - self._history[-1][0] < 0.5:
             return
-        if not snapshot.tokens:  # The engines load, or begin: the rate counts from their first answer.
+        if not snapshot.tokens:  # The rate counts from the first answer.
             self._history.clear()
         self._history.append((now, snapshot))
         while len(self._history) > 2 and now - self._history[1][0] > _RATE_SECONDS:
@@ -143,7 +141,7 @@ class Display:
 
 
 def _measure_width(stream: TextIO) -> int | None:
-    """Return the columns of the terminal behind `stream`; None where there is none."""
+    """Return the columns of the terminal of `stream`, None if it has none."""
     try:
         return os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
@@ -151,7 +149,7 @@ def _measure_width(stream: TextIO) -> int | None:
 
 
 def _describe_workers(snapshot: ProgressSnapshot) -> str:
-    """Return how many workers are ready, and what the others are at."""
+    """Return how many workers are ready, and the states of the others."""
     ready, all_of_them = snapshot.count_workers("ready"), len(snapshot.workers)
     noun = "worker" if all_of_them == 1 else "workers"
     if ready == all_of_them:
@@ -170,7 +168,7 @@ def _describe_share(part: int, whole: int) -> str:
 
 
 class ReadingDisplay:
-    """Shows how much of a number of bytes was read, and how fast. A context manager."""
+    """Shows how many bytes were read, and how fast. A context manager."""
 
     def __init__(
         self,
@@ -180,7 +178,7 @@ class ReadingDisplay:
         clock: Callable[[], float] = time.monotonic,
         brief: bool = False,
     ) -> None:
-        """Write to `stream`, stderr if None. `brief`: no bar under a second, and none is left behind."""
+        """Write to `stream`, stderr if None. `brief`: no bar under a second, and it is removed at the end."""
         self._stream = stream or sys.stderr
         self._quiet = quiet
         self._clock = clock
@@ -195,7 +193,7 @@ class ReadingDisplay:
         self.close()
 
     def close(self) -> None:
-        """End the bar, where there is one."""
+        """End the bar if there is one."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -1,15 +1,17 @@
-"""How far an attempt is and what its workers do, at one moment: for the bar and for metrics."""
+"""Progress of an attempt and state of its workers at one moment, for the display and metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from synthia_batch.core.events import Event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSnapshot:
     """One worker. `state` is starting, loading, ready, restarting or given up.
 
-    `restarts` counts the times that it was lost and began again, `busy_seconds` those in which its
-    engine had requests, `in_flight` the samples that it holds.
+    It was restarted `restarts` times, its engine had requests for `busy_seconds`, and it holds
+    `in_flight` samples.
     """
 
     worker: int
@@ -20,11 +22,11 @@ class WorkerSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProgressSnapshot:
+class ProgressSnapshot(Event):
     """`ended`, of which `failed`, and `total` are samples over all attempts; the rest is of this one.
 
-    `finished` samples were made, of which `truncated` were cut off at max_tokens; `failures` counts
-    those that could not be made, by code. Tokens are of requests that ended.
+    `truncated` of the `finished` samples were cut off at max_tokens; `failures` counts the failed
+    ones by code. Tokens are of requests that ended.
     """
 
     ended: int

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.core.types import Failed, Finished, Outcome
-from synthia_batch.scheduler.recorder import Speed
+from synthia_batch.scheduler.throughput import Speed
 
 QUANTILES = {"shortest": 0, "5%": 5, "25%": 25, "median": 50, "75%": 75, "95%": 95, "longest": 100}
 """What is shown of a spread, in percent of the samples that are as short or shorter."""

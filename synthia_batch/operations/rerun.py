@@ -110,7 +110,7 @@ def rerun_samples(directory: Path, choice: Choice, said: Sequence[Layer], displa
         known = _read_chosen(session, choice)
         batch = choose_batch(usual_batch(job.engine), len(known))
         _log.info(f"{len(known)} finished samples are made again, at most {batch} at a time")
-        again = _Again(samples=len(known), conversations=open_multi_turn(job))
+        again = _Again(conversations=open_multi_turn(job))
         ad_hoc = _run_ad_hoc(job, session, again, drain, display, batch)
         stopped = run_requests(ad_hoc, again.request(known, choice))
     return Rerun(
@@ -139,12 +139,9 @@ class _Known:
 
 @dataclass(slots=True, kw_only=True)
 class _Again:
-    """A recorder that keeps what was made. Its counts are for the driver."""
+    """A sink that keeps the outcomes."""
 
-    samples: int
     conversations: MultiTurnSession
-    finished: int = 0
-    failed: int = 0
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
     def request(self, known: Mapping[int, _Known], choice: Choice) -> list[Request]:
@@ -154,15 +151,10 @@ class _Again:
         return requests
 
     def record(self, records: Sequence[Record]) -> None:
-        ended = [record for record in records if not isinstance(record, Turn)]
-        self.finished += len(ended)
-        self.outcomes |= {outcome.ordinal: outcome for outcome in ended}
+        self.outcomes |= {record.ordinal: record for record in records if not isinstance(record, Turn)}
 
     def tick(self) -> None:
         """Nothing waits for the disk."""
-
-    def note(self, kind: str, **fields: Any) -> None:
-        """The run's history stays as it is."""
 
 
 def _read_chosen(session: RunSession, choice: Choice) -> dict[int, _Known]:
@@ -192,7 +184,7 @@ def _run_ad_hoc(
     is_strict = job.engine.determinism == "strict"
     return AdHocRun(
         job=job,
-        recorder=again,
+        sink=again,
         advance=again.conversations.advance,
         drain=drain,
         settings={"max_num_seqs": batch},

@@ -7,10 +7,11 @@ writes to no run directory.
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from synthia_batch.core.events import Event
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Record, Request
 from synthia_batch.errors import PoolFailed, SampleRefused, SynthiaBatchError, UsageError
@@ -22,6 +23,7 @@ from synthia_batch.operations.tune_search import Settings, explain_no_drafts, is
 from synthia_batch.runner.ad_hoc import AdHocRun, run_requests
 from synthia_batch.runner.directory.session import scan_input
 from synthia_batch.runner.resolve.tuned import Tuned, keep_tuned
+from synthia_batch.scheduler.events import EngineLost, Progress
 
 _log = logging.getLogger(__name__)
 
@@ -159,17 +161,14 @@ class _CutShort(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class _Meter:
-    """A recorder that writes nothing. Ends the measurement with the first engine that is lost."""
+    """A sink that writes nothing. Ends the measurement with the first engine that is lost."""
 
     drain: DrainRequest
-    samples: int
-    finished: int = 0
-    failed: int = 0
     lost: str | None = None
-    totals: dict[str, Any] = field(default_factory=dict)
+    progress: Progress | None = None
 
     def record(self, records: Sequence[Record]) -> None:
-        self.finished += len(records)
+        """Nothing is kept."""
 
     def tick(self) -> None:
         if self.drain.reason is not None:
@@ -177,17 +176,19 @@ class _Meter:
         if self.lost is not None:
             raise PoolFailed(f"the engine was lost: {self.lost}")
 
-    def note(self, kind: str, **fields: Any) -> None:
-        if kind == "worker_lost":
+    def observe(self, event: Event) -> None:
+        if isinstance(event, EngineLost):
             # The reason last: its last line says most, see _shorten.
-            self.lost = f"{fields['log_tail']}\n{fields['reason']}".strip()
-        elif kind == "progress":
-            self.totals = fields
+            self.lost = f"{event.log_tail}\n{event.reason}".strip()
+        elif isinstance(event, Progress):
+            self.progress = event
 
     def measure(self) -> float:
         """Return the tokens per second of all engines together, while they had requests."""
-        busy = [worker["busy_seconds"] for worker in self.totals["workers"]]
-        return self.totals["tokens"] * len(busy) / sum(busy) if sum(busy) else 0.0
+        if self.progress is None:
+            return 0.0
+        busy = [worker.busy_seconds for worker in self.progress.workers]
+        return self.progress.tokens * len(busy) / sum(busy) if sum(busy) else 0.0
 
 
 def _try_all(bench: _Bench, prompts: int) -> Iterator[Trial]:
@@ -223,10 +224,11 @@ def _measure(bench: _Bench, settings: Settings) -> Trial:
 
 
 def _drive(bench: _Bench, settings: Settings) -> float:
-    meter = _Meter(drain=bench.drain, samples=len(bench.requests))
+    meter = _Meter(drain=bench.drain)
     ad_hoc = AdHocRun(
         job=bench.job,
-        recorder=meter,
+        sink=meter,
+        publish=meter.observe,
         drain=DrainRequest(),  # The meter ends it without waiting for samples in flight.
         settings=settings,
     )

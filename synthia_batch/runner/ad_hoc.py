@@ -1,22 +1,20 @@
 """Ad-hoc runs: requests generated without a run directory, for `tune` and `verify --rerun`."""
 
 import dataclasses
-import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.core.console import Display
+from synthia_batch.core.events import Subscriber, ignore_event
 from synthia_batch.core.log import mute_log
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Outcome, Request
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.scheduler.dispatcher import Dispatcher
-from synthia_batch.scheduler.driver import Driver
+from synthia_batch.scheduler.driver import Driver, OutcomeSink
 from synthia_batch.scheduler.multi_turn import Step, record_as_it_is
-from synthia_batch.scheduler.recorder import OutcomeSink
 from synthia_batch.workers.canary import Canaries
 from synthia_batch.workers.pools import open_pool
 from synthia_batch.workers.pools.base import WorkerReady, WorkerSpec
@@ -27,17 +25,18 @@ from synthia_batch.workers.pools.startup import StartedPool
 class AdHocRun:
     """How to generate: as `job` does, with `settings` overriding those of its engine.
 
-    `recorder` gets the records that `advance` makes of an engine's outcomes. Each engine answers `canaries`,
+    `sink` gets the records that `advance` makes of an engine's outcomes. Each engine answers `canaries`,
     if there are some, and `check_canary` checks the answers.
     """
 
     job: ResolvedJob
-    recorder: OutcomeSink
+    sink: OutcomeSink
     drain: DrainRequest
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     canaries: Canaries | None = None
     check_canary: Callable[[WorkerReady], object] = lambda ready: None
     advance: Callable[[Outcome], Step] = record_as_it_is
+    publish: Subscriber = ignore_event
 
 
 def run_requests(ad_hoc: AdHocRun, requests: Sequence[Request]) -> DrainReason | None:
@@ -58,9 +57,9 @@ def run_requests(ad_hoc: AdHocRun, requests: Sequence[Request]) -> DrainReason |
         worker_spec = WorkerSpec(engine=engine, canaries=ad_hoc.canaries, log_path=log_path)
         pool = open_pool(job.pool, worker_spec)
         driver = Driver(
-            recorder=ad_hoc.recorder,
+            sink=ad_hoc.sink,
+            publish=ad_hoc.publish,
             drain=ad_hoc.drain,
-            display=Display(quiet=True, stream=io.StringIO()),
             watchdog_seconds=job.pool.watchdog_seconds,
             load_timeout_seconds=job.pool.load_timeout_seconds,
             check_canary=ad_hoc.check_canary,

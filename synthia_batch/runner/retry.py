@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from synthia_batch.core.console import Display
+from synthia_batch.core.events import EventBus
 from synthia_batch.errors import StorageFailed
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
@@ -53,15 +54,18 @@ def retry_failed(
         job = resolve_remote_job(place, explicit)
     else:
         job = resolve_kept_job(Path(place), "retry", explicit)
-    with follow_run(job, display) as report_end:
-        result = _reopen_and_run(job, choice, display)
+    events = EventBus()
+    with follow_run(job, events) as report_end:
+        result = _reopen_and_run(job, choice, display, events)
         if result.run is not None:
             report_end(result.run.ending)
         return result
 
 
-def _reopen_and_run(job: ResolvedJob, choice: FailureChoice, display: Display) -> RetryResult:
-    with open_session(job, display) as session:
+def _reopen_and_run(
+    job: ResolvedJob, choice: FailureChoice, display: Display, events: EventBus
+) -> RetryResult:
+    with open_session(job, display, events) as session:
         chosen = session.reopener.count_chosen(session.states, choice)
         # Without a manifest this may be a retry that was killed after it reopened its samples.
         if not chosen and read_manifest(session.run_dir.manifest) is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from synthia_batch.core.console import Display
+from synthia_batch.core.events import EventBus
 from synthia_batch.core.log import show_log
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.job.loading.command_line import read_command, turn_into_run
@@ -29,6 +30,7 @@ from synthia_batch.runner.monitoring.lifecycle import follow_run, open_drain
 from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.runner.subset import SampleSubset
+from synthia_batch.scheduler.events import AttemptEnded, CommandTyped
 from synthia_batch.storage.atomic import make_directory, sync_directory
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import Manifest, read_manifest, write_manifest
@@ -76,8 +78,9 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
         tidy_complete_run(job)
         _complete_remote(job, display)
         return _make_result(job, manifest, started, made=0, drained=None)
-    with follow_run(job, display) as report_end:
-        with open_session(job, display) as session:
+    events = EventBus()
+    with follow_run(job, events) as report_end:
+        with open_session(job, display, events) as session:
             result = run_attempt(session, display)
         report_if_complete(job)
         report_end(result.ending)
@@ -85,10 +88,10 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
 
 
 @contextmanager
-def open_session(job: ResolvedJob, display: Display) -> Iterator[RunSession]:
+def open_session(job: ResolvedJob, display: Display, events: EventBus | None = None) -> Iterator[RunSession]:
     """Lock and inspect the job's run directory during the block, with a pool that is ready to be started.
 
-    Run, retry and partial runs all begin here.
+    Run, retry and partial runs all begin here. Subscribers of `events` get the run's events.
 
     Raises:
         SynthiaBatchError: As for run_job.
@@ -96,6 +99,7 @@ def open_session(job: ResolvedJob, display: Display) -> Iterator[RunSession]:
     drain = open_drain(job.declared)
     with drain.listen(), lock_run(job, claims_remote=True) as session, start_pool(job) as starter:
         session.drain, session.starter = drain, starter
+        session.events = events or session.events
         run_dir = session.run_dir
         is_new = not run_dir.plan.exists()
 
@@ -127,14 +131,14 @@ def run_attempt(
         SynthiaBatchError: As for run_job.
     """
     with session.begin(reopen) as store:
-        _record_command(store)
+        _record_command(session.events)
         store.publish_filled()
         drained = generate(session, display, subset)
         if drained is None and (subset is None or next(store.unfinished, None) is None):
             _finish(session)
         result = _make_result(session.job, store, session.started, made=session.made, drained=drained)
         label = drained and drained.label
-        store.note("attempt_ended", made=result.made, drained=label, exit_code=result.exit_code)
+        session.events.publish(AttemptEnded(made=result.made, drained=label, exit_code=result.exit_code))
     return result
 
 
@@ -164,7 +168,7 @@ def _complete_remote(job: ResolvedJob, display: Display) -> None:
     report_if_complete(job)
 
 
-def _record_command(store: RunStore) -> None:
+def _record_command(events: EventBus) -> None:
     """Record the command line, if there is one, for `status` to show.
 
     For a preview or a probe, record the `run` command of the same job.
@@ -172,7 +176,7 @@ def _record_command(store: RunStore) -> None:
     command = read_command()
     if command is not None:
         command = turn_into_run(command) if command[1:2] in (["plan"], ["preview"]) else command
-        store.note("command", command=command, directory=os.getcwd())
+        events.publish(CommandTyped(command=command, directory=os.getcwd()))
 
 
 def _make_result(

@@ -1,28 +1,23 @@
-"""Which samples of a job to make before the others: the first rows, or some from all over. Pure.
-
-What a run is to make now, all that is missing or some picks of it: the driver's view of the run store.
-"""
+"""Which samples to generate: a subset of a job (the first rows, or spread over it), and what is pending."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
-from typing import Any
 
 from blake3 import blake3
 
-from synthia_batch.core.types import Record, Sample, Shard, Turn
+from synthia_batch.core.types import Sample, Shard, Turn
 from synthia_batch.job.resolved import PlanSpec
 from synthia_batch.runner.directory.run_store import RunStore
-from synthia_batch.storage.recovery import Unfinished
 
 SHARDS_TOUCHED = 128
-"""A probe's samples come from so many shards at most: each has a journal to open and rows to read."""
+"""Most shards that a probe's samples come from: each has a journal to open and rows to read."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleSubset:
-    """The ordinals of samples that are to be made, in order, each once."""
+    """The ordinals of samples to generate, in order, each once."""
 
     ordinals: Sequence[int]
 
@@ -32,9 +27,9 @@ class SampleSubset:
 
 
 def pick_rows(rows: int, spec: PlanSpec, count: int, *, scattered: bool) -> SampleSubset:
-    """Return the first sample for each system message of `count` of the rows, of all where there are fewer.
+    """Return the first sample for each system message of the first `count` rows, or of all if fewer.
 
-    The first rows, or where `scattered`, rows from all over the input, always the same ones.
+    With `scattered`, the rows are spread over the input, always the same ones.
     """
     chosen = sorted(islice(scatter(rows), count)) if scattered else range(min(count, rows))
     offsets = range(0, spec.samples_per_row, spec.num_samples)
@@ -42,11 +37,11 @@ def pick_rows(rows: int, spec: PlanSpec, count: int, *, scattered: bool) -> Samp
 
 
 def pick_probe(shards: Sequence[Shard], count: int) -> SampleSubset:
-    """Return `count` samples from all over the job, or all where there are fewer.
+    """Return `count` samples spread over the job, or all if there are fewer.
 
-    Each has the same chance as any other, and each part of the job has its share of them: what holds of
-    them on average holds of the job. The same `count` gives the same samples, and a larger one those and
-    more, up to the samples of 128 shards.
+    Each sample is equally likely, and each part of the job has its share: their average estimates the
+    job's. The same `count` gives the same samples, and a larger one those and more, up to the samples
+    of 128 shards.
     """
     chosen = [shards[number] for number in sorted(islice(scatter(len(shards)), SHARDS_TOUCHED))]
     if count > sum(shard.samples for shard in chosen):
@@ -57,11 +52,11 @@ def pick_probe(shards: Sequence[Shard], count: int) -> SampleSubset:
 
 
 def scatter(total: int) -> Iterator[int]:
-    """Yield the numbers below `total`, each once, so that the first few of them, however many, lie all over.
+    """Yield the numbers below `total`, each once, so that any number of the first are evenly spread.
 
-    A van der Corput sequence, which alone would take every 2^n-th number and so see one half only of
-    rows that alternate, with Owen's nested scrambling: A. Owen, "Randomly permuted (t,m,s)-nets and
-    (t,s)-sequences", 1995. What the scrambling draws is always the same.
+    A van der Corput sequence with Owen's nested scrambling: without it, every 2^n-th number would be
+    taken, and of alternating rows only one half. A. Owen, "Randomly permuted (t,m,s)-nets and
+    (t,s)-sequences", 1995. The scrambling is deterministic.
     """
     bits = (total - 1).bit_length()
     places = (_scramble(number, bits) for number in range(1 << bits))
@@ -77,46 +72,32 @@ def _scramble(number: int, bits: int) -> int:
 
 
 def _find_ordinal(place: int, shards: Sequence[Shard], ends: Sequence[int]) -> int:
-    """Return the ordinal of the sample number `place` of `shards` taken together."""
+    """Return the ordinal of sample number `place` of `shards` taken together."""
     number = bisect_right(ends, place)
     shard = shards[number]
     return shard.stop - (ends[number] - place)
 
 
 class PendingSamples:
-    """The samples that this attempt is to generate, with counts of their own. Implements `OutcomeSink`."""
+    """The samples of this attempt that have not ended, in order, with their finished turns.
+
+    `total` counts the samples of the attempt: all of the run, or of `subset`. `ended` of them had ended
+    before it. With a subset, the journals of its shards are opened at once.
+    """
 
     def __init__(self, store: RunStore, subset: SampleSubset | None = None) -> None:
-        """Take in all samples of the run, or `subset` of them. Opens the journals of the shards of picks."""
         self._store = store
         self._subset = subset
-        self._others = 0 if subset is None else store.samples - len(subset.ordinals)
-        self._failed_before = store.failed
-        self._finished_before = store.finished
-        self._ended_before = store.finished + store.failed if subset is None else self._count_ended()
+        if subset is None:
+            self.total, self.ended = store.samples, store.finished + store.failed
+        else:
+            self.total = len(subset.ordinals)
+            self.ended = self.total - self._count_missing(subset)
 
-    @property
-    def samples(self) -> int:
-        """The samples of this portion."""
-        return self._store.samples - self._others
-
-    @property
-    def finished(self) -> int:
-        """The samples of it made so far; of picks, those that ended earlier count as made."""
-        if self._subset is None:
-            return self._store.finished
-        return self._ended_before + self._store.finished - self._finished_before
-
-    @property
-    def failed(self) -> int:
-        """The samples of it that could not be made; of picks, since this attempt began."""
-        return self._store.failed - (0 if self._subset is None else self._failed_before)
-
-    def list_missing(self) -> Iterator[tuple[Sample, Sequence[Turn]]]:
-        """Yield every sample that has not ended, in order, with the turns of it that have."""
+    def __iter__(self) -> Iterator[tuple[Sample, Sequence[Turn]]]:
         store = self._store
         for state in store.unfinished:
-            wanted = self._list_wanted(state)
+            wanted = None if self._subset is None else self._subset.within(state.shard)
             if wanted is not None and not wanted:
                 continue  # Not even its journal is opened.
             ended, turns = store.list_ended(state.shard), store.list_turns(state.shard)
@@ -124,25 +105,9 @@ class PendingSamples:
                 if sample.ordinal not in ended:
                     yield sample, turns.get(sample.ordinal, ())
 
-    def record(self, records: Sequence[Record]) -> None:
-        """Make these samples and turns durable."""
-        self._store.record(records)
-
-    def tick(self) -> None:
-        """Sync what has waited long enough."""
-        self._store.tick()
-
-    def note(self, kind: str, **fields: Any) -> None:
-        """Add to the run's history."""
-        self._store.note(kind, **fields)
-
-    def _list_wanted(self, state: Unfinished) -> Sequence[int] | None:
-        return None if self._subset is None else self._subset.within(state.shard)
-
-    def _count_ended(self) -> int:
-        missing = 0
-        for state in self._store.unfinished:
-            wanted = self._list_wanted(state)
-            if wanted:
-                missing += len(set(wanted) - self._store.list_ended(state.shard))
-        return self.samples - missing
+    def _count_missing(self, subset: SampleSubset) -> int:
+        return sum(
+            len(set(wanted) - self._store.list_ended(state.shard))
+            for state in self._store.unfinished
+            if (wanted := subset.within(state.shard))
+        )

@@ -1,1 +1,1 @@
-"""Which request goes to which worker, and what the death of a worker means."""
+"""Assigns requests to workers, and decides what the death of a worker means."""

@@ -1,7 +1,7 @@
-"""Whether an answer is what it had to be.
+"""Validates answers against the structure that was required.
 
-Engines keep answers to a structure as they draw tokens; this does not rest on their word. The same
-answer gets the same judgement, in the same words, wherever and whenever it is made.
+Engines enforce a structure while they sample tokens; this checks the result independently. The same
+answer always gets the same verdict in the same words: they are part of the output.
 """
 
 import json
@@ -13,16 +13,17 @@ from synthia_batch.core.types import Failed, Finished, Structure
 from synthia_batch.job.structured_check import compile_regex, open_validator
 
 INVALID = "structured_output_invalid"
-"""The code of an answer that ended of itself and is not what it had to be."""
+"""The code of an answer that ended by itself but does not have the required structure."""
 CUT = "structured_output_cut_off"
-"""The code of one that max_tokens, or the end of the context, cut off before it was."""
+"""The code of an answer that max_tokens or the context's end cut off before it had the structure."""
 SHOWN_CHARACTERS = 80
 
 
 def validate_answer(structure: Structure, finished: Finished) -> Finished | Failed:
-    """Return `finished` where its response is what `structure` says, else the failure.
+    """Return `finished` if its response has the required structure, else the failure.
 
-    Of a grammar only the engine's backend can tell: what ended of itself is its, what was cut off is not.
+    Only the engine's backend can check a grammar: an answer that ended by itself matches, one that was
+    cut off does not.
     """
     is_cut = finished.finish_reason == CUT_OFF
     fault = find_fault(structure, finished.response, is_cut=is_cut)
@@ -36,7 +37,7 @@ def validate_answer(structure: Structure, finished: Finished) -> Finished | Fail
 
 
 def find_fault(structure: Structure, response: str, *, is_cut: bool) -> str | None:
-    """Return what is wrong with `response`, None where nothing is."""
+    """Return the fault of `response`, None if it has none."""
     if structure.kind == "json_schema":
         return _find_json_fault(structure.text, response)
     if structure.kind == "regex":

@@ -1,7 +1,7 @@
-"""Which sample kills engines? Pure: deaths in, smaller groups and convictions out.
+"""Which sample crashes engines? Pure: from deaths to ever smaller groups and quarantined samples.
 
-Samples in flight at a death are suspects. They are tried again in ever smaller groups, each alone
-in an engine; trying a sample is making it, so the innocent are done with when their group ends.
+Samples in flight at a death are suspects. They are generated in ever smaller groups, each group alone
+in an engine, so harmless samples are finished as soon as their group ends.
 """
 
 from collections import Counter, deque
@@ -11,68 +11,68 @@ from synthia_batch.core.types import Failed, Message, Request
 
 PARTS = 4
 """Groups that a group is split into. A death costs a restart of the engine, a group that survives
-costs nothing: it is made. Four parts find one of 281 samples in 7 deaths, two parts in 11."""
+costs nothing: it is finished. Four parts find one of 281 samples in 7 deaths, two parts in 11."""
 DEATHS_ALONE = 2
-"""Deaths with nothing else in the engine that convict a sample."""
+"""Deaths with nothing else in the engine after which a sample is quarantined."""
 _QUESTION = "Are you there?"
 LIVENESS_CHECK = Request(
     ordinal=-1,
-    token_ids=_QUESTION.encode(),  # Some tokens of any model: nobody reads the answer.
+    token_ids=_QUESTION.encode(),  # Valid tokens of any model: the answer is not read.
     messages=(Message("user", _QUESTION),),
     seed=0,
     max_tokens=8,
 )
-"""What an engine that works can answer, whatever it was that ended it before."""
+"""A request that every working engine can answer, whatever crashed it before."""
 
 
 class CrashBisector:
-    """The samples under suspicion, and those that are convicted.
+    """The suspected and the quarantined samples.
 
-    A conviction stands once the worker that tried the sample has made another, or answered PROBE: until
-    then the worker itself may be what is broken.
+    A quarantine is confirmed once the worker that crashed has generated another sample or answered
+    LIVENESS_CHECK: until then the worker itself may be broken.
     """
 
     def __init__(self) -> None:
         self._groups: deque[list[Request]] = deque()
         self._deaths_alone: Counter[int] = Counter()
         self._quarantined: dict[int, list[Request]] = {}
-        self._proven: list[Request] = []
+        self._confirmed: list[Request] = []
 
     @property
-    def are_waiting(self) -> bool:
-        """Whether a group waits for its trial."""
+    def has_groups(self) -> bool:
+        """Whether a group waits for an engine."""
         return bool(self._groups)
 
     @property
-    def apart(self) -> int:
-        """Samples that no engine holds and that are not to be made among others: suspected or convicted."""
+    def isolated(self) -> int:
+        """Suspected or quarantined samples that no engine holds: none may run among others."""
         return sum(map(len, self._groups)) + self.quarantined
 
     @property
     def quarantined(self) -> int:
-        """Samples that are convicted and not yet taken, proven or not."""
-        return len(self._proven) + sum(map(len, self._quarantined.values()))
+        """Quarantined samples that were not taken yet, confirmed or not."""
+        return len(self._confirmed) + sum(map(len, self._quarantined.values()))
 
     def take_group(self) -> list[Request]:
-        """Return the next group to try, with nothing else in the engine."""
+        """Return the next group to run, with nothing else in the engine."""
         return self._groups.popleft()
 
-    def take_least(self) -> list[Request]:
-        """Return the sample that is least likely to be a culprit, for a trial of its own."""
+    def take_last(self) -> list[Request]:
+        """Return the sample that is least likely to crash an engine, to run alone."""
         *others, request = self._groups.pop()
         if others:
             self._groups.append(others)
         return [request]
 
     def put_back(self, group: Sequence[Request]) -> None:
-        """Have `group` tried again as it is: its trial ended for a reason that was not in it."""
+        """Queue `group` again as it is: its run ended for another reason."""
         if group:
             self._groups.appendleft(list(group))
 
     def add_suspects(self, worker: int, requests: Sequence[Request]) -> bool:
-        """Take note that `worker` died with just `requests` unfinished; False where it convicts one."""
+        """Suspect `requests`, with which `worker` died; False if one is quarantined by that."""
         if len(requests) != 1:
-            # The smaller groups first: the culprit is likeliest to be in them.
+            # The new groups first: the fatal sample is likeliest to be in them.
             self._groups.extendleft(reversed(_split(requests)))
             return True
         (request,) = requests
@@ -84,36 +84,36 @@ class CrashBisector:
         return False
 
     def clear(self, ordinal: int) -> None:
-        """Forget the deaths with this sample alone: a turn of it was made, and the next is another prompt."""
+        """Forget the deaths with this sample alone: a turn of it is finished, the next has another prompt."""
         self._deaths_alone.pop(ordinal, None)
 
-    def doubts(self, worker: int) -> bool:
-        """Whether `worker` has convicted a sample and not made anything since."""
+    def needs_proof(self, worker: int) -> bool:
+        """Whether `worker` has quarantined a sample and finished nothing since."""
         return worker in self._quarantined
 
-    def prove(self, worker: int) -> None:
-        """Take note that `worker` made something: it works, so its convictions stand."""
-        self._proven += self._quarantined.pop(worker, [])
+    def confirm(self, worker: int) -> None:
+        """Confirm the quarantines of `worker`: it finished a request, so it works."""
+        self._confirmed += self._quarantined.pop(worker, [])
 
-    def overturn(self, worker: int) -> None:
-        """Take note that `worker` may not come back: what it convicted is tried again elsewhere."""
+    def retract(self, worker: int) -> None:
+        """Suspect the quarantined samples of `worker` again: it may not come back to confirm them."""
         for request in self._quarantined.pop(worker, []):
             del self._deaths_alone[request.ordinal]
             self._groups.append([request])
 
-    def take_proven(self) -> list[Request]:
-        """Return the samples whose conviction stands, once."""
-        proven, self._proven = self._proven, []
-        return proven
+    def take_confirmed(self) -> list[Request]:
+        """Return the samples whose quarantine is confirmed, once."""
+        confirmed, self._confirmed = self._confirmed, []
+        return confirmed
 
-    def close_trial(self) -> None:
-        """Let every conviction stand: no sample is left that could prove a worker."""
+    def confirm_all(self) -> None:
+        """Confirm every quarantine: no sample is left that could show that a worker works."""
         for worker in list(self._quarantined):
-            self.prove(worker)
+            self.confirm(worker)
 
 
 def fail_quarantined(request: Request) -> Failed:
-    """Return what becomes of a convicted sample. Always the same text: it is part of the output."""
+    """Return the failure of a quarantined sample. Its text is part of the output and never changes."""
     message = f"the engine died or hung {DEATHS_ALONE} times with this sample alone in it"
     return Failed(ordinal=request.ordinal, code="engine_crash", message=message)
 

@@ -1,22 +1,21 @@
-"""Which worker makes which sample next. Pure: no processes, no clock, no files.
+"""Which worker generates which sample next. Pure: no processes, no clock, no files.
 
-Samples come from the plan in order, a window at a time, and within it the longest prompts, with what
-their rows let an answer have, go first. A window is dealt in turns, like cards, to as many hands as
-there are workers: the engine that is ready first takes a whole batch at once, and if that were the
-longest half of a job, the others would be done in half of its time. Where engines have a prefix
-cache, what is dealt is groups of prompts that begin alike (see `prefixes`), the group with the
-longest prompt first, so that one engine gets all of a group. In strict determinism there is no
-cache, and only the length counts. As long as no engine has made a sample of the job, a hand begins with
-its shortest: soon somebody can read an answer, and the engine is known to work.
+Samples come from the plan in order, one window at a time, and within it the longest requests (prompt
+plus the row's own answer limit) go first. A window is partitioned round-robin into one queue per
+worker: the engine that is ready first takes a whole batch at once, and with the longest half of a job
+the others would finish in half its time. If engines have a prefix cache, whole groups of prompts that
+begin alike go to one queue (see `prefix_groups`). Until an engine has generated a sample of the job, a
+queue begins with its shortest request: an answer to read comes soon, and the engine is known to work.
 
-At the tail no engine gets more than its share of what is left, and takes over the rest of another's
-hand. That leaves what is inside a slower worker, waiting: a tenth of a batch as a rule, but most of
-it where the KV cache has room for few samples at their longest. So an engine that has nothing
-recalls what others have not begun, and it is dealt out again: of what nobody holds, each engine leaves
-one for every other that has nothing.
+At the tail no engine gets more than its share of what is left, and an engine without a queue takes
+from the longest other one. Then requests wait only inside slower workers: usually a tenth of a
+batch, but most of it if the KV cache has room for few samples at full length.
 
-What a lost worker had comes first again, or, where it may be what killed the worker, is tried apart
-from the rest: see `suspects`.
+Work stealing. An idle engine takes back queued requests from busy ones. To prevent requests bouncing
+back and forth, every engine leaves one unassigned request for each idle engine.
+
+The requests of a lost worker go first again. If one of them may have crashed it, they are isolated
+from the others: see `crash_bisection`.
 """
 
 import itertools
@@ -29,14 +28,12 @@ from synthia_batch.scheduler.crash_bisection import LIVENESS_CHECK, CrashBisecto
 from synthia_batch.scheduler.prefix_groups import count_tokens, group_by_prefix, group_singly
 
 WINDOW_SAMPLES = 512
-"""Read ahead and sorted together; a sample is never held back longer than that. Bounds memory."""
+"""Samples that are read ahead and sorted together. Bounds memory and how long a sample waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRemoval:
-    """What a closed desk leaves. `narrowed` says that the death was part of a search for the
-    sample that causes it, and has brought that search on.
-    """
+    """Result of removing a worker. `narrowed`: its crash narrowed down which sample causes crashes."""
 
     unfinished: int
     narrowed: bool
@@ -44,26 +41,25 @@ class WorkerRemoval:
 
 @dataclass(slots=True)
 class _Slot:
-    """What one worker is busy with. `capacity` is the number of requests that it can hold, `queue`
-    the next turns of its conversations and what it was dealt and does not hold yet. `on_trial` says that
-    nothing may join what it holds, `is_proving` that this is to show that the worker is not broken.
-    `is_recalled` says that it was asked for what it has not begun since it was last given something.
+    """The requests of one worker. It can hold `capacity`; `queue` has those that it does not hold yet:
+    next turns of its conversations, then its part of the window. `is_exclusive`: nothing may be added
+    to what it holds, because it holds suspects or, if `is_check`, a request that shows
+    whether the worker works. `is_recalled`: it was recalled since it was last sent something.
     """
 
     capacity: int
     held: dict[int, Request] = field(default_factory=dict)
     queue: deque[Request] = field(default_factory=deque)
-    on_trial: bool = False
-    is_proving: bool = False
+    is_exclusive: bool = False
+    is_check: bool = False
     is_recalled: bool = False
 
 
 class Dispatcher:
-    """Hands out the samples of a job, each to one worker at a time until it ends.
+    """Assigns the samples of a job, each to one worker at a time until it ends.
 
-    `requests` is read a window ahead of what workers can take. `total` is the number of requests
-    that it will give. `groups_prefixes` says that the engines have a prefix cache, `has_made` that
-    engines like them have made samples of this job before.
+    `requests` yields `total` requests and is read one window ahead. `groups_prefixes`: the engines
+    have a prefix cache. `has_generated`: such engines have generated samples of this job before.
     """
 
     def __init__(
@@ -72,24 +68,24 @@ class Dispatcher:
         total: int,
         *,
         groups_prefixes: bool = False,
-        has_made: bool = False,
+        has_generated: bool = False,
     ) -> None:
         self._requests = requests
-        self._total = total
+        self.total = total
         self._group = group_by_prefix if groups_prefixes else group_singly
         self._window: list[list[Request]] = []
         self._queues: deque[deque[Request]] = deque()
         self._returned: deque[Request] = deque()
         self._slots: dict[int, _Slot] = {}
         self._bisector = CrashBisector()
-        self._quarantine: set[int] = set()
+        self._isolated: set[int] = set()
         self._ended = 0
-        self._has_made = has_made
+        self._has_generated = has_generated
 
     @property
     def is_done(self) -> bool:
         """Whether every sample has ended."""
-        return self._ended == self._total
+        return self._ended == self.total
 
     @property
     def in_flight(self) -> int:
@@ -111,14 +107,14 @@ class Dispatcher:
         self._fill_window()
 
     def add_worker(self, worker: int, capacity: int) -> None:
-        """Count `worker` in: it can hold `capacity` requests."""
+        """Add a slot for `worker`, which can hold `capacity` requests."""
         self._slots[worker] = _Slot(capacity=capacity)
 
     def remove_worker(self, worker: int, *, suspects_samples: bool) -> WorkerRemoval:
-        """Count `worker` out; what it held is given out again.
+        """Remove the slot of `worker`; what it held is assigned again.
 
-        With `suspects_samples` one of them may have ended the worker: they are tried apart from the
-        others, by this worker once it is back, or by any that has nothing else to do.
+        With `suspects_samples`, one of these samples may have crashed the worker: they are isolated
+        from the others, in this worker once it is back, or in any that has nothing else to do.
         """
         slot = self._slots.pop(worker, None)
         if slot is not None and slot.queue:
@@ -127,36 +123,36 @@ class Dispatcher:
         if slot is None or not held:
             return WorkerRemoval(unfinished=0, narrowed=False)
         if suspects_samples:
-            self._quarantine.add(worker)
-            spread = self._bisector.add_suspects(worker, held)
-            return WorkerRemoval(
-                unfinished=len(held), narrowed=spread and slot.on_trial and not slot.is_proving
-            )
-        if slot.on_trial:
-            self._quarantine.add(worker)
+            self._isolated.add(worker)
+            narrows = self._bisector.add_suspects(worker, held)
+            narrows = narrows and slot.is_exclusive and not slot.is_check
+            return WorkerRemoval(unfinished=len(held), narrowed=narrows)
+        if slot.is_exclusive:
+            self._isolated.add(worker)
             self._bisector.put_back(held)
         else:
             self._returned.extend(held)
         return WorkerRemoval(unfinished=len(held), narrowed=False)
 
     def give_up(self, worker: int) -> None:
-        """Wait for `worker` no more, and believe nothing that its deaths seemed to say."""
-        self._bisector.overturn(worker)
+        """Stop waiting for `worker`, and retract what was concluded from its deaths."""
+        self._bisector.retract(worker)
 
     def top_up(self, worker: int, workers: int) -> list[Request]:
-        """Return the requests to send to `worker` now, of `workers` that share the job.
+        """Return the requests to send to `worker` now, one of `workers` that share the job.
 
         A worker is filled to its capacity, but never beyond its share of what is left: at the end
-        no engine sits idle while another has a queue.
+        no engine is idle while another has a queue.
         """
         slot = self._slots[worker]
-        if self._bisector.doubts(worker) and not slot.held and (batch := self._draw_proof(slot, workers)):
-            slot.on_trial = slot.is_proving = True
-        elif self._is_apart(worker, slot):
+        needs_proof = self._bisector.needs_proof(worker) and not slot.held
+        if needs_proof and (batch := self._draw_check(slot, workers)):
+            slot.is_exclusive = slot.is_check = True
+        elif self._takes_suspects(worker, slot):
             batch = self._draw_suspects(slot)
         else:
             batch = self._draw(slot, self._count_room(slot, workers), workers)
-            slot.on_trial = False if batch else slot.on_trial
+            slot.is_exclusive = False if batch else slot.is_exclusive
             if not batch and not slot.held:
                 batch = self._draw_suspects(slot)
         slot.held.update((request.ordinal, request) for request in batch)
@@ -165,32 +161,30 @@ class Dispatcher:
         return batch
 
     def choose_recalls(self) -> list[int]:
-        """Return the workers to ask for what they have not begun: another was topped up and has nothing.
+        """Return the workers to recall unstarted requests from: another is idle after its top-up.
 
-        Each is asked once until it is given more.
+        Each is recalled once until it is sent more.
         """
         if not self._list_idle():
             return []
-        chosen = [
-            worker
-            for worker, slot in self._slots.items()
-            if len(slot.held) > 1 and not slot.on_trial and not slot.is_recalled
-        ]
-        for worker in chosen:
-            self._slots[worker].is_recalled = True
+        chosen = []
+        for worker, slot in self._slots.items():
+            if len(slot.held) > 1 and not slot.is_exclusive and not slot.is_recalled:
+                slot.is_recalled = True
+                chosen.append(worker)
         return chosen
 
     def take_back(self, worker: int, ordinals: Sequence[int]) -> None:
-        """Take note that `worker` will not make these samples of those that it held."""
+        """Take back these samples, which `worker` held and has not started."""
         slot = self._slots.get(worker)
         if slot is not None:
             returned = (slot.held.pop(ordinal, None) for ordinal in ordinals)
             self._returned.extend(request for request in returned if request is not None)
 
     def accept(self, worker: int, outcome: Outcome) -> bool:
-        """Take note that `worker` ended a request; False if that was not its own.
+        """Count a request that `worker` ended; False if `worker` did not hold it.
 
-        With it a sample has ended, unless its ordinal is below 0: that shows only that the worker works.
+        A sample has ended with it, unless its ordinal is below 0: that only shows that the worker works.
         """
         slot = self._slots.get(worker)
         held = slot.held.get(outcome.ordinal) if slot else None
@@ -200,114 +194,105 @@ class Dispatcher:
             return False
         del slot.held[outcome.ordinal]
         if held is LIVENESS_CHECK:
-            self._bisector.prove(worker)
+            self._bisector.confirm(worker)
             return True
         self._ended += 1
         if isinstance(outcome, Finished):
-            self._has_made = True
-            self._bisector.prove(worker)
+            self._has_generated = True
+            self._bisector.confirm(worker)
         return True
 
-    def go_on(self, worker: int, request: Request) -> None:
-        """Take note that what `worker` just ended was a turn of a conversation, and `request` is the next.
+    def continue_with(self, worker: int, request: Request) -> None:
+        """Queue `request`, the next turn of a conversation of which `worker` just ended one.
 
-        That is the first thing that `worker` draws, unless another runs out of work before.
+        `worker` draws it first, unless another runs out of work before.
         """
         self._ended -= 1
         self._bisector.clear(request.ordinal)
         self._slots[worker].queue.appendleft(request)
 
     def take_quarantined(self) -> list[Request]:
-        """Return the samples that were found to end engines; with that they have ended."""
-        is_all = self._ended + self._bisector.quarantined == self._total
-        if self._bisector.quarantined and is_all and not self._has_made:
-            self._bisector.close_trial()
-        quarantined = self._bisector.take_proven()
+        """Return the samples that were found to crash engines; they count as ended."""
+        is_all = self._ended + self._bisector.quarantined == self.total
+        if self._bisector.quarantined and is_all and not self._has_generated:
+            self._bisector.confirm_all()
+        quarantined = self._bisector.take_confirmed()
         self._ended += len(quarantined)
         return quarantined
 
     def end_unsent(self) -> None:
-        """Take note that a sample ended before it was sent: its prompt could not be rendered."""
+        """Count a sample that ended before it was sent: its prompt could not be rendered."""
         self._ended += 1
 
-    def _is_apart(self, worker: int, slot: _Slot) -> bool:
-        """Whether `worker` is to try suspects only. With none left it comes back to the others."""
-        if slot.on_trial and slot.held:
+    def _takes_suspects(self, worker: int, slot: _Slot) -> bool:
+        """Whether `worker` takes suspects only; with none left it takes others again."""
+        if slot.is_exclusive and slot.held:
             return True
-        if worker in self._quarantine and not self._bisector.are_waiting:
-            self._quarantine.discard(worker)
-        return worker in self._quarantine
+        if worker in self._isolated and not self._bisector.has_groups:
+            self._isolated.discard(worker)
+        return worker in self._isolated
 
     def _draw_suspects(self, slot: _Slot) -> list[Request]:
-        if slot.held or not self._bisector.are_waiting:
+        if slot.held or not self._bisector.has_groups:
             return []
-        slot.on_trial, slot.is_proving = True, False
+        slot.is_exclusive, slot.is_check = True, False
         return self._bisector.take_group()
 
-    def _draw_proof(self, slot: _Slot, workers: int) -> list[Request]:
-        """Return what shows, alone in the engine, that a worker which has convicted a sample is not broken.
+    def _draw_check(self, slot: _Slot, workers: int) -> list[Request]:
+        """Return a request that, alone in an engine that quarantined a sample, shows that it works.
 
-        Of the samples the shortest: those that end engines are often the longest. With none left a
-        question will do, unless no engine has made any sample yet: then all of the job may end engines,
-        and only a sample that was made shows anything.
+        The shortest sample, since those that crash engines are often the longest. With none left, a
+        simple question is enough, unless no engine has generated a sample yet: then every sample of the
+        job may crash engines, and only a generated one shows anything.
         """
         if self._returned:
             return [self._returned.pop()]
         if queue := self._find_queue(slot, workers):
             return [queue.pop()]
-        if self._has_made:
+        if self._has_generated:
             return [LIVENESS_CHECK]
-        return self._bisector.take_least() if self._bisector.are_waiting else []
+        return self._bisector.take_last() if self._bisector.has_groups else []
 
     def _count_room(self, slot: _Slot, workers: int) -> int:
-        left = self._total - self._ended
+        left = self.total - self._ended
         share = -(-left // workers)
-        # What is drawn now is inside the engine a moment later, and an idle one would have to recall it.
+        # What is drawn now is inside the engine at once, and an idle one would have to recall it.
         others_idle = len(self._list_idle()) - (not slot.held)
-        spare = left - self.in_flight - self._bisector.apart - others_idle
+        spare = left - self.in_flight - self._bisector.isolated - others_idle
         most = min(slot.capacity, share) - len(slot.held)
         return max(0, min(most, spare if slot.held else max(1, spare)))
 
     def _list_idle(self) -> list[int]:
-        """Return the workers that have nothing and may have anything."""
-        return [
-            worker for worker, slot in self._slots.items() if not slot.held and worker not in self._quarantine
-        ]
+        """Return the workers that hold nothing and may take any sample."""
+        return [w for w, slot in self._slots.items() if not slot.held and w not in self._isolated]
 
     def _draw(self, slot: _Slot, count: int, workers: int) -> list[Request]:
-        """Return up to `count` requests, those that came back first."""
+        """Return up to `count` requests, returned ones first."""
         batch = [self._returned.popleft() for _ in range(min(count, len(self._returned)))]
         while len(batch) < count and (queue := self._find_queue(slot, workers)):
             batch.append(queue.popleft())
         return batch
 
     def _find_queue(self, slot: _Slot, workers: int) -> deque[Request]:
-        """Return what `slot` draws from: its own hand, the next, or another's; empty at the end."""
+        """Return the queue that `slot` draws from: its own, a new one, or another's; empty at the end."""
         if not slot.queue and self._partition(workers):
             slot.queue = self._queues.popleft()
         return slot.queue or max((other.queue for other in self._slots.values()), key=len)
 
     def _partition(self, workers: int) -> bool:
-        """Deal the next window to `workers` hands where those of the last are taken; False at the end."""
+        """Partition the next window into `workers` queues once the last is taken; False at the end."""
         if not self._queues and self._fill_window():
             partitioned = (self._window[start::workers] for start in range(workers))
-            self._queues.extend(
-                deque(itertools.chain.from_iterable(groups)) for groups in partitioned if groups
-            )
+            self._queues.extend(deque(itertools.chain(*groups)) for groups in partitioned if groups)
             self._window = []
-            if not self._has_made:
+            if not self._has_generated:
                 for queue in self._queues:
-                    _put_shortest_first(queue)
+                    if count_tokens(queue[-1]) < count_tokens(queue[0]):
+                        queue.rotate(1)  # The last is the shortest.
         return bool(self._queues)
 
     def _fill_window(self) -> bool:
-        """Read the next window where the last is dealt; False at the end."""
+        """Read the next window once the last is partitioned; False at the end."""
         if not self._window:
             self._window = self._group(list(itertools.islice(self._requests, WINDOW_SAMPLES)))
         return bool(self._window)
-
-
-def _put_shortest_first(queue: deque[Request]) -> None:
-    """Have `queue`, whose longest requests are first, begin with its last where that is shorter."""
-    if count_tokens(queue[-1]) < count_tokens(queue[0]):
-        queue.rotate(1)

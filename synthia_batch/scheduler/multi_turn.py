@@ -1,8 +1,8 @@
-"""Conversations played turn by turn: each answer goes into the prompt of the next question.
+"""Multi-turn conversations: each answer becomes part of the prompt of the next question.
 
-A turn is what engines are asked for and what is journaled; the conversation is the sample, and ends
-with its last turn. A prompt is always rendered from the text of the answers as they are journaled,
-never from the tokens that an engine gave: so a resumed conversation goes on with the same prompts.
+A request is for one turn, and turns are journaled; the conversation is the sample, and ends with its
+last turn. Prompts are always rendered from the journaled text of the answers, never from an engine's
+tokens, so a resumed conversation continues with the same prompts.
 """
 
 import dataclasses
@@ -21,22 +21,20 @@ from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
 from synthia_batch.scheduler.answer_check import validate_answer
 
 PROMPT_TOO_LONG = "prompt_too_long"
-"""The code of a request whose prompt has no room for an answer, as an engine says it."""
+"""The code with which an engine refuses a prompt that leaves no room for an answer."""
 CONTEXT_OVERFLOW = "context_overflow"
-"""The finish_reason of a conversation that was stopped, or the code of one that failed, because the next
-prompt had no room for an answer."""
+"""The next prompt had no room for an answer: finish_reason of a stopped, code of a failed conversation."""
 CONTEXT_TRUNCATED = "context_truncated"
 """The finish_reason of a conversation in which a prompt lacked the oldest turns."""
-TELLING_REASONS = (CONTEXT_OVERFLOW, CONTEXT_TRUNCATED, CUT_OFF)
-"""A conversation has the first of these as its finish_reason that a turn of it has, else its last turn's."""
+REASONS_BY_PRIORITY = (CONTEXT_OVERFLOW, CONTEXT_TRUNCATED, CUT_OFF)
+"""A conversation's finish_reason is the first of these that one of its turns has, else its last turn's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """How long a prompt may get, and what to do about a later turn's that is longer.
+    """Limits of prompts in tokens, and the policy for later turns that exceed them.
 
-    All but the policy are in tokens. `max_tokens` is the most that an answer may have, unless its row
-    says another limit.
+    `max_tokens` is the limit of an answer unless its row has its own.
     """
 
     max_model_len: int
@@ -46,28 +44,28 @@ class Context:
     def limit_prompt(self, row: Row) -> int:
         """Return the tokens that a prompt of `row` may have before its oldest turns are left out.
 
-        It leaves room for a whole answer: with less, the answers before the overflow would be cut short.
-        Half of the context at most, so that a generous max_tokens does not leave turns out from the start.
+        This leaves room for a whole answer, so that answers before the overflow are not cut short, but
+        at most half of the context: a generous max_tokens must not leave out turns from the start.
         """
         return self.max_model_len - min(limit_answer(row, self.max_tokens), self.max_model_len // 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What the outcome of a request comes to: what to record, and the next turn, where there is one."""
+    """Result of an outcome: the record to store, and the request for the next turn if there is one."""
 
     record: Record
     request: Request | None = None
 
 
 def record_as_it_is(outcome: Outcome) -> Step:
-    """Return the step of a sample whose answer nobody reads."""
+    """Return the step of a sample that is stored as the engine returned it."""
     return Step(record=outcome)
 
 
 @dataclass(slots=True)
 class _Conversation:
-    """A conversation that goes on. `is_truncated`: the prompt of the turn that is being made is."""
+    """An unfinished conversation. `is_truncated`: the prompt of its current turn lacks old turns."""
 
     sample: Sample
     turns: list[Turn]
@@ -78,22 +76,21 @@ class _Conversation:
         return 1 + len(self.sample.row.follow_ups)
 
     @property
-    def answers(self) -> tuple[str, ...]:
+    def previous_answers(self) -> tuple[str, ...]:
         return tuple(turn.response for turn in self.turns)
 
 
 def _choose_none(row: Row) -> None:
-    """Return no adapter: the model as it is."""
+    """Return no adapter, for the base model."""
 
 
 class MultiTurnSession:
-    """Makes the requests of samples and reads the answers; knows the conversations in between.
+    """Renders the requests of samples, parses the answers, and holds the conversations in between.
 
-    `choose_adapter` names the LoRA adapter that makes a row, `structure` is what an answer must be where
-    its row does not say. With `sends_messages` requests carry the conversation, for engines that write
-    the prompt. Without `reads_reasoning` the engine has told it from the answer already. Holds a
-    conversation from its first request to its end, a sample of one turn not at all, but for the structure
-    of its row.
+    `choose_adapter` returns the LoRA adapter for a row, `structure` is required of answers whose row has
+    none. With `sends_messages`, requests include the conversation, for engines that render prompts.
+    Without `reads_reasoning`, the engine has already separated it from the answer. A sample of one
+    turn is not held, except for the structure of its row.
     """
 
     def __init__(
@@ -122,15 +119,15 @@ class MultiTurnSession:
             SampleRefused: The prompt cannot be rendered, or the row names an adapter that is not there.
         """
         conversation = _Conversation(sample, list(turns))
-        request = self._ask(conversation)
+        request = self._make_request(conversation)
         if sample.row.follow_ups:
             self._conversations[sample.ordinal] = conversation
         return request
 
     def advance(self, outcome: Outcome) -> Step:
-        """Return what the outcome of a request comes to."""
+        """Return the next step after the outcome of a request."""
         if isinstance(outcome, Finished):
-            outcome = self._judge(self._read(outcome))
+            outcome = self._validate(self._parse(outcome))
         else:
             self._structures.pop(outcome.ordinal, None)
         conversation = self._conversations.get(outcome.ordinal)
@@ -139,23 +136,23 @@ class MultiTurnSession:
         step = (
             self._answer(conversation, outcome)
             if isinstance(outcome, Finished)
-            else self._end(conversation, outcome)
+            else self._finish_failed(conversation, outcome)
         )
         if step.request is None:
             del self._conversations[outcome.ordinal]
         return step
 
-    def _read(self, finished: Finished) -> Finished:
+    def _parse(self, finished: Finished) -> Finished:
         if self._renderer.thinks and not self._reads_reasoning:
             return finished
         answer = self._renderer.read(finished.response)
         if answer.response is finished.response and answer.reasoning is None:
             return finished
-        # What the engine told apart already stays apart.
+        # Reasoning that the engine already separated stays.
         reasoning = finished.reasoning if answer.reasoning is None else answer.reasoning
         return dataclasses.replace(finished, response=answer.response, reasoning=reasoning)
 
-    def _judge(self, finished: Finished) -> Outcome:
+    def _validate(self, finished: Finished) -> Outcome:
         structure = self._structures.pop(finished.ordinal, self._structure)
         return finished if structure is None else validate_answer(structure, finished)
 
@@ -172,7 +169,7 @@ class MultiTurnSession:
         if len(conversation.turns) == conversation.questions:
             return Step(record=_sum_up(conversation, finished.reasoning))
         try:
-            return Step(record=turn, request=self._ask(conversation))
+            return Step(record=turn, request=self._make_request(conversation))
         except SampleRefused as refused:
             if refused.code == CONTEXT_OVERFLOW and self._context.on_overflow == "stop":
                 stopped = _sum_up(conversation, finished.reasoning)
@@ -180,8 +177,8 @@ class MultiTurnSession:
             failed = Failed(ordinal=finished.ordinal, code=refused.code, message=str(refused))
             return _fail(conversation, failed)
 
-    def _end(self, conversation: _Conversation, failed: Failed) -> Step:
-        """Return what a turn that cannot be made comes to: only a server may know that it is too long."""
+    def _finish_failed(self, conversation: _Conversation, failed: Failed) -> Step:
+        """Return the step after a failed turn. Only a server may know that a prompt is too long."""
         if not conversation.turns or failed.code != PROMPT_TOO_LONG:
             return _fail(conversation, failed)
         if self._context.on_overflow == "stop":
@@ -189,12 +186,8 @@ class MultiTurnSession:
             return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
         return _fail(conversation, dataclasses.replace(failed, code=CONTEXT_OVERFLOW))
 
-    def _ask(self, conversation: _Conversation) -> Request:
-        """Return the request for the turn that comes next.
-
-        Raises:
-            SampleRefused: Its prompt cannot be rendered, or, in a later turn, has no room for an answer.
-        """
+    def _make_request(self, conversation: _Conversation) -> Request:
+        """Return the request for the next turn, or raise SampleRefused."""
         number, sample = len(conversation.turns), conversation.sample
         longest, left_out = self._context.limit_prompt(sample.row), 0
         token_ids = self._render(conversation, left_out)
@@ -203,7 +196,7 @@ class MultiTurnSession:
                 range(number), True, key=lambda n: len(self._render(conversation, n)) <= longest
             )
             token_ids = self._render(conversation, left_out)
-        if number and len(token_ids) >= self._context.max_model_len:  # the first is the engine's to refuse
+        if number and len(token_ids) >= self._context.max_model_len:  # the engine refuses a first one
             raise SampleRefused(
                 CONTEXT_OVERFLOW,
                 f"the prompt has {len(token_ids)} tokens; max_model_len is {self._context.max_model_len}",
@@ -215,35 +208,35 @@ class MultiTurnSession:
             seed=derive_turn_seed(sample.seed, number),
             turn=number,
             adapter=self._choose_adapter(sample.row),
-            messages=sample.join(conversation.answers) if self._sends_messages else (),
+            messages=sample.join(conversation.previous_answers) if self._sends_messages else (),
         )
-        return request if sample.row.sampling is None else self._sample_as_said(request, sample.row)
+        return request if sample.row.sampling is None else self._set_sampling(request, sample.row)
 
-    def _sample_as_said(self, request: Request, row: Row) -> Request:
-        """Return `request` with what its row says of its sampling.
+    def _set_sampling(self, request: Request, row: Row) -> Request:
+        """Return `request` with its row's own sampling settings.
 
-        The limit stands in each request of such a job, so that the dispatcher can compare them.
+        Every request of such a job has its limit set, so that the dispatcher can compare them.
         """
-        said = dict(row.sampling.values) if row.sampling is not None else {}
-        if "stop" in said:
-            said["stop"] = tuple(dict.fromkeys((*said["stop"], *self._renderer.stop)))
+        explicit = dict(row.sampling.values) if row.sampling is not None else {}
+        if "stop" in explicit:
+            explicit["stop"] = tuple(dict.fromkeys((*explicit["stop"], *self._renderer.stop)))
         limit = limit_answer(row, self._context.max_tokens)
-        said.pop("max_tokens", None)
+        explicit.pop("max_tokens", None)
         structure = row.sampling.structure if row.sampling is not None else None
         if structure is not None:
             self._structures[request.ordinal] = structure
-        return dataclasses.replace(request, max_tokens=limit, sampling=said or None, structure=structure)
+        return dataclasses.replace(request, max_tokens=limit, sampling=explicit or None, structure=structure)
 
     def _render(self, conversation: _Conversation, left_out: int) -> Sequence[int]:
         """Return the prompt of the next turn without the oldest `left_out` questions and answers."""
-        messages = conversation.sample.join(conversation.answers)
+        messages = conversation.sample.join(conversation.previous_answers)
         system = len(conversation.sample.messages) - 1
         kept = (*messages[:system], *messages[system + 2 * left_out :])
         return self._renderer.render(kept, conversation.sample.row.tools)
 
 
 def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:
-    """Return what makes the requests of `job`'s samples and reads the answers."""
+    """Return the session of `job`'s conversations."""
     context = Context(
         max_model_len=job.engine.max_model_len,
         max_tokens=job.engine.sampling.max_tokens,
@@ -263,18 +256,18 @@ def _fail(conversation: _Conversation, failed: Failed) -> Step:
     if not conversation.turns:
         return Step(record=failed)
     message = f"turn {len(conversation.turns) + 1} of {conversation.questions}: {failed.message}"
-    return Step(record=dataclasses.replace(failed, message=message, earlier=conversation.answers))
+    return Step(record=dataclasses.replace(failed, message=message, earlier=conversation.previous_answers))
 
 
 def _sum_up(conversation: _Conversation, reasoning: str | None) -> Finished:
-    """Return what the turns of a conversation come to as a sample."""
-    turns, answers = conversation.turns, conversation.answers
+    """Return the sample that consists of all turns of a conversation."""
+    turns, answers = conversation.turns, conversation.previous_answers
     reasons = [turn.finish_reason for turn in turns]
     return Finished(
         ordinal=conversation.sample.ordinal,
         response=answers[-1],
         reasoning=reasoning,
-        finish_reason=next((reason for reason in TELLING_REASONS if reason in reasons), reasons[-1]),
+        finish_reason=next((reason for reason in REASONS_BY_PRIORITY if reason in reasons), reasons[-1]),
         prompt_tokens=sum(turn.prompt_tokens for turn in turns),
         completion_tokens=sum(turn.completion_tokens for turn in turns),
         earlier=answers[:-1],

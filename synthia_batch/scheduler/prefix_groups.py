@@ -1,11 +1,11 @@
-"""Which requests begin alike, so that one engine's prefix cache serves them. Pure."""
+"""Groups requests that begin alike, so that one engine's prefix cache serves them. Pure."""
 
 from collections.abc import Sequence
 
 from synthia_batch.core.types import Request
 
 GROUP_SAMPLES = 16
-"""Requests that go to one engine together. More would save less than a sixteenth of a prefix each."""
+"""Requests that go to one engine together. Each more would save under a sixteenth of a prefix."""
 MIN_SHARED_TOKENS = 16
 """vLLM caches whole blocks: 16 tokens on GPUs, 128 on CPUs."""
 
@@ -13,13 +13,13 @@ MIN_SHARED_TOKENS = 16
 def group_by_prefix(requests: Sequence[Request]) -> list[list[Request]]:
     """Return `requests` in groups of at most GROUP_SAMPLES, the group with the longest prompt first.
 
-    The prompts of a group are shared to at least half by neighbours among them: a common system
-    message or document, the turns before of a conversation, or the whole prompt. Within a group
-    the longest go first too, and equal prompts keep their order and stay neighbours.
+    Neighbours in a group share at least half of a prompt: a common system message or document,
+    earlier turns of a conversation, or the whole prompt. Within a group the longest go first too, and
+    equal prompts keep their order and stay neighbours.
     """
     groups: list[list[Request]] = []
     last: Request | None = None
-    # In the order of their tokens, those that share most are neighbours.
+    # Sorted by tokens, those that share most are neighbours.
     for request in sorted(requests, key=lambda request: request.token_ids):  # type: ignore[arg-type,return-value]
         if last is not None and _begin_alike(last, request):
             groups[-1].append(request)
@@ -38,7 +38,7 @@ def group_singly(requests: Sequence[Request]) -> list[list[Request]]:
 
 
 def count_tokens(request: Request) -> int:
-    """Return the tokens of the prompt and, where rows have limits of their own, of the longest answer."""
+    """Return the tokens of the prompt plus, if the row has its own limit, of the longest answer."""
     return len(request.token_ids) + (request.max_tokens or 0)
 
 

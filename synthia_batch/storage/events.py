@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
+from synthia_batch.core.events import Event, LoggedEvent
 from synthia_batch.storage.atomic import storage_errors, write_all
 
 
@@ -45,6 +46,11 @@ class EventLog:
         event = {"time": self._clock().isoformat(timespec="milliseconds"), "kind": kind, **fields}
         with storage_errors("append to", self._path):
             write_all(self._fd, json.dumps(event).encode() + b"\n")
+
+    def write(self, event: Event) -> None:
+        """Append `event` if it is one that the log keeps."""
+        if isinstance(event, LoggedEvent):
+            self.append(event.kind, **event.fields)
 
     def close(self) -> None:
         """Close the file."""

@@ -277,7 +277,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(synthia: Command, h
     assert (done.returncode, done.stderr) == (
         2,
         f"error: --metrics-port {port}: Address already in use on 127.0.0.1; nothing was started\n"
-        "  another run may serve its metrics there: name a port of its own\n",
+        "  another run may serve its metrics there: choose another port\n",
     )
 
 

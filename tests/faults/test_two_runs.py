@@ -9,12 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Command, command_of, make_environment, read_bytes_of_data, read_call_log, write_jsonl
 
-from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Finished, Outcome, Request
 from synthia_batch.scheduler.dispatcher import Dispatcher
@@ -149,30 +147,21 @@ class ZombiePool:
 
 @dataclass
 class Notebook:
-    """A recorder that remembers."""
+    """A sink that remembers."""
 
-    samples: int = 4
-    failed: int = 0
     recorded: list[Outcome] = field(default_factory=list)
-
-    @property
-    def finished(self) -> int:
-        return len(self.recorded)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         self.recorded += outcomes
 
     def tick(self) -> None: ...
 
-    def note(self, kind: str, **fields: Any) -> None: ...
-
 
 def test_a_late_message_of_a_worker_that_was_given_up_is_counted_and_dropped(tmp_path: Path) -> None:
     pool, notebook = ZombiePool(), Notebook()
     driver = Driver(
-        recorder=notebook,
+        sink=notebook,
         drain=DrainRequest(),
-        display=Display(quiet=True),
         check_canary=lambda ready: None,
         watchdog_seconds=300,
         log_path=lambda index: tmp_path / "log",
@@ -183,4 +172,4 @@ def test_a_late_message_of_a_worker_that_was_given_up_is_counted_and_dropped(tmp
     assert pool.fed == [[0, 1, 2, 3], [0, 1, 2, 3]]
     assert notebook.recorded == [finish(n, f"heir {n}") for n in range(4)]
     # One before the heir was ready, four and two of the zombie, one foreign, two made twice.
-    assert (driver.made, driver.dropped) == (4, 10)
+    assert (driver.ended, driver.dropped) == (4, 10)

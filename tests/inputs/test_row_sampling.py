@@ -197,7 +197,7 @@ def test_rows_that_may_answer_longest_are_made_first() -> None:
         Request(ordinal=n, token_ids=b"x" * prompt, seed=n, max_tokens=most)
         for n, (prompt, most) in enumerate(lengths)
     ]
-    dispatcher = Dispatcher(iter(requests), len(requests), has_made=True)
+    dispatcher = Dispatcher(iter(requests), len(requests), has_generated=True)
     dispatcher.add_worker(0, 4)
     assert [request.ordinal for request in dispatcher.top_up(0, 1)] == [1, 2, 3, 0]
 

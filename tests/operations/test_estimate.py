@@ -1,7 +1,6 @@
 """What a job will take by some of its samples: known numbers in, known ranges out."""
 
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +18,8 @@ from synthia_batch.operations.estimate import (
     predict_total,
     sum_up_lengths,
 )
-from synthia_batch.scheduler.recorder import ThroughputMeter
+from synthia_batch.scheduler.events import EngineLost, EngineReady, OutcomesRecorded, Progress
+from synthia_batch.scheduler.throughput import SpeedMeasured, ThroughputMeter
 
 
 def finish(ordinal: int, tokens: int, reason: str = "stop") -> Finished:
@@ -121,69 +121,66 @@ def test_what_every_file_has_is_not_counted_with_every_row() -> None:
     assert predict_bytes({1: 6000}, 10, 1) == 60_000
 
 
-class OutcomeSink:
-    """Four samples to make."""
+def load(worker: int, capacity: int) -> EngineReady:
+    return EngineReady(worker=worker, epoch=1, engine="x 1", device="d", capacity=capacity)
 
-    samples = 4
-    finished = 0
-    failed = 0
 
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
+def lose(worker: int) -> EngineLost:
+    return EngineLost(
+        worker=worker, unfinished=0, cause="died", epoch=1, is_given_up=False, reason="", log_tail=""
+    )
 
-    def record(self, records: Sequence[Record]) -> None:
-        """Nothing is kept."""
 
-    def tick(self) -> None:
-        """Nothing waits."""
+def record(*records: Record) -> OutcomesRecorded:
+    return OutcomesRecorded(records=records)
 
-    def note(self, kind: str, **fields: Any) -> None:
-        self.events.append((kind, fields))
+
+def report_progress(samples: int, tokens: int) -> Progress:
+    return Progress(
+        elapsed_seconds=1.0, samples=samples, tokens=tokens, prompt_tokens=0, cached_prompt_tokens=0,
+        truncated=0, failures={}, workers=(),
+    )  # fmt: skip
 
 
 def test_the_meter_counts_the_places_that_were_filled() -> None:
-    recorder, now = OutcomeSink(), [100.0]
-    meter = ThroughputMeter(recorder, started=90.0, clock=lambda: now[0])
-    meter.note("worker_ready", worker=0, capacity=2)
+    now = [100.0]
+    meter = ThroughputMeter(4, started=90.0, clock=lambda: now[0])
+    meter.observe(load(0, 2))
     now[0] = 110.0  # one engine of two: 2 of 4 places for 10 s
-    meter.note("worker_ready", worker=1, capacity=2)
+    meter.observe(load(1, 2))
     now[0] = 120.0  # both are full for 10 s
-    meter.record([finish(0, 30), finish(1, 30)])
-    meter.record(
-        [Turn(ordinal=2, number=0, response="", finish_reason="", prompt_tokens=1, completion_tokens=9)]
-    )
+    meter.observe(record(finish(0, 30), finish(1, 30)))
+    turn = Turn(ordinal=2, number=0, response="", finish_reason="", prompt_tokens=1, completion_tokens=9)
+    meter.observe(record(turn))
     now[0] = 130.0  # 2 of 4 for 10 s
-    meter.record([finish(2, 30), finish(3, 30)])
+    meter.observe(record(finish(2, 30), finish(3, 30)))
     now[0] = 150.0  # and what comes after the last sample is no part of it
-    meter.note("progress", samples=4, tokens=120)
-    meter.note_speed()
+    meter.observe(report_progress(4, 120))
     speed = meter.measure()
     assert speed == Speed(
         samples=4, tokens=120, seconds=30.0, startup_seconds=10.0, engines=2, occupancy=80 / 120
     )
     assert (speed.tokens_per_second, speed.samples_per_second) == (4.0, 4 / 30)
-    assert [kind for kind, _ in recorder.events][-1] == "speed_measured"
+    event = SpeedMeasured(speed=speed)
+    assert (event.kind, Speed(**event.fields)) == ("speed_measured", speed)
 
 
 def test_an_engine_that_is_lost_has_no_places() -> None:
-    recorder, now = OutcomeSink(), [0.0]
-    meter = ThroughputMeter(recorder, started=0.0, clock=lambda: now[0])
-    meter.note("worker_ready", worker=0, capacity=1)
-    meter.note("worker_ready", worker=1, capacity=1)
+    now = [0.0]
+    meter = ThroughputMeter(4, started=0.0, clock=lambda: now[0])
+    meter.observe(load(0, 1))
+    meter.observe(load(1, 1))
     now[0] = 10.0
-    meter.note("worker_lost", worker=1)
+    meter.observe(lose(1))
     now[0] = 20.0
-    meter.record([finish(0, 5)])
-    meter.note("progress", samples=1, tokens=5)
+    meter.observe(record(finish(0, 5)))
+    meter.observe(report_progress(1, 5))
     speed = meter.measure()
     assert speed is not None
     assert (speed.occupancy, speed.engines) == (30 / 40, 2)
 
 
 def test_where_no_engine_made_anything_nothing_is_measured() -> None:
-    recorder = OutcomeSink()
-    meter = ThroughputMeter(recorder, started=0.0)
-    meter.note("progress", samples=0, tokens=0)
-    meter.note_speed()
+    meter = ThroughputMeter(4, started=0.0)
+    meter.observe(report_progress(0, 0))
     assert meter.measure() is None
-    assert [kind for kind, _ in recorder.events] == ["progress"]

@@ -17,6 +17,7 @@ from synthia_batch.core.types import Failed, Finished, Record
 from synthia_batch.results.read.failures import find_reasons, list_failures
 from synthia_batch.results.read.status import read_status
 from synthia_batch.runner.generate import FailureLog
+from synthia_batch.scheduler.events import OutcomesRecorded
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "--set", "model.max_model_len=900")
 LONG = (3, 40)
@@ -166,8 +167,8 @@ def test_the_first_few_of_each_code_are_told_with_their_place_then_their_number(
         prompt_tokens=1,
         completion_tokens=64,
     )
-    log.log(records[:5])
-    log.log([*records[5:], cut_off])
+    log.observe(OutcomesRecorded(records=records[:5]))
+    log.observe(OutcomesRecorded(records=[*records[5:], cut_off]))
     assert caplog.messages == [
         "q.jsonl:0: x: why",
         "q.jsonl:1: x: why",

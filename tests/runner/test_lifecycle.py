@@ -103,7 +103,7 @@ def test_a_port_that_is_taken_is_told_before_anything_begins(
         done = synthia("run", questions, *SCRIPTED, "--metrics-port", number)
     assert done.returncode == 2
     assert f"--metrics-port {number}: Address already in use on 127.0.0.1; nothing was started" in done.stderr
-    assert "name a port of its own" in done.stderr
+    assert "choose another port" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -57,19 +57,19 @@ def test_any_culprits_are_found_and_nobody_else(total: int, wanted: set[int], ca
     assert count_deaths_to_find(culprits, total, capacity) <= 6 * len(culprits)
 
 
-def test_a_conviction_waits_until_its_worker_has_proved_itself() -> None:
+def test_a_quarantine_waits_until_its_worker_has_shown_that_it_works() -> None:
     suspects = CrashBisector()
     for _ in range(2):
         suspects.add_suspects(0, ask(5))
-    assert suspects.take_proven() == []
-    suspects.prove(1)
-    assert suspects.take_proven() == [], "another worker proves nothing about this one"
-    suspects.prove(0)
-    assert [request.ordinal for request in suspects.take_proven()] == [5]
-    assert not suspects.doubts(0)
+    assert suspects.take_confirmed() == []
+    suspects.confirm(1)
+    assert suspects.take_confirmed() == [], "another worker proves nothing about this one"
+    suspects.confirm(0)
+    assert [request.ordinal for request in suspects.take_confirmed()] == [5]
+    assert not suspects.needs_proof(0)
 
 
-def convict(dispatcher: Dispatcher) -> Request:
+def crash_twice(dispatcher: Dispatcher) -> Request:
     """Have worker 0 die twice with one sample alone in it; it is back then."""
     for _ in range(2):
         dispatcher.add_worker(0, 1)
@@ -79,9 +79,9 @@ def convict(dispatcher: Dispatcher) -> Request:
     return culprit
 
 
-def test_a_worker_that_has_convicted_a_sample_makes_another_before_anything_else() -> None:
+def test_a_worker_that_quarantined_a_sample_generates_another_before_anything_else() -> None:
     dispatcher = Dispatcher(iter(ask(*range(4))), 4)
-    convict(dispatcher)
+    crash_twice(dispatcher)
     (other,) = dispatcher.top_up(0, 1)
     assert dispatcher.top_up(0, 1) == [], "with nothing else in the engine"
     loss = dispatcher.remove_worker(0, suspects_samples=True)
@@ -95,8 +95,8 @@ def test_a_worker_that_has_convicted_a_sample_makes_another_before_anything_else
 
 
 def test_with_no_sample_left_a_question_shows_that_a_worker_is_not_broken() -> None:
-    dispatcher = Dispatcher(iter(ask(0)), 1, has_made=True)
-    culprit = convict(dispatcher)
+    dispatcher = Dispatcher(iter(ask(0)), 1, has_generated=True)
+    culprit = crash_twice(dispatcher)
     assert dispatcher.take_quarantined() == [], "others of this job were made: it has to show that it can"
     assert dispatcher.top_up(0, 1) == [LIVENESS_CHECK]
     assert dispatcher.top_up(0, 1) == []
@@ -110,14 +110,14 @@ def test_with_no_sample_left_a_question_shows_that_a_worker_is_not_broken() -> N
     assert dispatcher.is_done
 
 
-def test_a_job_of_which_nothing_can_be_made_convicts_what_it_tried_to_the_end() -> None:
+def test_a_job_of_which_nothing_can_be_generated_quarantines_what_it_tried_to_the_end() -> None:
     dispatcher = Dispatcher(iter(ask(0)), 1)
-    culprit = convict(dispatcher)
+    culprit = crash_twice(dispatcher)
     assert dispatcher.take_quarantined() == [culprit]
     assert dispatcher.is_done
 
 
-def test_a_broken_worker_convicts_nobody() -> None:
+def test_a_broken_worker_quarantines_nothing() -> None:
     dispatcher = Dispatcher(iter(ask(*range(40))), 40)
     for _ in range(30):
         dispatcher.add_worker(0, 10)
@@ -148,10 +148,10 @@ def test_healthy_workers_keep_to_ordinary_samples_while_there_are_any() -> None:
     dispatcher.add_worker(0, 10)
     group = dispatcher.top_up(0, 2)
     assert 0 < len(group) <= 3 < len(suspected)
-    assert dispatcher.top_up(0, 2) == [], "nothing joins a group on trial"
+    assert dispatcher.top_up(0, 2) == [], "nothing joins a group of suspects"
 
 
-def test_what_happens_to_a_convicted_sample_is_told_the_same_way_every_time() -> None:
+def test_the_failure_of_a_quarantined_sample_is_always_the_same() -> None:
     (request,) = ask(3)
     assert fail_quarantined(request) == fail_quarantined(request)
     assert fail_quarantined(request).code == "engine_crash"

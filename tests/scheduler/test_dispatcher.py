@@ -43,7 +43,7 @@ def test_what_a_lost_worker_held_goes_to_another_and_only_once() -> None:
     given = dispatcher.top_up(0, 1)
     assert dispatcher.accept(0, made(0))
     assert dispatcher.remove_worker(0, suspects_samples=False).unfinished == 3
-    assert not dispatcher.accept(0, made(1)), "a late word from a closed desk must not count"
+    assert not dispatcher.accept(0, made(1)), "a late outcome from a removed worker must not count"
     dispatcher.add_worker(1, 10)
     again = dispatcher.top_up(1, 1)
     assert [request.ordinal for request in again] == [1, 2, 3]
@@ -85,7 +85,7 @@ def test_samples_that_never_reach_a_worker_still_count() -> None:
 def test_the_longest_prompts_of_a_window_go_first_and_equal_ones_together() -> None:
     lengths = [3, 9, 9, 1]
     requests = (Request(ordinal=n, token_ids=b"x" * length, seed=n) for n, length in enumerate(lengths))
-    dispatcher = Dispatcher(requests, 4, has_made=True)
+    dispatcher = Dispatcher(requests, 4, has_generated=True)
     dispatcher.add_worker(0, 4)
     assert [request.ordinal for request in dispatcher.top_up(0, 1)] == [1, 2, 0, 3]
 
@@ -94,11 +94,11 @@ def test_the_first_answer_of_a_job_does_not_wait_for_the_longest() -> None:
     limits = [400, *range(100, 110), 8, 300, *range(20, 30)]
     requests = [Request(ordinal=n, token_ids=b"xx", seed=n, max_tokens=m) for n, m in enumerate(limits)]
     dispatcher = Dispatcher(iter(requests), len(requests))
-    hands = []
+    queues = []
     for worker in range(2):
         dispatcher.add_worker(worker, 4)
-        hands.append([request.max_tokens for request in dispatcher.top_up(worker, 2)])
-    assert hands == [[8, 400, 109, 107], [20, 300, 108, 106]]
+        queues.append([request.max_tokens for request in dispatcher.top_up(worker, 2)])
+    assert queues == [[8, 400, 109, 107], [20, 300, 108, 106]]
 
 
 def test_of_prompts_that_are_as_long_as_each_other_the_first_of_the_input_goes_first() -> None:
@@ -119,7 +119,7 @@ def test_the_engine_that_is_ready_first_does_not_take_all_the_longest() -> None:
     assert max(tokens) < 1.02 * min(tokens)
 
 
-def test_hands_that_no_worker_came_for_are_played_by_those_that_are_there() -> None:
+def test_queues_of_workers_that_never_came_are_taken_by_those_that_are_there() -> None:
     """Eight engines were expected, one came: nothing waits for the other seven."""
     dispatcher = make_dispatcher(1200)
     (given,) = serve(dispatcher, 1, 4, expected=8)
@@ -163,7 +163,9 @@ def test_prompts_that_begin_alike_meet_in_few_engines_only_where_there_is_a_cach
 ) -> None:
     prefixes, each, workers = 63, 8, 4
     requests = write_prompts(prefixes, each)
-    dispatcher = Dispatcher(iter(requests), len(requests), groups_prefixes=groups_prefixes, has_made=True)
+    dispatcher = Dispatcher(
+        iter(requests), len(requests), groups_prefixes=groups_prefixes, has_generated=True
+    )
     given = serve(dispatcher, workers, 8)
     assert sorted(r.ordinal for requests in given for r in requests) == list(range(prefixes * each))
     computed = sum(len({tuple(r.token_ids[:65]) for r in requests}) for requests in given)
@@ -178,7 +180,7 @@ def test_prompts_that_begin_alike_meet_in_few_engines_only_where_there_is_a_cach
 
 def test_two_system_messages_take_turns_so_that_the_longest_still_go_first() -> None:
     requests = write_prompts(prefixes=2, each=200)
-    dispatcher = Dispatcher(iter(requests), len(requests), groups_prefixes=True, has_made=True)
+    dispatcher = Dispatcher(iter(requests), len(requests), groups_prefixes=True, has_generated=True)
     (given,) = serve(dispatcher, 1, 8)
     switches = sum(a.token_ids[:65] != b.token_ids[:65] for a, b in itertools.pairwise(given))
     assert switches <= len(requests) / 16, "in groups of sixteen"
@@ -195,7 +197,7 @@ def test_the_samples_of_one_prompt_stay_together() -> None:
     assert sum(len({r.ordinal // 4 for r in requests}) for requests in given) <= 42
 
 
-def test_what_is_left_of_a_lost_workers_hand_is_not_lost() -> None:
+def test_the_rest_of_a_lost_workers_queue_is_not_lost() -> None:
     requests = write_prompts(prefixes=1, each=32)
     dispatcher = Dispatcher(iter(requests), 32, groups_prefixes=True)
     dispatcher.add_worker(0, 4)
@@ -206,7 +208,7 @@ def test_what_is_left_of_a_lost_workers_hand_is_not_lost() -> None:
     assert len(begun) == 4
 
 
-def test_at_the_tail_an_engine_takes_over_the_rest_of_anothers_hand() -> None:
+def test_at_the_tail_an_engine_takes_over_the_rest_of_anothers_queue() -> None:
     requests = write_prompts(prefixes=1, each=16)
     dispatcher = Dispatcher(iter(requests), 16, groups_prefixes=True)
     dispatcher.add_worker(0, 2)
@@ -293,7 +295,7 @@ def test_a_worker_is_asked_once_for_what_it_has_not_begun() -> None:
     assert dispatcher.held == {0: 5, 1: 2}
 
 
-def test_what_is_drawn_leaves_one_for_every_idle_worker_though_others_await_their_trial() -> None:
+def test_what_is_drawn_leaves_one_for_every_idle_worker_while_suspects_wait() -> None:
     dispatcher = make_dispatcher(5)
     for worker in range(3):
         dispatcher.add_worker(worker, 4)
@@ -325,7 +327,7 @@ def test_the_next_turn_goes_first_and_to_the_worker_that_made_the_last() -> None
     first, _ = dispatcher.top_up(0, 2)
     dispatcher.top_up(1, 2)
     assert dispatcher.accept(0, answer(first))
-    dispatcher.go_on(0, follow(first))
+    dispatcher.continue_with(0, follow(first))
     assert dispatcher.top_up(0, 2) == [follow(first)], "before the samples that have not begun"
     assert dispatcher.in_flight == 4
 
@@ -336,7 +338,7 @@ def test_a_conversation_ends_with_its_last_turn() -> None:
     (request,) = dispatcher.top_up(0, 1)
     for _ in range(3):
         assert dispatcher.accept(0, answer(request))
-        dispatcher.go_on(0, follow(request))
+        dispatcher.continue_with(0, follow(request))
         assert not dispatcher.is_done
         assert not dispatcher.accept(0, answer(request)), "a turn that is reported again is not the next"
         (request,) = dispatcher.top_up(0, 1)
@@ -351,7 +353,7 @@ def test_a_worker_with_nothing_to_do_takes_over_the_next_turn() -> None:
     requests = dispatcher.top_up(0, 1)
     dispatcher.add_worker(1, 4)
     assert dispatcher.accept(0, answer(requests[0]))
-    dispatcher.go_on(0, follow(requests[0]))
+    dispatcher.continue_with(0, follow(requests[0]))
     assert dispatcher.top_up(0, 2) == [], "it has more than its share"
     assert dispatcher.top_up(1, 2) == [follow(requests[0])]
 
@@ -361,7 +363,7 @@ def test_the_next_turn_of_a_worker_that_died_goes_to_another() -> None:
     dispatcher.add_worker(0, 2)
     first, second = dispatcher.top_up(0, 1)
     assert dispatcher.accept(0, answer(first))
-    dispatcher.go_on(0, follow(first))
+    dispatcher.continue_with(0, follow(first))
     dispatcher.remove_worker(0, suspects_samples=False)
     dispatcher.add_worker(1, 2)
     given = dispatcher.top_up(1, 1)
@@ -376,26 +378,26 @@ def test_deaths_in_one_turn_are_not_held_against_the_next() -> None:
     (request,) = dispatcher.top_up(0, 1)
     dispatcher.remove_worker(0, suspects_samples=True)
     dispatcher.add_worker(0, 1)
-    assert dispatcher.top_up(0, 1) == [request], "alone, on trial"
+    assert dispatcher.top_up(0, 1) == [request], "alone, as a suspect"
     assert dispatcher.accept(0, answer(request))
-    dispatcher.go_on(0, follow(request))
+    dispatcher.continue_with(0, follow(request))
     assert dispatcher.top_up(0, 1) == [follow(request)]
     dispatcher.remove_worker(0, suspects_samples=True)
     dispatcher.add_worker(0, 1)
-    assert dispatcher.top_up(0, 1) == [follow(request)], "its first death in this turn convicts nobody"
+    assert dispatcher.top_up(0, 1) == [follow(request)], "its first death in this turn quarantines nothing"
 
 
-def test_a_turn_that_ends_engines_is_convicted() -> None:
+def test_a_turn_that_crashes_engines_is_quarantined() -> None:
     dispatcher = make_dispatcher(3)
     dispatcher.add_worker(0, 1)
     (request,) = dispatcher.top_up(0, 1)
     assert dispatcher.accept(0, answer(request))
-    dispatcher.go_on(0, follow(request))
+    dispatcher.continue_with(0, follow(request))
     for _ in range(2):
         assert dispatcher.top_up(0, 1) == [follow(request)]
         dispatcher.remove_worker(0, suspects_samples=True)
         dispatcher.add_worker(0, 1)
     assert dispatcher.take_quarantined() == []
     (other,) = dispatcher.top_up(0, 1)
-    assert dispatcher.accept(0, answer(other)), "which proves the worker"
+    assert dispatcher.accept(0, answer(other)), "which shows that the worker works"
     assert dispatcher.take_quarantined() == [follow(request)]

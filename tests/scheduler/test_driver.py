@@ -1,9 +1,9 @@
-"""The driver, its books on workers and its dispatch together, on engines that only take time."""
+"""Driver, supervisor and dispatcher together, on engines that only take time."""
 
 from collections.abc import Sequence
 
 import pytest
-from simulated_pool import Books, SimulatedPool, drive
+from simulated_pool import MemorySink, SimulatedPool, drive
 
 from synthia_batch.core.types import Finished, Outcome, Record, Request, Turn
 from synthia_batch.errors import DeterminismBroken, PoolFailed, UsageError
@@ -26,8 +26,8 @@ def list_made(pool: SimulatedPool) -> list[int]:
 @pytest.mark.parametrize(("samples", "workers"), [(4, 3), (16, 15), (5, 4), (7, 5), (1, 3), (3, 3), (100, 7)])
 def test_no_sample_is_recalled_for_ever(samples: int, workers: int) -> None:
     """With four samples and three workers a share is two: the third has nothing, and recalls."""
-    pool, books = SimulatedPool(size=workers), Books(samples)
-    drive(pool, books, ask(samples))
+    pool, sink = SimulatedPool(size=workers), MemorySink()
+    drive(pool, sink, ask(samples))
     assert list_made(pool) == list(range(samples))
     assert pool.now <= 1.5 * -(-samples // (workers * 16)) + 1, "all of a batch at once"
     assert pool.recalls <= samples
@@ -40,54 +40,54 @@ def test_what_waits_for_one_place_in_a_slow_engine_goes_to_the_fast_one(
 ) -> None:
     places = [1 if worker == slow[0] else 16 for worker in range(3)]
     seconds = [100.0 if worker in slow else 1.0 for worker in range(3)]
-    pool, books = SimulatedPool(size=3, places=places, seconds=seconds), Books(samples)
-    drive(pool, books, ask(samples))
+    pool, sink = SimulatedPool(size=3, places=places, seconds=seconds), MemorySink()
+    drive(pool, sink, ask(samples))
     assert list_made(pool) == list(range(samples))
     assert pool.now < 110, "nothing waits for a second round of the slow ones"
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize(("culprits", "samples"), [(5, 1000), (40, 1000), (7, 16), (10, 12)])
-def test_any_number_of_neighbouring_culprits_is_set_aside_and_the_rest_made(
+def test_any_number_of_neighbouring_culprits_is_quarantined_and_the_rest_generated(
     culprits: int, samples: int, workers: int
 ) -> None:
     """They have the longest prompts, so that an engine meets one after the other."""
     pool = SimulatedPool(size=workers, kills=lambda worker, request: 0 <= request.ordinal < culprits)
-    books = Books(samples)
-    drive(pool, books, ask(samples, longest_first=culprits))
-    assert books.codes == dict.fromkeys(range(culprits), "engine_crash")
+    sink = MemorySink()
+    drive(pool, sink, ask(samples, longest_first=culprits))
+    assert sink.codes == dict.fromkeys(range(culprits), "engine_crash")
     assert list_made(pool) == list(range(culprits, samples))
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_where_only_culprits_are_left_of_a_job_all_are_set_aside(workers: int) -> None:
+def test_if_only_culprits_are_left_of_a_job_all_are_quarantined(workers: int) -> None:
     pool = SimulatedPool(size=workers, kills=lambda worker, request: request.ordinal >= 0)
-    books = Books(12)
-    drive(pool, books, ask(12), has_made=True)
-    assert books.codes == dict.fromkeys(range(12), "engine_crash")
+    sink = MemorySink()
+    drive(pool, sink, ask(12), has_generated=True)
+    assert sink.codes == dict.fromkeys(range(12), "engine_crash")
 
 
 @pytest.mark.parametrize("samples", [40, 400])
-def test_a_job_that_ends_engines_with_every_sample_ends_and_convicts_none(samples: int) -> None:
+def test_a_job_whose_every_sample_crashes_engines_ends_and_quarantines_none(samples: int) -> None:
     pool = SimulatedPool(size=2, kills=lambda worker, request: request.ordinal >= 0)
-    books = Books(samples)
+    sink = MemorySink()
     with pytest.raises(PoolFailed, match="no worker is left"):
-        drive(pool, books, ask(samples))
-    assert books.codes == {}
+        drive(pool, sink, ask(samples))
+    assert sink.codes == {}
     assert pool.deaths < 40
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 12, 40])
-def test_a_worker_that_dies_of_everything_convicts_nobody_beside_a_healthy_one(samples: int) -> None:
+def test_a_worker_that_dies_of_everything_quarantines_nothing_beside_a_healthy_one(samples: int) -> None:
     pool = SimulatedPool(size=2, kills=lambda worker, request: worker == 1, seconds=[60.0, 60.0])
-    books = Books(samples)
-    drive(pool, books, ask(samples))
-    assert books.codes == {}
+    sink = MemorySink()
+    drive(pool, sink, ask(samples))
+    assert sink.codes == {}
     assert list_made(pool) == list(range(samples))
 
 
-def test_what_a_worker_convicted_whose_machine_is_lost_then_is_tried_by_another() -> None:
-    """It never comes back to prove that it was not broken itself."""
+def test_samples_quarantined_by_a_worker_whose_machine_is_lost_are_run_by_another() -> None:
+    """It never comes back to show that it was not broken itself."""
     pool = SimulatedPool(size=2, seconds=[400.0, 1.0])
     pool.kills = lambda worker, request: worker == 1 and request.ordinal == 1
     pool.load = lambda worker, start: (
@@ -95,14 +95,14 @@ def test_what_a_worker_convicted_whose_machine_is_lost_then_is_tried_by_another(
         if worker == 1 and start >= 2
         else None
     )
-    books = Books(2)
-    drive(pool, books, ask(2))
-    assert books.codes == {}
+    sink = MemorySink()
+    drive(pool, sink, ask(2))
+    assert sink.codes == {}
     assert list_made(pool) == [0, 1]
 
 
 class DyingPool(SimulatedPool):
-    """Its engine dies in the moment in which it hands over the first turn that it made."""
+    """Its engine dies at the moment when it delivers its first turn."""
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
         events = super().poll(timeout_seconds)
@@ -124,9 +124,9 @@ def test_an_engine_that_dies_just_after_a_turn_is_not_sent_the_next() -> None:
         )  # fmt: skip
         return Step(record=turn, request=Request(ordinal=outcome.ordinal, token_ids=b"xx", seed=1, turn=1))
 
-    pool, books = DyingPool(size=1), Books(3)
-    drive(pool, books, ask(3), advance=go_on)
-    assert books.finished == 3
+    pool, sink = DyingPool(size=1), MemorySink()
+    drive(pool, sink, ask(3), advance=go_on)
+    assert sink.finished == 3
     assert set(pool.made) == {(ordinal, turn) for ordinal in range(3) for turn in (0, 1)}
 
 
@@ -139,7 +139,7 @@ def test_a_disk_that_stands_still_makes_no_engine_look_hung() -> None:
             stood_still.append(pool.now)
             pool.now += 400
 
-    drive(pool, Books(100, on_record=stand_still), ask(100))
+    drive(pool, MemorySink(on_record=stand_still), ask(100))
     assert stood_still
     assert pool.killed == []
     assert list_made(pool) == list(range(100))
@@ -158,8 +158,8 @@ def test_a_worker_that_is_refused_for_its_own_want_of_memory_leaves_the_run_to_t
     pool.load = lambda worker, start: (
         [short, short, refuse(UsageError("too small\nsay more"))][min(start, 2)] if worker else None
     )
-    books = Books(400)
-    drive(pool, books, ask(400))
+    sink = MemorySink()
+    drive(pool, sink, ask(400))
     assert list_made(pool) == list(range(400))
     assert "worker 1 could not load its engine (too small) and starts again" in caplog.text
 
@@ -167,7 +167,7 @@ def test_a_worker_that_is_refused_for_its_own_want_of_memory_leaves_the_run_to_t
 def test_settings_that_no_engine_takes_end_the_run_at_once() -> None:
     pool = SimulatedPool(size=1, load=lambda worker, start: refuse(UsageError("no such setting")))
     with pytest.raises(UsageError, match="no such setting"):
-        drive(pool, Books(4), ask(4))
+        drive(pool, MemorySink(), ask(4))
 
 
 def test_a_broken_canary_ends_the_run_even_where_others_work() -> None:
@@ -175,11 +175,11 @@ def test_a_broken_canary_ends_the_run_even_where_others_work() -> None:
     pool.load = lambda worker, start: refuse(DeterminismBroken("two answers")) if worker and start else None
     pool.kills = lambda worker, request: worker == 1
     with pytest.raises(DeterminismBroken, match="two answers"):
-        drive(pool, Books(400), ask(400))
+        drive(pool, MemorySink(), ask(400))
 
 
 def test_the_last_worker_that_is_refused_its_start_says_why() -> None:
     pool = SimulatedPool(size=1, kills=lambda worker, request: True)
     pool.load = lambda worker, start: refuse(UsageError("the disk is gone")) if start else None
     with pytest.raises(PoolFailed, match="the disk is gone"):
-        drive(pool, Books(4), ask(4))
+        drive(pool, MemorySink(), ask(4))

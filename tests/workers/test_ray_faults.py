@@ -155,7 +155,7 @@ def test_samples_that_crash_or_hang_engines_are_found_and_all_others_are_made_on
     causes = [event["cause"] for event in read_events(tmp_path, "worker_lost")]
     assert {"died", "hung"} == set(causes)
     assert len(causes) <= 16
-    assert "sample 77 is set aside" in said
+    assert "sample 77 is quarantined" in said
 
 
 def test_a_killed_worker_costs_only_what_it_had_in_flight(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from conftest import write_jsonl
 from test_engine_environment import SPEC
 
 from synthia_batch import Job, run_job
-from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Failed, Request
 from synthia_batch.errors import PoolFailed, UsageError
@@ -177,14 +176,13 @@ class AnsweringPool(WaitingPool):
         self.events = [SamplesEnded(worker=worker, epoch=1, outcomes=outcomes)]
 
 
-def test_a_worker_that_is_ready_at_the_hand_over_is_fed_before_anything_is_waited_for(tmp_path: Path) -> None:
+def test_a_worker_that_is_ready_at_the_takeover_is_fed_before_anything_is_waited_for(tmp_path: Path) -> None:
     pool = AnsweringPool()
     facts = EngineFacts(engine="scripted", version="1", device="none", capacity=4, max_model_len=100)
     ready = WorkerReady(worker=0, epoch=1, facts=facts, canary=None)
     driver = Driver(
-        recorder=Mock(samples=1, finished=0, failed=0),
+        sink=Mock(),
         drain=DrainRequest(),
-        display=Display(quiet=True),
         check_canary=lambda ready: None,
         watchdog_seconds=300,
         log_path=lambda index: tmp_path / "log",

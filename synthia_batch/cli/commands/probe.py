@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from synthia_batch.job.resolved import ResolvedJob
     from synthia_batch.operations.estimate import Lengths, Span
     from synthia_batch.operations.probe import Estimate, Probe
-    from synthia_batch.scheduler.recorder import Speed
+    from synthia_batch.scheduler.throughput import Speed
 
 HOW = (
     "how: tokens are what 9 of 10 jobs with answers of these lengths come to; the rate is between the one\n"

@@ -1,17 +1,18 @@
-"""The store's side of a run: takes ended samples in, and turns full shards into parts."""
+"""Stores ended samples, and publishes full shards as parts."""
 
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from synthia_batch.core.counts import tally_records
+from synthia_batch.core.events import Subscriber, ignore_event
 from synthia_batch.core.types import Failed, Record, Shard, Turn
 from synthia_batch.errors import StorageFailed
 from synthia_batch.runner.directory.assembler import Assembler
-from synthia_batch.storage.events import EventLog
+from synthia_batch.scheduler.events import ShardPublished
 from synthia_batch.storage.journal.reader import replay
 from synthia_batch.storage.journal.writer import Journal
 from synthia_batch.storage.layout import RunDir
@@ -24,7 +25,7 @@ from synthia_batch.storage.recovery import Published, ShardState, Unfinished
 
 @dataclass(slots=True)
 class _OpenShard:
-    """A shard with samples still to come. `ended` counts those that are in its journal."""
+    """A shard that lacks samples. `ended` counts those in its journal."""
 
     shard: Shard
     journal: Journal
@@ -35,9 +36,9 @@ class _OpenShard:
 class RunStore:
     """Records samples in their shards' journals and publishes each shard as it fills.
 
-    `states` says for every shard, in order, what earlier attempts left, and which are published
-    since. Memory is bounded: of a sample that is recorded nothing stays here. `on_published` is told of
-    every shard that is published; `check` raises what else is to end the run.
+    `states` has for every shard, in order, what earlier attempts left, and which are published
+    since. Memory is bounded: nothing of a recorded sample stays here. `on_published` is called for
+    every published shard; `check` raises other errors that must end the run. `publish` gets events.
     """
 
     run_dir: RunDir
@@ -45,8 +46,8 @@ class RunStore:
     states: list[ShardState]
     writer: WriterEpoch
     ledger: PartLedger
-    events: EventLog
     assembler: Assembler
+    publish: Subscriber = ignore_event
     clock: Callable[[], float] = time.monotonic
     on_published: Callable[[Shard, ShardEntry], None] = lambda shard, shard_entry: None
     check: Callable[[], None] = lambda: None
@@ -55,7 +56,7 @@ class RunStore:
     _open: dict[int, _OpenShard] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Count what earlier attempts have ended."""
+        """Count the samples that ended in earlier attempts."""
         self.finished = sum(state.finished for state in self.states)
         self.failed = sum(state.failed for state in self.states)
 
@@ -70,21 +71,21 @@ class RunStore:
         return (state for state in self.states if isinstance(state, Unfinished))
 
     def list_ended(self, shard: Shard) -> set[int]:
-        """Return the ordinals of `shard` that need not be made again; opens its journal."""
+        """Return the ordinals of `shard` that have ended; opens its journal."""
         return set(self._open_shard(shard).journal.replayed.outcomes)
 
     def list_turns(self, shard: Shard) -> Mapping[int, Sequence[Turn]]:
-        """Return the turns of `shard`'s conversations that have begun and not ended; opens its journal."""
+        """Return the finished turns of `shard`'s unfinished conversations; opens its journal."""
         return self._open_shard(shard).journal.replayed.turns
 
     def publish_filled(self) -> None:
-        """Publish the shards that earlier attempts filled and did not come to publish."""
+        """Publish the shards that earlier attempts filled but did not publish."""
         for state in self.unfinished:
             if state.finished + state.failed == state.shard.samples:
                 self._publish(self._open_shard(state.shard))
 
     def record(self, records: Sequence[Record]) -> None:
-        """Make these samples and turns finished: once this returns, no later attempt makes them again."""
+        """Record these samples and turns: once this returns, no later attempt generates them again."""
         size = self.shards[0].samples  # All shards but the last are of one size.
         by_shard: dict[int, list[Record]] = {}
         for record in records:
@@ -127,14 +128,10 @@ class RunStore:
         )
 
     def tick(self) -> None:
-        """Sync what has waited long enough."""
+        """Sync journals that are due."""
         self.check()
         for current in self._open.values():
             current.journal.sync_if_due(self.clock())
-
-    def note(self, kind: str, **fields: Any) -> None:
-        """Add to the run's history."""
-        self.events.append(kind, **fields)
 
     def __enter__(self) -> Self:
         return self
@@ -142,9 +139,9 @@ class RunStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Sync and let go of every journal and of the ledger."""
+        """Sync and close every journal and the ledger."""
         try:
-            # A disk that failed is not asked again: its answer would hide the error that matters.
+            # No sync on a disk that failed: its error would hide the one that matters.
             if not isinstance(error, StorageFailed):
                 for current in self._open.values():
                     current.journal.sync()
@@ -170,20 +167,21 @@ class RunStore:
         assembled = self.assembler.encode(current.shard, outcomes)
         shard_entry = publish_shard(self.run_dir, assembled.encoded, current.journal, self.ledger)
         del self._open[current.shard.number]
-        # Or it would be taken for a shard that nothing is made of yet.
+        # Otherwise it would count as a shard without samples.
         self.states[current.shard.number] = Published(
             shard=current.shard, shard_entry=shard_entry, has_leftover_journal=False
         )
         self.on_published(current.shard, shard_entry)
         tally = tally_records(assembled.outcomes.values())
-        set_aside = tally_records(outcomes.values()).finished - tally.finished
-        self.finished -= set_aside
-        self.failed += set_aside
-        self.note(
-            "shard_published",
-            shard=current.shard.number,
-            finished=tally.finished,
-            failed=tally.failed,
-            truncated=tally.truncated,
-            failures=tally.failures,
+        flagged = tally_records(outcomes.values()).finished - tally.finished
+        self.finished -= flagged
+        self.failed += flagged
+        self.publish(
+            ShardPublished(
+                shard=current.shard.number,
+                finished=tally.finished,
+                failed=tally.failed,
+                truncated=tally.truncated,
+                failures=dict(tally.failures),
+            )
         )

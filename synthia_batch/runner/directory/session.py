@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.events import EventBus
 from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, RunLocked, UsageError
@@ -23,6 +24,7 @@ from synthia_batch.runner.directory.assembler import Assembler
 from synthia_batch.runner.directory.reopen import FailureChoice, Reopener
 from synthia_batch.runner.directory.run_store import RunStore
 from synthia_batch.runner.resolve import select_rows
+from synthia_batch.scheduler.events import AttemptStarted, FailedReopened
 from synthia_batch.storage.atomic import make_directory, publish_bytes
 from synthia_batch.storage.events import EventLog
 from synthia_batch.storage.layout import RunDir
@@ -54,8 +56,8 @@ class RunSession:
 
     Attributes appear with the steps. `inspect` sets `plan` (that of plan.json, or the one to write there),
     `assembler`, `writer`, `shards` and `states`, what earlier attempts left of each shard. `begin` sets
-    `store`. A session that may generate samples also has `drain` and `starter`: see run.open_session.
-    `started` is when it began, in seconds of the monotonic clock.
+    `store`. `events` gets the events of the run. A session that may generate samples also has `drain`
+    and `starter`: see run.open_session. `started` is when it began, in seconds of the monotonic clock.
     """
 
     job: ResolvedJob
@@ -63,6 +65,7 @@ class RunSession:
     lock: RunLock
     mirror: Mirror | None
     started: float
+    events: EventBus = field(default_factory=EventBus)
     drain: DrainRequest = field(init=False)
     starter: PoolStarter = field(init=False)
     plan: Mapping[str, Any] = field(init=False)
@@ -154,18 +157,19 @@ class RunSession:
         self._write_plan()
         self.writer = dataclasses.replace(self.writer, epoch=owner.epoch)
         with ExitStack() as stack:
-            events = stack.enter_context(closing(EventLog.open(self.run_dir.events, _now)))
-            events.append("attempt_started", epoch=owner.epoch, pid=owner.pid, host=owner.host)
+            log = stack.enter_context(closing(EventLog.open(self.run_dir.events, _now)))
+            self.events.subscribe(log.write)
+            self.events.publish(AttemptStarted(epoch=owner.epoch, pid=owner.pid, host=owner.host))
             states = self.states
             if reopen is not None:
                 # A crash between the two leaves a run without its manifest, which the next attempt writes.
                 withdraw_manifest(self.run_dir)
-                events.append("failed_reopened", code=reopen.code)
+                self.events.publish(FailedReopened(code=reopen.code))
                 states = self.reopener.reopen(states, reopen)
             remove_leftovers(self.run_dir, states)
             if self.mirror is not None:
                 _start_mirror(self.mirror, self.writer.plan_digest, states)
-            self.store = self._open_store(events, states)
+            self.store = self._open_store(states)
             self.ended_before = self.store.finished + self.store.failed
             yield stack.enter_context(self.store)
             if self.mirror is not None:
@@ -190,14 +194,14 @@ class RunSession:
         write_job(run_dir.job, self.job.explicit)
         write_plan_once(run_dir.plan, self.plan)
 
-    def _open_store(self, events: EventLog, states: Sequence[ShardState]) -> RunStore:
+    def _open_store(self, states: Sequence[ShardState]) -> RunStore:
         store = RunStore(
             run_dir=self.run_dir,
             shards=self.shards,
             states=list(states),
             writer=self.writer,
             ledger=PartLedger.open(self.run_dir.ledger, self.writer),
-            events=events,
+            publish=self.events.publish,
             assembler=self.assembler,
         )
         if self.mirror is not None:

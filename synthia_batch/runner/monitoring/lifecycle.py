@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from synthia_batch.core.console import Display
+from synthia_batch.core.events import EventBus
 from synthia_batch.core.formatting import format_seconds
 from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.errors import SynthiaBatchError
@@ -29,7 +29,7 @@ EXIT_BUG = 1
 
 
 @contextmanager
-def follow_run(job: ResolvedJob, display: Display) -> Iterator[Callable[[Ending], None]]:
+def follow_run(job: ResolvedJob, events: EventBus) -> Iterator[Callable[[Ending], None]]:
     """Serve the job's metrics during the block, and send its notifications afterwards.
 
     Call the yielded function with the run's end. An exception that leaves the block is reported as well;
@@ -47,7 +47,7 @@ def follow_run(job: ResolvedJob, display: Display) -> Iterator[Callable[[Ending]
                 from synthia_batch.runner.monitoring.metrics import HOST, serve_metrics
 
                 port = job.declared.metrics_port
-                display.follow(stack.enter_context(serve_metrics(port, job.name, job.fingerprint)))
+                events.subscribe(stack.enter_context(serve_metrics(port, job.name, job.fingerprint)))
                 _log.info(f"metrics: http://{HOST}:{port}/metrics")
             yield endings.append
     except Exception as exc:

@@ -1,13 +1,14 @@
-"""A run's numbers for Prometheus, on this machine's loopback interface while the run goes on."""
+"""A run's metrics for Prometheus, on this machine's loopback interface while the run lasts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from synthia_batch.core.events import Event, Subscriber
 from synthia_batch.core.snapshot import ProgressSnapshot, WorkerSnapshot
 from synthia_batch.errors import UsageError
 
 HOST = "127.0.0.1"
-"""From another machine: ssh -L 9400:127.0.0.1:9400 HOST. The numbers have no password."""
+"""From another machine: ssh -L 9400:127.0.0.1:9400 HOST. The metrics have no password."""
 
 try:
     from prometheus_client import CollectorRegistry, start_http_server
@@ -22,18 +23,19 @@ _LABELS = ("run", "fingerprint")
 
 
 class RunCollector(Collector):
-    """Gives the latest standing in Prometheus' words. Observed by one thread, collected by others."""
+    """Exposes the latest snapshot as metrics. One thread observes, others collect."""
 
     def __init__(self, run: str, fingerprint: str) -> None:
         self._labels = (run, fingerprint)
         self._snapshot: ProgressSnapshot | None = None
 
-    def observe(self, snapshot: ProgressSnapshot) -> None:
-        """Take note of how far the run is."""
-        self._snapshot = snapshot
+    def observe(self, event: Event) -> None:
+        """Keep `event` if it is a snapshot of the progress."""
+        if isinstance(event, ProgressSnapshot):
+            self._snapshot = event
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric; none before anything is known."""
+        """Yield every metric, none before the first snapshot."""
         snapshot = self._snapshot
         if snapshot is not None:
             yield from self._collect_samples(snapshot)
@@ -93,8 +95,8 @@ class RunCollector(Collector):
 
 
 @contextmanager
-def serve_metrics(port: int, run: str, fingerprint: str) -> Iterator[Callable[[ProgressSnapshot], None]]:
-    """Serve metrics on `port` for the block; yield what is to be told how far the run is.
+def serve_metrics(port: int, run: str, fingerprint: str) -> Iterator[Subscriber]:
+    """Serve metrics on `port` for the block; yield a subscriber for the run's events.
 
     Raises:
         UsageError: The port is taken.
@@ -107,7 +109,7 @@ def serve_metrics(port: int, run: str, fingerprint: str) -> Iterator[Callable[[P
     except OSError as exc:
         raise UsageError(
             f"--metrics-port {port}: {exc.strerror or exc} on {HOST}; nothing was started\n"
-            "  another run may serve its metrics there: name a port of its own"
+            "  another run may serve its metrics there: choose another port"
         ) from exc
     try:
         yield collector.observe
