@@ -147,7 +147,7 @@ def test_a_download_that_never_comes_whole_is_no_copy(synthia: Command, tmp_path
     web.faults = [("", 0), *[("break", 0)] * 20]
     done = synthia("validate", f"{web.url}/q.jsonl", *ENGINE[:-3])
     assert done.returncode == 2
-    assert "cannot be fetched, tried 6 times: 0 of" in done.stderr
+    assert "download failed 6 times: 0 of" in done.stderr
     assert not [path for path in find_copies().rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from synthia_batch.core.backoff import Backoff, BackoffPolicy
 from synthia_batch.core.digest import digest_json
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, keep_copy, report_disk
@@ -33,9 +34,8 @@ def match_names(names: Sequence[str], pattern: str) -> list[str]:
     return sorted(name for name in names if fits.match(name))
 
 
-RETRIES = 5
-FIRST_PAUSE_SECONDS = 0.5
-"""Doubled with each further try in a row: some 15 s in all."""
+BACKOFF = BackoffPolicy(first_seconds=0.5, longest_seconds=60.0, longest_asked_seconds=60.0, max_retries=5)
+"""About 15 s in all."""
 _T = TypeVar("_T")
 SCHEMES = ("s3", "gs", "https", "http")
 
@@ -104,43 +104,40 @@ def _fetch(store: RemoteStore, file: RemoteFile) -> LocatedFile:
 def _download(store: RemoteStore, file: RemoteFile, target: Path, name: str) -> None:
     """Write all of `file` to `target`, a new directory, going on where it breaks."""
     target.mkdir()
-    done = failures = 0
+    done, backoff = 0, Backoff(BACKOFF)
     with (target / name).open("wb") as copy:
         while True:
             try:
                 for content in store.read(file, done):
                     with report_disk():
                         copy.write(content)
-                    done, failures = done + len(content), 0
+                    done += len(content)
+                    backoff.reset()
                 if file.size is None or done == file.size:
                     break
                 raise Broken(f"{done:,} of {file.size:,} bytes came")
             except Changed as exc:
-                failures, done = failures + 1, 0
+                done = 0
                 copy.seek(0)
                 copy.truncate()
-                _pause(Broken(str(exc)), failures, file.url)
+                _wait(Broken(str(exc)), backoff, file.url)
             except Broken as exc:
-                failures += 1
-                _pause(exc, failures, file.url)
+                _wait(exc, backoff, file.url)
     if not done:
         raise InputRefused([f"{file.url}: the file is empty"])
 
 
 def _try(ask: Callable[[], _T], said: str) -> _T:
-    failures = 0
+    backoff = Backoff(BACKOFF)
     while True:
         try:
             return ask()
         except Broken as exc:
-            failures += 1
-            _pause(exc, failures, said)
+            _wait(exc, backoff, said)
 
 
-def _pause(exc: Broken, failures: int, shown: str) -> None:
-    """Wait before the next try, or refuse where there were enough."""
-    if failures > RETRIES:
+def _wait(exc: Broken, backoff: Backoff, shown: str) -> None:
+    if not backoff.wait(exc.pause_seconds):
         raise UsageError(
-            f"{shown}: cannot be fetched, tried {failures} times: {exc}; run the same command again later"
+            f"{shown}: download failed {backoff.failures} times: {exc}; run the same command again later"
         ) from exc
-    time.sleep(min(max(exc.pause_seconds, FIRST_PAUSE_SECONDS * 2 ** (failures - 1)), 60.0))

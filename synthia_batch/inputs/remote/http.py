@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from synthia_batch.core.backoff import parse_retry_after
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.remote.transport import Broken, Changed, RemoteFile
 
@@ -61,10 +62,8 @@ def _open(url: str, headers: Mapping[str, str]) -> Any:
     except urllib.error.HTTPError as exc:
         with exc:
             if exc.code in _AGAIN:
-                asked = exc.headers.get("Retry-After", "")
-                raise Broken(
-                    f"the server answers {exc.code}", float(asked) if asked.isdigit() else 0.0
-                ) from exc
+                asked_seconds = parse_retry_after(exc.headers.get("Retry-After", ""))
+                raise Broken(f"the server answers {exc.code}", asked_seconds) from exc
             raise UsageError(
                 f"{_shorten(url)}: the server answers {exc.code} {exc.reason}; check the address, "
                 "and whether it is open to you"

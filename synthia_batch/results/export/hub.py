@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from synthia_batch.core.backoff import Backoff, BackoffPolicy, parse_retry_after
 from synthia_batch.errors import StoreUnreachable, UsageError
 from synthia_batch.results.export.hub_dataset import PushedFile
 
@@ -75,8 +76,13 @@ def push_files(
     from huggingface_hub import HfApi
 
     pusher = _Pusher(HfApi(), files, target)
-    end = time.monotonic() + patience_seconds
-    pause = FIRST_PAUSE_SECONDS
+    policy = BackoffPolicy(
+        first_seconds=FIRST_PAUSE_SECONDS,
+        longest_seconds=LONGEST_PAUSE_SECONDS,
+        longest_asked_seconds=PATIENCE_SECONDS,
+        max_seconds=patience_seconds,
+    )
+    backoff = Backoff(policy)
     while True:
         try:
             return pusher.push()
@@ -87,15 +93,14 @@ def push_files(
             refusal = _explain_refusal(target, exc)
             if refusal is not None:
                 raise UsageError(refusal) from exc
-            wait = max(pause, _read_retry_after(exc))
-            if time.monotonic() + wait > end:
+            pause = backoff.next_pause(_read_retry_after(exc))
+            if pause is None:
                 raise StoreUnreachable(
                     f"{target.repository}: the Hub did not take it: {_shorten(exc)}\n"
                     "  what was uploaded is not sent again: run the same command again"
                 ) from exc
-            _log.info(f"{target.repository}: {_shorten(exc)}; trying again in {wait:.0f} s")
-            time.sleep(wait)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            _log.info(f"{target.repository}: {_shorten(exc)}; trying again in {pause:.0f} s")
+            time.sleep(pause)
 
 
 class _Pusher:
@@ -214,10 +219,7 @@ def _explain_refusal(target: Target, error: Exception) -> str | None:
 
 def _read_retry_after(error: Exception) -> float:
     response = _find_status(error)
-    if response is None:
-        return 0.0
-    text = str(response.headers.get("retry-after", ""))
-    return min(float(text), PATIENCE_SECONDS) if text.isdigit() else 0.0
+    return 0.0 if response is None else parse_retry_after(str(response.headers.get("retry-after", "")))
 
 
 def _shorten(error: Exception) -> str:

@@ -1,14 +1,12 @@
 """What the openai client raises, told apart by what is to be done about it. Never by a message's words."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
-from time import time
 
 import httpx2
 import openai
 
+from synthia_batch.core.backoff import parse_retry_after
 from synthia_batch.errors import SampleRefused, UsageError
 from synthia_batch.workers.openai.protocol import CONTENT_FILTER, BrokenAnswer
 
@@ -70,7 +68,8 @@ def _tell_apart(exc: openai.APIStatusError, base_url: str, api_key: str) -> Exce
     if status in SHUT_OUT:
         return UsageError(explain_shut_out(status, base_url, "" if status in (401, 403) else message))
     if status in AWAY:
-        return ServerAway(f"HTTP {status}", wait_seconds=_read_wait(exc))
+        asked_seconds = parse_retry_after(exc.response.headers.get("retry-after", ""))
+        return ServerAway(f"HTTP {status}", wait_seconds=asked_seconds)
     if status in REFUSED:
         return SampleRefused(_choose_code(exc), f"the server refuses it (HTTP {status}): {message}")
     if status < 500 and status not in (408, 409):
@@ -104,16 +103,3 @@ def _clean(exc: openai.APIStatusError, api_key: str) -> str:
     said = exc.body.get("message") if isinstance(exc.body, dict) else None
     text = " ".join(str(said or exc.response.reason_phrase).split())
     return text.replace(api_key, "...")[:_MESSAGE_CHARACTERS]
-
-
-def _read_wait(exc: openai.APIStatusError) -> float:
-    """Return the seconds that Retry-After asks for, which says them or a date; 0 where it does not."""
-    said = exc.response.headers.get("retry-after", "")
-    try:
-        seconds = float(said)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(said).timestamp() - time()
-        except (TypeError, ValueError):
-            return 0.0
-    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
