@@ -98,7 +98,7 @@ def propose_job(paths: Sequence[str]) -> JobProposal:
     short = tuple(name for name in rest if _measure(name, records) <= MOST_KEPT_CHARACTERS)
     scan = _scan_first_fit(source, replace(selection, id_column=id_column, keep_columns=short))
     return JobProposal(
-        paths=taken.said,
+        paths=taken.paths,
         rows=scan.rows,
         columns=scan.columns,
         left_out=tuple(name for name in rest if name not in scan.columns.keep),

@@ -29,8 +29,8 @@ KEYS = "`synthia-batch run --help` lists the flags, `synthia-batch schema` the k
 REFUSED = "error: the input cannot be used; nothing was started:\n"
 MEND = "mend the input, then run the same command again\n"
 FORMATS = (
-    "JSONL (.jsonl, .ndjson), Parquet (.parquet), CSV (.csv, .tsv) and JSON lists (.json) are read, also "
-    "packed (.gz, .zst)"
+    "supported formats: JSONL (.jsonl, .ndjson), Parquet (.parquet), CSV (.csv), TSV (.tsv), "
+    "JSON lists (.json); compressed: .gz, .zst"
 )
 TMPFS_KIB = 64
 ON_CPUS = pytest.mark.skipif(detect_device() == "cuda", reason="this machine has GPUs")
@@ -63,19 +63,19 @@ SLIPS = [
     Slip(
         "a directory without rows",
         ("run", "empty"),
-        f"error: empty: is a directory without files of rows; {FORMATS}\n",
+        f"error: empty: the directory holds no files of rows; {FORMATS}\n",
         files={"empty/notes.txt": "none"},
     ),
     Slip(
         "a sheet",
         ("run", "q.xlsx"),
-        f"error: q.xlsx: the format is not known by this name; {FORMATS}. Save the sheet as CSV\n",
+        f"error: q.xlsx: unknown format; {FORMATS}. Save the sheet as CSV\n",
         files={"q.xlsx": "PK"},
     ),
     Slip(
         "a file that is only called packed",
         ("run", "q.jsonl.gz"),
-        f"{REFUSED}  q.jsonl.gz: is called a gzip file, and does not begin like one\n{MEND}",
+        f"{REFUSED}  q.jsonl.gz: expected a gzip file by its name, got other content\n{MEND}",
         files={"q.jsonl.gz": "x"},
     ),
     Slip(

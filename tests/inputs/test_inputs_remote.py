@@ -195,7 +195,7 @@ def test_a_bucket_is_read_by_prefix_and_by_pattern(synthia: Command, s3: S3, pat
     rows = {"in/*": first, "in/?.jsonl": first, "in/**": None}.get(path, whole)
     if rows is None:
         assert done.returncode == 2
-        assert "notes.txt: the format is not known" in done.stderr
+        assert "notes.txt: unknown format" in done.stderr
         return
     assert done.returncode == 0, done.stderr
     files = json.loads(done.stdout)["files"]

@@ -29,7 +29,7 @@ def test_parquet_is_known_by_its_first_bytes(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["rows.csv", "rows", "rows.jsonl.gz", "rows.json"])
 def test_any_other_file_is_refused_with_the_formats_there_are(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("prompt\na\n")
-    with pytest.raises(UsageError, match=r"JSONL .*, Parquet .* are read"):
+    with pytest.raises(UsageError, match=r"supported formats: JSONL .*, Parquet .*"):
         open_source(tmp_path / name)
 
 

@@ -17,7 +17,7 @@ from synthia_batch.core.backoff import Backoff, BackoffPolicy
 from synthia_batch.core.digest import digest_json
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, keep_copy, report_disk
-from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, LocatedFile, split_name
+from synthia_batch.inputs.fetch.file_types import LocatedFile, is_row_file
 from synthia_batch.inputs.fetch.normalize import VERSION
 from synthia_batch.inputs.remote.transport import Broken, Changed, RemoteFile, RemoteStore
 
@@ -77,16 +77,13 @@ def _find(store: RemoteStore, path: str, said: str) -> list[RemoteFile]:
     magic = re.search(r"[*?[]", path)
     folder = path[: magic.start()].rpartition("/")[0] if magic else path.rstrip("/")
     keys = _try(lambda: store.list_keys(folder), said)
-    wanted = match_names(keys, path) or sorted(key for key in keys if _is_rows(key, folder))
+    wanted = match_names(keys, path) or sorted(
+        key for key in keys if is_row_file(key.removeprefix(folder).lstrip("/"))
+    )
     if not wanted:
         raise UsageError(f"{said}: there is no such file, and none of rows below it; check the address")
     files = [_try(lambda key=key: store.look(key), said) for key in wanted]  # type: ignore[misc]
     return [file for file in files if file is not None]
-
-
-def _is_rows(key: str, folder: str) -> bool:
-    parts = key.removeprefix(folder).lstrip("/").split("/")
-    return not any(part.startswith(".") for part in parts) and split_name(parts[-1]).kind in IN_DIRECTORIES
 
 
 def _fetch(store: RemoteStore, file: RemoteFile) -> LocatedFile:

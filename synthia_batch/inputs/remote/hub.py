@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import UsageError
-from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, KINDS, PACKINGS, LocatedFile, split_name
+from synthia_batch.inputs.fetch.file_types import LocatedFile, is_row_file, list_row_endings
 from synthia_batch.inputs.remote.fetch import match_names
 
 _log = logging.getLogger(__name__)
@@ -67,12 +67,7 @@ def select_rows(files: Sequence[str], path: str) -> list[str]:
     if matched:
         return matched
     below = [name for name in files if not path or name.startswith(f"{path}/")]
-    return sorted(name for name in below if _is_rows(name))
-
-
-def _is_rows(name: str) -> bool:
-    is_hidden = any(part.startswith(".") for part in name.split("/"))
-    return not is_hidden and split_name(name.rpartition("/")[2]).kind in IN_DIRECTORIES
+    return sorted(name for name in below if is_row_file(name))
 
 
 def _parse(said: str) -> HubAddress:
@@ -160,9 +155,8 @@ def _list_patterns(path: str) -> list[str]:
     path = path.strip("/")
     if glob.has_magic(path):
         return [path]
-    endings = [f"{kind}{packing}" for kind, name in KINDS.items() for packing in ("", *PACKINGS)
-               if name in IN_DIRECTORIES]  # fmt: skip
-    return [*([path] if path else []), *(f"{path}/*{end}" if path else f"*{end}" for end in endings)]
+    folder = f"{path}/" if path else ""
+    return [*([path] if path else []), *(f"{folder}*{ending}" for ending in list_row_endings())]
 
 
 def _escape(name: str) -> str:
