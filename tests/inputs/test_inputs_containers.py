@@ -247,7 +247,7 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("a.jsonl.zst", zstd(TEXT.encode())[:-9], "a.jsonl.zst: damaged or truncated zstd file"),
     ("a.jsonl.zst", zstd(TEXT.encode())[:20] + b"\xff" * 30, "a.jsonl.zst: damaged or truncated zstd file"),
     ("a.jsonl.gz", pack(b'{"question": "a"}\n\n{"question": 1}\n'), "a.jsonl.gz:3: column"),
-    ("a.parquet.gz", PACKED, "a.parquet.gz: not a Parquet file"),
+    ("a.parquet.gz", PACKED, "a.parquet.gz: not a readable Parquet file"),
     ("a.gz", PACKED, "a.gz: unknown format"),
     ("a.csv", b"question\n\"a\n", "a.csv:2: the file ends inside a quoted field; the record"),
     ("a.csv", b'question\nb\n"a"b\n', "a.csv:3: not valid CSV: ',' expected after '\"'"),
@@ -292,7 +292,7 @@ def test_what_is_refused_names_the_file_and_its_line(
         (["-", "-"], "-: stdin is named twice"),
         (["a.jsonl", "c.jsonl"], "c.jsonl:1: there is no 'question' in this row"),
         (["a.jsonl", "b.jsonl"], "b.jsonl:1: the id 'row-0' was used before, at a.jsonl:1"),
-        (["ftp://x/a.jsonl"], "ftp://x/a.jsonl: addresses begin with s3, gs, https, http or hf"),
+        (["ftp://x/a.jsonl"], "ftp://x/a.jsonl: expected an address with s3, gs, https, http or hf"),
     ],
 )
 def test_what_several_inputs_are_refused_for(
@@ -319,7 +319,7 @@ def test_kept_columns_of_several_files_have_one_type(
     assert call(capsys, "run", "a.jsonl", "b.jsonl", "-o", "out", *keep).code == 0
     assert [row["n"] for row in read_rows(Path("out"))] == [1.0, 0.5]
     mixed = call(capsys, "run", "a.jsonl", "c.parquet", *keep)
-    assert (mixed.code, "column 'n' has another type in c.parquet" in mixed.err) == (2, True), mixed
+    assert (mixed.code, "column 'n' has a different type in c.parquet" in mixed.err) == (2, True), mixed
 
 
 def test_an_input_that_changed_is_refused_with_its_directory(synthia: Command, tmp_path: Path) -> None:

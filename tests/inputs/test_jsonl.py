@@ -11,6 +11,7 @@ from synthia_batch.core.types import KeptColumn
 from synthia_batch.errors import InputRefused, IntegrityError, UsageError
 from synthia_batch.inputs import Selection
 from synthia_batch.inputs.readers import jsonl as jsonl_module
+from synthia_batch.inputs.readers import lines as lines_module
 from synthia_batch.inputs.readers.jsonl import JsonlSource
 
 GOOD = b'{"prompt": "a"}\n'
@@ -123,7 +124,7 @@ def test_utf_16_is_refused(tmp_path: Path) -> None:
 def test_a_line_that_is_too_long_is_refused_and_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jsonl_module, "MAX_LINE_BYTES", 32)
+    monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", 32)
     long = b'{"prompt": "' + b"x" * 5_000_000 + b'"}\n'
     faults = list_lines(write(tmp_path, GOOD + long + b"{\n" + long.rstrip()))
     assert [fault.split(":")[0] for fault in faults] == ["2", "3", "4"]

@@ -36,7 +36,7 @@ def test_any_other_file_is_refused_with_the_formats_there_are(tmp_path: Path, na
 def test_a_parquet_suffix_on_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     path.write_text('{"prompt": "a"}\n')
-    with pytest.raises(InputRefused, match="not a Parquet file"):
+    with pytest.raises(InputRefused, match="not a readable Parquet file"):
         open_source(path).scan(Selection(), tmp_path)
 
 
