@@ -101,19 +101,19 @@ SLIPS = [
         "no column of a known name",
         ("run", "odd.jsonl", *SCRIPTED),
         "error: odd.jsonl: none of the columns messages, turns, prompt, question, instruction, input, text "
-        "is there; name one with --prompt-column, --messages-column or --turns-column. (there are: frage, "
+        "exists; name one with --prompt-column, --messages-column or --turns-column. (columns: frage, "
         "nr)\n",
         files={"odd.jsonl": '{"frage": "Warum?", "nr": 1}\n'},
     ),
     Slip(
         "a wrong column",
         (*RUN, "--prompt-column", "qestion"),
-        "error: q.jsonl: there is no column 'qestion'; did you mean 'question'? (there are: question)\n",
+        "error: q.jsonl: no column 'qestion'; did you mean 'question'? (columns: question)\n",
     ),
     Slip(
         "a column to keep that is not there",
         (*RUN, "--keep-columns", "topic"),
-        "error: q.jsonl: there is no column 'topic' (there are: question)\n",
+        "error: q.jsonl: no column 'topic' (columns: question)\n",
     ),
     Slip(
         "no input at all",

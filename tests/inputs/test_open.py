@@ -43,7 +43,7 @@ def test_a_parquet_suffix_on_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         open_source(tmp_path / "rows.jsonl")
-    with pytest.raises(UsageError, match="is a directory"):
+    with pytest.raises(UsageError, match="got a directory"):
         open_source(tmp_path)
     with pytest.raises(UsageError, match="is not a path"):
         open_source(Path("a\0b.jsonl"))

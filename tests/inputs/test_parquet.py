@@ -181,7 +181,7 @@ def test_a_flipped_bit_is_found_by_the_page_checksum(tmp_path: Path) -> None:
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
-    with pytest.raises(UsageError, match="several columns 'prompt'"):
+    with pytest.raises(UsageError, match="several columns are named 'prompt'"):
         scan(write(tmp_path, table))
 
 

@@ -10,7 +10,8 @@ from synthia_batch.inputs.base import PROGRESS_ROWS, Columns, FileScan, Scan, Se
 from synthia_batch.inputs.readers.json_types import KindTracker
 from synthia_batch.inputs.records.columns import require_columns
 from synthia_batch.inputs.records.faults import FaultList
-from synthia_batch.inputs.records.row_ids import HashIndex, find_duplicates
+from synthia_batch.inputs.records.hash_index import HashIndex
+from synthia_batch.inputs.records.row_ids import find_duplicates
 
 OnProgress = Callable[[int], None]
 

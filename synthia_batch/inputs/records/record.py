@@ -1,6 +1,6 @@
-"""From the values of one record to a row and its hash: the same for every format.
+"""Converts the values of one record to a row and its hash, for every format.
 
-Scanning needs only the hash, which is made without a Row for speed; both ways check the same.
+A scan needs only the hash, which is computed without a Row for speed; both apply the same checks.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,9 +20,9 @@ from synthia_batch.inputs.records.shapes import parse_conversation, parse_instru
 
 
 class Values(NamedTuple):
-    """The values of a record's columns, None where there is no such column.
+    """The values of a record's columns, None for a missing column.
 
-    `text` is of the prompt, messages or turns column.
+    `text` is that of the prompt, messages or turns column.
     """
 
     text: Any
@@ -33,18 +33,14 @@ class Values(NamedTuple):
 
 
 class RecordParser:
-    """Checks the values of records, as the columns say, and makes their hashes and rows."""
+    """Checks the values of records, and computes their hashes and rows."""
 
     def __init__(self, columns: Columns) -> None:
         self._columns = columns
         self._parse_content: Callable[[Any], tuple[Message, ...]] = self._choose_parser()
 
     def hash_record(self, values: Values) -> bytes:
-        """Return the 8 bytes that the record's id is told apart by.
-
-        Raises:
-            RowFault: A value is not what it must be.
-        """
+        """Return the 8 bytes that distinguish the record's id. Raises RowFault for an invalid value."""
         messages = self._parse_content(values.text)
         system = self._parse_system(values.system)
         self._parse_sampling(values.sampling)
@@ -54,18 +50,12 @@ class RecordParser:
         return hash_id(self._parse_id(values.identifier))
 
     def make_row(
-        self,
-        values: Values,
-        *,
-        index: int,
-        occurrence: int,
-        kept: Mapping[str, Any],
-        line: int,
+        self, values: Values, *, index: int, occurrence: int, kept: Mapping[str, Any], line: int
     ) -> Row:
-        """Return the row of a record. `occurrence` tells apart records of one content.
+        """Return the row of a record. `occurrence` distinguishes records of equal content.
 
         Raises:
-            RowFault: A value is not what it must be.
+            RowFault: A value is invalid.
         """
         messages = self._parse_content(values.text)
         system = self._parse_system(values.system)
@@ -102,7 +92,7 @@ class RecordParser:
         return self._parse_messages if self._columns.messages is not None else self._parse_turns
 
     def _parse_shape(self, value: Any) -> tuple[Message, ...]:
-        """Return what `value` is: of the text column, or by name where several are read."""
+        """Return the conversation in `value`: the text column's value, or several values by name."""
         columns = self._columns
         if columns.shape == "alpaca":
             return parse_instruction(value, columns.text or "")
@@ -172,7 +162,7 @@ class RecordParser:
 def hash_content(messages: tuple[Message, ...], system: str | None) -> bytes:
     """Return 8 bytes of the BLAKE3 of the canonical JSON of {"messages": ..., "system": ...}.
 
-    Written out by hand, as it is made for every row, twice: a fifth of the encoder's time.
+    Formatted by hand because it is computed twice for every row: a fifth of the encoder's time.
     """
     turns = ",".join(
         [
