@@ -41,7 +41,7 @@ def test_a_column_is_read_once_however_often_it_is_used() -> None:
 
 @pytest.mark.parametrize("name", OUTPUT_COLUMNS)
 def test_a_kept_column_cannot_have_the_name_of_an_output_column(name: str) -> None:
-    with pytest.raises(UsageError, match="the output has one of that name"):
+    with pytest.raises(UsageError, match="every output has a column of that name"):
         resolve_columns(Selection(keep_columns=(name,)), ["prompt", name], PATH)
 
 

@@ -388,7 +388,7 @@ def test_another_file_of_the_same_size_ends_in_an_integrity_error(write: Write) 
 
 
 def test_both_kinds_of_text_cannot_be_named(write: Write) -> None:
-    with pytest.raises(UsageError, match="name the one"):
+    with pytest.raises(UsageError, match="name only the one"):
         scan(write(MANY[:1]), prompt_column="prompt", messages_column="score")
 
 

@@ -1,7 +1,7 @@
 """JSONL: one JSON object per line."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,37 +15,22 @@ from synthia_batch.inputs.base import (
     Scan,
     Selection,
 )
-from synthia_batch.inputs.readers.file_state import ReadCursor, Watched, changed, report_unreadable
+from synthia_batch.inputs.readers.file_source import FileSource
+from synthia_batch.inputs.readers.file_state import changed, report_unreadable
 from synthia_batch.inputs.readers.json_types import convert_kept
 from synthia_batch.inputs.readers.lines import Line, iterate_lines, open_lines, parse_line
-from synthia_batch.inputs.readers.scan import InputScan, refuse_duplicates, refuse_empty, scan_files
+from synthia_batch.inputs.readers.scan import InputScan, refuse_empty
 from synthia_batch.inputs.records.columns import resolve_columns
 from synthia_batch.inputs.records.faults import FaultList, RowFault
 from synthia_batch.inputs.records.openai_batch import read_model
 from synthia_batch.inputs.records.record import RecordParser, Values
 from synthia_batch.inputs.records.strict_json import check_encodable, may_hold_surrogates
 
-ONLY_BLANK = ", only blank lines"
 
-
-class JsonlSource:
+class JsonlSource(FileSource):
     """A JSONL file. Blank lines and a byte order mark at its start are skipped."""
 
-    def __init__(self, path: Path, shown: Path | str | None = None) -> None:
-        """Read `path`, and call it `shown` in messages."""
-        self._path = path
-        self._shown = path if shown is None else shown
-        self._watched = Watched(path, self._shown)
-        self._cursor = ReadCursor()
-
-    @property
-    def shown(self) -> str:
-        """The file, as the user named it."""
-        return str(self._shown)
-
-    def locate(self, row: Row) -> str:
-        """Return where `row` stands, as file:line."""
-        return f"{self._shown}:{row.line}"
+    empty_hint = ", only blank lines"
 
     def detect(self, selection: Selection) -> Columns:
         """Return the columns, from the first record that can be parsed; see `Source.detect`."""
@@ -59,7 +44,7 @@ class JsonlSource:
                 else:
                     return _settle_columns(selection, record, self._shown)
         faults.raise_if_any()
-        raise refuse_empty(self._shown, ONLY_BLANK)
+        raise refuse_empty(self._shown, self.empty_hint)
 
     def peek(self, count: int) -> list[dict[str, Any]]:
         """Return the first records; see `Source.peek`."""
@@ -73,16 +58,6 @@ class JsonlSource:
         faults.raise_if_any()
         return records
 
-    def scan(
-        self, selection: Selection, scratch: Path, on_progress: Callable[[int], None] | None = None
-    ) -> Scan:
-        """Check every selected row in one pass; see `Source.scan`."""
-        scan = scan_files([self], selection, scratch, on_progress)
-        if scan is None:
-            raise refuse_empty(self._shown, ONLY_BLANK)
-        refuse_duplicates(scan, self.read_rows, lambda row, earlier: self.locate_pair(row, self, earlier))
-        return scan
-
     def scan_into(self, input_scan: InputScan) -> FileScan:
         """Add the results of one pass over the file; see `FileReader.scan_into`."""
         size = self._watched.begin_scan()
@@ -93,15 +68,6 @@ class JsonlSource:
                 scanner.take(line)
         self._watched.end_scan()
         return FileScan(rows=scanner.rows, size=size, checkpoints=tuple(scanner.checkpoints))
-
-    def read_rows(self, scan: Scan, first: int, stop: int) -> Iterator[Row]:
-        """Yield the rows `first` to `stop` (excluded); see `Source.read_rows`."""
-        self._watched.check(scan.size)
-        return self._cursor.read(scan, first, min(stop, scan.rows), self._iterate_rows)
-
-    def locate_pair(self, row: Row, other: Any, earlier: Row) -> tuple[str, str]:
-        """Return the places of `row` and of an `earlier` one in this or another file."""
-        return self.locate(row), f"at {other.locate(earlier)}"
 
     def _iterate_rows(self, scan: Scan, first: int) -> Iterator[Row]:
         """Yield every row from `first` on, starting at the checkpoint before it."""

@@ -4,19 +4,13 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from synthia_batch.core.types import Row
-from synthia_batch.inputs.base import Columns, Scan, Selection, Source
+from synthia_batch.inputs.base import Columns, Scan, Selection
+from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed
-from synthia_batch.inputs.readers.scan import FileReader, refuse_duplicates, refuse_empty, scan_files
-
-
-class FileSource(Source, FileReader, Protocol):
-    """A source of one file, alone or one of several."""
-
-    def locate_pair(self, row: Row, other: Any, earlier: Row) -> tuple[str, str]:
-        """Return the places of `row` and of an `earlier` one in this or another file."""
+from synthia_batch.inputs.readers.scan import refuse_duplicates, refuse_empty, scan_files
 
 
 class ManySource:

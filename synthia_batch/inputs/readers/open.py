@@ -10,7 +10,7 @@ from synthia_batch.inputs.fetch.file_types import InputKind, get_kind, split_nam
 from synthia_batch.inputs.fetch.sniff import refuse_format, sniff_file
 
 if TYPE_CHECKING:
-    from synthia_batch.inputs.readers.multi_file import FileSource
+    from synthia_batch.inputs.readers.file_source import FileSource
 
 
 def open_source(path: Path, shown: Path | str | None = None) -> "FileSource":

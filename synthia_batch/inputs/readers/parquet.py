@@ -1,6 +1,6 @@
 """Parquet, read by row group in small batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from synthia_batch.inputs.readers.arrow_types import (
     is_turns,
     make_kept_column,
 )
-from synthia_batch.inputs.readers.file_state import ReadCursor, Watched, changed
+from synthia_batch.inputs.readers.file_source import FileSource
+from synthia_batch.inputs.readers.file_state import changed
 from synthia_batch.inputs.readers.parquet_batches import (
     LIBRARY_ERRORS,
     LocatedBatch,
@@ -30,30 +31,14 @@ from synthia_batch.inputs.readers.parquet_batches import (
     make_rows,
     open_parquet,
 )
-from synthia_batch.inputs.readers.scan import InputScan, refuse_duplicates, refuse_empty, scan_files
+from synthia_batch.inputs.readers.scan import InputScan
 from synthia_batch.inputs.records.columns import require_columns, resolve_columns
 from synthia_batch.inputs.records.faults import FaultList, RowFault
 from synthia_batch.inputs.records.record import RecordParser
 
 
-class ParquetSource:
+class ParquetSource(FileSource):
     """A Parquet file. Only the columns that are used are read."""
-
-    def __init__(self, path: Path, shown: Path | str | None = None) -> None:
-        """Read `path`, and call it `shown` in messages."""
-        self._path = path
-        self._shown = path if shown is None else shown
-        self._watched = Watched(path, self._shown)
-        self._cursor = ReadCursor()
-
-    @property
-    def shown(self) -> str:
-        """The file, as the user named it."""
-        return str(self._shown)
-
-    def locate(self, row: Row) -> str:
-        """Return where `row` stands, as file:row."""
-        return f"{self._shown}:{row.line}"
 
     def detect(self, selection: Selection) -> Columns:
         """Return the columns, from the file's footer; see `Source.detect`."""
@@ -66,16 +51,6 @@ class ParquetSource:
             first = next(open_parquet(self._path).iter_batches(batch_size=count), None)
             records: list[dict[str, Any]] = [] if first is None else first.to_pylist()
         return records
-
-    def scan(
-        self, selection: Selection, scratch: Path, on_progress: Callable[[int], None] | None = None
-    ) -> Scan:
-        """Check every selected row in one pass; see `Source.scan`."""
-        scan = scan_files([self], selection, scratch, on_progress)
-        if scan is None:
-            raise refuse_empty(self._shown, "")
-        refuse_duplicates(scan, self.read_rows, lambda row, earlier: self.locate_pair(row, self, earlier))
-        return scan
 
     def scan_into(self, input_scan: InputScan) -> FileScan:
         """Add the results of one pass over the file; see `FileReader.scan_into`."""
@@ -100,12 +75,7 @@ class ParquetSource:
         self._watched.end_scan()
         return FileScan(rows=scanner.rows, size=size)
 
-    def read_rows(self, scan: Scan, first: int, stop: int) -> Iterator[Row]:
-        """Yield the rows `first` to `stop` (excluded); see `Source.read_rows`."""
-        self._watched.check(scan.size)
-        return self._cursor.read(scan, first, min(stop, scan.rows), self._iterate_rows)
-
-    def locate_pair(self, row: Row, other: Any, earlier: Row) -> tuple[str, str]:
+    def locate_pair(self, row: Row, other: FileSource, earlier: Row) -> tuple[str, str]:
         """Return the places of `row` and of an `earlier` one in this or another file."""
         place = f"{self._shown}: row {row.line}"
         return place, f"in row {earlier.line}" if other is self else f"at {other.locate(earlier)}"

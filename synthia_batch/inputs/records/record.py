@@ -5,7 +5,7 @@ A scan needs only the hash, which is computed without a Row for speed; both appl
 
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from blake3 import blake3
 
@@ -17,6 +17,8 @@ from synthia_batch.inputs.records.openai_batch import parse_request, read_sampli
 from synthia_batch.inputs.records.row_ids import HASH_BYTES
 from synthia_batch.inputs.records.row_options import parse_sampling, parse_tools
 from synthia_batch.inputs.records.shapes import parse_conversation, parse_instruction, parse_questions
+
+_T = TypeVar("_T")
 
 
 class Values(NamedTuple):
@@ -99,10 +101,7 @@ class RecordParser:
         if columns.shape == "openai-batch":
             return parse_request(value, columns)
         parse = parse_questions if columns.turns is not None else parse_conversation
-        try:
-            return parse(value)
-        except RowFault as exc:
-            raise RowFault(f"column {columns.text!r}: {exc}") from exc
+        return _parse_column(parse, columns.text, value)
 
     def _parse_prompt(self, value: Any) -> tuple[Message, ...]:
         if type(value) is not str:
@@ -112,16 +111,10 @@ class RecordParser:
         return (Message("user", value),)
 
     def _parse_messages(self, value: Any) -> tuple[Message, ...]:
-        try:
-            return parse_messages(value)
-        except RowFault as exc:
-            raise RowFault(f"column {self._columns.messages!r}: {exc}") from exc
+        return _parse_column(parse_messages, self._columns.messages, value)
 
     def _parse_turns(self, value: Any) -> tuple[Message, ...]:
-        try:
-            return parse_turns(value)
-        except RowFault as exc:
-            raise RowFault(f"column {self._columns.turns!r}: {exc}") from exc
+        return _parse_column(parse_turns, self._columns.turns, value)
 
     def _parse_system(self, value: Any) -> str | None:
         if value is None:
@@ -133,19 +126,13 @@ class RecordParser:
     def _parse_sampling(self, value: Any) -> RowSampling | None:
         if self._columns.sampling is None:
             return None
-        try:
-            is_request = self._columns.shape == "openai-batch"
-            return parse_sampling(read_sampling(value) if is_request else value)
-        except RowFault as exc:
-            raise RowFault(f"column {self._columns.sampling!r}: {exc}") from exc
+        parse = _parse_request_sampling if self._columns.shape == "openai-batch" else parse_sampling
+        return _parse_column(parse, self._columns.sampling, value)
 
     def _parse_tools(self, value: Any) -> tuple[Mapping[str, Any], ...]:
         if self._columns.tools is None:
             return ()
-        try:
-            return parse_tools(value)
-        except RowFault as exc:
-            raise RowFault(f"column {self._columns.tools!r}: {exc}") from exc
+        return _parse_column(parse_tools, self._columns.tools, value)
 
     def _parse_id(self, value: Any) -> str:
         if type(value) is int:
@@ -172,6 +159,18 @@ def hash_content(messages: tuple[Message, ...], system: str | None) -> bytes:
     )
     own = "null" if system is None else encode_basestring(system)
     return blake3(f'{{"messages":[{turns}],"system":{own}}}'.encode()).digest(length=HASH_BYTES)
+
+
+def _parse_request_sampling(body: Any) -> RowSampling:
+    return parse_sampling(read_sampling(body))
+
+
+def _parse_column(parse: Callable[[Any], _T], column: str | None, value: Any) -> _T:
+    """Return `parse(value)`; the message of a RowFault names the column."""
+    try:
+        return parse(value)
+    except RowFault as exc:
+        raise RowFault(f"column {column!r}: {exc}") from exc
 
 
 def hash_id(row_id: str) -> bytes:
