@@ -34,13 +34,7 @@ def refuse_splits(directory: Path) -> None:
 
 
 def normalize_dataset(found: LocatedFile, cache: DigestCache, *, makes: bool = True) -> NormalizedFile:
-    """Return a Parquet file of the dataset's rows, created if missing.
-
-    Raises:
-        UsageError: It cannot be read, or the copy is missing and not `makes`.
-        InputRefused: It is damaged, or has no rows.
-        StorageFailed: The copy cannot be written.
-    """
+    """Return a Parquet file of the dataset's rows, created if missing."""
     from synthia_batch.inputs.fetch.arrow import list_dataset_files, write_dataset
 
     files = list_dataset_files(found.path)

@@ -65,11 +65,7 @@ def resolve_inputs(
 
 
 def find_files(named: str, *, makes: bool = True) -> list[LocatedFile]:
-    """Return the files of rows of one path of a job: a file, a directory, a pattern or an address.
-
-    Raises:
-        UsageError: There are none, or they cannot be fetched.
-    """
+    """Return the files of rows of one path of a job: a file, a directory, a pattern or an address."""
     if named.startswith(HUB_PREFIX):
         from synthia_batch.inputs.remote.hub import fetch_dataset
 

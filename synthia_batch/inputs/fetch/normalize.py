@@ -37,13 +37,7 @@ class NormalizedFile:
 
 
 def normalize_file(found: LocatedFile, cache: DigestCache, *, makes: bool = True) -> NormalizedFile:
-    """Return the file to read for `found`: itself if a reader takes it, else a copy, created if missing.
-
-    Raises:
-        UsageError: It cannot be read, its format is unknown, or its copy is missing and not `makes`.
-        InputRefused: It is empty or damaged.
-        StorageFailed: The copy cannot be written.
-    """
+    """Return the file to read for `found`: itself if a reader takes it, else a copy, created if missing."""
     encoding = sniff_file(found.path, found.shown)
     if encoding.compression is None and encoding.kind.reader is not None:
         return NormalizedFile(path=found.path, kind=encoding.kind)

@@ -119,11 +119,7 @@ class InputScan:
 def scan_files(
     readers: Sequence[FileReader], selection: Selection, scratch: Path, on_progress: OnProgress | None
 ) -> Scan | None:
-    """Return the result of one pass over all files, None if there are no rows.
-
-    Raises:
-        UsageError, InputRefused: As for `Source.scan`.
-    """
+    """Return the result of one pass over all files, None if there are no rows."""
     with HashIndex(scratch) as index:
         input_scan = InputScan(selection, index, on_progress)
         files = []
