@@ -9,14 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
-    """One file of a job's input as it is read: plain JSONL or Parquet on this machine.
+    """One file of a job's input, normalized and on this machine.
 
-    `path` is what is read: the user's file, or a plain copy of it. `shown` names the file to a person,
-    as it was named to us; `name` names it in the output. `digest` stands for its content in the job's
-    identity, None where that is the digest of what is read.
+    `path` is the file to read: the user's own, or a normalized copy of it, in the format `kind`.
+    `shown` is the file as the user named it, for messages; `name` is its name in the output. `digest`
+    identifies its content in the job's identity, None where that is the digest of `path`.
     """
 
     path: Path
+    kind: str
     shown: Path | str
     name: str
     digest: str | None = None

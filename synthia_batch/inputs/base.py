@@ -1,7 +1,7 @@
-"""The interface of a source, and the values that it takes and gives.
+"""The interface of a source, and the values that it uses.
 
-A source is read twice: `scan` goes through all of it once and refuses it if anything is wrong;
-`read_rows` then gives any range of its rows, starting near that range and not at the beginning.
+A source is read twice: `scan` checks all of it in one pass; `read_rows` then returns any range of its rows,
+starting near that range.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import IntegrityError
 
-if TYPE_CHECKING:  # numpy is behind it, which a command without input has no need to load.
+if TYPE_CHECKING:  # It imports numpy, which a command without input does not need.
     from synthia_batch.inputs.records.row_ids import DuplicateIndex
 
 CHECKPOINT_ROWS = 1000
-"""Rows from one checkpoint to the next."""
+"""Rows between checkpoints."""
 PROGRESS_ROWS = 10_000
-"""Rows from one call of `on_progress` to the next."""
+"""Rows between calls of `on_progress`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What the job asks of the input. Columns that are None are detected, or not used.
+    """The job's settings for the input. Columns that are None are detected, or not used.
 
-    `format` is the shape of the records: one of `columns.SHAPES`, `plain`, or `auto` to find it.
-    `template` is the text of a Jinja template that writes the prompts.
+    `format` is the shape of the records: one of `shapes.SHAPES`, `plain`, or `auto` to detect it.
+    `template` is the text of a Jinja template for the prompts.
     """
 
     prompt_column: str | None = None
@@ -46,11 +46,11 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Which column gives what. Exactly one of `prompt`, `messages`, `turns` and `template` is not None.
+    """The use of each column. Exactly one of `prompt`, `messages`, `turns` and `template` is not None.
 
-    `shape` is how the records are made where they are not ours, one of `columns.SHAPES`. `reads` are
-    the columns that a prompt is made of where it is made of several; `template` is the Jinja text that
-    makes it of them. `model` is the one that the requests of an OpenAI batch name.
+    `shape` is that of records from other programs, one of `shapes.SHAPES`. `reads` are the columns of a
+    prompt that is composed of several; `template` is the Jinja text that composes it. `model` is the
+    model that the requests of an OpenAI batch name.
     """
 
     prompt: str | None
@@ -68,7 +68,7 @@ class Columns:
 
     @property
     def text(self) -> str | None:
-        """The column of the prompt, of the messages or of the turns; None where a template writes it."""
+        """The column of the prompt, messages or turns; None for a template."""
         named = [name for name in (self.prompt, self.messages, self.turns) if name is not None]
         if len(named) + (self.template is not None) != 1:
             raise ValueError("columns without exactly one prompt, messages or turns column, or a template")
@@ -76,12 +76,12 @@ class Columns:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Every column that the conversation is made of."""
+        """Every column of the conversation."""
         return self.reads or tuple(name for name in (self.text,) if name is not None)
 
     @property
     def brings_system(self) -> bool:
-        """Whether a row can have a system message of its own, beside that of a system column."""
+        """Whether the conversation of a row can begin with a system message."""
         return self.messages is not None or (self.turns is not None and self.shape is not None)
 
     @property
@@ -91,7 +91,7 @@ class Columns:
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return them as plain JSON values; later kinds only where there are any, as in plans of before."""
+        """Return JSON values. Later additions are omitted if unused: plans from before them stay equal."""
         values: dict[str, Any] = {
             "prompt": self.prompt,
             "messages": self.messages,
@@ -112,13 +112,13 @@ class Columns:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Columns:
-        """Return the columns that `to_dict` gave `data` for. Raises KeyError or TypeError."""
+        """Return the columns from the result of `to_dict`. Raises KeyError or TypeError."""
         return cls(**{**data, "keep": tuple(data["keep"]), "reads": tuple(data.get("reads", ()))})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Where a row starts: `line` counts from 1, `offset` is in bytes."""
+    """The start of a row: `line` counts from 1, `offset` is in bytes."""
 
     offset: int
     line: int
@@ -126,9 +126,9 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileScan:
-    """What one pass found of one file: its selected rows, its bytes, and where every 1,000th row starts.
+    """Result of a pass over one file: the number of selected rows, its bytes, the start of every 1,000th row.
 
-    Without checkpoints where the format has an index of its own.
+    There are no checkpoints if the format has an index of its own.
     """
 
     rows: int
@@ -136,24 +136,23 @@ class FileScan:
     checkpoints: tuple[Checkpoint, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
+        """Return it as JSON values."""
         points = [[checkpoint.offset, checkpoint.line] for checkpoint in self.checkpoints]
         return {"rows": self.rows, "size": self.size, "checkpoints": points}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FileScan:
-        """Return what `to_dict` gave `data` for. Raises KeyError, TypeError or ValueError."""
+        """Return it from the result of `to_dict`. Raises KeyError, TypeError or ValueError."""
         points = tuple(Checkpoint(offset=offset, line=line) for offset, line in data["checkpoints"])
         return cls(rows=int(data["rows"]), size=int(data["size"]), checkpoints=points)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """What one pass over the input found; all that `read_rows` needs.
+    """Result of a pass over the input, as `read_rows` needs it.
 
-    `rows` is the number of selected rows, `size` that of the input's bytes. `checkpoints` hold
-    the start of every 1,000th row where the format has no index of its own. An input of several files
-    has both for each of them, in `files`, and no checkpoints beside.
+    `rows` is the number of selected rows, `size` that of the input's bytes. `checkpoints` are as in
+    `FileScan`; an input of several files has none, but the scan of each file in `files`.
     """
 
     rows: int
@@ -165,7 +164,7 @@ class Scan:
     files: tuple[FileScan, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the occurrences as plain JSON values."""
+        """Return everything except the duplicates as JSON values."""
         values = {
             "rows": self.rows,
             "size": self.size,
@@ -177,11 +176,7 @@ class Scan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], duplicates: DuplicateIndex) -> Scan:
-        """Return the scan that `to_dict` gave `data` for.
-
-        Raises:
-            IntegrityError: `data` is nothing that `to_dict` gives.
-        """
+        """Return the scan from the result of `to_dict`. Raises IntegrityError for anything else."""
         try:
             return cls(
                 rows=int(data["rows"]),
@@ -200,25 +195,25 @@ class Scan:
 
 
 class Source(Protocol):
-    """The input, of one file or several. For one thread at a time."""
+    """The input, of one file or several. Not thread-safe."""
 
     @property
     def shown(self) -> str:
         """The input, as the user named it."""
 
     def locate(self, row: Row) -> str:
-        """Return where `row` stands, as file:line."""
+        """Return the place of `row`, as file:line."""
 
     def detect(self, selection: Selection) -> Columns:
-        """Return the columns that a scan will settle on, from no more of the file than it takes.
+        """Return the columns that a scan will use, from as little of the file as possible.
 
         Raises:
-            UsageError: The selection does not fit the columns that there are.
+            UsageError: The selection does not fit the input's columns.
             InputRefused: The file has faults before its columns are known.
         """
 
     def peek(self, count: int) -> list[dict[str, Any]]:
-        """Return the first `count` records with all their columns, to guess from what the columns are.
+        """Return the first `count` records with all their columns.
 
         Raises:
             UsageError: The file cannot be read.
@@ -228,21 +223,19 @@ class Source(Protocol):
     def scan(
         self, selection: Selection, scratch: Path, on_progress: Callable[[int], None] | None = None
     ) -> Scan:
-        """Check every selected row in one pass of bounded memory, and return what it found.
+        """Check every selected row in one pass of bounded memory.
 
-        `scratch` is a directory for temporary files: 16 bytes per row where there are over
-        500,000 of them. They are gone, or unlinked, on return. `on_progress` gets the number of
-        rows so far. With a limit, what lies behind it is neither read nor checked.
+        `scratch` is a directory for temporary files: 16 bytes per row if there are over 500,000 rows. They
+        are removed or unlinked on return. `on_progress` gets the number of rows so far. Rows after a limit
+        are neither read nor checked.
 
         Raises:
-            UsageError: The selection does not fit the columns that there are.
+            UsageError: The selection does not fit the input's columns.
             InputRefused: The file or its rows have faults.
         """
 
     def read_rows(self, scan: Scan, first: int, stop: int) -> Iterator[Row]:
-        """Yield the rows `first` to `stop` (excluded), from near the first of them.
-
-        A range that starts where the last one ended goes on there.
+        """Yield the rows `first` to `stop` (excluded); a range that follows the last one continues there.
 
         Raises:
             IntegrityError: The file is not the one that was scanned.

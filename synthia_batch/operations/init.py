@@ -102,7 +102,7 @@ def propose_job(paths: Sequence[str]) -> JobProposal:
     )
     scan = _scan_first_fit(source, replace(selection, id_column=id_column, keep_columns=short))
     return JobProposal(
-        paths=taken.said,
+        paths=taken.paths,
         rows=scan.rows,
         columns=scan.columns,
         left_out=tuple(name for name in rest if name not in scan.columns.keep),

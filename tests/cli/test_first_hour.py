@@ -29,8 +29,8 @@ KEYS = "`synthia-batch run --help` lists the flags, `synthia-batch schema` the k
 REFUSED = "error: the input cannot be used; nothing was started:\n"
 MEND = "mend the input, then run the same command again\n"
 FORMATS = (
-    "JSONL (.jsonl, .ndjson), Parquet (.parquet), CSV (.csv, .tsv) and JSON lists (.json) are read, also "
-    "packed (.gz, .zst)"
+    "supported formats: JSONL (.jsonl, .ndjson), Parquet (.parquet), CSV (.csv), TSV (.tsv), "
+    "JSON lists (.json); compressed: .gz, .zst"
 )
 TMPFS_KIB = 64
 ON_CPUS = pytest.mark.skipif(detect_device() == "cuda", reason="this machine has GPUs")
@@ -63,19 +63,19 @@ SLIPS = [
     Slip(
         "a directory without rows",
         ("run", "empty"),
-        f"error: empty: is a directory without files of rows; {FORMATS}\n",
+        f"error: empty: the directory holds no files of rows; {FORMATS}\n",
         files={"empty/notes.txt": "none"},
     ),
     Slip(
         "a sheet",
         ("run", "q.xlsx"),
-        f"error: q.xlsx: the format is not known by this name; {FORMATS}. Save the sheet as CSV\n",
+        f"error: q.xlsx: unknown format; {FORMATS}. Save the sheet as CSV\n",
         files={"q.xlsx": "PK"},
     ),
     Slip(
         "a file that is only called packed",
         ("run", "q.jsonl.gz"),
-        f"{REFUSED}  q.jsonl.gz: is called a gzip file, and does not begin like one\n{MEND}",
+        f"{REFUSED}  q.jsonl.gz: expected a gzip file by its name, got other content\n{MEND}",
         files={"q.jsonl.gz": "x"},
     ),
     Slip(
@@ -101,19 +101,19 @@ SLIPS = [
         "no column of a known name",
         ("run", "odd.jsonl", *SCRIPTED),
         "error: odd.jsonl: none of the columns messages, turns, prompt, question, instruction, input, text "
-        "is there; name one with --prompt-column, --messages-column or --turns-column. (there are: frage, "
+        "exists; name one with --prompt-column, --messages-column or --turns-column. (columns: frage, "
         "nr)\n",
         files={"odd.jsonl": '{"frage": "Warum?", "nr": 1}\n'},
     ),
     Slip(
         "a wrong column",
         (*RUN, "--prompt-column", "qestion"),
-        "error: q.jsonl: there is no column 'qestion'; did you mean 'question'? (there are: question)\n",
+        "error: q.jsonl: no column 'qestion'; did you mean 'question'? (columns: question)\n",
     ),
     Slip(
         "a column to keep that is not there",
         (*RUN, "--keep-columns", "topic"),
-        "error: q.jsonl: there is no column 'topic' (there are: question)\n",
+        "error: q.jsonl: no column 'topic' (columns: question)\n",
     ),
     Slip(
         "no input at all",

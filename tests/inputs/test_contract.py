@@ -18,7 +18,7 @@ from synthia_batch.core.digest import canonical_json
 from synthia_batch.core.types import KeptColumn, Message, Row
 from synthia_batch.errors import InputRefused, IntegrityError, UsageError
 from synthia_batch.inputs import Scan, Selection, Source, open_source
-from synthia_batch.inputs.records import row_ids as ids_module
+from synthia_batch.inputs.records.hash_index import HashIndex
 from synthia_batch.inputs.records.record import hash_content
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
 
@@ -50,7 +50,7 @@ def write(request: pytest.FixtureRequest, tmp_path: Path) -> Write:
 def test_the_columns_detected_are_those_of_the_scan(write: Write, selection: dict[str, Any]) -> None:
     path = write([{"id": f"{n}", "text": "Why?", "question": "What?", "a": 1, "b": 2} for n in range(3)])
     assert open_source(path).detect(Selection(**selection)) == scan(path, **selection).columns
-    with pytest.raises(UsageError, match="there is no column 'nope'"):
+    with pytest.raises(UsageError, match="no column 'nope'"):
         open_source(path).detect(Selection(prompt_column="nope"))
 
 
@@ -251,7 +251,7 @@ def test_spilling_to_disk_changes_nothing(
     rows = [{"prompt": f"{number % 37}"} for number in range(300)]
     path = write(rows)
     expected = read_all(path)
-    monkeypatch.setattr(ids_module.HashIndex.__init__, "__defaults__", (block,))
+    monkeypatch.setattr(HashIndex.__init__, "__defaults__", (block,))
     assert read_all(path) == expected
     assert not list(tmp_path.glob("ids-*"))
 
@@ -350,7 +350,7 @@ def test_a_missing_column_is_named_with_those_that_exist(write: Write) -> None:
         ({"prompt_column": "qestion", "system_column": "tone"}, "tone"),
         ({"prompt_column": "qestion", "keep_columns": ("scores",)}, "scores"),
     ):
-        with pytest.raises(UsageError, match=f"no column '{missing}'.*there are: qestion, score"):
+        with pytest.raises(UsageError, match=f"no column '{missing}'.*columns: qestion, score"):
             scan(path, **selection)
     with pytest.raises(UsageError, match="did you mean 'qestion'"):
         scan(path, prompt_column="question")
@@ -388,7 +388,7 @@ def test_another_file_of_the_same_size_ends_in_an_integrity_error(write: Write) 
 
 
 def test_both_kinds_of_text_cannot_be_named(write: Write) -> None:
-    with pytest.raises(UsageError, match="name the one"):
+    with pytest.raises(UsageError, match="name only the one"):
         scan(write(MANY[:1]), prompt_column="prompt", messages_column="score")
 
 

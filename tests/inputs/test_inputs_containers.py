@@ -208,7 +208,7 @@ def test_what_was_piped_in_is_resumed_retried_and_missed_in_words(synthia: Comma
     kept.unlink()
     lost = synthia("verify", "out", "--rerun", "2", "-q")
     assert lost.returncode == 2
-    assert "the copy of what was piped in is gone; pipe the same bytes in again" in lost.stderr
+    assert "the copy of the piped input is missing; pipe the same bytes in again" in lost.stderr
     assert b"already complete" in pipe().stderr
     assert synthia("verify", "out", "-q").returncode == 0
 
@@ -242,18 +242,18 @@ def pack(content: bytes) -> bytes:
 
 PACKED = pack(TEXT.encode())
 REFUSED: list[tuple[str, bytes, str]] = [
-    ("a.jsonl.gz", PACKED[:-20], "a.jsonl.gz: not a gzip file that can be read, or"),
-    ("a.jsonl.gz", TEXT.encode(), "a.jsonl.gz: is called a gzip file, and does not begin like one"),
-    ("a.jsonl.zst", zstd(TEXT.encode())[:-9], "a.jsonl.zst: not a zstd file that can be read, or damaged"),
-    ("a.jsonl.zst", zstd(TEXT.encode())[:20] + b"\xff" * 30, "a.jsonl.zst: not a zstd file"),
+    ("a.jsonl.gz", PACKED[:-20], "a.jsonl.gz: damaged or truncated gzip file"),
+    ("a.jsonl.gz", TEXT.encode(), "a.jsonl.gz: expected a gzip file by its name, got other content"),
+    ("a.jsonl.zst", zstd(TEXT.encode())[:-9], "a.jsonl.zst: damaged or truncated zstd file"),
+    ("a.jsonl.zst", zstd(TEXT.encode())[:20] + b"\xff" * 30, "a.jsonl.zst: damaged or truncated zstd file"),
     ("a.jsonl.gz", pack(b'{"question": "a"}\n\n{"question": 1}\n'), "a.jsonl.gz:3: column"),
-    ("a.parquet.gz", PACKED, "a.parquet.gz: not a Parquet file"),
-    ("a.gz", PACKED, "a.gz: the format is not known by this name"),
-    ("a.csv", b"question\n\"a\n", "a.csv:2: the file ends within a quoted field; the record"),
+    ("a.parquet.gz", PACKED, "a.parquet.gz: not a readable Parquet file"),
+    ("a.gz", PACKED, "a.gz: unknown format"),
+    ("a.csv", b"question\n\"a\n", "a.csv:2: the file ends inside a quoted field; the record"),
     ("a.csv", b'question\nb\n"a"b\n', "a.csv:3: not valid CSV: ',' expected after '\"'"),
-    ("a.csv", b"question,b\na,b\n\na\n", "a.csv:4: 1 fields where the first line names 2 columns"),
+    ("a.csv", b"question,b\na,b\n\na\n", "a.csv:4: expected 2 fields as in the first line, got 1"),
     ("a.csv", b"question\na\n\xff\xfe\n", "a.csv:3: not valid UTF-8: byte 1 of the line is 0xff"),
-    ("a.csv", b"question,question\na,b\n", "a.csv:1: the column 'question' is there twice"),
+    ("a.csv", b"question,question\na,b\n", "a.csv:1: the column 'question' appears twice"),
     ("a.csv", b"question,\na,b\n", "a.csv:1: a column has no name"),
     ("a.csv", b"question\n", "a.csv: there are no rows"),
     ("a.csv", b"question\nx\n  \n", "a.csv:3: column 'question' is blank"),
@@ -265,7 +265,7 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("a.json", b'[{"question": "a"}, {"question": ""}]', "a.json:2: column 'question' is blank"),
     ("a.json", b"[]", "a.json: there are no rows"),
     ("a.jsonl.gz", b"", "a.jsonl.gz: the file is empty"),
-    ("a.xlsx", b"PK\x03\x04", "a.xlsx: the format is not known by this name"),
+    ("a.xlsx", b"PK\x03\x04", "a.xlsx: unknown format"),
 ]  # fmt: skip
 
 
@@ -278,7 +278,7 @@ def test_what_is_refused_names_the_file_and_its_line(
     answer = call(capsys, "run", name, *ENGINE)
     assert answer.code == 2, answer
     assert message in answer.err
-    faults = [line for line in answer.err.splitlines() if "read from a plain copy" not in line]
+    faults = [line for line in answer.err.splitlines() if "reading a normalized copy" not in line]
     assert not any("cache" in line for line in faults), "it is the user's file that is at fault"
     assert not Path("outputs").exists()
 
@@ -286,13 +286,13 @@ def test_what_is_refused_names_the_file_and_its_line(
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        (["nothing/*.jsonl"], "nothing/*.jsonl: no file is called like that"),
-        (["empty"], "empty: is a directory without files of rows"),
+        (["nothing/*.jsonl"], "nothing/*.jsonl: no file matches"),
+        (["empty"], "empty: the directory holds no files of rows"),
         (["a.jsonl", "./a.jsonl"], "a.jsonl: is named twice"),
         (["-", "-"], "-: stdin is named twice"),
         (["a.jsonl", "c.jsonl"], "c.jsonl:1: there is no 'question' in this row"),
         (["a.jsonl", "b.jsonl"], "b.jsonl:1: the id 'row-0' was used before, at a.jsonl:1"),
-        (["ftp://x/a.jsonl"], "ftp://x/a.jsonl: addresses begin with s3, gs, https, http or hf"),
+        (["ftp://x/a.jsonl"], "ftp://x/a.jsonl: expected an address with s3, gs, https, http or hf"),
     ],
 )
 def test_what_several_inputs_are_refused_for(
@@ -319,7 +319,7 @@ def test_kept_columns_of_several_files_have_one_type(
     assert call(capsys, "run", "a.jsonl", "b.jsonl", "-o", "out", *keep).code == 0
     assert [row["n"] for row in read_rows(Path("out"))] == [1.0, 0.5]
     mixed = call(capsys, "run", "a.jsonl", "c.parquet", *keep)
-    assert (mixed.code, "column 'n' has another type in c.parquet" in mixed.err) == (2, True), mixed
+    assert (mixed.code, "column 'n' has a different type in c.parquet" in mixed.err) == (2, True), mixed
 
 
 def test_an_input_that_changed_is_refused_with_its_directory(synthia: Command, tmp_path: Path) -> None:

@@ -108,14 +108,14 @@ def test_every_key_of_a_body_is_honoured_or_refused() -> None:
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([request(n=2)], "b.jsonl:1: column 'body': the body asks for n, which cannot be honoured"),
-        ([request(), request(2, tools=[{}])], "b.jsonl:2: column 'body': the body asks for tools"),
-        ([request(logprobs=True)], "say --logprobs K of the whole job"),
-        ([request(chat_template_kwargs={"a": 1})], "the body asks for chat_template_kwargs"),
+        ([request(n=2)], "b.jsonl:1: column 'body': the body sets n, which is not supported"),
+        ([request(), request(2, tools=[{}])], "b.jsonl:2: column 'body': the body sets tools"),
+        ([request(logprobs=True)], "set --logprobs K for the whole job"),
+        ([request(chat_template_kwargs={"a": 1})], "the body sets chat_template_kwargs"),
         ([request(temperature=9)], "b.jsonl:1: column 'body': temperature: Input should be less than"),
         (
             [request(), request(2, model="org/other")],
-            "b.jsonl:2: the body names the model 'org/other', the first",
+            "b.jsonl:2: expected the model of the first request",
         ),
         ([request(url="/v1/embeddings")], "b.jsonl:1: the url must be /v1/chat/completions"),
         ([request(messages=[])], "b.jsonl:1: the body's messages: messages is an empty list"),
@@ -206,7 +206,7 @@ def test_plain_and_a_named_column_read_alpaca_as_before() -> None:
         ({"conversations": TALK[1:2] + TALK[:2]}, (), "only the first message may be a system message"),
         ({"instruction": "a", "input": 5}, (), "t.jsonl:1: column 'input' must be a string, not a number"),
         ({"instruction": " ", "input": "x"}, (), "t.jsonl:1: column 'instruction' is blank"),
-        ({"question": "x"}, ("--input-format", "alpaca"), "there is no column 'instruction'"),
+        ({"question": "x"}, ("--input-format", "alpaca"), "no column 'instruction'"),
         ({"question": "x"}, ("--input-format", "tsv"), "input.format (flag): Input should be 'auto'"),
         (
             {"instruction": "a", "input": "b"},
@@ -278,17 +278,17 @@ def test_a_run_by_a_template_is_retried_from_the_kept_job(synthia: Command, tmp_
     ("template", "message"),
     [
         ("{{ question", "--prompt-template, line 1: unexpected end of template"),
-        ("Hello", "--prompt-template: it names no column"),
+        ("Hello", "--prompt-template: expected at least one {{ COLUMN }}"),
         ("a\n{{ questoin }}", "r.jsonl:1: line 2 of the prompt template: 'questoin' is undefined; did"),
-        ("{{ nothing }}{{ question }}", "a null would be written as None"),
-        ("{{ question.upper }}", "a function would be written out; call it with ()"),
+        ("{{ nothing }}{{ question }}", "a null would be rendered as None"),
+        ("{{ question.upper }}", "a function would be rendered; call it with ()"),
         ("{{ question }}\n{{ 1 / number }}", "r.jsonl:1: line 2 of the prompt template: division by zero"),
-        ("{% if number %}{{ question }}{% endif %}", "r.jsonl:1: the prompt template writes a blank prompt"),
+        ("{% if number %}{{ question }}{% endif %}", "r.jsonl:1: the prompt template renders a blank prompt"),
         ("{{ question.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe"),
         ("{% include 'x' %}{{ question }}", "no loader for this environment specified"),
         ("{{ [question, 'b'] | random }}", "--prompt-template, line 1: No filter named 'random'"),
         ("{{ lipsum() }} {{ question }}", "'lipsum' is undefined"),
-        ("{% for key in row %}{{ key }}{% endfor %}", '`row` is there for row["COLUMN NAME"] alone'),
+        ("{% for key in row %}{{ key }}{% endfor %}", '`row` can only be used as row["COLUMN NAME"]'),
         ("{{ items.append(1) }}{{ question }}", "access to attribute 'append' of 'list' object is unsafe"),
     ],
 )  # fmt: skip
@@ -309,7 +309,7 @@ def test_a_template_beside_a_prompt_column_or_that_is_not_there_is_refused(capsy
     )
     assert (
         both.code,
-        "--prompt-template writes the prompts; leave the column 'question' out" in both.err,
+        "--prompt-template writes the prompts; omit the column 'question'" in both.err,
     ) == (2, True)
     gone = call(capsys, "run", "r.jsonl", "--prompt-template", "no.jinja", *ENGINE)
     assert (gone.code, "--prompt-template no.jinja: cannot be read" in gone.err) == (2, True)

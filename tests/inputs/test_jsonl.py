@@ -11,6 +11,7 @@ from synthia_batch.core.types import KeptColumn
 from synthia_batch.errors import InputRefused, IntegrityError, UsageError
 from synthia_batch.inputs import Selection
 from synthia_batch.inputs.readers import jsonl as jsonl_module
+from synthia_batch.inputs.readers import lines as lines_module
 from synthia_batch.inputs.readers.jsonl import JsonlSource
 
 GOOD = b'{"prompt": "a"}\n'
@@ -38,11 +39,11 @@ def list_lines(path: Path, **selection: Any) -> list[str]:
         (b'{"prompt": "\xed\xa0\x80"}', "not valid UTF-8: byte 13"),
         (b'{"prompt": "\\ud83d"}', "column 'prompt' holds a lone surrogate (\\ud83d)"),
         (b'{"prompt": "a\\uDE00b"}', "lone surrogate"),
-        (b'{"prompt": NaN}', "NaN is no number"),
-        (b'{"prompt": "a", "x": -Infinity}', "-Infinity is no number"),
+        (b'{"prompt": NaN}', "NaN is not a number"),
+        (b'{"prompt": "a", "x": -Infinity}', "-Infinity is not a number"),
         (b'{"prompt": "a", "x": 1e999}', "larger than any"),
-        (b'{"prompt": "a", "prompt": "b"}', "the name 'prompt' is there twice"),
-        (b'{"prompt": "a", "x": {"y": 1, "y": 2}}', "the name 'y' is there twice"),
+        (b'{"prompt": "a", "prompt": "b"}', "the name 'prompt' appears twice"),
+        (b'{"prompt": "a", "x": {"y": 1, "y": 2}}', "the name 'y' appears twice"),
         (b'{"prompt": "a", "x": ' + b"9" * 5000 + b"}", "thousands of digits"),
         (b'{"prompt": "a", "x": ' + b"[" * 101 + b"]" * 101 + b"}", "nested more than 100 deep"),
         (b"[" * 1_000_000, "nested more than 100 deep"),
@@ -123,7 +124,7 @@ def test_utf_16_is_refused(tmp_path: Path) -> None:
 def test_a_line_that_is_too_long_is_refused_and_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jsonl_module, "MAX_LINE_BYTES", 32)
+    monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", 32)
     long = b'{"prompt": "' + b"x" * 5_000_000 + b'"}\n'
     faults = list_lines(write(tmp_path, GOOD + long + b"{\n" + long.rstrip()))
     assert [fault.split(":")[0] for fault in faults] == ["2", "3", "4"]

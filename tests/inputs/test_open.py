@@ -29,21 +29,21 @@ def test_parquet_is_known_by_its_first_bytes(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["rows.csv", "rows", "rows.jsonl.gz", "rows.json"])
 def test_any_other_file_is_refused_with_the_formats_there_are(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("prompt\na\n")
-    with pytest.raises(UsageError, match=r"JSONL .*, Parquet .* are read"):
+    with pytest.raises(UsageError, match=r"supported formats: JSONL .*, Parquet .*"):
         open_source(tmp_path / name)
 
 
 def test_a_parquet_suffix_on_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     path.write_text('{"prompt": "a"}\n')
-    with pytest.raises(InputRefused, match="not a Parquet file"):
+    with pytest.raises(InputRefused, match="not a readable Parquet file"):
         open_source(path).scan(Selection(), tmp_path)
 
 
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         open_source(tmp_path / "rows.jsonl")
-    with pytest.raises(UsageError, match="is a directory"):
+    with pytest.raises(UsageError, match="got a directory"):
         open_source(tmp_path)
     with pytest.raises(UsageError, match="is not a path"):
         open_source(Path("a\0b.jsonl"))

@@ -12,8 +12,8 @@ from pyarrow import parquet
 from reading import list_faults, read_all, scan
 
 from synthia_batch.errors import UsageError
-from synthia_batch.inputs.readers import parquet as parquet_module
 from synthia_batch.inputs.readers.parquet import ParquetSource
+from synthia_batch.inputs.readers.parquet_batches import choose_batch_rows
 from synthia_batch.storage.parts.schema import data_schema
 
 DAY = datetime.datetime(2026, 11, 21, 6, 36, 1, 123456)
@@ -158,7 +158,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     for size in (1, 4, 12, len(content) // 2, len(content) - 9, len(content) - 1):
         path.write_bytes(content[:size])
-        assert "not a Parquet file that can be read, or damaged" in list_faults(path)[0]
+        assert "not a readable Parquet file, or damaged" in list_faults(path)[0]
 
 
 def test_a_footer_that_counts_less_than_no_rows_is_refused(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_footer_that_counts_less_than_no_rows_is_refused(tmp_path: Path) -> No
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     place = content.index(b"\x16\x78", footer)  # Thrift's i64, zigzag: 60, first of all in num_rows.
     path.write_bytes(content[:place] + b"\x16\x77" + content[place + 2 :])
-    assert "its footer counts -60 rows, but 60 in its groups" in list_faults(path)[0]
+    assert "its footer counts -60 rows, its row groups 60" in list_faults(path)[0]
 
 
 def test_a_flipped_bit_is_found_by_the_page_checksum(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_flipped_bit_is_found_by_the_page_checksum(tmp_path: Path) -> None:
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
-    with pytest.raises(UsageError, match="several columns 'prompt'"):
+    with pytest.raises(UsageError, match="several columns are named 'prompt'"):
         scan(write(tmp_path, table))
 
 
@@ -211,5 +211,5 @@ def test_only_the_row_groups_asked_for_are_read(tmp_path: Path, monkeypatch: pyt
 
 def test_long_rows_are_read_few_at_a_time(tmp_path: Path) -> None:
     path = write(tmp_path, pa.table({"prompt": ["x" * 2**20 + str(number) for number in range(20)]}))
-    assert parquet_module._choose_batch_rows(parquet.read_metadata(path)) <= 8
+    assert choose_batch_rows(parquet.read_metadata(path)) <= 8
     assert len(read_all(path)) == 20

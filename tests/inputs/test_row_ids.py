@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synthia_batch.errors import IntegrityError, StorageFailed
-from synthia_batch.inputs.records.row_ids import DuplicateIndex, HashIndex
+from synthia_batch.inputs.records.hash_index import HashIndex
+from synthia_batch.inputs.records.row_ids import DuplicateIndex
 
 
 def count_occurrences(hashes: list[int]) -> list[int]:
@@ -74,7 +75,7 @@ def test_any_damage_to_a_saved_file_is_found(tmp_path: Path) -> None:
         damaged.append(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
     for damage in damaged:
         path.write_bytes(damage)
-        with pytest.raises(IntegrityError, match="the record of repeated rows"):
+        with pytest.raises(IntegrityError, match="the index of repeated rows"):
             DuplicateIndex.load(path)
     path.unlink()
     with pytest.raises(IntegrityError):
@@ -82,12 +83,12 @@ def test_any_damage_to_a_saved_file_is_found(tmp_path: Path) -> None:
 
 
 def test_a_scratch_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StorageFailed, match="temporary files cannot be written"):
+    with pytest.raises(StorageFailed, match="cannot write temporary files"):
         find_occurrences([1, 2, 3], tmp_path / "missing", 1)
 
 
 def test_a_hash_too_few_is_never_passed_over(tmp_path: Path) -> None:
     with HashIndex(tmp_path) as index:
         index.add(bytes(8))
-        with pytest.raises(RuntimeError, match="1 hashes were taken for 2 rows"):
+        with pytest.raises(RuntimeError, match="expected 2 hashes, got 1"):
             index.finish(2)

@@ -111,7 +111,7 @@ def test_a_column_of_another_type_or_name_is_refused(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"prompt": ["a"], "how": [1.5]}), tmp_path / "q.parquet")
     (fault,) = list_faults(tmp_path / "q.parquet", sampling_column="how")
     assert "column 'how' must be a struct, a map with text as keys, or JSON text, not double" in fault
-    with pytest.raises(UsageError, match="there is no column 'hwo'; did you mean 'how'"):
+    with pytest.raises(UsageError, match="no column 'hwo'; did you mean 'how'"):
         scan(write_objects(tmp_path), sampling_column="hwo")
 
 

@@ -63,7 +63,7 @@ def test_structs_have_no_more_names_than_were_said(tmp_path: Path) -> None:
         ([CLOCK, {"type": "code"}], "tool 2 has the type 'code'; it must be 'function'"),
         ([{"type": "function"}], "tool 1 has no function, an object with its name; it is null"),
         ([{"type": "function", "function": {"name": " "}}], "the function of tool 1 has no name"),
-        ([CLOCK, CLOCK], "the tool 'get_time' is there twice"),
+        ([CLOCK, CLOCK], "the tool 'get_time' is defined twice"),
         (
             [{"type": "function", "function": {"name": "a", "parameters": "none"}}],
             "tool 'a': parameters must be a JSON Schema, an object, not a string",

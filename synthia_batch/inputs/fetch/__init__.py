@@ -1,1 +1,1 @@
-"""Finds the files that an input names, and makes them plain JSONL or Parquet files on this machine."""
+"""Finds the files that an input names, and normalizes them to JSONL or Parquet on this machine."""

@@ -1,4 +1,4 @@
-"""What needs Arrow: packed streams of zstd, and datasets that `save_to_disk` has written."""
+"""Input files that need pyarrow: zstd streams, and datasets written by `save_to_disk`."""
 
 import json
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ _ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
 def open_zstd(path: Path) -> Any:
-    """Return the bytes within a zstd file, to be read in order. Raises OSError."""
+    """Return a stream of the decompressed bytes of a zstd file. Raises OSError."""
     return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
 
 
 def list_dataset_files(directory: Path) -> list[Path]:
-    """Return the .arrow files of a dataset that `save_to_disk` has written, in its order.
+    """Return the .arrow files of a dataset written by `save_to_disk`, in its order.
 
     Raises:
-        InputRefused: Its state is not what `save_to_disk` writes.
+        InputRefused: Its state file is missing or damaged.
     """
     state = directory / "state.json"
     try:
         entries = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
         return [directory / entry["filename"] for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise InputRefused([f"{state}: not what datasets' save_to_disk writes: {exc!r}"]) from exc
+        raise InputRefused([f"{state}: not a state file of save_to_disk, or damaged: {exc!r}"]) from exc
 
 
 def write_dataset(files: Sequence[Path], target: Path, shown: Path | str) -> None:
@@ -61,9 +61,7 @@ def _read_batches(file: Path, shown: Path | str) -> Any:
         with pa.memory_map(str(file)) as source:
             for batch in pa.ipc.open_stream(source):
                 batch.validate(full=True)
-                # What the library that wrote it notes of its features means nothing to Parquet's readers.
+                # The metadata of the datasets library has no meaning in Parquet.
                 yield batch.replace_schema_metadata(None)
     except _ERRORS as exc:
-        raise InputRefused(
-            [f"{shown}: {file.name}: not an Arrow file that can be read, or damaged: {exc}"]
-        ) from exc
+        raise InputRefused([f"{shown}: {file.name}: not a readable Arrow file, or damaged: {exc}"]) from exc

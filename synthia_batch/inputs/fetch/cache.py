@@ -1,7 +1,7 @@
-"""Plain copies of inputs that cannot be read at random, kept in the user's cache by their content.
+"""Copies of inputs in the user's cache: normalized, downloaded or piped in.
 
-A copy appears whole, by a rename, or not at all. One that was not used for 30 days is removed when
-another is made.
+A copy appears complete, by a rename, or not at all. One that was not used for 30 days is removed when
+another is created.
 """
 
 import os
@@ -15,9 +15,9 @@ from synthia_batch.core.cache import KeptDirectory, find_user_cache
 from synthia_batch.errors import StorageFailed
 
 KEPT_DAYS = 30
-"""How long a copy stays that nobody reads."""
+"""How long an unused copy is kept."""
 FACTS_NAME = "facts.json"
-"""What is known of a copy's content, beside it."""
+"""Describes a normalized copy, beside it."""
 
 
 def find_copies() -> Path:
@@ -26,12 +26,12 @@ def find_copies() -> Path:
 
 
 def is_copy(path: Path) -> bool:
-    """Say whether `path` is, or would be, a file of a copy."""
+    """Return whether `path` is, or would be, a file of a copy."""
     return find_copies() in path.parents
 
 
 def find_copy(key: str) -> Path | None:
-    """Return the directory of the copy with that key, None where it is not there or not whole."""
+    """Return the directory of the copy with that key, None if it is missing or incomplete."""
     path = find_copies() / key
     if _describe(path).find_damage() is not None:
         return None
@@ -40,9 +40,9 @@ def find_copy(key: str) -> Path | None:
 
 
 def keep_copy(key: str, build: Callable[[Path], None]) -> Path:
-    """Return the directory of the copy with that key, made by `build` unless it is there and whole.
+    """Return the directory of the copy with that key, created by `build` unless it exists and is complete.
 
-    `build` gets the path of a directory that is not there yet. Processes that call at once make it once.
+    `build` gets the path of a directory to create. Concurrent processes build the copy once.
 
     Raises:
         StorageFailed: The cache cannot be written, or is full.
@@ -57,11 +57,11 @@ def keep_copy(key: str, build: Callable[[Path], None]) -> Path:
 
 
 def drop_unused(*, now: float | None = None) -> list[Path]:
-    """Remove the copies that were not used for 30 days, and return where they were."""
+    """Remove the copies that were not used for 30 days, and return their paths."""
     now = time.time() if now is None else now
     removed = []
     for path in sorted(find_copies().iterdir()) if find_copies().is_dir() else ():
-        # What a process that was killed had begun, has a dot before its name.
+        # A name with a leading dot is left over from a process that was killed.
         days = 1 if path.name.startswith(".") else KEPT_DAYS
         with suppress(OSError):
             if path.stat().st_mtime < now - days * 24 * 3600:
@@ -72,21 +72,21 @@ def drop_unused(*, now: float | None = None) -> list[Path]:
 
 @contextmanager
 def report_disk() -> Iterator[None]:
-    """Turn what the disk under the cache refuses in the block into words."""
+    """Raise StorageFailed for errors of the cache's disk in the block."""
     try:
         yield
     except OSError as exc:
         raise StorageFailed(
-            f"{find_copies()}: a plain copy of the input cannot be written: {exc.strerror or exc}; make room "
-            "there, or name another cache with XDG_CACHE_HOME, then run the same command again"
+            f"{find_copies()}: cannot write a copy of the input: {exc.strerror or exc}; free space "
+            "there, or set XDG_CACHE_HOME to another cache, then run the same command again"
         ) from exc
 
 
 def _describe(path: Path) -> KeptDirectory:
-    # By size alone: the content is digested for the job's identity in any case.
+    # Checked by size only: the content is digested for the job's identity anyway.
     return KeptDirectory(path=path, what="the copy of an input", reads_content=False)
 
 
 def _mark_used(path: Path) -> None:
-    with suppress(OSError):  # Another user's cache, or a read-only one.
+    with suppress(OSError):  # The cache may be read-only, or another user's.
         os.utime(path)

@@ -1,7 +1,7 @@
-"""CSV and lists of JSON, written as JSON lines that keep their place.
+"""Rewrites CSV, TSV and JSON lists as JSON lines with usable line numbers.
 
-A CSV record stands on the line of the copy on which it begins in the file, so that file:line means the
-file. Of a JSON list, the first record is line 1, the second line 2.
+A CSV record is written to the line on which it begins in the original, so that file:line in messages
+refers to the user's file. The records of a JSON list are on the lines 1, 2, 3, ...
 """
 
 import codecs
@@ -19,23 +19,23 @@ READ_CHARACTERS = 1024 * 1024
 _BOM = "\ufeff"
 
 
-class Pieces(Protocol):
-    """A file as it is read here: by pieces, or by lines."""
+class ByteReader(Protocol):
+    """A file that is read in chunks or by lines."""
 
     def read(self, size: int = -1) -> bytes:
         """Return up to `size` bytes."""
 
     def __iter__(self) -> Iterator[bytes]:
-        """Return what yields the lines."""
+        """Return an iterator over the lines."""
 
 
-def write_csv_lines(source: Pieces, target: BinaryIO, shown: Path | str, delimiter: str) -> None:
-    """Write each record of a CSV text, whose first one names the columns, as a line of JSON.
+def write_csv_lines(source: ByteReader, target: BinaryIO, shown: Path | str, delimiter: str = ",") -> None:
+    """Write each record of a CSV text as a line of JSON; the first record names the columns.
 
-    All values are text. Blank lines are passed over.
+    All values are text. Blank lines are skipped.
 
     Raises:
-        InputRefused: Records have faults; up to ten are named.
+        InputRefused: Records have faults; up to ten are listed.
     """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     faults = FaultList()
@@ -48,12 +48,12 @@ def write_csv_lines(source: Pieces, target: BinaryIO, shown: Path | str, delimit
         try:
             record = next(reader, None)
         except (csv.Error, UnicodeDecodeError) as exc:
-            # What follows a broken quote cannot be told from what is in it: no use in going on.
+            # After a broken quote nothing can be parsed reliably.
             faults.add(f"{shown}:{max(lines.number, 1)}", _describe(exc, before + 1))
             break
         if record is None:
             break
-        line = before + 1  # A blank line is a record of its own here, without fields.
+        line = before + 1  # The csv module returns a blank line as a record without fields.
         if not record:
             continue
         try:
@@ -71,11 +71,16 @@ def write_csv_lines(source: Pieces, target: BinaryIO, shown: Path | str, delimit
     faults.raise_if_any()
 
 
-def write_json_lines(source: Pieces, target: BinaryIO, shown: Path | str) -> None:
+def write_tsv_lines(source: ByteReader, target: BinaryIO, shown: Path | str) -> None:
+    """Write each record of a tab-separated text as a line of JSON; see `write_csv_lines`."""
+    write_csv_lines(source, target, shown, "\t")
+
+
+def write_json_lines(source: ByteReader, target: BinaryIO, shown: Path | str) -> None:
     """Write each object of a JSON list as a line.
 
     Raises:
-        InputRefused: It is no list of objects, or an object has faults.
+        InputRefused: It is not a list of objects, or an object has faults.
     """
     faults = FaultList()
     try:
@@ -93,9 +98,9 @@ def write_json_lines(source: Pieces, target: BinaryIO, shown: Path | str) -> Non
 
 
 class _Lines:
-    """The lines of a text, decoded one by one, so that one that is no UTF-8 can be named."""
+    """Decodes line by line, so that a line that is not UTF-8 can be reported by its number."""
 
-    def __init__(self, source: Pieces) -> None:
+    def __init__(self, source: ByteReader) -> None:
         self._source = source
         self.number = 0
 
@@ -109,16 +114,16 @@ class _Lines:
 def _read_header(record: list[str]) -> list[str]:
     for name in record:
         if record.count(name) > 1:
-            raise RowFault(f"the column {name!r} is there twice; rename one of them")
+            raise RowFault(f"the column {name!r} appears twice; rename one of them")
         if not name or name.isspace():
-            raise RowFault("a column has no name; the first line must name them all")
+            raise RowFault("a column has no name; the first line must name every column")
     return record
 
 
 def _write_record(names: Sequence[str], record: list[str]) -> bytes:
     if len(record) != len(names):
         raise RowFault(
-            f"{len(record)} fields where the first line names {len(names)} columns; is a quote missing?"
+            f"expected {len(names)} fields as in the first line, got {len(record)}; is a quote missing?"
         )
     return json.dumps(dict(zip(names, record, strict=True)), ensure_ascii=False).encode() + b"\n"
 
@@ -127,31 +132,31 @@ def _describe(exc: Exception, first_line: int) -> str:
     if isinstance(exc, UnicodeDecodeError):
         return f"not valid UTF-8: byte {exc.start + 1} of the line is 0x{exc.object[exc.start]:02x}"
     if "unexpected end of data" in str(exc):
-        return f"the file ends within a quoted field; the record begins on line {first_line}"
+        return f"the file ends inside a quoted field; the record begins on line {first_line}"
     if "new-line character" in str(exc):
-        return "a carriage return stands alone; save the file with ordinary line ends"
+        return "a carriage return without a line feed; save the file with ordinary line ends"
     return f"not valid CSV: {exc}; the record begins on line {first_line}"
 
 
-def _iterate_items(source: Pieces) -> Iterator[str]:
-    """Yield the texts of a list's entries, holding no more than one and a piece of the file."""
+def _iterate_items(source: ByteReader) -> Iterator[str]:
+    """Yield the text of each entry of a list; one entry and one chunk of the file are in memory."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    pieces = iter(lambda: source.read(READ_CHARACTERS), b"")
+    chunks = iter(lambda: source.read(READ_CHARACTERS), b"")
     scanner = json.JSONDecoder()
     text, at, is_open, needs_comma, is_over = "", 0, False, False, False
     while True:
         while at < len(text) and text[at] in " \t\r\n":
             at += 1
         if at == len(text):
-            if (more := next(pieces, None)) is None:
+            if (more := next(chunks, None)) is None:
                 if is_over:
                     return
-                raise RowFault("the file ends within the list")
+                raise RowFault("the file ends inside the list")
             text, at = decoder.decode(more), 0
             continue
         mark = text[at]
         if is_over:
-            raise RowFault("something follows the list")
+            raise RowFault("unexpected content after the list")
         if not is_open:
             if mark != "[":
                 raise RowFault("it does not begin with [")
@@ -163,25 +168,25 @@ def _iterate_items(source: Pieces) -> Iterator[str]:
                 raise RowFault("a comma is missing between two entries")
             needs_comma, at = False, at + 1
         else:
-            text, at, end = _find_end(scanner, text, at, decoder, pieces)
+            text, at, end = _find_end(scanner, text, at, decoder, chunks)
             yield text[at:end]
             at, needs_comma = end, True
 
 
 def _find_end(
-    scanner: json.JSONDecoder, text: str, at: int, decoder: Any, pieces: Iterator[bytes]
+    scanner: json.JSONDecoder, text: str, at: int, decoder: Any, chunks: Iterator[bytes]
 ) -> tuple[str, int, int]:
-    """Return `text` from where an entry begins, with as much more as it takes: where it begins and ends."""
+    """Return `text` extended by as many chunks as the entry at `at` takes, and its start and end in it."""
     while True:
         wanted = 1
         try:
             _, end = scanner.raw_decode(text, at)
-            if end < len(text):  # A number that ends with the piece may go on.
+            if end < len(text):  # A number at the end of a chunk may continue in the next.
                 return text, at, end
             fault = None
         except (RecursionError, ValueError) as exc:
             fault, wanted = exc, len(text) - at
-        more = "".join(decoder.decode(piece) for piece in _take(pieces, wanted))
+        more = "".join(decoder.decode(chunk) for chunk in _take(chunks, wanted))
         if not more and fault is not None:
             raise RowFault(str(fault)) from fault
         if not more:
@@ -189,9 +194,12 @@ def _find_end(
         text, at = text[at:] + more, 0
 
 
-def _take(pieces: Iterator[bytes], wanted: int) -> Iterator[bytes]:
-    """Yield pieces of so many bytes together, or what is left: each time as much again as was not enough."""
+def _take(chunks: Iterator[bytes], wanted: int) -> Iterator[bytes]:
+    """Yield chunks of `wanted` bytes together, or the rest.
+
+    The caller doubles its text each time, so that parsing a long entry repeatedly stays linear.
+    """
     taken = 0
-    while taken < wanted and (piece := next(pieces, None)) is not None:
-        yield piece
-        taken += len(piece)
+    while taken < wanted and (chunk := next(chunks, None)) is not None:
+        yield chunk
+        taken += len(chunk)

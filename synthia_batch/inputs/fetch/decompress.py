@@ -1,4 +1,4 @@
-"""Packed files, read as the bytes within."""
+"""Reads compressed files as the bytes they hold."""
 
 import gzip
 import io
@@ -9,60 +9,54 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from synthia_batch.errors import InputRefused
+from synthia_batch.inputs.fetch.file_types import Compression
 
 CHUNK_BYTES = 1024 * 1024
-MAGICS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-
-
-def find_packing(magic: bytes) -> str | None:
-    """Return how a file that begins with `magic` is packed, None where it is not."""
-    return next((packing for start, packing in MAGICS.items() if magic.startswith(start)), None)
 
 
 @contextmanager
-def open_unpacked(path: Path, packing: str | None, shown: Path | str) -> Iterator[BinaryIO]:
-    """Open the bytes within `path` for the block; they are read in order.
+def open_decompressed(path: Path, compression: Compression | None, shown: Path | str) -> Iterator[BinaryIO]:
+    """Open the decompressed bytes of `path` for the block, to be read in order.
 
-    Reading raises InputRefused, which names the file as `shown`, where it is damaged or ends early.
+    Reading raises InputRefused, with the file named as `shown`, if it is damaged or ends early.
     """
+    name = compression.name if compression is not None else "uncompressed"
     with path.open("rb") as file:
-        if packing is None:
-            inner: Any = file
-        elif packing == "gzip":
+        inner: Any = file
+        if name == "gzip":
             inner = gzip.GzipFile(fileobj=file)
-        else:
+        elif name == "zstd":
             from synthia_batch.inputs.fetch.arrow import open_zstd
 
             inner = open_zstd(path)
         with inner:
-            reader = _Refusing(inner, packing or "plain", shown)
-            yield cast(BinaryIO, io.BufferedReader(reader, CHUNK_BYTES))
+            yield cast(BinaryIO, io.BufferedReader(_RefusingReader(inner, name, shown), CHUNK_BYTES))
 
 
-class _Refusing(io.RawIOBase):
-    """Reads from a stream, and puts its faults into words."""
+class _RefusingReader(io.RawIOBase):
+    """Reads from a stream and raises its errors as InputRefused."""
 
-    def __init__(self, inner: Any, packing: str, shown: Path | str) -> None:
+    def __init__(self, inner: Any, compression: str, shown: Path | str) -> None:
         self._inner = inner
-        self._packing = packing
+        self._compression = compression
         self._shown = shown
-        self._done = 0
+        self._bytes_read = 0
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return that it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` as far as there is something. Raises InputRefused."""
+        """Fill `buffer` as far as there are bytes."""
         try:
             content = self._inner.read(len(buffer))
         except (OSError, EOFError, zlib.error, ValueError) as exc:
             raise InputRefused(
                 [
-                    f"{self._shown}: not a {self._packing} file that can be read, or damaged, or cut short: "
-                    f"{exc} (behind {self._done:,} bytes of what is in it)"
+                    f"{self._shown}: damaged or truncated {self._compression} file: {exc} (after "
+                    f"{self._bytes_read:,} decompressed bytes)"
                 ]
             ) from exc
         buffer[: len(content)] = content
-        self._done += len(content)
+        self._bytes_read += len(content)
         return len(content)

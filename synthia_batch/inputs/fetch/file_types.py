@@ -1,47 +1,157 @@
-"""What an input was found to be, before it is known how it is read."""
+"""The formats and compressions of input files: the one table of each.
+
+A new format is an entry of KINDS and a module with its reader (a `FileSource`), or with a normalizer that
+writes its rows as JSONL or Parquet. Both are named here and imported when a file needs them.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
-PACKINGS = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-KINDS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".json": "json",
-}
-IN_DIRECTORIES = ("jsonl", "parquet", "csv", "tsv")
-"""The kinds of files that a directory is searched for: its .json files are seldom rows."""
+_INPUTS = "synthia_batch.inputs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputKind:
+    """A format of rows. `name` is part of cache keys and identities; `label` is for messages.
+
+    `reader`, as module:class, reads the files directly. A format without one has a `normalizer`, as
+    module:function, which writes a copy named `rows_name`, of a format that has a reader.
+    `magic` are the first bytes of every file of this format; `first_character` is that of a text, for a
+    stream without a name. Directories are searched for it if `in_directories`.
+    """
+
+    name: str
+    label: str
+    suffixes: tuple[str, ...]
+    magic: bytes | None = None
+    first_character: bytes | None = None
+    reader: str | None = None
+    normalizer: str | None = None
+    rows_name: str = "rows.jsonl"
+    in_directories: bool = True
+
+    def load_reader(self) -> Any:
+        """Return the class that reads the format; ValueError where files are normalized first."""
+        return _load(self.reader, self.name)
+
+    def load_normalizer(self) -> Any:
+        """Return the function that rewrites the format; ValueError where files are read directly."""
+        return _load(self.normalizer, self.name)
+
+
+KINDS = (
+    InputKind(
+        name="jsonl",
+        label="JSONL",
+        suffixes=(".jsonl", ".ndjson"),
+        first_character=b"{",
+        reader="readers.jsonl:JsonlSource",
+    ),
+    InputKind(
+        name="parquet",
+        label="Parquet",
+        suffixes=(".parquet",),
+        magic=b"PAR1",
+        reader="readers.parquet:ParquetSource",
+        rows_name="rows.parquet",
+    ),
+    InputKind(name="csv", label="CSV", suffixes=(".csv",), normalizer="fetch.csv_json:write_csv_lines"),
+    InputKind(name="tsv", label="TSV", suffixes=(".tsv",), normalizer="fetch.csv_json:write_tsv_lines"),
+    InputKind(
+        name="json",
+        label="JSON lists",
+        suffixes=(".json",),
+        first_character=b"[",
+        normalizer="fetch.csv_json:write_json_lines",
+        in_directories=False,  # Most .json files in a directory are not rows.
+    ),
+)
+UNMARKED_TEXT = "csv"
+"""The kind of a stream without a name whose first bytes indicate no other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compression:
+    """A compression of whole files. The first suffix is the usual one."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    magic: bytes
+
+
+COMPRESSIONS = (
+    Compression(name="gzip", suffixes=(".gz", ".gzip"), magic=b"\x1f\x8b"),
+    Compression(name="zstd", suffixes=(".zst", ".zstd"), magic=b"\x28\xb5\x2f\xfd"),
+)
+MAGIC_BYTES = max(len(entry.magic) for entry in (*KINDS, *COMPRESSIONS) if entry.magic)
+FORMATS = (
+    "supported formats: "
+    + ", ".join(f"{kind.label} ({', '.join(kind.suffixes)})" for kind in KINDS)
+    + f"; compressed: {', '.join(compression.suffixes[0] for compression in COMPRESSIONS)}"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocatedFile:
-    """A file of rows on this machine. `shown` names it to a person.
-
-    `guesses` says that its name tells nothing of its kind, and its first bytes must.
-    """
+    """A file of rows on this machine, or a directory of a saved dataset. `shown` is its name in messages."""
 
     path: Path
     shown: Path | str
-    guesses: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameParts:
-    """What a file's name tells: its stem, its kind and how it is packed."""
+    """The stem of a file's name, and the kind and compression that its suffixes name."""
 
     stem: str
-    kind: str | None
-    packing: str | None
+    kind: InputKind | None
+    compression: Compression | None
+
+
+def get_kind(name: str) -> InputKind:
+    """Return the entry of the format `name`."""
+    return next(kind for kind in KINDS if kind.name == name)
 
 
 def split_name(name: str) -> NameParts:
-    """Return what `name`, the last part of a path, tells."""
+    """Return the parts of `name`, the last part of a path."""
     path = Path(name)
-    packing = PACKINGS.get(path.suffix.lower())
-    if packing is not None:
+    compression = next((each for each in COMPRESSIONS if path.suffix.lower() in each.suffixes), None)
+    if compression is not None:
         path = Path(path.stem)
-    kind = KINDS.get(path.suffix.lower())
-    return NameParts(stem=path.stem if kind else path.name, kind=kind, packing=packing)
+    kind = next((each for each in KINDS if path.suffix.lower() in each.suffixes), None)
+    return NameParts(stem=path.stem if kind else path.name, kind=kind, compression=compression)
+
+
+def is_row_file(relative_path: str) -> bool:
+    """Return whether a search of a directory takes the file: a known kind, and no part of the path hidden."""
+    parts = relative_path.split("/")
+    kind = split_name(parts[-1]).kind
+    return kind is not None and kind.in_directories and not any(part.startswith(".") for part in parts)
+
+
+def list_row_endings() -> list[str]:
+    """Return every ending of the names that `is_row_file` accepts."""
+    packings = ("", *(suffix for compression in COMPRESSIONS for suffix in compression.suffixes))
+    kinds = [kind for kind in KINDS if kind.in_directories]
+    return [suffix + packing for kind in kinds for suffix in kind.suffixes for packing in packings]
+
+
+def find_magic_kind(start: bytes) -> InputKind | None:
+    """Return the kind whose magic bytes `start` has."""
+    return next((kind for kind in KINDS if kind.magic and start.startswith(kind.magic)), None)
+
+
+def guess_text_kind(start: bytes) -> InputKind:
+    """Return the likely kind of a text that begins with `start`."""
+    first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    found = next((kind for kind in KINDS if first and kind.first_character == first), None)
+    return found or get_kind(UNMARKED_TEXT)
+
+
+def _load(place: str | None, kind: str) -> Any:
+    if place is None:
+        raise ValueError(f"the format {kind} has no such module")
+    return resolve_name(f"{_INPUTS}.{place}")

@@ -1,4 +1,4 @@
-"""Rows that are piped in: kept whole in the user's cache, so that the run can be resumed."""
+"""Rows that are piped in, copied to the user's cache so that the run can be resumed."""
 
 import logging
 import os
@@ -13,19 +13,17 @@ from blake3 import blake3
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copies, keep_copy, report_disk
 from synthia_batch.inputs.fetch.decompress import CHUNK_BYTES
-from synthia_batch.inputs.fetch.file_types import LocatedFile
-from synthia_batch.inputs.fetch.normalize import look_at
+from synthia_batch.inputs.fetch.sniff import sniff_file
 
 _log = logging.getLogger(__name__)
 
 STDIN = "-"
-"""What a job names as its input where it is piped in."""
+"""The input path of a job that reads stdin."""
 STDIN_NAME = "stdin"
-_SUFFIXES = {"gzip": ".gz", "zstd": ".zst"}
 
 
 def keep_stdin() -> Path:
-    """Return the copy of all that stdin gives; the same bytes have the same copy.
+    """Return the path of a copy of stdin's whole content; equal content has one copy.
 
     Raises:
         UsageError: stdin is a terminal.
@@ -43,22 +41,24 @@ def keep_stdin() -> Path:
         with os.fdopen(descriptor, "wb") as target, report_disk():
             digest = _copy(source, target)
         if not piped.stat().st_size:
-            raise InputRefused([f"{STDIN_NAME}: nothing came; it is empty"])
-        encoding = look_at(LocatedFile(path=piped, shown=STDIN_NAME, guesses=True))
-        # Plain rows are read from the copy as it is, so it has to be called what it is.
-        kept_name = f"stdin.{encoding.kind}{_SUFFIXES.get(encoding.packing or '', '')}"
+            raise InputRefused([f"{STDIN_NAME}: the piped input is empty"])
+        encoding = sniff_file(piped, STDIN_NAME, guess=True)
+        # Later commands determine the format by this name.
+        kept_name = STDIN_NAME + encoding.kind.suffixes[0]
+        if encoding.compression is not None:
+            kept_name += encoding.compression.suffixes[0]
         directory = keep_copy(f"stdin-{digest[:32]}", lambda target: _move(piped, target, kept_name))
     finally:
         piped.unlink(missing_ok=True)
     path = directory / kept_name
-    _log.info(f"stdin: {path.stat().st_size:,} bytes, kept as {path} to resume and retry from")
+    _log.info(f"stdin: {path.stat().st_size:,} bytes, kept as {path} for resume and retry")
     return path
 
 
 def refuse_lost(path: Path) -> UsageError:
-    """Return the refusal of a job whose copy of stdin is gone."""
+    """Return the error for a job whose copy of stdin is gone."""
     return UsageError(
-        f"{path}: the copy of what was piped in is gone; pipe the same bytes in again, with the run's "
+        f"{path}: the copy of the piped input is missing; pipe the same bytes in again, with the run's "
         "directory: `... | synthia-batch run - -o DIR`"
     )
 

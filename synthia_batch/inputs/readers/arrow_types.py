@@ -1,4 +1,4 @@
-"""Arrow types of input columns: which may give text, an id or messages, and which can be kept."""
+"""Arrow types of input columns: which can be text, an id or messages, and which can be kept."""
 
 import base64
 from typing import Any
@@ -12,36 +12,36 @@ _PLAIN = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "double", pa
 
 
 def is_text(type_: pa.DataType) -> bool:
-    """Say whether values of this type are strings."""
+    """Return whether values of this type are strings."""
     if types.is_dictionary(type_):
         return is_text(type_.value_type)
     return bool(types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_))
 
 
 def is_id(type_: pa.DataType) -> bool:
-    """Say whether values of this type can be ids: strings and integers."""
+    """Return whether values of this type can be ids: strings and integers."""
     if types.is_dictionary(type_):
         return is_id(type_.value_type)
     return bool(is_text(type_) or types.is_integer(type_))
 
 
 def is_messages(type_: pa.DataType) -> bool:
-    """Say whether values of this type can be conversations: lists of structs, or JSON text."""
+    """Return whether values of this type can be conversations: lists of structs, or JSON text."""
     return is_text(type_) or _is_list_of(type_, "role", "content")
 
 
 def is_conversation(type_: pa.DataType) -> bool:
-    """Say whether values of this type can be ShareGPT's conversations: lists of structs, or JSON text."""
+    """Return whether values of this type can be ShareGPT's conversations: lists of structs, or JSON text."""
     return is_text(type_) or _is_list_of(type_, "from", "value")
 
 
 def is_turns(type_: pa.DataType) -> bool:
-    """Say whether values of this type can be the user's messages of a conversation: lists of strings."""
+    """Return whether values of this type can be the user's messages of a conversation: lists of strings."""
     return _is_list(type_) and is_text(type_.value_type)
 
 
 def is_object(type_: pa.DataType) -> bool:
-    """Say whether values of this type can be objects of names and values: structs, maps, or JSON text."""
+    """Return whether values of this type can be objects of names and values: structs, maps, or JSON text."""
     if types.is_struct(type_):
         names = [type_.field(number).name for number in range(type_.num_fields)]
         return len(set(names)) == len(names)
@@ -49,21 +49,21 @@ def is_object(type_: pa.DataType) -> bool:
 
 
 def is_objects(type_: pa.DataType) -> bool:
-    """Say whether values of this type can be lists of objects: lists of structs, or JSON text."""
+    """Return whether values of this type can be lists of objects: lists of structs, or JSON text."""
     return is_text(type_) or (_is_list(type_) and types.is_struct(type_.value_type))
 
 
 def leave_out_nulls(value: Any) -> Any:
-    """Return `value` without the names whose value is null: structs of a column have all names of any."""
+    """Return `value` without nulls in objects: all structs of a column have the names of any of them."""
     if isinstance(value, dict):
         return {name: leave_out_nulls(inner) for name, inner in value.items() if inner is not None}
     return [leave_out_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def make_kept_column(field: pa.Field) -> KeptColumn | None:
-    """Return the kept column for `field`, or None where its type cannot be kept.
+    """Return the kept column for `field`, or None if its type cannot be kept.
 
-    Kept are the types whose Python values give the same Arrow values again: null, booleans,
+    Kept are the types whose Python values convert back to the same Arrow values: null, booleans,
     integers, float32 and float64, decimals, text, binary, date32, time32, time64[us], timestamps
     and durations to the microsecond, and lists, structs and maps of them. Dictionaries are kept
     as their values, views as plain text and binary. Not kept: anything in nanoseconds (Python's
@@ -82,10 +82,10 @@ def make_kept_column(field: pa.Field) -> KeptColumn | None:
 def list_values(array: pa.Array) -> list[Any]:
     """Return the Python values of `array`.
 
-    Raises ValueError or OverflowError where a value has none: text that is not UTF-8, a date
-    beyond the year 9999.
+    Raises ValueError or OverflowError if a value has none: text that is not UTF-8, a date
+    after the year 9999.
     """
-    # Without it an index beyond the dictionary, in a damaged file, ends in a segmentation fault.
+    # Otherwise an index beyond the dictionary, in a damaged file, causes a segmentation fault.
     array.validate(full=True)
     if types.is_dictionary(array.type):
         array = array.dictionary_decode()
@@ -94,7 +94,7 @@ def list_values(array: pa.Array) -> list[Any]:
 
 
 def _normalize(type_: pa.DataType) -> pa.DataType | None:
-    """Return the type under which values of `type_` are kept, or None."""
+    """Return the type with which values of `type_` are kept, or None."""
     if types.is_dictionary(type_):
         return _normalize(type_.value_type)
     if types.is_string_view(type_):
@@ -153,7 +153,7 @@ def _has_known_zone(type_: pa.DataType) -> bool:
 
 
 def _is_list_of(type_: pa.DataType, *wanted: str) -> bool:
-    """Say whether values are lists of structs that have the `wanted` fields, and no name twice."""
+    """Return whether values are lists of structs with the `wanted` fields and no duplicate names."""
     if not _is_list(type_) or not types.is_struct(type_.value_type):
         return False
     names = [type_.value_type.field(number).name for number in range(type_.value_type.num_fields)]

@@ -1,7 +1,4 @@
-"""Whether an input file is still the one that was scanned.
-
-Going on with a file where an earlier reading of it stopped.
-"""
+"""Detects changes of input files, and continues reading where an earlier read stopped."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -17,7 +14,7 @@ from synthia_batch.inputs.base import Scan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputStamp:
-    """What changes when a file is written to or replaced."""
+    """Attributes that change when a file is written to or replaced."""
 
     inode: int
     size: int
@@ -25,10 +22,7 @@ class InputStamp:
 
 
 class Watched:
-    """Notices when the file changes between one look and the next, within this process.
-
-    Across processes the caller compares content digests; this guards the hours in between.
-    """
+    """Detects changes of the file during this process. Between processes, content digests are compared."""
 
     def __init__(self, path: Path, shown: Path | str | None = None) -> None:
         self._path = path
@@ -36,27 +30,23 @@ class Watched:
         self._stamp: InputStamp | None = None
 
     def begin_scan(self) -> int:
-        """Take the stamp anew and return the file's size in bytes. Raises UsageError."""
+        """Record the file's stamp, and return its size in bytes. Raises UsageError."""
         self._stamp = self._read_stamp()
         return self._stamp.size
 
     def end_scan(self) -> None:
         """Refuse the input if it changed since `begin_scan`. Raises InputRefused."""
         if self._read_stamp() != self._stamp:
-            raise InputRefused([f"{self._shown}: changed while it was read; is it complete?"])
+            raise InputRefused([f"{self._shown}: changed while it was read; wait until it is complete"])
 
     def check(self, size: int) -> None:
-        """Make sure that the file has `size` bytes and is the one of the last look.
-
-        Raises:
-            IntegrityError: It is not.
-        """
+        """Raise IntegrityError unless the file has `size` bytes and the stamp of the last check."""
         try:
             stamp = self._read_stamp()
         except UsageError as exc:
-            raise changed(self._shown, "it cannot be found any more") from exc
+            raise changed(self._shown, "it no longer exists") from exc
         if stamp.size != size:
-            raise changed(self._shown, f"{stamp.size} bytes instead of {size}")
+            raise changed(self._shown, f"expected {size} bytes, got {stamp.size}")
         if self._stamp is not None and stamp != self._stamp:
             raise changed(self._shown, "written to or replaced")
         self._stamp = stamp
@@ -71,7 +61,7 @@ class Watched:
 
 @contextmanager
 def report_unreadable(path: Path | str) -> Iterator[None]:
-    """Turn the system's refusal to read `path` into a UsageError."""
+    """Raise UsageError for errors of reading `path` in the block."""
     try:
         yield
     except OSError as exc:
@@ -79,22 +69,22 @@ def report_unreadable(path: Path | str) -> Iterator[None]:
 
 
 def changed(path: Path | str, what: str) -> IntegrityError:
-    """Return the error that the input is not what the plan was made from."""
+    """Return the error for an input that is not the one of the plan."""
     return IntegrityError(
         f"{path}: the input changed since the run began ({what}); "
-        "put the old file back and run again, or start a new run"
+        "restore the old file and run again, or start a new run"
     )
 
 
 MAX_PARKED = 4
-"""Iterators kept open, each with a batch of rows in memory. A job has two: feeding and encoding."""
+"""Iterators kept open, each with a batch of rows in memory. A job uses two: feeding and encoding."""
 
 
 class ReadCursor:
-    """Keeps the iterators behind the last ranges read, open, for ranges that follow them.
+    """Keeps iterators open at the ends of the last ranges read, for ranges that continue there.
 
-    Shards are read one after the other: without this each would start at the checkpoint or row
-    group before it, and one large row group would be decoded once per shard in it.
+    Shards are read in order: otherwise each would start at the checkpoint or row group before it, and
+    a large row group would be decoded once for each of its shards.
     """
 
     def __init__(self) -> None:
@@ -104,12 +94,12 @@ class ReadCursor:
     def read(
         self, scan: Scan, first: int, stop: int, iterate: Callable[[Scan, int], Iterator[Row]]
     ) -> Iterator[Row]:
-        """Yield the rows `first` to `stop`, going on if possible, else with `iterate(scan, first)`."""
+        """Yield the rows `first` to `stop`, from an open iterator or a new `iterate(scan, first)`."""
         if first >= stop:
             return
         if self._scan is not scan:
             self._scan, self._parked = scan, {}
-        # Taken out while it is in use: a range that is given up half-way leaves nothing behind.
+        # Removed while in use: a range that is abandoned half-way leaves no iterator behind.
         rows = self._parked.pop(first, None) or iterate(scan, first)
         yield from islice(rows, stop - first)
         if stop < scan.rows and self._scan is scan:

@@ -1,4 +1,4 @@
-"""The types of kept columns in JSONL: settled by all the values that a column has."""
+"""The types of kept columns in JSONL, from all values of each column."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,17 +12,13 @@ _WIDE = "wide"
 
 
 class KindTracker:
-    """Notes the kinds of values of the kept columns, row by row."""
+    """Collects the kinds of the kept columns' values, row by row."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._kinds: dict[str, set[str]] = {name: set() for name in names}
 
     def take(self, record: Mapping[str, Any]) -> None:
-        """Note the values of one row; one that is missing counts as null.
-
-        Raises:
-            RowFault: An integer has more than 64 bits.
-        """
+        """Add the values of one row; a missing one is null. Raises RowFault for an integer over 64 bits."""
         for name, kinds in self._kinds.items():
             value = record.get(name)
             if value is None:
@@ -34,11 +30,11 @@ class KindTracker:
                 kinds.add(_WIDE)
 
     def has_values(self, name: str) -> bool:
-        """Say whether the column had any value that was not null."""
+        """Return whether the column had a value other than null."""
         return bool(self._kinds.get(name))
 
     def resolve(self) -> tuple[KeptColumn, ...]:
-        """Return the kept columns: of the one type of their values, else double or json."""
+        """Return the kept columns, with the type of their values if they have one, else double or json."""
         return tuple(KeptColumn(name=name, type=_resolve(kinds)) for name, kinds in self._kinds.items())
 
 

@@ -1,22 +1,16 @@
-"""An input of several files, read one after the other as if they were one."""
+"""An input of several files, read in order as one source."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from synthia_batch.core.types import Row
-from synthia_batch.inputs.base import Columns, Scan, Selection, Source
+from synthia_batch.inputs.base import Columns, Scan, Selection
+from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed
-from synthia_batch.inputs.readers.scan import FileReader, refuse_duplicates, refuse_empty, scan_files
-
-
-class FileSource(Source, FileReader, Protocol):
-    """A source of one file, that can be one of several."""
-
-    def tell_pair(self, row: Row, other: Any, earlier: Row) -> tuple[str, str]:
-        """Return where `row` stands, and where an `earlier` one of another file or this one does."""
+from synthia_batch.inputs.readers.scan import refuse_duplicates, refuse_empty, scan_files
 
 
 class ManySource:
@@ -30,7 +24,7 @@ class ManySource:
 
     @property
     def shown(self) -> str:
-        """The first file, as the user named it, and how many there are beside."""
+        """The first file, as the user named it, and the number of others."""
         return f"{self._sources[0].shown} and {len(self._sources) - 1} more"
 
     def locate(self, row: Row) -> str:
@@ -38,7 +32,7 @@ class ManySource:
         return self._sources[row.file].locate(row)
 
     def detect(self, selection: Selection) -> Columns:
-        """Return the columns, by the first file; see `Source.detect`."""
+        """Return the columns of the first file; see `Source.detect`."""
         return self._sources[0].detect(selection)
 
     def peek(self, count: int) -> list[dict[str, Any]]:
@@ -57,20 +51,20 @@ class ManySource:
         scan = scan_files(self._sources, selection, scratch, on_progress)
         if scan is None:
             raise refuse_empty(self.shown, "")
-        refuse_duplicates(scan, self.read_rows, self._tell_pair)
+        refuse_duplicates(scan, self.read_rows, self._locate_pair)
         return scan
 
     def read_rows(self, scan: Scan, first: int, stop: int) -> Iterator[Row]:
         """Yield the rows `first` to `stop` (excluded), from one file or several; see `Source.read_rows`."""
-        self._take_apart(scan)
+        self._split_scan(scan)
         for number, (part, start) in enumerate(zip(self._parts, self._starts, strict=True)):
             begin, end = max(first - start, 0), min(stop - start, part.rows)
             if begin < end:
                 for row in self._sources[number].read_rows(part, begin, end):
                     yield dataclasses.replace(row, index=row.index + start, file=number)
 
-    def _take_apart(self, scan: Scan) -> None:
-        """Have the scan of each file as if it were alone, for as long as `scan` is asked for."""
+    def _split_scan(self, scan: Scan) -> None:
+        """Compute the scan of each file on its own, and keep them until another `scan` is used."""
         if self._scan is scan:
             return
         if len(scan.files) != len(self._sources):
@@ -89,5 +83,5 @@ class ManySource:
         )
         self._scan, self._starts = scan, starts[:-1]
 
-    def _tell_pair(self, row: Row, earlier: Row) -> tuple[str, str]:
-        return self._sources[row.file].tell_pair(row, self._sources[earlier.file], earlier)
+    def _locate_pair(self, row: Row, earlier: Row) -> tuple[str, str]:
+        return self._sources[row.file].locate_pair(row, self._sources[earlier.file], earlier)

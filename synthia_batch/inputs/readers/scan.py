@@ -1,4 +1,4 @@
-"""What one pass over the files of an input gathers: columns, faults, hashes and types of all of them."""
+"""One pass over the files of an input, which collects columns, faults, hashes and types."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,26 +10,23 @@ from synthia_batch.inputs.base import PROGRESS_ROWS, Columns, FileScan, Scan, Se
 from synthia_batch.inputs.readers.json_types import KindTracker
 from synthia_batch.inputs.records.columns import require_columns
 from synthia_batch.inputs.records.faults import FaultList
-from synthia_batch.inputs.records.row_ids import HashIndex, find_duplicates
+from synthia_batch.inputs.records.hash_index import HashIndex
+from synthia_batch.inputs.records.row_ids import find_duplicates
 
 OnProgress = Callable[[int], None]
 
 
 class FileReader(Protocol):
-    """One file of an input, as a pass over all of them sees it."""
+    """One file of an input that is scanned."""
 
     def scan_into(self, input_scan: "InputScan") -> FileScan:
-        """Check the file's selected rows, add what was found to `input_scan`, and return where they are.
-
-        Raises:
-            UsageError, InputRefused: As for `Source.scan`.
-        """
+        """Check the file's selected rows, add the results to `input_scan`, and return their positions."""
 
 
 class InputScan:
     """The state of one pass over one file or several.
 
-    The first file settles the columns; the others must have them. `rows` are those of all files so far.
+    The first file determines the columns; the others must have them. `rows` counts those of all files.
     """
 
     def __init__(self, selection: Selection, index: HashIndex, on_progress: OnProgress | None) -> None:
@@ -49,52 +46,48 @@ class InputScan:
 
     @property
     def wanted(self) -> int | None:
-        """How many rows are still to be taken; None for all there are."""
+        """The number of rows still to be read; None for all."""
         return None if self.selection.limit is None else self.selection.limit - self.rows
 
     def settle(self, columns: Columns, place: Path | str) -> Columns:
-        """Return the columns of the whole input: `columns` where none are settled yet."""
+        """Return the columns of the input, which are `columns` if no earlier file has determined them."""
         if self.columns is None:
             self.columns, self._first = columns, str(place)
             self.kinds = KindTracker(columns.keep)
-            # The others are optional in a JSON row, but not in all of them: that is a misspelt name.
+            # Optional in a JSON row, but a name that no row has is misspelt.
             optional = (columns.system, columns.sampling, columns.tools, *columns.keep)
             self._unseen = {name for name in optional if name is not None}
         return self.columns
 
     def note_names(self, names: Mapping[str, Any] | Sequence[str]) -> None:
-        """Take note that the columns of these `names` are there in some row."""
+        """Record that some row has columns of these `names`."""
         if self._unseen:
             self._unseen.difference_update(names)
             self._names.update(dict.fromkeys(names))
 
     def note_json(self) -> None:
-        """Take note that some rows have kept values without types."""
+        """Record that some rows have kept values without types."""
         self._has_json = True
 
     def note_types(self, kept: tuple[KeptColumn, ...], place: Path | str) -> None:
-        """Take the types that a file says of its kept columns.
-
-        Raises:
-            UsageError: An earlier file says others.
-        """
+        """Record the types of a file's kept columns. Raises UsageError if an earlier file has others."""
         if self._typed is None:
             self._typed, self._typed_by = kept, str(place)
         for before, now in zip(self._typed, kept, strict=True):
             if before.type != now.type:
                 raise UsageError(
-                    f"{place}: column {now.name!r} has another type than in {self._typed_by}; "
+                    f"{place}: column {now.name!r} has a different type than in {self._typed_by}; "
                     "cast it in one of them, or leave it out of --keep-columns"
                 )
 
     def count(self, rows: int) -> None:
-        """Take note of so many more rows, and tell of every 10,000."""
+        """Count rows, and report progress every 10,000."""
         before, self.rows = self.rows, self.rows + rows
         if self._on_progress and before // PROGRESS_ROWS < self.rows // PROGRESS_ROWS:
             self._on_progress(self.rows)
 
     def finish(self, files: Sequence[FileScan]) -> Scan | None:
-        """Return what the pass found, or refuse the input; None where there is no row."""
+        """Return the result of the pass, None if there are no rows. Raises InputRefused for faults."""
         self.faults.raise_if_any()
         if self.columns is None or not self.rows:
             return None
@@ -117,8 +110,8 @@ class InputScan:
             for found, typed in zip(self.kinds.resolve(), self._typed, strict=True):
                 if found.type != typed.type and self.kinds.has_values(found.name):
                     raise UsageError(
-                        f"column {typed.name!r} has another type in {self._typed_by} than in the files "
-                        "without types; make it one, or leave it out of --keep-columns"
+                        f"column {typed.name!r} has a different type in {self._typed_by} than in the files "
+                        "without types; use one type, or leave it out of --keep-columns"
                     )
         return self._typed
 
@@ -126,11 +119,7 @@ class InputScan:
 def scan_files(
     readers: Sequence[FileReader], selection: Selection, scratch: Path, on_progress: OnProgress | None
 ) -> Scan | None:
-    """Return what one pass over all files found, None where there is no row in them.
-
-    Raises:
-        UsageError, InputRefused: As for `Source.scan`.
-    """
+    """Return the result of one pass over all files, None if there are no rows."""
     with HashIndex(scratch) as index:
         input_scan = InputScan(selection, index, on_progress)
         files = []
@@ -146,9 +135,9 @@ def scan_files(
 def refuse_duplicates(
     scan: Scan,
     read_rows: Callable[[Scan, int, int], Iterator[Row]],
-    tell: Callable[[Row, Row], tuple[str, str]],
+    locate_pair: Callable[[Row, Row], tuple[str, str]],
 ) -> None:
-    """Refuse the input if two rows have one id; `tell` says of a row and an earlier one where they stand.
+    """Refuse the input if two rows share an id; `locate_pair` returns the places of a row and an earlier one.
 
     Raises:
         InputRefused: There are such rows.
@@ -157,11 +146,11 @@ def refuse_duplicates(
         return
     faults = FaultList()
     for pair in find_duplicates(scan.duplicates, lambda first, stop: read_rows(scan, first, stop)):
-        place, earlier = tell(pair.second, pair.first)
+        place, earlier = locate_pair(pair.second, pair.first)
         faults.add(place, f"the id {pair.second.id[:200]!r} was used before, {earlier}")
     faults.raise_if_any()
 
 
 def refuse_empty(place: Path | str, what: str) -> InputRefused:
-    """Return the refusal of an input without any row."""
+    """Return the error for an input without rows."""
     return InputRefused([f"{place}: there are no rows{what}"])

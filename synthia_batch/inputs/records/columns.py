@@ -1,4 +1,4 @@
-"""Which column gives what: named by the job, or detected."""
+"""Assigns the input's columns: those named by the job, others detected."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,12 +15,11 @@ MAX_NAMES_SHOWN = 30
 
 
 def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str) -> Columns:
-    """Return the columns to read, given the names of those that the input has.
+    """Return the columns to read of an input with columns `names`.
 
-    Where no prompt, messages or turns column is named, it is `messages` if there is such a column,
-    else `turns`, else those of a shape that is known by its columns, else the first there is of prompt,
-    question, instruction, input, text. Whether the other columns exist is left to
-    `require_columns`: a JSONL row need not have them.
+    If no prompt, messages or turns column is named, it is `messages` if the input has it, else `turns`,
+    else those of a detected shape, else the first of prompt, question, instruction, input, text.
+    Whether the other columns exist is left to `require_columns`: a JSONL row need not have them.
 
     Raises:
         UsageError: Several are named, a named one is missing, or none can be detected.
@@ -55,30 +54,30 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str
 
 
 def _choose_shape(selection: Selection, names: Sequence[str], *, is_named: bool) -> Shape | None:
-    """Return the shape that the job names, or that the columns are known by."""
+    """Return the shape that the job names or the columns indicate."""
     if selection.format in SHAPES:
         return SHAPES[selection.format]
     if selection.format != "auto" or is_named or MESSAGES_COLUMN in names or TURNS_COLUMN in names:
         return None
     shape = find_shape(names)
-    # What has a prompt of its own is prompts, as it was before there were shapes.
+    # A prompt column takes precedence, so that jobs from before shapes existed do not change.
     first = next((name for name in PROMPT_COLUMNS if name in names), None)
     return shape if shape is not None and first in (None, shape.text) else None
 
 
 def _resolve_shape(selection: Selection, shape: Shape, names: Sequence[str], path: Path | str) -> Columns:
-    said = {
+    named = {
         "prompt": selection.prompt_column,
         "messages": selection.messages_column,
         "turns": selection.turns_column,
     }
     kind, text = next(
-        ((kind, name) for kind, name in said.items() if name is not None), (shape.kind, shape.text)
+        ((kind, name) for kind, name in named.items() if name is not None), (shape.kind, shape.text)
     )
     if kind != shape.kind and kind not in shape.other_kinds:
         raise UsageError(
-            f"{path}: records of the format {shape.name} have no {kind} column; leave --{kind}-column out, "
-            "or say --input-format plain"
+            f"{path}: records of the format {shape.name} have no {kind} column; omit --{kind}-column, "
+            "or set --input-format plain"
         )
     identifier = selection.id_column or shape.id
     columns = Columns(
@@ -98,23 +97,23 @@ def _resolve_shape(selection: Selection, shape: Shape, names: Sequence[str], pat
 
 
 def _choose_sampling(selection: Selection, shape: Shape, path: Path | str) -> str | None:
-    """Return the column of what a row says of its sampling: a request says it beside its messages."""
+    """Return the column of a row's sampling settings; requests have them in the body, with the messages."""
     if shape.name != "openai-batch":
         return selection.sampling_column
     if selection.sampling_column is not None:
-        raise UsageError(f"{path}: the requests' bodies say their sampling; leave --sampling-column out")
+        raise UsageError(f"{path}: the request bodies set their sampling; omit --sampling-column")
     return selection.messages_column or shape.text
 
 
 def _resolve_template(selection: Selection, template: str, path: Path | str) -> Columns:
-    """Return the columns of prompts that a template writes. Whether those it reads exist, each row says."""
-    # Jinja takes 50 ms to load; few jobs have a template.
+    """Return the columns for prompts that a template writes. Whether they exist is checked in each row."""
+    # Loading Jinja takes 50 ms, and few jobs have a template.
     from synthia_batch.inputs.records.template import PromptTemplate
 
     named = selection.prompt_column or selection.messages_column or selection.turns_column
     if named is not None or selection.format in SHAPES:
         what = f"the column {named!r}" if named is not None else f"--input-format {selection.format}"
-        raise UsageError(f"{path}: --prompt-template writes the prompts; leave {what} out")
+        raise UsageError(f"{path}: --prompt-template writes the prompts; omit {what}")
     return Columns(
         prompt=None,
         messages=None,
@@ -129,22 +128,18 @@ def _resolve_template(selection: Selection, template: str, path: Path | str) -> 
 
 
 def require_columns(wanted: Iterable[str], names: Sequence[str], path: Path | str) -> None:
-    """Make sure that every `wanted` column is among `names`.
-
-    Raises:
-        UsageError: One is not; the columns that exist are named, and the nearest suggested.
-    """
+    """Raise UsageError unless every `wanted` column is among `names`."""
     for name in wanted:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"{path}: there is no column {name!r}{hint} {_show_names(names)}")
+            raise UsageError(f"{path}: no column {name!r}{hint} {_show_names(names)}")
 
 
 def _refuse_several(columns: Mapping[str, str | None], path: Path | str) -> None:
     named = [f"a {kind} column ({name!r})" for kind, name in columns.items() if name is not None]
     if len(named) > 1:
-        raise UsageError(f"{path}: {' and '.join(named)} are named; name the one that holds the conversation")
+        raise UsageError(f"{path}: {' and '.join(named)} are named; name only the one with the conversation")
 
 
 def _detect_prompt(names: Sequence[str], path: Path | str) -> str:
@@ -152,8 +147,8 @@ def _detect_prompt(names: Sequence[str], path: Path | str) -> str:
         if name in names:
             return name
     raise UsageError(
-        f"{path}: none of the columns {MESSAGES_COLUMN}, {TURNS_COLUMN}, {', '.join(PROMPT_COLUMNS)} is "
-        f"there; name one with --prompt-column, --messages-column or --turns-column. {_show_names(names)}"
+        f"{path}: none of the columns {MESSAGES_COLUMN}, {TURNS_COLUMN}, {', '.join(PROMPT_COLUMNS)} "
+        f"exists; name one with --prompt-column, --messages-column or --turns-column. {_show_names(names)}"
     )
 
 
@@ -168,4 +163,4 @@ def _resolve_keep(selection: Selection) -> tuple[str, ...]:
 def _show_names(names: Sequence[str]) -> str:
     shown = ", ".join(ascii(name) if not name.isprintable() else name for name in names[:MAX_NAMES_SHOWN])
     more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
-    return f"(there are: {shown or 'none'}{more})"
+    return f"(columns: {shown or 'none'}{more})"

@@ -1,4 +1,4 @@
-"""Faults found in the input, collected so that ten can be shown at once."""
+"""Faults of the input, collected so that ten are reported at once."""
 
 from typing import NoReturn
 
@@ -8,7 +8,7 @@ MAX_FAULTS = 10
 
 
 class RowFault(Exception):
-    """What is wrong with one value or one row. The text does not say where: the source adds it."""
+    """A fault of one value or row. The source adds its place to the text."""
 
 
 class FaultList:
@@ -18,11 +18,7 @@ class FaultList:
         self._faults: list[str] = []
 
     def add(self, place: str, text: str) -> None:
-        """Note what is wrong at `place`.
-
-        Raises:
-            InputRefused: It is one more than can be shown.
-        """
+        """Add the fault at `place`. Raises InputRefused for the eleventh."""
         if len(self._faults) == MAX_FAULTS:
             self._refuse(more=True)
         self._faults.append(f"{place}: {text}")

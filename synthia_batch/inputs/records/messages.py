@@ -1,4 +1,4 @@
-"""Conversations in OpenAI's shape: what is accepted, the same for every format."""
+"""Parses conversations in OpenAI's shape, for every format."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ PART_SEPARATOR = "\n"
 def parse_messages(value: Any) -> tuple[Message, ...]:
     """Return the conversation in `value`: a list of objects with role and content, or its JSON text.
 
-    One system message may stand first; the last message is the user's. Roles need not alternate.
-    Content is a string that is not blank, or a list of parts of type text. Other keys of a
-    message are passed over, except tool calls, which no prompt format here can show.
+    The first message may be a system message; the last is the user's. Roles need not alternate.
+    Content is a string that is not blank, or a list of parts of type text. Other keys of a message are
+    ignored, except tool calls, which no prompt format here can represent.
 
     Raises:
         RowFault: It is anything else.
@@ -52,7 +52,7 @@ def parse_turns(value: Any) -> tuple[Message, ...]:
 
 
 def describe(value: Any) -> str:
-    """Return what kind of value it is, in JSON's words."""
+    """Return the kind of the value, in JSON's terms."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -67,7 +67,7 @@ def _parse_message(item: Any, number: int) -> Message:
     if not isinstance(item, dict):
         raise RowFault(f"message {number} must be an object with role and content, not {describe(item)}")
     if "role" not in item and "from" in item and "value" in item:
-        raise RowFault(f"message {number} has from and value; say --input-format sharegpt")
+        raise RowFault(f"message {number} has from and value; set --input-format sharegpt")
     role = item.get("role")
     if role not in ROLES:
         shown = repr(role[:40]) if isinstance(role, str) else describe(role)
@@ -98,11 +98,7 @@ def _parse_part(part: Any, number: int) -> str:
 
 
 def check_order(messages: tuple[Message, ...]) -> None:
-    """Refuse a conversation that has a system message elsewhere than first, or does not end with the user.
-
-    Raises:
-        RowFault: It is such a one.
-    """
+    """Raise RowFault unless only the first message is a system message, and the last is the user's."""
     if any(message.role == "system" for message in messages[1:]):
         raise RowFault("only the first message may be a system message, and only one")
     if messages[-1].role != "user":

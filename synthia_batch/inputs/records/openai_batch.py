@@ -1,4 +1,4 @@
-"""OpenAI's batch files: a request per line, with an id, and a body as the chat endpoint takes it."""
+"""OpenAI batch files: one request per line, with an id and a body for the chat endpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,14 +18,14 @@ WITHOUT_EFFECT = frozenset(
         "user",
     }
 )  # fmt: skip
-"""Keys of a body that are read elsewhere, or change nothing about the tokens of one whole answer."""
+"""Keys of a body that are read elsewhere, or do not affect the tokens of an answer."""
 _NEUTRAL: Mapping[str, Any] = {
     "n": 1, "logprobs": False, "top_logprobs": 0, "tools": [], "tool_choice": "none", "functions": [],
     "modalities": ["text"], "response_format": {"type": "text"}, "reasoning_effort": "none", "best_of": 1,
 }  # fmt: skip
-"""Keys that cannot be honoured, each with the value that asks for nothing."""
+"""Unsupported keys, each with the value that has no effect."""
 _OF_THE_JOB = ("structured", "logprobs")
-"""Keys of a row's sampling that mean something else in a body, or nothing."""
+"""Keys of a row's sampling that have another meaning in a body, or none."""
 _STRUCTURES = {
     "guided_json": "json_schema",
     "guided_regex": "regex",
@@ -33,24 +33,24 @@ _STRUCTURES = {
     "guided_grammar": "grammar",
 }
 _HINTS = {
-    "n": "leave it out, and say -n/--num-samples of the whole job",
-    "logprobs": "leave it out, and say --logprobs K of the whole job",
-    "top_logprobs": "leave it out, and say --logprobs K of the whole job",
-    "tools": "write rows of messages and tools, and say --tools-column",
+    "n": "omit it, and set -n/--num-samples for the whole job",
+    "logprobs": "omit it, and set --logprobs K for the whole job",
+    "top_logprobs": "omit it, and set --logprobs K for the whole job",
+    "tools": "write rows of messages and tools, and set --tools-column",
 }
 
 
 def parse_request(values: Mapping[str, Any], columns: Columns) -> tuple[Message, ...]:
-    """Return the conversation of a request, its method, url and body being `values`.
+    """Return the conversation of a request with the method, url and body in `values`.
 
     Raises:
-        RowFault: It is no chat request, or names another model than the first.
+        RowFault: It is not a chat request, or names another model than the first request.
     """
     for name, wanted in (("method", METHOD), ("url", ENDPOINT)):
         value = values.get(name)
         if value is not None and value != wanted:
             raise RowFault(
-                f"the {name} must be {wanted}, not {str(value)[:80]!r}: only chat is generated here"
+                f"the {name} must be {wanted}, not {str(value)[:80]!r}: only chat requests are supported"
             )
     body = values.get(columns.text or "")
     if not isinstance(body, dict):
@@ -65,26 +65,26 @@ def parse_request(values: Mapping[str, Any], columns: Columns) -> tuple[Message,
 
 
 def read_sampling(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a request's body says of its sampling, by the names that a row has for it.
+    """Return the sampling settings of a request's body, by the names that a row has for them.
 
     Raises:
-        RowFault: It asks for what cannot be honoured.
+        RowFault: It has an unsupported setting.
     """
-    said: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, value in body.items():
         if value is None or name in WITHOUT_EFFECT or value == _NEUTRAL.get(name, _NOTHING):
             continue
         if name == "max_completion_tokens":
-            said["max_tokens"] = value  # OpenAI's newer name; it goes before the older one.
+            settings["max_tokens"] = value  # OpenAI's newer name takes precedence.
         elif name == "max_tokens":
-            said.setdefault("max_tokens", value)
+            settings.setdefault("max_tokens", value)
         elif name == "top_k" and value == -1:
-            said["top_k"] = 0  # vLLM's word for every token.
+            settings["top_k"] = 0  # In vLLM, -1 means every token.
         elif name in RowKeys.model_fields and name not in _OF_THE_JOB:
-            said[name] = value
+            settings[name] = value
         else:
-            said["structured"] = _read_structure(name, value)
-    return said
+            settings["structured"] = _read_structure(name, value)
+    return settings
 
 
 def read_model(record: Mapping[str, Any], column: str) -> str | None:
@@ -98,28 +98,28 @@ _NOTHING = object()
 
 
 def _read_structure(name: str, value: Any) -> dict[str, Any]:
-    """Return what the body's key `name` says that an answer must be."""
+    """Return the structure that the body's key `name` requires of an answer."""
     if name in _STRUCTURES:
         return {_STRUCTURES[name]: value}
     if name == "structured_outputs" and isinstance(value, dict):
         names = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
-        said = {key: entry for key, entry in value.items() if entry is not None}
-        if said and said.keys() <= names.keys():
-            return {names[key]: entry for key, entry in said.items()}
+        given = {key: entry for key, entry in value.items() if entry is not None}
+        if given and given.keys() <= names.keys():
+            return {names[key]: entry for key, entry in given.items()}
     if name == "response_format" and isinstance(value, dict):
         if value.get("type") == "json_object":
             return {"json_schema": {"type": "object"}}
         schema = value.get("json_schema")
         if value.get("type") == "json_schema" and isinstance(schema, dict) and "schema" in schema:
             return {"json_schema": schema["schema"]}
-    hint = _HINTS.get(name, "leave it out, or say it of the whole job")
-    raise RowFault(f"the body asks for {name}, which cannot be honoured of a request; {hint}")
+    hint = _HINTS.get(name, "omit it, or set it for the whole job")
+    raise RowFault(f"the body sets {name}, which is not supported per request; {hint}")
 
 
 def _check_model(body: Mapping[str, Any], columns: Columns) -> None:
     model = body.get("model")
     if model is not None and model != columns.model:
         raise RowFault(
-            f"the body names the model {str(model)[:200]!r}, the first request {columns.model!r}: a run has "
-            "one model; put the requests of each into a file of their own"
+            f"expected the model of the first request, {columns.model!r}, got {str(model)[:200]!r}: a run "
+            "has one model; put the requests for each model into a file of their own"
         )

@@ -1,11 +1,11 @@
-"""From the values of one record to a row and its hash: the same for every format.
+"""Converts the values of one record to a row and its hash, for every format.
 
-Scanning needs only the hash, which is made without a Row for speed; both ways check the same.
+A scan needs only the hash, which is computed without a Row for speed; both apply the same checks.
 """
 
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from blake3 import blake3
 
@@ -18,11 +18,13 @@ from synthia_batch.inputs.records.row_ids import HASH_BYTES
 from synthia_batch.inputs.records.row_options import parse_sampling, parse_tools
 from synthia_batch.inputs.records.shapes import parse_conversation, parse_instruction, parse_questions
 
+_T = TypeVar("_T")
+
 
 class Values(NamedTuple):
-    """The values of a record's columns, None where there is no such column.
+    """The values of a record's columns, None for a missing column.
 
-    `text` is of the prompt, messages or turns column.
+    `text` is that of the prompt, messages or turns column.
     """
 
     text: Any
@@ -33,18 +35,14 @@ class Values(NamedTuple):
 
 
 class RecordParser:
-    """Checks the values of records, as the columns say, and makes their hashes and rows."""
+    """Checks the values of records, and computes their hashes and rows."""
 
     def __init__(self, columns: Columns) -> None:
         self._columns = columns
         self._parse_content: Callable[[Any], tuple[Message, ...]] = self._choose_parser()
 
     def hash_record(self, values: Values) -> bytes:
-        """Return the 8 bytes that the record's id is told apart by.
-
-        Raises:
-            RowFault: A value is not what it must be.
-        """
+        """Return the 8 bytes that distinguish the record's id. Raises RowFault for an invalid value."""
         messages = self._parse_content(values.text)
         system = self._parse_system(values.system)
         self._parse_sampling(values.sampling)
@@ -54,18 +52,12 @@ class RecordParser:
         return hash_id(self._parse_id(values.identifier))
 
     def make_row(
-        self,
-        values: Values,
-        *,
-        index: int,
-        occurrence: int,
-        kept: Mapping[str, Any],
-        line: int,
+        self, values: Values, *, index: int, occurrence: int, kept: Mapping[str, Any], line: int
     ) -> Row:
-        """Return the row of a record. `occurrence` tells apart records of one content.
+        """Return the row of a record. `occurrence` distinguishes records of equal content.
 
         Raises:
-            RowFault: A value is not what it must be.
+            RowFault: A value is invalid.
         """
         messages = self._parse_content(values.text)
         system = self._parse_system(values.system)
@@ -102,17 +94,14 @@ class RecordParser:
         return self._parse_messages if self._columns.messages is not None else self._parse_turns
 
     def _parse_shape(self, value: Any) -> tuple[Message, ...]:
-        """Return what `value` is: of the text column, or by name where several are read."""
+        """Return the conversation in `value`: the text column's value, or several values by name."""
         columns = self._columns
         if columns.shape == "alpaca":
             return parse_instruction(value, columns.text or "")
         if columns.shape == "openai-batch":
             return parse_request(value, columns)
         parse = parse_questions if columns.turns is not None else parse_conversation
-        try:
-            return parse(value)
-        except RowFault as exc:
-            raise RowFault(f"column {columns.text!r}: {exc}") from exc
+        return _parse_column(parse, columns.text, value)
 
     def _parse_prompt(self, value: Any) -> tuple[Message, ...]:
         if type(value) is not str:
@@ -122,16 +111,10 @@ class RecordParser:
         return (Message("user", value),)
 
     def _parse_messages(self, value: Any) -> tuple[Message, ...]:
-        try:
-            return parse_messages(value)
-        except RowFault as exc:
-            raise RowFault(f"column {self._columns.messages!r}: {exc}") from exc
+        return _parse_column(parse_messages, self._columns.messages, value)
 
     def _parse_turns(self, value: Any) -> tuple[Message, ...]:
-        try:
-            return parse_turns(value)
-        except RowFault as exc:
-            raise RowFault(f"column {self._columns.turns!r}: {exc}") from exc
+        return _parse_column(parse_turns, self._columns.turns, value)
 
     def _parse_system(self, value: Any) -> str | None:
         if value is None:
@@ -143,19 +126,13 @@ class RecordParser:
     def _parse_sampling(self, value: Any) -> RowSampling | None:
         if self._columns.sampling is None:
             return None
-        try:
-            is_request = self._columns.shape == "openai-batch"
-            return parse_sampling(read_sampling(value) if is_request else value)
-        except RowFault as exc:
-            raise RowFault(f"column {self._columns.sampling!r}: {exc}") from exc
+        parse = _parse_request_sampling if self._columns.shape == "openai-batch" else parse_sampling
+        return _parse_column(parse, self._columns.sampling, value)
 
     def _parse_tools(self, value: Any) -> tuple[Mapping[str, Any], ...]:
         if self._columns.tools is None:
             return ()
-        try:
-            return parse_tools(value)
-        except RowFault as exc:
-            raise RowFault(f"column {self._columns.tools!r}: {exc}") from exc
+        return _parse_column(parse_tools, self._columns.tools, value)
 
     def _parse_id(self, value: Any) -> str:
         if type(value) is int:
@@ -172,7 +149,7 @@ class RecordParser:
 def hash_content(messages: tuple[Message, ...], system: str | None) -> bytes:
     """Return 8 bytes of the BLAKE3 of the canonical JSON of {"messages": ..., "system": ...}.
 
-    Written out by hand, as it is made for every row, twice: a fifth of the encoder's time.
+    Formatted by hand because it is computed twice for every row: a fifth of the encoder's time.
     """
     turns = ",".join(
         [
@@ -182,6 +159,18 @@ def hash_content(messages: tuple[Message, ...], system: str | None) -> bytes:
     )
     own = "null" if system is None else encode_basestring(system)
     return blake3(f'{{"messages":[{turns}],"system":{own}}}'.encode()).digest(length=HASH_BYTES)
+
+
+def _parse_request_sampling(body: Any) -> RowSampling:
+    return parse_sampling(read_sampling(body))
+
+
+def _parse_column(parse: Callable[[Any], _T], column: str | None, value: Any) -> _T:
+    """Return `parse(value)`; the message of a RowFault names the column."""
+    try:
+        return parse(value)
+    except RowFault as exc:
+        raise RowFault(f"column {column!r}: {exc}") from exc
 
 
 def hash_id(row_id: str) -> bytes:

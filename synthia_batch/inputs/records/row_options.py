@@ -1,7 +1,4 @@
-"""Definitions of tools in OpenAI's shape: what is accepted, the same for every format.
-
-What a row says of its own sampling: what is accepted, the same for every format.
-"""
+"""Parses a row's own tools and sampling settings, for every format."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,10 +14,10 @@ from synthia_batch.job.structured_check import check_structure
 
 
 def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Return the definitions in `value`: a list of them, or its JSON text. Blank, null and [] are none.
+    """Return the definitions in `value`: a list in OpenAI's shape, or its JSON text. Blank and null are none.
 
-    Each is an object with `type` `function` and a `function` that has a name, and may have a description
-    and parameters: a JSON Schema. What else there is in it goes to the chat template as it stands.
+    Each is an object with `type` `function` and a `function` with a name, and optionally a description
+    and parameters: a JSON Schema. Other keys are passed to the chat template unchanged.
 
     Raises:
         RowFault: It is anything else.
@@ -35,7 +32,7 @@ def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     names = [tool["function"]["name"] for tool in tools]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise RowFault(f"the tool {twice!r} is there twice")
+        raise RowFault(f"the tool {twice!r} is defined twice")
     return tools
 
 
@@ -60,30 +57,30 @@ def _check_tool(tool: Any, number: int) -> Mapping[str, Any]:
 
 
 NOTHING = RowSampling()
-"""What a row says that leaves all to the job."""
+"""The settings of a row that leaves everything to the job."""
 
 
 def parse_sampling(value: Any) -> RowSampling:
-    """Return what `value` says: an object, its JSON text, or the pairs of a map. Blank and null say nothing.
+    """Return the settings in `value`: an object, its JSON text, or pairs of a map. Blank and null are none.
 
-    A key whose value is null is the job's, too: a Parquet struct has all its keys in every row.
+    A key with the value null is left to the job: a Parquet struct has all its keys in every row.
 
     Raises:
-        RowFault: It is anything else, has an unknown key, or a value that does not fit.
+        RowFault: It is anything else, has an unknown key, or an invalid value.
     """
     if isinstance(value, str):
         value = None if is_blank(value) else parse_json_text(value, "sampling", subject="")
     if isinstance(value, list) and all(isinstance(pair, tuple) for pair in value):
-        value = dict(value)  # As pyarrow gives a map.
+        value = dict(value)  # pyarrow returns a map as pairs.
     if value is None:
         return NOTHING
     if not isinstance(value, dict):
         raise RowFault(f'must be an object such as {{"temperature": 0}}, not {describe(value)}')
-    said = {key: entry for key, entry in value.items() if entry is not None}
-    if not said:
+    given = {key: entry for key, entry in value.items() if entry is not None}
+    if not given:
         return NOTHING
     try:
-        sampling = RowKeys.model_validate(said).to_row()
+        sampling = RowKeys.model_validate(given).to_row()
         if sampling.structure is not None:
             check_structure(sampling.structure)
     except ValidationError as exc:

@@ -1,10 +1,7 @@
-"""ShareGPT: `conversations`, a list of objects with from and value.
+"""Shapes of records from other programs: how each is detected, and parsed to a conversation.
 
-Shapes of records that are not ours, and how each is known by its columns.
-
-A shape says which columns hold what; its module turns their values into a conversation.
-
-Alpaca: an instruction, and where there is one, the input that it is about.
+ShareGPT: `conversations`, a list of objects with from and value. Alpaca: an instruction, and optionally
+the input that it refers to. OpenAI batch requests are in openai_batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +25,10 @@ _ROLES = {
 
 
 def parse_conversation(value: Any) -> tuple[Message, ...]:
-    """Return the conversation up to its last question: the answers behind it are to be made again.
+    """Return the conversation up to its last question; later answers are regenerated.
 
     Raises:
-        RowFault: It is no such conversation, or has no question.
+        RowFault: It is not such a conversation, or has no question.
     """
     messages = _parse_all(value)
     last = max((number for number, message in enumerate(messages) if message.role == "user"), default=-1)
@@ -43,11 +40,7 @@ def parse_conversation(value: Any) -> tuple[Message, ...]:
 
 
 def parse_questions(value: Any) -> tuple[Message, ...]:
-    """Return the questions of the conversation, behind its system message: all answers are made again.
-
-    Raises:
-        RowFault: As for `parse_conversation`.
-    """
+    """Return the system message and the questions of the conversation; all answers are regenerated."""
     return tuple(message for message in parse_conversation(value) if message.role != "assistant")
 
 
@@ -76,10 +69,10 @@ def _parse_message(item: Any, number: int) -> Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """How records of one shape are known. `text` is the column of its conversation, of the `kind`.
+    """How records of one shape are detected and read.
 
-    `other_kinds` are what that column may be said to hold as well. `beside` are columns that are read
-    with it where they are there. `id` is the column of its ids.
+    `known_by` are the columns that indicate it. `text` is the column of its conversation, of the `kind`;
+    a job can also name it as one of `other_kinds`. `beside` are optional columns that are read with it.
     """
 
     name: str
@@ -121,7 +114,7 @@ SHAPES = {
 
 
 def find_shape(names: Sequence[str]) -> Shape | None:
-    """Return the shape that records with columns of these `names` have, or None."""
+    """Return the shape that these column names indicate, or None."""
     return next((shape for shape in SHAPES.values() if shape.known_by <= set(names)), None)
 
 
@@ -130,10 +123,10 @@ SEPARATOR = "\n"
 
 
 def parse_instruction(values: Mapping[str, Any], column: str) -> tuple[Message, ...]:
-    """Return the question that the instruction in `column` and the input make together.
+    """Return one question: the instruction in `column`, followed by the input.
 
     Raises:
-        RowFault: One of them is no text, or the instruction is blank.
+        RowFault: One of them is not text, or the instruction is blank.
     """
     instruction, about = values.get(column), values.get("input")
     if type(instruction) is not str:

@@ -1,4 +1,4 @@
-"""JSON as the standard has it: what Python's reader lets pass silently is a fault here."""
+"""Strict JSON: deviations from the standard that Python's parser accepts are faults here."""
 
 import json
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from synthia_batch.inputs.records.faults import RowFault
 
 MAX_NESTING = 100
-"""Levels of arrays and objects. Far below Python's recursion limit, whatever called us."""
+"""Levels of arrays and objects; far below Python's recursion limit, whatever the call depth."""
 
 
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        RowFault: It is not valid, repeats a name within an object, holds a number that has no
-            value (NaN, Infinity, 1e999), or is nested over 100 deep.
+        RowFault: It is invalid, repeats a name within an object, holds a number without a value (NaN,
+            Infinity, 1e999), or is nested over 100 deep.
     """
     try:
         value = _DECODER.decode(text)
@@ -30,45 +30,41 @@ def parse_json(text: str) -> Any:
 
 
 def may_hold_surrogates(text: str) -> bool:
-    """Say whether the value of a JSON text can hold a surrogate: only an escape can write one."""
+    """Return whether the value of a JSON text can hold a surrogate: only an escape can produce one."""
     return "\\ud" in text or "\\uD" in text
 
 
 def check_encodable(name: str, value: Any) -> None:
-    """Make sure that no string in `value` holds a lone surrogate.
-
-    Raises:
-        RowFault: One does; `name` says which column it is in.
-    """
+    """Raise RowFault if a string in `value`, of the column `name`, holds a lone surrogate."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as exc:
         code = ord(exc.object[exc.start])
         raise RowFault(
-            f"column {name!r} holds a lone surrogate (\\u{code:04x}), which is half a character"
+            f"column {name!r} holds a lone surrogate (\\u{code:04x}), half of a character"
         ) from exc
 
 
 def parse_json_text(text: str, name: str, *, subject: str | None = None) -> Any:
     """Return the value of a field `name` that is JSON within a string.
 
-    `subject` stands before what is wrong with it, and is the name where it is not said.
+    `subject` begins the message of a fault; the default is the name.
 
     Raises:
-        RowFault: It is not the JSON that this module takes.
+        RowFault: It is not strict JSON.
     """
-    told = f"{name} " if subject is None else subject
+    subject = f"{name} " if subject is None else subject
     try:
         value = parse_json(text)
     except RowFault as exc:
-        raise RowFault(f"{told}is a string, and as JSON {exc}") from exc
+        raise RowFault(f"{subject}is a string, and as JSON {exc}") from exc
     if may_hold_surrogates(text):
         check_encodable(name, value)
     return value
 
 
 def is_blank(text: str) -> bool:
-    """Return whether there is nothing to see in `text`."""
+    """Return whether `text` is empty or only whitespace."""
     return not text or text.isspace()
 
 
@@ -77,7 +73,7 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise RowFault(f"the name {twice!r} is there twice in one object; which value counts is unclear")
+        raise RowFault(f"the name {twice!r} appears twice in one object; remove one of them")
     return value
 
 
@@ -89,7 +85,7 @@ def _make_float(text: str) -> float:
 
 
 def _refuse_constant(text: str) -> None:
-    raise RowFault(f"not valid JSON: {text} is no number; write null where there is none")
+    raise RowFault(f"not valid JSON: {text} is not a number; write null for a missing value")
 
 
 def _is_too_deep(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Prompts that a Jinja template writes, of any columns of a row, in a sandbox without chance or time."""
+"""Prompts rendered by a Jinja template from a row's columns, in a sandbox without randomness or time."""
 
 import difflib
 import json
@@ -16,54 +16,54 @@ from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.faults import RowFault
 
 ROW = "row"
-"""The name under which a template finds columns whose names are no words: `row["the name"]`."""
+"""The variable for columns whose names are not identifiers: `row["the name"]`."""
 _CHANCE_FILTERS = ("random",)
 _CHANCE_GLOBALS = ("lipsum",)
 _NAME = "<prompt template>"
 
 
 class PromptTemplate:
-    """A template, compiled. `columns` are the names of those that it reads, sorted."""
+    """A compiled template. `columns` are the names of the columns that it reads, sorted."""
 
     def __init__(self, text: str) -> None:
         """Compile `text`.
 
         Raises:
-            UsageError: It is no valid template, or uses `row` otherwise than as `row["NAME"]`.
+            UsageError: It is invalid, reads no column, or uses `row` other than as `row["NAME"]`.
         """
         environment = _make_environment()
         try:
             tree = environment.parse(text)
-            # Under a name of our own, frames of the template can be told in a traceback.
+            # The file name identifies frames of the template in a traceback.
             code = environment.compile(text, filename=_NAME)
         except jinja2.TemplateSyntaxError as exc:
             raise UsageError(
-                f"--prompt-template, line {exc.lineno}: {exc.message}; mend the template"
+                f"--prompt-template, line {exc.lineno}: {exc.message}; fix the template"
             ) from exc
         self.columns = tuple(sorted(_list_columns(tree)))
         if not self.columns:
             raise UsageError(
-                "--prompt-template: it names no column, so all prompts would be the same; "
-                "write {{ COLUMN }} where the text of a row belongs"
+                "--prompt-template: expected at least one {{ COLUMN }}, got a template that reads no column: "
+                "all prompts would be the same"
             )
         self._template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
 
     def write(self, record: Mapping[str, Any]) -> tuple[Message, ...]:
-        """Return the one question that the template writes of `record`.
+        """Return the question that the template renders from `record`.
 
         Raises:
-            RowFault: The template fails on it, or writes nothing. Says the template's line.
+            RowFault: The template fails, at the line in the message, or renders nothing.
         """
         values = {name: record[name] for name in self.columns if name in record}
         try:
             text = self._template.render(values, **{ROW: values})
         except jinja2.UndefinedError as exc:
             raise RowFault(f"{_place(exc.__traceback__)}: {exc}{_suggest(exc, record)}") from exc
-        except Exception as exc:  # A template is a program: it divides by zero as any other.
-            what = "it recurses without end" if isinstance(exc, RecursionError) else str(exc)
+        except Exception as exc:  # A template can raise anything, such as ZeroDivisionError.
+            what = "infinite recursion" if isinstance(exc, RecursionError) else str(exc)
             raise RowFault(f"{_place(exc.__traceback__)}: {what}") from exc
         if not text or text.isspace():
-            raise RowFault("the prompt template writes a blank prompt")
+            raise RowFault("the prompt template renders a blank prompt")
         return (Message("user", text),)
 
 
@@ -99,20 +99,20 @@ def _list_columns(tree: nodes.Template) -> set[str]:
     for name in tree.find_all(nodes.Name):
         if name.name == ROW and id(name) not in looked_up:
             raise UsageError(
-                f'--prompt-template, line {name.lineno}: `row` is there for row["COLUMN NAME"] alone; '
+                f'--prompt-template, line {name.lineno}: `row` can only be used as row["COLUMN NAME"]; '
                 "name the column"
             )
     return (names - {ROW}) | set(looked_up.values())
 
 
 def _refuse_no_text(value: Any) -> Any:
-    """Return `value` if it may be written out: neither null nor a function."""
+    """Return `value` unless it is null or a function."""
     if value is None:
         raise jinja2.TemplateRuntimeError(
-            "a null would be written as None; say {{ NAME or '' }}, or ask {% if %}"
+            "a null would be rendered as None; write {{ NAME or '' }}, or use {% if %}"
         )
     if callable(value) and not isinstance(value, jinja2.Undefined):
-        raise jinja2.TemplateRuntimeError("a function would be written out; call it with ()")
+        raise jinja2.TemplateRuntimeError("a function would be rendered; call it with ()")
     return value
 
 

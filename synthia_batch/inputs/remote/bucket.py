@@ -1,4 +1,4 @@
-"""Files in buckets of S3 and Google Cloud Storage, read in ranges of one version."""
+"""Files in S3 and Google Cloud Storage buckets, read in ranges of one version."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,22 +13,22 @@ _EXTRAS = {"s3": "s3", "gs": "gcs"}
 _T = TypeVar("_T")
 
 
-def open_bucket(scheme: str, bucket: str, said: str) -> "BucketStore":
-    """Return the bucket. Credentials, region and endpoint are those of the environment, or the machine's.
+def open_bucket(scheme: str, bucket: str, url: str) -> "BucketStore":
+    """Return the bucket of the address `url`, with the credentials of the environment or the machine.
 
     Raises:
-        UsageError: What reads it is not installed, or the environment says what cannot be used.
+        UsageError: An extra is not installed, or the environment's settings are invalid.
     """
     try:
         from obstore.exceptions import BaseError
         from obstore.store import GCSStore, S3Store
     except ImportError as exc:
         raise UsageError(
-            f"{said}: reading from object stores needs the extra {_EXTRAS[scheme]!r}: "
+            f"{url}: reading from object stores needs the extra {_EXTRAS[scheme]!r}: "
             f"pip install 'synthia-batch[{_EXTRAS[scheme]}]'"
         ) from exc
     endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
-    # Its own retries are off: `remote` counts them.
+    # Retries are left to inputs.remote.fetch.
     shared: dict[str, Any] = {
         "client_options": {
             "timeout": "120s",
@@ -40,7 +40,7 @@ def open_bucket(scheme: str, bucket: str, said: str) -> "BucketStore":
     try:
         client = GCSStore(bucket, **shared) if scheme == "gs" else S3Store(bucket, **shared)
     except (BaseError, ValueError) as exc:
-        raise UsageError(f"{said}: {_shorten(exc)}") from exc
+        raise UsageError(f"{url}: {_shorten(exc)}") from exc
     return BucketStore(client, f"{scheme}://{bucket}")
 
 
@@ -52,7 +52,7 @@ class BucketStore:
         self._root = root
 
     def look(self, key: str) -> RemoteFile | None:
-        """Return the file of that key, None where there is none."""
+        """Return the file of that key, None if there is none."""
         import obstore
 
         try:
@@ -69,16 +69,13 @@ class BucketStore:
         import obstore
 
         try:
-            return self._ask(
-                lambda: [
-                    found["path"] for page in obstore.list(self._client, prefix or None) for found in page
-                ]
-            )
+            pages = self._ask(lambda: list(obstore.list(self._client, prefix or None)))
         except FileNotFoundError as exc:
             raise UsageError(f"{self._root}: there is no such bucket: {_shorten(exc)}") from exc
+        return [found["path"] for page in pages for found in page]
 
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
-        """Yield the bytes of `file` from `start` on, in pieces of 16 MB."""
+        """Yield the bytes of `file` from `start` on, in chunks of 16 MiB."""
         size = file.size or 0
         for begin in range(start, size, CHUNK_BYTES):
             yield self._read_range(file, begin, min(begin + CHUNK_BYTES, size))
@@ -93,9 +90,9 @@ class BucketStore:
             found = self._ask(lambda: obstore.get(self._client, file.key, options=options))
             content = self._ask(lambda: bytes(found.bytes()))
         except (PreconditionError, FileNotFoundError) as exc:
-            raise UsageError(f"{file.url}: changed while it was fetched; run the same command again") from exc
+            raise UsageError(f"{file.url}: changed during the download; run the same command again") from exc
         if len(content) != end - begin:
-            raise Broken(f"{len(content):,} of {end - begin:,} bytes came")
+            raise Broken(f"expected {end - begin:,} bytes, got {len(content):,}")
         return content
 
     def _ask(self, call: Callable[[], _T]) -> _T:
@@ -112,14 +109,14 @@ class BucketStore:
             raise
         except (PermissionDeniedError, UnauthenticatedError) as exc:
             raise UsageError(
-                f"{self._root}: it is not allowed: {_shorten(exc)}; see to the credentials and "
-                "rights (read, list)"
+                f"{self._root}: access denied: {_shorten(exc)}; check the credentials and "
+                "permissions (read, list)"
             ) from exc
-        # A timeout, a reset connection, 500, 503, 429: the library has one error for them all.
+        # obstore has one error for timeouts, reset connections, 500, 503 and 429.
         except (BaseError, OSError) as exc:
             raise Broken(_shorten(exc)) from exc
 
 
 def _shorten(error: Exception) -> str:
-    # The rest is the library's debugging, of a dozen lines.
+    # The other lines are debugging output of obstore.
     return str(error).partition("\n")[0].strip()

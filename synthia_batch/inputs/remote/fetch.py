@@ -1,8 +1,6 @@
-"""Names on another machine against a pattern: `*` and `?` within a part, `**` over parts, `[...]`.
+"""Downloads remote inputs into the user's cache, by address and version.
 
-Inputs on other machines: fetched whole into the user's cache, by address and version.
-
-A download that breaks is taken up where it broke, five times; one that was not whole never becomes a copy.
+A download that breaks is resumed where it broke, up to five times in a row; an incomplete one is never used.
 """
 
 import glob
@@ -13,134 +11,130 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from synthia_batch.core.backoff import Backoff, BackoffPolicy
 from synthia_batch.core.digest import digest_json
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, keep_copy, report_disk
-from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, LocatedFile, split_name
+from synthia_batch.inputs.fetch.file_types import LocatedFile, is_row_file
 from synthia_batch.inputs.fetch.normalize import VERSION
 from synthia_batch.inputs.remote.transport import Broken, Changed, RemoteFile, RemoteStore
 
 _log = logging.getLogger(__name__)
 
-
-def match_names(names: Sequence[str], pattern: str) -> list[str]:
-    """Return the names that fit, sorted; none where `pattern` is none."""
-    if not glob.has_magic(pattern):
-        return []
-    from fsspec.utils import glob_translate
-
-    fits = re.compile(glob_translate(pattern))
-    return sorted(name for name in names if fits.match(name))
-
-
-RETRIES = 5
-FIRST_PAUSE_SECONDS = 0.5
-"""Doubled with each further try in a row: some 15 s in all."""
+BACKOFF = BackoffPolicy(first_seconds=0.5, longest_seconds=60.0, longest_asked_seconds=60.0, max_retries=5)
+"""About 15 s in all."""
 _T = TypeVar("_T")
 SCHEMES = ("s3", "gs", "https", "http")
 
 
-def fetch_remote(said: str, *, makes: bool = True) -> list[LocatedFile]:
-    """Return the files of rows that an address names, fetched where that was not done before.
+def match_names(names: Sequence[str], pattern: str) -> list[str]:
+    """Return the names that match, sorted; none if `pattern` has no wildcard.
+
+    `*` and `?` match within a part of a path, `**` across parts, `[...]` one character.
+    """
+    if not glob.has_magic(pattern):
+        return []
+    from fsspec.utils import glob_translate
+
+    expression = re.compile(glob_translate(pattern))
+    return sorted(name for name in names if expression.match(name))
+
+
+def fetch_remote(url: str, *, makes: bool = True) -> list[LocatedFile]:
+    """Return the files of rows at an address, downloaded unless they are in the cache.
 
     Raises:
-        UsageError: They are not to be had, or none are there, or what reads them is not installed.
+        UsageError: There are none, they cannot be downloaded, or an extra is not installed.
         StorageFailed: The copy cannot be written.
     """
-    scheme, _, rest = said.partition("://")
+    scheme, _, rest = url.partition("://")
     if scheme not in SCHEMES:
         raise UsageError(
-            f"{said}: addresses begin with {', '.join(SCHEMES)} or hf; fetch it, and name the file"
+            f"{url}: expected an address with {', '.join(SCHEMES)} or hf; download it, and name the file"
         )
     if not makes:
-        raise UsageError(f"{said}: is not looked up again")
-    store, path = _open_store(scheme, rest, said)
-    files = _find(store, path, said)
+        raise UsageError(f"{url}: not looked up again")
+    store, path = _open_store(scheme, rest, url)
+    files = _find(store, path, url)
     return [_fetch(store, file) for file in files]
 
 
-def _open_store(scheme: str, rest: str, said: str) -> tuple[RemoteStore, str]:
+def _open_store(scheme: str, rest: str, url: str) -> tuple[RemoteStore, str]:
     if scheme in ("http", "https"):
         from synthia_batch.inputs.remote.http import WebStore
 
-        return WebStore(), said
+        return WebStore(), url
     from synthia_batch.inputs.remote.bucket import open_bucket
 
     bucket, _, path = rest.partition("/")
-    return open_bucket(scheme, bucket, said), path
+    return open_bucket(scheme, bucket, url), path
 
 
-def _find(store: RemoteStore, path: str, said: str) -> list[RemoteFile]:
-    found = _try(lambda: store.look(path), said) if not path.endswith("/") else None
+def _find(store: RemoteStore, path: str, url: str) -> list[RemoteFile]:
+    found = _try(lambda: store.look(path), url) if not path.endswith("/") else None
     if found is not None:
         return [found]
     magic = re.search(r"[*?[]", path)
     folder = path[: magic.start()].rpartition("/")[0] if magic else path.rstrip("/")
-    keys = _try(lambda: store.list_keys(folder), said)
-    wanted = match_names(keys, path) or sorted(key for key in keys if _is_rows(key, folder))
+    keys = _try(lambda: store.list_keys(folder), url)
+    wanted = match_names(keys, path) or sorted(
+        key for key in keys if is_row_file(key.removeprefix(folder).lstrip("/"))
+    )
     if not wanted:
-        raise UsageError(f"{said}: there is no such file, and none of rows below it; check the address")
-    files = [_try(lambda key=key: store.look(key), said) for key in wanted]  # type: ignore[misc]
+        raise UsageError(f"{url}: no such file, and no files of rows below it; check the address")
+    files = [_try(lambda key=key: store.look(key), url) for key in wanted]  # type: ignore[misc]
     return [file for file in files if file is not None]
 
 
-def _is_rows(key: str, folder: str) -> bool:
-    parts = key.removeprefix(folder).lstrip("/").split("/")
-    return not any(part.startswith(".") for part in parts) and split_name(parts[-1]).kind in IN_DIRECTORIES
-
-
 def _fetch(store: RemoteStore, file: RemoteFile) -> LocatedFile:
-    # Without a version nobody knows whether it is the same: then it is fetched anew each time.
+    # A file without a version can change unnoticed: it is downloaded each time.
     version = file.version or f"fetched {time.time_ns()}"
     key = digest_json([VERSION, "remote", file.url, file.size, version])[:32]
     name = file.url.rpartition("/")[2] or "rows"
     directory = find_copy(key)
     if directory is None:
         directory = keep_copy(key, lambda target: _download(store, file, target, name))
-        _log.info(f"{file.url}: fetched, {(directory / name).stat().st_size:,} bytes, to {directory}")
+        _log.info(f"{file.url}: downloaded, {(directory / name).stat().st_size:,} bytes, to {directory}")
     return LocatedFile(path=directory / name, shown=file.url)
 
 
 def _download(store: RemoteStore, file: RemoteFile, target: Path, name: str) -> None:
-    """Write all of `file` to `target`, a new directory, going on where it breaks."""
+    """Write `file` to `target`, a new directory, resuming where a request breaks."""
     target.mkdir()
-    done = failures = 0
+    done, backoff = 0, Backoff(BACKOFF)
     with (target / name).open("wb") as copy:
         while True:
             try:
                 for content in store.read(file, done):
                     with report_disk():
                         copy.write(content)
-                    done, failures = done + len(content), 0
+                    done += len(content)
+                    backoff.reset()
                 if file.size is None or done == file.size:
                     break
-                raise Broken(f"{done:,} of {file.size:,} bytes came")
+                raise Broken(f"expected {file.size:,} bytes, got {done:,}")
             except Changed as exc:
-                failures, done = failures + 1, 0
+                done = 0
                 copy.seek(0)
                 copy.truncate()
-                _pause(Broken(str(exc)), failures, file.url)
+                _wait(Broken(str(exc)), backoff, file.url)
             except Broken as exc:
-                failures += 1
-                _pause(exc, failures, file.url)
+                _wait(exc, backoff, file.url)
     if not done:
         raise InputRefused([f"{file.url}: the file is empty"])
 
 
-def _try(ask: Callable[[], _T], said: str) -> _T:
-    failures = 0
+def _try(ask: Callable[[], _T], url: str) -> _T:
+    backoff = Backoff(BACKOFF)
     while True:
         try:
             return ask()
         except Broken as exc:
-            failures += 1
-            _pause(exc, failures, said)
+            _wait(exc, backoff, url)
 
 
-def _pause(exc: Broken, failures: int, shown: str) -> None:
-    """Wait before the next try, or refuse where there were enough."""
-    if failures > RETRIES:
+def _wait(exc: Broken, backoff: Backoff, shown: str) -> None:
+    if not backoff.wait(exc.pause_seconds):
         raise UsageError(
-            f"{shown}: cannot be fetched, tried {failures} times: {exc}; run the same command again later"
+            f"{shown}: download failed {backoff.failures} times: {exc}; run the same command again later"
         ) from exc
-    time.sleep(min(max(exc.pause_seconds, FIRST_PAUSE_SECONDS * 2 ** (failures - 1)), 60.0))

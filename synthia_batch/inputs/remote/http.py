@@ -1,4 +1,4 @@
-"""Files on web servers, read in ranges where the server has them."""
+"""Files on web servers, read in ranges where the server supports them."""
 
 import http.client
 import urllib.error
@@ -7,21 +7,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from synthia_batch.core.backoff import parse_retry_after
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.remote.transport import Broken, Changed, RemoteFile
 
 TIMEOUT_SECONDS = 60
 CHUNK_BYTES = 1024 * 1024
-_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+_RETRIABLE = (408, 425, 429, 500, 502, 503, 504)
 
 
 class WebStore:
-    """Whatever http(s) addresses name; there is no list of what is there."""
+    """Files by http(s) address. A web server has no listing."""
 
     def look(self, key: str) -> RemoteFile:
-        """Return the file at the address `key`, by its first byte: not all servers answer HEAD."""
+        """Return the file at the address `key`, by a request of its first byte: some servers refuse HEAD."""
         if "*" in urlsplit(key).path:
-            raise UsageError(f"{_shorten(key)}: a web server has no list to fit a pattern to; name each file")
+            raise UsageError(f"{_shorten(key)}: a web server has no listing for a pattern; name each file")
         with _open(key, {"Range": "bytes=0-0"}) as answer:
             headers = answer.headers
             total = headers.get("Content-Range", "").rpartition("/")[2]
@@ -34,16 +35,16 @@ class WebStore:
         )
 
     def list_keys(self, prefix: str) -> list[str]:
-        """Return nothing: a web server has no list."""
+        """Return nothing: a web server has no listing."""
         return []
 
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
         """Yield the bytes of `file` from `start` on."""
         with _open(file.key, {"Range": f"bytes={start}-"} if start else {}) as answer:
             if _read_version(answer.headers) != file.version:
-                raise Changed("the file changed while it was fetched")
+                raise Changed("the file changed during the download")
             if start and answer.status != http.client.PARTIAL_CONTENT:
-                raise Changed("the connection broke, and the server cannot go on in the middle of a file")
+                raise Changed("the connection broke, and the server cannot resume a file")
             try:
                 while content := answer.read(CHUNK_BYTES):
                     yield content
@@ -52,7 +53,7 @@ class WebStore:
 
 
 def _open(url: str, headers: Mapping[str, str]) -> Any:
-    """Return the answer. Raises Broken where it may be asked for again, else UsageError."""
+    """Return the response. Raises Broken if the request can be retried, else UsageError."""
     request = urllib.request.Request(
         url, headers={"Accept-Encoding": "identity", "User-Agent": "synthia-batch", **headers}
     )
@@ -60,17 +61,15 @@ def _open(url: str, headers: Mapping[str, str]) -> Any:
         return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as exc:
         with exc:
-            if exc.code in _AGAIN:
-                asked = exc.headers.get("Retry-After", "")
-                raise Broken(
-                    f"the server answers {exc.code}", float(asked) if asked.isdigit() else 0.0
-                ) from exc
+            if exc.code in _RETRIABLE:
+                asked_seconds = parse_retry_after(exc.headers.get("Retry-After", ""))
+                raise Broken(f"the server answers {exc.code}", asked_seconds) from exc
             raise UsageError(
-                f"{_shorten(url)}: the server answers {exc.code} {exc.reason}; check the address, "
-                "and whether it is open to you"
+                f"{_shorten(url)}: the server answers {exc.code} {exc.reason}; check the address and "
+                "your access to it"
             ) from exc
     except (http.client.InvalidURL, ValueError) as exc:
-        raise UsageError(f"{_shorten(url)}: is no address: {exc}") from exc
+        raise UsageError(f"{_shorten(url)}: not a valid address: {exc}") from exc
     except (http.client.HTTPException, OSError) as exc:
         raise Broken(str(getattr(exc, "reason", None) or exc) or repr(exc)) from exc
 
@@ -80,6 +79,6 @@ def _read_version(headers: Mapping[str, str]) -> str | None:
 
 
 def _shorten(url: str) -> str:
-    """Return the address without what may be secret: user, password and query."""
+    """Return the address without the parts that can be secret: user, password and query."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub: files of rows, fetched once into the Hub's own cache."""
+"""Datasets of the Hugging Face Hub, downloaded once into the Hub's own cache."""
 
 import glob
 import logging
@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import UsageError
-from synthia_batch.inputs.fetch.file_types import IN_DIRECTORIES, KINDS, PACKINGS, LocatedFile, split_name
+from synthia_batch.inputs.fetch.file_types import LocatedFile, is_row_file, list_row_endings
 from synthia_batch.inputs.remote.fetch import match_names
 
 _log = logging.getLogger(__name__)
@@ -23,9 +23,9 @@ FORM = "hf://datasets/OWNER/NAME[@REVISION]/PATH"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubAddress:
-    """What an address names. `path` is a file, a directory or a pattern, empty for all of the dataset."""
+    """The parts of an address. `path` is a file, a directory or a pattern, empty for the whole dataset."""
 
-    said: str
+    url: str
     name: str
     revision: str | None
     path: str
@@ -33,33 +33,31 @@ class HubAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Listed:
-    """The files of a dataset. `commit` is None where they are those of the Hub's cache."""
+    """The files of a dataset. `commit` is None if they are from the Hub's cache."""
 
     files: tuple[str, ...]
     commit: str | None
 
 
-def fetch_dataset(said: str, *, makes: bool = True) -> list[LocatedFile]:
-    """Return the files of rows that an address on the Hub names, sorted by name.
-
-    Without `makes`, those alone that are in the Hub's cache.
+def fetch_dataset(url: str, *, makes: bool = True) -> list[LocatedFile]:
+    """Return the files of rows at an address on the Hub, sorted by name; only cached ones without `makes`.
 
     Raises:
-        UsageError: The address is none, or its files are not to be had.
+        UsageError: The address is invalid, or its files cannot be downloaded.
     """
-    address = _parse(said)
-    keep_private()  # Before the Hub's library is there: it reads its switches once.
+    address = _parse(url)
+    keep_private()  # The Hub's library reads these settings once, on import.
     listed = _list_files(address, asks_hub=makes)
     wanted = select_rows(listed.files, address.path)
     if not wanted:
-        raise UsageError(f"{said}: there is no such file of rows; there are: {_shorten(listed.files)}")
+        raise UsageError(f"{url}: no such file of rows; the dataset has: {_shorten(listed.files)}")
     folder = _fetch(address, listed, wanted)
-    prefix = said[: len(said) - len(address.path)].rstrip("/") if address.path else said.rstrip("/")
+    prefix = url.removesuffix(address.path).rstrip("/")
     return [LocatedFile(path=folder / name, shown=f"{prefix}/{name}") for name in wanted]
 
 
 def select_rows(files: Sequence[str], path: str) -> list[str]:
-    """Return those of `files` that `path` names: one, those of a directory, or those that fit a pattern."""
+    """Return the `files` that `path` names: one, those of a directory, or those that match a pattern."""
     path = path.strip("/")
     if path in files:
         return [path]
@@ -67,21 +65,16 @@ def select_rows(files: Sequence[str], path: str) -> list[str]:
     if matched:
         return matched
     below = [name for name in files if not path or name.startswith(f"{path}/")]
-    return sorted(name for name in below if _is_rows(name))
+    return sorted(name for name in below if is_row_file(name))
 
 
-def _is_rows(name: str) -> bool:
-    is_hidden = any(part.startswith(".") for part in name.split("/"))
-    return not is_hidden and split_name(name.rpartition("/")[2]).kind in IN_DIRECTORIES
-
-
-def _parse(said: str) -> HubAddress:
-    found = _ADDRESS.fullmatch(said)
+def _parse(url: str) -> HubAddress:
+    found = _ADDRESS.fullmatch(url)
     if found is None:
-        raise UsageError(f"{said}: write it as {FORM}")
+        raise UsageError(f"{url}: expected the form {FORM}")
     revision = found["revision"]
     return HubAddress(
-        said=said,
+        url=url,
         name=found["name"],
         revision=unquote(revision) if revision else None,
         path=found["path"] or "",
@@ -89,7 +82,7 @@ def _parse(said: str) -> HubAddress:
 
 
 def _list_files(address: HubAddress, *, asks_hub: bool) -> _Listed:
-    """Return what the Hub lists, or where it does not answer, what its cache holds."""
+    """Return the Hub's list of files, or those of its cache if the Hub cannot be reached."""
     from huggingface_hub import HfApi
 
     reason: Exception | None = None
@@ -99,14 +92,14 @@ def _list_files(address: HubAddress, *, asks_hub: bool) -> _Listed:
             names = tuple(file.rfilename for file in info.siblings or ())
             return _Listed(files=names, commit=info.sha)
         except Exception as exc:
-            # Which errors the network has depends on the HTTP library under the Hub's.
+            # The types of network errors depend on the HTTP library under the Hub's.
             reason = exc
     try:
         folder = _download(address, address.revision, _list_patterns(address.path), is_local=True)
     except Exception as exc:
         raise UsageError(_explain(address, reason or exc)) from exc
     if reason is not None:
-        _log.info(f"{address.said}: the Hub is not reached; read are the files that its cache has")
+        _log.info(f"{address.url}: the Hub cannot be reached; using the files in its cache")
     return _Listed(files=tuple(_list_below(folder)), commit=None)
 
 
@@ -125,10 +118,10 @@ def _fetch(address: HubAddress, listed: _Listed, wanted: Sequence[str]) -> Path:
         for name in wanted:
             (folder / name).stat()
         return folder
-    except Exception:  # Not all of it is in the cache.
-        _log.info(f"{address.said}: fetching {len(wanted)} files at commit {listed.commit[:12]}")
+    except Exception:  # Some files are not in the cache.
+        _log.info(f"{address.url}: downloading {len(wanted)} files at commit {listed.commit[:12]}")
     try:
-        # By its name, not by the commit: so the cache knows it by that, too, without a network.
+        # By revision and not by commit, so that the cache can resolve the revision offline.
         return _download(address, address.revision, patterns)
     except Exception as exc:
         raise UsageError(_explain(address, exc)) from exc
@@ -137,11 +130,7 @@ def _fetch(address: HubAddress, listed: _Listed, wanted: Sequence[str]) -> Path:
 def _download(
     address: HubAddress, revision: str | None, patterns: Sequence[str], *, is_local: bool = False
 ) -> Path:
-    """Return the snapshot's folder with the files in it that fit, or `is_local`, what the cache has of them.
-
-    Raises:
-        Exception: They are not to be had.
-    """
+    """Return the snapshot's folder with the files that match, only those in the cache if `is_local`."""
     from huggingface_hub import snapshot_download
 
     return Path(
@@ -156,40 +145,39 @@ def _download(
 
 
 def _list_patterns(path: str) -> list[str]:
-    """Return patterns that the files of rows fit which `path` may name: only those are asked of the cache."""
+    """Return patterns of the files of rows that `path` can name, for a look-up in the cache."""
     path = path.strip("/")
     if glob.has_magic(path):
         return [path]
-    endings = [f"{kind}{packing}" for kind, name in KINDS.items() for packing in ("", *PACKINGS)
-               if name in IN_DIRECTORIES]  # fmt: skip
-    return [*([path] if path else []), *(f"{path}/*{end}" if path else f"*{end}" for end in endings)]
+    folder = f"{path}/" if path else ""
+    return [*([path] if path else []), *(f"{folder}*{ending}" for ending in list_row_endings())]
 
 
 def _escape(name: str) -> str:
-    """Return a pattern that just this name fits."""
+    """Return a pattern that matches only this name."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _explain(address: HubAddress, error: Exception) -> str:
-    """Return why the Hub did not give the dataset, and what to do about it."""
+    """Return the reason why the dataset cannot be downloaded, and what to do about it."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/datasets/{address.name}"
     token = "set HF_TOKEN, or `hf auth login`"
     if isinstance(error, errors.GatedRepoError):
-        why = f"it is gated: ask for access at {page}, and {token}"
+        why = f"it is gated: request access at {page}, and {token}"
     elif isinstance(error, errors.RevisionNotFoundError):
         why = f"it has no revision {address.revision!r}; see {page}/tree/main"
     elif isinstance(error, errors.RepositoryNotFoundError):
         why = f"there is no such dataset, or it is private: check the name, and {token}"
     elif isinstance(error, errors.HFValidationError):
-        why = f"that is no name of a dataset; write it as {FORM}"
+        why = f"not a valid name of a dataset; expected the form {FORM}"
     elif isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
-        why = "the Hub is not reached, and its cache has not got it; check the network, or HF_HUB_OFFLINE"
+        why = "the Hub cannot be reached, and it is not in its cache; check the network, or HF_HUB_OFFLINE"
     else:
         first = str(error).strip().partition("\n")[0]
         why = f"{first[:300] or repr(error)}; check the network"
-    return f"{address.said}: the Hub did not give it: {why}"
+    return f"{address.url}: cannot be downloaded: {why}"
 
 
 def _shorten(names: Sequence[str]) -> str:

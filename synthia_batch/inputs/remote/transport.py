@@ -1,4 +1,4 @@
-"""What a place on another machine must be able to do: look, list, and read on from any byte."""
+"""The interface of remote stores: look up a file, list files, read from any byte on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Broken(Exception):
-    """A request that may be made again. `pause_seconds` is how long the server asks to wait."""
+    """A failed request that can be retried. `pause_seconds` is the pause that the server asks for."""
 
     def __init__(self, message: str, pause_seconds: float = 0.0) -> None:
         super().__init__(message)
@@ -14,13 +14,14 @@ class Broken(Exception):
 
 
 class Changed(Exception):
-    """What is there is not what was begun with: it has to be fetched from its start."""
+    """The remote file changed during the download, which has to start again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:
-    """A file on another machine. `url` is shown: it has no secrets. `size` in bytes and `version` as far
-    as the server tells them.
+    """A file on another machine. `url` is for messages and holds no secrets.
+
+    `size`, in bytes, and `version` are None if the server does not report them.
     """
 
     url: str
@@ -30,10 +31,10 @@ class RemoteFile:
 
 
 class RemoteStore(Protocol):
-    """Where files are, on one server or in one bucket."""
+    """The files of one server or one bucket."""
 
     def look(self, key: str) -> RemoteFile | None:
-        """Return the file of that key, None where there is none. Raises Broken, UsageError."""
+        """Return the file of that key, None if there is none. Raises Broken, UsageError."""
 
     def list_keys(self, prefix: str) -> list[str]:
         """Return the keys of all files below `prefix`. Raises Broken, UsageError."""

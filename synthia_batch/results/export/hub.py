@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from synthia_batch.core.backoff import Backoff, BackoffPolicy, parse_retry_after
 from synthia_batch.errors import StoreUnreachable, UsageError
 from synthia_batch.results.export.hub_dataset import PushedFile
 
@@ -73,8 +74,13 @@ def push_files(
     from huggingface_hub import HfApi
 
     pusher = _Pusher(HfApi(), files, target)
-    end = time.monotonic() + retry_seconds
-    pause = FIRST_PAUSE_SECONDS
+    policy = BackoffPolicy(
+        first_seconds=FIRST_PAUSE_SECONDS,
+        longest_seconds=LONGEST_PAUSE_SECONDS,
+        longest_asked_seconds=RETRY_SECONDS,
+        max_seconds=retry_seconds,
+    )
+    backoff = Backoff(policy)
     while True:
         try:
             return pusher.push()
@@ -85,15 +91,14 @@ def push_files(
             refusal = _explain_refusal(target, exc)
             if refusal is not None:
                 raise UsageError(refusal) from exc
-            wait = max(pause, _read_retry_after(exc))
-            if time.monotonic() + wait > end:
+            pause = backoff.next_pause(_read_retry_after(exc))
+            if pause is None:
                 raise StoreUnreachable(
                     f"{target.repository}: the Hub did not accept the push: {_shorten(exc)}\n"
                     "  run the same command again: it does not repeat finished uploads"
                 ) from exc
-            _log.info(f"{target.repository}: {_shorten(exc)}; retrying in {wait:.0f} s")
-            time.sleep(wait)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            _log.info(f"{target.repository}: {_shorten(exc)}; retrying in {pause:.0f} s")
+            time.sleep(pause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +215,7 @@ def _explain_refusal(target: PushTarget, error: Exception) -> str | None:
 
 def _read_retry_after(error: Exception) -> float:
     response = _find_response(error)
-    if response is None:
-        return 0.0
-    text = str(response.headers.get("retry-after", ""))
-    return min(float(text), RETRY_SECONDS) if text.isdigit() else 0.0
+    return 0.0 if response is None else parse_retry_after(str(response.headers.get("retry-after", "")))
 
 
 def _shorten(error: Exception) -> str:

@@ -150,9 +150,9 @@ def _read_template(merged: Merged) -> str | None:
 
 def _name_copies(explicit: Job, resolved: ResolvedInput) -> Job:
     """Return `explicit` with stdin replaced by the saved copy: it cannot be read a second time."""
-    if resolved.said == explicit.input.paths:
+    if resolved.paths == explicit.input.paths:
         return explicit
-    paths = resolved.said[0] if isinstance(explicit.input.path, str) else resolved.said
+    paths = resolved.paths[0] if isinstance(explicit.input.path, str) else resolved.paths
     return explicit.model_copy(update={"input": explicit.input.model_copy(update={"path": paths})})
 
 

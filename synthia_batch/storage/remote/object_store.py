@@ -8,12 +8,12 @@ client's own retries are off: this module and the lease decide whether a request
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from synthia_batch.core.backoff import Backoff, BackoffPolicy
 from synthia_batch.errors import StorageFailed, StoreUnreachable, UsageError
 
 _log = logging.getLogger(__name__)
@@ -174,8 +174,14 @@ class ObjectStore:
     def _try(self, doing: str, key: str, call: Callable[[], _T]) -> _T:
         from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
-        end = time.monotonic() + self._patience.seconds
-        for pause in _list_pauses():
+        backoff = Backoff(
+            BackoffPolicy(
+                first_seconds=FIRST_PAUSE_SECONDS,
+                longest_seconds=LONGEST_PAUSE_SECONDS,
+                max_seconds=self._patience.seconds,
+            )
+        )
+        while True:
             try:
                 answer = call()
                 self._is_told = False
@@ -191,7 +197,8 @@ class ObjectStore:
             # A timeout, a reset connection, 500, 503, 429: the library has one error for them all, and
             # for what will never work, such as a name that is no bucket's, too.
             except (BaseError, OSError) as exc:
-                if self._closing.is_set() or time.monotonic() + pause > end:
+                pause = None if self._closing.is_set() else backoff.next_pause()
+                if pause is None:
                     raise StoreUnreachable(
                         f"could not {doing} {self._name(key)}, tried for {self._patience.seconds:.0f} s: "
                         f"{_shorten(exc)}\n"
@@ -200,7 +207,6 @@ class ObjectStore:
                     ) from exc
                 self._tell_of_waiting(exc, pause)
             self._closing.wait(pause)
-        raise AssertionError("the pauses never end")
 
     def _tell_of_waiting(self, error: Exception, pause: float) -> None:
         # Once, until it answers again; a hiccup is not worth a line.
@@ -253,13 +259,6 @@ def open_object_store(url: str, patience: Patience) -> ObjectStore:
 def _find_endpoint() -> str:
     names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL")
     return next((os.environ[name] for name in names if os.environ.get(name)), "")
-
-
-def _list_pauses() -> Iterator[float]:
-    pause = FIRST_PAUSE_SECONDS
-    while True:
-        yield pause
-        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 
 def _name_type(key: str) -> str:

@@ -15,13 +15,14 @@ from typing import TypeVar
 import httpx2
 import openai
 
+from synthia_batch.core.backoff import Backoff
 from synthia_batch.core.types import Failed, Message, Outcome, Request
 from synthia_batch.errors import PoolFailed, SampleRefused, UsageError
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import EngineFacts, Placement
 from synthia_batch.workers.openai.errors import RequestFailed, ServerAway, api_errors
 from synthia_batch.workers.openai.protocol import ServedModel, ServedModels, build_body, parse, read_answer
-from synthia_batch.workers.openai.retry import Patience, count_pauses
+from synthia_batch.workers.openai.retry import BACKOFF, Patience
 from synthia_batch.workers.openai.settings import parse_settings
 
 STEP_SECONDS = 0.2
@@ -140,8 +141,8 @@ class OpenAIEngine:
 
     async def _generate(self, request: Request) -> Outcome:
         """Return the outcome of `request`, sent as often as necessary."""
-        tries = 0
-        for pause in count_pauses():
+        tries, backoff = 0, Backoff(BACKOFF)
+        while True:
             await self._server.wait_for_turn()
             try:
                 outcome = await self._send(request)
@@ -149,17 +150,16 @@ class OpenAIEngine:
                 self._server.note_answer()
                 return Failed(ordinal=request.ordinal, code=refused.code, message=str(refused))
             except ServerAway as away:
-                await self._server.wait_out(away, pause)
+                await self._server.wait_out(away, backoff)
             except RequestFailed as failed:
                 tries += 1
                 if tries >= TRIES and await self._is_working():
                     message = f"the server failed at it {TRIES} times: {failed}"
                     return Failed(ordinal=request.ordinal, code="engine_error", message=message)
-                await self._server.wait_out(failed, pause)
+                await self._server.wait_out(failed, backoff)
             else:
                 self._server.note_answer()
                 return outcome
-        raise RuntimeError("unreachable: the pauses have no end")
 
     async def _send(self, request: Request) -> Outcome:
         body = build_body(self._spec, self._settings, request)
@@ -187,7 +187,8 @@ class OpenAIEngine:
         return model
 
     async def _retry(self, call: Callable[[], Awaitable[Result]]) -> Result:
-        for pause in count_pauses():
+        backoff = Backoff(BACKOFF)
+        while True:
             try:
                 return await call()
             except ServerAway as away:
@@ -196,10 +197,9 @@ class OpenAIEngine:
                         f"no server answers at {self._settings.base_url} ({away}): start it, or set its "
                         "address with --base-url; finished samples are kept"
                     ) from None
-                await self._server.wait_out(away, pause)
+                await self._server.wait_out(away, backoff)
             except RequestFailed as failed:
-                await self._server.wait_out(failed, pause)
-        raise RuntimeError("unreachable: the pauses have no end")
+                await self._server.wait_out(failed, backoff)
 
     async def _find_model(self) -> ServedModel:
         with api_errors(self._settings.base_url, self._key):

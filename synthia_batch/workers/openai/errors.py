@@ -1,14 +1,12 @@
 """Classifies the errors of the openai client by the action they need, never by a message's text."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
-from time import time
 
 import httpx2
 import openai
 
+from synthia_batch.core.backoff import parse_retry_after
 from synthia_batch.errors import SampleRefused, UsageError
 from synthia_batch.workers.openai.protocol import CONTENT_FILTER, BrokenAnswer
 
@@ -70,7 +68,8 @@ def _classify(exc: openai.APIStatusError, base_url: str, api_key: str) -> Except
     if status in SHUT_OUT:
         return UsageError(explain_shut_out(status, base_url, "" if status in (401, 403) else message))
     if status in AWAY:
-        return ServerAway(f"HTTP {status}", wait_seconds=_read_wait(exc))
+        asked_seconds = parse_retry_after(exc.response.headers.get("retry-after", ""))
+        return ServerAway(f"HTTP {status}", wait_seconds=asked_seconds)
     if status in REFUSED:
         return SampleRefused(_choose_code(exc), f"the server refuses it (HTTP {status}): {message}")
     if status < 500 and status not in (408, 409):
@@ -104,16 +103,3 @@ def _clean(exc: openai.APIStatusError, api_key: str) -> str:
     message = exc.body.get("message") if isinstance(exc.body, dict) else None
     text = " ".join(str(message or exc.response.reason_phrase).split())
     return text.replace(api_key, "...")[:_MESSAGE_CHARACTERS]
-
-
-def _read_wait(exc: openai.APIStatusError) -> float:
-    """Return the seconds of Retry-After, which contains seconds or a date; 0 without one."""
-    value = exc.response.headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time()
-        except (TypeError, ValueError):
-            return 0.0
-    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -1,17 +1,15 @@
 """How long a server that is busy or away is waited for, and when each request comes back to it."""
 
 import asyncio
-import random
 import time
-from collections.abc import Iterator
 
+from synthia_batch.core.backoff import Backoff, BackoffPolicy
 from synthia_batch.errors import PoolFailed
 from synthia_batch.job.engine_settings import EndpointSettings
 from synthia_batch.workers.openai.errors import RequestFailed, ServerAway
 
-FIRST_PAUSE_SECONDS = 0.5
-MOST_PAUSE_SECONDS = 20.0
-"""Between two tries: doubled each time, and some of it left to chance, so that not all come back at once."""
+BACKOFF = BackoffPolicy(first_seconds=0.5, longest_seconds=20.0, least_share=0.5)
+"""Between two tries of one request. The limit is `Patience`, which all requests of an engine share."""
 
 
 class Patience:
@@ -31,7 +29,7 @@ class Patience:
         while (left := self._open_at - time.monotonic()) > 0:
             await asyncio.sleep(left)
 
-    async def wait_out(self, trouble: ServerAway | RequestFailed, pause_seconds: float) -> None:
+    async def wait_out(self, trouble: ServerAway | RequestFailed, backoff: Backoff) -> None:
         """Return after a pause, or after the longer one that the server asks for.
 
         Raises:
@@ -50,12 +48,4 @@ class Patience:
                 "how long a server may be away)"
             )
         self._open_at = max(self._open_at, now + asked_seconds)
-        await asyncio.sleep(max(asked_seconds, pause_seconds * random.uniform(0.5, 1.0)))
-
-
-def count_pauses() -> Iterator[float]:
-    """Yield the seconds to wait after each try: twice as many each time, up to a limit."""
-    pause = FIRST_PAUSE_SECONDS
-    while True:
-        yield pause
-        pause = min(MOST_PAUSE_SECONDS, 2 * pause)
+        await asyncio.sleep(backoff.next_pause(asked_seconds) or 0.0)

@@ -1,0 +1,69 @@
+"""The base of the readers: a source of one file, read alone or as one of several."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.core.types import Row
+from synthia_batch.inputs.base import Columns, FileScan, Scan, Selection
+from synthia_batch.inputs.readers.file_state import ReadCursor, Watched
+from synthia_batch.inputs.readers.scan import InputScan, refuse_duplicates, refuse_empty, scan_files
+
+
+class FileSource(ABC):
+    """A file of rows; implements `Source`. A reader of a format adds the four abstract methods."""
+
+    empty_hint = ""
+    """Added to the message about a file without rows."""
+
+    def __init__(self, path: Path, shown: Path | str | None = None) -> None:
+        """Read `path`; `shown` is its name in messages."""
+        self._path = path
+        self._shown = path if shown is None else shown
+        self._watched = Watched(path, self._shown)
+        self._cursor = ReadCursor()
+
+    @abstractmethod
+    def detect(self, selection: Selection) -> Columns:
+        """Return the columns; see `Source.detect`."""
+
+    @abstractmethod
+    def peek(self, count: int) -> list[dict[str, Any]]:
+        """Return the first records; see `Source.peek`."""
+
+    @abstractmethod
+    def scan_into(self, input_scan: InputScan) -> FileScan:
+        """Check the selected rows, add the results to `input_scan`, and return the rows' positions."""
+
+    @abstractmethod
+    def _iterate_rows(self, scan: Scan, first: int) -> Iterator[Row]:
+        """Yield every row from `first` on."""
+
+    @property
+    def shown(self) -> str:
+        """The file, as the user named it."""
+        return str(self._shown)
+
+    def locate(self, row: Row) -> str:
+        """Return the place of `row`, as file:line."""
+        return f"{self._shown}:{row.line}"
+
+    def locate_pair(self, row: Row, other: "FileSource", earlier: Row) -> tuple[str, str]:
+        """Return the places of `row` and of an `earlier` one in this or another file."""
+        return self.locate(row), f"at {other.locate(earlier)}"
+
+    def scan(
+        self, selection: Selection, scratch: Path, on_progress: Callable[[int], None] | None = None
+    ) -> Scan:
+        """Check every selected row in one pass; see `Source.scan`."""
+        scan = scan_files([self], selection, scratch, on_progress)
+        if scan is None:
+            raise refuse_empty(self._shown, self.empty_hint)
+        refuse_duplicates(scan, self.read_rows, lambda row, earlier: self.locate_pair(row, self, earlier))
+        return scan
+
+    def read_rows(self, scan: Scan, first: int, stop: int) -> Iterator[Row]:
+        """Yield the rows `first` to `stop` (excluded); see `Source.read_rows`."""
+        self._watched.check(scan.size)
+        return self._cursor.read(scan, first, min(stop, scan.rows), self._iterate_rows)

@@ -1,0 +1,82 @@
+"""The lines of a JSONL file, with their byte offsets, and the object of each."""
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from synthia_batch.inputs.base import Checkpoint
+from synthia_batch.inputs.records.faults import RowFault
+from synthia_batch.inputs.records.messages import describe
+from synthia_batch.inputs.records.strict_json import parse_json
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""A longer line indicates another format, or lost line ends."""
+READ_BUFFER_BYTES = 1024 * 1024
+
+
+class Line(NamedTuple):
+    """A line that is not blank. `content` is None if it exceeds MAX_LINE_BYTES."""
+
+    number: int
+    offset: int
+    content: bytes | None
+
+
+def parse_line(line: Line) -> tuple[dict[str, Any], str]:
+    """Return the object of a line, and the line's text.
+
+    Raises:
+        RowFault: The line is too long, or not UTF-8, or not one JSON object.
+    """
+    if line.content is None:
+        raise RowFault(f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB; is this JSONL?")
+    try:
+        text = line.content.rstrip(b"\r\n").decode()
+        record = parse_json(text)
+    except UnicodeDecodeError as exc:
+        raise RowFault(
+            f"not valid UTF-8: byte {exc.start + 1} of the line is 0x{line.content[exc.start]:02x}"
+            f"{_hint_truncated(line.content)}"
+        ) from exc
+    except RowFault as exc:
+        raise RowFault(f"{exc}{_hint_truncated(line.content)}") from exc
+    if type(record) is not dict:
+        raise RowFault(f"a line must be a JSON object, not {describe(record)}")
+    return record, text
+
+
+def _hint_truncated(content: bytes) -> str:
+    return "" if content.endswith(b"\n") else "; the file ends inside this line and is probably truncated"
+
+
+def iterate_lines(file: BinaryIO, start: Checkpoint) -> Iterator[Line]:
+    """Yield the lines of `file` that are not blank; its position is `start`."""
+    offset, number = start.offset, start.line
+    while content := file.readline(MAX_LINE_BYTES + 1):
+        size = len(content)
+        if size > MAX_LINE_BYTES and not content.endswith(b"\n"):
+            size += _skip_line(file)
+            yield Line(number, offset, None)
+        elif not content.isspace():
+            if offset == 0 and content.startswith(codecs.BOM_UTF8):
+                content = content[len(codecs.BOM_UTF8) :]
+            if not content.isspace() and content:
+                yield Line(number, offset, content)
+        offset += size
+        number += 1
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Skip to the next line, and return the number of bytes skipped."""
+    size = 0
+    while content := file.readline(READ_BUFFER_BYTES):
+        size += len(content)
+        if content.endswith(b"\n"):
+            break
+    return size
+
+
+def open_lines(path: Path) -> BinaryIO:
+    """Open the file for `iterate_lines`."""
+    return path.open("rb", buffering=READ_BUFFER_BYTES)

@@ -1,0 +1,154 @@
+"""Decodes ranges of rows of a Parquet file to Python values and rows, in small batches."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from synthia_batch.core.types import Row
+from synthia_batch.inputs.base import Columns, Scan
+from synthia_batch.inputs.readers.arrow_types import leave_out_nulls, list_values
+from synthia_batch.inputs.records.record import RecordParser, Values
+
+BATCH_ROWS = 1024
+"""Maximum number of rows decoded at a time."""
+BATCH_BYTES = 8 * 1024 * 1024
+"""Fewer than BATCH_ROWS rows are decoded where they would exceed this size."""
+READ_BUFFER_BYTES = 1024 * 1024
+LIBRARY_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+"""Raised by pyarrow on damaged files, as tests/inputs/test_fuzz.py shows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocatedBatch:
+    """A record batch, and the index of its first row."""
+
+    first: int
+    batch: pa.RecordBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The Python values of consecutive rows, by column. `first` is the index of the first row."""
+
+    first: int
+    rows: int
+    texts: list[Any]
+    systems: list[Any]
+    ids: list[Any]
+    samplings: list[Any]
+    tools: list[Any]
+    kept: list[list[Any]]
+
+    def iterate_values(self) -> Iterator[Values]:
+        """Yield the values of each row, without the kept columns."""
+        columns = (self.texts, self.systems, self.ids, self.samplings, self.tools)
+        return map(Values._make, zip(*columns, strict=True))
+
+
+def open_parquet(path: Path) -> parquet.ParquetFile:
+    """Open the file, which verifies page checksums. Raises LIBRARY_ERRORS if its footer is damaged."""
+    # Without pre-buffering a column chunk is read by pages, which bounds memory for huge row groups.
+    file = parquet.ParquetFile(
+        path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+    )
+    groups = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+    # pyarrow does not validate these numbers; they can be negative.
+    if min(groups, default=0) < 0 or sum(groups) != file.metadata.num_rows:
+        raise ValueError(f"its footer counts {file.metadata.num_rows} rows, its row groups {sum(groups)}")
+    return file
+
+
+def iterate_batches(
+    file: parquet.ParquetFile, columns: Columns, first: int, stop: int
+) -> Iterator[LocatedBatch]:
+    """Yield the used columns of the rows `first` to `stop` (excluded), from the row group of `first` on."""
+    groups = file.metadata.num_row_groups
+    group, start = 0, 0
+    while group < groups and start + file.metadata.row_group(group).num_rows <= first:
+        start += file.metadata.row_group(group).num_rows
+        group += 1
+    batches = file.iter_batches(
+        batch_size=choose_batch_rows(file.metadata),
+        row_groups=range(group, groups),
+        # Columns that only a template asks about may be missing.
+        columns=[name for name in columns.used if name in file.schema_arrow.names],
+        use_threads=False,
+    )
+    for batch in batches:
+        end = start + batch.num_rows
+        if end > first:
+            from_, to = max(first, start), min(stop, end)
+            yield LocatedBatch(first=from_, batch=batch.slice(from_ - start, to - from_))
+        start = end
+        if start >= stop:
+            return
+
+
+def choose_batch_rows(metadata: parquet.FileMetaData) -> int:
+    """Return the number of rows of a batch, by the average row of the row group with the longest ones."""
+    widths: Iterator[int] = (
+        metadata.row_group(group).total_byte_size // max(1, metadata.row_group(group).num_rows)
+        for group in range(metadata.num_row_groups)
+    )
+    width = max(widths, default=1)
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, width)))
+
+
+def convert_batch(batch: pa.RecordBatch, first: int, columns: Columns) -> Batch:
+    """Return the Python values of `batch`. Raises ValueError if a value has no Python counterpart."""
+
+    def values(name: str | None) -> list[Any]:
+        if name is None:
+            return [None] * batch.num_rows
+        try:
+            return list_values(batch.column(batch.schema.get_field_index(name)))
+        except (ValueError, OverflowError) as exc:
+            raise ValueError(f"column {name!r}: {describe_error(exc)}") from exc
+
+    reads = [name for name in columns.reads if name in batch.schema.names]
+    return Batch(
+        first=first,
+        rows=batch.num_rows,
+        texts=_join(values, reads, batch.num_rows) if columns.reads else values(columns.text),
+        systems=values(columns.system),
+        ids=values(columns.id),
+        samplings=values(columns.sampling),
+        tools=[leave_out_nulls(value) for value in values(columns.tools)],
+        kept=[values(name) for name in columns.keep],
+    )
+
+
+def _join(values: Callable[[str], list[Any]], names: list[str], rows: int) -> list[Any]:
+    """Return a mapping of the named columns' values for each row."""
+    if not names:
+        return [{} for _ in range(rows)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*map(values, names), strict=True)]
+
+
+def make_rows(batch: Batch, scan: Scan, parser: RecordParser) -> Iterator[Row]:
+    """Yield the rows of a batch that a scan has checked. Raises RowFault if a value has changed."""
+    stop = batch.first + batch.rows
+    names = [column.name for column in scan.kept]
+    kept = zip(*batch.kept, strict=True) if names else repeat((), batch.rows)
+    numbers = scan.duplicates.list_numbers(batch.first, stop)
+    for index, values, occurrence, own in zip(
+        range(batch.first, stop), batch.iterate_values(), numbers, kept, strict=True
+    ):
+        yield parser.make_row(
+            values,
+            index=index,
+            occurrence=occurrence,
+            kept=dict(zip(names, own, strict=True)) if names else {},
+            line=index + 1,
+        )
+
+
+def describe_error(exc: BaseException) -> str:
+    """Return the first line of an error's text: pyarrow appends its own stack."""
+    lines = str(exc).strip().splitlines()
+    return lines[0][:300] if lines else type(exc).__name__
