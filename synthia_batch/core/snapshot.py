@@ -1,4 +1,4 @@
-"""How far an attempt is and what its workers do, at one moment: for the bar and for metrics."""
+"""Progress of an attempt and its workers at one moment, for the progress bar and the metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 class WorkerSnapshot:
     """One worker. `state` is starting, loading, ready, restarting or given up.
 
-    `restarts` counts the times that it was lost and began again, `busy_seconds` those in which its
-    engine had requests, `in_flight` the samples that it holds.
+    `busy_seconds` is the time during which its engine had requests, `in_flight` the number of samples
+    that it holds.
     """
 
     worker: int
@@ -21,10 +21,10 @@ class WorkerSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressSnapshot:
-    """`ended`, of which `failed`, and `total` are samples over all attempts; the rest is of this one.
+    """`ended` (including `failed`) and `total` count samples over all attempts; the rest, this one's.
 
-    `finished` samples were made, of which `truncated` were cut off at max_tokens; `failures` counts
-    those that could not be made, by code. Tokens are of requests that ended.
+    `truncated` of the `finished` were cut off at max_tokens; `failures` counts failed samples by code.
+    Tokens are those of completed requests.
     """
 
     ended: int
