@@ -1,4 +1,4 @@
-"""Progress of an attempt and state of its workers at one moment, for the display and metrics."""
+"""Progress of an attempt and its workers at one moment, for the progress bar and the metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from synthia_batch.core.events import Event
 class WorkerSnapshot:
     """One worker. `state` is starting, loading, ready, restarting or given up.
 
-    It was restarted `restarts` times, its engine had requests for `busy_seconds`, and it holds
-    `in_flight` samples.
+    It was restarted `restarts` times. `busy_seconds` is the time during which its engine had requests,
+    `in_flight` the number of samples that it holds.
     """
 
     worker: int
@@ -23,10 +23,10 @@ class WorkerSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressSnapshot(Event):
-    """`ended`, of which `failed`, and `total` are samples over all attempts; the rest is of this one.
+    """`ended` (including `failed`) and `total` count samples over all attempts; the rest, this one's.
 
-    `truncated` of the `finished` samples were cut off at max_tokens; `failures` counts the failed
-    ones by code. Tokens are of requests that ended.
+    `truncated` of the `finished` were cut off at max_tokens; `failures` counts failed samples by code.
+    Tokens are those of completed requests.
     """
 
     ended: int

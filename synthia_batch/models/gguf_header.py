@@ -1,11 +1,10 @@
-"""What the head of a GGUF file says, without reading its tensors: milliseconds for 70 GB.
+"""Metadata from the header of a GGUF file, without reading its tensors: milliseconds for 70 GB.
 
 Source: "GGUF" in ggml's docs/gguf.md, versions 2 and 3, little-endian.
 """
 
 import math
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,19 +13,19 @@ from synthia_batch.errors import ModelUnavailable
 
 _MAGIC = b"GGUF"
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""The struct format of each numeric type of a value, by its number."""
+"""The struct format of each numeric value type, by its number."""
 _STRING, _ARRAY = 8, 9
 _LONGEST_STRING = 2**24
-"""Bytes: no name, template or token comes near, and damage does."""
+"""In bytes, to detect damage: no name, template or token comes near it."""
 _KEPT = ("general.", "tokenizer.chat_template", "split.")
 BFLOAT16_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHeader:
-    """`values` are the file's own words about itself, `parameters` the number of its weights.
+    """`values` are metadata by key, `parameters` is the number of weights.
 
-    `least_bytes` is where the last of its tensors begins: a shorter file lacks something.
+    `least_bytes` is the offset of the last tensor: a shorter file is incomplete.
     """
 
     values: dict[str, Any]
@@ -35,50 +34,42 @@ class GgufHeader:
 
     @property
     def chat_template(self) -> str | None:
-        """The template that the file carries."""
+        """The chat template in the file, if any."""
         template = self.values.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
 
     @property
     def parts(self) -> int:
-        """Files that the model is split into by llama.cpp's gguf-split; 1 where it is not."""
+        """The number of files that llama.cpp's gguf-split has split the model into; 1 if it has not."""
         count = self.values.get("split.count", 1)
         return count if isinstance(count, int) and count > 1 else 1
 
     @property
     def dequantized_bytes(self) -> int:
-        """What the weights take in bfloat16."""
+        """The size of the weights in bfloat16."""
         return self.parameters * BFLOAT16_BYTES
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
-    """Return what the head of the GGUF file `path` says.
+    """Return the header of the GGUF file `path`.
 
     Raises:
-        ModelUnavailable: It cannot be read, or is no GGUF file.
+        ModelUnavailable: It cannot be read, or is not a complete GGUF file.
     """
     try:
         with path.open("rb") as file:
             header = _Reader(file).read()
             size = file.seek(0, 2)
     except OSError as exc:
-        raise ModelUnavailable(f"{path}: cannot be read: {exc.strerror}; name a file that can") from exc
+        raise ModelUnavailable(f"{path}: cannot be read: {exc.strerror}; check path and permissions") from exc
     except (ValueError, struct.error, UnicodeDecodeError, OverflowError) as exc:
-        raise ModelUnavailable(f"{path}: not a whole GGUF file: {exc}; fetch it again") from exc
+        raise ModelUnavailable(f"{path}: not a complete GGUF file: {exc}; download it again") from exc
     if size <= header.least_bytes:
         raise ModelUnavailable(
-            f"{path}: not a whole GGUF file: it has {size} bytes, and its last tensor begins behind "
-            f"{header.least_bytes}; fetch it again, with every part if it is split"
+            f"{path}: not a complete GGUF file: its last tensor starts at byte {header.least_bytes}, but "
+            f"it has {size} bytes; download it again, with every part if it is split"
         )
     return header
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tensor:
-    """`offset` is in bytes from the head's end."""
-
-    weights: int
-    offset: int
 
 
 class _Reader:
@@ -87,10 +78,10 @@ class _Reader:
 
     def read(self) -> GgufHeader:
         if self._file.read(4) != _MAGIC:
-            raise ValueError("it does not begin with GGUF")
+            raise ValueError("it does not start with GGUF")
         version = self._number("I")
         if version not in (2, 3):
-            raise ValueError(f"version {version} is none that is known (2 and 3 are)")
+            raise ValueError(f"expected version 2 or 3, got {version}")
         tensors, entries = self._number("Q"), self._number("Q")
         values = {}
         for _ in range(entries):
@@ -98,22 +89,16 @@ class _Reader:
             value = self._value(kind, keep=key.startswith(_KEPT))
             if value is not None:
                 values[key] = value
-        found = [self._read_tensor() for _ in range(tensors)]
-        last = max((tensor.offset for tensor in found), default=0)
-        return GgufHeader(
-            values=values,
-            parameters=sum(tensor.weights for tensor in found),
-            least_bytes=self._file.tell() + last,
-        )
-
-    def _read_tensor(self) -> "_Tensor":
-        self._string()
-        shape = [self._number("Q") for _ in range(self._number("I"))]
-        self._skip(4)  # its type
-        return _Tensor(weights=math.prod(shape), offset=self._number("Q"))
+        parameters = last_offset = 0
+        for _ in range(tensors):
+            self._string()
+            parameters += math.prod([self._number("Q") for _ in range(self._number("I"))])
+            self._skip(4)  # the tensor's type
+            last_offset = max(last_offset, self._number("Q"))  # in bytes from the end of the header
+        return GgufHeader(values=values, parameters=parameters, least_bytes=self._file.tell() + last_offset)
 
     def _value(self, kind: int, *, keep: bool) -> Any:
-        """Return a value, None for one that is passed over."""
+        """Return a value, None for one that is skipped."""
         if kind == _ARRAY:
             self._skip_array()
             return None
@@ -124,21 +109,19 @@ class _Reader:
 
     def _skip_array(self) -> None:
         kind, length = self._number("I"), self._number("Q")
-        if kind == _STRING:
-            self._repeat(length, lambda: self._skip(self._number("Q")))
-        elif kind == _ARRAY:
-            self._repeat(length, self._skip_array)
-        else:
+        if kind not in (_STRING, _ARRAY):
             self._skip(length * struct.calcsize("<" + _find_format(kind)))
-
-    def _repeat(self, times: int, skip: Callable[[], None]) -> None:
-        for _ in range(times):
-            skip()
+            return
+        for _ in range(length):
+            if kind == _STRING:
+                self._skip(self._number("Q"))
+            else:
+                self._skip_array()
 
     def _string(self) -> str:
         length = self._number("Q")
         if length > _LONGEST_STRING:
-            raise ValueError(f"a text of {length} bytes")
+            raise ValueError(f"a string of {length} bytes")
         return self._exactly(length).decode()
 
     def _number(self, form: str) -> Any:
@@ -148,7 +131,7 @@ class _Reader:
     def _exactly(self, count: int) -> bytes:
         data = self._file.read(count)
         if len(data) < count:
-            raise ValueError("it ends within its head")
+            raise ValueError("it ends within its header")
         return data
 
     def _skip(self, count: int) -> None:
@@ -157,5 +140,5 @@ class _Reader:
 
 def _find_format(kind: int) -> str:
     if kind not in _NUMBERS:
-        raise ValueError(f"a value of type {kind}")
+        raise ValueError(f"unknown value type {kind}")
     return _NUMBERS[kind]

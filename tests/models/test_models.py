@@ -16,7 +16,8 @@ from synthia_batch.core.digest import DigestCache
 from synthia_batch.core.telemetry import PRIVACY
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models import tokenizer_file
-from synthia_batch.models.locate import digest_model, locate_model, read_model_facts
+from synthia_batch.models.checkpoint import read_model_facts
+from synthia_batch.models.locate import digest_model, locate_model
 from synthia_batch.models.prompts.tokenizer import FastTokenizer
 from synthia_batch.models.tokenizer_file import find_tokenizer_file
 
@@ -65,7 +66,7 @@ def test_a_model_in_the_hubs_cache_is_found_without_a_network(
     assert (located.name, located.repo_id, located.revision) == (
         "migtissera/Synthia-7B", "migtissera/Synthia-7B", commit,
     )  # fmt: skip
-    with pytest.raises(ModelUnavailable, match="the Hub did not give it"):
+    with pytest.raises(ModelUnavailable, match="not available from the Hub"):
         locate_model("migtissera/Synthia-13B", None)
 
 
