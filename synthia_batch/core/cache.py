@@ -39,9 +39,6 @@ class KeptDirectory:
         """Return the directory; if it is missing or damaged, `build` first creates it at the path it gets.
 
         Replacing a damaged directory logs a warning. Concurrent callers build it only once.
-
-        Raises:
-            OSError: The cache cannot be written.
         """
         # The lock needs a writable cache, so it waits until there is something to write.
         if self.find_damage() is not None:

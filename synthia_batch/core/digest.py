@@ -125,11 +125,7 @@ def digest_json(value: Any) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return the canonical JSON of `value`: sorted keys, no spaces, unescaped UTF-8.
-
-    Raises:
-        ValueError: The value holds a NaN, an infinity or a lone surrogate.
-    """
+    """Return the canonical JSON of `value`: sorted keys, no spaces, unescaped UTF-8."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
 

@@ -57,11 +57,7 @@ def parse_count(value: Any, *, base: int = 1000) -> Any:
 
 
 def parse_token_length(value: Any) -> Any:
-    """Parse a number of tokens; 32K is 32,768, as usual for models.
-
-    Raises:
-        ValueError: `value` is none.
-    """
+    """Parse a number of tokens; 32K is 32,768, as usual for models."""
     return parse_count(value, base=1024)
 
 

@@ -45,11 +45,7 @@ class ModelFacts:
 
 
 def read_model_facts(path: Path) -> ModelFacts:
-    """Return the facts in the files of the model directory `path`.
-
-    Raises:
-        ModelUnavailable: A file cannot be read, or there is no usable tokenizer.
-    """
+    """Return the facts in the files of the model directory `path`."""
     config = _read_json(path / "config.json")
     tokenizer_config = _read_json(path / "tokenizer_config.json")
     text_config = config.get("text_config") or config

@@ -43,9 +43,6 @@ def run_requests(ad_hoc: AdHocRun, requests: Sequence[Request]) -> DrainReason |
     """Generate `requests`; return why the run stopped before the end, None if it did not.
 
     Engines load and end within the call; their logs go to a temporary directory.
-
-    Raises:
-        SynthiaBatchError: The engines do not work, or failed the canary check.
     """
     job = ad_hoc.job
     engine = dataclasses.replace(job.engine, settings={**job.engine.settings, **ad_hoc.settings})

@@ -32,13 +32,7 @@ def resolve_kept_job(directory: Path, command: str, explicit: Sequence[Layer]) -
 
 
 def resolve_remote_job(url: str, explicit: Sequence[Layer]) -> ResolvedJob:
-    """Return the job whose output is in the store at `url`, overridden by `explicit`. Changes nothing there.
-
-    Raises:
-        UsageError: There is no run, or it has no saved job.
-        StorageFailed: The store does not answer, or does not allow it.
-        IdentityMismatch: As for resolve_kept_job.
-    """
+    """Return the job of the output at `url`, overridden by `explicit`. Changes nothing there."""
     values = {**read_remote_job(url), "output": url}
     job = resolve_job([*explicit, Layer(origin="the run", values=values)])
     refuse_other_identity(job, RunDir(job.output))

@@ -92,9 +92,6 @@ def open_session(job: ResolvedJob, display: Display, events: EventBus | None = N
     """Lock and inspect the job's run directory during the block, with a pool that is ready to be started.
 
     Run, retry and partial runs all begin here. Subscribers of `events` get the run's events.
-
-    Raises:
-        SynthiaBatchError: As for run_job.
     """
     drain = open_drain(job.declared)
     with drain.listen(), lock_run(job, claims_remote=True) as session, start_pool(job) as starter:
@@ -126,9 +123,6 @@ def run_attempt(
 
     With `subset`, generate only those: the run is completed if nothing else was missing. With
     `reopen`, the failed samples that it selects count as missing.
-
-    Raises:
-        SynthiaBatchError: As for run_job.
     """
     with session.begin(reopen) as store:
         _record_command(session.events)

@@ -91,11 +91,6 @@ class Driver:
         """Drive until `dispatcher` is done; return why the run drained before, None if it did not.
 
         `take_over` returns the pool, which is starting: the first prompts are rendered meanwhile.
-
-        Raises:
-            PoolFailed: No worker is left, or none can start.
-            DeterminismBroken: A worker's answer to the canaries is wrong.
-            StorageFailed: A sample that ended could not be written.
         """
         self._dispatcher = dispatcher
         dispatcher.read_ahead()

@@ -113,11 +113,7 @@ class MultiTurnSession:
         self._conversations: dict[int, _Conversation] = {}
 
     def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:
-        """Return the first request for `sample`, or the one after the `turns` that are finished.
-
-        Raises:
-            SampleRefused: The prompt cannot be rendered, or the row names an adapter that is not there.
-        """
+        """Return the first request for `sample`, or the one after the `turns` that are finished."""
         conversation = _Conversation(sample, list(turns))
         request = self._make_request(conversation)
         if sample.row.follow_ups:

@@ -43,11 +43,7 @@ def storage_errors(doing: str, path: Path) -> Iterator[None]:
 
 
 def write_all(fd: int, data: Buffer) -> None:
-    """Write all of `data`, with as many system calls as it takes.
-
-    Raises:
-        OSError: As from os.write. Bytes written before it stay written.
-    """
+    """Write all of `data`, with as many system calls as it takes."""
     # A full disk, a quota or a signal may cut a write short without an error; the next call then
     # either continues or reports the cause.
     view = memoryview(data)  # of single bytes

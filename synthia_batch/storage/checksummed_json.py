@@ -12,12 +12,7 @@ _DIGEST = "digest"
 
 
 def digest_of(value: Mapping[str, Any]) -> str:
-    """Return the SHA-256, in hex, of the canonical JSON text of `value`.
-
-    Raises:
-        ValueError: A string contains a lone surrogate, or a number is not finite.
-        TypeError: A value has no JSON form.
-    """
+    """Return the SHA-256, in hex, of the canonical JSON text of `value`."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -25,11 +25,7 @@ class EventLog:
 
     @classmethod
     def open(cls, path: Path, clock: Callable[[], datetime]) -> Self:
-        """Open the log at `path`, or create it. `clock` returns the wall time, with its zone.
-
-        Raises:
-            StorageFailed: It cannot be opened or written.
-        """
+        """Open the log at `path`, or create it. `clock` returns the wall time, with its zone."""
         is_torn = _is_torn(path)
         with storage_errors("open", path):
             fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -38,11 +34,7 @@ class EventLog:
         return cls(path, fd, clock)
 
     def append(self, kind: str, **fields: Any) -> None:
-        """Append an event of this kind with its fields, which must be JSON values.
-
-        Raises:
-            StorageFailed: The write failed.
-        """
+        """Append an event of this kind with its fields, which must be JSON values."""
         event = {"time": self._clock().isoformat(timespec="milliseconds"), "kind": kind, **fields}
         with storage_errors("append to", self._path):
             write_all(self._fd, json.dumps(event).encode() + b"\n")

@@ -14,11 +14,7 @@ class RunDir:
     root: Path
 
     def create(self) -> None:
-        """Create the directories that every run has, if they are missing.
-
-        Raises:
-            StorageFailed: A directory cannot be created.
-        """
+        """Create the directories that every run has, if they are missing."""
         # The hidden one first: a directory with `data` but without it counts as somebody else's.
         for directory in (self.journals, self.logs, self.data):
             make_directory(directory)

@@ -88,11 +88,7 @@ class PartLedger:
         return cls(file, read.latest, writer.epoch)
 
     def append(self, shard_entry: ShardEntry) -> None:
-        """Record the expected content of a shard's parts, durably.
-
-        Raises:
-            StorageFailed: It may not be on disk: the parts must not be written.
-        """
+        """Record the expected content of a shard's parts, durably."""
         self._file.append(encode_frame(asdict(shard_entry)))
         # A part without an entry would be taken for a foreign file, so the entry is synced first.
         self._file.sync()
@@ -146,9 +142,6 @@ def repair_ledger(path: Path, writer: WriterEpoch, known: Mapping[int, ShardEntr
 
     A known entry overrides the frames. A shard whose frame is lost and which is not known loses its entry,
     and its parts count as foreign. Call it under the run's lock.
-
-    Raises:
-        StorageFailed: The file cannot be read or written. The old one is then still there.
     """
     latest: dict[int, ShardEntry] = {}
     with storage_errors("read", path), path.open("rb") as file:
@@ -161,11 +154,7 @@ def repair_ledger(path: Path, writer: WriterEpoch, known: Mapping[int, ShardEntr
 
 
 def decode_entry(value: Mapping[str, Any]) -> ShardEntry:
-    """Return the entry of which `value` holds the fields.
-
-    Raises:
-        KeyError, TypeError: `value` has other fields.
-    """
+    """Return the entry of which `value` holds the fields."""
     return ShardEntry(
         shard=value["shard"],
         epoch=value["epoch"],

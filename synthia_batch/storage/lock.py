@@ -92,10 +92,6 @@ class RunLock:
         """Begin the next epoch under the lock, and return the new owner.
 
         `after` is the last epoch, for callers that know it although its record is lost.
-
-        Raises:
-            IntegrityError: The record of the last owner, which holds the epoch, was altered.
-            StorageFailed: The new record could not be written.
         """
         if after is None:
             last = read_last_owner(self._run_dir)
@@ -193,9 +189,6 @@ def find_running(run_dir: RunDir) -> Owner | None:
     """Return the owner that is writing to the run now, or None. Never tries the lock: that would take it.
 
     An owner on another host cannot be checked and is assumed to be running.
-
-    Raises:
-        IntegrityError: As for read_owner.
     """
     owner = read_owner(run_dir.owner)
     if owner is None or (owner.host == socket.gethostname() and not _is_running(owner, run_dir)):

@@ -52,11 +52,7 @@ class Manifest:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Mark the run as complete. Every part must already be published, and so durable.
-
-    Raises:
-        StorageFailed: It could not be written.
-    """
+    """Mark the run as complete. Every part must already be published, and so durable."""
     publish_bytes(
         path, encode_checksummed({"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)})
     )
@@ -66,9 +62,6 @@ def withdraw_manifest(run_dir: RunDir) -> None:
     """Mark the run as incomplete, durably, before its parts change or are removed.
 
     The dataset card is removed too, since its counts no longer hold.
-
-    Raises:
-        StorageFailed: The manifest may still be there: the parts that it lists must not be changed.
     """
     remove_file(run_dir.manifest)
     # Before anything else: a manifest restored by power loss would list parts that are gone.

@@ -36,11 +36,7 @@ def write_plan_once(path: Path, plan: Mapping[str, Any]) -> str:
 
 
 def read_plan(path: Path) -> dict[str, Any] | None:
-    """Return the plan of a run, or None if it has none yet.
-
-    Raises:
-        IntegrityError: It was altered.
-    """
+    """Return the plan of a run, or None if it has none yet."""
     return read_checksummed(path)
 
 

@@ -35,12 +35,7 @@ class EncodedShard:
 
 
 def publish_shard(run_dir: RunDir, encoded: EncodedShard, journal: Journal, ledger: PartLedger) -> ShardEntry:
-    """Make the parts of a shard visible, durably, and remove its journal.
-
-    Raises:
-        ValueError: The parts do not hold every sample of the shard once. Nothing was written.
-        StorageFailed: A system call failed. The next run finds either the journal or the parts.
-    """
+    """Make the parts of a shard visible, durably, and remove its journal."""
     shard = encoded.shard
     _check_rows(encoded)
     # Once the ledger has the entry, the next run relies on these samples: they must be on disk.

@@ -86,13 +86,7 @@ ShardState = Published | Unfinished
 def inspect_shard(
     run_dir: RunDir, shard: Shard, ledger: Mapping[int, ShardEntry], writer: WriterEpoch
 ) -> ShardState:
-    """Return the state of `shard`. Changes nothing; compares parts by size, see check_parts.
-
-    Raises:
-        IntegrityError: A part is missing, differs in size from the published one, or is not of this run.
-        JournalCorrupt: As for read_journal.
-        StorageFailed: A file cannot be read.
-    """
+    """Return the state of `shard`. Changes nothing; compares parts by size, see check_parts."""
     shard_entry = ledger.get(shard.number)
     if shard_entry is None:
         for path in (run_dir.failed_part(shard), run_dir.data_part(shard)):
@@ -110,10 +104,6 @@ def check_parts(run_dir: RunDir, states: Iterable[ShardState], on_progress: OnPr
     """Read every published part and compare it with its ledger entry. Changes nothing.
 
     `on_progress` is called in the caller's thread.
-
-    Raises:
-        IntegrityError: A part is missing or was altered.
-        StorageFailed: A part cannot be read.
     """
     parts = [
         pair
@@ -172,9 +162,6 @@ def remove_leftovers(run_dir: RunDir, states: Iterable[ShardState]) -> None:
     """Remove the leftovers of a crash: temporary files, and journals of published shards.
 
     Call it after every shard was inspected. If power loss restores them, the next run removes them again.
-
-    Raises:
-        StorageFailed: A file cannot be removed.
     """
     for temporary in list_temporary_files(run_dir):
         remove_file(temporary)
@@ -188,9 +175,6 @@ def remove_unbegun(run_dir: RunDir, created: Sequence[Path]) -> None:
 
     They hold only our lock, and perhaps logs of engines that began to load. Nothing is synced: if power
     loss restores them, the next run uses them.
-
-    Raises:
-        StorageFailed: A file cannot be removed.
     """
     for log in run_dir.logs.glob("*"):
         remove_file(log)

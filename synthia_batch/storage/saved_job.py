@@ -20,9 +20,6 @@ def write_job(path: Path, job: Job) -> None:
 
     Secrets are saved as references to the environment, or not at all. A job that JSON cannot represent,
     such as one with a file name that is not UTF-8, is not saved.
-
-    Raises:
-        StorageFailed: The file could not be written.
     """
     try:
         explicit = drop_written_secrets(job.model_dump(mode="json", exclude_unset=True))

@@ -43,9 +43,6 @@ def keep_copy(key: str, build: Callable[[Path], None]) -> Path:
     """Return the directory of the copy with that key, created by `build` unless it exists and is complete.
 
     `build` gets the path of a directory to create. Concurrent processes build the copy once.
-
-    Raises:
-        StorageFailed: The cache cannot be written, or is full.
     """
     path = find_copies() / key
     if _describe(path).find_damage() is not None:

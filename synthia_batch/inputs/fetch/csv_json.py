@@ -33,9 +33,6 @@ def write_csv_lines(source: ByteReader, target: BinaryIO, shown: Path | str, del
     """Write each record of a CSV text as a line of JSON; the first record names the columns.
 
     All values are text. Blank lines are skipped.
-
-    Raises:
-        InputRefused: Records have faults; up to ten are listed.
     """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     faults = FaultList()

@@ -137,11 +137,7 @@ def refuse_duplicates(
     read_rows: Callable[[Scan, int, int], Iterator[Row]],
     locate_pair: Callable[[Row, Row], tuple[str, str]],
 ) -> None:
-    """Refuse the input if two rows share an id; `locate_pair` returns the places of a row and an earlier one.
-
-    Raises:
-        InputRefused: There are such rows.
-    """
+    """Refuse an input in which two rows share an id; `locate_pair` returns the places of both."""
     if scan.columns.id is None:
         return
     faults = FaultList()

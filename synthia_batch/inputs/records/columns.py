@@ -20,9 +20,6 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str
     If no prompt, messages or turns column is named, it is `messages` if the input has it, else `turns`,
     else those of a detected shape, else the first of prompt, question, instruction, input, text.
     Whether the other columns exist is left to `require_columns`: a JSONL row need not have them.
-
-    Raises:
-        UsageError: Several are named, a named one is missing, or none can be detected.
     """
     prompt, messages, turns = selection.prompt_column, selection.messages_column, selection.turns_column
     _refuse_several({"prompt": prompt, "messages": messages, "turns": turns}, path)

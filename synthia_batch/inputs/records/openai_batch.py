@@ -65,11 +65,7 @@ def parse_request(values: Mapping[str, Any], columns: Columns) -> tuple[Message,
 
 
 def read_sampling(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sampling settings of a request's body, by the names that a row has for them.
-
-    Raises:
-        RowFault: It has an unsupported setting.
-    """
+    """Return the sampling settings of a request's body, by the names that a row has for them."""
     settings: dict[str, Any] = {}
     for name, value in body.items():
         if value is None or name in WITHOUT_EFFECT or value == _NEUTRAL.get(name, _NOTHING):

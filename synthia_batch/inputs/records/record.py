@@ -54,11 +54,7 @@ class RecordParser:
     def make_row(
         self, values: Values, *, index: int, occurrence: int, kept: Mapping[str, Any], line: int
     ) -> Row:
-        """Return the row of a record. `occurrence` distinguishes records of equal content.
-
-        Raises:
-            RowFault: A value is invalid.
-        """
+        """Return the row of a record. `occurrence` distinguishes records of equal content."""
         messages = self._parse_content(values.text)
         system = self._parse_system(values.system)
         if self._columns.id is None:

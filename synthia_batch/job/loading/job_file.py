@@ -16,9 +16,6 @@ def read_job_file(path: Path) -> Layer:
     """Return the layer of the job file at `path`, its relative paths joined to the file's directory.
 
     Faults of single keys are in the layer: `merge_layers` reports them with all others.
-
-    Raises:
-        UsageError: The file cannot be read, is not YAML, or is not a mapping.
     """
     marked = read_marked(_read_text(path), str(path))
     values = {

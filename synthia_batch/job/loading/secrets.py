@@ -33,11 +33,7 @@ def reveal(text: str, environment: Mapping[str, str], key: str) -> str:
 
 
 def reveal_settings(settings: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return the engine's `settings` with their secrets revealed.
-
-    Raises:
-        UsageError: As for `reveal`.
-    """
+    """Return the engine's `settings` with their secrets revealed."""
     return {
         name: reveal(value, environment, f"engine.{name}")
         if isinstance(value, str) and f"engine.{name}" in SECRET_KEYS

@@ -42,9 +42,6 @@ def select_system_message(spec: str, *, folder: Path | None = None) -> SystemMes
     digits, `_` and `-` is always a name, so that a typo is not sent to a model as an instruction. A
     file's message is named by its stem, with the prefix `file-` if the stem is a name in the library,
     `none`, `row` or `column`.
-
-    Raises:
-        UsageError: The name is not in the library, the file cannot be used, or the text is empty.
     """
     if spec.startswith("@"):
         return _read_file(spec[1:], folder or Path())

@@ -99,11 +99,7 @@ class FastTokenizer:
     """The tokenizer in a tokenizer.json."""
 
     def __init__(self, path: Path) -> None:
-        """Load `path`.
-
-        Raises:
-            ModelUnavailable: It cannot be read, or is not a tokenizer.
-        """
+        """Load `path`."""
         self._path = path
         self._tokenizer = self._open()
         added = self._tokenizer.get_added_tokens_decoder().items()

@@ -66,10 +66,6 @@ def list_failures(directory: Path, code: str | None = None) -> Iterator[FailedSa
     """Yield the failed samples of the run in `directory`, or only those with `code`, in input order.
 
     Holds the failed samples of one shard in memory at a time.
-
-    Raises:
-        UsageError: `directory` is not a run directory.
-        IntegrityError: Its content was altered.
     """
     snapshots = open_snapshots(directory)
     reader = _Reader(snapshots, _find_input(snapshots))

@@ -105,11 +105,7 @@ class Run:
         return list_failures(self.directory, code)
 
     def statistics(self) -> RunStatistics:
-        """Return counts, tokens and finish reasons of all samples that have ended.
-
-        Raises:
-            IntegrityError: The directory's content was altered.
-        """
+        """Return counts, tokens and finish reasons of all samples that have ended."""
         return read_statistics(self.directory)
 
     def _list_data(self) -> list[Path]:

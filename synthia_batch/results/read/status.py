@@ -78,23 +78,14 @@ class StatusReader:
     """Reads the status of one run repeatedly; each read covers only changes. Needs no lock."""
 
     def __init__(self, directory: Path) -> None:
-        """Open the run in `directory`.
-
-        Raises:
-            UsageError: `directory` is not a run directory.
-            IntegrityError: Its plan was altered.
-        """
+        """Open the run in `directory`."""
         self._directory = directory
         self._snapshots = open_snapshots(directory)
         self._events = EventReader(self._snapshots.run_dir.events)
         self._history = AttemptHistory()
 
     def read(self) -> RunStatus:
-        """Return the current status.
-
-        Raises:
-            IntegrityError: The directory's content was altered.
-        """
+        """Return the current status."""
         snapshots, run_dir, history = self._snapshots, self._snapshots.run_dir, self._history
         # Before the counts: if the owner exits in between, the counts are newer, never older.
         running = find_running(run_dir)
@@ -138,12 +129,7 @@ class StatusReader:
 
 
 def read_status(directory: Path) -> RunStatus:
-    """Return the status of the run in `directory`. Only reads, needs no lock.
-
-    Raises:
-        UsageError: `directory` is not a run directory.
-        IntegrityError: Its content was altered.
-    """
+    """Return the status of the run in `directory`. Only reads, needs no lock."""
     return StatusReader(directory).read()
 
 

@@ -69,12 +69,7 @@ class CardData:
 
 
 def write_card(run_dir: RunDir, facts: CardFacts, manifest: Manifest) -> None:
-    """Write the card of a run whose parts are all published. The same run gives the same bytes.
-
-    Raises:
-        IntegrityError: A part cannot be read.
-        StorageFailed: The card could not be written.
-    """
+    """Write the card of a run whose parts are all published. The same run gives the same bytes."""
     text = describe_dataset(facts, manifest, read_card_data(run_dir, facts, manifest))
     publish_bytes(run_dir.readme, text.encode(errors="replace"))
 

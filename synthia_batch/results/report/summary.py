@@ -113,13 +113,7 @@ class Report:
 
 
 def read_report(directory: Path) -> Report:
-    """Return the report of the run in `directory`, complete or not. Only reads, takes no lock.
-
-    Raises:
-        UsageError: `directory` is not a run directory.
-        IntegrityError: Its content was altered.
-        StorageFailed: A file cannot be read.
-    """
+    """Return the report of the run in `directory`, complete or not. Only reads, takes no lock."""
     facts = read_facts(directory)
     shards = list_samples(facts)
     head = _read_head(facts, shards)

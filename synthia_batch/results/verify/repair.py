@@ -39,13 +39,7 @@ class RepairResult:
 
 
 def repair_run(directory: Path, on_progress: OnProgress) -> RepairResult:
-    """Remove damaged and leftover files from the run in `directory`. Keeps everything sound.
-
-    Raises:
-        UsageError: `directory` is not a run directory.
-        RunLocked: The run is active.
-        StorageFailed: A file cannot be read, written or removed.
-    """
+    """Remove damaged and leftover files from the run in `directory`. Keeps everything sound."""
     try:
         facts = read_facts(directory)
     except IntegrityError:

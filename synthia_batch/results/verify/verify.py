@@ -98,10 +98,6 @@ def verify_run(directory: Path, on_progress: OnProgress, *, decodes_rows: bool =
 
     While the run is active, only published shards are checked. `decodes_rows` compares rows with their
     digest, at a fraction of the speed: beyond a file's SHA-256, this detects only encoder errors.
-
-    Raises:
-        UsageError: `directory` is not a run directory.
-        StorageFailed: A file cannot be read.
     """
     started = time.monotonic()
     try:

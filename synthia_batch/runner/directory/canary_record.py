@@ -49,11 +49,7 @@ def make_canaries(renderer: Renderer, max_model_len: int) -> Canaries:
 
 
 def check_canary(run_dir: RunDir, ready: WorkerReady) -> None:
-    """Compare a worker's answer with the run's; the first answer becomes the run's.
-
-    Raises:
-        DeterminismBroken: The answers differ.
-    """
+    """Compare a worker's answer with the run's; the first answer becomes the run's."""
     compare_canary(run_dir, ready)
     if ready.canary is not None and not run_dir.canary.exists():
         answer = {"texts": ready.canary.texts, "bits": ready.canary.bits}

@@ -18,12 +18,7 @@ _COLUMN_FLAGS = ("prompt", "messages", "turns", "system", "id")
 
 
 def make_card(session: RunSession, manifest: Manifest) -> None:
-    """Write the card of a run whose parts are all published. Same run, same bytes.
-
-    Raises:
-        IntegrityError: A part is not what was published.
-        StorageFailed: The card could not be written.
-    """
+    """Write the card of a run whose parts are all published. Same run, same bytes."""
     job = session.job
     facts = CardFacts(
         name=session.name,

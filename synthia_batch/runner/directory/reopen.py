@@ -41,11 +41,7 @@ class Reopener:
     writer: WriterEpoch
 
     def count_chosen(self, states: Sequence[ShardState], choice: FailureChoice) -> int:
-        """Return how many samples `choice` selects. Changes nothing.
-
-        Raises:
-            IntegrityError: A part or a journal cannot be read.
-        """
+        """Return how many samples `choice` selects. Changes nothing."""
         return sum(
             sum(map(choice.takes, self.read_outcomes(state).values())) for state in states if state.failed
         )
@@ -54,19 +50,11 @@ class Reopener:
         """Drop the samples that `choice` selects from their shards; return the new states.
 
         The manifest must be withdrawn before.
-
-        Raises:
-            IntegrityError: As for count_chosen.
-            StorageFailed: A journal could not be written.
         """
         return [self._reopen(state, choice) if state.failed else state for state in states]
 
     def read_outcomes(self, state: ShardState) -> dict[int, Outcome]:
-        """Return every sample of the shard that has ended, exactly as it was journaled.
-
-        Raises:
-            IntegrityError: As for count_chosen.
-        """
+        """Return every sample of the shard that has ended, exactly as it was journaled."""
         if isinstance(state, Unfinished):
             return replay(self.run_dir.journal(state.shard), state.shard, self.writer)
         return self._read_parts(state)
@@ -106,11 +94,7 @@ class Ending:
 
 
 def read_ending(run_dir: RunDir) -> Ending | None:
-    """Return the files that mark the run as complete, or None if it is not.
-
-    Raises:
-        StorageFailed: A file cannot be read.
-    """
+    """Return the files that mark the run as complete, or None if it is not."""
     manifest = _read(run_dir.manifest)
     if manifest is None:
         return None
@@ -121,9 +105,6 @@ def close_again(run_dir: RunDir, shards: Sequence[Shard], ending: Ending) -> Non
     """Restore a complete run after its failed samples were reopened and none of them has ended.
 
     A crash at any moment leaves a run that the next one completes. Call this under the run's lock.
-
-    Raises:
-        StorageFailed: A file could not be removed or written.
     """
     for shard in shards:
         remove_file(run_dir.journal(shard))

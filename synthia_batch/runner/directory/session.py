@@ -147,10 +147,6 @@ class RunSession:
         """Begin the next epoch and open the run for writing during the block.
 
         Failed samples that `reopen` selects become missing again.
-
-        Raises:
-            IntegrityError: A part changed after `inspect`.
-            StorageFailed: Something cannot be written.
         """
         owner = self.lock.begin_epoch()
         self.run_dir.create()
@@ -176,11 +172,7 @@ class RunSession:
                 self.mirror.settle()
 
     def complete_mirror(self) -> None:
-        """Upload a complete run to its object store, if it has one.
-
-        Raises:
-            SynthiaBatchError: As for Mirror.settle.
-        """
+        """Upload a complete run to its object store, if it has one."""
         if self.mirror is not None:
             _start_mirror(self.mirror, self.writer.plan_digest, self.states)
             self.mirror.settle()
@@ -231,12 +223,7 @@ def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
 
 
 def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], None] | None = None) -> Scan:
-    """Read the job's whole input once and check it.
-
-    Raises:
-        InputRefused: It has faults.
-        UsageError: The selection does not fit its columns.
-    """
+    """Read the job's whole input once and check it."""
     with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
         return source.scan(select_rows(job.declared, job.prompt_template), Path(scratch), on_progress)
 
@@ -247,12 +234,6 @@ def lock_run(job: ResolvedJob, *, claims_remote: bool = False) -> Iterator[RunSe
 
     With `claims_remote`, an output in an object store is claimed there too, for writing. A directory
     that was created here is removed again if no run has begun in it: a refused input leaves nothing.
-
-    Raises:
-        RunLocked: Another process has the directory.
-        IdentityMismatch: Another process has just begun another job there.
-        SynthiaBatchError: As for claim_remote.
-        StorageFailed: It cannot be created.
     """
     started = time.monotonic()
     run_dir = RunDir(job.output)
@@ -284,9 +265,6 @@ def tidy_complete_run(job: ResolvedJob) -> None:
     """Remove what a killed retry left in a complete run, and save the job if it is missing.
 
     Changes nothing if there is nothing to fix, or if another process has the run.
-
-    Raises:
-        StorageFailed: A file cannot be removed or written.
     """
     run_dir = RunDir(job.output)
     if run_dir.job.exists() and not list_temporary_files(run_dir):

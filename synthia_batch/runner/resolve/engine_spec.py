@@ -29,11 +29,7 @@ SCRIPTED_MODEL_LEN = 8192
 
 
 def specify_engine(merged: Merged, found: FoundModel, prompt: PromptSpec) -> EngineSpec:
-    """Return everything that a worker needs to start the engine of the `merged` job.
-
-    Raises:
-        UsageError: A setting is wrong, or this machine cannot.
-    """
+    """Return everything that a worker needs to start the engine of the `merged` job."""
     if merged.job.engine.kind == "openai":
         return _specify_endpoint(merged, found, prompt)
     length = _choose_length(merged, found)
@@ -48,11 +44,7 @@ def specify_engine(merged: Merged, found: FoundModel, prompt: PromptSpec) -> Eng
 
 
 def add_settings(engine: EngineSpec, settings: Mapping[str, Any]) -> EngineSpec:
-    """Return `engine` with those of `settings` that it does not have.
-
-    Raises:
-        UsageError: The engine has no such setting, or the value does not fit.
-    """
+    """Return `engine` with those of `settings` that it does not have."""
     if engine.kind == "vllm":
         check_settings(settings, engine.device, engine.determinism)
     merged = {**settings, **engine.settings}

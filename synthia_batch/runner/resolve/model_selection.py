@@ -54,11 +54,7 @@ class FoundModel:
 
 
 def add_preset(merged: Merged) -> ChosenPreset:
-    """Return the preset that the user or the model's name selects, and the layers with its own added.
-
-    Raises:
-        UsageError: There is no preset of that name.
-    """
+    """Return the preset that the user or the model's name selects, and the layers with its own added."""
     job, layers = merged.job, merged.layers
     model = job.model.name if merged.is_explicit("model.name") else None
     if job.preset is None and model is None and job.engine.kind != "vllm":
@@ -79,12 +75,7 @@ def choose_device(job: Job) -> Device:
 
 
 def find_model(merged: Merged, preset: Preset | None, cache: DigestCache) -> FoundModel:
-    """Return the job's model, downloaded if necessary.
-
-    Raises:
-        ModelUnavailable: It cannot be found or downloaded, or there is not enough memory for it.
-        UsageError: It cannot be used with the job's settings.
-    """
+    """Return the job's model, downloaded if necessary."""
     job = merged.job
     adapters = _find_adapters(job, cache)
     # A rehearsal does not download a preset's model.

@@ -56,10 +56,6 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> Resolved
     """Return the resolved job of `layers`, the strongest first. Reads files; changes none but caches.
 
     With `uses_tuned`, settings that `tune` found for its model and hardware are the weakest layer.
-
-    Raises:
-        UsageError: The job cannot be used as it is set.
-        ModelUnavailable: Its model cannot be found or downloaded.
     """
     cache = open_digest_cache()
     explicit = merge_layers(layers)

@@ -28,11 +28,7 @@ class Tuned:
 
 
 def keep_tuned(tuned: Tuned) -> Mapping[str, Any]:
-    """Save tuned settings, replacing earlier ones; return the settings that later jobs get.
-
-    Raises:
-        OSError: The cache cannot be written.
-    """
+    """Save tuned settings, replacing earlier ones; return the settings that later jobs get."""
     kept = {key: value for key, value in tuned.settings.items() if key in NOT_IDENTITY}
     record = {
         "place": dict(tuned.place),

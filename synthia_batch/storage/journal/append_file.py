@@ -49,12 +49,7 @@ class AppendFile:
         return cls(path, fd, kept_bytes)
 
     def append(self, data: bytes) -> None:
-        """Append `data`. It then survives a crash of this process, but not yet of the machine.
-
-        Raises:
-            StorageFailed: The write failed. What it wrote stays: whole frames count, and every reader
-                drops a torn last one. Cutting it off would be one more call that can fail on this disk.
-        """
+        """Append `data`. It then survives a crash of this process, but not yet of the machine."""
         with storage_errors("append to", self.path):
             fd = self._usable_fd()
             # Broken until the write returns: an interrupt, too, may leave half a frame.
@@ -89,11 +84,7 @@ class AppendFile:
         sync_directory(self.path.parent)
 
     def close(self) -> None:
-        """Close the file without syncing it. Safe to call twice.
-
-        Raises:
-            StorageFailed: The file system reports a failed write only now, as NFS does.
-        """
+        """Close the file without syncing it. Safe to call twice."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
             with storage_errors("close", self.path):

@@ -25,11 +25,7 @@ class Frame(NamedTuple):
 
 
 def encode_frame(value: Mapping[str, Any]) -> bytes:
-    """Return the line for `value`.
-
-    Raises:
-        ValueError: A string contains a lone surrogate, or a number is not finite.
-    """
+    """Return the line for `value`."""
     return _make_line(_encode_json(value).encode())
 
 

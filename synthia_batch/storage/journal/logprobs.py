@@ -27,11 +27,7 @@ def encode_logprobs_json(logprobs: Logprobs) -> dict[str, Any]:
 
 
 def decode_logprobs_json(value: Mapping[str, Any]) -> Logprobs:
-    """Return the log-probabilities that encode_logprobs_json turned into `value`.
-
-    Raises:
-        KeyError, TypeError: `value` has another form.
-    """
+    """Return the log-probabilities that encode_logprobs_json turned into `value`."""
     return Logprobs(
         width=value["width"],
         ids=array("i", value["ids"]),

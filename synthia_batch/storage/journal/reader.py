@@ -44,22 +44,12 @@ class Damage:
 
 
 def replay(path: Path, shard: Shard, writer: WriterEpoch) -> dict[int, Outcome]:
-    """Return the outcomes of `shard` recorded by earlier attempts, by ordinal.
-
-    Raises:
-        JournalCorrupt: As for read_journal.
-    """
+    """Return the outcomes of `shard` recorded by earlier attempts, by ordinal."""
     return read_journal(path, shard, writer).outcomes
 
 
 def read_journal(path: Path, shard: Shard, writer: WriterEpoch) -> Replayed:
-    """Return the content of the journal at `path`, without changing it. No file is an empty journal.
-
-    Raises:
-        JournalCorrupt: No crash can explain a damaged frame, or a valid one belongs to another plan or
-            shard, or contradicts an earlier one.
-        StorageFailed: The file cannot be read.
-    """
+    """Return the content of the journal at `path`, without changing it. No file is an empty journal."""
     reader = JournalReader(path, shard, writer)
     kept_bytes = stop = 0
     with storage_errors("read", path):
@@ -94,9 +84,6 @@ def find_damage(path: Path, shard: Shard, writer: WriterEpoch) -> tuple[Damage, 
     """Return what repair_journal would cut out of the journal. Changes nothing.
 
     Only for a journal that read_journal refuses: the traces of a crash are listed here as well.
-
-    Raises:
-        StorageFailed: The file cannot be read.
     """
     reader = JournalReader(path, shard, writer)
     reader.epoch = writer.epoch
@@ -104,11 +91,7 @@ def find_damage(path: Path, shard: Shard, writer: WriterEpoch) -> tuple[Damage, 
 
 
 def find_last_epoch(path: Path) -> int | None:
-    """Return the epoch of the last valid header, or None if there is none.
-
-    Raises:
-        StorageFailed: The file cannot be read.
-    """
+    """Return the epoch of the last valid header, or None if there is none."""
     epoch = None
     with storage_errors("read", path), path.open("rb") as file:
         for frame in scan_frames(file):

@@ -99,14 +99,7 @@ class Journal:
         return self._file.path
 
     def append(self, records: Sequence[Record]) -> None:
-        """Record these samples and turns as finished, in one write.
-
-        Raises:
-            StorageFailed: The write failed; the next replay shows which of them are finished. The journal
-                accepts no more.
-            ValueError: An ordinal is not in this shard, or a text contains a lone surrogate. Nothing was
-                written.
-        """
+        """Record these samples and turns as finished, in one write."""
         frames = [_encode_record(record, self._shard) for record in records]
         if self._marked_bytes < self._file.synced_bytes:
             self._marked_bytes = self._file.synced_bytes
@@ -132,11 +125,7 @@ class Journal:
         return True
 
     def sync(self) -> None:
-        """Return once every appended sample survives power loss.
-
-        Raises:
-            StorageFailed: It may not; the journal accepts no more.
-        """
+        """Return once every appended sample survives power loss."""
         if self._file.synced_bytes < self._file.size_bytes:
             self._file.sync()
         self._unsynced_samples = 0
@@ -152,9 +141,6 @@ def repair_journal(path: Path, shard: Shard, writer: WriterEpoch) -> tuple[Damag
 
     A frame is cut out only if it is damaged, of another shard or plan, or contradicts an earlier one; the
     next run regenerates those samples. Call it under the run's lock.
-
-    Raises:
-        StorageFailed: The file cannot be read or written. The old one is then still there.
     """
     reader = JournalReader(path, shard, writer)
     reader.epoch = writer.epoch  # the header written below covers every frame after it
@@ -168,10 +154,6 @@ def write_journal(path: Path, shard: Shard, writer: WriterEpoch, records: Iterab
 
     This reopens a published shard with the samples to keep: a journal whose epoch is after the publication
     overrides the parts. Call it under the run's lock.
-
-    Raises:
-        StorageFailed: It could not be written.
-        ValueError: As for Journal.append.
     """
     frames = (_encode_record(record, shard) for record in records)
     publish_bytes(path, b"".join((_encode_header(shard, writer), *frames)))

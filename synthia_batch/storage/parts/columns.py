@@ -55,11 +55,7 @@ class PartFacts:
 
 @contextmanager
 def open_part(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open the part at `path`; every page that is read inside the block has its checksum verified.
-
-    Raises:
-        IntegrityError: The part cannot be read.
-    """
+    """Open the part at `path`; every page that is read inside the block has its checksum verified."""
     with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         yield file
 
@@ -68,9 +64,6 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Return all rows of a part, with all columns or with `columns`; every page's checksum is verified.
 
     The footer has no checksum of its own: only the SHA-256 in the ledger covers the whole file.
-
-    Raises:
-        IntegrityError: The file is missing, is not Parquet, or a page was altered.
     """
     with open_part(path) as file:
         return file.read(columns=None if columns is None else list(columns))
@@ -94,11 +87,7 @@ def refuse_part(path: Path, reason: str) -> IntegrityError:
 
 
 def read_numbers(path: Path) -> PartNumbers:
-    """Return the small columns of the data part at `path`; its text is not read.
-
-    Raises:
-        IntegrityError: The part cannot be read.
-    """
+    """Return the small columns of the data part at `path`; its text is not read."""
     table = _read_small(path, _NUMBERS)
     system, systems = _encode(table["system"])
     reason, reasons = _encode(table["finish_reason"])
@@ -115,31 +104,19 @@ def read_numbers(path: Path) -> PartNumbers:
 
 
 def read_codes(path: Path) -> PartCodes:
-    """Return the codes of the failed part at `path`.
-
-    Raises:
-        IntegrityError: The part cannot be read.
-    """
+    """Return the codes of the failed part at `path`."""
     code, codes = _encode(_read_small(path, ("code",))["code"])
     return PartCodes(code=code, codes=codes)
 
 
 def read_answers(path: Path) -> Iterator[list[str]]:
-    """Yield the answers of the data part at `path` in order, in batches of TEXT_BATCH_ROWS.
-
-    Raises:
-        IntegrityError: The part cannot be read.
-    """
+    """Yield the answers of the data part at `path` in order, in batches of TEXT_BATCH_ROWS."""
     for batch in _read_batches(path, ("response",)):
         yield batch.column(0).to_pylist()
 
 
 def read_rows(path: Path, positions: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Return `columns` of the rows at `positions`, which count from 0, in rising order.
-
-    Raises:
-        IntegrityError: The part cannot be read.
-    """
+    """Return `columns` of the rows at `positions`, which count from 0, in rising order."""
     wanted = sorted(set(positions))
     rows: list[dict[str, Any]] = []
     first = 0
@@ -153,11 +130,7 @@ def read_rows(path: Path, positions: Sequence[int], columns: Sequence[str]) -> l
 
 
 def read_part_facts(path: Path) -> PartFacts:
-    """Return the contents of the footer of the part at `path`.
-
-    Raises:
-        IntegrityError: The part cannot be read.
-    """
+    """Return the contents of the footer of the part at `path`."""
     with _reading(path):
         metadata = pq.read_metadata(path)
         schema = metadata.schema.to_arrow_schema()

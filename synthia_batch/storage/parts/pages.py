@@ -32,11 +32,7 @@ class PageDamage:
 
 
 def find_page_damage(path: Path) -> PageDamage | None:
-    """Return the first damage to `path` that the checksums of its pages show, None if there is none.
-
-    Raises:
-        StorageFailed: The file cannot be read.
-    """
+    """Return the first damage to `path` that the checksums of its pages show, None if there is none."""
     try:
         metadata = pq.read_metadata(path)
         chunks = [

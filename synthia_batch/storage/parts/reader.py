@@ -64,19 +64,12 @@ def place_data_rows(
     """Return the places of the rows of a data part, after checking that its columns are its run's.
 
     Reads only the columns that give the places, a row group at a time.
-
-    Raises:
-        IntegrityError: It cannot be read, has other columns than its run's, or lacks some of `metadata`.
     """
     return _place_rows(path, grid, data_schema(kept, grid.optional), metadata)
 
 
 def place_failed_rows(path: Path, grid: SampleGrid, metadata: Mapping[str, str]) -> Places:
-    """Return the places of the rows of a failed part.
-
-    Raises:
-        IntegrityError: As for place_data_rows.
-    """
+    """Return the places of the rows of a failed part."""
     return _place_rows(path, grid, failed_schema(), metadata)
 
 
@@ -143,11 +136,7 @@ def describe_sample(grid: SampleGrid, ordinal: int) -> str:
 
 
 def read_made(path: Path, shard: Shard, grid: SampleGrid) -> dict[int, Finished]:
-    """Return the samples of a data part by ordinal, each exactly as it was journaled.
-
-    Raises:
-        IntegrityError: The part cannot be read, or has rows that it must not have.
-    """
+    """Return the samples of a data part by ordinal, each exactly as it was journaled."""
     table = read_part(path, _choose_columns(_DATA_COLUMNS, grid))
     ordinals = number_made(shard, grid, _place(path, table, grid))
     has_logprobs = "logprobs" in grid.optional
@@ -166,11 +155,7 @@ def read_made(path: Path, shard: Shard, grid: SampleGrid) -> dict[int, Finished]
 def read_failed(
     path: Path, shard: Shard, grid: SampleGrid, made: Mapping[int, Finished]
 ) -> dict[int, Failed]:
-    """Return the samples of a failed part by ordinal; `made` are those of the shard's data part.
-
-    Raises:
-        IntegrityError: As for read_made.
-    """
+    """Return the samples of a failed part by ordinal; `made` are those of the shard's data part."""
     table = read_part(path, _choose_columns(_FAILED_COLUMNS, grid))
     known = np.fromiter(made, dtype=np.int64, count=len(made))
     ordinals = number_failed(shard, grid, _place(path, table, grid), known)

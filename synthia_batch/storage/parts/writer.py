@@ -37,10 +37,6 @@ def encode_data_part(records: Sequence[DataRecord], part_format: PartFormat) -> 
     """Return the Parquet file of these finished samples, in their order.
 
     The text of one column may have up to 2 GiB in total, Arrow's limit for a string column.
-
-    Raises:
-        UsageError: A kept value is not of its column's type.
-        ValueError: There are no records: a file without rows breaks readers of datasets.
     """
     arrays = [
         *_encode_columns(list_data_columns(part_format.optional), records, part_format),
@@ -50,11 +46,7 @@ def encode_data_part(records: Sequence[DataRecord], part_format: PartFormat) -> 
 
 
 def encode_failed_part(records: Sequence[FailedRecord], part_format: PartFormat) -> EncodedPart:
-    """Return the Parquet file of these failed samples, in their order.
-
-    Raises:
-        ValueError: There are no records.
-    """
+    """Return the Parquet file of these failed samples, in their order."""
     return _encode(_encode_columns(FAILED_COLUMNS, records, part_format), failed_schema(), part_format)
 
 

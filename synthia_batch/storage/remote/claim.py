@@ -29,16 +29,7 @@ _log = logging.getLogger(__name__)
 def claim_remote(
     remote: Remote, run_dir: RunDir, lock: RunLock, identity: Mapping[str, Any]
 ) -> Iterator[Mirror]:
-    """Claim the prefix for the block, under the lock of the state directory, which is restored if lost.
-
-    Raises:
-        IdentityMismatch: The run there is another job.
-        RunLocked: Another process writes there.
-        IntegrityError: Another state directory has continued the run since this one had it.
-        UsageError: The bucket does not exist, the prefix holds other objects, or the store ignores
-            conditions.
-        StorageFailed: The store does not answer or denies access.
-    """
+    """Claim the prefix for the block, under the lock of the state directory, which is restored if lost."""
     store = open_remote(remote)
     state = _name_state(run_dir)
     # Also checked before the lease, so that a refusal changes nothing.

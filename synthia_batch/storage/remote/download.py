@@ -56,13 +56,7 @@ class RemoteStatus:
 
 
 def read_remote_status(url: str) -> RemoteStatus:
-    """Return the progress of the run in the store below `url`. Reads metadata of parts, never their rows.
-
-    Raises:
-        UsageError: There is no run.
-        IntegrityError: Its plan was altered.
-        StorageFailed: The store does not answer or denies access.
-    """
+    """Return the progress of the run in the store below `url`. Reads metadata of parts, never their rows."""
     store = open_object_store(url, PATIENCE)
     plan = _require_plan(store)
     shards = plan_shards(plan["scan"]["rows"], plan["samples_per_row"])
@@ -106,10 +100,6 @@ def is_complete_remotely(store: ObjectStore, run_dir: RunDir) -> bool:
     """Return whether the store has the complete run of `run_dir`: same manifest, its parts and no others.
 
     Parts are compared by name and size; `verify` reads them.
-
-    Raises:
-        IntegrityError: The manifest in `run_dir` was altered.
-        StorageFailed: The store does not answer or denies access.
     """
     there = store.read(run_dir.manifest.name)
     manifest = read_manifest(run_dir.manifest)
@@ -124,11 +114,6 @@ def open_copy(url: str) -> Iterator[Path]:
     """Yield a temporary directory with everything that the store has of a run, unverified.
 
     It takes as much space on the disk for temporary files (TMPDIR) as the dataset has bytes.
-
-    Raises:
-        UsageError: There is no run.
-        IntegrityError: Its plan was altered.
-        StorageFailed: The store does not answer or denies access, or the disk is full.
     """
     store = open_object_store(url, PATIENCE)
     plan = _require_plan(store)

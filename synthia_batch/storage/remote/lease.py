@@ -126,12 +126,7 @@ class Lease:
             raise self._lost
 
     def ensure(self) -> None:
-        """Return once the lease is certainly ours, renewing it if it may have ended. Call it before a write.
-
-        Raises:
-            LeaseLost: Another process has taken it over.
-            StorageFailed: The store does not answer or denies access.
-        """
+        """Return once the lease is certainly ours; renew it if it may have ended. Call before a write."""
         self.check()
         if _now() >= self._renewed_at + self._seconds:
             self.renew()

@@ -58,12 +58,7 @@ class Mirror:
     _confirmed: set[str] = field(default_factory=set)
 
     def begin(self, plan_digest: str) -> None:
-        """Put the run's plan, once, and start the thread.
-
-        Raises:
-            IntegrityError: Another plan is there.
-            LeaseLost, StorageFailed: As for Lease.ensure.
-        """
+        """Put the run's plan, once, and start the thread."""
         self._plan_digest = plan_digest
         for path in (self.run_dir.plan, self.run_dir.canary):
             self._put_once(path)
@@ -90,12 +85,7 @@ class Mirror:
             raise self._error
 
     def settle(self) -> None:
-        """Return once every submitted part is in the store, and also the manifest if the run is complete.
-
-        Raises:
-            LeaseLost, IntegrityError: As for check.
-            StorageFailed: The store does not answer or denies access. The state directory has everything.
-        """
+        """Return once every submitted part is in the store, and also the manifest if the run is complete."""
         self._wait()
         if self.run_dir.manifest.exists():
             self._complete()

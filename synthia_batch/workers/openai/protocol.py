@@ -126,11 +126,7 @@ def build_body(spec: EngineSpec, settings: EndpointSettings, request: Request) -
 
 
 def read_answer(content: bytes, request: Request) -> tuple[Outcome, int]:
-    """Return the outcome of `request` from the response `content`, and its cached prompt tokens.
-
-    Raises:
-        BrokenAnswer: It does not match the API, or lacks token counts.
-    """
+    """Return the outcome of `request` from the response `content`, and its cached prompt tokens."""
     answer = parse(Answer, content)
     choice = answer.choices[0]
     if choice.finish_reason == CONTENT_FILTER:

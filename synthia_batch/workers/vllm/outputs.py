@@ -90,11 +90,7 @@ class ReasoningSplitter:
 
 
 def open_splitter(arguments: Mapping[str, Any]) -> ReasoningSplitter | None:
-    """Return the splitter for the arguments of `vllm.LLM`; None if they name no reasoning parser.
-
-    Raises:
-        UsageError: The parser does not support the model's tokenizer.
-    """
+    """Return the splitter for the arguments of `vllm.LLM`; None if they name no reasoning parser."""
     name = arguments.get("reasoning_parser")
     if not name:
         return None

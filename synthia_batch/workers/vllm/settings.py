@@ -116,11 +116,7 @@ def check_processes(spec: EngineSpec) -> None:
 
 
 def list_fields() -> Mapping[str, str]:
-    """Return the fields of the installed vLLM's EngineArgs with their annotations.
-
-    Raises:
-        UsageError: vLLM is not installed, or defines them elsewhere.
-    """
+    """Return the fields of the installed vLLM's EngineArgs with their annotations."""
     return find_class("engine/arg_utils.py", "EngineArgs")
 
 
