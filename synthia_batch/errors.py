@@ -1,27 +1,27 @@
-"""Every error that the package raises on purpose, and the exit code of each.
+"""All errors that the package raises deliberately, with their exit codes.
 
 SynthiaBatchError
 ├── UsageError            2   a flag, a job file or an input that cannot be used
 │   └── InputRefused      2   faults found in the input, up to ten of them listed
 ├── ModelUnavailable      2   the model named cannot be found or prepared
 ├── IdentityMismatch      4   the run directory belongs to another job
-├── IntegrityError        4   a file of the run is not what it must be
+├── IntegrityError        4   a file of the run is damaged
 │   └── JournalCorrupt    4   a complete frame fails its checksum, or names another shard
 ├── RunLocked             4   another process owns the run directory
-│   └── LeaseLost         4   another machine has taken over the object store that was written to
+│   └── LeaseLost         4   another machine has taken over the object store prefix
 ├── DeterminismBroken     4   the same prompt gave two answers in strict mode
-├── StorageFailed         74  a write, fsync or rename failed; the run ended where it stood
+├── StorageFailed         74  a write, fsync or rename failed, which ends the run
 │   └── StoreUnreachable  74  an object store does not answer
-├── PoolFailed            69  no engine is left to go on
-├── EngineOutOfMemory     -   an engine needs more memory than there is: it starts again with less
-└── SampleRefused         -   the engine will not take this one prompt: data, not an error
+├── PoolFailed            69  no engine is left
+├── EngineOutOfMemory     -   an engine ran out of memory: its worker restarts with a smaller batch
+└── SampleRefused         -   the engine rejects one prompt: becomes data in failed/
 """
 
 from collections.abc import Sequence
 
 
 class SynthiaBatchError(Exception):
-    """The root. Its text says what happened, where, and what to do next."""
+    """The base class. Messages say what happened, where, and what to do next."""
 
     exit_code = 1
 
@@ -35,8 +35,7 @@ class UsageError(SynthiaBatchError):
 class InputRefused(UsageError):
     """The input has faults; nothing was started.
 
-    `faults` are texts of the form "file:line: what is wrong", ten at most; `more` says whether
-    there were others behind them.
+    `faults` are at most ten texts of the form "file:line: fault"; `more` is true if there are others.
     """
 
     def __init__(self, faults: Sequence[str], *, more: bool = False) -> None:
@@ -45,7 +44,7 @@ class InputRefused(UsageError):
         lines = ["the input cannot be used; nothing was started:", *(f"  {fault}" for fault in faults)]
         if more:
             lines.append("  ... and more")
-        lines.append("mend the input, then run the same command again")
+        lines.append("fix the input, then run the same command again")
         super().__init__("\n".join(lines))
 
 
@@ -62,10 +61,10 @@ class IdentityMismatch(SynthiaBatchError):
 
 
 class IntegrityError(SynthiaBatchError):
-    """A file of the run directory is not what the run wrote.
+    """A file of the run directory differs from what the run wrote.
 
-    `reason` says it without the file and the advice, `offset` where in the file, in bytes; both
-    are for `verify`, which lists what it finds, and empty where the text alone says it.
+    For the findings of `verify`, `reason` is the message without file and advice, and `offset` the
+    position in the file in bytes; both may be unset.
     """
 
     exit_code = 4
@@ -77,52 +76,52 @@ class IntegrityError(SynthiaBatchError):
 
 
 class JournalCorrupt(IntegrityError):
-    """A journal is damaged before its torn tail."""
+    """A journal is damaged before its torn last frame."""
 
 
 class RunLocked(SynthiaBatchError):
-    """Another process owns the run directory, or its file system has no working locks."""
+    """Another process owns the run directory, or its file system does not support locks."""
 
     exit_code = 4
 
 
 class LeaseLost(RunLocked):
-    """This process stood still for too long, and another writes to the object store now."""
+    """This process was suspended for too long, and another one now writes to the object store."""
 
 
 class DeterminismBroken(SynthiaBatchError):
-    """The canary prompts gave different answers where strict determinism promises one."""
+    """The canary prompts gave different answers despite strict determinism."""
 
     exit_code = 4
 
 
 class StorageFailed(SynthiaBatchError):
-    """A write, fsync or rename failed. What was finished before is kept; it is never retried."""
+    """A write, fsync or rename failed. It is never retried; finished samples are kept."""
 
     exit_code = 74  # EX_IOERR of sysexits.h
 
 
 class StoreUnreachable(StorageFailed):
-    """An object store did not answer for as long as was waited. What it has, and has not, is not known."""
+    """An object store did not answer in time; whether it stored the last writes is unknown."""
 
 
 class PoolFailed(SynthiaBatchError):
-    """No engine is left to go on, or none could start."""
+    """No engine is left, or none could start."""
 
     exit_code = 69  # EX_UNAVAILABLE of sysexits.h
 
 
 class EngineOutOfMemory(SynthiaBatchError):
-    """An engine needs more memory than there is, at its start or in a step.
+    """An engine ran out of memory, at its start or in a step.
 
-    Ends its worker, which starts again with a smaller batch; never an exit.
+    Ends its worker, which restarts with a smaller batch; never ends the run.
     """
 
 
 class SampleRefused(SynthiaBatchError):
-    """The engine will not take this one prompt. Becomes a row of failed/, never an exit.
+    """The engine rejects one prompt. Becomes a row of failed/; never ends the run.
 
-    `code` is stable, see ARCHITECTURE.md.
+    `code` is stable; see ARCHITECTURE.md.
     """
 
     def __init__(self, code: str, message: str) -> None:

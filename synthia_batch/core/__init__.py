@@ -1,1 +1,1 @@
-"""Values and small tools that import nothing of the package."""
+"""Values and small tools that import nothing from other packages here."""

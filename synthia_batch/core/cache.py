@@ -1,9 +1,7 @@
-"""Directories of the user's cache that are made once, by a conversion, and then checked.
+"""The user's cache: single files, and directories that are built once and then only checked.
 
-A directory appears whole, by a rename, and holds `digests.json`, the size and BLAKE3 digest of
-every other file: its existence says that the directory is complete.
-
-Where this user's caches are: the embedded model, converted tokenizers, digests, tuned settings.
+A directory appears by a rename, complete. Its `digests.json` lists the size and BLAKE3 digest of
+every other file.
 """
 
 import json
@@ -26,10 +24,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptDirectory:
-    """Where a model is kept, and what it must be.
+    """A cached directory, and how to check it.
 
-    `what` names it to a person. `refuse` gets the digests and returns what is wrong with them, or
-    None. Without `reads_content` only sizes are checked: 140 GB take minutes to read.
+    `what` is its name in messages. `refuse` gets the digests and returns a complaint or None. Without
+    `reads_content` only sizes are checked: 140 GB take minutes to read.
     """
 
     path: Path
@@ -38,9 +36,9 @@ class KeptDirectory:
     reads_content: bool = True
 
     def prepare(self, build: Callable[[Path], None]) -> Path:
-        """Return the directory, made by `build` (which gets a path to make it at) unless it is whole.
+        """Return the directory; if it is missing or damaged, `build` first creates it at the path it gets.
 
-        A damaged directory is replaced, with a warning. Processes that call at once make it once.
+        Replacing a damaged directory logs a warning. Concurrent callers build it only once.
 
         Raises:
             OSError: The cache cannot be written.
@@ -49,11 +47,11 @@ class KeptDirectory:
         if self.find_damage() is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_name(f"{self.path.name}.lock")):
-                self._replace_unless_whole(build)
+                self._replace_unless_intact(build)
         return self.path
 
     def find_damage(self) -> str | None:
-        """Return what is wrong with the directory, or None if it is whole."""
+        """Return a description of the damage, None if the directory is intact."""
         try:
             digests = json.loads((self.path / DIGESTS_NAME).read_text(encoding="utf-8"))
             complaint = self.refuse(digests)
@@ -73,15 +71,15 @@ class KeptDirectory:
             return measure(file) == expected
         return bool(file.stat().st_size == expected["bytes"])
 
-    def _replace_unless_whole(self, build: Callable[[Path], None]) -> None:
-        """Make the model, unless another process did so while this one waited."""
+    def _replace_unless_intact(self, build: Callable[[Path], None]) -> None:
+        """Build the directory unless another process did so while this one waited for the lock."""
         path = self.path
         if path.exists():
             damage = self.find_damage()
             if damage is None:
                 return
-            _log.warning("%s in %s is damaged (%s): making it again", self.what, path, damage)
-        for left_over in path.parent.glob(f".{path.name}-*"):  # of processes that died: the lock is ours
+            _log.warning("%s in %s is damaged (%s): rebuilding it", self.what, path, damage)
+        for left_over in path.parent.glob(f".{path.name}-*"):  # from crashed processes: we hold the lock
             shutil.rmtree(left_over, ignore_errors=True)
         workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
@@ -96,15 +94,15 @@ class KeptDirectory:
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """Return the size and digest of a file, read by all cores."""
-    size = path.stat().st_size  # first: its error names the file, that of blake3 does not
+    """Return the size and digest of a file, hashed on all cores."""
+    size = path.stat().st_size  # first: unlike blake3's, its error names the file
     hasher = blake3(max_threads=blake3.AUTO)
     hasher.update_mmap(path)
     return {"bytes": size, "blake3": hasher.hexdigest()}
 
 
 def sync(path: Path) -> None:
-    """Have what was written to the file or directory `path` on the disk."""
+    """Flush the file or directory `path` to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -113,7 +111,7 @@ def sync(path: Path) -> None:
 
 
 def _write_digests(directory: Path) -> None:
-    """Add the digests of all files of `directory`, safe on disk."""
+    """Write the digests of all files of `directory` and flush everything to disk."""
     digests = {file.name: measure(file) for file in sorted(directory.iterdir())}
     (directory / DIGESTS_NAME).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
     for file in directory.iterdir():
@@ -124,13 +122,13 @@ def _write_digests(directory: Path) -> None:
 def find_user_cache() -> Path:
     """Return synthia-batch's directory under XDG_CACHE_HOME, or under ~/.cache. It may not exist yet."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification has relative paths ignored.
+    # The XDG base directory specification says to ignore relative paths.
     root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
     return root / "synthia-batch"
 
 
-def replace_cached(path: Path, content: bytes) -> None:
-    """Put `content` at `path`, whole, in place of what was there. Power loss may take it, as it may a cache.
+def replace_cached(path: Path, content: bytes, *, is_durable: bool = False) -> None:
+    """Write `content` to `path` atomically. After a power loss it may be missing unless `is_durable`.
 
     Raises:
         OSError: It cannot be written.
@@ -140,7 +138,12 @@ def replace_cached(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
+            if is_durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
         os.unlink(temporary)
         raise
+    if is_durable:
+        sync(path.parent)

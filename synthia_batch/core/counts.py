@@ -1,4 +1,4 @@
-"""What became of samples, in numbers."""
+"""Counts of finished, cut-off and failed samples."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ CUT_OFF = "length"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """`truncated` of the `finished` were cut off; `failures` counts the failed ones by code."""
+    """Numbers of samples: `truncated` of the `finished` were cut off; `failures` counts by code."""
 
     finished: int = 0
     truncated: int = 0
@@ -20,11 +20,11 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        """The samples that could not be made."""
+        """The number of failed samples."""
         return sum(self.failures.values())
 
     def __add__(self, other: "Tally") -> "Tally":
-        """Return the tally of both."""
+        """Return the sums of both."""
         return Tally(
             finished=self.finished + other.finished,
             truncated=self.truncated + other.truncated,
@@ -33,7 +33,7 @@ class Tally:
 
 
 def tally_records(records: Iterable[Record]) -> Tally:
-    """Return what these samples come to; turns of conversations are none."""
+    """Return the counts of `records`; turns of unfinished conversations are ignored."""
     finished = truncated = 0
     failures: Counter[str] = Counter()
     for record in records:

@@ -1,4 +1,4 @@
-"""Digests of files and values, and a cache that spares reading the same large file again."""
+"""BLAKE3 digests of files and values, and a cache that avoids reading a large file twice."""
 
 import json
 import os
@@ -15,14 +15,14 @@ from synthia_batch.core.cache import find_user_cache, replace_cached
 from synthia_batch.errors import IntegrityError, UsageError
 
 SETTLE_SECONDS = 2.0
-"""A file modified this recently may change again within its time stamp's resolution."""
+"""A file modified this recently may change again without a new time stamp: clocks are coarse."""
 MAX_ENTRIES = 4096
-"""Files remembered; an entry is some 200 bytes. The oldest ones go first."""
+"""Cached files; an entry takes about 200 bytes. The oldest are evicted first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileStamp:
-    """What changes when a file's content does, short of a clock that was turned back."""
+    """Metadata that changes with a file's content, unless the clock was set back."""
 
     device: int
     inode: int
@@ -37,10 +37,10 @@ def read_stamp(path: Path) -> FileStamp:
 
 
 class DigestCache:
-    """Digests of files by real path and stamp, one small file each, in a directory.
+    """Digests of files by real path and stamp, in a directory with one small file each.
 
-    Safe with any number of processes: an entry appears whole or not at all. It is only a cache:
-    an entry that cannot be read or written is one that is not there.
+    Safe for concurrent processes: entries are written atomically. An entry that cannot be read or
+    written counts as missing.
     """
 
     def __init__(self, directory: Path, *, read_clock: Callable[[], float] = time.time) -> None:
@@ -48,7 +48,7 @@ class DigestCache:
         self._read_clock = read_clock
 
     def find(self, path: Path, stamp: FileStamp) -> str | None:
-        """Return the digest known for `path` as `stamp` describes it, or None."""
+        """Return the cached digest of `path` at `stamp`, or None."""
         if not self._is_settled(stamp):
             return None
         try:
@@ -61,7 +61,7 @@ class DigestCache:
         return digest if _is_digest(digest) else None
 
     def remember(self, path: Path, stamp: FileStamp, digest: str) -> None:
-        """Keep the digest of `path` as `stamp` describes it, unless the file is too fresh to trust."""
+        """Cache the digest of `path` at `stamp`, unless the file is too new to trust its time stamp."""
         if not self._is_settled(stamp):
             return
         entry = canonical_json({"key": _make_key(path, stamp), "digest": digest})
@@ -85,12 +85,12 @@ class DigestCache:
 
 
 def open_digest_cache() -> DigestCache:
-    """Return the cache of this user."""
+    """Return this user's digest cache."""
     return DigestCache(find_user_cache() / "digests")
 
 
 def digest_file(path: Path, cache: DigestCache | None = None) -> str:
-    """Return the BLAKE3 digest of a file's content, 64 hex digits, from the cache where it is known.
+    """Return the BLAKE3 digest of a file's content, 64 hex digits, from `cache` if known.
 
     Raises:
         UsageError: The file cannot be read.
@@ -104,9 +104,9 @@ def digest_file(path: Path, cache: DigestCache | None = None) -> str:
         digest = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
         unchanged = read_stamp(path) == stamp
     except OSError as exc:
-        raise UsageError(f"{path}: cannot be read: {exc.strerror}; name a file that can") from exc
+        raise UsageError(f"{path}: cannot be read: {exc.strerror}; check path and permissions") from exc
     if not unchanged:
-        raise IntegrityError(f"{path}: changed while it was read; run again once it is complete")
+        raise IntegrityError(f"{path}: changed while it was being read; run again once it is complete")
     if cache:
         cache.remember(path, stamp, digest)
     return digest
@@ -118,7 +118,7 @@ def digest_json(value: Any) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return the one JSON text of `value`: keys sorted, no spaces, UTF-8 unescaped.
+    """Return the canonical JSON of `value`: sorted keys, no spaces, unescaped UTF-8.
 
     Raises:
         ValueError: The value holds a NaN, an infinity or a lone surrogate.
@@ -138,7 +138,7 @@ def _make_stamp(status: os.stat_result) -> FileStamp:
 
 
 def _make_key(path: Path, stamp: FileStamp) -> list[str | int]:
-    # As fsencoded hex where the path is not UTF-8: an entry must be valid JSON whatever its name.
+    # In hex: a path need not be UTF-8, and an entry must be valid JSON.
     real = os.fsencode(os.path.realpath(path)).hex()
     return [real, stamp.device, stamp.inode, stamp.size, stamp.mtime_ns, stamp.ctime_ns]
 

@@ -1,10 +1,10 @@
-"""Numbers as a person says them, and text that a terminal can show."""
+"""Durations, sizes and text in a form fit for a terminal."""
 
 MESSAGE_LENGTH = 160
 
 
 def format_seconds(seconds: float) -> str:
-    """Return `seconds` as a person says it: 42 s, 3 min, 2 h 05 min."""
+    """Return a readable duration: 42 s, 3 min, 2 h 05 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -12,7 +12,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(count: int) -> str:
-    """Return `count` bytes as a person says it: 512 bytes, 1.5 kB, 34 GB."""
+    """Return a readable size, in decimal units: 512 bytes, 1.5 kB, 34 GB."""
     if count < 1000:
         return f"{count} bytes"
     for power, unit in enumerate(("kB", "MB", "GB"), start=1):
@@ -22,7 +22,7 @@ def format_bytes(count: int) -> str:
 
 
 def make_printable(text: str, keeps: str = "") -> str:
-    """Return `text` with every character escaped that a terminal would not show, but those in `keeps`."""
+    """Return `text` with unprintable characters escaped, except those in `keeps`."""
     return "".join(
         char if char in keeps or char.isprintable() else char.encode("unicode_escape").decode()
         for char in text
@@ -30,7 +30,7 @@ def make_printable(text: str, keeps: str = "") -> str:
 
 
 def shorten(text: str, length: int = MESSAGE_LENGTH) -> str:
-    """Return `text` on one line that a terminal can show as it is, cut to `length` characters."""
+    """Return `text` as one printable line of at most `length` characters."""
     line = " ".join(text.split())
     safe = make_printable(line[: 2 * length])
     return safe if len(safe) <= length else safe[: length - 3] + "..."

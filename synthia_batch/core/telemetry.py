@@ -1,4 +1,4 @@
-"""Nothing phones home: the switches of the libraries that would, for the driver and for its workers."""
+"""Environment variables that keep libraries from phoning home, for the driver and its workers."""
 
 import os
 
@@ -9,13 +9,13 @@ PRIVACY = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""The usage statistics of vLLM, the Hub and Ray, each off by its own switch."""
+"""Turn off the usage statistics of vLLM, the Hub and Ray."""
 
 
 def keep_private() -> None:
-    """Set the switches in this process; what the user has set stays as it is.
+    """Set the variables of `PRIVACY` in this process, except those that the user has set.
 
-    Call it before a library is imported: most read their switch once, as they are.
+    Call it before importing a library: most read theirs once, on import.
     """
     for name, value in PRIVACY.items():
         os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""The values that travel along the way of a sample. Imports nothing of the package."""
+"""The values that every stage of the pipeline passes on: rows, samples, requests and outcomes."""
 
 from array import array
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation, in OpenAI's shape."""
+    """One message of a conversation, as in OpenAI's API."""
 
     role: str
     content: str
@@ -33,9 +33,9 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
-    """What an answer must be. `kind` is `json_schema`, `regex`, `choice` or `grammar`.
+    """A constraint on an answer. `kind` is `json_schema`, `regex`, `choice` or `grammar`.
 
-    `text` is the schema or the list of the choices as JSON, else the expression or the grammar itself.
+    `text` is the schema or the list of choices as JSON, or the regular expression or grammar itself.
     """
 
     kind: str
@@ -44,10 +44,10 @@ class Structure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSampling:
-    """What a row says of how its tokens are drawn; the job says the rest.
+    """A row's own sampling options; the job's apply to the rest.
 
-    `values` are by the names of the job's `sampling`, checked as those are. `seed` takes the place of
-    the one that is derived for the row's first sample, `structure` that of the job's.
+    `values` uses the keys of the job's `sampling` and is validated the same way. `seed` replaces the
+    seed derived for the row's first sample, `structure` the job's.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class RowSampling:
 
     @property
     def max_tokens(self) -> int | None:
-        """The most tokens that an answer may have, where the row says it."""
+        """The row's own limit for an answer, in tokens, if set."""
         limit: int | None = self.values.get("max_tokens")
         return limit
 
@@ -65,12 +65,12 @@ class RowSampling:
 class Row:
     """One input record.
 
-    `index` counts the selected rows from 0. `id` is unique within the input. `messages` ends
-    with a message from the user; it starts with the row's own system message where there is one.
-    `follow_ups` are the user's later questions, asked one by one as those before are answered.
-    `system` is the text of the system column, if the job names one, `sampling` what the sampling column
-    says: None where there is no such column. `tools` are definitions in OpenAI's shape. `line` is the line
-    of a JSONL file or the row of a Parquet file, counted from 1; `file` counts the files of the input from 0.
+    `index` counts the selected rows from 0. `id` is unique within the input. `messages` ends with a user
+    message and starts with the row's own system message if it has one. `follow_ups` are the user's later
+    questions, each asked once the one before has been answered. `system` and `sampling` come from the
+    columns that the job names for them, None without such a column. `tools` are definitions in OpenAI's
+    format. `line` is the line of a JSONL file or the row of a Parquet file, counted from 1; `file` counts
+    the input files from 0.
     """
 
     index: int
@@ -87,9 +87,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptColumn:
-    """An input column that is carried into the output.
+    """An input column that is copied to the output.
 
-    `type` is `string`, `int64`, `double`, `bool` or `json` (any JSON value, written as its
+    `type` is `string`, `int64`, `double`, `bool` or `json` (any JSON value, stored as
     text), or `arrow:` followed by the base64 of a serialized one-field Arrow schema.
     """
 
@@ -101,8 +101,8 @@ class KeptColumn:
 class Shard:
     """A fixed range of samples that becomes exactly one output file.
 
-    `number` counts from 0 to `count` - 1. Rows `first_row` to `stop_row` (excluded) give the
-    sample ordinals `first` to `stop` (excluded): a row is never split over shards.
+    `number` counts from 0 to `count` - 1. Rows `first_row` to `stop_row` (exclusive) give the sample
+    ordinals `first` to `stop` (exclusive): a row is never split across shards.
     """
 
     number: int
@@ -120,10 +120,10 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One output to make: row x system message x sample index.
+    """One output to generate: row x system message x sample index.
 
-    `messages` is the conversation that the model answers first, with the system message that
-    applies; the row's follow-ups come after it. `seed` has 63 bits.
+    `messages` is the conversation up to the first answer, including the system message that applies;
+    the row's follow-ups come later. `seed` has 63 bits.
     """
 
     ordinal: int
@@ -134,24 +134,22 @@ class Sample:
     seed: int
 
     def join(self, answers: Sequence[str]) -> tuple[Message, ...]:
-        """Return the conversation up to the question that comes after `answers`: fewer than questions."""
-        turns = zip(answers, self.row.follow_ups, strict=False)
-        later = (
-            turn for said, asked in turns for turn in (Message("assistant", said), Message("user", asked))
-        )
+        """Return the conversation up to the question that follows the last of `answers`."""
+        later: list[Message] = []
+        for answer, question in zip(answers, self.row.follow_ups, strict=False):
+            later += (Message("assistant", answer), Message("user", question))
         return (*self.messages, *later)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What an engine needs to make one sample. `token_ids` is the whole rendered prompt.
+    """One request to an engine. `token_ids` is the whole rendered prompt.
 
-    `messages` is the conversation that it renders, for engines that write prompts themselves; empty for
-    others. `max_tokens` replaces the job's limit. A negative ordinal marks a canary, not a sample. `turn`
-    counts the turns of a conversation from 0. `adapter` names the LoRA adapter that makes it.
-    `wants_logprob` asks for the answer's, of engines that have one that can be relied on. `sampling`
-    has, by the names of the job's, what this request has otherwise; max_tokens has a field of its own.
-    `structure` takes the place of the job's.
+    `messages` is the same conversation for engines that render prompts themselves, empty for others.
+    `max_tokens` and `structure` replace the job's; `sampling` overrides the job's other options by name.
+    A negative ordinal marks a canary, not a sample. `turn` counts the turns of a conversation from 0.
+    `adapter` names the LoRA adapter to use. `wants_logprob` requests the answer's log-probability, which
+    engines return if they compute a reliable one.
     """
 
     ordinal: int
@@ -168,11 +166,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logprobs:
-    """The log-probabilities of an answer's tokens, flat: `width` entries for each token of it.
+    """The log-probabilities of an answer's tokens, flattened: `width` entries per token.
 
-    The first of a token's entries is the token itself, the others are the likeliest of its place, the
-    likeliest first. `ids` and `tokens`, its text by itself, say which token an entry is of. `values` are
-    natural logarithms, of 32 bits.
+    A token's first entry is the token itself; the others are the likeliest alternatives in its place,
+    likeliest first. `ids` and `tokens` (its text on its own) identify an entry's token. `values` are
+    natural logarithms in 32 bits.
     """
 
     width: int
@@ -183,16 +181,15 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """A sample that was made. `response` excludes the reasoning and the stop string.
+    """A finished sample. `response` excludes the reasoning and the stop string.
 
-    As an engine gives it, it is the answer to one request, and `turn` is that request's. As a
-    sample, it is the whole of a conversation: `response` is the last answer, `earlier` are those
-    before it, and the tokens are the sums over all turns.
+    From an engine it is the answer to one request, and `turn` is that request's. As a sample it is a
+    whole conversation: `response` is the last answer, `earlier` are those before it, and token counts
+    are sums over all turns.
 
-    `logprob` is the natural logarithm of the answer's probability, where it was asked for: for a
-    comparison, never written with a sample. `logprobs` are of its tokens, where the job asks for them;
-    of a conversation those of the last answer. `flags` are given as its shard is published; a journal
-    knows none.
+    `logprob` is the natural logarithm of the answer's probability if the request asked for it: for
+    comparison only, never written. `logprobs` are those of the last answer's tokens if the job asks for
+    them. `flags` are set when the shard is published; journals have none.
     """
 
     ordinal: int
@@ -210,10 +207,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """A sample that could not be made. `code` is stable; `message` is for people.
+    """A failed sample. `code` is stable; `message` is for people.
 
-    Neither may depend on time, host or worker: failed/ is part of the output's bytes. `earlier` are
-    the answers of a conversation that failed later.
+    Neither may depend on time, host or worker: failed/ is part of the reproducible output. `earlier`
+    are the answers of a conversation before the failed one.
     """
 
     ordinal: int
@@ -224,9 +221,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """A finished turn of a conversation that goes on: its sample ends with its last turn only.
+    """A finished turn of a conversation that continues; the sample finishes with its last turn.
 
-    `number` counts from 0. The tokens are those of this turn.
+    `number` counts from 0. The token counts are those of this turn.
     """
 
     ordinal: int

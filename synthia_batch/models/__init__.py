@@ -1,1 +1,1 @@
-"""Models: from a name to a directory of files, and what those files say."""
+"""Models: from a name to a directory of files, and the facts read from those files."""

@@ -1,7 +1,4 @@
-"""What a model's files say about it.
-
-The licence that a model's own card names.
-"""
+"""Facts read from a model's files: limits, chat template, quantization, licence."""
 
 import json
 from collections.abc import Mapping
@@ -15,10 +12,13 @@ from ruamel.yaml.error import YAMLError
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models.tokenizer_file import find_tokenizer_file
 
+CARD_NAME = "README.md"
+_MOST_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """How a checkpoint's weights are quantized, by its own word. `method` is as vLLM names it."""
+    """How a checkpoint declares its weights to be quantized. `method` is vLLM's name."""
 
     method: str
     detail: str
@@ -29,11 +29,10 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What a model's files say.
+    """Facts from a model's files.
 
-    `max_model_len` is in tokens, and `vocabulary` counts those that there are; None where config.json does
-    not say. `special_tokens` are what a
-    chat template may name. `generation` are the sampling values that the model recommends.
+    `max_model_len` and `vocabulary` are in tokens, None if config.json lacks them. `special_tokens` are
+    those that a chat template may name. `generation` holds the model's recommended sampling values.
     """
 
     max_model_len: int | None
@@ -46,10 +45,10 @@ class ModelFacts:
 
 
 def read_model_facts(path: Path) -> ModelFacts:
-    """Return what the files in the model directory `path` say.
+    """Return the facts in the files of the model directory `path`.
 
     Raises:
-        ModelUnavailable: A file cannot be read, or there is no tokenizer to be had.
+        ModelUnavailable: A file cannot be read, or there is no usable tokenizer.
     """
     config = _read_json(path / "config.json")
     tokenizer_config = _read_json(path / "tokenizer_config.json")
@@ -67,12 +66,30 @@ def read_model_facts(path: Path) -> ModelFacts:
 
 
 def read_template(path: Path) -> str | None:
-    """Return the chat template of the model directory `path`, None where it has none.
+    """Return the chat template of the model directory `path`, or None.
 
     Raises:
         ModelUnavailable: A file cannot be read.
     """
     return _find_template(path, _read_json(path / "tokenizer_config.json"))
+
+
+def read_licence(path: Path) -> str | None:
+    """Return the licence named by the model card in the directory `path`, or None.
+
+    Hub cards start with YAML between two lines of `---`; a licence of the model's own is `other` with a
+    `license_name`. Source: https://huggingface.co/docs/hub/model-cards#model-card-metadata.
+    """
+    try:
+        with (path / CARD_NAME).open(encoding="utf-8") as file:
+            text = file.read(_MOST_BYTES)
+    except (OSError, UnicodeDecodeError):
+        return None
+    head = _read_head(text)
+    name = head.get("license")
+    if name == "other" and isinstance(head.get("license_name"), str):
+        return str(head["license_name"])
+    return name if isinstance(name, str) and name.strip() else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -81,18 +98,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as exc:
-        raise ModelUnavailable(f"{path}: cannot be read: {exc}; fetch the model again") from exc
+        raise ModelUnavailable(f"{path}: cannot be read: {exc}; download the model again") from exc
     return value if isinstance(value, dict) else {}
 
 
 def _find_template(path: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """Return the chat template: a file of its own goes before the tokenizer's config."""
+    """Return the chat template: from a separate file if there is one, else from the tokenizer's config."""
     file = path / "chat_template.jinja"
     if file.is_file():
         try:
             return file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as exc:
-            raise ModelUnavailable(f"{file}: cannot be read as UTF-8: {exc}; fetch the model again") from exc
+            raise ModelUnavailable(f"{file}: cannot be read as UTF-8: {exc}; download it again") from exc
     template = tokenizer_config.get("chat_template") or _read_json(path / "chat_template.json").get(
         "chat_template"
     )
@@ -116,55 +133,32 @@ def _find_special_tokens(path: Path, tokenizer_config: Mapping[str, Any]) -> dic
 def _read_generation(path: Path) -> dict[str, Any]:
     config = _read_json(path / "generation_config.json")
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    said = {name: config[name] for name in names if config.get(name) is not None}
+    values = {name: config[name] for name in names if config.get(name) is not None}
     if config.get("max_new_tokens"):
-        said["max_tokens"] = config["max_new_tokens"]
-    return said
+        values["max_tokens"] = config["max_new_tokens"]
+    return values
 
 
 def _find_quantization(path: Path, config: Mapping[str, Any]) -> Quantization | None:
-    """Return how the checkpoint is quantized: GPTQ, AWQ, FP8, compressed-tensors and the like say it.
+    """Return the declared quantization (GPTQ, AWQ, FP8, compressed-tensors, ...), or None.
 
-    In config.json, or, as older tools wrote it, in a file beside it.
+    It is in config.json or, from older tools, in a separate file.
     """
-    said = config.get("quantization_config") or config.get("compression_config")
-    method = said.get("quant_method") if isinstance(said, dict) else None
+    declared = config.get("quantization_config") or config.get("compression_config")
+    method = declared.get("quant_method") if isinstance(declared, dict) else None
     for name, older in (("quant_config.json", "awq"), ("quantize_config.json", "gptq")):
-        if said is None and (path / name).is_file():
-            said = _read_json(path / name)
-            method = said.get("quant_method") or older
-    if not isinstance(said, dict) or not said:
+        if declared is None and (path / name).is_file():
+            declared = _read_json(path / name)
+            method = declared.get("quant_method") or older
+    if not isinstance(declared, dict) or not declared:
         return None
-    # Not "none at all": strict determinism must not take it for weights as they were trained.
+    # Not None: strict determinism must not mistake the weights for unquantized ones.
     method = method if isinstance(method, str) else "unknown"
-    bits = said.get("bits", said.get("w_bit"))
-    group = said.get("group_size", said.get("q_group_size"))
+    bits = declared.get("bits", declared.get("w_bit"))
+    group = declared.get("group_size", declared.get("q_group_size"))
     details = [f"{bits} bits" if bits else "", f"groups of {group}" if group else ""]
-    details += [str(said[name]) for name in ("version", "format", "fmt") if isinstance(said.get(name), str)]
+    details += [text for name in ("version", "format", "fmt") if isinstance(text := declared.get(name), str)]
     return Quantization(method=method.lower(), detail=", ".join(detail for detail in details if detail))
-
-
-CARD_NAME = "README.md"
-_MOST_BYTES = 1 << 20
-
-
-def read_licence(path: Path) -> str | None:
-    """Return the licence that the card in the model directory `path` names, None where none does.
-
-    The Hub's cards begin with YAML between two lines of `---`; see
-    https://huggingface.co/docs/hub/model-cards#model-card-metadata. A licence of the model's own is
-    `other` there, and has a name beside it.
-    """
-    try:
-        with (path / CARD_NAME).open(encoding="utf-8") as file:
-            text = file.read(_MOST_BYTES)
-    except (OSError, UnicodeDecodeError):
-        return None
-    head = _read_head(text)
-    name = head.get("license")
-    if name == "other" and isinstance(head.get("license_name"), str):
-        return str(head["license_name"])
-    return name if isinstance(name, str) and name.strip() else None
 
 
 def _read_head(text: str) -> dict[str, Any]:

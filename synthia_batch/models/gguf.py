@@ -1,7 +1,7 @@
-"""GGUF files: which one is meant, its parts joined, and what an engine reads of it.
+"""GGUF files: finding one by name, joining its parts, and preparing a directory for engines.
 
-On CPUs vLLM reads none: the file is dequantized once to a directory of the user's cache. On GPUs
-vllm-gguf-plugin reads it as it is, and the directory holds its config and tokenizer only.
+On CPUs vLLM cannot read GGUF: the file is dequantized once to a directory in the user's cache. On GPUs
+vllm-gguf-plugin reads the file itself, and the directory only holds config and tokenizer.
 """
 
 import logging
@@ -24,13 +24,13 @@ _log = logging.getLogger(__name__)
 
 SUFFIX = ".gguf"
 CONVERSION = 1
-"""Raise it when the conversion changes: the identity of a run names the weights."""
+"""Increment when the conversion changes: a run's identity includes the weights."""
 _PART = re.compile(r"(?P<whole>.+\.gguf)-split-(?P<letter>[a-z])")
 _ON_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<quantization>[\w.-]+)")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _MOST_BITS_BEYOND_NAME = 2
-"""A file called Q4 takes 4 bits for each weight and some for scales and for what is not quantized: at most
-this many (5.8 in all in the embedded model's, 4.8 in the 70B's Q4_K_M)."""
+"""Bits per weight beyond those in a file's name, for scales and unquantized layers, at most (Q4 takes 5.8 in
+the embedded model's file, 4.8 in the 70B's Q4_K_M)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +42,13 @@ class HubFile:
 
 
 def parse_hub_name(name: str) -> HubFile | None:
-    """Return what `name` means if it is `REPOSITORY:QUANTIZATION`."""
+    """Return the parts of `name` if it is `REPOSITORY:QUANTIZATION`, else None."""
     found = _ON_HUB.fullmatch(name)
     return HubFile(repo_id=found["repo"], quantization=found["quantization"]) if found else None
 
 
 def find_local_parts(path: Path) -> tuple[Path, ...]:
-    """Return the GGUF file that `path` is, or the parts of the one that it is split into; () for neither.
+    """Return the GGUF file `path`, or the parts that it is split into; () if it is neither.
 
     Raises:
         ModelUnavailable: A part is missing.
@@ -64,51 +64,50 @@ def find_local_parts(path: Path) -> tuple[Path, ...]:
 
 
 def choose_files(files: Sequence[str], wanted: HubFile) -> tuple[str, ...]:
-    """Return the file of a repository that has the quantization wanted, or its parts in order.
+    """Return the one file of a repository with the wanted quantization, or its parts in order.
 
     Raises:
-        ModelUnavailable: None has, or several have.
+        ModelUnavailable: No file or several files have it.
     """
     pattern = re.compile(rf"(?:.*[.\-_/])?{re.escape(wanted.quantization)}\.gguf", re.IGNORECASE)
     whole = [name for name in files if pattern.fullmatch(name)]
     parts = [name for name in files if (part := _PART.fullmatch(name)) and pattern.fullmatch(part["whole"])]
     if len(whole) > 1 or (not whole and len({_PART.sub(r"\g<whole>", name) for name in parts}) > 1):
         raise ModelUnavailable(
-            f"--model {wanted.repo_id}:{wanted.quantization}: several files are of it "
-            f"({', '.join(whole or parts)}); fetch the one that you mean, and name it with --model FILE.gguf"
+            f"--model {wanted.repo_id}:{wanted.quantization}: several files match "
+            f"({', '.join(whole or parts)}); download the one you want, and pass it as --model FILE.gguf"
         )
     if whole:
         return (whole[0],)
     if parts:
         return _order_parts(parts)
     raise ModelUnavailable(
-        f"--model {wanted.repo_id}:{wanted.quantization}: no GGUF file is of it; "
-        f"there are {', '.join(list_quantizations(files)) or 'none at all'}"
+        f"--model {wanted.repo_id}:{wanted.quantization}: no such GGUF file; "
+        f"available: {', '.join(list_quantizations(files)) or 'none'}"
     )
 
 
 def list_quantizations(files: Sequence[str]) -> list[str]:
-    """Return the last words of the names of GGUF files: their quantizations, as a rule."""
+    """Return the last word of each GGUF file name, which is usually its quantization."""
     names = [_SHARD.sub(SUFFIX, _PART.sub(r"\g<whole>", name)) for name in files]
     stems = [name[: -len(SUFFIX)] for name in names if name.lower().endswith(SUFFIX)]
     return sorted({re.split(r"[.\-/]", stem)[-1] for stem in stems})
 
 
 def estimate_dequantized_bytes(file_bytes: int, quantization: str) -> int:
-    """Return what the weights of a file take at least once they are bfloat16, judged by its name."""
+    """Return the least size of a file's weights in bfloat16, estimated from its name."""
     digits = re.search(r"\d+", quantization)
     bits = int(digits[0]) if digits else 16
     return int(file_bytes * 16 / (bits + _MOST_BITS_BEYOND_NAME)) if bits < 16 else file_bytes
 
 
 def join_parts(parts: Sequence[Path], cache: DigestCache) -> Path:
-    """Return one file with the content of `parts` in order, which are one file already if there is one.
+    """Return one file with the concatenated `parts`; a single part is returned as it is.
 
-    It is kept in the user's cache; the parts stay as they are. Source: the Synthia-70B-GGUF card,
-    "To join the files", which has them concatenated.
+    The joined file is stored in the user's cache. Source: the Synthia-70B-GGUF card, "To join the files".
 
     Raises:
-        ModelUnavailable: There is no room for it.
+        ModelUnavailable: The cache is not writable or full.
     """
     if len(parts) == 1:
         return parts[0]
@@ -124,21 +123,21 @@ def join_parts(parts: Sequence[Path], cache: DigestCache) -> Path:
     except OSError as exc:
         raise ModelUnavailable(
             f"{name}: its parts cannot be joined in {joined.parent}: {exc}; "
-            "see to that place, or set XDG_CACHE_HOME to another"
+            "free space there, or set XDG_CACHE_HOME to another directory"
         ) from exc
     return joined
 
 
 def prepare_directory(source: Path, header: GgufHeader, cache: DigestCache, *, with_weights: bool) -> Path:
-    """Return the directory in the cache with what an engine reads of the file `source`, made once.
+    """Return the cached directory that engines read for the GGUF file `source`, created once.
 
     Raises:
-        ModelUnavailable: It cannot be made, or there is no room for it.
+        ModelUnavailable: The file cannot be converted, or the cache is not writable or full.
     """
     if header.parts > 1:
         raise ModelUnavailable(
-            f"{source}: one of {header.parts} files of gguf-split; join them with "
-            "`llama-gguf-split --merge FIRST WHOLE.gguf`, and name that file"
+            f"{source}: one of {header.parts} files from gguf-split; join them with "
+            "`llama-gguf-split --merge FIRST WHOLE.gguf`, and pass that file"
         )
     kind = "bf16" if with_weights else "described"
     mark = digest_file(source, cache)[:16]
@@ -151,15 +150,15 @@ def prepare_directory(source: Path, header: GgufHeader, cache: DigestCache, *, w
     def build(target: Path) -> None:
         require_converter()
         size = f", {header.dequantized_bytes / 1e9:.1f} GB in bfloat16" if with_weights else ""
-        _log.info(f"converting {source.name} once, to {kept.path}{size}")
+        _log.info(f"converting {source.name} to {kept.path}{size}; later runs reuse it")
         convert_gguf(source, target, with_weights=with_weights)
 
     try:
         return kept.prepare(build)
     except OSError as exc:
         raise ModelUnavailable(
-            f"{source.name} cannot be kept in {kept.path.parent}: {exc}; it needs "
-            f"{header.dequantized_bytes / 1e9:.1f} GB there, or set XDG_CACHE_HOME to another place"
+            f"{source.name} cannot be stored in {kept.path.parent}: {exc}; free "
+            f"{header.dequantized_bytes / 1e9:.1f} GB there, or set XDG_CACHE_HOME to another directory"
         ) from exc
 
 
@@ -170,7 +169,7 @@ def _order_parts(names: Sequence[str]) -> tuple[str, ...]:
     if letters != expected:
         missing = next((letter for letter in expected if letter not in letters), "a")
         raise ModelUnavailable(
-            f"{ordered[0]}: the part -split-{missing} is missing; fetch it, and put it beside the others"
+            f"{ordered[0]}: the part -split-{missing} is missing; download it to the same directory"
         )
     return tuple(ordered)
 

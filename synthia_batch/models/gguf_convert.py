@@ -1,6 +1,6 @@
-"""From a GGUF file to a directory that every engine reads: dequantized weights, tokenizer, config.
+"""Convert a GGUF file to a directory that every engine can read: dequantized weights, tokenizer, config.
 
-Works in a process of its own, since importing transformers costs 8 s and torch its memory:
+Runs in a separate process, since importing transformers takes 8 s and torch much memory:
 
     python -m synthia_batch.models.gguf_convert SOURCE TARGET [--without-weights]
 
@@ -24,10 +24,10 @@ INSTALL_HINT = "run: pip install 'synthia-batch[demo]'"
 
 
 def require_converter(hint: str = INSTALL_HINT) -> None:
-    """Return if what a conversion needs is installed.
+    """Check that the packages for a conversion are installed.
 
     Raises:
-        ModelUnavailable: It is not; `hint` says how to have it.
+        ModelUnavailable: One is missing; `hint` says how to install it.
     """
     packages = ("transformers", "gguf", "accelerate")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
@@ -40,7 +40,7 @@ def convert_gguf(
 ) -> None:
     """Write the model in the file `source`, in bfloat16, to the new directory `target`.
 
-    Calls `loaded` once the converter is. `with_weights=False` leaves config and tokenizer.
+    Calls `loaded` once the libraries are loaded. `with_weights=False` writes only config and tokenizer.
 
     Raises:
         ModelUnavailable: It could not be converted.
@@ -54,18 +54,18 @@ def convert_gguf(
             if line.strip() == _LOADED:
                 loaded()
                 break
-        _, said = child.communicate()
+        _, errors = child.communicate()
     if child.returncode != 0:
-        reason = next((line for line in reversed(said.splitlines()) if line.strip()), "it was killed")
+        reason = next((line for line in reversed(errors.splitlines()) if line.strip()), "it was killed")
         raise ModelUnavailable(
-            f"{source} could not be converted to {target}: {reason}; see that disk and memory have room for "
-            "it, and install transformers and gguf in the versions of constraints.txt"
+            f"{source} could not be converted to {target}: {reason}; check free disk space and memory, and "
+            "install the versions of transformers and gguf from constraints.txt"
         )
 
 
 def main(arguments: list[str]) -> None:
-    """Convert, in this process."""
-    # The libraries show bars and advice as they are imported, some of it on stdout.
+    """Convert a file in this process; see the module."""
+    # Here, since the libraries print progress and advice on import, some of it to stdout.
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source, target = Path(arguments[0]), Path(arguments[1])
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _forget_version(config: Path) -> None:
-    """Remove the one entry that depends on which transformers wrote the file."""
+    """Remove the entry that depends on the version of transformers."""
     if not config.is_file():
         return
     settings = json.loads(config.read_text(encoding="utf-8"))

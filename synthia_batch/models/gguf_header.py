@@ -1,4 +1,4 @@
-"""What the head of a GGUF file says, without reading its tensors: milliseconds for 70 GB.
+"""Metadata from the header of a GGUF file, without reading its tensors: milliseconds for 70 GB.
 
 Source: "GGUF" in ggml's docs/gguf.md, versions 2 and 3, little-endian.
 """
@@ -14,19 +14,19 @@ from synthia_batch.errors import ModelUnavailable
 
 _MAGIC = b"GGUF"
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""The struct format of each numeric type of a value, by its number."""
+"""The struct format of each numeric value type, by its number."""
 _STRING, _ARRAY = 8, 9
 _LONGEST_STRING = 2**24
-"""Bytes: no name, template or token comes near, and damage does."""
+"""In bytes, to detect damage: no name, template or token comes near it."""
 _KEPT = ("general.", "tokenizer.chat_template", "split.")
 BFLOAT16_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHeader:
-    """`values` are the file's own words about itself, `parameters` the number of its weights.
+    """`values` are metadata by key, `parameters` is the number of weights.
 
-    `least_bytes` is where the last of its tensors begins: a shorter file lacks something.
+    `least_bytes` is the offset of the last tensor: a shorter file is incomplete.
     """
 
     values: dict[str, Any]
@@ -35,47 +35,47 @@ class GgufHeader:
 
     @property
     def chat_template(self) -> str | None:
-        """The template that the file carries."""
+        """The chat template in the file, if any."""
         template = self.values.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
 
     @property
     def parts(self) -> int:
-        """Files that the model is split into by llama.cpp's gguf-split; 1 where it is not."""
+        """The number of files that llama.cpp's gguf-split has split the model into; 1 if it has not."""
         count = self.values.get("split.count", 1)
         return count if isinstance(count, int) and count > 1 else 1
 
     @property
     def dequantized_bytes(self) -> int:
-        """What the weights take in bfloat16."""
+        """The size of the weights in bfloat16."""
         return self.parameters * BFLOAT16_BYTES
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
-    """Return what the head of the GGUF file `path` says.
+    """Return the header of the GGUF file `path`.
 
     Raises:
-        ModelUnavailable: It cannot be read, or is no GGUF file.
+        ModelUnavailable: It cannot be read, or is not a complete GGUF file.
     """
     try:
         with path.open("rb") as file:
             header = _Reader(file).read()
             size = file.seek(0, 2)
     except OSError as exc:
-        raise ModelUnavailable(f"{path}: cannot be read: {exc.strerror}; name a file that can") from exc
+        raise ModelUnavailable(f"{path}: cannot be read: {exc.strerror}; check path and permissions") from exc
     except (ValueError, struct.error, UnicodeDecodeError, OverflowError) as exc:
-        raise ModelUnavailable(f"{path}: not a whole GGUF file: {exc}; fetch it again") from exc
+        raise ModelUnavailable(f"{path}: not a complete GGUF file: {exc}; download it again") from exc
     if size <= header.least_bytes:
         raise ModelUnavailable(
-            f"{path}: not a whole GGUF file: it has {size} bytes, and its last tensor begins behind "
-            f"{header.least_bytes}; fetch it again, with every part if it is split"
+            f"{path}: not a complete GGUF file: its last tensor starts at byte {header.least_bytes}, but "
+            f"it has {size} bytes; download it again, with every part if it is split"
         )
     return header
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tensor:
-    """`offset` is in bytes from the head's end."""
+    """`offset` is in bytes from the end of the header."""
 
     weights: int
     offset: int
@@ -87,10 +87,10 @@ class _Reader:
 
     def read(self) -> GgufHeader:
         if self._file.read(4) != _MAGIC:
-            raise ValueError("it does not begin with GGUF")
+            raise ValueError("it does not start with GGUF")
         version = self._number("I")
         if version not in (2, 3):
-            raise ValueError(f"version {version} is none that is known (2 and 3 are)")
+            raise ValueError(f"expected version 2 or 3, got {version}")
         tensors, entries = self._number("Q"), self._number("Q")
         values = {}
         for _ in range(entries):
@@ -113,7 +113,7 @@ class _Reader:
         return _Tensor(weights=math.prod(shape), offset=self._number("Q"))
 
     def _value(self, kind: int, *, keep: bool) -> Any:
-        """Return a value, None for one that is passed over."""
+        """Return a value, None for one that is skipped."""
         if kind == _ARRAY:
             self._skip_array()
             return None
@@ -138,7 +138,7 @@ class _Reader:
     def _string(self) -> str:
         length = self._number("Q")
         if length > _LONGEST_STRING:
-            raise ValueError(f"a text of {length} bytes")
+            raise ValueError(f"a string of {length} bytes")
         return self._exactly(length).decode()
 
     def _number(self, form: str) -> Any:
@@ -148,7 +148,7 @@ class _Reader:
     def _exactly(self, count: int) -> bytes:
         data = self._file.read(count)
         if len(data) < count:
-            raise ValueError("it ends within its head")
+            raise ValueError("it ends within its header")
         return data
 
     def _skip(self, count: int) -> None:
@@ -157,5 +157,5 @@ class _Reader:
 
 def _find_format(kind: int) -> str:
     if kind not in _NUMBERS:
-        raise ValueError(f"a value of type {kind}")
+        raise ValueError(f"unknown value type {kind}")
     return _NUMBERS[kind]

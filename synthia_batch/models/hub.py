@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: what a repository has, and fetching it once. Uses the Hub's own token."""
+"""Models on the Hugging Face Hub: list a repository's files and download them. Uses the Hub's own token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from pathlib import Path
 from synthia_batch.errors import ModelUnavailable
 
 DESCRIPTION_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.py", "README.md")
-"""What is fetched beside the weights. The card names the licence."""
+"""Downloaded with the weights. The card names the licence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
-    """A repository as far as it can be seen from here.
+    """A repository on the Hub.
 
-    `files` are the names of all its files, None where the Hub was not `reached`: then the reason
-    stands there, and only what the cache holds is to be had.
+    `files` are the names of all its files, or None if the Hub cannot be reached: then `reason` says why,
+    and only files in the local cache are available.
     """
 
     name: str
@@ -25,10 +25,10 @@ class Repository:
 
 
 def look_up(name: str, revision: str | None) -> Repository:
-    """Return the repository `name` as the Hub lists it, or without a list where that fails.
+    """Return the repository `name`, without a list of files if the Hub cannot be reached.
 
     Raises:
-        ModelUnavailable: The Hub can have none of that name.
+        ModelUnavailable: `name` is not a valid repository name.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
@@ -38,17 +38,17 @@ def look_up(name: str, revision: str | None) -> Repository:
     except HFValidationError as exc:
         raise ModelUnavailable(f"--model {name}: no such directory, and not a Hub name: {exc}") from exc
     except Exception as exc:
-        # Which errors the network has depends on the HTTP library under the Hub's: whatever it was,
-        # the files may be in the cache.
+        # Network errors depend on the HTTP library below the Hub's; whichever it was, the files may
+        # still be in the cache.
         return Repository(name=name, revision=revision, files=None, reason=exc)
     return Repository(name=name, revision=revision, files=files, reason=None)
 
 
 def fetch(repository: Repository, patterns: Sequence[str]) -> Path:
-    """Return the snapshot's directory with the files of `patterns` in it; it is named after its commit.
+    """Download the files that match `patterns`; return the snapshot's directory, named after its commit.
 
     Raises:
-        ModelUnavailable: They are not to be had; says why.
+        ModelUnavailable: They are not available; the message says why.
     """
     from huggingface_hub import snapshot_download
 
@@ -66,24 +66,24 @@ def fetch(repository: Repository, patterns: Sequence[str]) -> Path:
 
 
 def read_sizes(repository: Repository) -> dict[str, int]:
-    """Return the sizes in bytes of the repository's files, as far as the Hub tells them."""
+    """Return the sizes in bytes of the repository's files, as far as the Hub reports them."""
     from huggingface_hub import HfApi
 
     try:
         listed = HfApi().model_info(repository.name, revision=repository.revision, files_metadata=True)
         return {file.rfilename: file.size for file in listed.siblings or () if file.size is not None}
-    except Exception:  # As for the list of files; what is not known is not checked.
+    except Exception:  # As for the list of files; unknown sizes are not checked.
         return {}
 
 
 def explain(repository: Repository, error: Exception) -> str:
-    """Return why the Hub did not give the model, and what to do about it."""
+    """Return why the model is not available from the Hub, and what to do about it."""
     reason = repository.reason or error
     name = repository.name
     why = _explain_refusal(name, repository.revision, reason)
     return (
-        f"--model {name}: not a directory here, and the Hub did not give it: "
-        f"{why or f'{reason}; check the name and the network'}; or run without --model for the embedded one"
+        f"--model {name}: not a local directory, and not available from the Hub: "
+        f"{why or f'{reason}; check the name and the network'}; or run without --model for the embedded model"
     )
 
 
@@ -92,14 +92,14 @@ def _explain_refusal(name: str, revision: str | None, reason: Exception) -> str 
 
     if isinstance(reason, errors.OfflineModeIsEnabled):
         return (
-            "HF_HUB_OFFLINE is set, and the model is not in the Hub's cache; unset it, or fetch the model "
-            f"first with `hf download {name}`"
+            "HF_HUB_OFFLINE is set, and the model is not in the Hub's cache; unset it, or first download the "
+            f"model with `hf download {name}`"
         )
     if get_token() is None:
-        token = "no token is set here: make one at https://huggingface.co/settings/tokens, and set HF_TOKEN"
+        token = "no token is set: create one at https://huggingface.co/settings/tokens, and set HF_TOKEN"
     else:
-        token = "the token that is set here (HF_TOKEN, or `hf auth login`) has no access to it"
-    # The more special errors first: a gated repository is a kind of one that was not found.
+        token = "the token in use (HF_TOKEN, or `hf auth login`) has no access to it"
+    # More specific errors first: GatedRepoError is a subclass of RepositoryNotFoundError.
     if _is_due_to(reason, errors.GatedRepoError):
         return (
             f"it is gated: ask for access at https://huggingface.co/{name}, signed in as the token's owner; "
@@ -113,7 +113,7 @@ def _explain_refusal(name: str, revision: str | None, reason: Exception) -> str 
 
 
 def _is_due_to(error: BaseException | None, kind: type[Exception]) -> bool:
-    """Whether `error`, or what it was raised from, is of `kind`."""
+    """Whether `error` or one of its causes is of `kind`."""
     seen = 0
     while error is not None and seen < 10:
         if isinstance(error, kind):

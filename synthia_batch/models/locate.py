@@ -1,4 +1,4 @@
-"""From a model's name to a directory with its files, fetched or made where it is not there."""
+"""From a model's name to a directory with its files, downloaded or converted if necessary."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ from synthia_batch.models.hub import DESCRIPTION_FILES, Repository, explain, fet
 from synthia_batch.models.tokenizer_file import TOKENIZER_FILES
 
 __all__ = [
+    "LocateOptions",
     "LocatedModel",
     "ModelFacts",
-    "Preview",
+    "ModelPreview",
     "Quantization",
-    "Reception",
     "choose_weights",
     "digest_model",
     "is_weight",
@@ -40,19 +40,19 @@ __all__ = [
 ]
 
 _HUB_WEIGHTS = (".safetensors", ".bin", ".pt")
-"""The kinds of weights that a repository may have, the one that an engine takes first in front."""
+"""Suffixes of weight files, in the order in which engines prefer them."""
 _NOT_WEIGHTS = frozenset(
     ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt", "scaler.pt")
 )
-"""What training leaves beside the weights; engines pass it over as well."""
+"""Left over from training; engines skip them too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocatedModel:
-    """A model's directory, and where on the Hub it came from, if it did.
+    """A model's directory, and its repository on the Hub if it came from there.
 
-    `revision` is the commit that the files are of. `gguf` is the file with the weights where an
-    engine reads it as it is: the directory then holds config and tokenizer only.
+    `revision` is the commit of the files. `gguf` is the weights file if engines read GGUF directly: the
+    directory then only holds config and tokenizer.
     """
 
     name: str
@@ -63,11 +63,11 @@ class LocatedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preview:
-    """What is known of a model before its weights are fetched or converted.
+class ModelPreview:
+    """Facts known about a model before its weights are downloaded or converted.
 
-    `chat_template` is its template; `describes_itself` is False where that is not known yet.
-    `weights_bytes` is what they will take, at least, in an engine's memory; None: not known.
+    `describes_itself` is false while its chat template is unknown. `weights_bytes` is the least size of
+    the weights in an engine's memory, None if unknown.
     """
 
     name: str
@@ -78,45 +78,42 @@ class Preview:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reception:
-    """How a model is received: `device` is what it is for, `check` may refuse it by raising.
-
-    `say` is told what takes long.
-    """
+class LocateOptions:
+    """The `device` that will run the model, and a `check` that may raise before a costly download."""
 
     device: Literal["cpu", "cuda"] = "cpu"
-    check: Callable[[Preview], None] = lambda preview: None
+    check: Callable[[ModelPreview], None] = lambda preview: None
 
 
-def locate_model(name: str, revision: str | None, reception: Reception | None = None) -> LocatedModel:
-    """Return where the model `name` is, made or downloaded first where it is not there yet.
+def locate_model(name: str, revision: str | None, options: LocateOptions | None = None) -> LocatedModel:
+    """Return the location of the model `name`, downloading or converting it first if necessary.
 
     Raises:
         ModelUnavailable: There is no such directory or repository, it cannot be reached, or it has
             no weights.
     """
     keep_private()
-    reception = reception or Reception()
+    options = options or LocateOptions()
     if name == DEMO_MODEL:
         return LocatedModel(
             name="SmolLM2-135M-Instruct", path=prepare_demo_model(), repo_id=None, revision=None
         )
     path = Path(name).expanduser()
     if path.is_dir():
-        return _locate_directory(path.resolve(), reception)
+        return _locate_directory(path.resolve(), options)
     parts = find_local_parts(path.absolute())
     if parts:
-        return _receive_gguf(parts, LocatedModel(name="", path=path, repo_id=None, revision=None), reception)
+        return _prepare_gguf(parts, LocatedModel(name="", path=path, repo_id=None, revision=None), options)
     if path.is_file():
-        raise ModelUnavailable(f"{name}: neither a directory nor a {SUFFIX} file; name a model's directory")
+        raise ModelUnavailable(f"{name}: neither a directory nor a {SUFFIX} file; name one of these")
     if path.is_absolute() or name.startswith((".", "~")) or path.suffix.lower() == SUFFIX:
         raise ModelUnavailable(
             f"{name}: no such directory or file; name an existing one, or a Hub repository"
         )
     wanted = parse_hub_name(name)
     if wanted is not None:
-        return _download_gguf(name, wanted, revision, reception)
-    return _download(look_up(name, revision), reception)
+        return _download_gguf(name, wanted, revision, options)
+    return _download(look_up(name, revision), options)
 
 
 def digest_model(
@@ -126,13 +123,11 @@ def digest_model(
     *,
     gguf: Path | None = None,
 ) -> dict[str, str]:
-    """Return the digests of a model's `weights` (its config with them) and of its `tokenizer`.
+    """Return the digests of a model's `weights` (including its config) and `tokenizer`.
 
-    Of weights in several kinds only those count that an engine takes: what else has been fetched
-    into a shared cache makes no other model.
-
-    A file that the Hub's cache keeps under its SHA-256 is not read: the name says it. `gguf` is the
-    file with the weights where they are not in the directory.
+    Of weights in several formats only the one that engines load counts: others in a shared cache do not
+    change the model. A file that the Hub's cache stores under its SHA-256 is not read. `gguf` is the
+    weights file if it is outside the directory.
     """
     weights: dict[str, str] = {} if gguf is None else {"gguf": _digest(gguf, cache)}
     tokenizer: dict[str, str] = {}
@@ -155,37 +150,37 @@ def _digest(file: Path, cache: DigestCache) -> str:
 
 
 def choose_weights(names: Iterable[str]) -> str | None:
-    """Return the suffix of the weights that an engine takes among the files `names`; None: there are none."""
+    """Return the suffix of the weights that an engine loads from the files `names`, or None."""
     listed = list(names)
     return next((kind for kind in _HUB_WEIGHTS if any(is_weight(name, kind) for name in listed)), None)
 
 
 def is_weight(name: str, kind: str | None) -> bool:
-    """Whether the file `name`, at the top of a model's directory, is a weight file of this kind."""
+    """Whether the file `name` is a weight file of this kind at the top of a model's directory."""
     return kind is not None and name.endswith(kind) and "/" not in name and name not in _NOT_WEIGHTS
 
 
-def _locate_directory(path: Path, reception: Reception) -> LocatedModel:
+def _locate_directory(path: Path, options: LocateOptions) -> LocatedModel:
     if not (path / "config.json").is_file():
         raise ModelUnavailable(f"{path}: no config.json; name a directory that holds a model")
     if choose_weights(file.name for file in path.iterdir()) is None:
         raise ModelUnavailable(
-            f"{path}: no weights ({', '.join(_HUB_WEIGHTS)}); fetch the model again, "
+            f"{path}: no weights ({', '.join(_HUB_WEIGHTS)}); download the model again, "
             "or name the file itself if it is a .gguf"
         )
-    reception.check(Preview(name=path.name, chat_template=read_template(path)))
+    options.check(ModelPreview(name=path.name, chat_template=read_template(path)))
     return LocatedModel(name=path.name, path=path, repo_id=None, revision=None)
 
 
-def _receive_gguf(parts: tuple[Path, ...], origin: LocatedModel, reception: Reception) -> LocatedModel:
-    """Return the model in the GGUF file that `parts` are, as the device reads it."""
+def _prepare_gguf(parts: tuple[Path, ...], origin: LocatedModel, options: LocateOptions) -> LocatedModel:
+    """Return the model in the GGUF file that `parts` make up, prepared for the device."""
     cache = open_digest_cache()
     file = join_parts(parts, cache)
     header = read_gguf_header(file)
     name = origin.name or file.stem
-    on_cpu = reception.device == "cpu"
-    reception.check(
-        Preview(
+    on_cpu = options.device == "cpu"
+    options.check(
+        ModelPreview(
             name=name,
             chat_template=header.chat_template,
             weights_bytes=header.dequantized_bytes if on_cpu else file.stat().st_size,
@@ -193,54 +188,52 @@ def _receive_gguf(parts: tuple[Path, ...], origin: LocatedModel, reception: Rece
         )
     )
     path = prepare_directory(file, header, cache, with_weights=on_cpu)
-    # Without repo_id: an engine on another machine finds the file or the directory there, or fails.
+    # Without repo_id: an engine on another machine must find the file or directory there.
     return LocatedModel(
         name=name, path=path, repo_id=None, revision=origin.revision, gguf=None if on_cpu else file
     )
 
 
-def _download_gguf(name: str, wanted: HubFile, revision: str | None, reception: Reception) -> LocatedModel:
-    """Fetch the one file, or its parts, that has the quantization wanted."""
+def _download_gguf(name: str, wanted: HubFile, revision: str | None, options: LocateOptions) -> LocatedModel:
+    """Download the file with the wanted quantization, or its parts."""
     repository = look_up(wanted.repo_id, revision)
     files = repository.files
     if files is None:
-        # Of what is in the cache, any file of the quantization.
+        # Offline: use any file of the quantization in the cache.
         snapshot = fetch(repository, [f"*{SUFFIX}*"])
         files = tuple(str(file.relative_to(snapshot)) for file in snapshot.rglob("*") if file.is_file())
         if not list_quantizations(files):
-            raise ModelUnavailable(
-                explain(repository, FileNotFoundError(f"no {SUFFIX} file is in the cache"))
-            )
+            raise ModelUnavailable(explain(repository, FileNotFoundError(f"no {SUFFIX} file in the cache")))
     chosen = choose_files(files, wanted)
     sizes = read_sizes(repository) if repository.files is not None else {}
     if all(file in sizes for file in chosen):
         file_bytes = sum(sizes[file] for file in chosen)
-        on_cpu = reception.device == "cpu"
+        on_cpu = options.device == "cpu"
         least = estimate_dequantized_bytes(file_bytes, wanted.quantization) if on_cpu else file_bytes
-        reception.check(Preview(name=name, describes_itself=False, weights_bytes=least, is_gguf=True))
+        options.check(ModelPreview(name=name, describes_itself=False, weights_bytes=least, is_gguf=True))
     snapshot = fetch(repository, chosen)
     origin = LocatedModel(name=name, path=snapshot, repo_id=wanted.repo_id, revision=snapshot.name)
-    return _receive_gguf(tuple(snapshot / file for file in chosen), origin, reception)
+    return _prepare_gguf(tuple(snapshot / file for file in chosen), origin, options)
 
 
-def _download(repository: Repository, reception: Reception) -> LocatedModel:
-    """Fetch a model from the Hub: its weights in one kind only, as an engine reads no more.
+def _download(repository: Repository, options: LocateOptions) -> LocatedModel:
+    """Download a model from the Hub, with its weights in the one format that engines load.
 
-    What describes it comes first: a model that is refused costs seconds, not hours.
+    The descriptive files come first: refusing a model then costs seconds, not hours.
     """
     name, files = repository.name, repository.files
     kind = choose_weights(files) if files is not None else None
     kinds = _HUB_WEIGHTS if files is None else (kind,) if kind is not None else ()
     for suffix in kinds:
         described = fetch(repository, DESCRIPTION_FILES)
-        reception.check(Preview(name=name, chat_template=read_template(described)))
+        options.check(ModelPreview(name=name, chat_template=read_template(described)))
         path = fetch(repository, (*DESCRIPTION_FILES, f"*{suffix}"))
         if choose_weights(file.name for file in path.iterdir()) is not None:
             # A snapshot's directory is named after its commit.
             return LocatedModel(name=name, path=path, repo_id=name, revision=path.name)
-    where = "its repository" if files is not None else "the Hub's cache here, and the Hub was not reached,"
+    where = "its repository" if files is not None else "the Hub cannot be reached, and its cache here"
     quantizations = list_quantizations(files or ())
-    hint = f"it has GGUF files: say which, as in --model {name}:{quantizations[0]}" if quantizations else ""
+    hint = f"it has GGUF files: choose one, as in --model {name}:{quantizations[0]}" if quantizations else ""
     raise ModelUnavailable(
         f"--model {name}: {where} has no weights ({', '.join(_HUB_WEIGHTS)}); "
         f"{hint or 'name another model or revision'}"

@@ -13,7 +13,7 @@ WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFacts:
-    """What an adapter's files say. `rank` is that of its matrices, `digest` is of config and weights."""
+    """Facts from an adapter's files. `digest` is that of its config and weights."""
 
     path: Path
     rank: int
@@ -21,23 +21,23 @@ class AdapterFacts:
 
 
 def read_adapter(name: str, path: Path, cache: DigestCache) -> AdapterFacts:
-    """Return what the adapter in the directory `path` is; `name` is for the messages.
+    """Return the facts about the adapter in the directory `path`; `name` is for messages.
 
     Raises:
-        ModelUnavailable: There is none, or not one that engines read.
+        ModelUnavailable: There is none, or engines cannot read it.
     """
     directory = path.expanduser().absolute()
     config = directory / CONFIG_NAME
     try:
-        said = json.loads(config.read_bytes())
-        rank, kind = int(said["r"]), said.get("peft_type", "LORA")
+        settings = json.loads(config.read_bytes())
+        rank, kind = int(settings["r"]), settings.get("peft_type", "LORA")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelUnavailable(
-            f"--lora {name}={path}: no LoRA adapter there, its {CONFIG_NAME} cannot be used "
-            f"({type(exc).__name__}: {exc}); name a directory that peft's save_pretrained wrote"
+            f"--lora {name}={path}: no LoRA adapter there: cannot use its {CONFIG_NAME} "
+            f"({type(exc).__name__}: {exc}); name a directory written by peft's save_pretrained"
         ) from exc
     if kind != "LORA":
-        raise ModelUnavailable(f"--lora {name}={path}: a {kind} adapter, and engines read LORA ones only")
+        raise ModelUnavailable(f"--lora {name}={path}: expected a LORA adapter, got {kind}; name one")
     weights = next((file for file in WEIGHTS_NAMES if (directory / file).is_file()), None)
     if weights is None:
         raise ModelUnavailable(

@@ -1,4 +1,4 @@
-"""What a model will take in memory, told without fetching or loading its weights."""
+"""A model's memory and download sizes, without downloading or loading its weights."""
 
 import json
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ from synthia_batch.models.locate import choose_weights, is_weight
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelWeight:
-    """What is known of a model's size; None for what is not.
+    """A model's sizes; None if unknown.
 
-    `weights_bytes` as an engine holds them, `fetch_bytes` what is still to be downloaded or made.
-    `kv_values_per_token` are the numbers of keys and values that a token leaves in all layers.
+    `weights_bytes` is the size in an engine's memory, `fetch_bytes` that of files still to be downloaded
+    or converted. `kv_values_per_token` counts the keys and values of a token in all layers.
     """
 
     weights_bytes: int | None
@@ -39,7 +39,7 @@ UNKNOWN = ModelWeight(weights_bytes=None, fetch_bytes=None, kv_values_per_token=
 
 
 def weigh_model(name: str, revision: str | None, device: Literal["cpu", "cuda"]) -> ModelWeight:
-    """Return what the model `name` will take. Asks the Hub for a list of files at most.
+    """Return the sizes of the model `name`. Downloads at most a list of files and a config.json.
 
     Raises:
         ModelUnavailable: There is no such model.
@@ -49,7 +49,7 @@ def weigh_model(name: str, revision: str | None, device: Literal["cpu", "cuda"])
     if path.is_dir():
         return _weigh_directory(path)
     if name == DEMO_MODEL:
-        return UNKNOWN  # Made at its first use; its preset says how large it is.
+        return UNKNOWN  # It is created on first use; its preset gives its size.
     parts = find_local_parts(path.absolute())
     if parts:
         return _weigh_gguf(parts, device)
@@ -81,7 +81,7 @@ def _weigh_gguf(parts: tuple[Path, ...], device: str) -> ModelWeight:
     joining = size if len(parts) > 1 else 0
     if device == "cuda":
         return _make(size, joining, {})
-    if joining:  # The head's words about the whole cannot be held against its first part.
+    if joining:  # The first part is shorter than its header says: it cannot be read alone.
         return _make(estimate_dequantized_bytes(size, parts[0].name), joining * 2, {})
     weights = read_gguf_header(parts[0]).dequantized_bytes
     return _make(weights, weights, {})
@@ -95,7 +95,7 @@ def _weigh_repository(repository: Repository, sizes: Mapping[str, int]) -> Model
     except ModelUnavailable:
         if repository.files is not None:
             raise
-        return UNKNOWN  # No network, and nothing in the cache.
+        return UNKNOWN  # No network, nothing in the cache.
     return _make(weights, weights, config)
 
 
@@ -109,9 +109,9 @@ def _make(weights: int | None, fetch_bytes: int | None, config: Mapping[str, Any
 
 
 def count_kv_values(config: Mapping[str, Any]) -> int | None:
-    """Return the keys and values of one token: 2 x layers x key-value heads x size of a head.
+    """Return the number of keys and values per token: 2 x layers x key-value heads x head size.
 
-    None where the model is of another kind, or its config does not say.
+    None for other architectures, or if the config lacks a number.
     """
     layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
     hidden = config.get("hidden_size")
@@ -126,6 +126,6 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         config = json.loads((path / "config.json").read_bytes())
     except (OSError, ValueError) as exc:
-        raise ModelUnavailable(f"{path / 'config.json'}: cannot be read: {exc}; fetch it again") from exc
+        raise ModelUnavailable(f"{path / 'config.json'}: cannot be read: {exc}; download it again") from exc
     inner = config.get("text_config") if isinstance(config, dict) else None
     return inner or config if isinstance(config, dict) else {}

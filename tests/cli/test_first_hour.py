@@ -27,7 +27,7 @@ SCRIPTED = ("--engine", "scripted", "--pool", "local")
 RUN = ("run", "q.jsonl", *SCRIPTED)
 KEYS = "`synthia-batch run --help` lists the flags, `synthia-batch schema` the keys of a job file\n"
 REFUSED = "error: the input cannot be used; nothing was started:\n"
-MEND = "mend the input, then run the same command again\n"
+FIX = "fix the input, then run the same command again\n"
 FORMATS = (
     "supported formats: JSONL (.jsonl, .ndjson), Parquet (.parquet), CSV (.csv), TSV (.tsv), "
     "JSON lists (.json); compressed: .gz, .zst"
@@ -75,26 +75,26 @@ SLIPS = [
     Slip(
         "a file that is only called packed",
         ("run", "q.jsonl.gz"),
-        f"{REFUSED}  q.jsonl.gz: expected a gzip file by its name, got other content\n{MEND}",
+        f"{REFUSED}  q.jsonl.gz: expected a gzip file by its name, got other content\n{FIX}",
         files={"q.jsonl.gz": "x"},
     ),
     Slip(
         "an empty input",
         ("run", "empty.jsonl", *SCRIPTED),
-        f"{REFUSED}  empty.jsonl: the file is empty\n{MEND}",
+        f"{REFUSED}  empty.jsonl: the file is empty\n{FIX}",
         files={"empty.jsonl": ""},
     ),
     Slip(
         "nothing but blank lines",
         ("run", "blank.jsonl", *SCRIPTED),
-        f"{REFUSED}  blank.jsonl: there are no rows, only blank lines\n{MEND}",
+        f"{REFUSED}  blank.jsonl: there are no rows, only blank lines\n{FIX}",
         files={"blank.jsonl": "\n\n"},
     ),
     Slip(
         "faults in the input",
         ("run", "bad.jsonl", *SCRIPTED),
         f"{REFUSED}  bad.jsonl:1: not valid JSON: Expecting ',' delimiter, at column 18\n"
-        f"  bad.jsonl:2: column 'prompt' must be a string, not a number\n{MEND}",
+        f"  bad.jsonl:2: column 'prompt' must be a string, not a number\n{FIX}",
         files={"bad.jsonl": '{"prompt": "Why?"\n{"prompt": 3}\n'},
     ),
     Slip(
@@ -123,10 +123,9 @@ SLIPS = [
     Slip(
         "no such model on a machine without the Hub",
         ("run", "q.jsonl", "-m", "org/no-such-model"),
-        "error: --model org/no-such-model: not a directory here, and the Hub did not give it: HF_HUB_OFFLINE "
-        "is set, and the model is not in the Hub's cache; unset it, or fetch the model first with `hf "
-        "download "
-        "org/no-such-model`; or run without --model for the embedded one\n",
+        "error: --model org/no-such-model: not a local directory, and not available from the Hub: "
+        "HF_HUB_OFFLINE is set, and the model is not in the Hub's cache; unset it, or first download the "
+        "model with `hf download org/no-such-model`; or run without --model for the embedded model\n",
         environment={"HF_HUB_OFFLINE": "1"},
     ),
     Slip(
@@ -142,10 +141,9 @@ SLIPS = [
     Slip(
         "no such system message",
         (*RUN, "-s", "sintia"),
-        "error: no system message is called 'sintia'; did you mean synthia? The "
+        "error: there is no system message 'sintia'; did you mean synthia? The "
         "library has synthia, tree-of-thoughts, tree-of-thoughts-v3, superintelligence, none. For the word "
-        "itself write "
-        "text:sintia, for a file @sintia.txt\n",
+        "itself use text:sintia, for a file @sintia.txt\n",
     ),
     Slip(
         "no such system message file",

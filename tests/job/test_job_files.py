@@ -235,7 +235,7 @@ def test_a_plan_can_tell_file_and_line_and_the_variable_that_said_it() -> None:
         ),
         (
             "system: [synthia, sintia]\n",
-            "error: x.yaml:4:19: no system message is called 'sintia'; did you mean",
+            "error: x.yaml:4:19: there is no system message 'sintia'; did you mean",
         ),
         (
             "system: '@p.txt'\n",

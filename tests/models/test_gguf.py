@@ -24,7 +24,7 @@ from synthia_batch.models.gguf import (
     parse_hub_name,
 )
 from synthia_batch.models.gguf_header import read_gguf_header
-from synthia_batch.models.locate import Preview, Reception, locate_model
+from synthia_batch.models.locate import LocateOptions, ModelPreview, locate_model
 from synthia_batch.runner.resolve import model_selection as model_choice
 from synthia_batch.runner.resolve import resolve_job
 
@@ -185,9 +185,9 @@ def test_the_real_file_split_on_a_hub_is_fetched_joined_and_converted_to_the_emb
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     sizes = dict.fromkeys(files, 49_000_000)
     monkeypatch.setattr("synthia_batch.models.locate.read_sizes", lambda repository: sizes)
-    seen: list[Preview] = []
+    seen: list[ModelPreview] = []
     caplog.set_level("INFO", "synthia_batch")
-    located = locate_model("r/g:Q4_1", None, Reception(check=seen.append))
+    located = locate_model("r/g:Q4_1", None, LocateOptions(check=seen.append))
     assert fetched == [files], "only the file that was asked for"
     assert (located.name, located.repo_id, located.revision) == ("r/g:Q4_1", None, commit)
     assert measure(located.path / "model.safetensors")["blake3"] == WEIGHTS_DIGEST
@@ -196,7 +196,7 @@ def test_the_real_file_split_on_a_hub_is_fetched_joined_and_converted_to_the_emb
     assert seen[0].weights_bytes is not None
     assert seen[0].weights_bytes <= 269_030_016 == seen[1].weights_bytes
     assert len(caplog.messages) == 2
-    again = locate_model("r/g:Q4_1", None, Reception())
+    again = locate_model("r/g:Q4_1", None, LocateOptions())
     assert again == located
     assert len(caplog.messages) == 2, "converted once"
 

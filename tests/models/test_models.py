@@ -65,7 +65,7 @@ def test_a_model_in_the_hubs_cache_is_found_without_a_network(
     assert (located.name, located.repo_id, located.revision) == (
         "migtissera/Synthia-7B", "migtissera/Synthia-7B", commit,
     )  # fmt: skip
-    with pytest.raises(ModelUnavailable, match="the Hub did not give it"):
+    with pytest.raises(ModelUnavailable, match="not available from the Hub"):
         locate_model("migtissera/Synthia-13B", None)
 
 

@@ -1,1 +1,1 @@
-"""What the model is told: system messages, prompt formats, and their rendering."""
+"""System messages, prompt formats, and rendering prompts to token ids."""

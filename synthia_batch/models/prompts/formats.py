@@ -1,4 +1,4 @@
-"""How a conversation becomes the text that a model reads, and its text an answer."""
+"""Prompt formats: from a conversation to a prompt, and from generated text to an answer."""
 
 import json
 import re
@@ -19,33 +19,31 @@ from synthia_batch.errors import SampleRefused, UsageError
 THINK_START = "<think>"
 THINK_END = "</think>"
 TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=UTC)
-"""What a chat template is told when it asks for the time: always this day, at midnight.
+"""The time that chat templates get, always this day at midnight.
 
-A prompt that held today's date would be another prompt tomorrow, and a run that is resumed would
-not be one run. The day is the one that the template of Llama 3 writes where it cannot ask; it is
-part of what OUTPUT_FORMAT stands for.
+With today's date a run resumed tomorrow would have other prompts. It is the date that Llama 3's
+template writes if it has no clock; changing it requires a new OUTPUT_FORMAT.
 """
 
 Tools = Sequence[Mapping[str, Any]]
-"""Definitions of tools, in OpenAI's shape."""
+"""Tool definitions in OpenAI's format."""
 _ADDRESS = re.compile(r"0x[0-9A-Fa-f]{6,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a model said, its reasoning (None where it shows none) apart from its response."""
+class ParsedAnswer:
+    """A model's response and its reasoning, None if it shows none."""
 
     response: str
     reasoning: str | None
 
 
 class PromptFormat(Protocol):
-    """One way to write a conversation.
+    """A way to write a conversation as a prompt.
 
-    `adds_special_tokens` says whether the tokenizer should add the model's own start token: a
-    chat template writes it itself. `writes_special_tokens` says whether the format's own text has
-    any: where it has none, none is read in a prompt. `stop` are strings that end every answer in
-    this format. `thinks`: `read` finds reasoning in it.
+    `adds_special_tokens`: the tokenizer must add the model's start token, which chat templates write
+    themselves. `writes_special_tokens`: the format's own text contains special tokens; otherwise none
+    is recognized in a prompt. `stop` are strings that end every answer. `thinks`: `read` finds reasoning.
     """
 
     name: str
@@ -55,14 +53,14 @@ class PromptFormat(Protocol):
     thinks: bool
 
     def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
-        """Return the prompt for `messages`, up to where the model's answer starts, with `tools` to call.
+        """Return the prompt for `messages` and `tools`, up to where the answer starts.
 
         Raises:
             SampleRefused: The format cannot express this conversation.
         """
 
-    def read(self, text: str) -> Answer:
-        """Return the answer that the generated `text` is."""
+    def read(self, text: str) -> ParsedAnswer:
+        """Return the answer in the generated `text`."""
 
 
 _SYNTHIA_HEADS = {"system": "SYSTEM:", "user": "USER:", "assistant": "ASSISTANT:"}
@@ -70,7 +68,7 @@ _SYNTHIA_STOP = "USER:"
 
 
 class SynthiaFormat:
-    """The model cards' SYSTEM:/USER:/ASSISTANT: lines, answers cut at the next USER: and stripped.
+    """The model cards' SYSTEM:/USER:/ASSISTANT: lines. Answers end at the next USER: and are stripped.
 
     Source: the cards of Synthia-7B, Synthia-70B-v1.1 and Synthia-v3.0-11B, "Here is prompt format".
     """
@@ -82,27 +80,27 @@ class SynthiaFormat:
     thinks = False
 
     def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
-        """Return one line for each turn and an open ASSISTANT: at the end."""
+        """Return one line per turn and an open ASSISTANT: at the end."""
         turns = [f"{_SYNTHIA_HEADS[message.role]} {message.content}" for message in messages]
         return "\n".join([*turns, "ASSISTANT:"])
 
-    def read(self, text: str) -> Answer:
-        """Return `text` up to where the user would speak, stripped, as the cards' own loop does."""
-        return Answer(response=text.split(_SYNTHIA_STOP)[0].strip(), reasoning=None)
+    def read(self, text: str) -> ParsedAnswer:
+        """Return `text` up to the next USER:, stripped, as in the cards' own loop."""
+        return ParsedAnswer(response=text.split(_SYNTHIA_STOP)[0].strip(), reasoning=None)
 
 
 class SynthiaCardFormat(SynthiaFormat):
-    """What the cards' Python loop feeds to the model: a space before each newline, one at the end.
+    """The exact prompts of the cards' Python loop: a space before each newline and at the end.
 
     Source: the same cards, "Below shows a code example": `f"{conversation} \\nUSER: {user_input}
-    \\nASSISTANT: "`, to which the stripped answer is added. For the author's own results, with the
-    system message that the loop begins with (`superintelligence` in the library).
+    \\nASSISTANT: "`, followed by the stripped answer. Reproduces the author's results with the system
+    message of the loop (`superintelligence` in the library).
     """
 
     name = "synthia-card"
 
     def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
-        """Return the loop's `llm_prompt` for `messages`; without a system message it begins with USER:."""
+        """Return the loop's `llm_prompt`; without a system message it starts with USER:."""
         turns = [f"{_SYNTHIA_HEADS[message.role]} {message.content}" for message in messages]
         return " \n".join([*turns, "ASSISTANT: "])
 
@@ -116,7 +114,7 @@ class ChatFormat:
     stop: tuple[str, ...] = ()
 
     def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
-        """Compile `template`, a Jinja text that may use the names in `special_tokens`.
+        """Compile the Jinja `template`, which may use the names in `special_tokens`.
 
         Raises:
             UsageError: It is not a valid template.
@@ -126,44 +124,44 @@ class ChatFormat:
         except jinja2.TemplateSyntaxError as exc:
             raise UsageError(
                 f"the model's chat template, line {exc.lineno}: {exc.message}; "
-                "mend it, name another with --chat-template FILE, or use a --preset"
+                "fix it, pass another one with --chat-template FILE, or use a --preset"
             ) from exc
         self._special_tokens = dict(special_tokens)
         self.thinks = THINK_END in template
         self._begins_thinking = self.thinks and self._opens_reasoning()
 
     def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
-        """Return what the template makes of `messages` with the head of an answer added."""
+        """Return `messages` rendered by the template, with the start of an answer."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return self._template.render(
                 messages=turns,
-                # Templates ask whether these are none, and transformers gives them that.
+                # Templates check whether these are None, as transformers passes them.
                 tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
         except Exception as exc:
-            # A template is a program of somebody else's: it divides by zero, recurses without end and
-            # calls what is no function, and each of these is this conversation's failure alone.
+            # A template is foreign code: whatever it raises, from division by zero to endless recursion,
+            # only fails this conversation.
             raise SampleRefused("prompt_not_expressible", _describe_failure(exc)) from exc
 
-    def read(self, text: str) -> Answer:
-        """Return `text` as it is, or split behind its reasoning where the template knows of any.
+    def read(self, text: str) -> ParsedAnswer:
+        """Return `text`, split after its reasoning if the template supports reasoning.
 
-        Reasoning that was cut off before its end is all there is: the response is empty.
+        If reasoning was cut off before its end, the response is empty.
         """
         if not self.thinks:
-            return Answer(response=text, reasoning=None)
+            return ParsedAnswer(response=text, reasoning=None)
         reasoning, end, response = text.partition(THINK_END)
         if end or self._begins_thinking or text.lstrip().startswith(THINK_START):
             reasoning = reasoning.lstrip().removeprefix(THINK_START).strip()
-            return Answer(response=response.strip(), reasoning=reasoning)
-        return Answer(response=text, reasoning=None)
+            return ParsedAnswer(response=response.strip(), reasoning=reasoning)
+        return ParsedAnswer(response=text, reasoning=None)
 
     def shows_tools(self) -> bool:
-        """Whether a prompt tells the model of the tools that it has."""
+        """Whether the template includes tools in the prompt."""
         name = "look_up_the_weather"
         tool = {"type": "function", "function": {"name": name, "description": "?", "parameters": {}}}
         try:
@@ -172,7 +170,7 @@ class ChatFormat:
             return False
 
     def _opens_reasoning(self) -> bool:
-        """Whether prompts end inside a reasoning, so that the model goes on with it at once."""
+        """Whether prompts end inside an open reasoning block, which the model continues."""
         try:
             prompt = self.write([Message("user", "?")])
         except SampleRefused:
@@ -181,7 +179,7 @@ class ChatFormat:
 
 
 class PlainChatFormat:
-    """`<role>` lines for engines without a model, and so without a template."""
+    """`<role>` lines for engines that have no model and therefore no template."""
 
     name = "plain"
     adds_special_tokens = False
@@ -190,18 +188,18 @@ class PlainChatFormat:
     thinks = False
 
     def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
-        """Return the tools, where there are any, and each turn behind its role."""
+        """Return the tools, if any, and each message after its role."""
         head = f"<tools>\n{_to_json(list(tools))}\n" if tools else ""
         turns = "".join(f"<{message.role}>\n{message.content}\n" for message in messages)
         return f"{head}{turns}<assistant>\n"
 
-    def read(self, text: str) -> Answer:
-        """Return `text` as it is."""
-        return Answer(response=text, reasoning=None)
+    def read(self, text: str) -> ParsedAnswer:
+        """Return `text` unchanged."""
+        return ParsedAnswer(response=text, reasoning=None)
 
 
 def _make_environment() -> ImmutableSandboxedEnvironment:
-    """Return the Jinja dialect of chat templates, as transformers documents it, in a world without time."""
+    """Return the Jinja dialect of chat templates, as transformers documents it, with a fixed date."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlocks]
     )
@@ -212,21 +210,21 @@ def _make_environment() -> ImmutableSandboxedEnvironment:
 
 
 class _GenerationBlocks(Extension):
-    """`{% generation %}...{% endgeneration %}`: marks for training what the model wrote. Here only text."""
+    """`{% generation %}...{% endgeneration %}`: marks the model's text for training; plain text here."""
 
     tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Return what stands within the block, its variables its own as in transformers."""
+        """Return the block's content in a scope of its own, as in transformers."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body).set_lineno(line)
 
 
 def _describe_failure(exc: Exception) -> str:
-    """Return why a template failed: for the same conversation the same text in every process."""
+    """Return why a template failed: the same text in every process for the same conversation."""
     if isinstance(exc, RecursionError):
-        what = "it recurses without end"  # The interpreter's own words depend on where the stack ended.
+        what = "it recurses without end"  # The interpreter's message depends on where the stack ended.
     elif isinstance(exc, jinja2.TemplateError):
         what = str(exc)
     else:

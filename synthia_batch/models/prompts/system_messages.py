@@ -1,6 +1,6 @@
-"""The library of system messages, and how a user names one.
+"""The library of system messages, and how a job refers to one.
 
-The texts are data files in library/, beside library.toml, which says where each comes from.
+The texts are files in library/; library.toml names the source of each.
 """
 
 import difflib
@@ -18,17 +18,16 @@ NO_SYSTEM_MESSAGE = "none"
 LITERAL_PREFIX = "text:"
 
 _NAMES_OF_ROWS = ("row", "column")
-"""What the output calls a system message that comes with a row (plan.ROW_SYSTEM) or from its column
-(resolve.SYSTEM_COLUMN)."""
+"""Names in the output for a row's own system message (ROW_SYSTEM) and one from its column (SYSTEM_COLUMN)."""
 _SINGLE_WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemMessage:
-    """A system message. `name` goes into the output; an empty `text` means that there is none.
+    """A system message. `name` is written to the output; an empty `text` means no system message.
 
-    `source` is the address of the model card for one of the library, the path for one of a file,
-    and empty for literal text.
+    `source` is the URL of the model card for one from the library, the path for one from a file, and
+    empty for literal text.
     """
 
     name: str
@@ -37,12 +36,12 @@ class SystemMessage:
 
 
 def select_system_message(spec: str, *, folder: Path | None = None) -> SystemMessage:
-    """Return the system message that `NAME`, `@FILE`, `TEXT` or `text:TEXT` means.
+    """Return the system message for `NAME`, `@FILE`, `TEXT` or `text:TEXT`.
 
-    A relative FILE is looked for in `folder`, or in the working directory. One word of letters,
-    digits, `_` and `-` is always a name, so that a slip is not sent to a model as an instruction.
-    A file gives its stem as the name, with `file-` before it where the stem means something else
-    already: a name of the library, `none`, `row` or `column`.
+    A relative FILE is relative to `folder`, or to the working directory. A single word of letters,
+    digits, `_` and `-` is always a name, so that a typo is not sent to a model as an instruction. A
+    file's message is named by its stem, with the prefix `file-` if the stem is a name in the library,
+    `none`, `row` or `column`.
 
     Raises:
         UsageError: The name is not in the library, the file cannot be used, or the text is empty.
@@ -57,17 +56,17 @@ def select_system_message(spec: str, *, folder: Path | None = None) -> SystemMes
 
 
 def load_system_message(name: str) -> SystemMessage:
-    """Return the system message of the library called `name`.
+    """Return the library's system message `name`.
 
     Raises:
-        UsageError: There is none of that name.
+        UsageError: There is none with that name.
     """
     cards = _load_index()
     if name not in cards:
         raise UsageError(_describe_unknown(name, list(cards)))
     if name == NO_SYSTEM_MESSAGE:
         return SystemMessage(name=name, text="", source="")
-    text = _data(f"{name}.txt").removesuffix("\n")
+    text = _read_data(f"{name}.txt").removesuffix("\n")
     return SystemMessage(name=name, text=text, source=cards[name]["url"])
 
 
@@ -77,10 +76,10 @@ def list_system_messages() -> list[SystemMessage]:
 
 
 def _load_index() -> dict[str, dict[str, str]]:
-    return tomllib.loads(_data("library.toml"))
+    return tomllib.loads(_read_data("library.toml"))
 
 
-def _data(name: str) -> str:
+def _read_data(name: str) -> str:
     return (resources.files(__package__) / "library" / name).read_text(encoding="utf-8")
 
 
@@ -88,15 +87,15 @@ def _describe_unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name.lower(), known, n=2)
     suggestion = f"did you mean {' or '.join(near)}? The" if near else "the"
     return (
-        f"no system message is called {name!r}; {suggestion} library has {', '.join(known)}. "
-        f"For the word itself write {LITERAL_PREFIX}{name}, for a file @{name}.txt"
+        f"there is no system message {name!r}; {suggestion} library has {', '.join(known)}. "
+        f"For the word itself use {LITERAL_PREFIX}{name}, for a file @{name}.txt"
     )
 
 
 def _read_file(name: str, folder: Path) -> SystemMessage:
     path = folder / name
     try:
-        # utf-8-sig: a byte order mark is the editor's, not the user's.
+        # utf-8-sig: editors may add a byte order mark.
         text = path.read_bytes().decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except OSError as exc:
         raise UsageError(
@@ -107,19 +106,19 @@ def _read_file(name: str, folder: Path) -> SystemMessage:
             f"the system message file {path} is not UTF-8 (byte {exc.start}): save it as UTF-8"
         ) from exc
     if not text.strip():
-        raise UsageError(f"the system message file {path} is empty; for none at all say {NO_SYSTEM_MESSAGE}")
+        raise UsageError(f"the system message file {path} is empty; for none use {NO_SYSTEM_MESSAGE}")
     return SystemMessage(name=_name_file(path), text=text, source=str(path))
 
 
 def _name_file(path: Path) -> str:
-    """Return the stem of `path`, never one that would claim the text of a card or of the rows."""
+    """Return the stem of `path`, prefixed if it already names another system message."""
     is_taken = path.stem in _NAMES_OF_ROWS or path.stem in _load_index()
     return f"file-{path.stem}" if is_taken else path.stem
 
 
 def _make_literal(text: str) -> SystemMessage:
     if not text.strip():
-        raise UsageError(f"the system message is empty; for none at all say {NO_SYSTEM_MESSAGE}")
+        raise UsageError(f"the system message is empty; for none use {NO_SYSTEM_MESSAGE}")
     try:
         digest = blake3(text.encode("utf-8")).hexdigest()
     except UnicodeEncodeError as exc:

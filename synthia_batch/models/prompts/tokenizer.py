@@ -1,11 +1,8 @@
-"""From text to token ids, in the driver, once for every sample.
+"""Render conversations to token ids, in the driver, once per sample.
 
-Uses the `tokenizers` library alone: importing transformers costs 8 s of start-up on two cores,
-and what it would do with a fast tokenizer's text is the same, but for one thing. A special token's
-text within a message (`</s>`, `<|im_end|>`) is text here and never the token: a row cannot end its
-own turn, or begin one of the model's.
-
-How a resolved job's conversations are written.
+Uses only the `tokenizers` library: importing transformers takes 8 s on two cores. The result is the
+same with one exception: the text of a special token in a message (`</s>`, `<|im_end|>`) stays text
+and never becomes the token, so a row cannot end its own turn or start one of the model's.
 """
 
 import json
@@ -20,8 +17,8 @@ from synthia_batch.core.types import Message
 from synthia_batch.errors import ModelUnavailable, SampleRefused
 from synthia_batch.job.resolved import PromptSpec
 from synthia_batch.models.prompts.formats import (
-    Answer,
     ChatFormat,
+    ParsedAnswer,
     PlainChatFormat,
     PromptFormat,
     SynthiaCardFormat,
@@ -33,28 +30,27 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Tokenizers
 
 _MARKS = tuple(chr(code) for code in range(0xE0F0, 0xE100))
-"""Characters for private use: one that no message has keeps a special token's text apart."""
+"""Private-use characters: one that a prompt lacks breaks up the special tokens written in its messages."""
 
 
 class Tokenizer(Protocol):
-    """Turns text into token ids. `special_texts` are the texts of its special tokens."""
+    """Converts between text and token ids."""
 
     @property
     def special_texts(self) -> tuple[str, ...]:
-        """What a template writes to mean a special token."""
+        """The texts of the special tokens."""
 
     def encode(self, text: str, *, adds_start: bool, reads_special: bool) -> Sequence[int]:
         """Return the ids of `text`.
 
-        `adds_start` puts the model's start token before it, `reads_special` takes the texts of
-        special tokens in it for those tokens.
+        `adds_start` adds the model's start token, `reads_special` recognizes special tokens in `text`.
         """
 
     def encode_around(self, text: str, mark: str) -> Sequence[int]:
-        """Return the ids of `text`, in which `mark` stands in what only looks like a special token."""
+        """Return the ids of `text`, in which `mark` breaks up what only looks like a special token."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text that `ids` stand for, that of special tokens with it."""
+        """Return the text of `ids`, including special tokens."""
 
     def count_special(self, ids: Sequence[int]) -> int:
         """Return how many of `ids` are special tokens."""
@@ -66,7 +62,7 @@ class ByteTokenizer:
     special_texts: tuple[str, ...] = ()
 
     def encode(self, text: str, *, adds_start: bool, reads_special: bool) -> bytes:
-        """Return the bytes of `text`; there are no special tokens."""
+        """Return the bytes of `text`."""
         return text.encode()
 
     def encode_around(self, text: str, mark: str) -> bytes:
@@ -84,7 +80,7 @@ class ByteTokenizer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownPrompt:
-    """A prompt as its token ids say it. `lookalikes` counts what in it only looks like a special token."""
+    """A prompt decoded from its token ids. `lookalikes` counts texts that only look like special tokens."""
 
     text: str
     lookalikes: int
@@ -92,7 +88,7 @@ class ShownPrompt:
 
 @dataclass(frozen=True, slots=True)
 class _Special:
-    """A special token, and whether it takes in the blanks on its left and on its right."""
+    """A special token, and whether it absorbs whitespace on its left and right."""
 
     id: int
     strips_left: bool
@@ -100,10 +96,10 @@ class _Special:
 
 
 class FastTokenizer:
-    """A tokenizer.json, as the model's own tokenizer reads it."""
+    """The tokenizer in a tokenizer.json."""
 
     def __init__(self, path: Path) -> None:
-        """Read `path`.
+        """Load `path`.
 
         Raises:
             ModelUnavailable: It cannot be read, or is not a tokenizer.
@@ -119,7 +115,7 @@ class FastTokenizer:
 
     @property
     def special_texts(self) -> tuple[str, ...]:
-        """The texts of the special tokens, the longest first."""
+        """The texts of the special tokens, longest first."""
         return tuple(sorted(self._specials, key=len, reverse=True))
 
     def encode(self, text: str, *, adds_start: bool, reads_special: bool) -> Sequence[int]:
@@ -131,7 +127,7 @@ class FastTokenizer:
     def encode_around(self, text: str, mark: str) -> Sequence[int]:
         """Return the ids of `text`; see `Tokenizer`.
 
-        What stands between special tokens is encoded by itself, as the library does it too.
+        Text between special tokens is encoded separately, as the library does.
         """
         ids: list[int] = []
         strips = False
@@ -150,7 +146,7 @@ class FastTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text that `ids` stand for; see `Tokenizer`."""
+        """Return the text of `ids`; see `Tokenizer`."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
@@ -161,7 +157,7 @@ class FastTokenizer:
 
     @cached_property
     def _literal(self) -> "Tokenizers":
-        """The tokenizer that takes no text for a special token."""
+        """A tokenizer that does not recognize special tokens in text."""
         tokenizer = self._open()
         tokenizer.encode_special_tokens = True
         return tokenizer
@@ -171,23 +167,23 @@ class FastTokenizer:
 
         try:
             tokenizer = Tokenizers.from_file(str(self._path))
-        except Exception as exc:  # The library raises bare Exception for every fault of the file.
-            raise ModelUnavailable(f"{self._path}: not a tokenizer: {exc}; fetch the model again") from exc
+        except Exception as exc:  # The library raises a bare Exception for any fault in the file.
+            raise ModelUnavailable(f"{self._path}: not a tokenizer: {exc}; download the model again") from exc
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
 
 
 class Renderer:
-    """Renders conversations to token ids, and reads the answers: a format and a tokenizer."""
+    """Renders conversations to token ids, and parses the answers: a format and a tokenizer."""
 
     def __init__(self, prompt_format: PromptFormat, tokenizer: Tokenizer) -> None:
         self._format = prompt_format
         self._tokenizer = tokenizer
-        # A token of one character cannot be hidden by a mark within it, and no template's is one.
+        # A mark cannot break up a token of one character; no template writes such a token.
         texts = [text for text in tokenizer.special_texts if len(text) > 1]
-        needs_care = bool(texts) and prompt_format.writes_special_tokens
-        self._special = re.compile("|".join(map(re.escape, texts))) if needs_care else None
+        can_clash = bool(texts) and prompt_format.writes_special_tokens
+        self._special = re.compile("|".join(map(re.escape, texts))) if can_clash else None
 
     @property
     def thinks(self) -> bool:
@@ -196,11 +192,11 @@ class Renderer:
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """The strings that end every answer in this format."""
+        """Strings that end every answer in this format."""
         return self._format.stop
 
     def encode(self, text: str) -> Sequence[int]:
-        """Return the token ids of `text` as it stands, behind a start token if the format writes none."""
+        """Return the token ids of `text`, after a start token if the format does not write one."""
         return self._tokenizer.encode(
             text,
             adds_start=self._format.adds_special_tokens,
@@ -208,7 +204,7 @@ class Renderer:
         )
 
     def render(self, messages: Sequence[Message], tools: Tools = ()) -> Sequence[int]:
-        """Return the token ids of the whole prompt, which tells of `tools`.
+        """Return the token ids of the whole prompt, including `tools`.
 
         Raises:
             SampleRefused: The format cannot express the conversation, or it has no tokens.
@@ -225,20 +221,20 @@ class Renderer:
         return ids
 
     def show(self, ids: Sequence[int]) -> ShownPrompt:
-        """Return the prompt that `render` gave `ids` for, as text for a person."""
+        """Return the text of the rendered prompt `ids`."""
         text = self._tokenizer.decode(ids)
         specials = "|".join(map(re.escape, self._tokenizer.special_texts))
         found = len(re.findall(specials, text)) if specials else 0
         return ShownPrompt(text=text, lookalikes=max(0, found - self._tokenizer.count_special(ids)))
 
-    def read(self, text: str) -> Answer:
-        """Return the answer that the generated `text` is. Not to be read twice."""
+    def read(self, text: str) -> ParsedAnswer:
+        """Return the answer in the generated `text`. Never parse an answer twice."""
         return self._format.read(text)
 
     def _render_around(
         self, messages: Sequence[Message], tools: Tools, special: re.Pattern[str]
     ) -> Sequence[int]:
-        """Render a prompt in which special tokens are written out: a mark within each hides it."""
+        """Render messages that contain the texts of special tokens, each broken up by a mark."""
         whole = "".join(message.content for message in messages) + json.dumps(list(tools), ensure_ascii=False)
         mark = next((mark for mark in _MARKS if mark not in whole), None)
         if mark is None:
@@ -249,27 +245,8 @@ class Renderer:
         return self._tokenizer.encode_around(self._format.write(hidden, hidden_tools), mark)
 
 
-def _hide_within(special: re.Pattern[str], value: Any, mark: str) -> Any:
-    """Return `value`, of JSON, with every text in it hidden."""
-    if isinstance(value, str):
-        return _hide(special, value, mark)
-    if isinstance(value, Mapping):
-        return {_hide(special, key, mark): _hide_within(special, inner, mark) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_hide_within(special, inner, mark) for inner in value]
-    return value
-
-
-def _hide(special: re.Pattern[str], text: str, mark: str) -> str:
-    """Return `text` with `mark` behind the first character of every special token's text."""
-    # Again and again: what is hidden may hold the text of another one.
-    while special.search(text):
-        text = special.sub(lambda found: found[0][0] + mark + found[0][1:], text)
-    return text
-
-
 def open_renderer(spec: PromptSpec) -> Renderer:
-    """Return what renders the job's conversations to token ids."""
+    """Return the renderer for the job's conversations."""
     tokenizer = ByteTokenizer() if spec.tokenizer is None else FastTokenizer(spec.tokenizer)
     return Renderer(open_format(spec), tokenizer)
 
@@ -283,3 +260,22 @@ def open_format(spec: PromptSpec) -> PromptFormat:
     if spec.template is None:
         return PlainChatFormat()
     return ChatFormat(spec.template, spec.special_tokens)
+
+
+def _hide_within(special: re.Pattern[str], value: Any, mark: str) -> Any:
+    """Return the JSON `value` with all special tokens in its texts broken up."""
+    if isinstance(value, str):
+        return _hide(special, value, mark)
+    if isinstance(value, Mapping):
+        return {_hide(special, key, mark): _hide_within(special, inner, mark) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_hide_within(special, inner, mark) for inner in value]
+    return value
+
+
+def _hide(special: re.Pattern[str], text: str, mark: str) -> str:
+    """Return `text` with `mark` after the first character of every special token's text."""
+    # Repeatedly: breaking up one token may leave the text of another.
+    while special.search(text):
+        text = special.sub(lambda found: found[0][0] + mark + found[0][1:], text)
+    return text

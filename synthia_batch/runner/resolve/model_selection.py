@@ -25,10 +25,10 @@ from synthia_batch.job.resolved import (
 from synthia_batch.job.schema import Job
 from synthia_batch.models.gguf import estimate_dequantized_bytes, parse_hub_name
 from synthia_batch.models.locate import (
+    LocateOptions,
     ModelFacts,
-    Preview,
+    ModelPreview,
     Quantization,
-    Reception,
     digest_model,
     locate_model,
     read_model_facts,
@@ -103,7 +103,7 @@ def find_model(merged: Merged, preset: Preset | None, cache: DigestCache) -> Fou
         ref = ModelRef(name=name, path=None, repo_id=None, revision=revision, trust_remote_code=False)
         return FoundModel(ref=ref, facts=None, digests={}, adapters=())
 
-    def check(preview: Preview) -> None:
+    def check(preview: ModelPreview) -> None:
         if preview.describes_itself:
             refuse_without_format(job, preview.name, preview.chat_template)
         if job.engine.kind == "vllm":
@@ -114,8 +114,8 @@ def find_model(merged: Merged, preset: Preset | None, cache: DigestCache) -> Fou
     by_card = preview_by_card(preset, job.model.name, choose_device(job))
     if by_card is not None:  # Before asking the Hub, which may be unreachable.
         check(by_card)
-    reception = Reception(device=choose_device(job), check=check)
-    located = locate_model(job.model.name, job.model.revision, reception)
+    options = LocateOptions(device=choose_device(job), check=check)
+    located = locate_model(job.model.name, job.model.revision, options)
     facts = read_model_facts(located.path)
     if located.gguf is not None:
         _refuse_without_plugin(job, located.name)
@@ -179,7 +179,7 @@ def choose_adapter(job: Job) -> AdapterChoice:
     return AdapterChoice(name=alone, column=job.lora.column, known=known)
 
 
-def preview_by_card(preset: Preset | None, model: str, device: Device) -> Preview | None:
+def preview_by_card(preset: Preset | None, model: str, device: Device) -> ModelPreview | None:
     """Return a preview from the card's table of the GGUF file `model` on the Hub, or None."""
     wanted = parse_hub_name(model)
     table = preset.memory_table if preset is not None and preset.knows(model) else ()
@@ -189,7 +189,7 @@ def preview_by_card(preset: Preset | None, model: str, device: Device) -> Previe
         return None
     size = int(row.size_gb * 1e9)
     weights = estimate_dequantized_bytes(size, row.quantization) if device == "cpu" else size
-    return Preview(name=model, describes_itself=False, weights_bytes=weights, is_gguf=True)
+    return ModelPreview(name=model, describes_itself=False, weights_bytes=weights, is_gguf=True)
 
 
 def refuse_without_format(job: Job, name: str, template: str | None) -> None:
@@ -227,7 +227,7 @@ def _find_adapters(job: Job, cache: DigestCache) -> tuple[LoraAdapter, ...]:
     )
 
 
-def _refuse_without_room(job: Job, preset: Preset | None, preview: Preview) -> None:
+def _refuse_without_room(job: Job, preset: Preset | None, preview: ModelPreview) -> None:
     """Return unless a GGUF file's weights are known to need more memory than an engine here can have."""
     device = choose_device(job)
     if not preview.is_gguf or preview.weights_bytes is None:
