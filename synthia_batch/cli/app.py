@@ -1,8 +1,6 @@
-"""`synthia-batch --version`: what is installed, without importing it.
+"""The command line: parses flags, calls one operation, prints its result and sets the exit code.
 
-The commands: flags in, one call, a printed answer, an exit code.
-
-Nothing heavy is imported until a command needs it: `--help` answers in a blink.
+Heavy imports wait until a command needs them, so that `--help` stays fast.
 """
 
 import platform
@@ -29,14 +27,36 @@ from synthia_batch.cli.commands.status import status
 from synthia_batch.cli.commands.tune import tune
 from synthia_batch.cli.commands.verify import verify
 from synthia_batch.cli.help import WIDTH, App, GroupedCommands
-from synthia_batch.cli.process import ends_with_its_reader, stops_at_once
+from synthia_batch.cli.process import reports_interrupts, tolerates_closed_output
 from synthia_batch.core.log import show_log
 from synthia_batch.errors import SynthiaBatchError
 
+EXIT_BUG = 1
+_RESUME = "finished samples are kept, resume with"
+_RESTART = "start again with"
 
-def show_version(is_asked: bool) -> None:
-    """Print the versions that decide about a run, and end, if that is asked."""
-    if not is_asked:
+
+def main() -> None:
+    """Run the command line. Errors become a message and an exit code."""
+    try:
+        with show_log():
+            app()
+    except SynthiaBatchError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)
+    except Exception:
+        print(
+            "this is a bug in synthia-batch: please report it with the traceback below; "
+            "finished samples are kept",
+            file=sys.stderr,
+        )
+        traceback.print_exc()
+        sys.exit(EXIT_BUG)
+
+
+def show_version(is_requested: bool) -> None:
+    """Print the installed versions of this package, vLLM, Ray and Python, and exit."""
+    if not is_requested:
         return
     from synthia_batch.core.hardware import installed_vllm
 
@@ -50,11 +70,11 @@ def take_general_flags(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", is_eager=True, callback=show_version, help="Show what is installed, and exit."
+            "--version", is_eager=True, callback=show_version, help="Show the installed versions and exit."
         ),
     ] = False,
 ) -> None:
-    """Turn a file of prompts into a finished dataset, overnight, on whatever GPUs are there."""
+    """Turn a file of prompts into a finished dataset, overnight, on whatever GPUs you have."""
 
 
 def _find_version(package: str) -> str:
@@ -63,10 +83,6 @@ def _find_version(package: str) -> str:
     except metadata.PackageNotFoundError:
         return "not installed"
 
-
-EXIT_BUG = 1
-_RESUME = "what was finished is kept, resume with"
-_BEGIN_AGAIN = "begin again with"
 
 app = App(
     name="synthia-batch",
@@ -77,38 +93,19 @@ app = App(
     rich_markup_mode=None,
 )
 app.callback()(take_general_flags)
-app.command()(stops_at_once(run, _RESUME))
-app.command()(stops_at_once(preview, _RESUME))
-app.command()(stops_at_once(plan, _RESUME))
-app.command()(stops_at_once(validate, _BEGIN_AGAIN))
-app.command()(stops_at_once(ends_with_its_reader(status), _BEGIN_AGAIN))
-app.command()(stops_at_once(ends_with_its_reader(failed), _BEGIN_AGAIN))
-app.command()(stops_at_once(report, _BEGIN_AGAIN))
-app.command()(stops_at_once(retry, _RESUME))
-app.command()(stops_at_once(verify, _BEGIN_AGAIN))
-app.command()(stops_at_once(ends_with_its_reader(export), _BEGIN_AGAIN))
-app.command()(stops_at_once(push, _BEGIN_AGAIN))
-app.command()(stops_at_once(tune, _BEGIN_AGAIN))
-app.command()(stops_at_once(presets, _BEGIN_AGAIN))
-app.command()(stops_at_once(doctor, _BEGIN_AGAIN))
-app.command()(stops_at_once(init, _BEGIN_AGAIN))
-app.command()(stops_at_once(schema, _BEGIN_AGAIN))
-
-
-def main() -> None:
-    """Run the command line; every error becomes its message and its exit code."""
-    try:
-        with show_log():
-            app()
-    except SynthiaBatchError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        sys.exit(exc.exit_code)
-    except Exception:
-        # Whatever is not of the package's own errors, nobody thought of.
-        print(
-            "this is a bug in synthia-batch: please report it with the traceback below; "
-            "what was finished is kept",
-            file=sys.stderr,
-        )
-        traceback.print_exc()
-        sys.exit(EXIT_BUG)
+app.command()(reports_interrupts(run, _RESUME))
+app.command()(reports_interrupts(preview, _RESUME))
+app.command()(reports_interrupts(plan, _RESUME))
+app.command()(reports_interrupts(validate, _RESTART))
+app.command()(reports_interrupts(tolerates_closed_output(status), _RESTART))
+app.command()(reports_interrupts(tolerates_closed_output(failed), _RESTART))
+app.command()(reports_interrupts(report, _RESTART))
+app.command()(reports_interrupts(retry, _RESUME))
+app.command()(reports_interrupts(verify, _RESTART))
+app.command()(reports_interrupts(tolerates_closed_output(export), _RESTART))
+app.command()(reports_interrupts(push, _RESTART))
+app.command()(reports_interrupts(tune, _RESTART))
+app.command()(reports_interrupts(presets, _RESTART))
+app.command()(reports_interrupts(doctor, _RESTART))
+app.command()(reports_interrupts(init, _RESTART))
+app.command()(reports_interrupts(schema, _RESTART))

@@ -1,4 +1,4 @@
-"""Texts for a terminal: made visible, folded in the middle, and several side by side where it is wide."""
+"""Print texts to a terminal: escaped, shortened in the middle, and side by side if it is wide enough."""
 
 import sys
 from collections.abc import Sequence
@@ -7,24 +7,21 @@ from dataclasses import dataclass
 from synthia_batch.core.formatting import make_printable
 
 COLUMN_WIDTH = 38
-"""What a text needs to be readable beside others, in characters."""
+"""Minimum width for columns side by side, in characters."""
 FOLDED_LINES = 24
 FOLDED_CHARACTERS = 1600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """Texts under a `title`, one below the other."""
+    """Texts below each other under a `title`."""
 
     title: str
     texts: Sequence[str]
 
 
 def print_columns(columns: Sequence[Column]) -> None:
-    """Print `columns` to stdout: beside each other on a terminal that is wide enough, else below each other.
-
-    Each has as many texts as any other.
-    """
+    """Print `columns`, all with the same number of texts: side by side if the terminal is wide enough."""
     if len(columns) > 1 and sys.stdout.isatty() and measure_width() // len(columns) >= COLUMN_WIDTH:
         _print_beside(columns)
         return
@@ -35,19 +32,19 @@ def print_columns(columns: Sequence[Column]) -> None:
 
 
 def measure_width() -> int:
-    """Return the columns of the terminal."""
+    """Return the width of the terminal in characters."""
     import shutil
 
     return shutil.get_terminal_size().columns
 
 
 def make_visible(text: str) -> str:
-    """Return `text` with everything but newlines that would not be seen, or would move a cursor, escaped."""
+    """Return `text` with unprintable and control characters escaped, except newlines."""
     return make_printable(text, keeps="\n")
 
 
 def fold(text: str) -> str:
-    """Return `text` with its middle left out where it is long, and said so."""
+    """Return `text`; if it is long, a note replaces its middle."""
     lines = text.split("\n")
     if len(lines) > FOLDED_LINES:
         half = FOLDED_LINES // 2
@@ -57,10 +54,10 @@ def fold(text: str) -> str:
     half = FOLDED_CHARACTERS // 2
     if len(head) + len(tail) > FOLDED_CHARACTERS:
         head, tail = head[:half], (tail or head)[-half:]
-    left_out = len(text) - len(head) - len(tail)
-    if not tail or left_out <= 0:
+    omitted = len(text) - len(head) - len(tail)
+    if not tail or omitted <= 0:
         return text
-    return f"{head}\n[{left_out:,} characters left out; --full shows them]\n{tail}"
+    return f"{head}\n[{omitted:,} characters omitted; show them with --full]\n{tail}"
 
 
 def _print_beside(columns: Sequence[Column]) -> None:
@@ -74,7 +71,7 @@ def _print_beside(columns: Sequence[Column]) -> None:
         table.add_column(Text(column.title), ratio=1, overflow="fold")
     for texts in zip(*(column.texts for column in columns), strict=True):
         table.add_row(*(Text(text) for text in texts))
-    # Data, not decoration: no colours, no markup, and the width is the terminal's, also under a test's.
+    # Data, not decoration: no colours, no markup.
     Console(file=sys.stdout, width=measure_width(), color_system=None, markup=False, highlight=False).print(
         table
     )

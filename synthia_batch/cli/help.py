@@ -51,7 +51,7 @@ class GroupedCommand(core.TyperCommand):
     """A command whose flags are listed by group."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write a section for the arguments and one for each group of flags, in the order of the flags."""
+        """Write a section for the arguments and one per group of flags, in the order of the flags."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -78,7 +78,7 @@ class GroupedCommands(core.TyperGroup):
     """The list of commands, in the order in which they are needed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of all commands, group by group."""
+        """Return the names of all commands by group."""
         known = [name for names in COMMAND_GROUPS.values() for name in names if name in self.commands]
         return [*known, *(name for name in self.commands if name not in known)]
 

@@ -1,7 +1,4 @@
-"""Ctrl-C for the second time, or where nothing listens for it: the command ends at once and says so.
-
-Output that nobody reads to its end: `synthia-batch failed DIR | head` is no error.
-"""
+"""How commands end early: on Ctrl-C, and when the reader of their output closes it, as `head` does."""
 
 import functools
 import os
@@ -16,10 +13,10 @@ from synthia_batch.job.loading.command_line import describe_command
 EXIT_INTERRUPTED = 130
 
 
-def stops_at_once(command: Callable[..., None], advice: str) -> Callable[..., None]:
-    """Return `command` with a KeyboardInterrupt told on stderr: `advice`, then the command line.
+def reports_interrupts(command: Callable[..., None], advice: str) -> Callable[..., None]:
+    """Return `command` such that Ctrl-C prints `advice` and the command line, and exits with 130.
 
-    Here, not around the whole application: Typer makes an exit without a word of it.
+    Wraps each command since Typer turns a KeyboardInterrupt into a silent exit.
     """
 
     @functools.wraps(command)
@@ -33,8 +30,8 @@ def stops_at_once(command: Callable[..., None], advice: str) -> Callable[..., No
     return guarded
 
 
-def ends_with_its_reader(command: Callable[..., None]) -> Callable[..., None]:
-    """Return `command`, which only prints, so that it ends with 0 once its output is not read any more."""
+def tolerates_closed_output(command: Callable[..., None]) -> Callable[..., None]:
+    """Return `command`, which only prints, such that it exits with 0 once its output is closed."""
 
     @functools.wraps(command)
     def guarded(**values: Any) -> None:
@@ -42,7 +39,7 @@ def ends_with_its_reader(command: Callable[..., None]) -> Callable[..., None]:
             command(**values)
             sys.stdout.flush()
         except BrokenPipeError:
-            # What is still in the buffer would be refused again as the interpreter ends.
+            # Otherwise flushing the buffer would fail again when the interpreter exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
 

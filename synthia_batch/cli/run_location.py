@@ -1,4 +1,4 @@
-"""Where a run is: a directory, or a prefix in an object store, of which commands read a copy."""
+"""The location of a run: a directory, or an object store URL, which commands read through a copy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,37 +7,37 @@ from typing import Annotated
 
 import typer
 
-Place = Annotated[str, typer.Argument(metavar="DIR|URL", help="A run directory, or s3:// or gs://...")]
+RunLocation = Annotated[str, typer.Argument(metavar="DIR|URL", help="A run directory, or s3:// or gs://...")]
 
 
-def is_url(place: str) -> bool:
-    """Return whether the run is in a store."""
-    return "://" in place
+def is_url(location: str) -> bool:
+    """Whether the run is in an object store."""
+    return "://" in location
 
 
-def require_directory(place: str, flag: str) -> Path:
-    """Return the directory of a run that `flag` is to write to, or to resume.
+def require_directory(location: str, flag: str) -> Path:
+    """Return the run directory that `flag` needs.
 
     Raises:
-        BadParameter: It is in a store.
+        BadParameter: The location is a store.
     """
-    if is_url(place):
-        raise typer.BadParameter(f"{flag} needs the run's state directory: name that one, not {place}")
-    return Path(place)
+    if is_url(location):
+        raise typer.BadParameter(f"{flag} needs the run's state directory; name that instead of {location}")
+    return Path(location)
 
 
 @contextmanager
-def open_place(place: str) -> Iterator[Path]:
-    """The run's directory, or one with all that the store has of it, for the block.
+def open_location(location: str) -> Iterator[Path]:
+    """Yield the run's directory, or a temporary copy of the run in a store.
 
     Raises:
         UsageError: There is no run.
-        StorageFailed: The store does not answer, or does not allow it.
+        StorageFailed: The store does not answer or denies access.
     """
-    if not is_url(place):
-        yield Path(place)
+    if not is_url(location):
+        yield Path(location)
         return
     from synthia_batch.storage.remote.download import open_copy
 
-    with open_copy(place) as directory:
+    with open_copy(location) as directory:
         yield directory

@@ -1,1 +1,1 @@
-"""One module per use case other than `run`: what a job will take, what it looks like, what is fastest."""
+"""One module per use case other than `run`: checks, forecasts, previews, re-runs and tuning."""

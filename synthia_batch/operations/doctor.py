@@ -1,6 +1,6 @@
-"""What this machine has for a job, and whether the job will fit: looked at before a night is lost.
+"""Check this machine, and whether a job will fit on it, before a long run fails.
 
-Nothing is downloaded but lists of files and a config.json, nothing loaded, no run directory touched.
+Downloads at most lists of files and a config.json, loads no model, and touches no run directory.
 """
 
 import os
@@ -29,56 +29,56 @@ from synthia_batch.job.presets import Preset
 from synthia_batch.job.schema import Job
 from synthia_batch.models.weights import ModelWeight, weigh_model
 from synthia_batch.operations.disk_usage import find_existing
-from synthia_batch.operations.memory_fit import Need, Room, check_memory
+from synthia_batch.operations.memory_fit import EngineNeed, MachineMemory, check_memory
 from synthia_batch.runner.resolve import find_directory, select_rows
 from synthia_batch.runner.resolve.kept_columns import check_kept_columns
 from synthia_batch.runner.resolve.model_selection import add_preset, choose_device, preview_by_card
 from synthia_batch.workers.pools.ray_address import check_form, probe_head
 
-State = Literal["ok", "unknown", "bad"]
+CheckState = Literal["ok", "unknown", "bad"]
 LOW_DISK_BYTES = 2 * 10**9
 NO_INPUT = "no input"
-"""Stands for the input of a job that names none: its model can be looked at all the same."""
+"""The input of a job without one: its model can still be checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at, and what was found."""
+    """One check and its result."""
 
     name: str
-    state: State
+    state: CheckState
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """All that was looked at. It is healthy if nothing was found bad."""
+    """All checks. Healthy if none is bad."""
 
     checks: tuple[Check, ...]
 
     @property
     def is_healthy(self) -> bool:
-        """Whether a job may be started."""
+        """Whether a job can be started."""
         return all(check.state != "bad" for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able values."""
+        """Return JSON-serializable values."""
         return {"healthy": self.is_healthy, "checks": [asdict(check) for check in self.checks]}
 
 
 def examine_machine() -> Diagnosis:
-    """Return what this machine has for any job."""
+    """Return the checks that apply to any job."""
     return Diagnosis(checks=tuple(_list_machine_checks(detect_device(), Path("outputs"), None)))
 
 
 def examine_job(layers: Sequence[Layer]) -> Diagnosis:
-    """Return what this machine has for the job that `layers` say, the strongest first.
+    """Return the checks for the job in `layers`, strongest layer first.
 
     Raises:
-        UsageError: The job cannot be used as it was said.
+        UsageError: The job is invalid.
     """
-    none = Layer(origin="default", values={"input": {"path": NO_INPUT}}, is_explicit=False)
-    chosen = add_preset(merge_layers([*layers, none]))
+    no_input = Layer(origin="default", values={"input": {"path": NO_INPUT}}, is_explicit=False)
+    chosen = add_preset(merge_layers([*layers, no_input]))
     job = merge_layers(chosen.layers).job
     output = find_directory(job) or Path("outputs")
     checks = [*_list_machine_checks(choose_device(job), output, job)]
@@ -94,13 +94,13 @@ def _list_machine_checks(device: str, output: Path, job: Job | None) -> Iterator
     if job is not None and job.engine.kind == "scripted":
         yield Check(name="engine", state="ok", text="scripted: no weights, no GPU")
     elif job is not None and job.engine.kind == "openai":
-        where = job.engine.settings.get("base_url", "no --base-url was said")
-        yield Check(name="engine", state="ok", text=f"openai: a server, {where}; it was not asked")
+        where = job.engine.settings.get("base_url", "no --base-url is set")
+        yield Check(name="engine", state="ok", text=f"openai: a server, {where}; not contacted")
     elif installed is None:
         hint = "pip install 'synthia-batch[cuda]' on a GPU machine, 'synthia-batch[cpu]' elsewhere"
         yield Check(name="engine", state="bad", text=f"vLLM is not installed; {hint}")
     else:
-        yield Check(name="engine", state="ok", text=f"{installed[0]} {installed[1]}, computes on {device}")
+        yield Check(name="engine", state="ok", text=f"{installed[0]} {installed[1]}, runs on {device}")
     yield _check_gpus(device)
     yield Check(name="cpu", state="ok", text=f"{len(list_cores())} cores, {name_cpu()}")
     yield Check(name="memory", state="ok", text=f"{total_memory_bytes() / 1e9:.1f} GB of RAM")
@@ -112,11 +112,11 @@ def _list_machine_checks(device: str, output: Path, job: Job | None) -> Iterator
 
 def _check_gpus(device: str) -> Check:
     names, sizes = name_gpus(), list_gpu_memory()
-    said = ", ".join(f"{name} {size / 1e9:.0f} GB" for name, size in zip(names, sizes, strict=False))
-    if said:
-        return Check(name="gpus", state="ok", text=said)
+    text = ", ".join(f"{name} {size / 1e9:.0f} GB" for name, size in zip(names, sizes, strict=False))
+    if text:
+        return Check(name="gpus", state="ok", text=text)
     if device == "cuda":
-        text = "none seen, and the engine is built for them: is the driver installed (nvidia-smi)?"
+        text = "none found, but the engine needs them; check the driver with nvidia-smi"
         return Check(name="gpus", state="bad", text=text)
     return Check(name="gpus", state="ok", text="none")
 
@@ -125,13 +125,13 @@ def _check_ray(job: Job | None) -> Check:
     try:
         version = metadata.version("ray")
     except metadata.PackageNotFoundError:
-        return Check(name="ray", state="bad", text="not installed; pip install synthia-batch again")
+        return Check(name="ray", state="bad", text="not installed; reinstall synthia-batch")
     address = (job.pool.ray_address if job else None) or os.environ.get("RAY_ADDRESS")
     if not address:
-        return Check(name="ray", state="ok", text=f"{version}, one of the job's own")
+        return Check(name="ray", state="ok", text=f"{version}, a cluster started for the job")
     check_form(address)
     if address == "auto":
-        return Check(name="ray", state="unknown", text=f"{version}, the cluster of this machine: not asked")
+        return Check(name="ray", state="unknown", text=f"{version}, this machine's cluster: not contacted")
     probe_head(address)
     return Check(name="ray", state="ok", text=f"{version}, a head answers at {address}")
 
@@ -139,20 +139,20 @@ def _check_ray(job: Job | None) -> Check:
 def _check_disk(name: str, path: Path) -> Check:
     there = find_existing(path)
     if not os.access(there, os.W_OK):
-        return Check(name=name, state="bad", text=f"{path}: {there} cannot be written")
+        return Check(name=name, state="bad", text=f"{path}: {there} is not writable")
     free = shutil.disk_usage(there).free
-    state: State = "ok" if free >= LOW_DISK_BYTES else "bad"
+    state: CheckState = "ok" if free >= LOW_DISK_BYTES else "bad"
     return Check(name=name, state=state, text=f"{path}: {free / 1e9:.1f} GB free")
 
 
 def _check_input(job: Job) -> Check:
-    said = job.input.paths
-    first = f"{said[0]}{f' and {len(said) - 1} more' if len(said) > 1 else ''}"
-    if any(path == STDIN or ADDRESS.match(path) for path in said):
-        text = f"{first}: not looked at; `synthia-batch validate` fetches it and reads every row"
+    paths = job.input.paths
+    first = f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}"
+    if any(path == STDIN or ADDRESS.match(path) for path in paths):
+        text = f"{first}: not checked; `synthia-batch validate` downloads it and reads every row"
         return Check(name="input", state="unknown", text=text)
     template = job.input.prompt_template
-    files = resolve_inputs(said).files
+    files = resolve_inputs(paths).files
     columns = open_files(files).detect(select_rows(job, template.read_text() if template else None))
     check_kept_columns(columns.keep, job, files[0].shown)
     size = sum(file.path.stat().st_size for file in files)
@@ -166,23 +166,23 @@ def _list_model_checks(job: Job, preset: Preset | None) -> list[Check]:
         weight = weigh_model(job.model.name, job.model.revision, choose_device(job))
     except SynthiaBatchError as exc:
         return [Check(name="model", state="bad", text=str(exc))]
-    source = "by its files" if weight.weights_bytes is not None else "by its preset"
+    source = "according to its files" if weight.weights_bytes is not None else "according to its preset"
     weight = _fill_in(weight, preset, job)
     weights = weight.weights_bytes
-    size = "size not known" if weights is None else f"{weights / 1e9:.2f} GB {source}"
+    size = "size unknown" if weights is None else f"{weights / 1e9:.2f} GB {source}"
     checks = [Check(name="model", state="ok", text=f"{job.model.name}, preset {name}, {size}")]
     if weight.fetch_bytes:
         caches = (find_user_cache(), _find_hub_cache())
         free = min(shutil.disk_usage(find_existing(path)).free for path in caches)
-        state: State = "ok" if free > weight.fetch_bytes else "bad"
-        needed = f"{weight.fetch_bytes / 1e9:.1f} GB are still to be fetched or made"
-        text = f"{needed}, {free / 1e9:.1f} GB are free"
+        state: CheckState = "ok" if free > weight.fetch_bytes else "bad"
+        needed = f"{weight.fetch_bytes / 1e9:.1f} GB still to be downloaded or converted"
+        text = f"{needed}, {free / 1e9:.1f} GB free"
         checks.append(Check(name="download", state=state, text=text))
     return [*checks, _check_fit(job, weight)]
 
 
 def _fill_in(weight: ModelWeight, preset: Preset | None, job: Job) -> ModelWeight:
-    """Return `weight` with what the preset knows where nothing was seen."""
+    """Return `weight`, with its size from the preset if unknown."""
     known = preset.facts.get("weights_gb") if preset and preset.knows(job.model.name) else None
     if weight.weights_bytes is not None or known is None:
         return weight
@@ -195,20 +195,20 @@ def _check_fit(job: Job, weight: ModelWeight) -> Check:
     length = job.model.max_model_len or weight.max_model_len
     value_bytes = 4 if job.model.dtype == "float32" else 2
     values = weight.kv_values_per_token
-    need = Need(
+    need = EngineNeed(
         weights_bytes=weight.weights_bytes,
         sample_bytes=None if values is None or length is None else values * length * value_bytes,
         parts=job.pool.tensor_parallel_size * job.pool.pipeline_parallel_size,
     )
-    room = Room(
+    memory = MachineMemory(
         device=choose_device(job),
         memory_bytes=total_memory_bytes(),
         gpu_bytes=list_gpu_memory(),
         engines=job.pool.workers or (1 if job.pool.kind == "local" else len(list_cores())),
     )
-    verdict = check_memory(need, room)
-    states: dict[bool | None, State] = {True: "ok", False: "bad", None: "unknown"}
-    return Check(name="fit", state=states[verdict.fits], text=verdict.reason)
+    result = check_memory(need, memory)
+    states: dict[bool | None, CheckState] = {True: "ok", False: "bad", None: "unknown"}
+    return Check(name="fit", state=states[result.fits], text=result.reason)
 
 
 def _try(name: str, check: Callable[[], Check]) -> Check:

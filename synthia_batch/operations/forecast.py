@@ -1,4 +1,4 @@
-"""What a job would do: its samples, shards and prompt tokens, without starting an engine."""
+"""Forecast a job without starting an engine: its samples, shards, prompt tokens and disk usage."""
 
 import os
 from array import array
@@ -18,7 +18,7 @@ from synthia_batch.job.loading.secrets import SECRET_KEYS, mask
 from synthia_batch.job.plan import generate, limit_answer, plan_shards
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
-from synthia_batch.operations.disk_usage import DiskUsage, Texts, estimate_disk_usage
+from synthia_batch.operations.disk_usage import DiskUsage, RunSize, estimate_disk_usage
 from synthia_batch.runner.directory.session import scan_input
 
 SHOWN_ROWS = 5
@@ -26,10 +26,10 @@ SHOWN_ROWS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptTokens:
-    """Exact token counts over all prompts that the format can express; `refused` it cannot.
+    """Exact token counts of all prompts that the format can express; `refused` counts the others.
 
-    `too_long` of those counted leave no room for an answer. Of conversations that are played turn by
-    turn they are those of the first turns: what a later prompt holds is not known before.
+    `too_long` prompts leave no room for an answer. For multi-turn conversations only the first turns
+    count: later prompts contain answers.
     """
 
     total: int
@@ -42,7 +42,7 @@ class PromptTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundRows:
-    """How many rows have something to look at, and where the first of them stand, as file:line."""
+    """The number of rows with some property, and the locations of the first ones as file:line."""
 
     rows: int
     first: tuple[str, ...]
@@ -50,7 +50,7 @@ class FoundRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForecastFile:
-    """One file of the input, and how many of its rows are taken."""
+    """One input file, and the number of rows used from it."""
 
     name: str
     rows: int
@@ -58,16 +58,13 @@ class ForecastFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What `plan` prints. `files` are the input's, in the order in which they are read.
+    """The content of `plan`. `files` are in reading order.
 
-    `rows_too_long` have a prompt that leaves no room for an answer, `rows_repeated` one that an earlier
-    row has as well.
-
-    `later_turns` are the turns of all samples behind their first, whose prompts are not known.
-    `prompt_unit` is what `prompt_tokens` counts: bytes, where only a server knows tokens.
-    `longest_output_tokens` is what all samples come to where every answer is as long as it may be.
-    `settings` has by dotted key a `value` with its `origin`, and where something else runs, that
-    as `resolved` with what it was `resolved_by`.
+    `rows_too_long` have a prompt that leaves no room for an answer, `rows_repeated` the same prompt as
+    an earlier row. `later_turns` counts the turns of all samples after the first, whose prompts are
+    unknown. `prompt_unit` is the unit of `prompt_tokens`: bytes if only a server knows the tokens.
+    `longest_output_tokens` is the total if every answer has its maximum length. `settings` has, by dotted
+    key, a `value` and its `origin`, and if the job runs with another value, `resolved` and `resolved_by`.
     """
 
     directory: Path
@@ -88,16 +85,16 @@ class Forecast:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should look to before the night."""
+        """Warnings to heed before starting the job."""
         return (self.disk.warning,) if self.disk.warning else ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able values."""
+        """Return JSON-serializable values."""
         return {**asdict(self), "directory": _spell(self.directory), "warnings": list(self.warnings)}
 
 
 def check_input(job: ResolvedJob) -> int:
-    """Read the whole input; return its number of rows.
+    """Read the whole input and return its number of rows.
 
     Raises:
         InputRefused: It has faults.
@@ -106,13 +103,13 @@ def check_input(job: ResolvedJob) -> int:
 
 
 def forecast_job(job: ResolvedJob) -> Forecast:
-    """Return what `job` would do. Reads and tokenizes the whole input."""
+    """Return the forecast of `job`. Reads and tokenizes the whole input."""
     source = open_files(job.inputs)
     scan = scan_input(job, source)
     shards = plan_shards(scan.rows, job.plan.samples_per_row)
     prompts = _count_prompts(job, source, scan)
     longest_output_tokens = prompts.output_tokens * job.plan.num_samples
-    texts = Texts(
+    size = RunSize(
         prompt_bytes=prompts.bytes * job.plan.num_samples,
         longest_output_tokens=longest_output_tokens,
         samples=shards[-1].stop,
@@ -128,11 +125,11 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         shards=len(shards),
         later_turns=prompts.later_turns * job.plan.num_samples,
         longest_output_tokens=longest_output_tokens,
-        prompt_tokens=_sum_up(job, prompts),
+        prompt_tokens=_summarize(job, prompts),
         prompt_unit="bytes" if job.engine.is_elsewhere else "tokens",
         rows_too_long=FoundRows(rows=prompts.too_long, first=tuple(prompts.first_too_long)),
         rows_repeated=_find_repeated(source, scan, prompts),
-        disk=estimate_disk_usage(texts, job.output),
+        disk=estimate_disk_usage(size, job.output),
         settings=list_settings(job),
     )
 
@@ -144,7 +141,7 @@ def _list_files(job: ResolvedJob, scan: Scan) -> tuple[ForecastFile, ...]:
 
 
 def list_settings(job: ResolvedJob) -> dict[str, dict[str, Any]]:
-    """Return every key of the job with its value and origin, and what it was resolved to."""
+    """Return every key of the job with its value and origin, and the value it was resolved to."""
     settings: dict[str, dict[str, Any]] = {}
     resolutions = _find_resolutions(job)
     for key, value in flatten(job.declared.model_dump()).items():
@@ -158,10 +155,10 @@ def list_settings(job: ResolvedJob) -> dict[str, dict[str, Any]]:
 
 @dataclass(kw_only=True)
 class _Prompts:
-    """The token counts of the prompts, one for all samples of each; `refused` have none.
+    """Token counts, one per prompt; the samples of a prompt share it.
 
-    `later_turns` come behind those that were counted. `hashes` are of the rows' own texts, `bytes` of the
-    prompts, `output_tokens` those of answers that are all as long as they may be.
+    `hashes` are those of the rows' texts, `bytes` is the size of the prompts, `output_tokens` the total
+    for answers of maximum length.
     """
 
     counts: "array[int]" = field(default_factory=lambda: array("l"))
@@ -173,8 +170,8 @@ class _Prompts:
     too_long: int = 0
     first_too_long: list[str] = field(default_factory=list)
 
-    def take(self, row: Row, samples: Sequence[Sample], renderer: Renderer, engine: EngineSpec) -> bool:
-        """Count the prompts of a row, one of each system message; return if one of them is too long."""
+    def add(self, row: Row, samples: Sequence[Sample], renderer: Renderer, engine: EngineSpec) -> bool:
+        """Count the prompts of a row, one per system message; return whether any is too long."""
         self.hashes.append(hash((row.messages, row.system, row.follow_ups)))
         before, longest = len(self.counts), engine.max_model_len
         most = limit_answer(row, engine.sampling.max_tokens)
@@ -194,7 +191,7 @@ class _Prompts:
 
 @dataclass(frozen=True, slots=True)
 class _Resolution:
-    """What a value came to, and by what."""
+    """A resolved value, and its source."""
 
     value: Any
     by: str
@@ -228,13 +225,13 @@ def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
         writer = "the server writes prompts" if job.engine.takes_messages else "written here"
         found["prompt_format"] = _Resolution(job.prompt.format, writer)
         del found["engine.device"], found["model.max_model_len"]
-    if job.pool.kind == "local":  # How many a Ray pool has, only Ray knows.
+    if job.pool.kind == "local":  # Only Ray knows the size of a Ray pool.
         found["pool.workers"] = _Resolution(job.pool.workers or 1, "the local pool")
     return found
 
 
 def _spell(value: Any) -> Any:
-    """Return `value` as JSON and a terminal can show it: a path may have a name that is no UTF-8."""
+    """Return `value` in a form that JSON and a terminal can show: a path need not be valid UTF-8."""
     if isinstance(value, str | Path):
         return os.fsencode(value).decode(errors="backslashreplace")
     return [_spell(entry) for entry in value] if isinstance(value, list | tuple) else value
@@ -244,9 +241,9 @@ def _count_prompts(job: ResolvedJob, source: Source, scan: Scan) -> _Prompts:
     renderer = open_renderer(job.prompt)
     prompts = _Prompts()
     for row in source.read_rows(scan, 0, scan.rows):
-        # The samples of one prompt differ by their seeds only.
+        # The samples of one prompt differ only in their seeds.
         samples = [sample for sample in generate(row, job.plan) if sample.index == 0]
-        if prompts.take(row, samples, renderer, job.engine):
+        if prompts.add(row, samples, renderer, job.engine):
             prompts.too_long += 1
             if len(prompts.first_too_long) < SHOWN_ROWS:
                 prompts.first_too_long.append(_locate(source, row))
@@ -258,10 +255,10 @@ def _find_repeated(source: Source, scan: Scan, prompts: _Prompts) -> FoundRows:
     _, first, which = numpy.unique(hashes, return_index=True, return_inverse=True)
     repeated = numpy.flatnonzero(first[which] != numpy.arange(len(hashes)))
     shown = [(int(index), int(first[which[index]])) for index in repeated[:SHOWN_ROWS]]
-    return FoundRows(rows=len(repeated), first=tuple(_tell_pair(source, scan, *pair) for pair in shown))
+    return FoundRows(rows=len(repeated), first=tuple(_locate_pair(source, scan, *pair) for pair in shown))
 
 
-def _tell_pair(source: Source, scan: Scan, index: int, earlier: int) -> str:
+def _locate_pair(source: Source, scan: Scan, index: int, earlier: int) -> str:
     row, before = (next(iter(source.read_rows(scan, n, n + 1))) for n in (index, earlier))
     return f"{_locate(source, row)} (as {before.line})"
 
@@ -270,7 +267,7 @@ def _locate(source: Source, row: Row) -> str:
     return os.fsencode(source.locate(row)).decode(errors="backslashreplace")
 
 
-def _sum_up(job: ResolvedJob, prompts: _Prompts) -> PromptTokens:
+def _summarize(job: ResolvedJob, prompts: _Prompts) -> PromptTokens:
     counts, each = prompts.counts, job.plan.num_samples
     return PromptTokens(
         total=sum(counts) * each,

@@ -1,4 +1,4 @@
-"""A job file for an input, drafted from its columns: it runs as it stands, and says what else it may say."""
+"""Propose a job file for an input from its columns. It runs as written and lists other options."""
 
 import json
 import os
@@ -17,20 +17,20 @@ from synthia_batch.storage.parts.schema import DATA_COLUMNS
 
 PEEKED_ROWS = 1000
 MOST_KEPT_CHARACTERS = 200
-"""A column whose values are longer is offered, not kept."""
+"""Columns with longer values are only listed, not kept."""
 _HEAD = """\
-# Look at it with `synthia-batch plan FILE`, start it with `synthia-batch run FILE`; a flag goes before
-# what is said here. Paths are relative to this file. For an editor that completes and checks keys:
-# `synthia-batch schema > job.schema.json`, and `# yaml-language-server: $schema=job.schema.json` on top."""
+# Check it with `synthia-batch plan FILE`, start it with `synthia-batch run FILE`. Flags override this
+# file. Paths are relative to this file. For completion and checks in an editor: run
+# `synthia-batch schema > job.schema.json`, add `# yaml-language-server: $schema=job.schema.json` on top."""
 _MODEL = """\
 model:
-  name: demo                       # the embedded one; or a directory, a .gguf file, a Hub name
-  # max_model_len: 8K              # prompt and answer together, in tokens; the model's own by default"""
+  name: demo                       # the embedded model; or a directory, a .gguf file, a Hub name
+  # max_model_len: 8K              # prompt and answer together, in tokens; default: the model's"""
 _SYSTEM = """\
-# NAME of the library, '@FILE' or a text. Each row is made once for each of them.
+# A NAME from the library, '@FILE' or a text. Each row is answered once per system message.
 system: [synthia]"""
 _KEPT_SYSTEM = """\
-# Conversations keep their own system message; said aloud, this one replaces it.
+# Conversations keep their own system messages, unless this line replaces them.
 # system: [synthia]"""
 _TAIL = """\
 # num_samples: 1                   # answers per row and system message
@@ -42,14 +42,14 @@ sampling:
   # top_k: 50
 
 # seed: 0
-# deadline: 7h30m                  # stop by then, to be resumed by the same command
+# deadline: 7h30m                  # stop by then; the same command resumes
 # stop_at: 07:00                   # likewise
-# max_failures: 1%                 # end early where more fail
-# notify: ['${NOTIFY_URL}']        # an Apprise URL, told at the end; the variable holds it"""
+# max_failures: 1%                 # stop if more samples fail
+# notify: ['${NOTIFY_URL}']        # notify this Apprise URL at the end; set the variable to it"""
 _SHAPES = {
     "openai-batch": "requests of an OpenAI batch",
-    "sharegpt": "conversations in ShareGPT's shape",
-    "alpaca": "instructions in Alpaca's shape",
+    "sharegpt": "conversations in ShareGPT format",
+    "alpaca": "instructions in Alpaca format",
 }
 ID_NAMES = re.compile(r"(.*[_-])?(id|uuid|key|hash)", re.IGNORECASE)
 SYSTEM_NAMES = re.compile(r"system|persona|.*system_?(prompt|message).*", re.IGNORECASE)
@@ -57,8 +57,8 @@ SYSTEM_NAMES = re.compile(r"system|persona|.*system_?(prompt|message).*", re.IGN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobProposal:
-    """What an input was found to be. `left_out` are columns that may be kept, `systems` may be the rows'
-    own system messages; both are only offered.
+    """The detected properties of an input. `left_out` columns could be kept, `systems` could hold the rows'
+    own system messages; the job file lists both as comments.
     """
 
     paths: tuple[str, ...]
@@ -69,26 +69,26 @@ class JobProposal:
 
     @property
     def holds(self) -> str:
-        """What a row is."""
+        """The kind of rows, in the plural."""
         if self.columns.shape is not None:
             return _SHAPES[self.columns.shape]
         if self.columns.messages is not None:
-            return "conversations in OpenAI's shape"
+            return "conversations in OpenAI format"
         return "conversations, played turn by turn" if self.columns.turns is not None else "prompts"
 
 
 def propose_job(paths: Sequence[str]) -> JobProposal:
-    """Return what the input at `paths` is found to be. Reads and checks all of it.
+    """Return a proposal for the input at `paths`. Reads and checks all of it.
 
     Raises:
-        UsageError: It cannot be read, or has no text to answer.
+        UsageError: It cannot be read, or has no column with text.
         InputRefused: It has faults.
     """
     taken = resolve_inputs(paths)
     source = open_files(taken.files)
     records = source.peek(PEEKED_ROWS)
     names = list(dict.fromkeys(name for record in records for name in record))
-    selection = _choose_text(source, records, names)
+    selection = _select_text(source, records, names)
     columns = source.detect(selection)
     rest = [name for name in names if name not in columns.texts]
     ids = (name for name in rest if ID_NAMES.fullmatch(name) and _is_unique(name, records))
@@ -96,11 +96,11 @@ def propose_job(paths: Sequence[str]) -> JobProposal:
     rest = [name for name in rest if name != id_column]
     systems = [name for name in rest if SYSTEM_NAMES.fullmatch(name) and _is_text(name, records)]
     rest = [name for name in rest if name not in systems]
-    ours = {column.name for column in DATA_COLUMNS}
+    reserved = {column.name for column in DATA_COLUMNS}
     short = tuple(
-        name for name in rest if name not in ours and _measure(name, records) <= MOST_KEPT_CHARACTERS
+        name for name in rest if name not in reserved and _measure(name, records) <= MOST_KEPT_CHARACTERS
     )
-    scan = _scan_first_fit(source, replace(selection, id_column=id_column, keep_columns=short))
+    scan = _scan_leniently(source, replace(selection, id_column=id_column, keep_columns=short))
     return JobProposal(
         paths=taken.paths,
         rows=scan.rows,
@@ -111,10 +111,10 @@ def propose_job(paths: Sequence[str]) -> JobProposal:
 
 
 def format_proposal(proposal: JobProposal, folder: Path) -> str:
-    """Return the text of the job file, to lie in `folder`.
+    """Return the text of the job file, for the directory `folder`.
 
     Raises:
-        UsageError: The input has a name that no job file can hold.
+        UsageError: The input's name is not valid UTF-8.
     """
     paths = [path if ADDRESS.match(path) else os.path.relpath(path, folder) for path in proposal.paths]
     for path in paths:
@@ -125,8 +125,8 @@ def format_proposal(proposal: JobProposal, folder: Path) -> str:
     return "\n".join([*_write_head(proposal), *_write_input(proposal, paths), *_write_rest(proposal)]) + "\n"
 
 
-def _choose_text(source: Source, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Selection:
-    """Return which column is to be answered: one of a usual name, else the longest of text."""
+def _select_text(source: Source, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Selection:
+    """Return the column to answer: one with a usual name, else the text column with the longest values."""
     try:
         source.detect(Selection())
         return Selection()
@@ -143,8 +143,8 @@ def _choose_text(source: Source, records: Sequence[Mapping[str, Any]], names: Se
         return Selection(prompt_column=max(texts, key=lambda name: _measure(name, records)))
 
 
-def _scan_first_fit(source: Source, wanted: Selection) -> Scan:
-    """Return the scan with the id and the kept columns, or without what does not fit."""
+def _scan_leniently(source: Source, wanted: Selection) -> Scan:
+    """Return the scan with the id column and the kept columns, or without those that the scan rejects."""
     plain = replace(wanted, id_column=None, keep_columns=())
     tries = [wanted, replace(wanted, id_column=None), replace(plain, id_column=wanted.id_column)]
     for selection in dict.fromkeys(tries):
@@ -178,7 +178,7 @@ def _is_unique(name: str, records: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _measure(name: str, records: Sequence[Mapping[str, Any]]) -> float:
-    """Return the usual number of characters of the column's values."""
+    """Return the median length of the column's values, in characters."""
     return median(len(str(value)) for value in _list_values(name, records) or [""])
 
 
@@ -187,8 +187,8 @@ def _write_head(proposal: JobProposal) -> list[str]:
     source = name if name.isprintable() else ascii(name)
     if len(proposal.paths) > 1:
         source += f" and {len(proposal.paths) - 1} more"
-    what = f"# A job for {source}: {proposal.rows:,} rows of {proposal.holds}."
-    return [what, *_HEAD.splitlines(), ""]
+    title = f"# A job for {source}: {proposal.rows:,} rows of {proposal.holds}."
+    return [title, *_HEAD.splitlines(), ""]
 
 
 def _write_input(proposal: JobProposal, paths: Sequence[str]) -> Iterator[str]:
@@ -203,28 +203,28 @@ def _write_input(proposal: JobProposal, paths: Sequence[str]) -> Iterator[str]:
     if columns.id is not None:
         yield f"  id_column: {quote(columns.id)}"
     else:
-        yield "  # id_column: NAME                # no column has ids; a hash of the row serves"
+        yield "  # id_column: NAME                # no column has ids; default: a hash of the row"
     if columns.keep:
-        yield f"  keep_columns: {_quote_all(columns.keep)}  # carried into the output"
+        yield f"  keep_columns: {_quote_all(columns.keep)}  # copied to the output"
     if proposal.left_out:
-        yield f"  # also there: {_quote_all(proposal.left_out)}"
+        yield f"  # other columns: {_quote_all(proposal.left_out)}"
     for name in proposal.systems:
         yield f"  # system_column: {quote(name)}  # each row's own system message, instead of `system` below"
-    yield "  # limit: 200                     # the first rows only, to try it out"
+    yield "  # limit: 200                     # only the first rows, for a trial"
 
 
 def _write_rest(proposal: JobProposal) -> Iterator[str]:
     yield from ("", *_MODEL.splitlines(), "")
     yield from (_KEPT_SYSTEM if proposal.columns.messages is not None else _SYSTEM).splitlines()
     if proposal.columns.turns is not None:
-        yield "on_overflow: truncate-oldest       # a later turn without room: or fail, or stop"
+        yield "on_overflow: truncate-oldest       # if a later turn does not fit; or fail, or stop"
     yield from _TAIL.splitlines()
 
 
 def quote(text: str) -> str:
-    """Return `text` as YAML that reads as just that text."""
+    """Return `text` as a YAML string."""
     is_plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", text, re.ASCII) is not None
-    # In YAML 1.2 these are no text, or in older readers.
+    # YAML 1.2 or older versions do not read these as text.
     is_word = text.lower() in ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
     if is_plain and not is_word:
         return text

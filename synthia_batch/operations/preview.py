@@ -1,4 +1,4 @@
-"""preview_job(): the prompts of some rows as engines will get them, and what engines answer."""
+"""JobPreview some rows: their exact prompts, and optionally the answers."""
 
 import dataclasses
 import tempfile
@@ -23,8 +23,8 @@ from synthia_batch.workers.engine import check_prompt_length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """Which rows to show: the first `count`, or where `scattered`, so many from all over the input."""
+class RowSelection:
+    """The rows to show: the first `count`, or if `scattered`, that many from across the input."""
 
     count: int
     scattered: bool
@@ -32,10 +32,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplePreview:
-    """The first prompt of a sample, None where it cannot be rendered.
+    """The first prompt of a sample, None if it cannot be rendered.
 
-    `room` is the most tokens that its answer can have. `fault` says why it will fail, with the code of
-    the failure. `outcome` is what the sample came to, where that is known.
+    `room` is the maximum number of tokens of its answer. `fault` says why the sample will fail. `outcome`
+    is its result, if known.
     """
 
     sample: Sample
@@ -47,11 +47,11 @@ class SamplePreview:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preview:
-    """The samples of the chosen rows, in order: for each system message the first.
+class JobPreview:
+    """The first sample per system message of the selected rows, in order.
 
-    The others are of the run where answers were asked for: how many were `made` for this, how many
-    samples of all have `ended`, and why not all that were asked for have.
+    With answers, the other fields describe the run: how many samples were `made` by this preview, how
+    many of `total` have `ended`, and why the preview `drained` early.
     """
 
     directory: Path
@@ -63,36 +63,36 @@ class Preview:
     drained: DrainReason | None = None
 
 
-def preview_prompts(job: ResolvedJob, choice: Choice) -> Preview:
-    """Return the prompts of the chosen rows. Writes nothing; of the first rows reads no others.
+def preview_prompts(job: ResolvedJob, selection: RowSelection) -> JobPreview:
+    """Return the prompts of the selected rows. Writes nothing; reads only the first rows if they suffice.
 
     Raises:
-        InputRefused: What is read of the input has faults.
+        InputRefused: The rows that were read have faults.
     """
     source = open_files(job.inputs)
-    scan = _scan(job, source, choice)
-    subset = pick_rows(scan.rows, job.plan, choice.count, scattered=choice.scattered)
+    scan = _scan(job, source, selection)
+    subset = pick_rows(scan.rows, job.plan, selection.count, scattered=selection.scattered)
     samples = (
         PartialSample(sample=sample, outcome=None) for sample in _read_samples(job, source, scan, subset)
     )
-    return Preview(directory=job.output, samples=_show_all(job, samples))
+    return JobPreview(directory=job.output, samples=_preview_all(job, samples))
 
 
-def preview_answers(job: ResolvedJob, choice: Choice, display: Display) -> Preview:
-    """Return the prompts of the chosen rows with their answers, made now where the run has none.
+def preview_answers(job: ResolvedJob, selection: RowSelection, display: Display) -> JobPreview:
+    """Return the prompts of the selected rows with their answers, generating those that the run lacks.
 
     Raises:
-        SynthiaBatchError: As for make_early.
+        SynthiaBatchError: As for run_partial.
     """
 
     def choose(session: RunSession) -> SampleSubset:
         rows = session.scan.rows
-        return pick_rows(rows, job.plan, choice.count, scattered=choice.scattered)
+        return pick_rows(rows, job.plan, selection.count, scattered=selection.scattered)
 
     partial = run_partial(job, choose, display)
-    return Preview(
+    return JobPreview(
         directory=job.output,
-        samples=_show_all(job, partial.samples),
+        samples=_preview_all(job, partial.samples),
         made=partial.made,
         total=partial.total,
         ended=partial.ended,
@@ -101,28 +101,28 @@ def preview_answers(job: ResolvedJob, choice: Choice, display: Display) -> Previ
     )
 
 
-def _scan(job: ResolvedJob, source: Source, choice: Choice) -> Scan:
+def _scan(job: ResolvedJob, source: Source, wanted: RowSelection) -> Scan:
     selection = select_rows(job.declared, job.prompt_template)
-    if not choice.scattered:
-        limits = [limit for limit in (selection.limit, choice.count) if limit is not None]
+    if not wanted.scattered:
+        limits = [limit for limit in (selection.limit, wanted.count) if limit is not None]
         selection = dataclasses.replace(selection, limit=min(limits))
     with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
         return source.scan(selection, Path(scratch))
 
 
 def _read_samples(job: ResolvedJob, source: Source, scan: Scan, subset: SampleSubset) -> Iterable[Sample]:
-    chosen = frozenset(subset.ordinals)
+    selected = frozenset(subset.ordinals)
     for index in dict.fromkeys(ordinal // job.plan.samples_per_row for ordinal in subset.ordinals):
         for row in source.read_rows(scan, index, index + 1):
-            yield from (sample for sample in generate(row, job.plan) if sample.ordinal in chosen)
+            yield from (sample for sample in generate(row, job.plan) if sample.ordinal in selected)
 
 
-def _show_all(job: ResolvedJob, samples: Iterable[PartialSample]) -> list[SamplePreview]:
+def _preview_all(job: ResolvedJob, samples: Iterable[PartialSample]) -> list[SamplePreview]:
     renderer, conversations = open_renderer(job.prompt), open_multi_turn(job)
-    return [_show(job.engine, renderer, conversations, partial) for partial in samples]
+    return [_preview_sample(job.engine, renderer, conversations, partial) for partial in samples]
 
 
-def _show(
+def _preview_sample(
     engine: EngineSpec, renderer: Renderer, conversations: MultiTurnSession, partial: PartialSample
 ) -> SamplePreview:
     ids: Sequence[int] = ()
@@ -130,7 +130,7 @@ def _show(
     most = limit_answer(partial.sample.row, engine.sampling.max_tokens)
     try:
         ids = renderer.render(partial.sample.messages, partial.sample.row.tools)
-        # What the run asks for, and what its engine checks before all else.
+        # The same check as the engine's on the run's request.
         check_prompt_length(conversations.begin(partial.sample), engine.max_model_len)
     except SampleRefused as refused:
         fault = refused

@@ -1,4 +1,4 @@
-"""probe_job(): some samples of a job made first, from all over it, and what the whole will take by them."""
+"""Probe a job: generate samples from across it first, and estimate the whole job from them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ from synthia_batch.core.types import Finished
 from synthia_batch.job.plan import limit_answer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.operations.estimate import (
-    Lengths,
+    LengthSummary,
     Span,
     choose_speed,
     count_failures,
@@ -18,7 +18,7 @@ from synthia_batch.operations.estimate import (
     predict_bytes,
     predict_seconds,
     predict_total,
-    sum_up_lengths,
+    summarize_lengths,
 )
 from synthia_batch.runner.directory.session import RunSession
 from synthia_batch.runner.partial import PartialRun, PartialSample, run_partial
@@ -32,9 +32,9 @@ from synthia_batch.storage.parts.writer import encode_data_part
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What making so many samples takes. `seconds` and `hours` are None where no speed is known.
+    """The cost of a number of samples. `seconds` and `hours` are None if no speed is known.
 
-    `hours` counts each card, or on CPUs each engine, by itself.
+    `hours` are GPU-hours, or on CPUs engine-hours.
     """
 
     samples: int
@@ -45,10 +45,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What a probe of `asked` samples found. `known` of them have ended, `made` of those now.
+    """The result of a probe of `asked` samples. `known` of them have ended, `made` of those just now.
 
-    `whole` is for all samples of the job, `left` for those that have not ended. `data_bytes` is about what
-    data/ will have, None where nothing is finished. `drained` says why not all that were asked for ended.
+    `whole` covers all samples of the job, `left` those that have not ended. `data_bytes` is the estimated
+    size of data/, None if no sample is finished. `drained` says why the probe ended early.
     """
 
     directory: Path
@@ -57,7 +57,7 @@ class Probe:
     made: int
     drained: DrainReason | None
     is_complete: bool
-    lengths: Lengths | None
+    lengths: LengthSummary | None
     failures: Mapping[str, int]
     speed: Speed | None
     hours_of: str
@@ -67,13 +67,13 @@ class Probe:
 
 
 def probe_job(job: ResolvedJob, count: int, display: Display) -> Probe:
-    """Make `count` samples of `job` from all over it, those that are not made, and say what all will take.
+    """Generate `count` samples from across `job`, and estimate the whole job from them.
 
-    They count as done in the run, which a probe of all samples completes. What earlier probes and runs
-    made of them is not made again.
+    They count as done in the run; a probe of all samples completes it. Samples from earlier probes and
+    runs are reused.
 
     Raises:
-        SynthiaBatchError: As for make_early.
+        SynthiaBatchError: As for run_partial.
     """
 
     def choose(session: RunSession) -> SampleSubset:
@@ -92,7 +92,7 @@ def probe_job(job: ResolvedJob, count: int, display: Display) -> Probe:
         made=partial.made,
         drained=partial.drained,
         is_complete=partial.is_complete,
-        lengths=sum_up_lengths(outcomes),
+        lengths=summarize_lengths(outcomes),
         failures=count_failures(outcomes),
         speed=speed,
         hours_of="GPU" if job.engine.device == "cuda" else "engine",
@@ -103,7 +103,7 @@ def probe_job(job: ResolvedJob, count: int, display: Display) -> Probe:
 
 
 def _count_longest(job: ResolvedJob, samples: Sequence[PartialSample]) -> int:
-    """Return the most tokens that a sample can come to, with as many turns as any of `samples` has."""
+    """Return the maximum tokens of a sample, with as many turns as any of `samples` has."""
     rows = [one.sample.row for one in samples]
     turns = max(1 + len(row.follow_ups) for row in rows)
     most = max(limit_answer(row, job.engine.sampling.max_tokens) for row in rows)
@@ -122,12 +122,12 @@ def _estimate(job: ResolvedJob, speed: Speed | None, samples: int, tokens: Span)
 def _read_speeds(run_dir: RunDir) -> list[Speed]:
     names = [field.name for field in fields(Speed)]
     events = (event for event in read_events(run_dir.events) if event.get("kind") == SpeedMeasured.kind)
-    whole = (event for event in events if all(name in event for name in names))
-    return [Speed(**{name: event[name] for name in names}) for event in whole]
+    complete = (event for event in events if all(name in event for name in names))
+    return [Speed(**{name: event[name] for name in names}) for event in complete]
 
 
 def _predict_bytes(partial: PartialRun) -> int | None:
-    """Return what all of data/ comes to, by parts of the finished samples that were picked."""
+    """Return the estimated size of data/, from parts encoded with the finished samples."""
     part_format = partial.session.assembler.part_format
     records = [
         DataRecord(one.sample, one.outcome) for one in partial.samples if isinstance(one.outcome, Finished)

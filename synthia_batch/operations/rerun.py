@@ -1,8 +1,7 @@
-"""rerun_samples(): finished samples made again in other company, to see whether they come out the same.
+"""Regenerate finished samples in different batches, and check that they come out the same.
 
-The run's own job makes them, with its engine's settings but for the size of the batch, in shuffled order
-and from all over the dataset. Nothing in the run directory is altered; its lock is held, so that nobody
-else does meanwhile.
+They are drawn from across the dataset and regenerated in shuffled order with the run's own job, except
+for its batch size. The run directory stays unchanged; its lock is held meanwhile.
 """
 
 import itertools
@@ -32,12 +31,12 @@ from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
 _log = logging.getLogger(__name__)
 
 CONTEXT_CHARACTERS = 40
-"""What is shown on either side of the first difference."""
+"""Characters to show on either side of the first difference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """Which finished samples to make again: `count` of them, drawn with `seed`."""
+class RerunSelection:
+    """The finished samples to regenerate: `count` of them, drawn with `seed`."""
 
     count: int
     seed: int
@@ -45,7 +44,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleDifference:
-    """A sample that came out otherwise than it was `before`."""
+    """A sample whose regenerated outcome differs from the one `before`."""
 
     sample: Sample
     before: Finished
@@ -57,7 +56,7 @@ class SampleDifference:
         return f"sample {sample.ordinal}, {place}: {_describe_difference(self.before, self.now)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able values."""
+        """Return JSON-serializable values."""
         return {
             "ordinal": self.sample.ordinal,
             "id": self.sample.row.id,
@@ -69,10 +68,10 @@ class SampleDifference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rerun:
-    """What came of it. `compared` samples were made again, in batches of `batch` at most.
+class RerunResult:
+    """The result of a re-run. `compared` of the `chosen` samples were regenerated, at most `batch` at a time.
 
-    `stopped` says why not all that were chosen. `differences` are in the order of the dataset.
+    `stopped` says why not all of them. `differences` are in the order of the dataset.
     """
 
     directory: str
@@ -85,48 +84,48 @@ class Rerun:
     stopped: DrainReason | None
 
 
-def rerun_samples(directory: Path, choice: Choice, said: Sequence[Layer], display: Display) -> Rerun:
-    """Make finished samples of the run in `directory` again, and compare them with what it has.
+def rerun_samples(
+    directory: Path, selection: RerunSelection, layers: Sequence[Layer], display: Display
+) -> RerunResult:
+    """Regenerate finished samples of the run in `directory`, and compare them with the stored ones.
 
-    Compared are the text, its reasoning, how it ended, and the numbers of tokens; token ids are not
-    kept. Works on an unfinished run, too, with what it has finished.
+    Compares text, reasoning, finish reason and token counts; token ids are not stored. An unfinished
+    run can be checked too.
 
     Raises:
-        UsageError: `directory` is no run, keeps no job, or has no finished sample.
-        IdentityMismatch: Input, model, versions or hardware are not what they were.
-        RunLocked: A run goes on there.
-        IntegrityError: What is there is not what was written.
-        DeterminismBroken: The engine does not answer the canaries as the run's did.
+        UsageError: `directory` is not a run, has no saved job, or has no finished sample.
+        IdentityMismatch: Input, model, versions or hardware have changed.
+        RunLocked: Another process is running there.
+        IntegrityError: A file of the run is damaged.
+        DeterminismBroken: The engine answers the canaries differently from the run's.
         PoolFailed: The engine does not work.
     """
-    job = resolve_kept_job(directory, "verify --rerun", said)
+    job = resolve_kept_job(directory, "verify --rerun", layers)
     if job.engine.is_elsewhere:
-        raise UsageError(
-            f"{directory} was made by a server that is not ours: equal texts were never promised"
-        )
+        raise UsageError(f"{directory} was made by an external server, which does not promise equal texts")
     drain = DrainRequest()
     with drain.listen(), lock_run(job) as session:
         session.inspect(on_check=display.show_check)
-        known = _read_chosen(session, choice)
+        known = _read_selected(session, selection)
         batch = choose_batch(usual_batch(job.engine), len(known))
-        _log.info(f"{len(known)} finished samples are made again, at most {batch} at a time")
-        again = _Again(conversations=open_multi_turn(job))
-        ad_hoc = _run_ad_hoc(job, session, again, drain, display, batch)
-        stopped = run_requests(ad_hoc, again.request(known, choice))
-    return Rerun(
+        _log.info(f"{len(known)} finished samples are regenerated, at most {batch} at a time")
+        collector = _Collector(conversations=open_multi_turn(job))
+        ad_hoc = _make_ad_hoc(job, session, collector, drain, batch)
+        stopped = run_requests(ad_hoc, collector.request(known, selection))
+    return RerunResult(
         directory=str(directory),
         determinism=job.engine.determinism,
         finished=sum(state.finished for state in session.states),
         chosen=len(known),
-        compared=len(again.outcomes),
+        compared=len(collector.outcomes),
         batch=batch,
-        differences=tuple(_compare(known, again.outcomes)),
+        differences=tuple(_compare(known, collector.outcomes)),
         stopped=stopped,
     )
 
 
 def choose_batch(usual: int, count: int) -> int:
-    """Return how many of `count` samples to make at a time, where the run made `usual`: not as many."""
+    """Return a batch size for `count` samples that differs from the run's, which was `usual`."""
     together = min(usual, count)
     return together // 2 if together > 1 else 2
 
@@ -138,32 +137,32 @@ class _Known:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Again:
-    """A sink that keeps the outcomes."""
+class _Collector:
+    """A sink that keeps the outcomes in memory."""
 
     conversations: MultiTurnSession
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
-    def request(self, known: Mapping[int, _Known], choice: Choice) -> list[Request]:
-        """Return what to begin with, in shuffled order."""
+    def request(self, known: Mapping[int, _Known], selection: RerunSelection) -> list[Request]:
+        """Return the first request of each sample, in shuffled order."""
         requests = [self.conversations.begin(one.sample) for one in known.values()]
-        random.Random(choice.seed).shuffle(requests)
+        random.Random(selection.seed).shuffle(requests)
         return requests
 
     def record(self, records: Sequence[Record]) -> None:
         self.outcomes |= {record.ordinal: record for record in records if not isinstance(record, Turn)}
 
     def tick(self) -> None:
-        """Nothing waits for the disk."""
+        """Do nothing: no write is pending."""
 
 
-def _read_chosen(session: RunSession, choice: Choice) -> dict[int, _Known]:
-    """Return the samples that `choice` draws, by ordinal, in order; a shard's at a time are in memory."""
+def _read_selected(session: RunSession, selection: RerunSelection) -> dict[int, _Known]:
+    """Return the drawn samples by ordinal, in order. Holds the outcomes of one shard at a time."""
     counts = [state.finished for state in session.states]
     total = sum(counts)
     if not total:
-        raise UsageError(f"{session.run_dir.root}: no sample is finished, so none can be made again")
-    drawn = sorted(random.Random(choice.seed).sample(range(total), min(choice.count, total)))
+        raise UsageError(f"{session.run_dir.root}: no sample is finished yet, so there is nothing to compare")
+    drawn = sorted(random.Random(selection.seed).sample(range(total), min(selection.count, total)))
     ends = list(itertools.accumulate(counts))
     known: dict[int, _Known] = {}
     for number, group in itertools.groupby(drawn, key=lambda place: bisect_right(ends, place)):
@@ -178,18 +177,18 @@ def _read_chosen(session: RunSession, choice: Choice) -> dict[int, _Known]:
     return known
 
 
-def _run_ad_hoc(
-    job: ResolvedJob, session: RunSession, again: _Again, drain: DrainRequest, display: Display, batch: int
+def _make_ad_hoc(
+    job: ResolvedJob, session: RunSession, collector: _Collector, drain: DrainRequest, batch: int
 ) -> AdHocRun:
     is_strict = job.engine.determinism == "strict"
     return AdHocRun(
         job=job,
-        sink=again,
-        advance=again.conversations.advance,
+        sink=collector,
+        advance=collector.conversations.advance,
         drain=drain,
         settings={"max_num_seqs": batch},
         canaries=make_canaries(open_renderer(job.prompt), job.engine.max_model_len) if is_strict else None,
-        # Compared only: an answer that the run lacks is not for us to give.
+        # Only compared: a missing answer must not be added to the run.
         check_canary=lambda ready: compare_canary(session.run_dir, ready),
     )
 
@@ -203,7 +202,7 @@ def _compare(known: Mapping[int, _Known], outcomes: Mapping[int, Outcome]) -> It
 
 def _describe_difference(before: Finished, now: Outcome) -> str:
     if isinstance(now, Failed):
-        return f"it cannot be made any more: {now.code}: {now.message}"
+        return f"it now fails: {now.code}: {now.message}"
     for name in ("response", "reasoning"):
         old, new = getattr(before, name) or "", getattr(now, name) or ""
         if old != new:
@@ -214,8 +213,8 @@ def _describe_difference(before: Finished, now: Outcome) -> str:
         if getattr(before, name) != getattr(now, name)
     ]
     if not pairs:
-        return "the same text with other log-probabilities"
-    return f"the same text with another {', '.join(pairs)}"
+        return "the same text with different log-probabilities"
+    return f"the same text with a different {', '.join(pairs)}"
 
 
 def _show_first_difference(old: str, new: str) -> str:

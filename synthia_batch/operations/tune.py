@@ -1,7 +1,6 @@
-"""tune_job(): a short search for the engine settings that make the most tokens per second.
+"""Search briefly for the engine settings with the most tokens per second.
 
-It measures with the pool and the driver that a run has, on prompts of the job's own input, and
-writes to no run directory.
+Measures with a run's own pool and driver, on prompts from the job's input. Writes to no run directory.
 """
 
 import dataclasses
@@ -28,17 +27,17 @@ from synthia_batch.scheduler.events import EngineLost, Progress
 _log = logging.getLogger(__name__)
 
 PROMPTS_PER_ENGINE = {"cpu": 256, "cuda": 1024}
-"""Enough to fill a batch twice the usual."""
+"""Enough to fill a batch of twice the default size."""
 ANSWER_TOKENS = 128
-"""The most that an answer may have: longer ones cost time and tell nothing else."""
+"""The limit of an answer: longer ones take time without changing the result."""
 _STRETCHES = 16
-"""Places of the input that prompts are taken from: a file may be sorted."""
+"""Prompts are taken from this many places in the input, as a file may be sorted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One measurement. `tokens_per_second` is of all engines while they had requests; None, with a
-    `reason`, where they did not work with these settings.
+    """One measurement. `tokens_per_second` covers all engines while they had requests; None, with a
+    `reason`, if they failed with these settings.
     """
 
     settings: Settings
@@ -47,16 +46,16 @@ class Trial:
 
     @property
     def speed(self) -> float:
-        """The tokens per second, 0 where there are none."""
+        """The tokens per second, 0 if the trial failed."""
         return self.tokens_per_second or 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """What a search came to. The first trial is the job as it was said.
+    """The result of a search. The first trial is the unchanged job.
 
-    `stopped` says why the search ended before its end. `kept` are the settings that later jobs of
-    this model on this hardware get by themselves, None where nothing was remembered.
+    `stopped` says why the search ended early. `kept` are the settings saved for later jobs with this
+    model on this hardware, None if none were saved.
     """
 
     trials: tuple[Trial, ...]
@@ -65,58 +64,58 @@ class Tuning:
 
     @property
     def best(self) -> Trial:
-        """The last trial that was a gain."""
-        return _choose(self.trials)
+        """The last trial that was an improvement."""
+        return _find_best(self.trials)
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether somebody ended the search; the budget is part of it."""
+        """Whether a signal ended the search, rather than its budget."""
         return self.stopped not in (None, DrainReason.DEADLINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How much a search may cost. `prompts` is None for as many as fill the engines."""
+    """Limits of a search. `prompts` is the number per measurement; None: enough to fill the engines."""
 
     budget_seconds: float
     prompts: int | None = None
 
 
 def tune_job(job: ResolvedJob, effort: Effort) -> Tuning:
-    """Search for the fastest engine settings of `job`, which was resolved without remembered ones.
+    """Search for the fastest engine settings of `job`, which must be resolved without saved ones.
 
-    Measures one engine, unless the job says how many. Ends early on the budget, Ctrl-C or SIGTERM.
+    Measures one engine unless the job sets a number. Ends early on the budget, Ctrl-C or SIGTERM.
 
     Raises:
-        UsageError: The input or the settings cannot be used, or the budget allows no measurement.
-        PoolFailed: The engine does not work as the job says.
+        UsageError: The input or the settings are invalid, or the budget allows no measurement.
+        PoolFailed: The engine does not work with the job's own settings.
     """
     job = _shrink(job)
     drain = DrainRequest(effort.budget_seconds)
     with drain.listen():
         engines = job.pool.workers or 1
         wanted = effort.prompts or engines * PROMPTS_PER_ENGINE[job.engine.device]
-        requests = choose_requests(job, wanted)
+        requests = select_requests(job, wanted)
         why = explain_no_drafts(job.engine)
         if why is not None and job.engine.kind == "vllm":
-            _log.info(f"speculative decoding is not tried: {why}")
-        trials = tuple(_try_all(_Bench(job, requests, drain), len(requests) // engines))
+            _log.info(f"not trying speculative decoding: {why}")
+        trials = tuple(_try_all(_Workbench(job, requests, drain), len(requests) // engines))
     tuning = Tuning(trials=trials, stopped=drain.reason, kept=None)
     if tuning.is_interrupted:
         return tuning
     if not trials:
-        raise UsageError("the budget was over before one setting was measured; give more with --budget 20m")
+        raise UsageError("the budget ended before the first measurement; raise it with --budget 20m")
     if len(trials) == 1:
         return tuning
-    return dataclasses.replace(tuning, kept=_remember(job, tuning.best))
+    return dataclasses.replace(tuning, kept=_save_best(job, tuning.best))
 
 
-def choose_requests(job: ResolvedJob, count: int) -> list[Request]:
-    """Return `count` requests from all over the input, or all that there are.
+def select_requests(job: ResolvedJob, count: int) -> list[Request]:
+    """Return `count` requests from across the input, or all of them if there are fewer.
 
     Raises:
         InputRefused: The input has faults.
-        UsageError: It has no prompt that the job's format can express.
+        UsageError: The job's format cannot express any of the prompts.
     """
     source = open_files(job.inputs)
     scan = scan_input(job, source)
@@ -132,74 +131,74 @@ def choose_requests(job: ResolvedJob, count: int) -> list[Request]:
                     continue
                 requests.append(Request(ordinal=len(requests), token_ids=token_ids, seed=sample.seed))
     if not requests:
-        raise UsageError("none of the prompts can be rendered; `synthia-batch plan` says more")
+        raise UsageError("none of the prompts can be rendered; see `synthia-batch plan`")
     return requests[:count]
 
 
 def describe_settings(settings: Settings) -> str:
-    """Return `settings` as a person reads them."""
-    return ", ".join(f"{key}={value}" for key, value in settings.items()) or "the job as it is"
+    """Return `settings` as text."""
+    return ", ".join(f"{key}={value}" for key, value in settings.items()) or "the job's own settings"
 
 
 def describe_speed(trial: Trial) -> str:
-    """Return what `trial` found, as a person reads it."""
+    """Return the result of `trial` as text."""
     return f"failed: {trial.reason}" if trial.reason else f"{trial.speed:.1f} tokens/s"
 
 
 @dataclass(frozen=True, slots=True)
-class _Bench:
-    """What every measurement is made with."""
+class _Workbench:
+    """The fixed inputs of every measurement."""
 
     job: ResolvedJob
     requests: Sequence[Request]
     drain: DrainRequest
 
 
-class _CutShort(Exception):
-    """The search is to end: this measurement tells nothing."""
+class _Interrupted(Exception):
+    """The search must end; this measurement is incomplete."""
 
 
 @dataclass(slots=True, kw_only=True)
-class _Meter:
-    """A sink that writes nothing. Ends the measurement with the first engine that is lost."""
+class _SpeedSink:
+    """A sink that writes nothing. Ends the measurement if an engine is lost."""
 
     drain: DrainRequest
     lost: str | None = None
     progress: Progress | None = None
 
     def record(self, records: Sequence[Record]) -> None:
-        """Nothing is kept."""
+        """Do nothing: only events are measured."""
 
     def tick(self) -> None:
         if self.drain.reason is not None:
-            raise _CutShort
+            raise _Interrupted
         if self.lost is not None:
             raise PoolFailed(f"the engine was lost: {self.lost}")
 
     def observe(self, event: Event) -> None:
         if isinstance(event, EngineLost):
-            # The reason last: its last line says most, see _shorten.
+            # The reason last: _shorten keeps only the last line.
             self.lost = f"{event.log_tail}\n{event.reason}".strip()
         elif isinstance(event, Progress):
             self.progress = event
 
     def measure(self) -> float:
-        """Return the tokens per second of all engines together, while they had requests."""
+        """Return the total tokens per second of all engines while they had requests."""
         if self.progress is None:
             return 0.0
         busy = [worker.busy_seconds for worker in self.progress.workers]
         return self.progress.tokens * len(busy) / sum(busy) if sum(busy) else 0.0
 
 
-def _try_all(bench: _Bench, prompts: int) -> Iterator[Trial]:
-    """Measure what the search proposes, until it or the time is at its end."""
+def _try_all(bench: _Workbench, prompts: int) -> Iterator[Trial]:
+    """Yield measurements of the proposed settings, until the search or the budget ends."""
     proposals = search(list_axes(bench.job.engine, prompts))
     settings = next(proposals)
     while bench.drain.reason is None:
         _log.info(f"measuring {describe_settings(settings)}")
         try:
             trial = _measure(bench, settings)
-        except _CutShort:
+        except _Interrupted:
             return
         _log.info(f"  {describe_speed(trial)}")
         yield trial
@@ -209,7 +208,7 @@ def _try_all(bench: _Bench, prompts: int) -> Iterator[Trial]:
             return
 
 
-def _measure(bench: _Bench, settings: Settings) -> Trial:
+def _measure(bench: _Workbench, settings: Settings) -> Trial:
     try:
         speed = _drive(bench, settings)
     except SynthiaBatchError as exc:
@@ -218,35 +217,31 @@ def _measure(bench: _Bench, settings: Settings) -> Trial:
         return Trial(settings=settings, tokens_per_second=None, reason=_shorten(str(exc)))
     if not speed:
         if not settings:
-            raise PoolFailed("the engine made no token of the prompts; `synthia-batch run` says why")
-        return Trial(settings=settings, tokens_per_second=None, reason="no sample could be made")
+            raise PoolFailed("the engine generated no tokens; find out why with `synthia-batch run`")
+        return Trial(settings=settings, tokens_per_second=None, reason="every sample failed")
     return Trial(settings=settings, tokens_per_second=round(speed, 1))
 
 
-def _drive(bench: _Bench, settings: Settings) -> float:
-    meter = _Meter(drain=bench.drain)
+def _drive(bench: _Workbench, settings: Settings) -> float:
+    sink = _SpeedSink(drain=bench.drain)
     ad_hoc = AdHocRun(
         job=bench.job,
-        sink=meter,
-        publish=meter.observe,
-        drain=DrainRequest(),  # The meter ends it without waiting for samples in flight.
+        sink=sink,
+        publish=sink.observe,
+        drain=DrainRequest(),  # The sink ends it without waiting for samples in flight.
         settings=settings,
     )
     run_requests(ad_hoc, bench.requests)
-    return meter.measure()
+    return sink.measure()
 
 
 def _shrink(job: ResolvedJob) -> ResolvedJob:
-    """Return `job` with one engine unless it says how many, and shorter answers.
-
-    Raises:
-        UsageError: Its pool cannot load one vLLM after the other.
-    """
+    """Return `job` with one engine unless it sets a number, and with shorter answers."""
     if job.engine.is_elsewhere:
-        raise UsageError("tune measures engines of ours; a server's settings are the server's own")
+        raise UsageError("tune measures local engines; tune an external server with its own settings")
     if job.pool.kind == "local" and job.engine.kind == "vllm":
         raise UsageError(
-            "tune loads one engine after the other, each in a process of its own: drop --pool local"
+            "tune loads several engines in turn, each in a separate process; remove --pool local"
         )
     limit = min(job.engine.sampling.max_tokens, ANSWER_TOKENS)
     sampling = job.engine.sampling.model_copy(update={"max_tokens": limit})
@@ -255,7 +250,7 @@ def _shrink(job: ResolvedJob) -> ResolvedJob:
 
 
 def _spread(rows: int, wanted: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of rows to take `wanted` of `rows` from, evenly over all of them."""
+    """Yield ranges of rows with `wanted` of `rows` in total, spread evenly."""
     wanted = min(rows, wanted)
     stretches = min(_STRETCHES, wanted)
     for n in range(stretches):
@@ -263,7 +258,7 @@ def _spread(rows: int, wanted: int) -> Iterator[tuple[int, int]]:
         yield first, first + (n + 1) * wanted // stretches - n * wanted // stretches
 
 
-def _choose(trials: Sequence[Trial]) -> Trial:
+def _find_best(trials: Sequence[Trial]) -> Trial:
     best = trials[0]
     for trial in trials[1:]:
         if is_gain(trial.speed, best.speed):
@@ -271,7 +266,7 @@ def _choose(trials: Sequence[Trial]) -> Trial:
     return best
 
 
-def _remember(job: ResolvedJob, best: Trial) -> Mapping[str, Any] | None:
+def _save_best(job: ResolvedJob, best: Trial) -> Mapping[str, Any] | None:
     tuned = Tuned(
         place=job.tuning_place,
         settings=best.settings,
@@ -281,10 +276,10 @@ def _remember(job: ResolvedJob, best: Trial) -> Mapping[str, Any] | None:
     try:
         return keep_tuned(tuned)
     except OSError as exc:
-        _log.info(f"not remembered, the cache cannot be written: {exc}")
+        _log.info(f"the settings were not saved: cannot write the cache: {exc}")
         return None
 
 
 def _shorten(reason: str) -> str:
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
-    return (lines[-1] if lines else "it does not say why")[:200]
+    return (lines[-1] if lines else "no reason given")[:200]

@@ -1,7 +1,7 @@
-"""Which engine settings `tune` tries next. Pure: speeds in, settings out.
+"""Choose the engine settings that `tune` tries next. Pure: speeds in, settings out.
 
-Every try is an engine that loads, so there are few: one setting after the other is walked from its
-default in doubled steps, for as long as each step is a gain.
+Each trial loads an engine, so there are few: one setting at a time is doubled or halved from its
+default for as long as each step is an improvement.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -14,29 +14,29 @@ from synthia_batch.workers.vllm.arguments import CPU_MAX_NUM_SEQS, GPU_MAX_NUM_S
 Settings = Mapping[str, Any]
 
 LEAST_GAIN = 1.03
-"""A step that brings less is no gain: two measurements of one setting differ by that."""
+"""Smaller speed-ups are noise: two measurements of the same settings differ by as much."""
 _BATCH = {"cpu": CPU_MAX_NUM_SEQS, "cuda": GPU_MAX_NUM_SEQS}
-"""The batch that vLLM engines have by default; on some GPUs vLLM takes more."""
+"""The default batch size of vLLM engines; on some GPUs vLLM uses more."""
 _SCRIPTED_BATCH = 64
 _BATCH_STEPS = 3
 _CPU_STEP_TOKENS = 2048
-"""A CPU engine's step holds that many tokens, or a whole sequence where that is more."""
+"""Tokens per step of a CPU engine, or those of a whole sequence if more."""
 _GPU_STEP_TOKENS = (16384, 32768)
 _DRAFT_TOKENS = (3, 5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """One setting. Each direction is a row of values to walk from the default on."""
+    """One setting. Each direction is a sequence of values, starting next to the default."""
 
     key: str
     directions: tuple[tuple[Any, ...], ...]
 
 
 def list_axes(spec: EngineSpec, prompts: int) -> tuple[Axis, ...]:
-    """Return what there is to vary for an engine that gets `prompts` prompts: not what was said already.
+    """Return the settings to vary for an engine with `prompts` prompts, except those set explicitly.
 
-    Speculative decoding is left out where `explain_no_drafts` says why.
+    Includes speculative decoding unless `explain_no_drafts` gives a reason.
     """
     axes = [_make_batch_axis(spec, prompts)]
     if spec.kind == "vllm":
@@ -47,32 +47,32 @@ def list_axes(spec: EngineSpec, prompts: int) -> tuple[Axis, ...]:
 
 
 def explain_no_drafts(spec: EngineSpec) -> str | None:
-    """Return why speculative decoding is not tried; None where it is."""
+    """Return why speculative decoding is not tried; None if it is."""
     if spec.kind == "scripted":
-        return "the scripted engine has none"
+        return "the scripted engine does not support it"
     if spec.determinism == "strict":
         return "it breaks strict determinism (--determinism fast)"
     if spec.device == "cpu":
         # Seen on 2026-11-21: apply_top_k_only of its rejection sampler gets no rows.
-        return "vLLM 0.32.0 on CPUs dies of it when it samples with top_k"
+        return "vLLM 0.32.0 crashes with it on CPUs when sampling with top_k"
     return None
 
 
 def usual_batch(spec: EngineSpec) -> int:
-    """Return how many requests an engine of `spec` runs at the same time."""
+    """Return the batch size of an engine with `spec`."""
     default = _SCRIPTED_BATCH if spec.kind == "scripted" else _BATCH[spec.device]
     return int(spec.settings.get("max_num_seqs", default))
 
 
 def is_gain(speed: float, before: float) -> bool:
-    """Whether `speed` is more than another measurement of what gave `before` could have brought."""
+    """Whether `speed` exceeds `before` by more than the noise between measurements."""
     return speed >= before * LEAST_GAIN
 
 
 def search(axes: Sequence[Axis]) -> Generator[Settings, float, None]:
-    """Yield settings to measure, the defaults first; send their speed, 0 where they do not work.
+    """Yield settings to measure, defaults first; send their speed, or 0 if they fail.
 
-    An axis starts from the best of those before it: the last that was a gain.
+    Each axis starts from the best settings so far.
     """
     best: Settings = {}
     speed = yield best
@@ -86,12 +86,12 @@ def search(axes: Sequence[Axis]) -> Generator[Settings, float, None]:
                     break
                 best, speed, has_gained = trial, found, True
             if has_gained:
-                break  # The other way leads back.
+                break  # The other direction leads back.
 
 
 def _make_batch_axis(spec: EngineSpec, prompts: int) -> Axis:
     usual = usual_batch(spec)
-    # With fewer prompts than that, more places would stay empty.
+    # With fewer prompts, a larger batch would stay partly empty.
     base = min(usual, prompts)
     larger = tuple(base << n for n in range(1, _BATCH_STEPS) if base << n <= prompts)
     smaller = tuple(base >> n for n in range(1, _BATCH_STEPS) if base >> n)
@@ -106,5 +106,5 @@ def _make_step_axis(spec: EngineSpec) -> Axis:
 
 
 def _draft(tokens: int) -> dict[str, Any]:
-    """Return the setting that has vLLM propose what followed the same words earlier in the prompt."""
+    """Return n-gram speculation: vLLM drafts what followed the same words earlier in the prompt."""
     return {"method": "ngram", "num_speculative_tokens": tokens, "prompt_lookup_max": 4}

@@ -170,7 +170,7 @@ def test_a_second_ctrl_c_stops_at_once_and_says_how_to_resume(
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 130, errors
-    assert "stopped at once; what was finished is kept, resume with: synthia-batch run" in errors
+    assert "stopped at once; finished samples are kept, resume with: synthia-batch run" in errors
     assert "drained on" not in errors
     assert "Traceback" not in errors
     resumed = synthia(*arguments, "--json")

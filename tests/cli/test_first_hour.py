@@ -342,7 +342,7 @@ def test_a_model_beyond_the_memory_is_refused_before_it_is_fetched(synthia: Comm
     doctor = synthia("doctor", "q.jsonl", "-m", "migtissera/Synthia-70B-v1.1", "--json", HF_HUB_OFFLINE="1")
     checks = {check["name"]: check for check in json.loads(doctor.stdout)["checks"]}
     assert (doctor.returncode, checks["fit"]["state"]) == (2, "bad")
-    assert "it does not fit; take a smaller or quantized model, or GPUs" in checks["fit"]["text"]
+    assert "does not fit; use a smaller or quantized model, or GPUs" in checks["fit"]["text"]
 
 
 @NEEDS_VLLM
@@ -361,7 +361,7 @@ def test_a_full_disk_ends_the_run_and_says_that_it_can_go_on(synthia: Command, h
     with open_small_disk(room, TMPFS_KIB):
         write_jsonl(home / "q.jsonl", [{"question": f"What is {n}? " * 20} for n in range(400)])
         planned = synthia("plan", "q.jsonl", *SCRIPTED, "-o", "small-disk/out")
-        assert f"warning: the disk of {room} has too little room" in planned.stdout
+        assert f"warning: not enough disk space at {room}" in planned.stdout
         done = synthia(*RUN, "-q", "-o", "small-disk/out")
         assert done.returncode == 74, done.stderr
         assert done.stderr.startswith("error: could not "), done.stderr

@@ -92,7 +92,7 @@ def test_ctrl_c_twice_stops_at_once(questions: Path, tmp_path: Path, synthia: Co
         terminal.wait_for("Ctrl-C stops at once")
         terminal.child.send("\x03")
         assert terminal.wait_for_end() == 130
-        assert any("stopped at once; what was finished is kept" in line for line in terminal.lines)
+        assert any("stopped at once; finished samples are kept" in line for line in terminal.lines)
         assert "Traceback" not in terminal.raw
     assert json.loads(synthia("status", "out", "--json").stdout)["state"] == "interrupted"
     assert synthia("run", questions, *SCRIPTED).returncode == 0

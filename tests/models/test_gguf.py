@@ -56,11 +56,11 @@ def test_the_head_of_the_embedded_models_file() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "does not begin with GGUF"),
-        (b"GGML" + bytes(100), "does not begin with GGUF"),
+        (b"", "does not start with GGUF"),
+        (b"GGML" + bytes(100), "does not start with GGUF"),
         (b"GGUF" + struct.pack("<I", 9), "version 9"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 2**40), "a text of"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1), "ends within its head"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 2**40), "a string of"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1), "ends within its header"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q1sI", 1, b"k", 99), "type 99"),
     ],
 )

@@ -12,7 +12,7 @@ from synthia_batch.job.loading.merge import Layer
 from synthia_batch.models.weights import count_kv_values, weigh_model
 from synthia_batch.operations import doctor as examining
 from synthia_batch.operations.doctor import Diagnosis, examine_job
-from synthia_batch.operations.memory_fit import PROCESS_BYTES, Need, Room, check_memory
+from synthia_batch.operations.memory_fit import PROCESS_BYTES, EngineNeed, MachineMemory, check_memory
 
 GB = 10**9
 LLAMA_70B = {
@@ -22,16 +22,18 @@ SAMPLE_70B = 2 * 80 * 8 * 128 * 2 * 4096
 """Bytes of keys and values of 4,096 tokens, 2 bytes each."""
 
 
-def on_gpus(*sizes_gb: int) -> Room:
-    return Room(device="cuda", memory_bytes=64 * GB, gpu_bytes=[size * GB for size in sizes_gb], engines=None)
+def on_gpus(*sizes_gb: int) -> MachineMemory:
+    return MachineMemory(
+        device="cuda", memory_bytes=64 * GB, gpu_bytes=[size * GB for size in sizes_gb], engines=None
+    )
 
 
-def on_cpu(memory_gb: int, engines: int) -> Room:
-    return Room(device="cpu", memory_bytes=memory_gb * GB, gpu_bytes=(), engines=engines)
+def on_cpu(memory_gb: int, engines: int) -> MachineMemory:
+    return MachineMemory(device="cpu", memory_bytes=memory_gb * GB, gpu_bytes=(), engines=engines)
 
 
-def need(weights_gb: float, parts: int = 1, sample_bytes: int | None = SAMPLE_70B) -> Need:
-    return Need(weights_bytes=int(weights_gb * GB), sample_bytes=sample_bytes, parts=parts)
+def need(weights_gb: float, parts: int = 1, sample_bytes: int | None = SAMPLE_70B) -> EngineNeed:
+    return EngineNeed(weights_bytes=int(weights_gb * GB), sample_bytes=sample_bytes, parts=parts)
 
 
 def test_the_cards_placements_fit_and_smaller_ones_do_not() -> None:
@@ -43,7 +45,7 @@ def test_the_cards_placements_fit_and_smaller_ones_do_not() -> None:
     assert check_memory(need(36.61), on_gpus(48)).fits
     assert check_memory(need(36.61), on_gpus(24)).fits is False
     missing = check_memory(need(138, parts=2), on_gpus(80))
-    assert (missing.fits, "over 2 GPUs, and this machine has 1" in missing.reason) == (False, True)
+    assert (missing.fits, "needs 2 GPUs, but this machine has 1" in missing.reason) == (False, True)
 
 
 def test_cpu_engines_share_the_memory() -> None:
@@ -58,7 +60,7 @@ def test_cpu_engines_share_the_memory() -> None:
 
 
 def test_what_is_not_known_is_not_judged() -> None:
-    assert check_memory(Need(weights_bytes=None, sample_bytes=None, parts=1), on_cpu(1, 1)).fits is None
+    assert check_memory(EngineNeed(weights_bytes=None, sample_bytes=None, parts=1), on_cpu(1, 1)).fits is None
     assert check_memory(need(1), on_gpus()).fits is None
 
 
@@ -83,12 +85,12 @@ def test_a_job_is_examined_by_its_files_and_its_preset(
     assert find(small, "fit")[0] == "ok"
     # Out of the Hub's reach, a preset says how large its model is: 138 GB are not for 24.
     large = examine(preset="synthia-70b", engine={"device": "cpu"})
-    said = "migtissera/Synthia-70B, preset synthia-70b, 138.00 GB by its preset"
+    said = "migtissera/Synthia-70B, preset synthia-70b, 138.00 GB according to its preset"
     assert find(large, "model")[1] == said
     assert find(large, "fit")[0] == "bad"
     assert not large.is_healthy
     gguf = examine(model={"name": "TheBloke/Synthia-70B-GGUF:Q4_K_M"}, engine={"device": "cpu"})
-    assert "110.35 GB by its preset" in find(gguf, "model")[1]
+    assert "110.35 GB according to its preset" in find(gguf, "model")[1]
     monkeypatch.setattr(examining, "list_gpu_memory", lambda: (80 * GB, 80 * GB))
     split = examine(preset="synthia-70b", engine={"device": "cuda"})
     assert find(split, "fit")[0] == "ok"

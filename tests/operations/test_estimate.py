@@ -16,7 +16,7 @@ from synthia_batch.operations.estimate import (
     predict_bytes,
     predict_seconds,
     predict_total,
-    sum_up_lengths,
+    summarize_lengths,
 )
 from synthia_batch.scheduler.events import EngineLost, EngineReady, OutcomesRecorded, Progress
 from synthia_batch.scheduler.throughput import SpeedMeasured, ThroughputMeter
@@ -49,7 +49,7 @@ def test_lengths_and_failures_are_those_of_the_samples() -> None:
     outcomes = [finish(n, n + 1, "length" if n >= 90 else "stop") for n in range(100)]
     failed = [Failed(ordinal=100 + n, code="prompt_too_long", message="") for n in range(3)]
     rare = Failed(ordinal=200, code="engine_error", message="")
-    lengths = sum_up_lengths([*outcomes, *failed])
+    lengths = summarize_lengths([*outcomes, *failed])
     assert lengths is not None
     assert lengths.quantiles == {
         "shortest": 1, "5%": 5, "25%": 25, "median": 50, "75%": 75, "95%": 95, "longest": 100,
@@ -60,7 +60,7 @@ def test_lengths_and_failures_are_those_of_the_samples() -> None:
         ("engine_error", 1),
     ]
     assert list_lengths([outcomes[6], rare]) == [7, 0]
-    assert sum_up_lengths(failed) is None
+    assert summarize_lengths(failed) is None
 
 
 def test_answers_of_one_length_leave_nothing_open() -> None:

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import Command, write_jsonl
 
-from synthia_batch.operations.disk_usage import Texts, estimate_disk_usage, spell_bytes
+from synthia_batch.core.formatting import format_bytes
+from synthia_batch.operations.disk_usage import RunSize, estimate_disk_usage
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local")
 
@@ -64,22 +65,22 @@ def test_a_run_takes_what_the_disk_was_foretold(synthia: Command, tmp_path: Path
 
 def test_a_disk_that_is_too_small_is_a_warning(tmp_path: Path) -> None:
     def estimate(prompt_bytes: int, tokens: int) -> str | None:
-        texts = Texts(prompt_bytes=prompt_bytes, longest_output_tokens=tokens, samples=9, shards=1)
-        return estimate_disk_usage(texts, tmp_path / "out").warning
+        size = RunSize(prompt_bytes=prompt_bytes, longest_output_tokens=tokens, samples=9, shards=1)
+        return estimate_disk_usage(size, tmp_path / "out").warning
 
-    advice = "free some, or name another place with -o DIR"
+    advice = "free space, or use another directory with -o DIR"
     assert estimate(10, 10) is None
-    assert estimate(10**18, 10) == f"the disk of {tmp_path} has too little room: {advice}"
+    assert estimate(10**18, 10) == f"not enough disk space at {tmp_path}; {advice}"
     free = estimate_disk_usage(
-        Texts(prompt_bytes=0, longest_output_tokens=0, samples=0, shards=1), tmp_path
+        RunSize(prompt_bytes=0, longest_output_tokens=0, samples=0, shards=1), tmp_path
     ).free_bytes
-    assert estimate(free, 10) == f"the disk of {tmp_path} has too little room if answers are long: {advice}"
+    assert estimate(free, 10) == f"not enough disk space at {tmp_path} if answers are long; {advice}"
 
 
 def test_bytes_are_spelt_in_the_unit_that_suits_them() -> None:
-    counts = (0, 999, 1000, 123_456, 3_400_000, 75.6e9, 1.5e12)
-    assert [spell_bytes(count) for count in counts] == [
-        "0 bytes", "999 bytes", "1.0 KB", "123 KB", "3.4 MB", "75.6 GB", "1.5 TB",
+    counts = (0, 999, 1000, 123_456, 3_400_000, 75_600_000_000, 1_500_000_000_000)
+    assert [format_bytes(count) for count in counts] == [
+        "0 bytes", "999 bytes", "1 kB", "123 kB", "3.4 MB", "75.6 GB", "1.5 TB",
     ]  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def test_a_plan_shows_what_was_said_or_found_and_folds_the_rest(synthia: Command
     ):
         assert line in settings, told
     assert "sampling.min_p" not in told
-    assert settings[-1].endswith("more keys have their defaults: --all shows them")
+    assert settings[-1].endswith("more keys have default values; show them with --all")
     everything = synthia("plan", "a.yaml", *SCRIPTED, "--all").stdout
     assert "sampling.min_p" in everything
-    assert "--all shows them" not in everything
+    assert "show them with --all" not in everything

@@ -36,7 +36,7 @@ def test_a_drafted_job_runs_as_it_stands(
     made = synthia("init", source, "-o", "jobs/a.yaml")
     assert (made.returncode, made.stdout) == (0, "jobs/a.yaml\n"), made.stderr
     assert f"from the column {next(iter(said.values()))!r}" in made.stderr
-    assert "look at it with: synthia-batch plan jobs/a.yaml" in made.stderr
+    assert "check it with: synthia-batch plan jobs/a.yaml" in made.stderr
     job = merge_layers([read_job_file(tmp_path / "jobs/a.yaml")]).job
     assert Path(job.input.paths[0]).resolve() == source
     assert {key: getattr(job.input, key) for key in said} == said
@@ -83,7 +83,7 @@ def test_columns_of_unusual_names_are_found_by_what_they_hold(synthia: Command, 
     text = (tmp_path / "odd.yaml").read_text()
     assert '  prompt_column: "frage: was?"\n' in text
     assert "  id_column: doc_id\n" in text
-    assert "  # also there: [essay, seed]\n" in text or "essay" in text
+    assert "  # other columns: [essay, seed]\n" in text or "essay" in text
     assert "  # system_column: persona" in text
     assert synthia("run", "odd.yaml", *SCRIPTED, "-o", "out").returncode == 0
 
@@ -103,7 +103,7 @@ def test_nothing_is_written_over(synthia: Command, tmp_path: Path) -> None:
     refused = synthia("init", "q.jsonl")
     assert (refused.returncode, refused.stderr) == (
         2,
-        "error: q.yaml: is there already; name another with -o FILE, or write over it with --force\n",
+        "error: q.yaml: already exists; name another with -o FILE, or overwrite it with --force\n",
     )
     assert (tmp_path / "q.yaml").read_text() == "mine"
     assert synthia("init", "q.jsonl", "--force").returncode == 0

@@ -105,7 +105,7 @@ def test_what_will_fail_is_said_with_its_code(synthia: Any, tmp_path: Path) -> N
 def test_a_long_prompt_is_folded_in_the_middle_unless_full(synthia: Any, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "q.jsonl", [{"question": "begin " + "middle " * 900 + "end"}])
     folded = synthia("preview", source, "-s", "none").out
-    assert re.search(r"\[[\d,]+ characters left out; --full shows them\]", folded)
+    assert re.search(r"\[[\d,]+ characters omitted; show them with --full\]", folded)
     assert "begin middle" in folded
     assert "middle end\n" in folded
     assert folded.count("middle") < 300
@@ -160,7 +160,7 @@ def test_the_answers_are_those_of_the_run_and_not_made_again(
 def test_a_second_preview_makes_only_what_is_new(synthia: Any, questions: Path, tmp_path: Path) -> None:
     first = synthia("preview", questions, "-n", "2", "--answers", "-o", "out")
     assert "generating 2 samples in out" in first.err
-    assert "2 of 9 samples are done in out; `run` with the same flags makes the others" in first.err
+    assert "2 of 9 samples are done in out; `run` with the same flags generates the others" in first.err
     attempts = count_attempts(tmp_path / "out")
     again = synthia("preview", questions, "-n", "2", "--answers", "-o", "out")
     assert again.out == first.out
@@ -241,10 +241,10 @@ def test_a_conversation_is_played_and_shown_turn_by_turn(synthia: Any, tmp_path:
         tmp_path / "q.jsonl", [{"turns": [f"First {n}?", "Second?", "Third?"]} for n in range(4)]
     )
     plain = synthia("preview", source, "-n", "1").out
-    assert "[then asked] Second?" in plain
+    assert "[follow-up] Second?" in plain
     played = synthia("preview", source, "-n", "1", "--answers", "-o", "out")
     assert played.code == 0, played.err
-    order = ["First 0?", "[answer] ", "[then asked] Second?", "[answer] ", "[then asked] Third?", "[answer: "]
+    order = ["First 0?", "[answer] ", "[follow-up] Second?", "[answer] ", "[follow-up] Third?", "[answer: "]
     position = 0
     for text in order:
         position = played.out.index(text, position) + len(text)

@@ -102,7 +102,7 @@ def test_what_a_run_has_made_is_not_made_for_a_probe(inside: Any, tmp_path: Path
     before = snapshot(tmp_path / "out")
     found = inside("plan", "-o", "out", "--probe", "30")
     assert found.code == 0, found.err
-    assert "probe: 30 samples from all over the job, 0 of them made now; the run is complete" in found.out
+    assert "probe: 30 samples from across the job, 0 of them generated now; the run is complete" in found.out
     assert re.search(r"speed: \d+ tokens/s, .* over 400 samples", found.out), "the run's own"
     assert "\nleft: " not in found.out
     assert snapshot(tmp_path / "out") == before
@@ -112,7 +112,7 @@ def test_what_a_run_has_made_is_not_made_for_a_probe(inside: Any, tmp_path: Path
 def test_a_probe_of_everything_completes_the_run(inside: Any, tmp_path: Path) -> None:
     found = inside("plan", "-o", "out", "--probe", "100000")
     assert found.code == 0, found.err
-    assert "probe: 400 samples from all over the job, 400 of them made now; the run is complete" in found.out
+    assert "400 samples from across the job, 400 of them generated now; the run is complete" in found.out
     assert "already complete" in inside("run", "-o", "out").err
     assert inside("run", "-o", "whole").code == 0
     assert read_bytes_of_data(tmp_path / "out") == read_bytes_of_data(tmp_path / "whole")
@@ -177,8 +177,8 @@ def test_a_signal_drains_a_probe(synthia: Command, tmp_path: Path, number: int, 
     probe.send_signal(number)
     out, err = probe.communicate(timeout=60)
     assert probe.returncode == code, err
-    assert re.search(r"drained on .*: \d+ of 300 samples are made", err)
-    assert "go on with: synthia-batch plan q.jsonl" in err
+    assert re.search(r"drained on .*: \d+ of 300 samples are done", err)
+    assert "resume with: synthia-batch plan q.jsonl" in err
     assert "whole job" not in out
     calls = read_call_log(tmp_path / "calls")
     done = synthia("run", "q.jsonl", *SCRIPTED, *log, "-o", "out")

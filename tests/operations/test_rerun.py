@@ -46,9 +46,7 @@ def test_a_sound_run_comes_out_the_same_and_nothing_is_touched(synthia: Command,
     assert snapshot(tmp_path / "out") == before
     said = synthia("verify", "out", "--rerun", "1000")
     assert said.returncode == 0
-    assert (
-        "135 of 135 finished samples made again, at most 32 at a time: none came out otherwise" in said.stdout
-    )
+    assert "135 of 135 finished samples regenerated, at most 32 at a time: none differ" in said.stdout
 
 
 def test_an_engine_whose_text_depends_on_the_batch_is_caught(synthia: Command, tmp_path: Path) -> None:
@@ -60,8 +58,8 @@ def test_an_engine_whose_text_depends_on_the_batch_is_caught(synthia: Command, t
     assert "its response differs from character" in done.stdout
     assert "before: '" in done.stdout
     assert "now:    '" in done.stdout
-    assert "60 of 150 finished samples made again, at most 30 at a time" in done.stdout
-    assert "came out otherwise" in done.stdout
+    assert "60 of 150 finished samples regenerated, at most 30 at a time" in done.stdout
+    assert " differ" in done.stdout
     told = synthia("verify", "out", "--rerun", "60", "--json")
     assert told.returncode == 4
     assert {"ordinal", "id", "row_index", "system", "sample_index", "difference"} == set(
@@ -199,4 +197,4 @@ def test_the_first_difference_is_shown_where_it_is() -> None:
     assert f"now:    ...'{'a' * 40}right of it'" in text
     assert "completion_tokens 3 before, 4 now" in str(make_difference("same", make_finished("same", 4)))
     failed = Failed(ordinal=9, code="prompt_too_long", message="by 3")
-    assert "cannot be made any more: prompt_too_long" in str(make_difference("x", failed))
+    assert "now fails: prompt_too_long" in str(make_difference("x", failed))

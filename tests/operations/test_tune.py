@@ -11,7 +11,7 @@ import pytest
 from conftest import Command, command_of, make_environment, write_jsonl
 
 from synthia_batch.job.loading.merge import Layer
-from synthia_batch.operations.tune import choose_requests
+from synthia_batch.operations.tune import select_requests
 from synthia_batch.operations.tune_search import is_gain
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.runner.resolve.tuned import Tuned, keep_tuned, read_tuned
@@ -31,7 +31,7 @@ def test_the_fastest_batch_is_found_printed_and_taken_by_later_jobs(synthia: Com
     assert tuned.returncode == 0, tuned.stderr
     # Twice the batch in the same time, and no prompts to fill more.
     assert "best: --set engine.max_num_seqs=128" in tuned.stdout
-    assert "the job as it is" in tuned.stdout
+    assert "the job's own settings" in tuned.stdout
     assert "measuring max_num_seqs=128" in tuned.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "q.jsonl"], "no run directory"
 
@@ -108,8 +108,8 @@ def test_ctrl_c_ends_the_search_and_prints_what_was_measured(tmp_path: Path) -> 
     child.send_signal(signal.SIGINT)
     out, _ = child.communicate(timeout=30)
     assert child.returncode == 130
-    assert "the job as it is" in out
-    assert "nothing is remembered" in (tmp_path / "err").read_text()
+    assert "the job's own settings" in out
+    assert "no settings were saved" in (tmp_path / "err").read_text()
     assert not (tmp_path / "cache" / "synthia-batch" / "tuned").exists()
 
 
@@ -117,8 +117,8 @@ def test_ctrl_c_ends_the_search_and_prints_what_was_measured(tmp_path: Path) -> 
     ("flags", "said"),
     [
         (("--engine", "vllm", "--pool", "local"), "drop --pool local"),
-        (("--engine", "scripted", "--budget", "soon"), "write it as 90s, 10m or 1h"),
-        (("--engine", "scripted", "--budget", "0m"), "write it as 90s, 10m or 1h"),
+        (("--engine", "scripted", "--budget", "soon"), "such as 90s, 10m or 1h"),
+        (("--engine", "scripted", "--budget", "0m"), "such as 90s, 10m or 1h"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(
@@ -132,12 +132,12 @@ def test_what_cannot_be_tuned_is_refused(
 def test_prompts_come_from_all_over_the_input(tmp_path: Path) -> None:
     values = {"input": {"path": write_questions(tmp_path / "q.jsonl", 1000)}, "engine": {"kind": "scripted"}}
     job = resolve_job([Layer(origin="flag", values=values)])
-    requests = choose_requests(job, 50)
+    requests = select_requests(job, 50)
     assert [request.ordinal for request in requests] == list(range(50))
     numbers = [int(bytes(request.token_ids).rsplit(b"about ")[-1].split(b".")[0]) for request in requests]
     assert len(set(numbers)) == 50
     assert max(numbers) - min(numbers) > 900
-    assert len(choose_requests(job, 5000)) == 1000
+    assert len(select_requests(job, 5000)) == 1000
 
 
 def test_only_what_is_no_identity_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_a_complete_run_lists_what_failed_with_its_place(
         "failed: 13, by code:",
         "  prompt_too_long                  8",
         "  scripted_failure                 5",
-        "mend the cause, then make them again: synthia-batch retry out",
+        "fix the cause, then retry them: synthia-batch retry out",
         "or one kind of them: synthia-batch retry out --code prompt_too_long",
     ]
 
@@ -197,7 +197,7 @@ def test_a_hopeless_run_ends_early_with_its_reasons(tmp_path: Path, synthia: Com
     reason = next(line for line in lines if "scripted_failure, such as" in line)
     assert "q.jsonl:" in reason
     assert "failed as scripted" in reason
-    assert "mend the cause, then make them again: synthia-batch retry out" in lines
+    assert "fix the cause, then retry them: synthia-batch retry out" in lines
     status = read_status(tmp_path / "out")
     assert (status.finished, status.failed) == (told["finished"], told["failed"]), "all that ended is kept"
     assert status.next == f"synthia-batch failed {tmp_path / 'out'}"
@@ -236,4 +236,4 @@ def test_retry_after_failed_makes_them_again_whatever_ended_the_run(tmp_path: Pa
     done = synthia("retry", "out")
     assert done.returncode == 0, done.stderr
     assert "complete: 98 of 100 samples finished, 2 failed" in done.stderr
-    assert "see them with: synthia-batch failed out" in done.stderr
+    assert "list them with: synthia-batch failed out" in done.stderr

@@ -70,7 +70,7 @@ def test_a_second_push_sends_nothing(synthia: Command, hub: FakeHub, finished: P
     hub.seen.clear()
     done = synthia("push", finished, REPOSITORY, **hub.environment)
     assert done.returncode == 0, done.stderr
-    assert "has all of it already: nothing was sent" in done.stderr
+    assert "is up to date: nothing was uploaded" in done.stderr
     assert not [line for line in hub.seen if "preupload" in line or "/lfs/" in line or "/commit/" in line]
 
 

@@ -131,11 +131,11 @@ def test_a_complete_run_is_clean_and_its_speed_is_reported(home: Path, capsys: A
     before = snapshot(home)
     answer = verify(capsys)
     assert answer.code == 0, answer
-    assert "out: nothing is wrong: complete, 2 of 2 shards published, 2600 samples" in answer.out
+    assert "out: no findings: complete, 2 of 2 shards published, 2600 samples" in answer.out
     assert "MB/s)" in answer.out
     told = json.loads(verify(capsys, "--json").out)
     assert (told["state"], told["findings"], told["samples"]) == ("complete", [], 2600)
-    assert verify(capsys, "--repair").out == "out: there was nothing to repair\n"
+    assert verify(capsys, "--repair").out == "out: nothing to repair\n"
     assert snapshot(home) == before
 
 
@@ -165,7 +165,7 @@ def test_an_unfinished_run_is_clean(home: Path, capsys: Any) -> None:
     (home / "out/data/.train-00001-of-00002.parquet.tmp").write_bytes(b"half")
     answer = verify(capsys)
     assert answer.code == 0, answer
-    assert "1 files are left of a crash: the next run removes them" in answer.out
+    assert "1 files left over from a crash: the next run removes them" in answer.out
     assert "unfinished, 1 of 2 shards published" in answer.out
 
 

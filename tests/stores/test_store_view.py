@@ -73,7 +73,7 @@ def test_status_tells_what_is_there(s3: S3, run: Path, synthia: Command) -> None
     done = synthia("status", URL, **s3.environment)
     assert done.returncode == 0, done.stderr
     assert f"q  complete  {URL}" in done.stdout
-    assert "2200 of 2200 are there: 2196 finished, 4 failed" in done.stdout
+    assert "2200 of 2200 stored: 2196 finished, 4 failed" in done.stdout
     found = json.loads(synthia("status", URL, "--json", **s3.environment).stdout)
     assert (found["state"], found["shards"], found["shards_published"]) == ("complete", 3, 3)
     s3.ask("DELETE", "night/runs/a/manifest.json")
@@ -85,7 +85,7 @@ def test_status_tells_what_is_there(s3: S3, run: Path, synthia: Command) -> None
 def test_verify_reads_every_byte_of_the_store(s3: S3, run: Path, synthia: Command) -> None:
     done = synthia("verify", URL, "--rows", "-q", **s3.environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{URL}: nothing is wrong: complete, 3 of 3 shards published, 2200 samples" in done.stdout
+    assert f"{URL}: no findings: complete, 3 of 3 shards published, 2200 samples" in done.stdout
     part = "data/train-00001-of-00003.parquet"
     content = bytearray(s3.read(part))
     content[len(content) // 2] ^= 1

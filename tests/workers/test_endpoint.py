@@ -82,7 +82,7 @@ def test_a_servers_answers_become_the_dataset(synthia: Command, server: Endpoint
     assert "already complete" in again.stderr
     assert synthia("verify", "out").returncode == 0
     rerun = synthia("verify", "out", "--rerun", "2")
-    assert (rerun.returncode, "not ours" in rerun.stderr) == (2, True)
+    assert (rerun.returncode, "an external server" in rerun.stderr) == (2, True)
 
 
 def test_where_the_server_is_and_how_it_is_asked_is_no_identity(

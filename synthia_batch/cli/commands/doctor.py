@@ -1,4 +1,4 @@
-"""`synthia-batch doctor`: what this machine has, and whether a job will fit."""
+"""`synthia-batch doctor`: check this machine, and whether a job will fit on it."""
 
 import json
 from typing import Annotated
@@ -15,7 +15,7 @@ _MARKS = {"ok": "ok ", "unknown": " ? ", "bad": "BAD"}
 def doctor(
     flags: JobFlags, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False
 ) -> None:
-    """Look at engine, GPUs, memory, Ray and disk, and whether a job will fit. Exits with 0 or 2."""
+    """Check engine, GPUs, memory, Ray and disk, and whether a job will fit. Exits with 0 or 2."""
     from synthia_batch.operations.doctor import examine_job, examine_machine
 
     layers = flags.read_layers()

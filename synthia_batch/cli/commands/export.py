@@ -1,4 +1,4 @@
-"""`synthia-batch export`: a finished dataset in the shapes that other programs read."""
+"""`synthia-batch export`: convert a finished dataset to the formats of other programs."""
 
 import itertools
 import sys
@@ -8,21 +8,19 @@ from typing import Annotated
 import typer
 
 from synthia_batch.cli.flags import split_names
-from synthia_batch.cli.run_location import Place, open_place
+from synthia_batch.cli.run_location import RunLocation, open_location
 from synthia_batch.results.export.formats import FORMATS
 
 
 def export(
-    directory: Place,
+    directory: RunLocation,
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=", ".join(FORMATS) + ".")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="May end in .gz. [stdout]")
     ] = None,
-    keep_columns: Annotated[
-        str | None, typer.Option(help="Kept columns of the input to carry over: a,b,c")
-    ] = None,
+    keep_columns: Annotated[str | None, typer.Option(help="Kept input columns to include: a,b,c")] = None,
     drop_truncated: Annotated[
-        bool, typer.Option("--drop-truncated", help="Leave out answers that were cut off.")
+        bool, typer.Option("--drop-truncated", help="Omit answers that were cut off.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
 ) -> None:
@@ -33,9 +31,9 @@ def export(
 
     chosen = FORMATS.get(to)
     if chosen is None:
-        raise typer.BadParameter(f"--to {to}: there is no such format; take one of {', '.join(FORMATS)}")
+        raise typer.BadParameter(f"--to {to}: unknown format; choose one of {', '.join(FORMATS)}")
     kept = split_names(keep_columns or "")
-    with open_place(directory) as place:
+    with open_location(directory) as place:
         finished = open_complete_run(place)
         samples = finished.samples(kept, with_logprobs=chosen.takes_logprobs)
         if drop_truncated:

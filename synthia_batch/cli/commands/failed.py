@@ -1,4 +1,4 @@
-"""`synthia-batch failed`: the samples that could not be made, and what to do about them."""
+"""`synthia-batch failed`: list failed samples, and what to do about them."""
 
 import json
 import shlex
@@ -8,33 +8,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from synthia_batch.cli.run_location import Place, open_place
+from synthia_batch.cli.run_location import RunLocation, open_location
 
 if TYPE_CHECKING:
     from synthia_batch.results.read.failures import FailedSample
 
 
 def failed(
-    directory: Place,
+    directory: RunLocation,
     code: Annotated[str | None, typer.Option(help="Only samples that failed with this code.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """List the samples that could not be made, with file:line. Only reads, also while the run goes on.
+    """List the failed samples with file:line. Only reads; works while the run is in progress.
 
-    Their counts by code, and what to type next, go to stderr.
+    Counts by code and the next command go to stderr.
 
     Example: synthia-batch failed outputs/questions-1a2b3c4d --code prompt_too_long
     """
     from synthia_batch.results.read.failures import list_failures
 
     counts: Counter[str] = Counter()
-    with open_place(directory) as place:
+    with open_location(directory) as place:
         for sample in list_failures(place):
             counts[sample.code] += 1
             if code in (None, sample.code):
                 print(json.dumps(sample.to_dict(), ensure_ascii=False) if as_json else _describe(sample))
     sys.stdout.flush()
-    print(_sum_up(directory, code, counts), file=sys.stderr)
+    print(_summarize(directory, code, counts), file=sys.stderr)
 
 
 def _describe(sample: "FailedSample") -> str:
@@ -45,19 +45,19 @@ def _describe(sample: "FailedSample") -> str:
     return f"{place}: {sample.code}: {shorten(sample.message)} ({name}sample {sample.sample_index})"
 
 
-def _sum_up(directory: str, code: str | None, counts: Counter[str]) -> str:
+def _summarize(directory: str, code: str | None, counts: Counter[str]) -> str:
     if not counts:
         return f"{directory}: no sample has failed"
     here = shlex.quote(directory)
     lines = [f"failed: {counts.total():,}, by code:"]
     lines += [f"  {name:<24} {count:>9,}" for name, count in counts.most_common()]
     if code is not None and code not in counts:
-        lines.append(f"none of them with the code {code}")
+        lines.append(f"none with the code {code}")
         return "\n".join(lines)
     only = code or (next(iter(counts)) if len(counts) == 1 else None)
-    lines.append(f"mend the cause, then make them again: synthia-batch retry {here}{_spell_code(only)}")
+    lines.append(f"fix the cause, then retry them: synthia-batch retry {here}{_spell_code(only)}")
     if only is None:
-        lines.append(f"or one kind of them: synthia-batch retry {here} --code {counts.most_common(1)[0][0]}")
+        lines.append(f"or only one code: synthia-batch retry {here} --code {counts.most_common(1)[0][0]}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""`synthia-batch init`: a job file to begin with."""
+"""`synthia-batch init`: write a job file to start from."""
 
 import shlex
 import sys
@@ -15,11 +15,11 @@ STDOUT = Path("-")
 def init(
     source: Annotated[list[str], typer.Argument(metavar="INPUT", help=INPUT_HELP)],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="- is stdout. [NAME.yaml, here]")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="- is stdout. [./NAME.yaml]")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a job file, with comments, from an input's columns. It runs as it stands."""
+    """Write a commented job file for an input's columns. It runs as written."""
     from synthia_batch.errors import UsageError
     from synthia_batch.inputs.fetch.file_types import split_name
     from synthia_batch.operations.init import format_proposal, propose_job
@@ -28,9 +28,7 @@ def init(
         f"{split_name(source[0].rstrip('/').rpartition('/')[2]).stem.strip('*') or 'job'}.yaml"
     )
     if file != STDOUT and file.exists() and not force:
-        raise UsageError(
-            f"{file}: is there already; name another with -o FILE, or write over it with --force"
-        )
+        raise UsageError(f"{file}: already exists; name another with -o FILE, or overwrite it with --force")
     proposal = propose_job(source)
     if file == STDOUT:
         print(format_proposal(proposal, Path()), end="")
@@ -42,7 +40,7 @@ def init(
     shown = shlex.quote(str(file))
     print(
         f"{file}: {proposal.rows:,} rows of {proposal.holds}, from the column {proposal.columns.text!r}\n"
-        f"look at it with: synthia-batch plan {shown}",
+        f"check it with: synthia-batch plan {shown}",
         file=sys.stderr,
     )
     print(file)

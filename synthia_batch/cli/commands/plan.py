@@ -1,4 +1,4 @@
-"""`synthia-batch plan` and `validate`: what a job would do, without doing it."""
+"""`synthia-batch plan` and `validate`: forecast and check a job without running it."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,38 +15,38 @@ if TYPE_CHECKING:
 
 
 MOST_FILES = 50
-"""Names of input files that a plan shows; --json has them all."""
-LATER_TURNS = "only the prompts of first turns are known, later ones hold the answers before them"
+"""Input files listed in a plan; --json lists all."""
+LATER_TURNS = "only the prompts of first turns are known, since later ones contain answers"
 
 
 @takes_job_flags
 def plan(
     flags: JobFlags,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-    shows_all: Annotated[bool, typer.Option("--all", help="Show the keys that have defaults, too.")] = False,
+    shows_all: Annotated[bool, typer.Option("--all", help="Also show keys with default values.")] = False,
     probe: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Make N samples from all over the job, and say by them how long all will take. They "
+            help="Generate N samples from across the job, and estimate the whole job from them. They "
             "count as done when the run starts.",
         ),
     ] = None,
 ) -> None:
-    """Show what a job would run, where each of its values came from, and its prompts' token counts."""
+    """Show a job's settings with their origins, its size, token counts and disk usage."""
     print_plan(flags, as_json, probe, shows_defaults=shows_all)
 
 
 @takes_job_flags
 def validate(flags: JobFlags) -> None:
-    """Check a job and every row of its input; list the faults."""
+    """Check a job and every row of its input; list all faults."""
     from synthia_batch.operations.forecast import check_input
     from synthia_batch.runner.resolve import resolve_job
 
     job = resolve_job(flags.read_layers())
     rows = check_input(job)
-    names = [str(file.shown).encode(errors="backslashreplace").decode() for file in job.inputs]  # Any bytes.
+    names = [str(file.shown).encode(errors="backslashreplace").decode() for file in job.inputs]
     name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
     print(f"{name}: {rows} rows, no faults{f'; {LATER_TURNS}' if job.plan.plays_turns else ''}")
 
@@ -54,7 +54,7 @@ def validate(flags: JobFlags) -> None:
 def print_plan(
     flags: JobFlags, as_json: bool, probe_samples: int | None = None, *, shows_defaults: bool = False
 ) -> None:
-    """Print the forecast of the job that `flags` say, and what so many of its samples say of the rest."""
+    """Print the forecast of the job in `flags`, and an estimate from `probe_samples` of its samples."""
     from synthia_batch.operations.forecast import forecast_job
     from synthia_batch.runner.resolve import resolve_job
 
@@ -79,14 +79,16 @@ def _describe(forecast: "Forecast", *, shows_defaults: bool = False) -> str:
 
 
 def _list_settings(forecast: "Forecast", shows_defaults: bool) -> list[str]:
-    shown = {key: entry for key, entry in forecast.settings.items() if shows_defaults or _is_telling(entry)}
+    shown = {
+        key: entry for key, entry in forecast.settings.items() if shows_defaults or _is_informative(entry)
+    }
     width = max((len(key) for key in shown), default=0)
     lines = [f"{key:<{width}}  {_describe_setting(key, entry)}" for key, entry in shown.items()]
     folded = len(forecast.settings) - len(shown)
-    return [*lines, f"{folded} more keys have their defaults: --all shows them"] if folded else lines
+    return [*lines, f"{folded} more keys have default values; show them with --all"] if folded else lines
 
 
-def _is_telling(entry: "Mapping[str, Any]") -> bool:
+def _is_informative(entry: "Mapping[str, Any]") -> bool:
     return entry["origin"] != "default" or entry.get("resolved") not in (None, [])
 
 
@@ -118,10 +120,10 @@ def _describe_rows(found: "FoundRows") -> str:
 
 
 def _describe_disk(disk: "DiskUsage") -> str:
-    from synthia_batch.operations.disk_usage import spell_bytes
+    from synthia_batch.core.formatting import format_bytes
 
-    least, most, free = (spell_bytes(n) for n in (disk.least_bytes, disk.most_bytes, disk.free_bytes))
-    return f"disk: {least} to {most} will be needed, {free} are free at {disk.place}"
+    least, most, free = (format_bytes(n) for n in (disk.least_bytes, disk.most_bytes, disk.free_bytes))
+    return f"disk: needs {least} to {most}, {free} free at {disk.place}"
 
 
 def _describe_setting(key: str, entry: "Mapping[str, Any]") -> str:

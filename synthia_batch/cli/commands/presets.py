@@ -1,4 +1,4 @@
-"""`synthia-batch presets`: what the model cards recommend, and where they say it."""
+"""`synthia-batch presets`: the settings that model cards recommend, with their sources."""
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, in full.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one in full.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
 ) -> None:
-    """List the presets, or show one with the line of the model card behind each value."""
+    """List the presets, or show one with the model card's line for each value."""
     from synthia_batch.job.presets import list_presets, read_preset
 
     if name is not None:

@@ -1,4 +1,4 @@
-"""`synthia-batch preview`: some rows as the model will see them, and what it answers."""
+"""`synthia-batch preview`: the exact prompts of some rows, optionally with answers."""
 
 import json
 import sys
@@ -15,49 +15,51 @@ from synthia_batch.job.loading.command_line import describe_command
 if TYPE_CHECKING:
     from synthia_batch.core.types import Outcome, Row
     from synthia_batch.job.resolved import ResolvedJob
-    from synthia_batch.operations.preview import Preview, SamplePreview
+    from synthia_batch.operations.preview import JobPreview, SamplePreview
 
 
 @takes_job_flags
 def preview(
     flags: JobFlags,
-    count: Annotated[int, typer.Option("-n", "--rows", min=1, help="Rows to show, the first ones.")] = 3,
+    count: Annotated[
+        int, typer.Option("-n", "--rows", min=1, help="Number of rows to show, from the first.")
+    ] = 3,
     scattered: Annotated[
-        bool, typer.Option("--random", help="Rows from all over the input, always the same ones.")
+        bool, typer.Option("--random", help="Show rows from across the input, always the same ones.")
     ] = False,
     answers: Annotated[
         bool,
-        typer.Option("--answers", help="Have them answered. The answers count as done when the run starts."),
+        typer.Option("--answers", help="Generate answers. They count as done when the run starts."),
     ] = False,
-    full: Annotated[bool, typer.Option("--full", help="Leave nothing out of long texts.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Show long texts in full.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Show the exact prompts of a few rows for each system message, and with --answers what comes back.
+    """Show the exact prompts of a few rows for each system message, and with --answers the answers.
 
-    Takes the flags of `run`; -n is the number of rows here. Writes nothing without --answers.
+    Takes the flags of `run`, except that -n is the number of rows. Writes nothing without --answers.
     """
     from synthia_batch.core.console import Display
     from synthia_batch.core.log import set_verbosity
-    from synthia_batch.operations.preview import Choice, preview_answers, preview_prompts
+    from synthia_batch.operations.preview import RowSelection, preview_answers, preview_prompts
     from synthia_batch.runner.resolve import resolve_job
 
     set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
     job = resolve_job(flags.read_layers())
-    choice = Choice(count=count, scattered=scattered)
-    found = preview_answers(job, choice, display) if answers else preview_prompts(job, choice)
+    selection = RowSelection(count=count, scattered=scattered)
+    found = preview_answers(job, selection, display) if answers else preview_prompts(job, selection)
     if as_json:
         print(json.dumps(_to_dict(job, found), indent=2, ensure_ascii=False))
     else:
         _print_rows(job, found, full)
     if answers:
-        _print_words(found)
+        _print_messages(found)
     if found.drained is not None:
         raise typer.Exit(found.drained.exit_code)
 
 
-def _print_rows(job: "ResolvedJob", found: "Preview", full: bool) -> None:
+def _print_rows(job: "ResolvedJob", found: "JobPreview", full: bool) -> None:
     for row, samples in _group_by_row(found):
         place = make_visible(f"{job.inputs[row.file].name}:{row.line}: row {row.index}, id {row.id}")
         print(place)
@@ -67,7 +69,7 @@ def _print_rows(job: "ResolvedJob", found: "Preview", full: bool) -> None:
         print()
 
 
-def _group_by_row(found: "Preview") -> "Iterator[tuple[Row, list[SamplePreview]]]":
+def _group_by_row(found: "JobPreview") -> "Iterator[tuple[Row, list[SamplePreview]]]":
     for _, group in groupby(found.samples, key=lambda one: one.sample.row.index):
         samples = list(group)
         yield samples[0].sample.row, samples
@@ -79,49 +81,49 @@ def _show(job: "ResolvedJob", one: "SamplePreview", full: bool) -> Column:
     if one.fault is not None:
         texts.append(make_visible(f"[will fail: {one.fault.code}: {one.fault}]"))
     if one.prompt is not None and one.prompt.lookalikes:
-        texts.append(f"[{one.prompt.lookalikes} of what looks like special tokens is text, and stays text]")
+        texts.append(f"[{one.prompt.lookalikes} texts look like special tokens, but stay text]")
     if one.outcome is None:
-        texts += [f"[then asked] {make_visible(question)}" for question in one.sample.row.follow_ups]
+        texts += [f"[follow-up] {make_visible(question)}" for question in one.sample.row.follow_ups]
     else:
-        texts += [shorten(make_visible(text)) for text in _tell_outcome(one, one.outcome)]
+        texts += [shorten(make_visible(text)) for text in _list_answers(one, one.outcome)]
     counted = f"{one.prompt_tokens} prompt tokens, room for {one.room}"
     if job.engine.is_elsewhere:
-        counted = f"{one.prompt_tokens} bytes, which the server counts in tokens"
-    said = counted if one.prompt is not None else "no prompt"
-    return Column(title=f"system {make_visible(one.sample.system)}: {said}", texts=texts)
+        counted = f"{one.prompt_tokens} bytes; only the server knows the tokens"
+    size = counted if one.prompt is not None else "no prompt"
+    return Column(title=f"system {make_visible(one.sample.system)}: {size}", texts=texts)
 
 
 def _fill(column: Column, depth: int) -> Column:
     return Column(title=column.title, texts=[*column.texts, *[""] * (depth - len(column.texts))])
 
 
-def _tell_outcome(one: "SamplePreview", outcome: "Outcome") -> Iterator[str]:
-    """Yield what was answered, and between the answers of a conversation what was asked."""
+def _list_answers(one: "SamplePreview", outcome: "Outcome") -> Iterator[str]:
+    """Yield the answers, and between those of a conversation the follow-up questions."""
     from synthia_batch.core.types import Failed
 
     for answer, question in zip(outcome.earlier, one.sample.row.follow_ups, strict=False):
         yield f"[answer] {answer}"
-        yield f"[then asked] {question}"
+        yield f"[follow-up] {question}"
     if isinstance(outcome, Failed):
         yield f"[failed: {outcome.code}] {outcome.message}"
         return
     if outcome.reasoning is not None:
         yield f"[reasoning] {outcome.reasoning}"
-    tokens = f"{outcome.completion_tokens} tokens{' in all' if outcome.earlier else ''}"
+    tokens = f"{outcome.completion_tokens} tokens{' in total' if outcome.earlier else ''}"
     yield f"[answer: {tokens}, {outcome.finish_reason}] {outcome.response}"
 
 
-def _print_words(found: "Preview") -> None:
+def _print_messages(found: "JobPreview") -> None:
     if found.drained is not None:
-        print(f"drained on {found.drained.label}; go on with: {describe_command()}", file=sys.stderr)
+        print(f"drained on {found.drained.label}; resume with: {describe_command()}", file=sys.stderr)
     elif found.is_complete:
         print(f"the run is complete: {found.directory}", file=sys.stderr)
     else:
         done = f"{found.ended} of {found.total} samples are done"
-        print(f"{done} in {found.directory}; `run` with the same flags makes the others", file=sys.stderr)
+        print(f"{done} in {found.directory}; `run` with the same flags generates the others", file=sys.stderr)
 
 
-def _to_dict(job: "ResolvedJob", found: "Preview") -> dict[str, Any]:
+def _to_dict(job: "ResolvedJob", found: "JobPreview") -> dict[str, Any]:
     return {
         "directory": str(found.directory).encode(errors="backslashreplace").decode(),
         "model": job.model.name,
@@ -160,6 +162,6 @@ def _list_dicts(samples: "Sequence[SamplePreview]") -> list[dict[str, Any]]:
 
 
 def _drop_turn(outcome: dict[str, Any]) -> dict[str, Any]:
-    """Return an outcome without what only travels between a worker and the driver."""
+    """Return an outcome without its internal fields."""
     hidden = ("ordinal", "turn", "logprob", "flags")
     return {key: value for key, value in outcome.items() if key not in hidden}

@@ -1,4 +1,4 @@
-"""The probe of `synthia-batch plan`: what some samples say of the whole job, for people and as JSON."""
+"""The probe of `synthia-batch plan`: an estimate of the whole job, as text and as JSON."""
 
 import sys
 from dataclasses import asdict
@@ -11,22 +11,22 @@ from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
     from synthia_batch.job.resolved import ResolvedJob
-    from synthia_batch.operations.estimate import Lengths, Span
+    from synthia_batch.operations.estimate import LengthSummary, Span
     from synthia_batch.operations.probe import Estimate, Probe
     from synthia_batch.scheduler.throughput import Speed
 
 HOW = (
-    "how: tokens are what 9 of 10 jobs with answers of these lengths come to; the rate is between the one\n"
-    "  measured and that with all places of the engines filled at no cost; restarts are not in it"
+    "method: token ranges cover 9 of 10 jobs with such answer lengths; the speed is between the measured\n"
+    "  one and that with full batches at no extra cost; restarts are not included"
 )
-FEW = "how: with so few samples all that is known of the tokens is their limit; probe at least"
+FEW = "method: so few samples give only the upper limit of tokens; probe at least"
 
 
 def probe(job: "ResolvedJob", count: int) -> "Probe":
-    """Return what a probe of `count` samples found.
+    """Return the result of a probe of `count` samples.
 
     Raises:
-        typer.Exit: It drained before its end, and that was said.
+        typer.Exit: It drained early, which was reported.
     """
     from synthia_batch.core.console import Display
     from synthia_batch.operations.probe import probe_job
@@ -34,21 +34,21 @@ def probe(job: "ResolvedJob", count: int) -> "Probe":
     found = probe_job(job, count, Display())
     if found.drained is not None:
         print(
-            f"drained on {found.drained.label}: {found.known} of {found.asked} samples are made",
+            f"drained on {found.drained.label}: {found.known} of {found.asked} samples are done",
             file=sys.stderr,
         )
-        print("no estimate: the shortest answers are made first", file=sys.stderr)
-        print(f"go on with: {describe_command()}", file=sys.stderr)
+        print("no estimate, since the shortest answers finish first", file=sys.stderr)
+        print(f"resume with: {describe_command()}", file=sys.stderr)
         raise typer.Exit(found.drained.exit_code)
     return found
 
 
 def describe_probe(found: "Probe") -> str:
-    """Return the words for what a probe found."""
+    """Return the result of a probe as text."""
     from synthia_batch.operations.estimate import FEW_SAMPLES
 
     lines = [_describe_samples(found)]
-    lines += ["speed: not measured: no engine has made one of these samples to its attempt's end"]
+    lines += ["speed: not measured, as no attempt that generated these samples has ended"]
     if found.speed is not None:
         lines[-1] = _describe_speed(found.speed)
     if found.lengths is not None:
@@ -64,7 +64,7 @@ def describe_probe(found: "Probe") -> str:
 
 
 def probe_to_dict(found: "Probe") -> dict[str, Any]:
-    """Return what a probe found as JSON-able values."""
+    """Return the result of a probe as JSON-serializable values."""
     values = asdict(found)
     values["directory"] = str(found.directory).encode(errors="backslashreplace").decode()
     del values["drained"]
@@ -75,8 +75,8 @@ def probe_to_dict(found: "Probe") -> dict[str, Any]:
 
 
 def _describe_samples(found: "Probe") -> str:
-    more = "the run is complete" if found.is_complete else "`run` does not make them again"
-    return f"probe: {found.known} samples from all over the job, {found.made} of them made now; {more}"
+    more = "the run is complete" if found.is_complete else "`run` reuses them"
+    return f"probe: {found.known} samples from across the job, {found.made} of them generated now; {more}"
 
 
 def _describe_speed(speed: "Speed") -> str:
@@ -84,13 +84,13 @@ def _describe_speed(speed: "Speed") -> str:
     return (
         f"speed: {speed.tokens_per_second:.0f} tokens/s, {speed.samples_per_second:.2f} samples/s with "
         f"{engines}, {100 * speed.occupancy:.0f}% full, over {speed.samples} samples "
-        f"in {format_seconds(speed.seconds)}; {format_seconds(speed.startup_seconds)} of start-up before"
+        f"in {format_seconds(speed.seconds)}; plus {format_seconds(speed.startup_seconds)} of start-up"
     )
 
 
-def _describe_lengths(lengths: "Lengths") -> str:
+def _describe_lengths(lengths: "LengthSummary") -> str:
     spread = ", ".join(f"{name} {count}" for name, count in lengths.quantiles.items())
-    cut = f"{100 * lengths.truncated:.1f}% cut off by their limit"
+    cut = f"{100 * lengths.truncated:.1f}% cut off at max_tokens"
     return f"answers: {spread} tokens, {lengths.mean:.1f} on average; {cut}"
 
 
@@ -101,12 +101,12 @@ def _describe_failures(found: "Probe") -> str:
 
 
 def _describe_estimate(estimate: "Estimate", hours_of: str) -> str:
-    said = f"{estimate.samples} samples, {_spell_span(estimate.tokens)} tokens"
+    text = f"{estimate.samples} samples, {_spell_span(estimate.tokens)} tokens"
     if estimate.seconds is None or estimate.hours is None:
-        return said
+        return text
     low, high = (format_seconds(end) for end in (estimate.seconds.low, estimate.seconds.high))
     hours = _spell_span(estimate.hours)
-    return f"{said}, {low if low == high else f'{low} to {high}'}, {hours} {hours_of}-hours"
+    return f"{text}, {low if low == high else f'{low} to {high}'}, {hours} {hours_of}-hours"
 
 
 def _spell_span(span: "Span") -> str:

@@ -1,4 +1,4 @@
-"""`synthia-batch push`: a finished dataset on the Hugging Face Hub."""
+"""`synthia-batch push`: upload a finished dataset to the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,19 +9,19 @@ import typer
 def push(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a complete run.")],
     repository: Annotated[
-        str, typer.Argument(metavar="REPO", help="NAME/DATASET on the Hub; it is made if need be.")
+        str, typer.Argument(metavar="REPO", help="NAME/DATASET on the Hub; created if missing.")
     ],
     private: Annotated[
-        bool, typer.Option("--private", help="Make it private; refuse one that is public.")
+        bool, typer.Option("--private", help="Create it as private; refuse a public one.")
     ] = False,
-    revision: Annotated[str | None, typer.Option(help="A branch; it is made if need be. [main]")] = None,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
-    with_report: Annotated[bool, typer.Option("--report", help="Push report.html, too.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch; created if missing. [main]")] = None,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    with_report: Annotated[bool, typer.Option("--report", help="Also push report.html.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Push data/, failed/ and the card of a complete run to the Hugging Face Hub, in one commit.
 
-    The same command again sends what is missing. The token is HF_TOKEN, or that of `hf auth login`.
+    Running it again uploads only missing files. The token comes from HF_TOKEN or `hf auth login`.
     """
     from synthia_batch.core.console import ReadingDisplay
     from synthia_batch.core.telemetry import keep_private
@@ -39,8 +39,8 @@ def push(
     )
     done = push_files(files, target)
     if not (done.added or done.removed):
-        typer.echo(f"{repository} has all of it already: nothing was sent", err=True)
+        typer.echo(f"{repository} is up to date: nothing was uploaded", err=True)
     else:
-        typer.echo(f"{done.added} files are new there, {done.unchanged} were there", err=True)
+        typer.echo(f"{done.added} files uploaded, {done.unchanged} unchanged", err=True)
         typer.echo(f"load it with: datasets.load_dataset({repository!r})", err=True)
     typer.echo(done.url)

@@ -1,4 +1,4 @@
-"""`synthia-batch report`: what a run came to, as a page."""
+"""`synthia-batch report`: write a page about a run."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ def report(
         typer.Option("--output", "-o", metavar="FILE", help="Where to write it. [DIR/report.html]"),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the numbers behind the page as JSON, and write no page.")
+        bool, typer.Option("--json", help="Print the page's numbers as JSON instead.")
     ] = False,
 ) -> None:
-    """Write report.html: what a run came to, with pictures and samples. Also while it runs.
+    """Write report.html: a run's results with plots and samples. Works while the run is in progress.
 
-    One file without scripts or requests, to open, keep or send. Each complete run has one already.
+    A single file without scripts or external requests. Every complete run already has one.
     """
     if as_json:
         from synthia_batch.results.report.summary import read_report

@@ -1,4 +1,4 @@
-"""`synthia-batch retry`: failed samples made again."""
+"""`synthia-batch retry`: regenerate failed samples."""
 
 import logging
 import os
@@ -6,26 +6,26 @@ from typing import Annotated
 
 import typer
 
-from synthia_batch.cli.run_location import Place
+from synthia_batch.cli.run_location import RunLocation
 
 _log = logging.getLogger(__name__)
 
 
 def retry(
-    directory: Place,
+    directory: RunLocation,
     code: Annotated[
-        str | None, typer.Option(help="Only samples that failed with this code. [every failed one]")
+        str | None, typer.Option(help="Only samples that failed with this code. [all failed samples]")
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A key of the job that is no identity. Repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="A job key outside its identity. Repeatable."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Make failed samples again, with other settings if need be, and publish their files anew.
+    """Regenerate failed samples, optionally with other settings, and republish their files.
 
-    Of a run in a store, in its state directory; a lost one is made again here.
+    For a run in a store this uses its state directory, which is recreated here if it is lost.
     """
     from synthia_batch.cli.commands.run import print_result
     from synthia_batch.core.console import Display
@@ -35,19 +35,19 @@ def retry(
     from synthia_batch.runner.directory.reopen import FailureChoice
     from synthia_batch.runner.retry import retry_failed
 
-    said: dict[str, object] = {}
+    values: dict[str, object] = {}
     for assignment in settings or []:
-        said = merge_values(said, parse_assignment(assignment))
+        values = merge_values(values, parse_assignment(assignment))
     set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
-    layers = [Layer(origin="flag", values=said), read_environment(os.environ)]
+    layers = [Layer(origin="flag", values=values), read_environment(os.environ)]
     result = retry_failed(directory, FailureChoice(code=code), layers, display)
     if result.run is None:
         which = f"with the code {code}" if code else "failed"
-        _log.info(f"{directory}: there are no samples {which}; nothing was touched")
+        _log.info(f"{directory}: there are no samples {which}; nothing was changed")
         print(_to_json(directory) if as_json else directory)
         return
-    _log.info(f"tried again: {result.chosen} that had failed")
+    _log.info(f"retried {result.chosen} failed samples")
     print_result(result.run, as_json)
     raise typer.Exit(result.run.exit_code)
 

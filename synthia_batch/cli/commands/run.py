@@ -1,4 +1,4 @@
-"""`synthia-batch run`: the main job."""
+"""`synthia-batch run`: run or resume a job."""
 
 import json
 import logging
@@ -23,14 +23,14 @@ _log = logging.getLogger(__name__)
 @takes_job_flags
 def run(
     flags: JobFlags,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Tell the job's identity, and what became of each worker.")
+        bool, typer.Option("--verbose", "-v", help="Log the job's identity and the events of each worker.")
     ] = False,
 ) -> None:
-    """Make every sample of a job. The same command again resumes it, or says that it is done."""
+    """Generate every sample of a job. The same command resumes it, or reports that it is complete."""
     from synthia_batch.core.console import Display
     from synthia_batch.core.log import set_verbosity
     from synthia_batch.runner.resolve import resolve_job
@@ -51,15 +51,15 @@ def run(
 
 
 def print_result(result: "RunResult", as_json: bool) -> None:
-    """Print what the run came to: its directory, or JSON, on stdout; words for people on stderr."""
-    _print_words(result)
+    """Print the result: the run's directory or JSON to stdout, messages to stderr."""
+    _print_messages(result)
     if as_json:
         _print_json(result)
     elif result.drained is None:
         print(result.place)
 
 
-def _print_words(result: "RunResult") -> None:
+def _print_messages(result: "RunResult") -> None:
     counts = f"{result.finished} of {result.samples} samples finished"
     if result.failed:
         counts += f", {result.failed} failed"
@@ -70,28 +70,28 @@ def _print_words(result: "RunResult") -> None:
         else:
             lines.append(f"load it with: {_spell_loading(result)}")
     elif result.drained.name == "FAILURES":
-        lines = [f"stopped, what was finished is kept: {counts}"]
+        lines = [f"stopped, finished samples are kept: {counts}"]
     else:
         lines = [f"drained on {result.drained.label}: {counts}", f"resume with: {describe_command()}"]
     if result.has_too_many_failures:
         lines += _explain_failures(result)
     elif result.failed:
-        lines.append(f"see them with: synthia-batch failed {shlex.quote(str(result.directory))}")
+        lines.append(f"list them with: synthia-batch failed {shlex.quote(str(result.directory))}")
     report = result.directory / "report.html"
     if result.drained is None and report.exists():
-        lines.append(f"see what happened: {report}")
+        lines.append(f"report: {report}")
     print("\n".join(lines), file=sys.stderr)
 
 
 def _spell_loading(result: "RunResult") -> str:
     if result.remote is None:
         return f"datasets.load_dataset({str(result.directory)!r})"
-    # Which other readers need an add-on for.
+    # Unlike other readers, pyarrow needs no add-on for stores.
     return f"pyarrow.dataset.dataset({result.remote + '/data'!r}).to_table()"
 
 
 def _explain_failures(result: "RunResult") -> list[str]:
-    """Return the commonest reasons, with an example of each, and what to do next."""
+    """Return the most common reasons with examples, and what to do next."""
     from synthia_batch.core.formatting import shorten
     from synthia_batch.results.read.failures import COMMONEST, find_reasons
 
@@ -99,13 +99,13 @@ def _explain_failures(result: "RunResult") -> list[str]:
     lines = []
     if result.max_failures is not None and result.failed > result.max_failures:
         lines.append(f"{result.failed} samples failed, and --max-failures allows {result.max_failures}")
-    lines.append("the commonest reasons:")
+    lines.append("most common reasons:")
     for reason in find_reasons(result.directory)[:COMMONEST]:
         example = f"{shorten(reason.example.place)}: {shorten(reason.example.message)}"
         lines.append(f"  {reason.count:>7,} {reason.code}, such as {example}")
-    lines.append(f"mend the cause, then make them again: synthia-batch retry {here}")
+    lines.append(f"fix the cause, then retry them: synthia-batch retry {here}")
     if result.drained is not None:
-        lines.append("or go on as it is: the same command with a higher --max-failures")
+        lines.append("or continue: the same command with a higher --max-failures")
     return lines
 
 
@@ -134,7 +134,7 @@ def _name_state(result: "RunResult") -> str:
 
 @contextmanager
 def _log_details(job: "ResolvedJob") -> Iterator[None]:
-    """Log the identity of the job before the block, and the events of its workers after it."""
+    """Log the job's identity before the block and its workers' events after it."""
     from synthia_batch.job.dotted import flatten
     from synthia_batch.storage.events import read_events
     from synthia_batch.storage.layout import RunDir
@@ -153,7 +153,7 @@ def _log_details(job: "ResolvedJob") -> Iterator[None]:
 
 
 def _describe_event(event: dict[str, Any]) -> str:
-    # The log's tail was shown when the worker died, where it was of use.
+    # The log's tail was already shown when the worker died.
     facts = {key: value for key, value in event.items() if key not in ("time", "kind", "log_tail")}
-    said = ", ".join(f"{key} {value}" for key, value in facts.items())
-    return f"{event['time']} {event['kind'].replace('_', ' ')}: {said}"
+    text = ", ".join(f"{key} {value}" for key, value in facts.items())
+    return f"{event['time']} {event['kind'].replace('_', ' ')}: {text}"

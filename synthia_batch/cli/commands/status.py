@@ -1,7 +1,4 @@
-"""The status of a run as a person reads it: a page of lines, or one line per look.
-
-`synthia-batch status`: how far a run is.
-"""
+"""`synthia-batch status`: the progress of a run, as a page or as one line per update."""
 
 import json
 import shutil
@@ -10,146 +7,33 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from synthia_batch.cli.run_location import Place, is_url
+from synthia_batch.cli.run_location import RunLocation, is_url
 from synthia_batch.core.formatting import format_bytes, format_seconds
-
-if TYPE_CHECKING:
-    from synthia_batch.results.read.attempt import WorkerActivity
-    from synthia_batch.results.read.status import RunStatus
+from synthia_batch.results.read.attempt import WorkerActivity
+from synthia_batch.results.read.status import RunStatus
 
 _LABEL = 10
 _MOST_WORKERS = 16
-"""As many have a line of their own; of more only those that are not ready."""
-
-
-def describe_status(status: "RunStatus") -> list[str]:
-    """Return the lines that say all of `status`, the next command last."""
-    facts = [
-        ("samples", _describe_counts(status)),
-        *_describe_failures(status),
-        ("speed", _describe_speed(status)),
-        ("left", _describe_left(status)),
-        *_describe_workers(status),
-        ("shards", f"{status.shards_published:,} of {status.shards:,} published"),
-        ("disk", f"{format_bytes(status.published_bytes)} published, {format_bytes(status.free_bytes)} free"),
-        ("promise", status.determinism),
-        ("next", status.next),
-    ]
-    lines = [f"{label:<{_LABEL}}{text}" for label, text in facts if text]
-    return [f"{status.name}  {_describe_state(status)}", *lines]
-
-
-def describe_briefly(status: "RunStatus") -> str:
-    """Return one line."""
-    ended = status.finished + status.failed
-    parts = [f"{status.state} {ended}/{status.samples} ({100 * ended / status.samples:.0f}%)"]
-    if status.tokens_per_second_now is not None:
-        parts.append(f"{status.tokens_per_second_now:.0f} tokens/s")
-    parts.append(f"{status.failed} failed")
-    if status.truncated:
-        parts.append(f"{100 * status.truncated_share:.1f}% cut off")
-    if status.left_seconds is not None and status.is_going_on:
-        parts.append(f"{format_seconds(status.left_seconds)} left")
-    return ", ".join(parts)
-
-
-def _describe_state(status: "RunStatus") -> str:
-    text = status.state
-    if status.owner is not None:
-        text += f" (pid {status.owner.replace('@', ' on ')})"
-    if status.state == "interrupted" and status.ended is not None:
-        text += f" ({status.ended})"
-    return f"{text}, attempt {status.attempts}"
-
-
-def _describe_counts(status: "RunStatus") -> str:
-    ended = status.finished + status.failed
-    text = (
-        f"{ended:,} of {status.samples:,} ({100 * ended / status.samples:.1f}%): {status.finished:,} finished"
-    )
-    if status.truncated:
-        text += f", {status.truncated:,} of them cut off at max_tokens ({100 * status.truncated_share:.1f}%)"
-    return f"{text}, {status.failed:,} failed"
-
-
-def _describe_failures(status: "RunStatus") -> Iterator[tuple[str, str]]:
-    for number, (code, count) in enumerate(status.failures.items()):
-        yield "" if number else "failures", f"{code} {count:,}"
-
-
-def _describe_speed(status: "RunStatus") -> str:
-    parts = []
-    if status.is_going_on and status.tokens_per_second_now is not None:
-        parts.append(_spell_rate(status.tokens_per_second_now, status.samples_per_second_now) + " now")
-    if status.tokens_per_second is not None:
-        parts.append(_spell_rate(status.tokens_per_second, status.samples_per_second) + " on average")
-    if status.cached_prompt_share:
-        parts.append(f"{100 * status.cached_prompt_share:.0f}% of the prompts from the prefix cache")
-    return "; ".join(parts)
-
-
-def _spell_rate(tokens_per_second: float, samples_per_second: float | None) -> str:
-    return f"{tokens_per_second:,.0f} tokens/s, {samples_per_second or 0:,.2f} samples/s"
-
-
-def _describe_left(status: "RunStatus") -> str:
-    if status.left_seconds is None or status.state == "complete":
-        return ""
-    text = f"about {format_seconds(status.left_seconds)}"
-    return text if status.is_going_on else f"{text} once it goes on"
-
-
-def _describe_workers(status: "RunStatus") -> Iterator[tuple[str, str]]:
-    if not status.is_going_on:
-        return
-    if not status.workers:
-        yield "workers", "none yet: what is there is looked at, and the pool starts"
-    shown = [
-        worker for worker in status.workers if len(status.workers) <= _MOST_WORKERS or worker.state != "ready"
-    ][:_MOST_WORKERS]
-    if len(shown) < len(status.workers):
-        yield "workers", _count_states(status.workers)
-    for number, worker in enumerate(shown):
-        is_first = number == 0 and len(shown) == len(status.workers)
-        yield "workers" if is_first else "", _describe_worker(worker)
-
-
-def _describe_worker(worker: "WorkerActivity") -> str:
-    text = f"{worker.worker:<3} {worker.state:<10}"
-    if worker.state == "ready":
-        busy = "" if worker.busy_share is None else f"  {100 * worker.busy_share:3.0f}% busy"
-        text += f"{busy}  {worker.in_flight} in flight"
-    if worker.restarts:
-        text += f"  restarted {worker.restarts} times" if worker.restarts > 1 else "  restarted once"
-    return text.rstrip()
-
-
-def _count_states(workers: "Sequence[WorkerActivity]") -> str:
-    counts = {worker.state: 0 for worker in workers}
-    for worker in workers:
-        counts[worker.state] += 1
-    return ", ".join(f"{count} {state}" for state, count in counts.items())
-
-
-LOOK_SECONDS = 2.0
-"""Between two looks of --watch: as often as a run writes down how far it is."""
+"""Up to this many workers get a line each; beyond, only those that are not ready."""
+UPDATE_SECONDS = 2.0
+"""Interval of --watch, equal to that at which a run records its progress."""
 
 
 def status(
-    directory: Place,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, one line per look.")] = False,
+    directory: RunLocation,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one line per update.")] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Look every 2 s until the run ends; Ctrl-C leaves with 0.")
+        bool, typer.Option("--watch", help="Update every 2 s until the run ends; Ctrl-C exits with 0.")
     ] = False,
 ) -> None:
-    """Show how far a run is. Only reads, from any terminal, also while the run goes on.
+    """Show the progress of a run. Only reads; works from any terminal while the run is in progress.
 
-    Of a run in a store, what is there of it, once. With --watch a terminal shows a page that is drawn again
-    and again, anything else gets a line per look.
+    For a run in a store, shows once what the store has. With --watch a terminal shows a page that is
+    updated in place; other outputs get one line per update.
     """
     if is_url(directory):
         _print_remote(directory, as_json)
@@ -162,11 +46,11 @@ def status(
     if watch and found.is_going_on:
         try:
             while found.is_going_on:
-                _show_look(found, page, as_json)
-                time.sleep(LOOK_SECONDS)
+                _show_update(found, page, as_json)
+                time.sleep(UPDATE_SECONDS)
                 found = reader.read()
         except KeyboardInterrupt:
-            # The run goes on: whoever watched it has seen enough.
+            # Only the watching ends: the run continues.
             page.leave()
             raise typer.Exit(0) from None
     page.clear()
@@ -182,13 +66,13 @@ def _print_remote(url: str, as_json: bool) -> None:
         return
     ended = found.finished + found.failed
     print(f"{found.name}  {found.state}  {found.url}")
-    print(f"samples   {ended} of {found.samples} are there: {found.finished} finished, {found.failed} failed")
+    print(f"samples   {ended} of {found.samples} stored: {found.finished} finished, {found.failed} failed")
     print(f"shards    {found.shards_published} of {found.shards}")
     if found.owner is not None:
         print(f"writer    {found.owner.describe(found.url)}")
 
 
-def _show_look(found: "RunStatus", page: "_Page", as_json: bool) -> None:
+def _show_update(found: RunStatus, page: "_Page", as_json: bool) -> None:
     if as_json:
         _print(found, as_json)
         return
@@ -199,22 +83,130 @@ def _show_look(found: "RunStatus", page: "_Page", as_json: bool) -> None:
         print(f"{time_of_day} {describe_briefly(found)}", flush=True)
 
 
-def _print(found: "RunStatus", as_json: bool) -> None:
-
+def _print(found: RunStatus, as_json: bool) -> None:
     text = json.dumps(found.to_dict(), ensure_ascii=False) if as_json else "\n".join(describe_status(found))
     print(text, flush=True)
 
 
+def describe_status(status: RunStatus) -> list[str]:
+    """Return `status` as lines, ending with the next command."""
+    facts = [
+        ("samples", _describe_counts(status)),
+        *_describe_failures(status),
+        ("speed", _describe_speed(status)),
+        ("left", _describe_left(status)),
+        *_describe_workers(status),
+        ("shards", f"{status.shards_published:,} of {status.shards:,} published"),
+        ("disk", f"{format_bytes(status.published_bytes)} published, {format_bytes(status.free_bytes)} free"),
+        ("promise", status.determinism),
+        ("next", status.next),
+    ]
+    lines = [f"{label:<{_LABEL}}{text}" for label, text in facts if text]
+    return [f"{status.name}  {_describe_state(status)}", *lines]
+
+
+def describe_briefly(status: RunStatus) -> str:
+    """Return `status` as one line."""
+    ended = status.finished + status.failed
+    parts = [f"{status.state} {ended}/{status.samples} ({100 * ended / status.samples:.0f}%)"]
+    if status.tokens_per_second_now is not None:
+        parts.append(f"{status.tokens_per_second_now:.0f} tokens/s")
+    parts.append(f"{status.failed} failed")
+    if status.truncated:
+        parts.append(f"{100 * status.truncated_share:.1f}% cut off")
+    if status.left_seconds is not None and status.is_going_on:
+        parts.append(f"{format_seconds(status.left_seconds)} left")
+    return ", ".join(parts)
+
+
+def _describe_state(status: RunStatus) -> str:
+    text = status.state
+    if status.owner is not None:
+        text += f" (pid {status.owner.replace('@', ' on ')})"
+    if status.state == "interrupted" and status.ended is not None:
+        text += f" ({status.ended})"
+    return f"{text}, attempt {status.attempts}"
+
+
+def _describe_counts(status: RunStatus) -> str:
+    ended = status.finished + status.failed
+    text = (
+        f"{ended:,} of {status.samples:,} ({100 * ended / status.samples:.1f}%): {status.finished:,} finished"
+    )
+    if status.truncated:
+        text += f", {status.truncated:,} of them cut off at max_tokens ({100 * status.truncated_share:.1f}%)"
+    return f"{text}, {status.failed:,} failed"
+
+
+def _describe_failures(status: RunStatus) -> Iterator[tuple[str, str]]:
+    for number, (code, count) in enumerate(status.failures.items()):
+        yield "" if number else "failures", f"{code} {count:,}"
+
+
+def _describe_speed(status: RunStatus) -> str:
+    parts = []
+    if status.is_going_on and status.tokens_per_second_now is not None:
+        parts.append(_spell_rate(status.tokens_per_second_now, status.samples_per_second_now) + " now")
+    if status.tokens_per_second is not None:
+        parts.append(_spell_rate(status.tokens_per_second, status.samples_per_second) + " on average")
+    if status.cached_prompt_share:
+        parts.append(f"{100 * status.cached_prompt_share:.0f}% of the prompts from the prefix cache")
+    return "; ".join(parts)
+
+
+def _spell_rate(tokens_per_second: float, samples_per_second: float | None) -> str:
+    return f"{tokens_per_second:,.0f} tokens/s, {samples_per_second or 0:,.2f} samples/s"
+
+
+def _describe_left(status: RunStatus) -> str:
+    if status.left_seconds is None or status.state == "complete":
+        return ""
+    text = f"about {format_seconds(status.left_seconds)}"
+    return text if status.is_going_on else f"{text} once it resumes"
+
+
+def _describe_workers(status: RunStatus) -> Iterator[tuple[str, str]]:
+    if not status.is_going_on:
+        return
+    if not status.workers:
+        yield "workers", "none yet: checking earlier results and starting the pool"
+    shown = [
+        worker for worker in status.workers if len(status.workers) <= _MOST_WORKERS or worker.state != "ready"
+    ][:_MOST_WORKERS]
+    if len(shown) < len(status.workers):
+        yield "workers", _count_states(status.workers)
+    for number, worker in enumerate(shown):
+        is_first = number == 0 and len(shown) == len(status.workers)
+        yield "workers" if is_first else "", _describe_worker(worker)
+
+
+def _describe_worker(worker: WorkerActivity) -> str:
+    text = f"{worker.worker:<3} {worker.state:<10}"
+    if worker.state == "ready":
+        busy = "" if worker.busy_share is None else f"  {100 * worker.busy_share:3.0f}% busy"
+        text += f"{busy}  {worker.in_flight} in flight"
+    if worker.restarts:
+        text += f"  restarted {worker.restarts} times" if worker.restarts > 1 else "  restarted once"
+    return text.rstrip()
+
+
+def _count_states(workers: Sequence[WorkerActivity]) -> str:
+    counts = {worker.state: 0 for worker in workers}
+    for worker in workers:
+        counts[worker.state] += 1
+    return ", ".join(f"{count} {state}" for state, count in counts.items())
+
+
 class _Page:
-    """Lines on a terminal that replace each other in place."""
+    """Lines on a terminal that are updated in place."""
 
     def __init__(self) -> None:
         self._lines = 0
 
     def draw(self, lines: list[str]) -> None:
-        """Show `lines` in place of those that are there, cut to the terminal's width and height."""
+        """Replace the page with `lines`, cut to the terminal's width and height."""
         size = shutil.get_terminal_size()
-        # A line that wraps, or a page that scrolls, could not be found again to be replaced.
+        # Lines that wrap and pages that scroll cannot be replaced in place.
         shown = [line[: size.columns - 1] for line in lines[: size.lines - 1]]
         self.clear()
         sys.stdout.write("".join(f"{line}\n" for line in shown))
@@ -222,13 +214,13 @@ class _Page:
         self._lines = len(shown)
 
     def clear(self) -> None:
-        """Take the page away; what is printed next takes its place."""
+        """Remove the page; the next output takes its place."""
         if self._lines:
             sys.stdout.write(f"\x1b[{self._lines}F\x1b[J")
             self._lines = 0
 
     def leave(self) -> None:
-        """Leave the page as it stands."""
+        """Keep the page as it is."""
         if self._lines:
             sys.stdout.write("\r\x1b[K")
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`synthia-batch tune`: which engine settings are the fastest for this model on this hardware."""
+"""`synthia-batch tune`: find the fastest engine settings for a model on this hardware."""
 
 import json
 import shlex
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 @takes_job_flags
 def tune(
     flags: JobFlags,
-    budget: Annotated[str, typer.Option(help="Stop measuring after this long: 90s, 10m, 1h.")] = "10m",
+    budget: Annotated[str, typer.Option(help="Stop measuring after this time: 90s, 10m, 1h.")] = "10m",
     prompts: Annotated[
-        int | None, typer.Option(min=1, help="Prompts per measurement. [as many as fill two batches]")
+        int | None, typer.Option(min=1, help="Prompts per measurement. [enough for two batches]")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Measure a few engine settings on prompts of the input; later runs of the model take the best.
+    """Measure a few engine settings on prompts from the input; later runs of the model use the best.
 
-    Takes the flags of `run`. What they say of the engine stays as it is. No run directory is touched.
+    Takes the flags of `run`. Engine settings in flags stay fixed. Touches no run directory.
     """
     from synthia_batch.core.log import mute_log
     from synthia_batch.operations.tune import Effort, tune_job
@@ -38,7 +38,7 @@ def tune(
     with mute_log("synthia_batch.operations.tune") if quiet else nullcontext():
         tuning = tune_job(job, effort)
     print(json.dumps(_to_dict(tuning), ensure_ascii=False) if as_json else _describe(tuning))
-    _print_words(tuning)
+    _print_messages(tuning)
     if tuning.is_interrupted and tuning.stopped is not None:
         raise typer.Exit(tuning.stopped.exit_code)
 
@@ -58,8 +58,8 @@ def _describe(tuning: "Tuning") -> str:
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{'settings':<{width}}  {'tokens/s':>9}  relative"]
     lines += [f"{name:<{width}}  {speed:>9}  {relative}" for name, speed, relative in rows]
-    said = " ".join(_spell_flags(tuning.best.settings))
-    return "\n".join([*lines, f"best: {said or 'the job as it is'}"])
+    best = " ".join(_spell_flags(tuning.best.settings))
+    return "\n".join([*lines, f"best: {best or describe_settings({})}"])
 
 
 def _to_dict(tuning: "Tuning") -> dict[str, Any]:
@@ -81,20 +81,22 @@ def _to_dict(tuning: "Tuning") -> dict[str, Any]:
     }
 
 
-def _print_words(tuning: "Tuning") -> None:
+def _print_messages(tuning: "Tuning") -> None:
     if tuning.stopped is not None:
-        why = f"on {tuning.stopped.label}" if tuning.is_interrupted else "by the budget"
-        print(f"stopped {why}: the best of what was measured is not the end of the search", file=sys.stderr)
+        why = f"on {tuning.stopped.label}" if tuning.is_interrupted else "at the end of the budget"
+        print(f"stopped {why}; untried settings may be faster", file=sys.stderr)
     if tuning.kept is None:
-        print("nothing is remembered", file=sys.stderr)
+        print("no settings were saved", file=sys.stderr)
         return
     if tuning.kept:
-        said = " ".join(_spell_flags(tuning.kept))
-        print(f"remembered: later jobs with this model on this hardware take {said}", file=sys.stderr)
+        kept = " ".join(_spell_flags(tuning.kept))
+        print(f"saved: later jobs with this model on this hardware use {kept}", file=sys.stderr)
     else:
-        print("remembered: later jobs take the default batch", file=sys.stderr)
+        print("saved: later jobs use the default batch size", file=sys.stderr)
     if tuning.kept.keys() != tuning.best.settings.keys():
-        print("the rest is part of a job's identity: say it as a flag where you want it", file=sys.stderr)
+        print(
+            "the other settings are part of a job's identity: pass them as flags if wanted", file=sys.stderr
+        )
 
 
 def _spell_flags(settings: Mapping[str, Any]) -> list[str]:
@@ -113,5 +115,5 @@ def _parse_budget(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not seconds:
-        raise typer.BadParameter(f"--budget {text}: write it as 90s, 10m or 1h30m")
+        raise typer.BadParameter(f"--budget {text}: expected a duration such as 90s, 10m or 1h30m")
     return seconds

@@ -1,4 +1,4 @@
-"""`synthia-batch verify`: whether a run directory holds what its run wrote."""
+"""`synthia-batch verify`: check that a run directory holds exactly what its run wrote."""
 
 import json
 import os
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from synthia_batch.cli.run_location import Place, open_place, require_directory
+from synthia_batch.cli.run_location import RunLocation, open_location, require_directory
 
 if TYPE_CHECKING:
-    from synthia_batch.operations.rerun import Rerun
+    from synthia_batch.operations.rerun import RerunResult
     from synthia_batch.results.verify.repair import RepairResult
     from synthia_batch.results.verify.verify import Verification
 
@@ -20,35 +20,35 @@ SHOWN_DIFFERENCES = 10
 
 
 def verify(
-    directory: Place,
+    directory: RunLocation,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Drop what is damaged; the next run makes it again.")
+        bool, typer.Option("--repair", help="Remove damaged parts; the next run regenerates them.")
     ] = False,
     rows: Annotated[
-        bool, typer.Option("--rows", help="Decode every row, too, and compare the rows' digest.")
+        bool, typer.Option("--rows", help="Also decode every row and compare the rows' digest.")
     ] = False,
     rerun: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Make N finished samples again, and compare.")
+        int | None, typer.Option(min=1, metavar="N", help="Regenerate N finished samples and compare.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which samples --rerun takes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the selection of --rerun.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Check every file of a run: checksums, pages, columns, order, and one output per sample.
 
-    Of a run in a store, every byte is fetched and checked.
+    For a run in a store, every byte is downloaded and checked.
 
-    With --rerun N, make N of its samples again instead, in other company, and compare them.
+    With --rerun N, regenerate N of its samples in different batches instead, and compare them.
     """
     from synthia_batch.core.console import ReadingDisplay
 
     if rerun is not None:
         if repair:
-            raise typer.BadParameter("--repair and --rerun: one after the other")
+            raise typer.BadParameter("--repair and --rerun cannot be combined; run one after the other")
         _rerun(require_directory(directory, "--rerun"), rerun, seed, as_json, quiet)
     if repair:
         require_directory(directory, "--repair")
-    with ReadingDisplay(quiet=quiet) as display, open_place(directory) as place:
+    with ReadingDisplay(quiet=quiet) as display, open_location(directory) as place:
         if repair:
             from synthia_batch.results.verify.repair import repair_run
 
@@ -69,11 +69,12 @@ def _rerun(directory: Path, count: int, seed: int, as_json: bool, quiet: bool) -
     from synthia_batch.core.console import Display
     from synthia_batch.core.log import set_verbosity
     from synthia_batch.job.loading.merge import read_environment
-    from synthia_batch.operations.rerun import Choice, rerun_samples
+    from synthia_batch.operations.rerun import RerunSelection, rerun_samples
 
     set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
-    result = rerun_samples(directory, Choice(count=count, seed=seed), [read_environment(os.environ)], display)
+    selection = RerunSelection(count=count, seed=seed)
+    result = rerun_samples(directory, selection, [read_environment(os.environ)], display)
     display.close()
     print(_rerun_to_json(result) if as_json else _describe_rerun(result))
     if result.differences:
@@ -81,25 +82,25 @@ def _rerun(directory: Path, count: int, seed: int, as_json: bool, quiet: bool) -
     raise typer.Exit(result.stopped.exit_code if result.stopped else 0)
 
 
-def _describe_rerun(result: "Rerun") -> str:
-    # The first one tells most; of the others, which they are.
+def _describe_rerun(result: "RerunResult") -> str:
+    # The first one in detail, only the numbers of the others.
     lines = [str(result.differences[0])] if result.differences else []
     others = [str(one.sample.ordinal) for one in result.differences[1:SHOWN_DIFFERENCES]]
     if others:
         more = len(result.differences) - 1 - len(others)
-        lines.append(f"so do samples {', '.join(others)}" + (f" and {more} more" if more else ""))
+        lines.append(f"also different: samples {', '.join(others)}" + (f" and {more} more" if more else ""))
     if result.stopped:
         lines.append(f"stopped on {result.stopped.label}")
     if result.differences and result.determinism == "fast":
-        lines.append("the run is in fast determinism, which does not promise equal tokens")
+        lines.append("the run uses fast determinism, which does not promise equal tokens")
     lines.append(
-        f"{result.directory}: {result.compared} of {result.finished} finished samples made again, at most "
-        f"{result.batch} at a time: {len(result.differences) or 'none'} came out otherwise"
+        f"{result.directory}: {result.compared} of {result.finished} finished samples regenerated, at most "
+        f"{result.batch} at a time: {len(result.differences) or 'none'} differ"
     )
     return "\n".join(lines)
 
 
-def _rerun_to_json(result: "Rerun") -> str:
+def _rerun_to_json(result: "RerunResult") -> str:
     values = {
         "directory": result.directory,
         "determinism": result.determinism,
@@ -117,13 +118,13 @@ def _describe(found: "Verification") -> str:
     lines = [str(finding) for finding in found.findings]
     if found.owner is not None:
         lines.append(
-            f"pid {found.owner.pid} on {found.owner.host} is running it: only what is published was checked"
+            f"pid {found.owner.pid} on {found.owner.host} is running it: only published files were checked"
         )
     if found.leftovers and not found.findings:
-        lines.append(f"{found.leftovers} files are left of a crash: the next run removes them")
-    what = f"{len(found.findings)} findings" if found.findings else "nothing is wrong"
+        lines.append(f"{found.leftovers} files left over from a crash: the next run removes them")
+    verdict = f"{len(found.findings)} findings" if found.findings else "no findings"
     lines.append(
-        f"{found.directory}: {what}: {found.state}, {found.shards_published} of {found.shards} shards "
+        f"{found.directory}: {verdict}: {found.state}, {found.shards_published} of {found.shards} shards "
         f"published, {found.samples} samples, {found.bytes / 1e6:.1f} MB read in {found.seconds:.1f} s "
         f"({found.megabytes_per_second:.0f} MB/s)"
     )
@@ -132,9 +133,9 @@ def _describe(found: "Verification") -> str:
 
 def _describe_repair(directory: Path, repaired: "RepairResult") -> str:
     lines = [*repaired.done, *(str(finding) for finding in repaired.remaining)]
-    what = "repaired" if repaired.done else "there was nothing to repair"
+    result = "repaired" if repaired.done else "nothing to repair"
     hint = "; run its command again to complete it" if repaired.is_to_run else ""
-    return "\n".join([*lines, f"{directory}: {what}{hint}"])
+    return "\n".join([*lines, f"{directory}: {result}{hint}"])
 
 
 def _repair_to_json(directory: Path, repaired: "RepairResult") -> str:
