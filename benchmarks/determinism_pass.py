@@ -17,7 +17,7 @@ from typing import Any
 from synthia_batch.core.types import Outcome, Request
 from synthia_batch.job.resolved import EngineSpec, ModelRef
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.models.locate import read_model_facts
+from synthia_batch.models.checkpoint import read_model_facts
 from synthia_batch.models.prompts.system_messages import select_system_message
 from synthia_batch.models.prompts.tokenizer import FastTokenizer
 from synthia_batch.workers.engine import Placement

@@ -93,19 +93,9 @@ app = App(
     rich_markup_mode=None,
 )
 app.callback()(take_general_flags)
-app.command()(reports_interrupts(run, _RESUME))
-app.command()(reports_interrupts(preview, _RESUME))
-app.command()(reports_interrupts(plan, _RESUME))
-app.command()(reports_interrupts(validate, _RESTART))
-app.command()(reports_interrupts(tolerates_closed_output(status), _RESTART))
-app.command()(reports_interrupts(tolerates_closed_output(failed), _RESTART))
-app.command()(reports_interrupts(report, _RESTART))
-app.command()(reports_interrupts(retry, _RESUME))
-app.command()(reports_interrupts(verify, _RESTART))
-app.command()(reports_interrupts(tolerates_closed_output(export), _RESTART))
-app.command()(reports_interrupts(push, _RESTART))
-app.command()(reports_interrupts(tune, _RESTART))
-app.command()(reports_interrupts(presets, _RESTART))
-app.command()(reports_interrupts(doctor, _RESTART))
-app.command()(reports_interrupts(init, _RESTART))
-app.command()(reports_interrupts(schema, _RESTART))
+for _command in (run, preview, plan, retry):
+    app.command()(reports_interrupts(_command, _RESUME))
+for _command in (status, failed, export):
+    app.command()(reports_interrupts(tolerates_closed_output(_command), _RESTART))
+for _command in (validate, report, verify, push, tune, presets, doctor, init, schema):
+    app.command()(reports_interrupts(_command, _RESTART))

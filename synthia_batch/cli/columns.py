@@ -1,5 +1,6 @@
 """Print texts to a terminal: escaped, shortened in the middle, and side by side if it is wide enough."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Column:
 def print_columns(columns: Sequence[Column]) -> None:
     """Print `columns`, all with the same number of texts: side by side if the terminal is wide enough."""
     if len(columns) > 1 and sys.stdout.isatty() and measure_width() // len(columns) >= COLUMN_WIDTH:
-        _print_beside(columns)
+        _print_side_by_side(columns)
         return
     for column in columns:
         print(column.title)
@@ -33,8 +34,6 @@ def print_columns(columns: Sequence[Column]) -> None:
 
 def measure_width() -> int:
     """Return the width of the terminal in characters."""
-    import shutil
-
     return shutil.get_terminal_size().columns
 
 
@@ -60,7 +59,7 @@ def fold(text: str) -> str:
     return f"{head}\n[{omitted:,} characters omitted; show them with --full]\n{tail}"
 
 
-def _print_beside(columns: Sequence[Column]) -> None:
+def _print_side_by_side(columns: Sequence[Column]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -16,11 +16,7 @@ def is_url(location: str) -> bool:
 
 
 def require_directory(location: str, flag: str) -> Path:
-    """Return the run directory that `flag` needs.
-
-    Raises:
-        BadParameter: The location is a store.
-    """
+    """Return the run directory that `flag` needs; refuse a store."""
     if is_url(location):
         raise typer.BadParameter(f"{flag} needs the run's state directory; name that instead of {location}")
     return Path(location)
@@ -28,12 +24,7 @@ def require_directory(location: str, flag: str) -> Path:
 
 @contextmanager
 def open_location(location: str) -> Iterator[Path]:
-    """Yield the run's directory, or a temporary copy of the run in a store.
-
-    Raises:
-        UsageError: There is no run.
-        StorageFailed: The store does not answer or denies access.
-    """
+    """Yield the run's directory, or a temporary copy of the run in a store."""
     if not is_url(location):
         yield Path(location)
         return

@@ -33,7 +33,14 @@ class FileStamp:
 
 def read_stamp(path: Path) -> FileStamp:
     """Return the stamp of the file at `path`. Raises OSError."""
-    return _make_stamp(path.stat())
+    status = path.stat()
+    return FileStamp(
+        device=status.st_dev,
+        inode=status.st_ino,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+    )
 
 
 class DigestCache:
@@ -125,16 +132,6 @@ def canonical_json(value: Any) -> bytes:
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
-
-
-def _make_stamp(status: os.stat_result) -> FileStamp:
-    return FileStamp(
-        device=status.st_dev,
-        inode=status.st_ino,
-        size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
-        ctime_ns=status.st_ctime_ns,
-    )
 
 
 def _make_key(path: Path, stamp: FileStamp) -> list[str | int]:

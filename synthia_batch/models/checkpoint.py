@@ -66,11 +66,7 @@ def read_model_facts(path: Path) -> ModelFacts:
 
 
 def read_template(path: Path) -> str | None:
-    """Return the chat template of the model directory `path`, or None.
-
-    Raises:
-        ModelUnavailable: A file cannot be read.
-    """
+    """Return the chat template of the model directory `path`, or None."""
     return _find_template(path, _read_json(path / "tokenizer_config.json"))
 
 

@@ -53,7 +53,7 @@ def prepare_demo_model(progress: StageProgress | None = None) -> Path:
     """
     kept = _describe_kept(demo_model_path())
     try:
-        return kept.prepare(lambda target: _build_with_progress(target, progress))
+        return kept.prepare(lambda target: _build(target, progress))
     except OSError as exc:
         raise ModelUnavailable(
             f"the embedded model cannot be stored in {kept.path.parent}: {exc}; "
@@ -75,19 +75,19 @@ def _refuse_other_weights(digests: Mapping[str, Any]) -> str | None:
     return None if is_ours else f"{DIGESTS_NAME} lists other weights"
 
 
-def _build_with_progress(target: Path, progress: StageProgress | None) -> None:
+def _build(target: Path, progress: StageProgress | None) -> None:
     with _show_stages(progress) as advance:
-        _build(target, advance)
+        advance(0)
+        source = _find_source()
+        advance(1)
+        require_converter(INSTALL_HINT)
+        convert_gguf(source, target, lambda: advance(2))
+        advance(3)
+        _check_weights(target)
+        advance(len(STAGES))
 
 
-def _build(target: Path, advance: Callable[[int], None]) -> None:
-    """Write the model to `target`; calls `advance` with the index of each stage."""
-    advance(0)
-    source = _find_source()
-    advance(1)
-    require_converter(INSTALL_HINT)
-    _convert(source, target, lambda: advance(2))
-    advance(3)
+def _check_weights(target: Path) -> None:
     digest = measure(target / WEIGHTS_NAME)["blake3"]
     if digest != WEIGHTS_DIGEST:
         raise ModelUnavailable(
@@ -95,11 +95,6 @@ def _build(target: Path, advance: Callable[[int], None]) -> None:
             f"expected {WEIGHTS_DIGEST[:16]}, got {digest[:16]}; "
             "install the versions of transformers and gguf from constraints.txt, then run this again"
         )
-    advance(len(STAGES))
-
-
-def _convert(source: Path, target: Path, loaded: Callable[[], None]) -> None:
-    convert_gguf(source, target, loaded)
 
 
 def _find_source() -> Path:

@@ -48,11 +48,7 @@ def parse_hub_name(name: str) -> HubFile | None:
 
 
 def find_local_parts(path: Path) -> tuple[Path, ...]:
-    """Return the GGUF file `path`, or the parts that it is split into; () if it is neither.
-
-    Raises:
-        ModelUnavailable: A part is missing.
-    """
+    """Return the GGUF file `path`, or the parts that it is split into; () if it is neither."""
     part = _PART.fullmatch(path.name)
     whole = path.with_name(part["whole"]) if part else path
     if whole.suffix.lower() != SUFFIX:

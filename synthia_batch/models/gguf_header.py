@@ -5,7 +5,6 @@ Source: "GGUF" in ggml's docs/gguf.md, versions 2 and 3, little-endian.
 
 import math
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,14 +72,6 @@ def read_gguf_header(path: Path) -> GgufHeader:
     return header
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tensor:
-    """`offset` is in bytes from the end of the header."""
-
-    weights: int
-    offset: int
-
-
 class _Reader:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -98,19 +89,13 @@ class _Reader:
             value = self._value(kind, keep=key.startswith(_KEPT))
             if value is not None:
                 values[key] = value
-        found = [self._read_tensor() for _ in range(tensors)]
-        last = max((tensor.offset for tensor in found), default=0)
-        return GgufHeader(
-            values=values,
-            parameters=sum(tensor.weights for tensor in found),
-            least_bytes=self._file.tell() + last,
-        )
-
-    def _read_tensor(self) -> "_Tensor":
-        self._string()
-        shape = [self._number("Q") for _ in range(self._number("I"))]
-        self._skip(4)  # its type
-        return _Tensor(weights=math.prod(shape), offset=self._number("Q"))
+        parameters = last_offset = 0
+        for _ in range(tensors):
+            self._string()
+            parameters += math.prod([self._number("Q") for _ in range(self._number("I"))])
+            self._skip(4)  # the tensor's type
+            last_offset = max(last_offset, self._number("Q"))  # in bytes from the end of the header
+        return GgufHeader(values=values, parameters=parameters, least_bytes=self._file.tell() + last_offset)
 
     def _value(self, kind: int, *, keep: bool) -> Any:
         """Return a value, None for one that is skipped."""
@@ -124,16 +109,14 @@ class _Reader:
 
     def _skip_array(self) -> None:
         kind, length = self._number("I"), self._number("Q")
-        if kind == _STRING:
-            self._repeat(length, lambda: self._skip(self._number("Q")))
-        elif kind == _ARRAY:
-            self._repeat(length, self._skip_array)
-        else:
+        if kind not in (_STRING, _ARRAY):
             self._skip(length * struct.calcsize("<" + _find_format(kind)))
-
-    def _repeat(self, times: int, skip: Callable[[], None]) -> None:
-        for _ in range(times):
-            skip()
+            return
+        for _ in range(length):
+            if kind == _STRING:
+                self._skip(self._number("Q"))
+            else:
+                self._skip_array()
 
     def _string(self) -> str:
         length = self._number("Q")

@@ -9,7 +9,7 @@ from synthia_batch.core.digest import DigestCache, digest_file, digest_json, ope
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.job.sections import DEMO_MODEL
-from synthia_batch.models.checkpoint import ModelFacts, Quantization, read_model_facts, read_template
+from synthia_batch.models.checkpoint import read_template
 from synthia_batch.models.demo import prepare_demo_model
 from synthia_batch.models.gguf import (
     SUFFIX,
@@ -25,19 +25,6 @@ from synthia_batch.models.gguf import (
 from synthia_batch.models.gguf_header import read_gguf_header
 from synthia_batch.models.hub import DESCRIPTION_FILES, Repository, explain, fetch, look_up, read_sizes
 from synthia_batch.models.tokenizer_file import TOKENIZER_FILES
-
-__all__ = [
-    "LocateOptions",
-    "LocatedModel",
-    "ModelFacts",
-    "ModelPreview",
-    "Quantization",
-    "choose_weights",
-    "digest_model",
-    "is_weight",
-    "locate_model",
-    "read_model_facts",
-]
 
 _HUB_WEIGHTS = (".safetensors", ".bin", ".pt")
 """Suffixes of weight files, in the order in which engines prefer them."""

@@ -65,7 +65,7 @@ def weigh_model(name: str, revision: str | None, device: Literal["cpu", "cuda"])
             return UNKNOWN
         on_cpu = device == "cpu"
         weights = estimate_dequantized_bytes(size, wanted.quantization) if on_cpu else size
-        return _make(weights, size + (weights if on_cpu else 0), {})
+        return _make_weight(weights, size + (weights if on_cpu else 0), {})
     return _weigh_repository(repository, sizes)
 
 
@@ -73,18 +73,18 @@ def _weigh_directory(path: Path) -> ModelWeight:
     files = [file for file in path.iterdir() if file.is_file()]
     kind = choose_weights(file.name for file in files)
     weights = sum(file.stat().st_size for file in files if is_weight(file.name, kind))
-    return _make(weights or None, 0, _read_config(path))
+    return _make_weight(weights or None, 0, _read_config(path))
 
 
 def _weigh_gguf(parts: tuple[Path, ...], device: str) -> ModelWeight:
     size = sum(part.stat().st_size for part in parts)
     joining = size if len(parts) > 1 else 0
     if device == "cuda":
-        return _make(size, joining, {})
+        return _make_weight(size, joining, {})
     if joining:  # The first part is shorter than its header says: it cannot be read alone.
-        return _make(estimate_dequantized_bytes(size, parts[0].name), joining * 2, {})
+        return _make_weight(estimate_dequantized_bytes(size, parts[0].name), joining * 2, {})
     weights = read_gguf_header(parts[0]).dequantized_bytes
-    return _make(weights, weights, {})
+    return _make_weight(weights, weights, {})
 
 
 def _weigh_repository(repository: Repository, sizes: Mapping[str, int]) -> ModelWeight:
@@ -96,10 +96,10 @@ def _weigh_repository(repository: Repository, sizes: Mapping[str, int]) -> Model
         if repository.files is not None:
             raise
         return UNKNOWN  # No network, nothing in the cache.
-    return _make(weights, weights, config)
+    return _make_weight(weights, weights, config)
 
 
-def _make(weights: int | None, fetch_bytes: int | None, config: Mapping[str, Any]) -> ModelWeight:
+def _make_weight(weights: int | None, fetch_bytes: int | None, config: Mapping[str, Any]) -> ModelWeight:
     return ModelWeight(
         weights_bytes=weights,
         fetch_bytes=fetch_bytes,

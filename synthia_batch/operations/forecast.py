@@ -90,7 +90,7 @@ class Forecast:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-serializable values."""
-        return {**asdict(self), "directory": _spell(self.directory), "warnings": list(self.warnings)}
+        return {**asdict(self), "directory": _to_printable(self.directory), "warnings": list(self.warnings)}
 
 
 def check_input(job: ResolvedJob) -> int:
@@ -145,7 +145,7 @@ def list_settings(job: ResolvedJob) -> dict[str, dict[str, Any]]:
     settings: dict[str, dict[str, Any]] = {}
     resolutions = _find_resolutions(job)
     for key, value in flatten(job.declared.model_dump()).items():
-        shown = mask(value) if key in SECRET_KEYS else _spell(value)
+        shown = mask(value) if key in SECRET_KEYS else _to_printable(value)
         settings[key] = {"value": shown, "origin": job.origins.get(key, "default")}
         resolution = resolutions.get(key)
         if resolution is not None and resolution.value != shown:
@@ -206,7 +206,7 @@ def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
     preset_by = "the model's name" if job.preset else "no model"
     found = {
         "name": _Resolution(job.name, "the input's name"),
-        "output": _Resolution(_spell(job.output), "name and fingerprint"),
+        "output": _Resolution(_to_printable(job.output), "name and fingerprint"),
         "preset": _Resolution(job.preset, preset_by),
         "model.quantization": _Resolution(job.quantization or job.engine.quantization, "the checkpoint"),
         "model.name": _Resolution(job.model.name, "the model" if has_model else model),
@@ -230,11 +230,11 @@ def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
     return found
 
 
-def _spell(value: Any) -> Any:
+def _to_printable(value: Any) -> Any:
     """Return `value` in a form that JSON and a terminal can show: a path need not be valid UTF-8."""
     if isinstance(value, str | Path):
         return os.fsencode(value).decode(errors="backslashreplace")
-    return [_spell(entry) for entry in value] if isinstance(value, list | tuple) else value
+    return [_to_printable(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _count_prompts(job: ResolvedJob, source: Source, scan: Scan) -> _Prompts:
@@ -255,10 +255,10 @@ def _find_repeated(source: Source, scan: Scan, prompts: _Prompts) -> FoundRows:
     _, first, which = numpy.unique(hashes, return_index=True, return_inverse=True)
     repeated = numpy.flatnonzero(first[which] != numpy.arange(len(hashes)))
     shown = [(int(index), int(first[which[index]])) for index in repeated[:SHOWN_ROWS]]
-    return FoundRows(rows=len(repeated), first=tuple(_locate_pair(source, scan, *pair) for pair in shown))
+    return FoundRows(rows=len(repeated), first=tuple(_locate_repeated(source, scan, *pair) for pair in shown))
 
 
-def _locate_pair(source: Source, scan: Scan, index: int, earlier: int) -> str:
+def _locate_repeated(source: Source, scan: Scan, index: int, earlier: int) -> str:
     row, before = (next(iter(source.read_rows(scan, n, n + 1))) for n in (index, earlier))
     return f"{_locate(source, row)} (as {before.line})"
 

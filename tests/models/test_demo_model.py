@@ -33,7 +33,7 @@ def convert(source, target, loaded):
     (target / demo.WEIGHTS_NAME).write_bytes({WEIGHTS!r})
     (target / "config.json").write_text("{{}}")
 
-demo._convert = convert
+demo.convert_gguf = convert
 demo._find_source = lambda: None
 demo.WEIGHTS_DIGEST = blake3({WEIGHTS!r}).hexdigest()
 """

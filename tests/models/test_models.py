@@ -16,7 +16,8 @@ from synthia_batch.core.digest import DigestCache
 from synthia_batch.core.telemetry import PRIVACY
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models import tokenizer_file
-from synthia_batch.models.locate import digest_model, locate_model, read_model_facts
+from synthia_batch.models.checkpoint import read_model_facts
+from synthia_batch.models.locate import digest_model, locate_model
 from synthia_batch.models.prompts.tokenizer import FastTokenizer
 from synthia_batch.models.tokenizer_file import find_tokenizer_file
 

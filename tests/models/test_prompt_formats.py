@@ -6,8 +6,8 @@ import pytest
 
 from synthia_batch.core.types import Message
 from synthia_batch.errors import SampleRefused, UsageError
+from synthia_batch.models.checkpoint import read_model_facts
 from synthia_batch.models.demo import prepare_demo_model
-from synthia_batch.models.locate import read_model_facts
 from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat, SynthiaFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, FastTokenizer, Renderer
 

@@ -7,8 +7,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 
 from synthia_batch.core.types import Message
 from synthia_batch.errors import SampleRefused
+from synthia_batch.models.checkpoint import read_model_facts
 from synthia_batch.models.demo import prepare_demo_model
-from synthia_batch.models.locate import read_model_facts
 from synthia_batch.models.prompts.formats import ChatFormat, SynthiaCardFormat, SynthiaFormat
 from synthia_batch.models.prompts.tokenizer import FastTokenizer, Renderer
 

@@ -164,7 +164,7 @@ def test_a_second_preview_makes_only_what_is_new(synthia: Any, questions: Path, 
     attempts = count_attempts(tmp_path / "out")
     again = synthia("preview", questions, "-n", "2", "--answers", "-o", "out")
     assert again.out == first.out
-    assert "making" not in again.err
+    assert "generating" not in again.err
     assert count_attempts(tmp_path / "out") == attempts, "nothing to make is no attempt"
     more = synthia("preview", questions, "-n", "3", "--answers", "-o", "out")
     assert "generating 1 samples in out, 2 more are done" in more.err

@@ -21,8 +21,8 @@ from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.plan import choose_row_adapter
 from synthia_batch.job.resolved import AdapterChoice, ResolvedJob
 from synthia_batch.job.schema import Job
+from synthia_batch.models.checkpoint import read_model_facts
 from synthia_batch.models.hub import Repository, explain
-from synthia_batch.models.locate import read_model_facts
 from synthia_batch.operations.forecast import list_settings
 from synthia_batch.runner.resolve import model_selection as model_choice
 from synthia_batch.runner.resolve import resolve_job

@@ -13,7 +13,7 @@ from synthia_batch.core.hardware import list_capabilities
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.models.locate import read_model_facts
+from synthia_batch.models.checkpoint import read_model_facts
 from synthia_batch.runner.resolve import engine_spec, resolve_job
 from synthia_batch.workers.engine import Placement
 from synthia_batch.workers.environment import required_environment

@@ -55,11 +55,8 @@ def _summarize(directory: str, code: str | None, counts: Counter[str]) -> str:
         lines.append(f"none with the code {code}")
         return "\n".join(lines)
     only = code or (next(iter(counts)) if len(counts) == 1 else None)
-    lines.append(f"fix the cause, then retry them: synthia-batch retry {here}{_spell_code(only)}")
+    flag = "" if only is None else f" --code {only}"
+    lines.append(f"fix the cause, then retry them: synthia-batch retry {here}{flag}")
     if only is None:
         lines.append(f"or only one code: synthia-batch retry {here} --code {counts.most_common(1)[0][0]}")
     return "\n".join(lines)
-
-
-def _spell_code(code: str | None) -> str:
-    return "" if code is None else f" --code {code}"

@@ -1,6 +1,7 @@
 """`synthia-batch plan` and `validate`: forecast and check a job without running it."""
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -8,8 +9,6 @@ import typer
 from synthia_batch.cli.flags import JobFlags, takes_job_flags
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from synthia_batch.operations.disk_usage import DiskUsage
     from synthia_batch.operations.forecast import Forecast, FoundRows
 
@@ -62,7 +61,7 @@ def print_plan(
     forecast = forecast_job(job)
     values = forecast.to_dict()
     if not as_json:
-        print(_describe(forecast, shows_defaults=shows_defaults), flush=True)
+        print(*_list_settings(forecast, shows_defaults), "", *_list_facts(forecast), sep="\n", flush=True)
     if probe_samples is not None:
         from synthia_batch.cli.commands.probe import describe_probe, probe, probe_to_dict
 
@@ -72,10 +71,6 @@ def print_plan(
             print(f"\n{describe_probe(found)}")
     if as_json:
         print(json.dumps(values, indent=2, ensure_ascii=False))
-
-
-def _describe(forecast: "Forecast", *, shows_defaults: bool = False) -> str:
-    return "\n".join([*_list_settings(forecast, shows_defaults), "", *_list_facts(forecast)])
 
 
 def _list_settings(forecast: "Forecast", shows_defaults: bool) -> list[str]:
@@ -88,7 +83,7 @@ def _list_settings(forecast: "Forecast", shows_defaults: bool) -> list[str]:
     return [*lines, f"{folded} more keys have default values; show them with --all"] if folded else lines
 
 
-def _is_informative(entry: "Mapping[str, Any]") -> bool:
+def _is_informative(entry: Mapping[str, Any]) -> bool:
     return entry["origin"] != "default" or entry.get("resolved") not in (None, [])
 
 
@@ -126,7 +121,7 @@ def _describe_disk(disk: "DiskUsage") -> str:
     return f"disk: needs {least} to {most}, {free} free at {disk.place}"
 
 
-def _describe_setting(key: str, entry: "Mapping[str, Any]") -> str:
+def _describe_setting(key: str, entry: Mapping[str, Any]) -> str:
     from synthia_batch.job.units import spell_duration
 
     value = entry["value"]

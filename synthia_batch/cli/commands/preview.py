@@ -63,9 +63,9 @@ def _print_rows(job: "ResolvedJob", found: "JobPreview", full: bool) -> None:
     for row, samples in _group_by_row(found):
         place = make_visible(f"{job.inputs[row.file].name}:{row.line}: row {row.index}, id {row.id}")
         print(place)
-        shown = [_show(job, sample, full) for sample in samples]
+        shown = [_make_column(job, sample, full) for sample in samples]
         depth = max(len(column.texts) for column in shown)
-        print_columns([_fill(column, depth) for column in shown])
+        print_columns([_pad(column, depth) for column in shown])
         print()
 
 
@@ -75,7 +75,7 @@ def _group_by_row(found: "JobPreview") -> "Iterator[tuple[Row, list[SamplePrevie
         yield samples[0].sample.row, samples
 
 
-def _show(job: "ResolvedJob", one: "SamplePreview", full: bool) -> Column:
+def _make_column(job: "ResolvedJob", one: "SamplePreview", full: bool) -> Column:
     shorten = (lambda text: text) if full else fold
     texts = [] if one.prompt is None else [shorten(make_visible(one.prompt.text))]
     if one.fault is not None:
@@ -93,7 +93,7 @@ def _show(job: "ResolvedJob", one: "SamplePreview", full: bool) -> Column:
     return Column(title=f"system {make_visible(one.sample.system)}: {size}", texts=texts)
 
 
-def _fill(column: Column, depth: int) -> Column:
+def _pad(column: Column, depth: int) -> Column:
     return Column(title=column.title, texts=[*column.texts, *[""] * (depth - len(column.texts))])
 
 

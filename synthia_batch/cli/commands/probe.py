@@ -23,11 +23,7 @@ FEW = "method: so few samples give only the upper limit of tokens; probe at leas
 
 
 def probe(job: "ResolvedJob", count: int) -> "Probe":
-    """Return the result of a probe of `count` samples.
-
-    Raises:
-        typer.Exit: It drained early, which was reported.
-    """
+    """Return the result of a probe of `count` samples; report and exit if it drained early."""
     from synthia_batch.core.console import Display
     from synthia_batch.operations.probe import probe_job
 
@@ -101,20 +97,20 @@ def _describe_failures(found: "Probe") -> str:
 
 
 def _describe_estimate(estimate: "Estimate", hours_of: str) -> str:
-    text = f"{estimate.samples} samples, {_spell_span(estimate.tokens)} tokens"
+    text = f"{estimate.samples} samples, {_format_span(estimate.tokens)} tokens"
     if estimate.seconds is None or estimate.hours is None:
         return text
     low, high = (format_seconds(end) for end in (estimate.seconds.low, estimate.seconds.high))
-    hours = _spell_span(estimate.hours)
+    hours = _format_span(estimate.hours)
     return f"{text}, {low if low == high else f'{low} to {high}'}, {hours} {hours_of}-hours"
 
 
-def _spell_span(span: "Span") -> str:
-    low, high = _spell_number(span.low), _spell_number(span.high)
+def _format_span(span: "Span") -> str:
+    low, high = _format_number(span.low), _format_number(span.high)
     return low if low == high else f"{low} to {high}"
 
 
-def _spell_number(number: float) -> str:
+def _format_number(number: float) -> str:
     if 0 < number < 0.01:
         return "under 0.01"
     return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.2g}"

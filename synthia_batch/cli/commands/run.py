@@ -68,7 +68,7 @@ def _print_messages(result: "RunResult") -> None:
         if not result.finished:
             lines.append("every sample failed: there is no dataset to load")
         else:
-            lines.append(f"load it with: {_spell_loading(result)}")
+            lines.append(f"load it with: {_format_loading(result)}")
     elif result.drained.name == "FAILURES":
         lines = [f"stopped, finished samples are kept: {counts}"]
     else:
@@ -83,7 +83,7 @@ def _print_messages(result: "RunResult") -> None:
     print("\n".join(lines), file=sys.stderr)
 
 
-def _spell_loading(result: "RunResult") -> str:
+def _format_loading(result: "RunResult") -> str:
     if result.remote is None:
         return f"datasets.load_dataset({str(result.directory)!r})"
     # Unlike other readers, pyarrow needs no add-on for stores.

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -146,15 +147,15 @@ def _describe_failures(status: RunStatus) -> Iterator[tuple[str, str]]:
 def _describe_speed(status: RunStatus) -> str:
     parts = []
     if status.is_going_on and status.tokens_per_second_now is not None:
-        parts.append(_spell_rate(status.tokens_per_second_now, status.samples_per_second_now) + " now")
+        parts.append(_format_rate(status.tokens_per_second_now, status.samples_per_second_now) + " now")
     if status.tokens_per_second is not None:
-        parts.append(_spell_rate(status.tokens_per_second, status.samples_per_second) + " on average")
+        parts.append(_format_rate(status.tokens_per_second, status.samples_per_second) + " on average")
     if status.cached_prompt_share:
         parts.append(f"{100 * status.cached_prompt_share:.0f}% of the prompts from the prefix cache")
     return "; ".join(parts)
 
 
-def _spell_rate(tokens_per_second: float, samples_per_second: float | None) -> str:
+def _format_rate(tokens_per_second: float, samples_per_second: float | None) -> str:
     return f"{tokens_per_second:,.0f} tokens/s, {samples_per_second or 0:,.2f} samples/s"
 
 
@@ -191,9 +192,7 @@ def _describe_worker(worker: WorkerActivity) -> str:
 
 
 def _count_states(workers: Sequence[WorkerActivity]) -> str:
-    counts = {worker.state: 0 for worker in workers}
-    for worker in workers:
-        counts[worker.state] += 1
+    counts = Counter(worker.state for worker in workers)
     return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 

@@ -58,7 +58,7 @@ def _describe(tuning: "Tuning") -> str:
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{'settings':<{width}}  {'tokens/s':>9}  relative"]
     lines += [f"{name:<{width}}  {speed:>9}  {relative}" for name, speed, relative in rows]
-    best = " ".join(_spell_flags(tuning.best.settings))
+    best = " ".join(_format_flags(tuning.best.settings))
     return "\n".join([*lines, f"best: {best or describe_settings({})}"])
 
 
@@ -75,7 +75,7 @@ def _to_dict(tuning: "Tuning") -> dict[str, Any]:
             for trial in tuning.trials
         ],
         "best": dict(tuning.best.settings) if tuning.trials else None,
-        "flags": _spell_flags(tuning.best.settings) if tuning.trials else [],
+        "flags": _format_flags(tuning.best.settings) if tuning.trials else [],
         "remembered": None if tuning.kept is None else dict(tuning.kept),
         "stopped": tuning.stopped and tuning.stopped.label,
     }
@@ -89,7 +89,7 @@ def _print_messages(tuning: "Tuning") -> None:
         print("no settings were saved", file=sys.stderr)
         return
     if tuning.kept:
-        kept = " ".join(_spell_flags(tuning.kept))
+        kept = " ".join(_format_flags(tuning.kept))
         print(f"saved: later jobs with this model on this hardware use {kept}", file=sys.stderr)
     else:
         print("saved: later jobs use the default batch size", file=sys.stderr)
@@ -99,7 +99,7 @@ def _print_messages(tuning: "Tuning") -> None:
         )
 
 
-def _spell_flags(settings: Mapping[str, Any]) -> list[str]:
+def _format_flags(settings: Mapping[str, Any]) -> list[str]:
     flags = []
     for key, value in settings.items():
         text = json.dumps(value) if isinstance(value, dict) else str(value)

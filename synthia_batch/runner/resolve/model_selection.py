@@ -23,16 +23,9 @@ from synthia_batch.job.resolved import (
     PromptSpec,
 )
 from synthia_batch.job.schema import Job
+from synthia_batch.models.checkpoint import ModelFacts, Quantization, read_model_facts
 from synthia_batch.models.gguf import estimate_dequantized_bytes, parse_hub_name
-from synthia_batch.models.locate import (
-    LocateOptions,
-    ModelFacts,
-    ModelPreview,
-    Quantization,
-    digest_model,
-    locate_model,
-    read_model_facts,
-)
+from synthia_batch.models.locate import LocateOptions, ModelPreview, digest_model, locate_model
 from synthia_batch.models.lora import read_adapter
 
 GGUF_PLUGIN = "vllm_gguf_plugin"
