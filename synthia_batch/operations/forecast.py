@@ -191,8 +191,6 @@ class _Prompts:
 
 @dataclass(frozen=True, slots=True)
 class _Resolution:
-    """A resolved value, and its source."""
-
     value: Any
     by: str
 

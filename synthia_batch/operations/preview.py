@@ -72,10 +72,9 @@ def preview_prompts(job: ResolvedJob, selection: RowSelection) -> JobPreview:
     source = open_files(job.inputs)
     scan = _scan(job, source, selection)
     subset = pick_rows(scan.rows, job.plan, selection.count, scattered=selection.scattered)
-    samples = (
-        PartialSample(sample=sample, outcome=None) for sample in _read_samples(job, source, scan, subset)
-    )
-    return JobPreview(directory=job.output, samples=_preview_all(job, samples))
+    samples = _read_samples(job, source, scan, subset)
+    pending = (PartialSample(sample=sample, outcome=None) for sample in samples)
+    return JobPreview(directory=job.output, samples=_preview_all(job, pending))
 
 
 def preview_answers(job: ResolvedJob, selection: RowSelection, display: Display) -> JobPreview:

@@ -147,8 +147,6 @@ def describe_speed(trial: Trial) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Workbench:
-    """The fixed inputs of every measurement."""
-
     job: ResolvedJob
     requests: Sequence[Request]
     drain: DrainRequest

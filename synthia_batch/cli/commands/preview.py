@@ -35,7 +35,7 @@ def preview(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Show the exact prompts of a few rows for each system message, and with --answers the answers.
+    """Show the exact prompts of a few rows for each system message, and their answers with --answers.
 
     Takes the flags of `run`, except that -n is the number of rows. Writes nothing without --answers.
     """
@@ -155,13 +155,12 @@ def _list_dicts(samples: "Sequence[SamplePreview]") -> list[dict[str, Any]]:
             "room": one.room,
             "lookalikes": 0 if one.prompt is None else one.prompt.lookalikes,
             "fault": None if one.fault is None else {"code": one.fault.code, "message": str(one.fault)},
-            "answer": None if one.outcome is None else _drop_turn(asdict(one.outcome)),
+            "answer": None if one.outcome is None else _drop_internals(asdict(one.outcome)),
         }
         for one in samples
     ]
 
 
-def _drop_turn(outcome: dict[str, Any]) -> dict[str, Any]:
-    """Return an outcome without its internal fields."""
+def _drop_internals(outcome: dict[str, Any]) -> dict[str, Any]:
     hidden = ("ordinal", "turn", "logprob", "flags")
     return {key: value for key, value in outcome.items() if key not in hidden}

@@ -18,7 +18,7 @@ def retry(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A job key outside its identity. Repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="A job key outside the job's identity. Repeatable."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,

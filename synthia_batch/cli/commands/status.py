@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from synthia_batch.cli.run_location import RunLocation, is_url
 from synthia_batch.core.formatting import format_bytes, format_seconds
-from synthia_batch.results.read.attempt import WorkerActivity
-from synthia_batch.results.read.status import RunStatus
+
+if TYPE_CHECKING:
+    from synthia_batch.results.read.attempt import WorkerActivity
+    from synthia_batch.results.read.status import RunStatus
 
 _LABEL = 10
 _MOST_WORKERS = 16
@@ -73,7 +75,7 @@ def _print_remote(url: str, as_json: bool) -> None:
         print(f"writer    {found.owner.describe(found.url)}")
 
 
-def _show_update(found: RunStatus, page: "_Page", as_json: bool) -> None:
+def _show_update(found: "RunStatus", page: "_Page", as_json: bool) -> None:
     if as_json:
         _print(found, as_json)
         return
@@ -84,12 +86,12 @@ def _show_update(found: RunStatus, page: "_Page", as_json: bool) -> None:
         print(f"{time_of_day} {describe_briefly(found)}", flush=True)
 
 
-def _print(found: RunStatus, as_json: bool) -> None:
+def _print(found: "RunStatus", as_json: bool) -> None:
     text = json.dumps(found.to_dict(), ensure_ascii=False) if as_json else "\n".join(describe_status(found))
     print(text, flush=True)
 
 
-def describe_status(status: RunStatus) -> list[str]:
+def describe_status(status: "RunStatus") -> list[str]:
     """Return `status` as lines, ending with the next command."""
     facts = [
         ("samples", _describe_counts(status)),
@@ -106,7 +108,7 @@ def describe_status(status: RunStatus) -> list[str]:
     return [f"{status.name}  {_describe_state(status)}", *lines]
 
 
-def describe_briefly(status: RunStatus) -> str:
+def describe_briefly(status: "RunStatus") -> str:
     """Return `status` as one line."""
     ended = status.finished + status.failed
     parts = [f"{status.state} {ended}/{status.samples} ({100 * ended / status.samples:.0f}%)"]
@@ -120,7 +122,7 @@ def describe_briefly(status: RunStatus) -> str:
     return ", ".join(parts)
 
 
-def _describe_state(status: RunStatus) -> str:
+def _describe_state(status: "RunStatus") -> str:
     text = status.state
     if status.owner is not None:
         text += f" (pid {status.owner.replace('@', ' on ')})"
@@ -129,7 +131,7 @@ def _describe_state(status: RunStatus) -> str:
     return f"{text}, attempt {status.attempts}"
 
 
-def _describe_counts(status: RunStatus) -> str:
+def _describe_counts(status: "RunStatus") -> str:
     ended = status.finished + status.failed
     text = (
         f"{ended:,} of {status.samples:,} ({100 * ended / status.samples:.1f}%): {status.finished:,} finished"
@@ -139,12 +141,12 @@ def _describe_counts(status: RunStatus) -> str:
     return f"{text}, {status.failed:,} failed"
 
 
-def _describe_failures(status: RunStatus) -> Iterator[tuple[str, str]]:
+def _describe_failures(status: "RunStatus") -> Iterator[tuple[str, str]]:
     for number, (code, count) in enumerate(status.failures.items()):
         yield "" if number else "failures", f"{code} {count:,}"
 
 
-def _describe_speed(status: RunStatus) -> str:
+def _describe_speed(status: "RunStatus") -> str:
     parts = []
     if status.is_going_on and status.tokens_per_second_now is not None:
         parts.append(_format_rate(status.tokens_per_second_now, status.samples_per_second_now) + " now")
@@ -159,14 +161,14 @@ def _format_rate(tokens_per_second: float, samples_per_second: float | None) -> 
     return f"{tokens_per_second:,.0f} tokens/s, {samples_per_second or 0:,.2f} samples/s"
 
 
-def _describe_left(status: RunStatus) -> str:
+def _describe_left(status: "RunStatus") -> str:
     if status.left_seconds is None or status.state == "complete":
         return ""
     text = f"about {format_seconds(status.left_seconds)}"
     return text if status.is_going_on else f"{text} once it resumes"
 
 
-def _describe_workers(status: RunStatus) -> Iterator[tuple[str, str]]:
+def _describe_workers(status: "RunStatus") -> Iterator[tuple[str, str]]:
     if not status.is_going_on:
         return
     if not status.workers:
@@ -181,7 +183,7 @@ def _describe_workers(status: RunStatus) -> Iterator[tuple[str, str]]:
         yield "workers" if is_first else "", _describe_worker(worker)
 
 
-def _describe_worker(worker: WorkerActivity) -> str:
+def _describe_worker(worker: "WorkerActivity") -> str:
     text = f"{worker.worker:<3} {worker.state:<10}"
     if worker.state == "ready":
         busy = "" if worker.busy_share is None else f"  {100 * worker.busy_share:3.0f}% busy"
@@ -191,7 +193,7 @@ def _describe_worker(worker: WorkerActivity) -> str:
     return text.rstrip()
 
 
-def _count_states(workers: Sequence[WorkerActivity]) -> str:
+def _count_states(workers: "Sequence[WorkerActivity]") -> str:
     counts = Counter(worker.state for worker in workers)
     return ", ".join(f"{count} {state}" for state, count in counts.items())
 

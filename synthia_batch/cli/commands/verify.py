@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,16 +101,9 @@ def _describe_rerun(result: "RerunResult") -> str:
 
 
 def _rerun_to_json(result: "RerunResult") -> str:
-    values = {
-        "directory": result.directory,
-        "determinism": result.determinism,
-        "finished": result.finished,
-        "chosen": result.chosen,
-        "compared": result.compared,
-        "batch": result.batch,
-        "differences": [one.to_dict() for one in result.differences],
-        "stopped": result.stopped and result.stopped.label,
-    }
+    values = {field.name: getattr(result, field.name) for field in fields(result)}
+    values["differences"] = [one.to_dict() for one in result.differences]
+    values["stopped"] = result.stopped and result.stopped.label
     return json.dumps(values, ensure_ascii=False)
 
 
