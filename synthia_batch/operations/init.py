@@ -96,9 +96,9 @@ def propose_job(paths: Sequence[str]) -> JobProposal:
     rest = [name for name in rest if name != id_column]
     systems = [name for name in rest if SYSTEM_NAMES.fullmatch(name) and _is_text(name, records)]
     rest = [name for name in rest if name not in systems]
-    ours = {column.name for column in DATA_COLUMNS}
+    reserved = {column.name for column in DATA_COLUMNS}
     short = tuple(
-        name for name in rest if name not in ours and _measure(name, records) <= MOST_KEPT_CHARACTERS
+        name for name in rest if name not in reserved and _measure(name, records) <= MOST_KEPT_CHARACTERS
     )
     scan = _scan_leniently(source, replace(selection, id_column=id_column, keep_columns=short))
     return JobProposal(

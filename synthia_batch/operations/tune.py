@@ -157,7 +157,7 @@ class _Interrupted(Exception):
 
 
 @dataclass(slots=True, kw_only=True)
-class _SpeedMeter:
+class _SpeedSink:
     """A sink that writes nothing. Ends the measurement if an engine is lost."""
 
     drain: DrainRequest
@@ -165,7 +165,7 @@ class _SpeedMeter:
     progress: Progress | None = None
 
     def record(self, records: Sequence[Record]) -> None:
-        """Nothing is kept."""
+        """Do nothing: only events are measured."""
 
     def tick(self) -> None:
         if self.drain.reason is not None:
@@ -221,16 +221,16 @@ def _measure(bench: _Workbench, settings: Settings) -> Trial:
 
 
 def _drive(bench: _Workbench, settings: Settings) -> float:
-    meter = _SpeedMeter(drain=bench.drain)
+    sink = _SpeedSink(drain=bench.drain)
     ad_hoc = AdHocRun(
         job=bench.job,
-        sink=meter,
-        publish=meter.observe,
-        drain=DrainRequest(),  # The meter ends it without waiting for samples in flight.
+        sink=sink,
+        publish=sink.observe,
+        drain=DrainRequest(),  # The sink ends it without waiting for samples in flight.
         settings=settings,
     )
     run_requests(ad_hoc, bench.requests)
-    return meter.measure()
+    return sink.measure()
 
 
 def _shrink(job: ResolvedJob) -> ResolvedJob:

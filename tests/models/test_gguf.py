@@ -58,7 +58,7 @@ def test_the_head_of_the_embedded_models_file() -> None:
     [
         (b"", "does not start with GGUF"),
         (b"GGML" + bytes(100), "does not start with GGUF"),
-        (b"GGUF" + struct.pack("<I", 9), "version 9"),
+        (b"GGUF" + struct.pack("<I", 9), "got 9"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 2**40), "a string of"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1), "ends within its header"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q1sI", 1, b"k", 99), "type 99"),
@@ -101,11 +101,11 @@ def test_the_file_of_a_quantization_is_chosen(quantization: str, chosen: tuple[s
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (CARD_FILES, "there are Q2_K, Q3_K_M, Q3_K_S, Q4_K_M, Q4_K_S, Q5_K_M, Q6_K, Q8_0"),
+        (CARD_FILES, "available: Q2_K, Q3_K_M, Q3_K_S, Q4_K_M, Q4_K_S, Q5_K_M, Q6_K, Q8_0"),
         (["a.Q4_0.gguf", "b.Q4_0.gguf"], "several files"),
         (["a.Q4_0.gguf-split-a", "a.Q4_0.gguf-split-c"], "-split-b is missing"),
         (["a.Q4_0.gguf-split-a"], "-split-b is missing"),
-        ([], "none at all"),
+        ([], "available: none"),
     ],
 )
 def test_a_choice_that_cannot_be_made_says_what_there_is(files: list[str], words: str) -> None:
@@ -161,7 +161,7 @@ def test_parts_that_cannot_be_joined_leave_no_file(tmp_path: Path, monkeypatch: 
     (tmp_path / "whole").write_bytes(b"x" * 100)
     parts = split_file(tmp_path / "whole", tmp_path, 2)
     with pytest.raises(ModelUnavailable, match="XDG_CACHE_HOME"):
-        join_parts(parts, DigestCache(tmp_path / "digests"), print)
+        join_parts(parts, DigestCache(tmp_path / "digests"))
 
 
 @pytest.mark.long
