@@ -19,7 +19,7 @@ from synthia_batch.job.plan import generate, limit_answer, plan_shards
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
 from synthia_batch.operations.disk_usage import DiskUsage, RunSize, estimate_disk_usage
-from synthia_batch.runner.directory.session import scan_input
+from synthia_batch.runner.directory.plan import scan_input
 
 SHOWN_ROWS = 5
 

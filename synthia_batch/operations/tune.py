@@ -20,7 +20,7 @@ from synthia_batch.job.resolved import PoolSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import open_renderer
 from synthia_batch.operations.tune_search import Settings, explain_no_drafts, is_gain, list_axes, search
 from synthia_batch.runner.ad_hoc import AdHocRun, run_requests
-from synthia_batch.runner.directory.session import scan_input
+from synthia_batch.runner.directory.plan import scan_input
 from synthia_batch.runner.resolve.tuned import Tuned, keep_tuned
 from synthia_batch.scheduler.events import EngineLost, Progress
 

@@ -13,7 +13,8 @@ from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.core.types import Outcome, Sample
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.runner.directory.session import RunSession, refuse_other_identity
+from synthia_batch.runner.directory.plan import refuse_other_identity
+from synthia_batch.runner.directory.session import RunSession
 from synthia_batch.runner.run import open_session, report_if_complete, run_attempt
 from synthia_batch.runner.subset import SampleSubset
 from synthia_batch.storage.layout import RunDir

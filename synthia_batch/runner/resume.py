@@ -6,7 +6,7 @@ from pathlib import Path
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.runner.directory.session import refuse_other_identity
+from synthia_batch.runner.directory.plan import refuse_other_identity
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.plan_file import require_plan

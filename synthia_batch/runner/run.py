@@ -17,14 +17,10 @@ from synthia_batch.job.schema import Job
 from synthia_batch.job.units import count_allowed
 from synthia_batch.results.report.page import try_report
 from synthia_batch.runner.directory.dataset_card import make_card
+from synthia_batch.runner.directory.plan import refuse_other_identity
 from synthia_batch.runner.directory.reopen import FailureChoice
 from synthia_batch.runner.directory.run_store import RunStore
-from synthia_batch.runner.directory.session import (
-    RunSession,
-    lock_run,
-    refuse_other_identity,
-    tidy_complete_run,
-)
+from synthia_batch.runner.directory.session import RunSession, lock_run, tidy_complete_run
 from synthia_batch.runner.generate import generate, start_pool
 from synthia_batch.runner.monitoring.lifecycle import follow_run, open_drain
 from synthia_batch.runner.monitoring.result import RunResult

@@ -1,7 +1,6 @@
 """The run directory of one job, from its lock to its release."""
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -13,17 +12,22 @@ from typing import Any
 from synthia_batch.core.events import EventBus
 from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Shard
-from synthia_batch.errors import IdentityMismatch, IntegrityError, RunLocked, UsageError
-from synthia_batch.inputs import Scan, Source, open_files
+from synthia_batch.errors import IntegrityError, RunLocked
+from synthia_batch.inputs import Scan, open_files
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
-from synthia_batch.job.identity import compare_identities
-from synthia_batch.job.plan import ROW_SYSTEM, plan_shards
-from synthia_batch.job.resolved import PlanSpec, ResolvedJob
-from synthia_batch.results.quality.flags import create_flagger
+from synthia_batch.job.plan import plan_shards
+from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.runner.directory.assembler import Assembler
+from synthia_batch.runner.directory.plan import (
+    list_source_files,
+    make_assembler,
+    make_grid,
+    make_plan,
+    refuse_other_identity,
+    scan_input,
+)
 from synthia_batch.runner.directory.reopen import FailureChoice, Reopener
 from synthia_batch.runner.directory.run_store import RunStore
-from synthia_batch.runner.resolve import select_rows
 from synthia_batch.scheduler.events import AttemptStarted, FailedReopened
 from synthia_batch.storage.atomic import make_directory, publish_bytes
 from synthia_batch.storage.events import EventLog
@@ -32,7 +36,6 @@ from synthia_batch.storage.ledger import PartLedger, read_ledger
 from synthia_batch.storage.lock import RunLock, WriterEpoch, read_boot_id
 from synthia_batch.storage.manifest import withdraw_manifest
 from synthia_batch.storage.parts.reader import SampleGrid
-from synthia_batch.storage.parts.schema import PartFormat, list_optional
 from synthia_batch.storage.plan_file import plan_digest, read_plan, write_plan_once
 from synthia_batch.storage.recovery import (
     OnProgress,
@@ -128,14 +131,14 @@ class RunSession:
             scan = Scan.from_dict(plan["scan"], DuplicateIndex.load(run_dir.duplicates))
         else:
             scan = scan_input(job, source, on_rows)
-        plan = plan or _make_plan(job, scan)
+        plan = plan or make_plan(job, scan)
         if scan.to_dict() != plan["scan"]:
             raise IntegrityError(
                 f"{source.shown} does not match {run_dir.plan}; nothing was changed\n"
                 "  restore the input that the run began with, or name another directory with -o"
             )
         self.plan = plan
-        self.assembler = _make_assembler(job, source, scan, plan)
+        self.assembler = make_assembler(job, source, scan, plan)
         self.writer = WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id())
         self.shards = plan_shards(scan.rows, job.plan.samples_per_row)
         latest = read_ledger(run_dir.ledger, self.writer.plan_digest).latest
@@ -201,33 +204,6 @@ class RunSession:
         return store
 
 
-def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
-    """Return if `run_dir` belongs to this job or is free. Changes nothing.
-
-    Raises:
-        IdentityMismatch: It belongs to another job; every field that differs is named.
-        UsageError: It is a file, or a directory with other files.
-    """
-    plan = read_plan(run_dir.plan)
-    if plan is not None:
-        differences = compare_identities(plan["identity"], job.identity)
-        if differences:
-            lines = [f"{run_dir.root} belongs to another job; nothing was touched. What differs:"]
-            lines += [f"  {difference}" for difference in differences]
-            lines.append("run without -o for a new directory, or repeat the job as it was")
-            raise IdentityMismatch("\n".join(lines))
-    elif run_dir.root.exists() and not run_dir.root.is_dir():
-        raise UsageError(f"-o {run_dir.root}: expected a directory, got a file; name a directory")
-    elif run_dir.root.exists() and not run_dir.hidden.exists() and any(run_dir.root.iterdir()):
-        raise UsageError(f"-o {run_dir.root}: expected a run or an empty directory, got other files")
-
-
-def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], None] | None = None) -> Scan:
-    """Read the job's whole input once and check it."""
-    with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
-        return source.scan(select_rows(job.declared, job.prompt_template), Path(scratch), on_progress)
-
-
 @contextmanager
 def lock_run(job: ResolvedJob, *, claims_remote: bool = False) -> Iterator[RunSession]:
     """Lock the job's run directory during the block; create it if it does not exist.
@@ -276,58 +252,9 @@ def tidy_complete_run(job: ResolvedJob) -> None:
             write_job(run_dir.job, job.explicit)
 
 
-def make_grid(spec: PlanSpec, optional: tuple[str, ...]) -> SampleGrid:
-    """Return the order of a row's samples in the parts, whose optional columns are `optional`."""
-    return SampleGrid(
-        systems=tuple(system.name for system in spec.systems),
-        num_samples=spec.num_samples,
-        own_system=None if spec.replace_own_system else ROW_SYSTEM,
-        plays_turns=spec.plays_turns,
-        optional=optional,
-    )
-
-
 def _list_missing(path: Path) -> list[Path]:
     """Return `path` and those of its parents that do not exist, the innermost first."""
     return [directory for directory in (path, *path.parents) if not directory.exists()]
-
-
-def list_source_files(plan: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names that the input files had when the run began, in order."""
-    return tuple(plan.get("source_files") or [plan["source_file"]])
-
-
-def _make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:
-    names = [file.name for file in job.inputs]
-    return {
-        "name": job.name,
-        "source_file": names[0],
-        **({"source_files": names} if len(names) > 1 else {}),
-        "fingerprint": job.fingerprint,
-        "identity": job.identity,
-        "samples_per_row": job.plan.samples_per_row,
-        "scan": scan.to_dict(),
-    }
-
-
-def _make_assembler(job: ResolvedJob, source: Source, scan: Scan, plan: Mapping[str, Any]) -> Assembler:
-    return Assembler(
-        source=source,
-        scan=scan,
-        plan=job.plan,
-        flagging=create_flagger(job.declared),
-        part_format=PartFormat(
-            model=job.model.name,
-            source_file=plan["source_file"],
-            source_files=tuple(plan.get("source_files", ())),
-            kept=scan.kept,
-            optional=list_optional(job.identity),
-            metadata={
-                "synthia_batch.fingerprint": job.fingerprint,
-                **{f"synthia_batch.system.{name}": digest for name, digest in job.identity["system"]},
-            },
-        ),
-    )
 
 
 def _now() -> datetime:

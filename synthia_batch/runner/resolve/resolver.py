@@ -3,18 +3,19 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from synthia_batch.core.digest import DigestCache, open_digest_cache
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs import Columns, ResolvedInput, Selection, digest_files, open_files, resolve_inputs
 from synthia_batch.job.dotted import flatten
-from synthia_batch.job.identity import IdentityParts, InputIdentity, fingerprint, identify
+from synthia_batch.job.identity import IdentityParts, InputIdentity, Numerics, fingerprint, identify
 from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
 from synthia_batch.job.loading.secrets import reveal
-from synthia_batch.job.resolved import PlanSpec, PoolSpec, Remote, ResolvedJob, SystemText
+from synthia_batch.job.resolved import EngineSpec, PlanSpec, PoolSpec, Remote, ResolvedJob, SystemText
 from synthia_batch.job.schema import Job
 from synthia_batch.job.sections import Engine
 from synthia_batch.models.prompts.system_messages import SystemMessage, select_system_message
@@ -232,17 +233,22 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
         identity=identity,
         fingerprint=mark,
         origins=sources.merged.origins,
-        tuning_place={
-            "model": identity["model"],
-            "engine": engine.kind,
-            "version": numerics.version,
-            "hardware": numerics.hardware,
-            "determinism": engine.determinism,
-            "tensor_parallel_size": engine.tensor_parallel_size,
-            "pipeline_parallel_size": engine.pipeline_parallel_size,
-        },
+        tuning_place=_describe_tuning(identity, numerics, engine),
         remote=_find_remote(job),
     )
+
+
+def _describe_tuning(identity: Mapping[str, Any], numerics: Numerics, engine: EngineSpec) -> dict[str, Any]:
+    """Return what a remembered result of `tune` is valid for."""
+    return {
+        "model": identity["model"],
+        "engine": engine.kind,
+        "version": numerics.version,
+        "hardware": numerics.hardware,
+        "determinism": engine.determinism,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "pipeline_parallel_size": engine.pipeline_parallel_size,
+    }
 
 
 def find_directory(job: Job) -> Path | None:

@@ -1,0 +1,95 @@
+"""The plan of a run: whose directory it is, what plan.json has, and how shards become files."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.errors import IdentityMismatch, UsageError
+from synthia_batch.inputs import Scan, Source
+from synthia_batch.job.identity import compare_identities
+from synthia_batch.job.plan import ROW_SYSTEM
+from synthia_batch.job.resolved import PlanSpec, ResolvedJob
+from synthia_batch.results.quality.flags import create_flagger
+from synthia_batch.runner.directory.assembler import Assembler
+from synthia_batch.runner.resolve import select_rows
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.parts.reader import SampleGrid
+from synthia_batch.storage.parts.schema import PartFormat, list_optional
+from synthia_batch.storage.plan_file import read_plan
+
+
+def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
+    """Return if `run_dir` belongs to this job or is free. Changes nothing.
+
+    Raises:
+        IdentityMismatch: It belongs to another job; every field that differs is named.
+        UsageError: It is a file, or a directory with other files.
+    """
+    plan = read_plan(run_dir.plan)
+    if plan is not None:
+        differences = compare_identities(plan["identity"], job.identity)
+        if differences:
+            lines = [f"{run_dir.root} belongs to another job; nothing was touched. What differs:"]
+            lines += [f"  {difference}" for difference in differences]
+            lines.append("run without -o for a new directory, or repeat the job as it was")
+            raise IdentityMismatch("\n".join(lines))
+    elif run_dir.root.exists() and not run_dir.root.is_dir():
+        raise UsageError(f"-o {run_dir.root}: expected a directory, got a file; name a directory")
+    elif run_dir.root.exists() and not run_dir.hidden.exists() and any(run_dir.root.iterdir()):
+        raise UsageError(f"-o {run_dir.root}: expected a run or an empty directory, got other files")
+
+
+def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], None] | None = None) -> Scan:
+    """Read the job's whole input once and check it."""
+    with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
+        return source.scan(select_rows(job.declared, job.prompt_template), Path(scratch), on_progress)
+
+
+def make_grid(spec: PlanSpec, optional: tuple[str, ...]) -> SampleGrid:
+    """Return the order of a row's samples in the parts, whose optional columns are `optional`."""
+    return SampleGrid(
+        systems=tuple(system.name for system in spec.systems),
+        num_samples=spec.num_samples,
+        own_system=None if spec.replace_own_system else ROW_SYSTEM,
+        plays_turns=spec.plays_turns,
+        optional=optional,
+    )
+
+
+def list_source_files(plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names that the input files had when the run began, in order."""
+    return tuple(plan.get("source_files") or [plan["source_file"]])
+
+
+def make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:
+    names = [file.name for file in job.inputs]
+    return {
+        "name": job.name,
+        "source_file": names[0],
+        **({"source_files": names} if len(names) > 1 else {}),
+        "fingerprint": job.fingerprint,
+        "identity": job.identity,
+        "samples_per_row": job.plan.samples_per_row,
+        "scan": scan.to_dict(),
+    }
+
+
+def make_assembler(job: ResolvedJob, source: Source, scan: Scan, plan: Mapping[str, Any]) -> Assembler:
+    return Assembler(
+        source=source,
+        scan=scan,
+        plan=job.plan,
+        flagging=create_flagger(job.declared),
+        part_format=PartFormat(
+            model=job.model.name,
+            source_file=plan["source_file"],
+            source_files=tuple(plan.get("source_files", ())),
+            kept=scan.kept,
+            optional=list_optional(job.identity),
+            metadata={
+                "synthia_batch.fingerprint": job.fingerprint,
+                **{f"synthia_batch.system.{name}": digest for name, digest in job.identity["system"]},
+            },
+        ),
+    )
