@@ -1,4 +1,4 @@
-"""The dataset card of a run that is about to be complete: from the job to what the card tells of it."""
+"""The dataset card of a run that is about to be complete."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -89,7 +89,7 @@ def _spell_command(job: ResolvedJob, source_files: Sequence[str]) -> Iterator[st
 
 
 def _spell_sampling(sampling: dict[str, Any]) -> Iterator[str]:
-    # What has a flag is said in any case; of the rest, what does anything.
+    # Settings that have a flag are always listed; of the others those that have an effect.
     neutral = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
     for key, value in sampling.items():
         if key in _SAMPLING_FLAGS:
