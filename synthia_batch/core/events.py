@@ -37,6 +37,10 @@ class EventBus:
         """Call `subscriber` with every event from now on."""
         self._subscribers.append(subscriber)
 
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Stop calling `subscriber`."""
+        self._subscribers.remove(subscriber)
+
     def publish(self, event: Event) -> None:
         """Pass `event` to every subscriber."""
         for subscriber in self._subscribers:

@@ -158,6 +158,7 @@ class RunSession:
         with ExitStack() as stack:
             log = stack.enter_context(closing(EventLog.open(self.run_dir.events, _now)))
             self.events.subscribe(log.write)
+            stack.callback(self.events.unsubscribe, log.write)
             self.events.publish(AttemptStarted(epoch=owner.epoch, pid=owner.pid, host=owner.host))
             states = self.states
             if reopen is not None:
