@@ -212,9 +212,9 @@ def test_verbose_tells_the_identity_and_the_workers(synthia: Command, tmp_path: 
 
 def test_a_bug_asks_to_be_reported(tmp_path: Path) -> None:
     probe = (
-        "import sys; from synthia_batch import cli; from synthia_batch.results.report import statistics\n"
-        "statistics.StatusReader = lambda directory: 1 / 0\n"
-        "sys.argv = ['synthia-batch', 'status', '.']; cli.main()"
+        "import sys; from synthia_batch.cli import app; from synthia_batch.results.read import status\n"
+        "status.StatusReader = lambda directory: 1 / 0\n"
+        "sys.argv = ['synthia-batch', 'status', '.']; app.main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, check=False
@@ -325,7 +325,7 @@ def test_when_every_sample_fails_there_is_no_empty_data_file_and_no_success(
         (("q.jsonl", "--set", "engine.call_log=no/such/log"), "no directory no/such"),
         (("q.jsonl", "--temperature", "-1"), "sampling.temperature (flag)"),
         (("q.jsonl", "--system", "synthia", "--system", "synthia"), "name each system message once"),
-        (("q.jsonl", "--system", "none", "--system-column", "question"), "name one of the two"),
+        (("q.jsonl", "--system", "none", "--system-column", "question"), "set only one of the two"),
         (("q.jsonl", "--model", "./no-such-model"), "no such directory"),
         (("broken.yaml",), "broken.yaml:2"),
         (("q.jsonl", "--set", "sampling.repetition_penalty=.inf"), "sampling.repetition_penalty (flag)"),

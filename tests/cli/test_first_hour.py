@@ -318,8 +318,8 @@ def test_without_gpus_an_engine_over_two_of_them_is_refused(synthia: Command, ho
     done = synthia("run", "q.jsonl", "--tensor-parallel-size", "2")
     assert (done.returncode, done.stderr) == (
         2,
-        "error: an engine of 2 GPUs was asked for, and the installed vLLM computes on CPUs: there an engine "
-        "of 2 processes cannot be strictly deterministic; leave out --tensor-parallel-size and "
+        "error: the job requires an engine of 2 GPUs, but the installed vLLM runs on CPUs, where 2 "
+        "processes cannot be strictly deterministic; leave out --tensor-parallel-size and "
         "--pipeline-parallel-size, use --determinism fast, or a machine with GPUs (`synthia-batch doctor`)\n",
     )
 

@@ -142,7 +142,7 @@ def test_sharegpt_is_found_and_its_last_answer_made_again(capsys: Any, suffix: s
     )
     answer = call(capsys, "run", f"t.{suffix}", "-o", "out", "--id-column", "id", *ENGINE)
     assert answer.code == 0, answer.err
-    assert "read as ShareGPT: the last answer of each conversation is made again" in answer.err
+    assert "read as ShareGPT: the last answer of each conversation is regenerated" in answer.err
     first, second = read_data("out")
     assert list_messages(first)[:-1] == [
         ("system", "Be brief."), ("user", "Why?"), ("assistant", "Because."), ("user", "And then?"),

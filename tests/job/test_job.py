@@ -56,7 +56,7 @@ def test_every_fault_of_a_job_is_named_with_its_origin() -> None:
     text = str(refused.value)
     assert "sed (job file x.yaml): unknown key. Did you mean 'seed'?" in text
     assert "sampling.top_p (job file x.yaml)" in text
-    assert "input: not said" in text
+    assert "input: not set" in text
 
 
 def test_environment_and_assignments_are_yaml() -> None:
@@ -318,7 +318,7 @@ def test_a_preset_names_no_system_message(source: Path, talks: Path) -> None:
     assert by_column.plan.system_column == "persona"
     assert not resolve(talks, preset="synthia-7b").plan.replace_own_system
     assert resolve(talks, preset="synthia-7b", system=["synthia"]).plan.replace_own_system
-    with pytest.raises(UsageError, match="name one of the two"):
+    with pytest.raises(UsageError, match="set only one of the two"):
         resolve(source, system=["synthia"], input={"system_column": "persona"})
 
 

@@ -66,7 +66,7 @@ def test_settings_that_do_not_work_are_in_the_table_and_never_the_best(
     trials = {json.dumps(trial["settings"]): trial for trial in json.loads(done.stdout)["trials"]}
     failed = trials['{"max_num_seqs": 128}']
     assert failed["tokens_per_second"] is None
-    assert "there is memory for 64" in failed["reason"]
+    assert "memory holds 64" in failed["reason"]
     assert json.loads(done.stdout)["best"] == {}
 
 
@@ -74,7 +74,7 @@ def test_an_engine_that_does_not_work_as_the_job_says_is_an_error(synthia: Comma
     source = write_questions(tmp_path / "q.jsonl")
     done = synthia("tune", source, *SCRIPTED, "--set", "engine.oom_above=2")
     assert done.returncode == 69
-    assert "there is memory for 2" in done.stderr
+    assert "memory holds 2" in done.stderr
 
 
 def test_the_budget_ends_the_search_and_keeps_what_was_found(synthia: Command, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_ctrl_c_ends_the_search_and_prints_what_was_measured(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--engine", "vllm", "--pool", "local"), "drop --pool local"),
+        (("--engine", "vllm", "--pool", "local"), "remove --pool local"),
         (("--engine", "scripted", "--budget", "soon"), "such as 90s, 10m or 1h"),
         (("--engine", "scripted", "--budget", "0m"), "such as 90s, 10m or 1h"),
     ],

@@ -59,7 +59,7 @@ def test_a_complete_run_lists_what_failed_with_its_place(
         "  prompt_too_long                  8",
         "  scripted_failure                 5",
         "fix the cause, then retry them: synthia-batch retry out",
-        "or one kind of them: synthia-batch retry out --code prompt_too_long",
+        "or only one code: synthia-batch retry out --code prompt_too_long",
     ]
 
 
@@ -80,7 +80,7 @@ def test_one_code_alone_and_as_json(complete: Path, capsys: Any, monkeypatch: py
     assert "synthia-batch retry out --code scripted_failure" in answer.err
     none = call(capsys, "failed", "out", "--code", "engine_crash")
     assert (none.code, none.out) == (0, "")
-    assert "none of them with the code engine_crash" in none.err
+    assert "none with the code engine_crash" in none.err
 
 
 def test_a_run_without_failures_says_so(tmp_path: Path, synthia: Command) -> None:

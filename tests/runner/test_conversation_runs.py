@@ -191,7 +191,7 @@ def test_plan_and_validate_say_that_later_prompts_are_not_known(tmp_path: Path, 
     first = len(b"<user>\nRow 0 turn 0?\n<assistant>\n")
     assert forecast["prompt_tokens"]["total"] == 3 * 2 * first
     assert forecast["longest_output_tokens"] == 2 * 6 * 1024
-    assert "later ones hold the answers before them" in call(capsys, "validate", path, *flags).out
+    assert "since later ones contain answers" in call(capsys, "validate", path, *flags).out
     prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a?"}])
     assert "later" not in call(capsys, "plan", prompts, *flags).out.partition("prompt tokens")[2]
 

@@ -185,7 +185,7 @@ def test_a_complete_run_without_its_job_keeps_it_anew_as_it_is_said_next(home: P
     out = home / "failing"
     (out / ".synthia/job.json").unlink()
     before = snapshot(out)
-    assert "type the command that made it once, then retry" in call(capsys, "retry", "failing").err
+    assert "run the command that began it once, then retry" in call(capsys, "retry", "failing").err
     assert call(capsys, "run", "q.jsonl", *FLAGS, "-o", "failing").code == 0
     kept = read_job(out / ".synthia/job.json", out)
     assert kept is not None

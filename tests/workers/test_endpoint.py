@@ -469,7 +469,7 @@ def test_resolving_a_job_needs_no_server_and_looks_for_no_model(synthia: Command
     assert "the server writes prompts" in planned.stdout
     assert "(the endpoint engine)" in planned.stdout
     shown = synthia("preview", tmp_path / "q.jsonl", *flags, "-n", "1")
-    assert "which the server counts" in shown.stdout
+    assert "only the server knows the tokens" in shown.stdout
     assert not os.path.exists(tmp_path / "out")
 
 
