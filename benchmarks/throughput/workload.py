@@ -12,7 +12,7 @@ from benchmarks.throughput.process import make_empty
 from synthia_batch.core.types import Message
 from synthia_batch.inputs import open_source
 from synthia_batch.job.loading.merge import Layer
-from synthia_batch.job.plan import generate
+from synthia_batch.job.plan import expand_row
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.models.demo import prepare_demo_model
 from synthia_batch.models.prompts.tokenizer import open_renderer
@@ -123,7 +123,7 @@ def make_workload(wish: Wish, directory: Path) -> Workload:
     renderer = open_renderer(job.prompt)
     source, scratch = open_source(path), make_empty(directory / "scan")
     rows = source.read_rows(source.scan(select_rows(job.declared, None), scratch), 0, wish.prompts)
-    samples = [sample for row in rows for sample in generate(row, job.plan)]
+    samples = [sample for row in rows for sample in expand_row(row, job.plan)]
     prompts = tuple(
         Prompt(
             id=sample.row.id,

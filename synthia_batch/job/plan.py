@@ -46,7 +46,7 @@ def plan_shards(rows: int, samples_per_row: int) -> tuple[Shard, ...]:
     )
 
 
-def generate(row: Row, spec: PlanSpec) -> Iterator[Sample]:
+def expand_row(row: Row, spec: PlanSpec) -> Iterator[Sample]:
     """Yield the samples of `row` in the order of their ordinals: by system message, then by index."""
     ordinal = row.index * spec.samples_per_row
     own_seed = row.sampling.seed if row.sampling is not None else None

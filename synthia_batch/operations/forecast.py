@@ -15,7 +15,7 @@ from synthia_batch.errors import SampleRefused
 from synthia_batch.inputs import Scan, Source, open_files
 from synthia_batch.job.dotted import flatten
 from synthia_batch.job.loading.secrets import SECRET_KEYS, mask
-from synthia_batch.job.plan import generate, limit_answer, plan_shards
+from synthia_batch.job.plan import expand_row, limit_answer, plan_shards
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
 from synthia_batch.operations.disk_usage import DiskUsage, RunSize, estimate_disk_usage
@@ -240,7 +240,7 @@ def _count_prompts(job: ResolvedJob, source: Source, scan: Scan) -> _Prompts:
     prompts = _Prompts()
     for row in source.read_rows(scan, 0, scan.rows):
         # The samples of one prompt differ only in their seeds.
-        samples = [sample for sample in generate(row, job.plan) if sample.index == 0]
+        samples = [sample for sample in expand_row(row, job.plan) if sample.index == 0]
         if prompts.add(row, samples, renderer, job.engine):
             prompts.too_long += 1
             if len(prompts.first_too_long) < SHOWN_ROWS:

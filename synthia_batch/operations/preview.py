@@ -11,7 +11,7 @@ from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.core.types import Outcome, Sample
 from synthia_batch.errors import SampleRefused
 from synthia_batch.inputs import Scan, Source, open_files
-from synthia_batch.job.plan import generate, limit_answer
+from synthia_batch.job.plan import expand_row, limit_answer
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, ShownPrompt, open_renderer
 from synthia_batch.runner.directory.session import RunSession
@@ -113,7 +113,7 @@ def _read_samples(job: ResolvedJob, source: Source, scan: Scan, subset: SampleSu
     selected = frozenset(subset.ordinals)
     for index in dict.fromkeys(ordinal // job.plan.samples_per_row for ordinal in subset.ordinals):
         for row in source.read_rows(scan, index, index + 1):
-            yield from (sample for sample in generate(row, job.plan) if sample.ordinal in selected)
+            yield from (sample for sample in expand_row(row, job.plan) if sample.ordinal in selected)
 
 
 def _preview_all(job: ResolvedJob, samples: Iterable[PartialSample]) -> list[SamplePreview]:

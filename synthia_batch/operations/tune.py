@@ -15,7 +15,7 @@ from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Record, Request
 from synthia_batch.errors import PoolFailed, SampleRefused, SynthiaBatchError, UsageError
 from synthia_batch.inputs import open_files
-from synthia_batch.job.plan import generate
+from synthia_batch.job.plan import expand_row
 from synthia_batch.job.resolved import PoolSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import open_renderer
 from synthia_batch.operations.tune_search import Settings, explain_no_drafts, is_gain, list_axes, search
@@ -124,7 +124,7 @@ def select_requests(job: ResolvedJob, count: int) -> list[Request]:
     requests: list[Request] = []
     for first, stop in _spread(scan.rows, rows):
         for row in source.read_rows(scan, first, stop):
-            for sample in generate(row, job.plan):
+            for sample in expand_row(row, job.plan):
                 try:
                     token_ids = renderer.render(sample.messages, row.tools)
                 except SampleRefused:

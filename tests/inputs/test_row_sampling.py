@@ -14,7 +14,7 @@ from reading import list_faults, read_all, scan
 
 from synthia_batch.core.types import Message, Request, Row, RowSampling
 from synthia_batch.errors import UsageError
-from synthia_batch.job.plan import derive_own_seed, derive_seed, generate
+from synthia_batch.job.plan import derive_own_seed, derive_seed, expand_row
 from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.sampling import REFUSED, RepetitionDetection, Sampling
 from synthia_batch.models.prompts.formats import SynthiaFormat
@@ -178,7 +178,7 @@ def ask(sampling: RowSampling | None) -> Request:
         num_samples=1, seed=3,
     )  # fmt: skip
     context = Context(max_model_len=1000, max_tokens=20, on_overflow="fail")
-    (sample,) = generate(make_row(sampling), plan)
+    (sample,) = expand_row(make_row(sampling), plan)
     return MultiTurnSession(Renderer(SynthiaFormat(), ByteTokenizer()), context).begin(sample)
 
 

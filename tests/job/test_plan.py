@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synthia_batch.core.types import Message, Row
-from synthia_batch.job.plan import derive_seed, generate, plan_shards
+from synthia_batch.job.plan import derive_seed, expand_row, plan_shards
 from synthia_batch.job.resolved import PlanSpec, SystemText
 
 
@@ -65,7 +65,7 @@ def test_no_rows_are_no_plan() -> None:
 
 
 def test_samples_go_by_row_then_system_message_then_index() -> None:
-    samples = list(generate(make_row(5), make_spec("kind", "brief", num_samples=2)))
+    samples = list(expand_row(make_row(5), make_spec("kind", "brief", num_samples=2)))
     assert [sample.ordinal for sample in samples] == [20, 21, 22, 23]
     assert [(sample.system, sample.index) for sample in samples] == [
         ("kind", 0), ("kind", 1), ("brief", 0), ("brief", 1),
@@ -75,14 +75,14 @@ def test_samples_go_by_row_then_system_message_then_index() -> None:
 
 
 def test_the_system_message_none_adds_nothing() -> None:
-    (sample,) = generate(make_row(), make_spec("none"))
+    (sample,) = expand_row(make_row(), make_spec("none"))
     assert sample.messages == (Message("user", "Why?"),)
 
 
 def test_a_rows_own_system_message_stays_unless_one_was_asked_for() -> None:
     row = make_row(0, Message("system", "Own."), Message("user", "Why?"))
-    (kept,) = generate(row, make_spec("kind", replace=False))
-    (replaced,) = generate(row, make_spec("kind", replace=True))
+    (kept,) = expand_row(row, make_spec("kind", replace=False))
+    (replaced,) = expand_row(row, make_spec("kind", replace=True))
     assert (kept.system, kept.messages[0].content) == ("row", "Own.")
     assert (replaced.system, replaced.messages[0].content) == ("kind", "Be kind.")
     assert len(replaced.messages) == 2
@@ -90,8 +90,8 @@ def test_a_rows_own_system_message_stays_unless_one_was_asked_for() -> None:
 
 def test_a_system_column_gives_each_row_its_own() -> None:
     spec = make_spec("column", column="persona")
-    (spoken,) = generate(make_row(system="Be a pirate."), spec)
-    (silent,) = generate(make_row(system=None), spec)
+    (spoken,) = expand_row(make_row(system="Be a pirate."), spec)
+    (silent,) = expand_row(make_row(system=None), spec)
     assert spoken.messages[0] == Message("system", "Be a pirate.")
     assert silent.messages == (Message("user", "Why?"),)
 
@@ -99,8 +99,8 @@ def test_a_system_column_gives_each_row_its_own() -> None:
 def test_a_blank_system_column_leaves_a_row_its_own() -> None:
     turns = (Message("system", "Own."), Message("user", "Why?"))
     spec = make_spec("column", column="persona", replace=False)
-    (silent,) = generate(make_row(0, *turns, system=None), spec)
-    (spoken,) = generate(make_row(0, *turns, system="Be a pirate."), spec)
+    (silent,) = expand_row(make_row(0, *turns, system=None), spec)
+    (spoken,) = expand_row(make_row(0, *turns, system="Be a pirate."), spec)
     assert (silent.system, silent.messages) == ("row", turns)
     assert (spoken.system, spoken.messages[0].content) == ("column", "Be a pirate.")
     assert len(spoken.messages) == 2

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from synthia_batch.core.types import Failed, Finished, Message, Request, Row, Sample, Turn
-from synthia_batch.job.plan import derive_turn_seed, generate
+from synthia_batch.job.plan import derive_turn_seed, expand_row
 from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.schema import OnOverflow
 from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat
@@ -25,7 +25,7 @@ def make_sample(*questions: str) -> Sample:
         index=0, id="a", messages=(Message("user", questions[0]),), system=None, kept={}, line=1,
         follow_ups=questions[1:],
     )  # fmt: skip
-    (sample,) = generate(row, PLAN)
+    (sample,) = expand_row(row, PLAN)
     return sample
 
 

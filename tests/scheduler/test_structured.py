@@ -10,7 +10,7 @@ from conftest import Command, read_bytes_of_data, write_jsonl
 from reading import list_faults, read_all
 
 from synthia_batch.core.types import Failed, Finished, Message, Request, Row, RowSampling, Structure
-from synthia_batch.job.plan import generate
+from synthia_batch.job.plan import expand_row
 from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.structured import make_structure
 from synthia_batch.job.structured_check import check_structure
@@ -175,7 +175,7 @@ def ask(conversations: MultiTurnSession, sampling: RowSampling | None) -> Reques
     row = Row(
         index=0, id="a", messages=(Message("user", "Why?"),), system=None, kept={}, line=1, sampling=sampling
     )
-    (sample,) = generate(row, plan)
+    (sample,) = expand_row(row, plan)
     return conversations.begin(sample)
 
 

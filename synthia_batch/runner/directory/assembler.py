@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from synthia_batch.core.types import Failed, Finished, Outcome, Row, Sample, Shard
 from synthia_batch.inputs import Scan, Source
-from synthia_batch.job.plan import generate
+from synthia_batch.job.plan import expand_row
 from synthia_batch.job.resolved import PlanSpec
 from synthia_batch.results.quality.flags import Flagger
 from synthia_batch.storage.parts.schema import DataRecord, FailedRecord, PartFormat
@@ -59,7 +59,7 @@ class Assembler:
         room_bytes = KEPT_BYTES - sum(other.size_bytes for other in self._kept.values())
         kept = self._kept[shard.number] = _KeptSamples()
         for row in self.source.read_rows(self.scan, shard.first_row, shard.stop_row):
-            samples = list(generate(row, self.plan))
+            samples = list(expand_row(row, self.plan))
             # Kept before they are yielded, and only while the shard is not published: publication may
             # come before the caller asks for the next sample.
             if self._kept.get(shard.number) is kept:
@@ -73,7 +73,7 @@ class Assembler:
         rows = {ordinal // per_row for ordinal in chosen}
         for row in self.source.read_rows(self.scan, min(rows), max(rows) + 1):
             if row.index in rows:
-                yield from (sample for sample in generate(row, self.plan) if sample.ordinal in chosen)
+                yield from (sample for sample in expand_row(row, self.plan) if sample.ordinal in chosen)
 
     def _keep(self, shard: Shard, row: Row, samples: list[Sample], room_bytes: int) -> None:
         """Add the samples of `row`, or drop all samples of `shard` if there is no room."""
@@ -114,4 +114,4 @@ class Assembler:
         if kept is not None and kept.is_whole:
             return kept.samples
         rows = self.source.read_rows(self.scan, shard.first_row, shard.stop_row)
-        return [sample for row in rows for sample in generate(row, self.plan)]
+        return [sample for row in rows for sample in expand_row(row, self.plan)]
