@@ -168,9 +168,7 @@ def test_a_turns_column_and_another_cannot_both_be_named(tmp_path: Path, capsys:
 
 def resolve(source: Path, **values: Any) -> Any:
     engine = {"engine": {"kind": "scripted"}}
-    return resolve_job(
-        [Layer(origin="argument", values={"input": {"path": source}, **engine, **values})], print
-    )
+    return resolve_job([Layer(origin="argument", values={"input": {"path": source}, **engine, **values})])
 
 
 def test_the_policy_is_identity_for_conversations_only(tmp_path: Path) -> None:

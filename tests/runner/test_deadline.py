@@ -114,17 +114,17 @@ def test_somebody_who_asks_goes_before_the_deadline() -> None:
     assert request.reason is DrainReason.TERMINATE
 
 
-def test_the_pace_is_the_longest_of_the_latest_requests() -> None:
-    pace = LatencyWindow()
-    assert pace.longest_seconds == 0
-    pace.note_sent([1, 2], 0.0)
-    pace.note_ended([1], 5.0)
-    pace.note_sent([2], 8.0)  # its worker was lost: it is sent again
-    pace.note_ended([2, 77], 9.0)
-    assert pace.longest_seconds == 5
-    pace.note_sent(range(100, 100 + RECENT_REQUESTS), 10.0)
-    pace.note_ended(range(100, 100 + RECENT_REQUESTS), 12.0)
-    assert pace.longest_seconds == 2, "what was long ago is forgotten"
+def test_the_latency_window_has_the_longest_of_the_latest_requests() -> None:
+    window = LatencyWindow()
+    assert window.longest_seconds == 0
+    window.add_sent([1, 2], 0.0)
+    window.add_ended([1], 5.0)
+    window.add_sent([2], 8.0)  # its worker was lost: it is sent again
+    window.add_ended([2, 77], 9.0)
+    assert window.longest_seconds == 5
+    window.add_sent(range(100, 100 + RECENT_REQUESTS), 10.0)
+    window.add_ended(range(100, 100 + RECENT_REQUESTS), 12.0)
+    assert window.longest_seconds == 2, "what was long ago is forgotten"
 
 
 def test_a_run_stops_admitting_in_time_and_drops_nothing(synthia: Command, tmp_path: Path) -> None:

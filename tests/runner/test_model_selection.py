@@ -285,7 +285,7 @@ def test_an_adapter_of_another_kind_or_without_weights_is_refused(source: Path, 
     with pytest.raises(ModelUnavailable, match=r"no adapter_model\.safetensors"):
         resolve(source, model, lora={"adapters": {"a": str(adapter)}})
     (adapter / "adapter_config.json").write_text('{"r": 8, "peft_type": "IA3"}')
-    with pytest.raises(ModelUnavailable, match="a IA3 adapter"):
+    with pytest.raises(ModelUnavailable, match="expected a LORA adapter, got IA3"):
         resolve(source, model, lora={"adapters": {"a": str(adapter)}})
 
 
