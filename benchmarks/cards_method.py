@@ -132,9 +132,9 @@ def generate_ours(work: Path, max_tokens: int) -> None:
     class RecordingEngine(VllmEngine):
         """The engine, and beside it the token ids, which a job has no use for."""
 
-        def _end(self, output: RequestOutput) -> list[Outcome]:
+        def _finish(self, output: RequestOutput) -> list[Outcome]:
             generated[int(output.request_id)] = list(output.outputs[0].token_ids)
-            return super()._end(output)
+            return super()._finish(output)
 
     engine = RecordingEngine(spec, Placement())
     prompts = _read(work / "prompts")
