@@ -49,7 +49,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     log = tmp_path / "calls"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CALLS", str(log))
-    for name in ("_convert", "_find_source", "WEIGHTS_DIGEST"):
+    for name in ("convert_gguf", "_find_source", "WEIGHTS_DIGEST"):
         monkeypatch.setattr(demo, name, getattr(demo, name))  # so that it is put back
     exec(FAKE_CONVERSION, {})
     return lambda: len(log.read_text().splitlines()) if log.exists() else 0
