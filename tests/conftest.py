@@ -35,7 +35,27 @@ settings.load_profile("untimed")
 TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills", "[ray]")
 """Tests with engines or clusters of their own, of which two cores have room for one at a time."""
 
+WHOLE_JOBS = (
+    *(
+        "test_cards_method",
+        "test_real_bytes",
+        "test_real_conversations",
+        "test_real_early",
+        "test_real_endpoint",
+    ),
+    *("test_real_engine", "test_real_faults", "test_real_memory", "test_real_models", "test_real_reasoning"),
+    *("test_real_sampling", "test_real_speed", "test_real_store", "test_real_subprocesses"),
+)
+"""Files of tests/engine whose tests start engines for whole jobs."""
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def lacks_avx512() -> bool:
+    """Whether this is an x86 CPU without AVX512: there vLLM computes bfloat16 several times slower."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    return "avx2" in text and "avx512f" not in text
 
 
 def run_probe(code: str, *arguments: str, **variables: str) -> list[str]:
@@ -64,6 +84,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if any(word in item.nodeid for word in TAKE_THE_MACHINE):  # tools/test.sh: one after the other
             item.add_marker(pytest.mark.machine)
+        if item.path.stem in WHOLE_JOBS and lacks_avx512():
+            item.add_marker(pytest.mark.exhaustive("no AVX512 here: an engine takes over a minute to start"))
         exhaustive = item.get_closest_marker("exhaustive")
         if exhaustive is not None and not config.getoption("exhaustive"):
             item.add_marker(pytest.mark.skip(reason=f"in `make test-long`: {exhaustive.args[0]}"))

@@ -7,7 +7,11 @@ cd "$(dirname "$0")/.."
 
 pytest=(.venv/bin/python -m pytest)
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+# Hundreds of tests start the command line: without bytecode each start compiles the package anew.
+PYTHONPYCACHEPREFIX=$(mktemp -d)
+export PYTHONPYCACHEPREFIX
+unset PYTHONDONTWRITEBYTECODE
+trap 'rm -rf "$log" "$PYTHONPYCACHEPREFIX"' EXIT
 
 "${pytest[@]}" -m machine -o cache_dir=.pytest_cache/machine "$@" >"$log" 2>&1 &
 "${pytest[@]}" -m "not machine" "$@"

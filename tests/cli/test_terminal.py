@@ -145,7 +145,7 @@ def test_there_is_no_colour_to_turn_off(questions: Path, tmp_path: Path, no_colo
 
 def test_status_watches_a_run_from_another_terminal_until_it_ends(questions: Path, tmp_path: Path) -> None:
     with (
-        running(questions, tmp_path, *slow(500)) as run,
+        running(questions, tmp_path, *slow(1000)) as run,
         open_terminal("status", "out", "--watch", directory=tmp_path, columns=70) as terminal,
     ):
         terminal.wait_for(f"running (pid {run.pid} on ")
