@@ -35,7 +35,7 @@ settings.load_profile("untimed")
 TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills", "[ray]")
 """Tests with engines or clusters of their own, of which two cores have room for one at a time."""
 
-WHOLE_JOBS = (
+NEED_AVX512 = (
     *(
         "test_cards_method",
         "test_real_bytes",
@@ -43,10 +43,11 @@ WHOLE_JOBS = (
         "test_real_early",
         "test_real_endpoint",
     ),
-    *("test_real_engine", "test_real_faults", "test_real_memory", "test_real_models", "test_real_reasoning"),
-    *("test_real_sampling", "test_real_speed", "test_real_store", "test_real_subprocesses"),
+    *("test_real_engine", "test_real_faults", "test_real_inputs", "test_real_kernels", "test_real_memory"),
+    *("test_real_models", "test_real_reasoning", "test_real_sampling", "test_real_speed", "test_real_store"),
+    "test_real_subprocesses",
 )
-"""Files of tests/engine whose tests start engines for whole jobs."""
+"""Files of tests/engine that run whole jobs, or kernels that vLLM's build for older CPUs lacks."""
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -84,8 +85,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if any(word in item.nodeid for word in TAKE_THE_MACHINE):  # tools/test.sh: one after the other
             item.add_marker(pytest.mark.machine)
-        if item.path.stem in WHOLE_JOBS and lacks_avx512():
-            item.add_marker(pytest.mark.exhaustive("no AVX512 here: an engine takes over a minute to start"))
+        if item.path.stem in NEED_AVX512 and lacks_avx512():
+            reason = "no AVX512 here: vLLM lacks kernels, and an engine takes over a minute to start"
+            item.add_marker(pytest.mark.exhaustive(reason))
         exhaustive = item.get_closest_marker("exhaustive")
         if exhaustive is not None and not config.getoption("exhaustive"):
             item.add_marker(pytest.mark.skip(reason=f"in `make test-long`: {exhaustive.args[0]}"))
