@@ -45,7 +45,7 @@ NEED_AVX512 = (
     ),
     *("test_real_engine", "test_real_faults", "test_real_inputs", "test_real_kernels", "test_real_memory"),
     *("test_real_models", "test_real_reasoning", "test_real_sampling", "test_real_speed", "test_real_store"),
-    "test_real_subprocesses",
+    *("test_real_canary", "test_real_subprocesses"),
 )
 """Files of tests/engine that run whole jobs, or kernels that vLLM's build for older CPUs lacks."""
 

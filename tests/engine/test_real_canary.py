@@ -6,7 +6,7 @@ from conftest import NEEDS_VLLM_ON_CPUS, run_probe
 from synthia_batch.models.demo import prepare_demo_model
 
 pytestmark = [pytest.mark.engine, NEEDS_VLLM_ON_CPUS]
-LIVENESS_CHECK = """
+PROBE = """
 import dataclasses
 import sys
 from pathlib import Path
@@ -38,4 +38,4 @@ except DeterminismBroken as exc:
 
 @pytest.mark.parametrize(("how", "said"), [("as vLLM has it", "refused True"), ("batch invariant", "passed")])
 def test_an_engine_that_shows_its_batch_is_refused(how: str, said: str) -> None:
-    assert run_probe(LIVENESS_CHECK, how, str(prepare_demo_model()))[-1] == said
+    assert run_probe(PROBE, how, str(prepare_demo_model()))[-1] == said

@@ -4,7 +4,7 @@ import pytest
 from conftest import NEEDS_VLLM_ON_CPUS, run_probe
 
 pytestmark = [pytest.mark.engine, NEEDS_VLLM_ON_CPUS]
-LIVENESS_CHECK = """
+PROBE = """
 import dataclasses
 import sys
 from synthia_batch.workers import import_vllm_engine
@@ -41,7 +41,7 @@ print("equal", equal, "distinct", len(ranks) > 100)
 @pytest.mark.parametrize("how", ["eager", "compiled"])
 def test_only_an_engine_that_compiles_has_a_compiler(how: str) -> None:
     compiles = how == "compiled"
-    assert run_probe(LIVENESS_CHECK, how)[-2:] == [
+    assert run_probe(PROBE, how)[-2:] == [
         f"inductor {compiles} compiled {compiles}",
         "equal True distinct True",
     ]

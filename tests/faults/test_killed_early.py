@@ -18,10 +18,10 @@ from harness import (
 
 KILLED = -9
 PREVIEW = ("preview", "-n", "4", "--answers", "-q")
-LIVENESS_CHECK = ("plan", "--probe", "7")
+PROBE = ("plan", "--probe", "7")
 EVERYTHING = ("plan", "--probe", "100")
 """It publishes the shards and completes the run, too."""
-COMMANDS = [PREVIEW, LIVENESS_CHECK, exhaustively(EVERYTHING, "kills in a probe that completes the run")]
+COMMANDS = [PREVIEW, PROBE, exhaustively(EVERYTHING, "kills in a probe that completes the run")]
 
 
 class EarlyJob(SmallJob):
@@ -82,19 +82,19 @@ def test_killed_at_every_change_the_run_ends_in_the_same_bytes(
 
 def test_one_killed_after_another_makes_nothing_twice(job: EarlyJob) -> None:
     draw = random.Random(20261121)
-    last = {command: len(job.list_changes(command)) for command in (PREVIEW, LIVENESS_CHECK)}
+    last = {command: len(job.list_changes(command)) for command in (PREVIEW, PROBE)}
     kills = 0
     for _ in range(40):
         job.start_afresh()
         ended: set[int] = set()
-        for command in draw.sample([PREVIEW, PREVIEW, LIVENESS_CHECK, LIVENESS_CHECK], 3):
+        for command in draw.sample([PREVIEW, PREVIEW, PROBE, PROBE], 3):
             died = job.begin(command, kill={"at": draw.randint(10, last[command]), "when": "before"})
             kills += died.code == KILLED
             assert not set(job.made()) & ended, "made again"
             assert read_ended(job.run_directory) >= ended, "lost"
             ended = read_ended(job.run_directory)
         if draw.random() < 0.5:
-            assert job.begin(LIVENESS_CHECK).code == 0
+            assert job.begin(PROBE).code == 0
             assert not set(job.made()) & ended
             ended = read_ended(job.run_directory)
             assert len(ended) >= 7
