@@ -35,18 +35,25 @@ settings.load_profile("untimed")
 TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills", "[ray]")
 """Tests with engines or clusters of their own, of which two cores have room for one at a time."""
 
-NEED_AVX512 = (
-    *(
-        "test_cards_method",
-        "test_real_bytes",
-        "test_real_conversations",
-        "test_real_early",
-        "test_real_endpoint",
-    ),
-    *("test_real_engine", "test_real_faults", "test_real_inputs", "test_real_kernels", "test_real_memory"),
-    *("test_real_models", "test_real_reasoning", "test_real_sampling", "test_real_speed", "test_real_store"),
-    *("test_real_canary", "test_real_subprocesses"),
-)
+NEED_AVX512 = {
+    "test_cards_method",
+    "test_real_bytes",
+    "test_real_canary",
+    "test_real_conversations",
+    "test_real_early",
+    "test_real_endpoint",
+    "test_real_engine",
+    "test_real_faults",
+    "test_real_inputs",
+    "test_real_kernels",
+    "test_real_memory",
+    "test_real_models",
+    "test_real_reasoning",
+    "test_real_sampling",
+    "test_real_speed",
+    "test_real_store",
+    "test_real_subprocesses",
+}
 """Files of tests/engine that run whole jobs, or kernels that vLLM's build for older CPUs lacks."""
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
