@@ -31,7 +31,7 @@ class Display:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write to `stream`, stderr if None. `quiet` shows no progress."""
-        self.stream = self._stream = stream or sys.stderr
+        self.stream = stream or sys.stderr
         self._quiet = quiet
         self._clock = clock
         self._bar: tqdm[Never] | None = None
@@ -55,9 +55,7 @@ class Display:
     def show_check(self, done_bytes: int, total_bytes: int) -> None:
         """Show how many published bytes of earlier attempts have been compared with their checksums."""
         if self._check is None:
-            self._check = ReadingDisplay(
-                quiet=self._quiet, stream=self._stream, clock=self._clock, brief=True
-            )
+            self._check = ReadingDisplay(quiet=self._quiet, stream=self.stream, clock=self._clock, brief=True)
         self._check.show(done_bytes, total_bytes)
         if done_bytes == total_bytes:
             self._check.close()
@@ -68,7 +66,7 @@ class Display:
         self._remember(now, snapshot)
         if self._quiet:
             return
-        if self._stream.isatty():
+        if self.stream.isatty():
             self._draw(snapshot)
         elif now - self._last_line >= LINE_SECONDS:
             self._last_line = now
@@ -81,7 +79,7 @@ class Display:
             self._bar = None
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(text, file=self.stream, flush=True)
 
     def _draw(self, snapshot: ProgressSnapshot) -> None:
         if self._bar is None:
@@ -95,10 +93,10 @@ class Display:
 
         tqdm would overwrite all of it with blanks, which in a narrower terminal wrap to the next line.
         """
-        width = _measure_width(self._stream)
+        width = _measure_width(self.stream)
         if self._width is not None and width != self._width:
-            self._stream.write("\r\x1b[K")
-            bar.sp = tqdm.status_printer(self._stream)
+            self.stream.write("\r\x1b[K")
+            bar.sp = tqdm.status_printer(self.stream)
         self._width = width
 
     def _make_bar(self, snapshot: ProgressSnapshot) -> "tqdm[Never]":
@@ -106,7 +104,7 @@ class Display:
             total=snapshot.total,
             initial=snapshot.ended,
             unit="sample",
-            file=self._stream,
+            file=self.stream,
             dynamic_ncols=True,
             # Also between samples: a terminal is resized, and a worker is lost, at any time.
             miniters=0,
