@@ -25,10 +25,19 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation, as in OpenAI's API."""
+    """One message of a conversation, as in OpenAI's API.
+
+    `extra` are its other keys, for the chat template: tool_calls with their arguments as objects,
+    tool_call_id, name, reasoning_content. None if there are none.
+    """
 
     role: str
     content: str
+    extra: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the message as an API and a chat template take it."""
+        return {"role": self.role, "content": self.content, **(self.extra or {})}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +74,12 @@ class RowSampling:
 class Row:
     """One input record.
 
-    `index` counts the selected rows from 0. `id` is unique within the input. `messages` ends with a user
-    message and starts with the row's own system message if it has one. `follow_ups` are the user's later
-    questions, each asked once the one before has been answered. `system` and `sampling` come from the
-    columns that the job names for them, None without such a column. `tools` are definitions in OpenAI's
-    format. `line` is the line of a JSONL file or the row of a Parquet file, counted from 1; `file` counts
-    the input files from 0.
+    `index` counts the selected rows from 0. `id` is unique within the input. `messages` ends with a message
+    of the user's or a tool's result, and starts with the row's own system message if it has one.
+    `follow_ups` are the user's later questions, each asked once the one before has been answered. `system`
+    and `sampling` come from the columns that the job names for them, None without such a column. `tools`
+    are definitions in OpenAI's format. `line` is the line of a JSONL file or the row of a Parquet file,
+    counted from 1; `file` counts the input files from 0.
     """
 
     index: int

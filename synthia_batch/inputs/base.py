@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import IntegrityError
+from synthia_batch.job.sections import FinalAssistant
 
 if TYPE_CHECKING:  # It imports numpy, which a command without input does not need.
     from synthia_batch.inputs.records.row_ids import DuplicateIndex
 
 CHECKPOINT_ROWS = 1000
 """Rows between checkpoints."""
+DETECT_ROWS = 1000
+"""The most rows of a file from which columns are detected."""
 PROGRESS_ROWS = 10_000
 """Rows between calls of `on_progress`."""
 
@@ -26,6 +29,8 @@ PROGRESS_ROWS = 10_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """The job's settings for the input. Columns that are None are detected, or not used.
+
+    `columns` are those detected before, for a selection that sees fewer rows than the job.
 
     `format` is the shape of the records: one of `shapes.SHAPES`, `plain`, or `auto` to detect it.
     `template` is the text of a Jinja template for the prompts.
@@ -42,15 +47,21 @@ class Selection:
     limit: int | None = None
     format: str = "auto"
     template: str | None = None
+    final_assistant: FinalAssistant = "regenerate"
+    message_fields: bool | None = None
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
     """The use of each column. Exactly one of `prompt`, `messages`, `turns` and `template` is not None.
 
-    `shape` is that of records from other programs, one of `shapes.SHAPES`. `reads` are the columns of a
-    prompt that is composed of several; `template` is the Jinja text that composes it. `model` is the
-    model that the requests of an OpenAI batch name.
+    `shape` is that of records from other programs, one of `shapes.SHAPES`, or `messages` for turns that
+    are conversations. `reads` are the columns of a prompt that is composed of several; `template` is the
+    Jinja text that composes it. `model` is the model that the requests of an OpenAI batch name. `final` is
+    the treatment of an answer that ends a conversation. `message_fields`: messages may have other fields
+    than role and content, which the output has in a column of its own. `unused` are the input's other
+    columns, as far as they were seen when these were determined: for messages, and not saved.
     """
 
     prompt: str | None
@@ -65,6 +76,9 @@ class Columns:
     reads: tuple[str, ...] = ()
     template: str | None = None
     model: str | None = None
+    final: FinalAssistant = "regenerate"
+    message_fields: bool | None = None
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def text(self) -> str | None:
@@ -82,7 +96,11 @@ class Columns:
     @property
     def brings_system(self) -> bool:
         """Whether the conversation of a row can begin with a system message."""
-        return self.messages is not None or (self.turns is not None and self.shape is not None)
+        return (
+            self.messages is not None
+            or (self.turns is not None and self.shape is not None)
+            or (self.template is None and "system" in self.reads)
+        )
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -107,6 +125,8 @@ class Columns:
             "reads": list(self.reads) or None,
             "template": self.template,
             "model": self.model,
+            "final": self.final if self.final != "regenerate" else None,
+            "message_fields": self.message_fields or None,
         }
         return values | {name: value for name, value in later.items() if value is not None}
 
@@ -114,6 +134,18 @@ class Columns:
     def from_dict(cls, data: Mapping[str, Any]) -> Columns:
         """Return the columns from the result of `to_dict`. Raises KeyError or TypeError."""
         return cls(**{**data, "keep": tuple(data["keep"]), "reads": tuple(data.get("reads", ()))})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstNames:
+    """The columns of the first rows of a file, each with the place of the first row that has it.
+
+    `rows` were read; `is_whole`: these are all.
+    """
+
+    places: Mapping[str, str]
+    rows: int
+    is_whole: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,11 +237,13 @@ class Source(Protocol):
         """Return the place of `row`, as file:line."""
 
     def detect(self, selection: Selection) -> Columns:
-        """Return the columns that a scan will use, from as little of the file as possible.
+        """Return the columns that a scan will use, from the first rows of each file.
+
+        A scan refuses later rows whose columns would have led to others.
 
         Raises:
             UsageError: The selection does not fit the input's columns.
-            InputRefused: The file has faults before its columns are known.
+            InputRefused: None of the first rows can be read, or there are none.
         """
 
     def peek(self, count: int) -> list[dict[str, Any]]:

@@ -55,12 +55,20 @@ class Job(Section):
         tuple[str, ...],
         Anchored(anchor_file_reference),
         Flag(
-            "Prompts and samples", "System message. Repeatable. [synthia]",
+            "Prompts and samples", "System message. Repeatable. [the preset's, or none]",
             short="-s", metavar="NAME|@FILE|TEXT", takes=list,
         ),
         always("system", "names, texts and their order determine prompts, seeds and positions"),
-    ] = ("synthia",)  # fmt: skip
-    """NAME of the library, @FILE or TEXT; each row is answered once per system message."""
+    ] = ("none",)  # fmt: skip
+    """NAME of the library, @FILE or TEXT; each row is answered once per system message. The default is the
+    preset's for prompts, and none for conversations. One that is set replaces the rows' own, but `none`
+    leaves them."""
+    replace_system: Annotated[
+        bool,
+        Flag("Prompts and samples", "With -s none, remove the rows' own system messages.", takes=bool),
+        always("replace_own_system", "whether rows keep their own"),
+    ] = False
+    """Replace the rows' own system messages even by `none`, or by the preset's."""
     prompt_format: Annotated[
         PromptFormat,
         always("prompt", "with the template's text and its special tokens: the text that the model reads"),

@@ -13,6 +13,7 @@ from synthia_batch.job.units import Count, Duration, TokenLength
 EngineKind = Literal["vllm", "openai", "scripted"]
 PoolKind = Literal["ray", "local"]
 InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca"]
+FinalAssistant = Literal["regenerate", "refuse"]
 DEMO_MODEL = "demo"
 """The name of the embedded model."""
 
@@ -92,6 +93,19 @@ class Input(Section):
     ] = None
     """Takes a row's tools from this column: a list of definitions in OpenAI's shape, for the chat
     template."""
+    final_assistant: Annotated[
+        FinalAssistant,
+        Flag("Input", "An answer that ends a conversation: regenerate or refuse. [regenerate]"),
+        always("input.columns", "the prompts; only if it is not the default"),
+    ] = "regenerate"
+    """What happens to an answer that ends a conversation: `regenerate` drops it and generates it anew,
+    `refuse` refuses the row."""
+    message_fields: Annotated[
+        bool | None,
+        always("input.columns", "a column of the output; only if there is one"),
+    ] = None
+    """Whether the output has a column `messages_json`, with every field of the messages, such as tool calls.
+    Default: whether messages of the first 1,000 rows have fields beside role and content."""
     limit: Annotated[
         Annotated[Count, Field(ge=1)] | None,
         Flag("Input", "Take the first rows only, such as 200 or 1.5M.", metavar="COUNT"),

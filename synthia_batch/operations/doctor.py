@@ -154,7 +154,7 @@ def _check_input(job: Job) -> Check:
     template = job.input.prompt_template
     files = resolve_inputs(paths).files
     columns = open_files(files).detect(select_rows(job, template.read_text() if template else None))
-    check_kept_columns(columns.keep, job, files[0].shown)
+    check_kept_columns(columns, job, files[0].shown)
     size = sum(file.path.stat().st_size for file in files)
     text = f"{first}: {size / 1e6:.1f} MB; `synthia-batch validate` reads every row"
     return Check(name="input", state="ok", text=text)

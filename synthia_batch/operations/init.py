@@ -12,6 +12,7 @@ from typing import Any
 
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs import Columns, Scan, Selection, Source, open_files, resolve_inputs
+from synthia_batch.inputs.records.columns import ID_NAMES, SYSTEM_NAMES
 from synthia_batch.job.fields import ADDRESS
 from synthia_batch.storage.parts.schema import DATA_COLUMNS
 
@@ -51,8 +52,6 @@ _SHAPES = {
     "sharegpt": "conversations in ShareGPT format",
     "alpaca": "instructions in Alpaca format",
 }
-ID_NAMES = re.compile(r"(.*[_-])?(id|uuid|key|hash)", re.IGNORECASE)
-SYSTEM_NAMES = re.compile(r"system|persona|.*system_?(prompt|message).*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

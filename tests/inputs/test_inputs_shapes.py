@@ -142,13 +142,14 @@ def test_sharegpt_is_found_and_its_last_answer_made_again(capsys: Any, suffix: s
     )
     answer = call(capsys, "run", f"t.{suffix}", "-o", "out", "--id-column", "id", *ENGINE)
     assert answer.code == 0, answer.err
-    assert "read as ShareGPT: the last answer of each conversation is regenerated" in answer.err
+    assert "read as ShareGPT" in answer.err
+    assert "1 of 2 conversations end with an answer, which is regenerated" in answer.err
     first, second = read_data("out")
     assert list_messages(first)[:-1] == [
         ("system", "Be brief."), ("user", "Why?"), ("assistant", "Because."), ("user", "And then?"),
     ]  # fmt: skip
-    assert (first["system"], second["system"]) == ("row", "synthia") or second["system"] == "row"
-    assert list_messages(second)[-2] == ("user", "Why?")
+    assert (first["system"], second["system"]) == ("row", "none")
+    assert list_messages(second)[:-1] == [("user", "Why?")]
 
 
 def test_sharegpt_as_turns_has_every_answer_made_again(capsys: Any) -> None:
@@ -159,6 +160,136 @@ def test_sharegpt_as_turns_has_every_answer_made_again(capsys: Any) -> None:
     assert [role for role, _ in list_messages(row)] == ["system", "user", "assistant", "user", "assistant"]
     assert row["system"] == "row"
     assert list_messages(row)[2][1] != "Because."
+
+
+def test_a_turns_column_of_messages_is_played(capsys: Any) -> None:
+    roles = {"system": "system", "human": "user", "gpt": "assistant"}
+    talk = [{"role": roles[one["from"]], "content": one["value"]} for one in TALK]
+    write_jsonl(Path("t.jsonl"), [{"messages": talk}])
+    pq.write_table(pa.Table.from_pylist([{"messages": talk}]), "t.parquet")
+    found = []
+    for name in ("t.jsonl", "t.parquet"):
+        flags = ("--turns-column", "messages", "-o", name.replace(".", "-"), *ENGINE)
+        answer = call(capsys, "run", name, *flags)
+        assert answer.code == 0, answer.err
+        (row,) = read_data(name.replace(".", "-"))
+        found.append(list_messages(row))
+        assert row["system"] == "row"
+    assert found[0] == found[1]
+    assert [role for role, _ in found[0]] == ["system", "user", "assistant", "user", "assistant"]
+    assert found[0][2][1] != "Because."
+
+
+RED = {"instruction": "Name a colour", "output": "red"}
+SEA = {"instruction": "Translate to German:", "input": "the sea", "output": "das Meer"}
+
+
+@pytest.mark.parametrize("files", [[[RED, SEA]], [[SEA, RED]], [[RED], [SEA]], [[SEA], [RED]]])
+def test_the_shape_does_not_depend_on_which_row_comes_first(
+    capsys: Any, files: list[list[dict[str, Any]]]
+) -> None:
+    for number, rows in enumerate(files):
+        write_jsonl(Path(f"{number}.jsonl"), rows)
+    answer = call(capsys, "run", *(f"{number}.jsonl" for number in range(len(files))), "-o", "out", *ENGINE)
+    assert answer.code == 0, answer.err
+    asked = {list_messages(row)[-2][1] for row in read_data("out")}
+    assert asked == {"Name a colour", "Translate to German:\nthe sea"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "name"),
+    [
+        ([RED] * 1001 + [SEA], "'input'"),
+        ([{"text": "a"}] * 1001 + [{"text": "a", "prompt": "b"}], "'prompt'"),
+        ([{"prompt": "a"}] * 1001 + [{"messages": []}], "'messages'"),
+    ],
+)
+def test_a_late_row_of_another_shape_is_refused_with_both_lines(
+    capsys: Any, rows: list[dict[str, Any]], name: str
+) -> None:
+    write_jsonl(Path("t.jsonl"), rows)
+    answer = call(capsys, "run", "t.jsonl", *ENGINE)
+    assert answer.code == 2, answer
+    assert f"t.jsonl:1002: has a column {name}, but the input is read by" in answer.err
+    assert "from t.jsonl:1 on" in answer.err
+    assert "--input-format" in answer.err
+
+
+def test_a_named_format_reads_columns_of_any_row(capsys: Any) -> None:
+    write_jsonl(Path("t.jsonl"), [RED] * 1001 + [SEA])
+    answer = call(capsys, "run", "t.jsonl", "-o", "out", "--input-format", "alpaca", *ENGINE)
+    assert answer.code == 0, answer.err
+    asked = [list_messages(row)[-2][1] for row in read_data("out")]
+    assert asked[-1] == "Translate to German:\nthe sea"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_alpacas_history_and_system_and_dollys_context_are_asked(capsys: Any, suffix: str) -> None:
+    rows = [
+        {"instruction": "And?", "input": "", "history": [["Why?", "Because."]], "system": "Be brief."},
+        {"instruction": "Who?", "context": "A fox.", "history": [], "system": None},
+    ]
+    write_jsonl(Path("a.jsonl"), rows)
+    pq.write_table(pa.Table.from_pylist([{"context": None, **row} for row in rows]), "a.parquet")
+    answer = call(capsys, "run", f"a.{suffix}", "-o", "out", *ENGINE)
+    assert answer.code == 0, answer.err
+    assert "system message: each row's own; for rows without one none" in answer.err
+    first, second = read_data("out")
+    assert list_messages(first)[:-1] == [
+        ("system", "Be brief."), ("user", "Why?"), ("assistant", "Because."), ("user", "And?"),
+    ]  # fmt: skip
+    assert (first["system"], second["system"]) == ("row", "none")
+    assert list_messages(second)[:-1] == [("user", "Who?\nA fox.")]
+
+
+def test_sharegpts_system_and_tools_are_honoured(capsys: Any) -> None:
+    tools = json.dumps([{"name": "look_up", "description": "Look up", "parameters": {"type": "object"}}])
+    rows = [{"conversations": TALK[1:2], "system": "Be brief.", "tools": tools}, {"conversations": TALK[1:2]}]
+    write_jsonl(Path("t.jsonl"), rows)
+    shown = call(capsys, "preview", "t.jsonl", "--full", *ENGINE)
+    assert shown.code == 0, shown.err
+    assert "look_up" in shown.out
+    assert shown.out.count("Be brief.") == 1
+
+
+def test_tool_histories_are_asked_and_kept_with_their_calls(capsys: Any) -> None:
+    calls = [{"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}]
+    talk = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "4", "tool_call_id": "1"},
+    ]
+    write_jsonl(Path("t.jsonl"), [{"messages": talk}, {"messages": talk[:1]}])
+    answer = call(capsys, "run", "t.jsonl", "-o", "out", *ENGINE)
+    assert answer.code == 0, answer.err
+    first, second = read_data("out")
+    assert list_messages(first)[:-1] == [("user", "2 + 2?"), ("assistant", ""), ("tool", "4")]
+    kept = json.loads(first["messages_json"])
+    assert kept[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 2}}
+    assert kept[2] == {"role": "tool", "content": "4", "tool_call_id": "1"}
+    assert [message["role"] for message in json.loads(second["messages_json"])] == ["user", "assistant"]
+    exported = call(capsys, "export", "out", "--to", "messages")
+    assert json.loads(exported.out.splitlines()[0])["messages"] == kept
+    shared = json.loads(call(capsys, "export", "out", "--to", "sharegpt").out.splitlines()[0])
+    assert [one["from"] for one in shared["conversations"]] == [
+        "human", "function_call", "observation", "gpt",
+    ]  # fmt: skip
+    assert call(capsys, "verify", "out", "-q").code == 0
+
+
+def test_every_unused_column_is_named_with_the_flag_that_takes_it(capsys: Any) -> None:
+    write_jsonl(Path("o.jsonl"), [{"id": "a", "system_prompt": "s", "question": "q", "response": "r"}])
+    answer = call(capsys, "plan", "o.jsonl", "--engine", "scripted")
+    assert (
+        "o.jsonl: columns not used: id (--id-column id), system_prompt (--system-column system_prompt), "
+        "response\n" in answer.err
+    )
+
+
+def test_columns_that_only_later_rows_have_are_named_too(capsys: Any) -> None:
+    write_jsonl(Path("o.jsonl"), [{"question": "q"}] * 1001 + [{"question": "q", "source": "s"}])
+    answer = call(capsys, "plan", "o.jsonl", "--engine", "scripted")
+    assert "columns of later rows that are not used: source" in answer.err
 
 
 def test_a_prompt_column_goes_before_a_shape_that_is_only_found() -> None:
@@ -197,13 +328,15 @@ def test_plain_and_a_named_column_read_alpaca_as_before() -> None:
     [
         ({"conversations": "no"}, (), "t.jsonl:1: column 'conversations': messages is a string, and as JSON"),
         (
-            {"conversations": [{"from": "tool", "value": "x"}]},
+            {"conversations": [{"from": "parrot", "value": "x"}]},
             (),
-            "message 1 is from 'tool'; it must be one of",
+            "message 1 is from 'parrot'; it must be one of",
         ),
-        ({"conversations": [{"from": "human"}]}, (), "message 1 must be an object with from and value"),
-        ({"conversations": TALK[2:3]}, (), "has no message from human"),
-        ({"conversations": TALK[1:2] + TALK[:2]}, (), "only the first message may be a system message"),
+        ({"conversations": [{"from": "human"}]}, (), "the value of message 1 must be a string, not null"),
+        ({"conversations": TALK[2:3]}, (), "there is no message to answer"),
+        ({"conversations": TALK, "system": "Be long."}, (), "another system message than column 'system'"),
+        ({"conversations": TALK}, ("--final-assistant", "refuse"), "the last message is the assistant's"),
+        ({"instruction": "a", "history": "b"}, (), "column 'history' must be a list of pairs of texts"),
         ({"instruction": "a", "input": 5}, (), "t.jsonl:1: column 'input' must be a string, not a number"),
         ({"instruction": " ", "input": "x"}, (), "t.jsonl:1: column 'instruction' is blank"),
         ({"question": "x"}, ("--input-format", "alpaca"), "no column 'instruction'"),

@@ -7,7 +7,7 @@ import pytest
 
 from synthia_batch.core.types import Message
 from synthia_batch.inputs.records.faults import RowFault
-from synthia_batch.inputs.records.messages import parse_messages
+from synthia_batch.inputs.records.messages import end_with_question, parse_messages, pick_questions
 
 USER = {"role": "user", "content": "Why?"}
 ASSISTANT = {"role": "assistant", "content": "Because."}
@@ -22,17 +22,84 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         [USER, ASSISTANT, USER],
         [USER, USER],
         [SYSTEM, ASSISTANT, USER],
-        [{**USER, "name": "Ann", "weight": 1, "tool_calls": None}],
+        [{**USER, "weight": 1, "tool_calls": None}],
+        [USER, SYSTEM, USER],
+        [{"role": "developer", "content": "Be brief."}, USER],
+        [USER, ASSISTANT, {"role": "tool", "content": "4"}],
     ],
 )
-def test_a_conversation_that_ends_with_the_user_is_accepted(value: list[dict[str, Any]]) -> None:
+def test_a_conversation_with_a_message_to_answer_is_taken_as_it_is(value: list[dict[str, Any]]) -> None:
     expected = tuple(Message(item["role"], item["content"]) for item in value)
     assert parse_messages(value) == expected
     assert parse_messages(json.dumps(value)) == expected
+    assert end_with_question(expected, "refuse") == expected
+
+
+def test_shares_of_gpt_are_read_by_any_name() -> None:
+    value = [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "What is 2 + 2?"},
+        {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 2, "b": 2}}'},
+        {"from": "observation", "value": "4"},
+    ]
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
+    assert parse_messages(value) == (
+        Message("system", "Be brief."),
+        Message("user", "What is 2 + 2?"),
+        Message("assistant", "", {"tool_calls": [call]}),
+        Message("tool", "4"),
+    )
+
+
+@pytest.mark.parametrize("arguments", ['{"a": 2}', {"a": 2}])
+def test_tool_calls_keep_their_ids_and_have_arguments_as_objects(arguments: Any) -> None:
+    calls = [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": arguments}}]
+    value = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "c1", "name": "add", "content": ""},
+    ]
+    _, called, result = parse_messages(value)
+    function = {"name": "add", "arguments": {"a": 2}}
+    assert called == Message(
+        "assistant", "", {"tool_calls": [{"id": "c1", "type": "function", "function": function}]}
+    )
+    assert result == Message("tool", "", {"tool_call_id": "c1", "name": "add"})
+
+
+@pytest.mark.parametrize("arguments", [None, ""])
+def test_a_call_without_arguments_has_none(arguments: Any) -> None:
+    function = {"name": "now", "arguments": arguments}
+    (_, called) = parse_messages([USER, {"role": "assistant", "tool_calls": [{"function": function}]}])
+    assert called.extra == {
+        "tool_calls": [{"type": "function", "function": {"name": "now", "arguments": {}}}]
+    }
+
+
+def test_an_answer_at_the_end_is_dropped_or_refused() -> None:
+    messages = parse_messages([USER, ASSISTANT, USER, ASSISTANT])
+    assert end_with_question(messages, "regenerate") == messages[:3]
+    with pytest.raises(RowFault, match="the last message is the assistant's"):
+        end_with_question(messages, "refuse")
+
+
+@pytest.mark.parametrize("value", [[ASSISTANT], [SYSTEM], [SYSTEM, ASSISTANT]])
+def test_a_conversation_without_a_question_is_refused(value: list[dict[str, Any]]) -> None:
+    with pytest.raises(RowFault, match="there is no message to answer"):
+        end_with_question(parse_messages(value), "regenerate")
+
+
+def test_the_questions_of_a_conversation_are_its_turns() -> None:
+    messages = parse_messages([SYSTEM, USER, ASSISTANT, USER, ASSISTANT])
+    assert pick_questions(messages) == (messages[0], messages[1], messages[3])
+    with pytest.raises(RowFault, match="turn by turn cannot have a tool message"):
+        pick_questions(parse_messages([USER, {"role": "tool", "content": "4"}, USER]))
+    with pytest.raises(RowFault, match="has no message from the user"):
+        pick_questions(parse_messages([SYSTEM, ASSISTANT]))
 
 
 def test_text_parts_are_joined_by_line_ends() -> None:
-    parts = [{"type": "text", "text": "Look:"}, {"type": "text", "text": "Why?"}]
+    parts = [{"type": "text", "text": "Look:"}, {"type": "text", "value": "Why?"}]
     assert parse_messages([{"role": "user", "content": parts}]) == (Message("user", "Look:\nWhy?"),)
 
 
@@ -46,23 +113,25 @@ def test_text_parts_are_joined_by_line_ends() -> None:
         ([], "empty list"),
         (["Why?"], "message 1 must be an object"),
         ([USER, None], "message 2 must be an object"),
-        ([{"content": "a"}], "has the role null; it must be one of system, user, assistant"),
-        ([{"role": "developer", "content": "a"}, USER], "has the role 'developer'"),
-        ([{"role": "tool", "content": "a"}, USER], "has the role 'tool'"),
+        ([{"content": "a"}], "has the role null; it must be one of system, developer, user"),
+        ([{"role": "bot", "content": "a"}, USER], "has the role 'bot'"),
         ([{"role": ["user"], "content": "a"}], "has the role an array"),
-        ([{"from": "human", "value": "a"}], "set --input-format sharegpt"),
+        ([{"from": "parrot", "value": "a"}], "message 1 is from 'parrot'; it must be one of system, human"),
+        ([{"from": "human"}], "the value of message 1 must be a string, not null"),
+        ([{"from": "function_call", "value": "add"}], "the function call of message 1 is a string, and as"),
         ([{"role": "user"}], "must be a string, not null"),
         ([{"role": "user", "content": 1}], "must be a string, not a number"),
         ([{"role": "user", "content": " \n"}], "is blank"),
         ([{"role": "user", "content": []}], "is blank"),
-        ([{"role": "user", "content": ["a"]}], "has a part that is not text (a string)"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "not text ('image_url')"),
-        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "not text ('text')"),
-        ([USER, SYSTEM, USER], "only the first message may be a system message"),
-        ([SYSTEM, SYSTEM, USER], "only the first message may be a system message"),
-        ([USER, ASSISTANT], "must be from the user, not the assistant"),
-        ([SYSTEM], "must be from the user, not the system"),
-        ([{**ASSISTANT, "tool_calls": [{}]}, USER], "tool calls are not supported"),
+        ([{"role": "user", "content": [5]}], "has a part that is a number; only text is supported"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "a part of type 'image_url'; only text"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "a part of type 'text'"),
+        ([{**ASSISTANT, "tool_calls": [{}]}, USER], "a tool call of message 1 has no function with a name"),
+        ([{**ASSISTANT, "tool_calls": "add"}, USER], "the tool_calls of message 1 must be a list of objects"),
+        (
+            [{**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}, USER],
+            "the arguments of a tool call of message 1 must be an object, not an array",
+        ),
         ("[{", "messages is a string, and as JSON not valid JSON"),
         ('[{"role": "user", "content": "\\ud800"}]', "lone surrogate"),
         ('[{"role": "user", "role": "user", "content": "a"}]', "'role' appears twice"),

@@ -26,7 +26,7 @@ def copy_run(name: str, directory: Path) -> list[str]:
     """Copy the killed run and its input to `directory`; return the command that resumes it."""
     shutil.copytree(OLD / name, directory / name)
     shutil.copy(OLD / f"{name}.jsonl", directory)
-    common = ["--engine", "scripted", "--pool", "local", "-o", name]
+    common = ["--engine", "scripted", "--pool", "local", "-o", name, "-s", "synthia"]
     return ["run", f"{name}.jsonl", *common, *COMMANDS[name]]
 
 

@@ -27,12 +27,8 @@ def is_id(type_: pa.DataType) -> bool:
 
 def is_messages(type_: pa.DataType) -> bool:
     """Return whether values of this type can be conversations: lists of structs, or JSON text."""
-    return is_text(type_) or _is_list_of(type_, "role", "content")
-
-
-def is_conversation(type_: pa.DataType) -> bool:
-    """Return whether values of this type can be ShareGPT's conversations: lists of structs, or JSON text."""
-    return is_text(type_) or _is_list_of(type_, "from", "value")
+    is_list = _is_list_of(type_, "role", "content") or _is_list_of(type_, "from", "value")
+    return is_list or is_text(type_)
 
 
 def is_turns(type_: pa.DataType) -> bool:
@@ -51,6 +47,14 @@ def is_object(type_: pa.DataType) -> bool:
 def is_objects(type_: pa.DataType) -> bool:
     """Return whether values of this type can be lists of objects: lists of structs, or JSON text."""
     return is_text(type_) or (_is_list(type_) and types.is_struct(type_.value_type))
+
+
+def has_nested_fields(type_: pa.DataType) -> bool:
+    """Return whether values of this type are lists of structs that have lists or structs themselves."""
+    if not _is_list(type_) or not types.is_struct(type_.value_type):
+        return False
+    fields = (type_.value_type.field(number).type for number in range(type_.value_type.num_fields))
+    return any(_is_list(inner) or types.is_struct(inner) for inner in fields)
 
 
 def leave_out_nulls(value: Any) -> Any:

@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.types import Row
-from synthia_batch.inputs.base import Columns, FileScan, Scan, Selection
+from synthia_batch.inputs.base import Columns, FileScan, FirstNames, Scan, Selection
 from synthia_batch.inputs.readers.file_state import ReadCursor, Watched
-from synthia_batch.inputs.readers.scan import InputScan, refuse_duplicates, refuse_empty, scan_files
+from synthia_batch.inputs.readers.scan import (
+    InputScan,
+    detect_columns,
+    refuse_duplicates,
+    refuse_empty,
+    scan_files,
+)
 
 
 class FileSource(ABC):
-    """A file of rows; implements `Source`. A reader of a format adds the four abstract methods."""
+    """A file of rows; implements `Source`. A reader of a format adds the five abstract methods."""
 
     empty_hint = ""
     """Added to the message about a file without rows."""
@@ -25,8 +31,12 @@ class FileSource(ABC):
         self._cursor = ReadCursor()
 
     @abstractmethod
-    def detect(self, selection: Selection) -> Columns:
-        """Return the columns; see `Source.detect`."""
+    def read_names(self, limit: int | None) -> FirstNames:
+        """Return the columns of the first rows, at most `limit`. Raises as `Source.detect`."""
+
+    @abstractmethod
+    def refine(self, columns: Columns) -> Columns:
+        """Return `columns`, if they fit the file, with what only its values show. Raises UsageError."""
 
     @abstractmethod
     def peek(self, count: int) -> list[dict[str, Any]]:
@@ -39,6 +49,10 @@ class FileSource(ABC):
     @abstractmethod
     def _iterate_rows(self, scan: Scan, first: int) -> Iterator[Row]:
         """Yield every row from `first` on."""
+
+    def detect(self, selection: Selection) -> Columns:
+        """Return the columns; see `Source.detect`."""
+        return detect_columns([self], selection).columns
 
     @property
     def shown(self) -> str:

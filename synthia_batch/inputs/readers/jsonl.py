@@ -1,7 +1,7 @@
 """JSONL: one JSON object per line."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,42 +9,75 @@ from typing import Any
 from synthia_batch.core.types import Row
 from synthia_batch.inputs.base import (
     CHECKPOINT_ROWS,
+    DETECT_ROWS,
     Checkpoint,
     Columns,
     FileScan,
+    FirstNames,
     Scan,
-    Selection,
 )
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed, report_unreadable
 from synthia_batch.inputs.readers.json_types import convert_kept
 from synthia_batch.inputs.readers.lines import Line, iterate_lines, open_lines, parse_line
-from synthia_batch.inputs.readers.scan import InputScan, refuse_empty
-from synthia_batch.inputs.records.columns import resolve_columns
+from synthia_batch.inputs.readers.scan import InputScan
 from synthia_batch.inputs.records.faults import FaultList, RowFault
+from synthia_batch.inputs.records.messages import has_messages, has_other_fields
 from synthia_batch.inputs.records.openai_batch import read_model
 from synthia_batch.inputs.records.record import RecordParser, Values
+from synthia_batch.inputs.records.shapes import TURNS_OF_MESSAGES
 from synthia_batch.inputs.records.strict_json import check_encodable, may_hold_surrogates
+
+DETECT_BYTES = 8 * 1024 * 1024
+"""The first rows, from which columns are detected, end after so many bytes."""
 
 
 class JsonlSource(FileSource):
     """A JSONL file. Blank lines and a byte order mark at its start are skipped."""
 
     empty_hint = ", only blank lines"
+    _head: Sequence[Mapping[str, Any]] = ()
+    """The first records, from when their names are read until the columns are refined."""
 
-    def detect(self, selection: Selection) -> Columns:
-        """Return the columns, from the first record that can be parsed; see `Source.detect`."""
+    def read_names(self, limit: int | None) -> FirstNames:
+        """Return the columns of the first records that can be parsed; see `FileSource.read_names`."""
         faults = FaultList()
+        places: dict[str, str] = {}
+        head: list[Mapping[str, Any]] = []
+        rows, is_whole = 0, True
         with report_unreadable(self._shown), open_lines(self._path) as file:
-            for line in islice(iterate_lines(file, Checkpoint(offset=0, line=1)), selection.limit):
+            for line in islice(iterate_lines(file, Checkpoint(offset=0, line=1)), limit):
+                if rows == DETECT_ROWS or line.offset > DETECT_BYTES:
+                    is_whole = False
+                    break
+                rows += 1
                 try:
                     record, _ = parse_line(line)
                 except RowFault as fault:
-                    faults.add(f"{self._shown}:{line.number}", str(fault))
+                    if not places:
+                        faults.add(f"{self._shown}:{line.number}", str(fault))
                 else:
-                    return _settle_columns(selection, record, self._shown)
-        faults.raise_if_any()
-        raise refuse_empty(self._shown, self.empty_hint)
+                    head.append(record)
+                    for name in record:
+                        places.setdefault(name, f"{self._shown}:{line.number}")
+        if not places:
+            faults.raise_if_any()
+        self._head = head
+        return FirstNames(places=places, rows=rows, is_whole=is_whole)
+
+    def refine(self, columns: Columns) -> Columns:
+        """Return `columns` with the model of the first request, the kind of turns, and of messages."""
+        first = next(iter(self._head), {})
+        if columns.shape == "openai-batch":
+            columns = dataclasses.replace(columns, model=read_model(first, columns.text or ""))
+        turns = columns.turns if columns.shape is None else None
+        if turns is not None and has_messages(first.get(turns)):
+            columns = dataclasses.replace(columns, shape=TURNS_OF_MESSAGES)
+        if columns.message_fields is None and columns.messages is not None:
+            found = any(has_other_fields(record.get(columns.messages)) for record in self._head)
+            columns = dataclasses.replace(columns, message_fields=found)
+        self._head = []
+        return columns
 
     def peek(self, count: int) -> list[dict[str, Any]]:
         """Return the first records; see `Source.peek`."""
@@ -95,7 +128,8 @@ class _Scanner:
         self.checkpoints: list[Checkpoint] = []
         self._shown = shown
         self._input_scan = input_scan
-        self._columns: Columns | None = None
+        self._columns = input_scan.columns
+        self._parser = input_scan.parser
 
     def take(self, line: Line) -> None:
         """Check one line and add its hash."""
@@ -104,25 +138,14 @@ class _Scanner:
         self.rows += 1
         try:
             record, text = parse_line(line)
-            if self._columns is None:
-                self._begin(record)
+            self._input_scan.note_names(record, self._shown, line.number)
             self._input_scan.index.add(self._check(record, text))
         except RowFault as fault:
             self._input_scan.faults.add(f"{self._shown}:{line.number}", str(fault))
         self._input_scan.count(1)
 
-    def _begin(self, record: Mapping[str, Any]) -> None:
-        """Determine the columns from the first record, unless an earlier file has."""
-        input_scan = self._input_scan
-        settled = input_scan.columns or _settle_columns(input_scan.selection, record, self._shown)
-        self._columns = input_scan.settle(settled, self._shown)
-        self._parser = RecordParser(self._columns)
-
     def _check(self, record: Mapping[str, Any], text: str) -> bytes:
         columns = self._columns
-        if columns is None:
-            raise ValueError("a record is checked once the columns are known")
-        self._input_scan.note_names(record)
         if may_hold_surrogates(text):
             _check_encodable(record, columns)
         if columns.keep:
@@ -165,13 +188,6 @@ class _RowReader:
             self._numbers = self._duplicates.list_numbers(index, stop)
             self._numbers_start = index
         return self._numbers[index - self._numbers_start]
-
-
-def _settle_columns(selection: Selection, record: Mapping[str, Any], shown: Path | str) -> Columns:
-    columns = resolve_columns(selection, tuple(record), shown)
-    if columns.shape == "openai-batch":
-        return dataclasses.replace(columns, model=read_model(record, columns.text or ""))
-    return columns
 
 
 def _get_values(record: Mapping[str, Any], columns: Columns) -> Values:

@@ -10,7 +10,12 @@ from synthia_batch.core.types import Row
 from synthia_batch.inputs.base import Columns, Scan, Selection
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed
-from synthia_batch.inputs.readers.scan import refuse_duplicates, refuse_empty, scan_files
+from synthia_batch.inputs.readers.scan import (
+    detect_columns,
+    refuse_duplicates,
+    refuse_empty,
+    scan_files,
+)
 
 
 class ManySource:
@@ -32,8 +37,8 @@ class ManySource:
         return self._sources[row.file].locate(row)
 
     def detect(self, selection: Selection) -> Columns:
-        """Return the columns of the first file; see `Source.detect`."""
-        return self._sources[0].detect(selection)
+        """Return the columns; see `Source.detect`."""
+        return detect_columns(self._sources, selection).columns
 
     def peek(self, count: int) -> list[dict[str, Any]]:
         """Return the first records; see `Source.peek`."""

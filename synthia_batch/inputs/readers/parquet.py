@@ -1,5 +1,6 @@
 """Parquet, read by row group in small batches."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,8 @@ import pyarrow as pa
 
 from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.inputs.base import Columns, FileScan, Scan, Selection
+from synthia_batch.inputs.base import DETECT_ROWS, Columns, FileScan, FirstNames, Scan
 from synthia_batch.inputs.readers.arrow_types import (
-    is_conversation,
     is_id,
     is_messages,
     is_object,
@@ -32,18 +32,43 @@ from synthia_batch.inputs.readers.parquet_batches import (
     open_parquet,
 )
 from synthia_batch.inputs.readers.scan import InputScan
-from synthia_batch.inputs.records.columns import require_columns, resolve_columns
+from synthia_batch.inputs.records.columns import require_columns
 from synthia_batch.inputs.records.faults import FaultList, RowFault
+from synthia_batch.inputs.records.messages import has_other_fields
 from synthia_batch.inputs.records.record import RecordParser
+from synthia_batch.inputs.records.shapes import TURNS_OF_MESSAGES
 
 
 class ParquetSource(FileSource):
     """A Parquet file. Only the columns that are used are read."""
 
-    def detect(self, selection: Selection) -> Columns:
-        """Return the columns, from the file's footer; see `Source.detect`."""
+    def read_names(self, limit: int | None) -> FirstNames:
+        """Return the columns in the file's footer; see `FileSource.read_names`."""
         with self._refuse_damage():
-            return self._resolve_columns(selection, open_parquet(self._path).schema_arrow)
+            file = open_parquet(self._path)
+            rows = file.metadata.num_rows
+            places = dict.fromkeys(file.schema_arrow.names, str(self._shown)) if rows else {}
+        return FirstNames(places=places, rows=rows, is_whole=True)
+
+    def refine(self, columns: Columns) -> Columns:
+        """Return `columns`, if the file has them with suitable types, with the kind of the turns."""
+        with self._refuse_damage():
+            schema = open_parquet(self._path).schema_arrow
+            if columns.turns is not None and columns.shape is None:
+                require_columns([columns.turns], schema.names, self._shown)
+                if is_messages(schema.field(columns.turns).type):
+                    columns = dataclasses.replace(columns, shape=TURNS_OF_MESSAGES)
+            self._check_columns(columns, schema)
+            if columns.message_fields is None and columns.messages is not None:
+                columns = dataclasses.replace(
+                    columns, message_fields=self._has_other_fields(columns.messages)
+                )
+        return columns
+
+    def _has_other_fields(self, column: str) -> bool:
+        """Whether messages in the first rows of `column` have fields beside role and content."""
+        batch = next(open_parquet(self._path).iter_batches(batch_size=DETECT_ROWS, columns=[column]), None)
+        return batch is not None and any(map(has_other_fields, batch.column(0).to_pylist()))
 
     def peek(self, count: int) -> list[dict[str, Any]]:
         """Return the first records; see `Source.peek`."""
@@ -57,16 +82,14 @@ class ParquetSource(FileSource):
         size = self._watched.begin_scan()
         with self._refuse_damage():
             file = open_parquet(self._path)
-            found = input_scan.columns or self._resolve_columns(input_scan.selection, file.schema_arrow)
-            columns = input_scan.settle(found, self._shown)
-            kept = self._check_columns(columns, file.schema_arrow)
-            input_scan.note_names(file.schema_arrow.names)
+            kept = self._check_columns(input_scan.columns, file.schema_arrow)
+            input_scan.note_names(dict.fromkeys(file.schema_arrow.names), self._shown)
             input_scan.note_types(kept, self._shown)
-            scanner = _Scanner(self._shown, columns, input_scan)
+            scanner = _Scanner(self._shown, input_scan)
             wanted = file.metadata.num_rows
             if input_scan.wanted is not None:
                 wanted = min(wanted, input_scan.wanted)
-            for batch in iterate_batches(file, columns, 0, wanted):
+            for batch in iterate_batches(file, input_scan.columns, 0, wanted):
                 scanner.take(batch)
             if scanner.rows != wanted:
                 raise InputRefused(
@@ -95,11 +118,6 @@ class ParquetSource(FileSource):
         if following != scan.rows:
             raise changed(self._shown, f"{following} rows instead of {scan.rows}")
 
-    def _resolve_columns(self, selection: Selection, schema: pa.Schema) -> Columns:
-        columns = resolve_columns(selection, schema.names, self._shown)
-        self._check_columns(columns, schema)
-        return columns
-
     def _check_columns(self, columns: Columns, schema: pa.Schema) -> tuple[KeptColumn, ...]:
         """Return the kept columns. Every used column must exist, once, and have a suitable type."""
         names = schema.names
@@ -111,13 +129,15 @@ class ParquetSource(FileSource):
             if names.count(name) > 1:
                 raise UsageError(f"{self._shown}: several columns are named {name!r}; rename all but one")
         faults = FaultList()
-        is_talk, keys = is_messages, "role and content"
-        if columns.shape == "sharegpt":
-            is_talk, keys = is_conversation, "from and value"
+        conversation = "a list of structs with role and content, or from and value, or JSON text"
         checks = (
             (columns.prompt, is_text, "a string"),
-            (columns.messages, is_talk, f"a list of structs with {keys}, or JSON text"),
-            (columns.turns, is_talk if columns.shape else is_turns, "a list of strings"),
+            (columns.messages, is_messages, conversation),
+            (
+                columns.turns,
+                is_messages if columns.shape else is_turns,
+                f"a list of strings, or {conversation}",
+            ),
             (columns.system, is_text, "a string"),
             (columns.id, is_id, "a string or an integer"),
             (columns.sampling, is_object, "a struct, a map with text as keys, or JSON text"),
@@ -156,12 +176,12 @@ class ParquetSource(FileSource):
 class _Scanner:
     """The state of one pass over one file."""
 
-    def __init__(self, shown: Path | str, columns: Columns, input_scan: InputScan) -> None:
+    def __init__(self, shown: Path | str, input_scan: InputScan) -> None:
         self.rows = 0
         self._shown = shown
-        self._columns = columns
+        self._columns = input_scan.columns
         self._input_scan = input_scan
-        self._parser = RecordParser(columns)
+        self._parser = input_scan.parser
 
     def take(self, located: LocatedBatch) -> None:
         """Check the rows of one batch and add their hashes."""

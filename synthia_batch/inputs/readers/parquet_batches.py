@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from synthia_batch.core.types import Row
 from synthia_batch.inputs.base import Columns, Scan
-from synthia_batch.inputs.readers.arrow_types import leave_out_nulls, list_values
+from synthia_batch.inputs.readers.arrow_types import has_nested_fields, leave_out_nulls, list_values
 from synthia_batch.inputs.records.record import RecordParser, Values
 
 BATCH_ROWS = 1024
@@ -110,11 +110,17 @@ def convert_batch(batch: pa.RecordBatch, first: int, columns: Columns) -> Batch:
         except (ValueError, OverflowError) as exc:
             raise ValueError(f"column {name!r}: {describe_error(exc)}") from exc
 
+    def texts(name: str | None) -> list[Any]:
+        found = values(name)
+        # A struct of tool calls has the names of all tools' arguments.
+        is_nested = name is not None and has_nested_fields(batch.schema.field(name).type)
+        return [leave_out_nulls(value) for value in found] if is_nested else found
+
     reads = [name for name in columns.reads if name in batch.schema.names]
     return Batch(
         first=first,
         rows=batch.num_rows,
-        texts=_join(values, reads, batch.num_rows) if columns.reads else values(columns.text),
+        texts=_join(texts, reads, batch.num_rows) if columns.reads else texts(columns.text),
         systems=values(columns.system),
         ids=values(columns.id),
         samplings=values(columns.sampling),

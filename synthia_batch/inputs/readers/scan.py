@@ -1,45 +1,93 @@
 """One pass over the files of an input, which collects columns, faults, hashes and types."""
 
+import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.inputs.base import PROGRESS_ROWS, Columns, FileScan, Scan, Selection
+from synthia_batch.inputs.base import PROGRESS_ROWS, Columns, FileScan, FirstNames, Scan, Selection
 from synthia_batch.inputs.readers.json_types import KindTracker
-from synthia_batch.inputs.records.columns import require_columns
+from synthia_batch.inputs.records.columns import TELLING, require_columns, resolve_columns, show_names
 from synthia_batch.inputs.records.faults import FaultList
 from synthia_batch.inputs.records.hash_index import HashIndex
+from synthia_batch.inputs.records.record import RecordParser
 from synthia_batch.inputs.records.row_ids import find_duplicates
 
 OnProgress = Callable[[int], None]
+_log = logging.getLogger(__name__)
 
 
 class FileReader(Protocol):
     """One file of an input that is scanned."""
 
+    empty_hint: str
+
+    @property
+    def shown(self) -> str:
+        """The file, as the user named it."""
+
+    def read_names(self, limit: int | None) -> FirstNames:
+        """Return the columns of the first rows, at most `limit`."""
+
+    def refine(self, columns: Columns) -> Columns:
+        """Return `columns`, if they fit the file, with what only its values show."""
+
     def scan_into(self, input_scan: "InputScan") -> FileScan:
         """Check the file's selected rows, add the results to `input_scan`, and return their positions."""
 
 
-class InputScan:
-    """The state of one pass over one file or several.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Detected:
+    """The columns of an input, and the place of the first row that has each of its columns.
 
-    The first file determines the columns; the others must have them. `rows` counts those of all files.
+    `resolved` are the columns before their refinement by values: those that the names alone lead to.
     """
 
-    def __init__(self, selection: Selection, index: HashIndex, on_progress: OnProgress | None) -> None:
+    columns: Columns
+    resolved: Columns
+    places: Mapping[str, str]
+
+
+def detect_columns(readers: Sequence[FileReader], selection: Selection) -> Detected:
+    """Return the columns that the first rows of all files lead to; see `Source.detect`."""
+    places: dict[str, str] = {}
+    first: FileReader | None = None
+    left = selection.limit
+    for reader in readers:
+        names = reader.read_names(left)
+        first = first or (reader if names.places else None)
+        places = {**names.places, **places}
+        if left is not None:
+            left -= names.rows
+            if left <= 0 or not names.is_whole:
+                break
+    if first is None:
+        raise refuse_empty(readers[0].shown, readers[0].empty_hint if len(readers) == 1 else "")
+    resolved = resolve_columns(selection, tuple(places), first.shown)
+    return Detected(columns=first.refine(resolved), resolved=resolved, places=places)
+
+
+class InputScan:
+    """The state of one pass over one file or several. `rows` counts those of all files."""
+
+    def __init__(
+        self, selection: Selection, detected: Detected, index: HashIndex, on_progress: OnProgress | None
+    ) -> None:
         self.selection = selection
         self.index = index
         self.faults = FaultList()
         self.rows = 0
-        self.columns: Columns | None = None
-        self.kinds = KindTracker(())
+        self.columns = selection.columns or detected.columns
+        self.parser = RecordParser(self.columns)
+        self.kinds = KindTracker(self.columns.keep)
         self._on_progress = on_progress
-        self._names: dict[str, None] = {}
-        self._first: str = ""
-        self._unseen: set[str] = set()
+        self._resolved = detected.resolved
+        self._places = dict(detected.places)
+        self._first = next(iter(self._places.values()))
+        self._late: dict[str, None] = {}
         self._typed: tuple[KeptColumn, ...] | None = None
         self._typed_by = ""
         self._has_json = False
@@ -49,21 +97,31 @@ class InputScan:
         """The number of rows still to be read; None for all."""
         return None if self.selection.limit is None else self.selection.limit - self.rows
 
-    def settle(self, columns: Columns, place: Path | str) -> Columns:
-        """Return the columns of the input, which are `columns` if no earlier file has determined them."""
-        if self.columns is None:
-            self.columns, self._first = columns, str(place)
-            self.kinds = KindTracker(columns.keep)
-            # Optional in a JSON row, but a name that no row has is misspelt.
-            optional = (columns.system, columns.sampling, columns.tools, *columns.keep)
-            self._unseen = {name for name in optional if name is not None}
-        return self.columns
+    def note_names(self, names: Mapping[str, Any], shown: Path | str, line: int | None = None) -> None:
+        """Record that the row in `line` of a file, or its every row, has columns of these `names`.
 
-    def note_names(self, names: Mapping[str, Any] | Sequence[str]) -> None:
-        """Record that some row has columns of these `names`."""
-        if self._unseen:
-            self._unseen.difference_update(names)
-            self._names.update(dict.fromkeys(names))
+        One that would have led to other columns is a fault: the row would be read otherwise than it says.
+        """
+        if names.keys() <= self._places.keys():
+            return
+        place = str(shown) if line is None else f"{shown}:{line}"
+        for name in names.keys() - self._places.keys():
+            self._places[name] = place
+            if name in TELLING and self._resolve_again() != self._resolved:
+                self.faults.add(place, self._explain_late(name))
+            else:
+                self._late[name] = None
+
+    def _resolve_again(self) -> Columns:
+        return resolve_columns(self.selection, tuple(self._places), self._first)
+
+    def _explain_late(self, name: str) -> str:
+        used = " and ".join(map(repr, self.columns.texts))
+        return (
+            f"has a column {name!r}, but the input is read by {used}, from {self._first} on, where there is "
+            "no such column; say how to read it with --input-format, --prompt-column, --messages-column or "
+            "--turns-column"
+        )
 
     def note_json(self) -> None:
         """Record that some rows have kept values without types."""
@@ -89,9 +147,12 @@ class InputScan:
     def finish(self, files: Sequence[FileScan]) -> Scan | None:
         """Return the result of the pass, None if there are no rows. Raises InputRefused for faults."""
         self.faults.raise_if_any()
-        if self.columns is None or not self.rows:
+        if not self.rows:
             return None
-        require_columns(sorted(self._unseen), tuple(self._names), self._first)
+        # Optional in a JSON row, but a name that no row has is misspelt.
+        chosen = (self.columns.system, self.columns.sampling, self.selection.tools_column, *self.columns.keep)
+        require_columns(sorted(name for name in chosen if name is not None), tuple(self._places), self._first)
+        self._log_findings()
         is_one = len(files) == 1
         return Scan(
             rows=self.rows,
@@ -102,6 +163,17 @@ class InputScan:
             duplicates=self.index.finish(self.rows),
             files=() if is_one else tuple(files),
         )
+
+    def _log_findings(self) -> None:
+        """Log what the first rows did not show: conversations that are cut, and columns of later rows."""
+        if self.parser.final_answers:
+            _log.info(
+                f"{self.parser.final_answers} of {self.rows} conversations end with an answer, which is "
+                "regenerated (--final-assistant refuse: refuse them)"
+            )
+        late = [name for name in self._late if name not in self.columns.used]
+        if late:
+            _log.info(f"columns of later rows that are not used: {show_names(late)}")
 
     def _resolve_kept(self) -> tuple[KeptColumn, ...]:
         if self._typed is None:
@@ -120,8 +192,9 @@ def scan_files(
     readers: Sequence[FileReader], selection: Selection, scratch: Path, on_progress: OnProgress | None
 ) -> Scan | None:
     """Return the result of one pass over all files, None if there are no rows."""
+    detected = detect_columns(readers, selection)
     with HashIndex(scratch) as index:
-        input_scan = InputScan(selection, index, on_progress)
+        input_scan = InputScan(selection, detected, index, on_progress)
         files = []
         for reader in readers:
             is_full = input_scan.wanted is not None and input_scan.wanted <= 0

@@ -1,6 +1,8 @@
 """Assigns the input's columns: those named by the job, others detected."""
 
+import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,9 +14,39 @@ MESSAGES_COLUMN = "messages"
 TURNS_COLUMN = "turns"
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "input", "text")
 MAX_NAMES_SHOWN = 30
+TELLING = frozenset(
+    {MESSAGES_COLUMN, TURNS_COLUMN, *PROMPT_COLUMNS}.union(
+        *(
+            {*shape.known_by, *shape.or_by, *shape.beside, *((shape.tools,) if shape.tools else ())}
+            for shape in SHAPES.values()
+        )
+    )
+)
+"""The names by which columns are detected: an input's other columns never change how it is read."""
+
+
+SYSTEM_NAMES = re.compile(r"system|persona|.*system_?(prompt|message).*", re.IGNORECASE)
+ID_NAMES = re.compile(r"(.*[_-])?(id|uuid|key|hash)", re.IGNORECASE)
+_NEAR_SYNONYMS = (
+    (SYSTEM_NAMES, "--system-column {}"),
+    (re.compile(r"tools|functions", re.IGNORECASE), "--tools-column {}"),
+    (re.compile(r"history|context|input|passage|document", re.IGNORECASE), "--prompt-template"),
+    (ID_NAMES, "--id-column {}"),
+)
+"""Names of columns that belong to a prompt in many files, and the flag that takes them."""
 
 
 def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str) -> Columns:
+    """Return the columns to read of an input with columns `names`, and which of them are unused."""
+    columns = dataclasses.replace(
+        _resolve_used(selection, names, path),
+        final=selection.final_assistant,
+        message_fields=selection.message_fields,
+    )
+    return dataclasses.replace(columns, unused=tuple(name for name in names if name not in columns.used))
+
+
+def _resolve_used(selection: Selection, names: Sequence[str], path: Path | str) -> Columns:
     """Return the columns to read of an input with columns `names`.
 
     If no prompt, messages or turns column is named, it is `messages` if the input has it, else `turns`,
@@ -77,6 +109,12 @@ def _resolve_shape(selection: Selection, shape: Shape, names: Sequence[str], pat
             "or set --input-format plain"
         )
     identifier = selection.id_column or shape.id
+    # Those of a named shape may be in later rows only.
+    is_named = selection.format == shape.name and shape.name != "openai-batch"
+    beside = [
+        name for name in shape.beside if name != selection.system_column and (is_named or name in names)
+    ]
+    has_tools = shape.tools is not None and (is_named or shape.tools in names)
     columns = Columns(
         prompt=text if kind == "prompt" else None,
         messages=text if kind == "messages" else None,
@@ -85,9 +123,9 @@ def _resolve_shape(selection: Selection, shape: Shape, names: Sequence[str], pat
         id=identifier,
         keep=_resolve_keep(selection),
         sampling=_choose_sampling(selection, shape, path),
-        tools=selection.tools_column,
+        tools=selection.tools_column or (shape.tools if has_tools else None),
         shape=shape.name,
-        reads=(text, *(name for name in shape.beside if name in names)) if shape.beside else (),
+        reads=(text, *beside) if beside or shape.name in ("alpaca", "openai-batch") else (),
     )
     require_columns([text, *([identifier] if identifier is not None else [])], names, path)
     return columns
@@ -158,6 +196,22 @@ def _resolve_keep(selection: Selection) -> tuple[str, ...]:
 
 
 def _show_names(names: Sequence[str]) -> str:
+    return f"(columns: {show_names(names) or 'none'})"
+
+
+def describe_unused(names: Sequence[str]) -> str:
+    """Return the names of unused columns in one line, first those that a flag would use, with the flag."""
+    hints = {name: hint for name in names if (hint := _find_flag(name))}
+    rest = [name for name in names if name not in hints]
+    shown = [f"{show_names([name])} ({hint})" for name, hint in hints.items()]
+    return ", ".join([*shown, *([show_names(rest)] if rest else [])])
+
+
+def _find_flag(name: str) -> str:
+    return next((hint for names, hint in _NEAR_SYNONYMS if names.fullmatch(name)), "").format(name)
+
+
+def show_names(names: Sequence[str]) -> str:
+    """Return the names in one line, the first 30 of them."""
     shown = ", ".join(ascii(name) if not name.isprintable() else name for name in names[:MAX_NAMES_SHOWN])
-    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
-    return f"(columns: {shown or 'none'}{more})"
+    return f"{shown} and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else shown

@@ -1,23 +1,46 @@
-"""Parses conversations in OpenAI's shape, for every format."""
+"""Parses conversations, for every format: messages of role and content, or of ShareGPT's from and value."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from synthia_batch.core.types import Message
 from synthia_batch.inputs.records.faults import RowFault
-from synthia_batch.inputs.records.strict_json import parse_json_text
+from synthia_batch.inputs.records.strict_json import is_blank, parse_json_text
+from synthia_batch.job.sections import FinalAssistant
 
-ROLES = ("system", "user", "assistant")
-CALL_KEYS = ("tool_calls", "function_call", "tool_call_id")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+"""The values of `role`; the chat template decides which it takes, and where."""
+SPEAKERS: Mapping[str, str] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool": "tool",
+}
+"""The roles of ShareGPT's values of `from`."""
+CALL_SPEAKER = "function_call"
+_ASKING = ("user", "tool", "function")
+"""Roles whose message the model answers."""
+_EXTRA_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
+"""Other keys of a message that chat templates read; vLLM passes these on."""
 PART_SEPARATOR = "\n"
 """Between the text parts of one message, as vLLM joins them."""
 
 
 def parse_messages(value: Any) -> tuple[Message, ...]:
-    """Return the conversation in `value`: a list of objects with role and content, or its JSON text.
+    """Return the conversation in `value`: a list of messages, or its JSON text.
 
-    The first message may be a system message; the last is the user's. Roles need not alternate.
-    Content is a string that is not blank, or a list of parts of type text. Other keys of a message are
-    ignored, except tool calls, which no prompt format here can represent.
+    A message has role and content, or from and value. Content is a string, or a list of text parts; it
+    may be blank only beside tool calls and as a tool's result. Roles may follow each other in any order.
 
     Raises:
         RowFault: It is anything else.
@@ -28,9 +51,42 @@ def parse_messages(value: Any) -> tuple[Message, ...]:
         raise RowFault(f"messages must be a list of objects with role and content, not {describe(value)}")
     if not value:
         raise RowFault("messages is an empty list; it needs at least one message, from the user")
-    messages = tuple(_parse_message(item, number) for number, item in enumerate(value, start=1))
-    check_order(messages)
-    return messages
+    return tuple(_parse_message(item, number) for number, item in enumerate(value, start=1))
+
+
+def end_with_question(messages: tuple[Message, ...], final: FinalAssistant) -> tuple[Message, ...]:
+    """Return `messages` up to the last one that the model answers; the answer behind it is regenerated.
+
+    Raises:
+        RowFault: There is nothing to answer, or an answer that `final` refuses.
+    """
+    stop = len(messages)
+    while stop and messages[stop - 1].role == "assistant":
+        stop -= 1
+    if not stop or messages[stop - 1].role not in _ASKING:
+        last = messages[max(stop, 1) - 1].role
+        raise RowFault(f"there is no message to answer: the last before the answer is from {last}")
+    if stop < len(messages) and final == "refuse":
+        raise RowFault(
+            "the last message is the assistant's, so there is nothing to answer; "
+            "--final-assistant regenerate drops it and generates it anew"
+        )
+    return messages[:stop]
+
+
+def pick_questions(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Return a leading system message and the user's messages; all answers are regenerated.
+
+    Raises:
+        RowFault: There is no question, or a message that is neither question nor answer.
+    """
+    questions = tuple(message for message in messages if message.role != "assistant")
+    for number, message in enumerate(questions):
+        if message.role != "user" and (number or message.role != "system"):
+            raise RowFault(f"a conversation that is played turn by turn cannot have a {message.role} message")
+    if not questions or questions[-1].role != "user":
+        raise RowFault("the conversation has no message from the user, so there is nothing to answer")
+    return questions
 
 
 def parse_turns(value: Any) -> tuple[Message, ...]:
@@ -46,9 +102,29 @@ def parse_turns(value: Any) -> tuple[Message, ...]:
     for number, turn in enumerate(value, start=1):
         if type(turn) is not str:
             raise RowFault(f"turn {number} must be a string, not {describe(turn)}")
-        if not turn or turn.isspace():
+        if is_blank(turn):
             raise RowFault(f"turn {number} is blank")
     return tuple(Message("user", turn) for turn in value)
+
+
+def has_messages(value: Any) -> bool:
+    """Whether `value`, of a column of turns, is a conversation instead: a list of objects, or JSON text."""
+    return isinstance(value, str) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+
+def has_other_fields(value: Any) -> bool:
+    """Whether a message of the conversation `value` has a field that `Message.extra` holds."""
+    if isinstance(value, str):
+        return any(key in value for key in (*_EXTRA_KEYS[:2], CALL_SPEAKER))
+    messages = value if isinstance(value, list) else []
+    return any(
+        isinstance(message, dict)
+        and (
+            message.get("from") == CALL_SPEAKER
+            or any(message.get(key) for key in (*_EXTRA_KEYS, CALL_SPEAKER))
+        )
+        for message in messages
+    )
 
 
 def describe(value: Any) -> str:
@@ -66,40 +142,84 @@ def describe(value: Any) -> str:
 def _parse_message(item: Any, number: int) -> Message:
     if not isinstance(item, dict):
         raise RowFault(f"message {number} must be an object with role and content, not {describe(item)}")
-    if "role" not in item and "from" in item and "value" in item:
-        raise RowFault(f"message {number} has from and value; set --input-format sharegpt")
+    if "role" not in item and "from" in item:
+        return _parse_spoken(item, number)
     role = item.get("role")
     if role not in ROLES:
-        shown = repr(role[:40]) if isinstance(role, str) else describe(role)
-        raise RowFault(f"message {number} has the role {shown}; it must be one of {', '.join(ROLES)}")
-    for key in CALL_KEYS:
-        if item.get(key):
-            raise RowFault(f"message {number} has {key}; tool calls are not supported")
-    return Message(role, _parse_content(item.get("content"), number))
+        raise RowFault(f"message {number} has the role {_show(role)}; it must be one of {', '.join(ROLES)}")
+    extra = {key: item[key] for key in _EXTRA_KEYS if item.get(key)}
+    if item.get("function_call"):  # The predecessor of tool_calls in OpenAI's API.
+        extra["tool_calls"] = [{"type": "function", "function": item["function_call"]}]
+    if "tool_calls" in extra:
+        extra["tool_calls"] = _parse_calls(extra["tool_calls"], number)
+    may_be_blank = "tool_calls" in extra or role in ("tool", "function")
+    content = _parse_content(item.get("content"), "content", number, may_be_blank=may_be_blank)
+    return Message(role, content, extra or None)
 
 
-def _parse_content(content: Any, number: int) -> str:
+def _parse_spoken(item: Mapping[str, Any], number: int) -> Message:
+    """Return the message in an object of ShareGPT's, with from and value."""
+    speaker = item["from"]
+    role = SPEAKERS.get(speaker) if isinstance(speaker, str) else None
+    if role is None:
+        names = ", ".join(SPEAKERS)
+        raise RowFault(f"message {number} is from {_show(speaker)}; it must be one of {names}")
+    content = _parse_content(item.get("value"), "value", number, may_be_blank=role == "tool")
+    if speaker != CALL_SPEAKER:
+        return Message(role, content)
+    found = parse_json_text(content, f"the function call of message {number}")
+    calls = found if isinstance(found, list) else [found]
+    return Message(role, "", {"tool_calls": _parse_calls([{"function": call} for call in calls], number)})
+
+
+def _parse_calls(calls: Any, number: int) -> list[dict[str, Any]]:
+    """Return the tool calls of a message with their arguments as objects, as vLLM passes them on."""
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise RowFault(f"the tool_calls of message {number} must be a list of objects")
+    parsed = []
+    for call in calls:
+        function = call.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise RowFault(f"a tool call of message {number} has no function with a name")
+        arguments = function.get("arguments") or {}
+        if isinstance(arguments, str):
+            arguments = parse_json_text(arguments, f"the arguments of a tool call of message {number}")
+        if not isinstance(arguments, dict):
+            raise RowFault(
+                f"the arguments of a tool call of message {number} must be an object, not "
+                f"{describe(arguments)}"
+            )
+        parsed.append({"type": "function", **call, "function": {**function, "arguments": arguments}})
+    return parsed
+
+
+def _parse_content(content: Any, key: str, number: int, *, may_be_blank: bool) -> str:
     if isinstance(content, list):
         content = PART_SEPARATOR.join(_parse_part(part, number) for part in content)
+    if content is None and may_be_blank:
+        return ""
+    if isinstance(content, dict) and may_be_blank:  # A tool's result that was not written as text.
+        return json.dumps(content, ensure_ascii=False)
     if not isinstance(content, str):
-        raise RowFault(f"the content of message {number} must be a string, not {describe(content)}")
-    if not content or content.isspace():
-        raise RowFault(f"the content of message {number} is blank")
+        raise RowFault(f"the {key} of message {number} must be a string, not {describe(content)}")
+    if is_blank(content) and not may_be_blank:
+        raise RowFault(f"the {key} of message {number} is blank")
     return content
 
 
 def _parse_part(part: Any, number: int) -> str:
+    if isinstance(part, str):
+        return part
     kind = part.get("type") if isinstance(part, dict) else None
-    text = part.get("text") if isinstance(part, dict) else None
-    if kind != "text" or not isinstance(text, str):
-        shown = repr(kind[:40]) if isinstance(kind, str) else describe(part)
-        raise RowFault(f"the content of message {number} has a part that is not text ({shown})")
-    return text
+    if isinstance(part, dict) and kind in ("text", "input_text", "output_text"):
+        text = part.get("text") if part.get("text") is not None else part.get("value")
+        if isinstance(text, str):
+            return text
+    shown = f"of type {kind[:40]!r}" if isinstance(kind, str) else f"that is {describe(part)}"
+    raise RowFault(
+        f"message {number} has a part {shown}; only text is supported: remove the part, or the row"
+    )
 
 
-def check_order(messages: tuple[Message, ...]) -> None:
-    """Raise RowFault unless only the first message is a system message, and the last is the user's."""
-    if any(message.role == "system" for message in messages[1:]):
-        raise RowFault("only the first message may be a system message, and only one")
-    if messages[-1].role != "user":
-        raise RowFault(f"the last message must be from the user, not the {messages[-1].role}")
+def _show(name: Any) -> str:
+    return repr(name[:40]) if isinstance(name, str) else describe(name)

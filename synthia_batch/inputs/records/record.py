@@ -3,6 +3,7 @@
 A scan needs only the hash, which is computed without a Row for speed; both apply the same checks.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
 from typing import Any, NamedTuple, TypeVar
@@ -12,11 +13,17 @@ from blake3 import blake3
 from synthia_batch.core.types import Message, Row, RowSampling
 from synthia_batch.inputs.base import Columns
 from synthia_batch.inputs.records.faults import RowFault
-from synthia_batch.inputs.records.messages import describe, parse_messages, parse_turns
+from synthia_batch.inputs.records.messages import (
+    describe,
+    end_with_question,
+    parse_messages,
+    parse_turns,
+    pick_questions,
+)
 from synthia_batch.inputs.records.openai_batch import parse_request, read_sampling
 from synthia_batch.inputs.records.row_ids import HASH_BYTES
 from synthia_batch.inputs.records.row_options import parse_sampling, parse_tools
-from synthia_batch.inputs.records.shapes import parse_conversation, parse_instruction, parse_questions
+from synthia_batch.inputs.records.shapes import add_system, parse_instruction
 
 _T = TypeVar("_T")
 
@@ -35,9 +42,13 @@ class Values(NamedTuple):
 
 
 class RecordParser:
-    """Checks the values of records, and computes their hashes and rows."""
+    """Checks the values of records, and computes their hashes and rows.
+
+    `final_answers` counts the conversations parsed so far that end with an answer, which is regenerated.
+    """
 
     def __init__(self, columns: Columns) -> None:
+        self.final_answers = 0
         self._columns = columns
         self._parse_content: Callable[[Any], tuple[Message, ...]] = self._choose_parser()
 
@@ -95,9 +106,26 @@ class RecordParser:
         if columns.shape == "alpaca":
             return parse_instruction(value, columns.text or "")
         if columns.shape == "openai-batch":
-            return parse_request(value, columns)
-        parse = parse_questions if columns.turns is not None else parse_conversation
-        return _parse_column(parse, columns.text, value)
+            return self._cut_answer(parse_request(value, columns))
+        conversation = value.get(columns.text) if columns.reads else value
+        messages = _parse_column(parse_messages, columns.text, conversation)
+        if columns.reads:
+            messages = add_system(messages, value)
+        return _parse_column(self._cut_answer, columns.text, messages)
+
+    def _cut_answer(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """Return the part of a conversation that is asked."""
+        if self._columns.turns is not None:
+            return pick_questions(messages)
+        asked = end_with_question(messages, self._columns.final)
+        if self._columns.message_fields is False and any(message.extra for message in asked):
+            number = next(number for number, message in enumerate(asked, start=1) if message.extra)
+            raise RowFault(
+                f"message {number} has {', '.join(asked[number - 1].extra or ())}, which no message of the "
+                "first rows has; --set input.message_fields=true keeps them in the output"
+            )
+        self.final_answers += len(asked) < len(messages)
+        return asked
 
     def _parse_prompt(self, value: Any) -> tuple[Message, ...]:
         if type(value) is not str:
@@ -107,7 +135,8 @@ class RecordParser:
         return (Message("user", value),)
 
     def _parse_messages(self, value: Any) -> tuple[Message, ...]:
-        return _parse_column(parse_messages, self._columns.messages, value)
+        messages = _parse_column(parse_messages, self._columns.messages, value)
+        return _parse_column(self._cut_answer, self._columns.messages, messages)
 
     def _parse_turns(self, value: Any) -> tuple[Message, ...]:
         return _parse_column(parse_turns, self._columns.turns, value)
@@ -149,12 +178,17 @@ def hash_content(messages: tuple[Message, ...], system: str | None) -> bytes:
     """
     turns = ",".join(
         [
-            f'{{"content":{encode_basestring(message.content)},"role":"{message.role}"}}'
+            f'{{"content":{encode_basestring(message.content)},"role":"{message.role}"'
+            f"{'' if message.extra is None else _encode_extra(message.extra)}}}"
             for message in messages
         ]
     )
     own = "null" if system is None else encode_basestring(system)
     return blake3(f'{{"messages":[{turns}],"system":{own}}}'.encode()).digest(length=HASH_BYTES)
+
+
+def _encode_extra(extra: Mapping[str, Any]) -> str:
+    return f',"extra":{json.dumps(extra, ensure_ascii=False, sort_keys=True)}'
 
 
 def _parse_request_sampling(body: Any) -> RowSampling:

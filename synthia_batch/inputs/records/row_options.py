@@ -17,7 +17,7 @@ def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     """Return the definitions in `value`: a list in OpenAI's shape, or its JSON text. Blank and null are none.
 
     Each is an object with `type` `function` and a `function` with a name, and optionally a description
-    and parameters: a JSON Schema. Other keys are passed to the chat template unchanged.
+    and parameters: a JSON Schema; or such a function on its own. Other keys are passed to the chat template unchanged.
 
     Raises:
         RowFault: It is anything else.
@@ -39,6 +39,8 @@ def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
 def _check_tool(tool: Any, number: int) -> Mapping[str, Any]:
     if not isinstance(tool, dict):
         raise RowFault(f"tool {number} must be an object with type and function, not {describe(tool)}")
+    if tool.get("type") is None and "name" in tool:  # A function on its own, as in ShareGPT files.
+        tool = {"type": "function", "function": tool}
     if tool.get("type") != "function":
         raise RowFault(f"tool {number} has the type {tool.get('type')!r}; it must be 'function'")
     function = tool.get("function")

@@ -1,7 +1,7 @@
 """Shapes of records from other programs: how each is detected, and parsed to a conversation.
 
-ShareGPT: `conversations`, a list of objects with from and value. Alpaca: an instruction, and optionally
-the input that it refers to. OpenAI batch requests are in openai_batch.
+ShareGPT: `conversations`, a list of messages. Alpaca, and Dolly: an instruction, and what it refers to.
+OpenAI batch requests are in openai_batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,77 +10,32 @@ from typing import Any
 
 from synthia_batch.core.types import Message
 from synthia_batch.inputs.records.faults import RowFault
-from synthia_batch.inputs.records.messages import check_order, describe
-from synthia_batch.inputs.records.strict_json import parse_json_text
+from synthia_batch.inputs.records.messages import describe
+from synthia_batch.inputs.records.strict_json import is_blank
 
-_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-}
-
-
-def parse_conversation(value: Any) -> tuple[Message, ...]:
-    """Return the conversation up to its last question; later answers are regenerated.
-
-    Raises:
-        RowFault: It is not such a conversation, or has no question.
-    """
-    messages = _parse_all(value)
-    last = max((number for number, message in enumerate(messages) if message.role == "user"), default=-1)
-    if last < 0:
-        raise RowFault("the conversation has no message from human, so there is nothing to answer")
-    messages = messages[: last + 1]
-    check_order(messages)
-    return messages
-
-
-def parse_questions(value: Any) -> tuple[Message, ...]:
-    """Return the system message and the questions of the conversation; all answers are regenerated."""
-    return tuple(message for message in parse_conversation(value) if message.role != "assistant")
-
-
-def _parse_all(value: Any) -> tuple[Message, ...]:
-    if isinstance(value, str):
-        value = parse_json_text(value, "messages")
-    if not isinstance(value, list):
-        raise RowFault(f"must be a list of objects with from and value, not {describe(value)}")
-    return tuple(_parse_message(item, number) for number, item in enumerate(value, start=1))
-
-
-def _parse_message(item: Any, number: int) -> Message:
-    if not isinstance(item, dict) or "from" not in item or "value" not in item:
-        raise RowFault(f"message {number} must be an object with from and value, not {describe(item)}")
-    speaker, text = item["from"], item["value"]
-    role = _ROLES.get(speaker) if isinstance(speaker, str) else None
-    if role is None:
-        shown = repr(speaker[:40]) if isinstance(speaker, str) else describe(speaker)
-        raise RowFault(f"message {number} is from {shown}; it must be one of {', '.join(_ROLES)}")
-    if not isinstance(text, str):
-        raise RowFault(f"the value of message {number} must be a string, not {describe(text)}")
-    if not text or text.isspace():
-        raise RowFault(f"the value of message {number} is blank")
-    return Message(role, text)
+SYSTEM_COLUMN = "system"
+"""The column of a row's own system message, in the shapes that have one."""
+TURNS_OF_MESSAGES = "messages"
+"""The shape of a column of turns that has conversations: their questions are played."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """How records of one shape are detected and read.
 
-    `known_by` are the columns that indicate it. `text` is the column of its conversation, of the `kind`;
-    a job can also name it as one of `other_kinds`. `beside` are optional columns that are read with it.
+    `known_by` are the columns that indicate it, together with one of `or_by` if there are any. `text` is
+    the column of its conversation, of the `kind`; a job can also name it as one of `other_kinds`. `beside`
+    are optional columns that are read with it; `tools` is that of tool definitions.
     """
 
     name: str
     kind: str
     text: str
     known_by: frozenset[str]
+    or_by: frozenset[str] = frozenset()
     other_kinds: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    tools: str | None = None
     id: str | None = None
 
 
@@ -101,13 +56,16 @@ SHAPES = {
             text="conversations",
             known_by=frozenset({"conversations"}),
             other_kinds=("turns",),
+            beside=(SYSTEM_COLUMN,),
+            tools="tools",
         ),
         Shape(
             name="alpaca",
             kind="prompt",
             text="instruction",
-            known_by=frozenset({"instruction", "input"}),
-            beside=("input",),
+            known_by=frozenset({"instruction"}),
+            or_by=frozenset({"input", "context", "history", SYSTEM_COLUMN}),
+            beside=("input", "context", "history", SYSTEM_COLUMN),
         ),
     )
 }
@@ -115,7 +73,15 @@ SHAPES = {
 
 def find_shape(names: Sequence[str]) -> Shape | None:
     """Return the shape that these column names indicate, or None."""
-    return next((shape for shape in SHAPES.values() if shape.known_by <= set(names)), None)
+    given = set(names)
+    return next(
+        (
+            shape
+            for shape in SHAPES.values()
+            if shape.known_by <= given and (not shape.or_by or shape.or_by & given)
+        ),
+        None,
+    )
 
 
 SEPARATOR = "\n"
@@ -123,17 +89,63 @@ SEPARATOR = "\n"
 
 
 def parse_instruction(values: Mapping[str, Any], column: str) -> tuple[Message, ...]:
-    """Return one question: the instruction in `column`, followed by the input.
+    """Return the conversation that ends with the instruction in `column` and what it refers to.
 
     Raises:
-        RowFault: One of them is not text, or the instruction is blank.
+        RowFault: One of them has another type, or the instruction is blank.
     """
-    instruction, about = values.get(column), values.get("input")
-    if type(instruction) is not str:
-        raise RowFault(f"column {column!r} must be a string, not {describe(instruction)}")
-    if not instruction or instruction.isspace():
-        raise RowFault(f"column {column!r} is blank")
-    if about is not None and type(about) is not str:
-        raise RowFault(f"column 'input' must be a string, not {describe(about)}")
-    has_input = about is not None and about.strip() != ""
-    return (Message("user", f"{instruction}{SEPARATOR}{about}" if has_input else instruction),)
+    instruction = _read_text(values, column)
+    if instruction is None:
+        fault = "is blank" if values.get(column) is not None else "must be a string, not null"
+        raise RowFault(f"column {column!r} {fault}")
+    about = [text for name in ("input", "context") if (text := _read_text(values, name)) is not None]
+    question = Message("user", SEPARATOR.join([instruction, *about]))
+    return (*read_system(values), *_read_history(values.get("history")), question)
+
+
+def read_system(values: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Return the system message of a record, if it has one."""
+    text = _read_text(values, SYSTEM_COLUMN)
+    return () if text is None else (Message("system", text),)
+
+
+def add_system(messages: tuple[Message, ...], values: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Return `messages` after the system message of their record, which they may repeat.
+
+    Raises:
+        RowFault: They begin with another one.
+    """
+    system = read_system(values)
+    if not system or messages[0].role != "system":
+        return (*system, *messages)
+    if messages[0].content != system[0].content:
+        raise RowFault(
+            f"the conversation begins with another system message than column {SYSTEM_COLUMN!r} has; "
+            "remove one of them"
+        )
+    return messages
+
+
+def _read_text(values: Mapping[str, Any], column: str) -> str | None:
+    """Return the text in `column`, or None if it is missing, null or blank."""
+    text = values.get(column)
+    if text is not None and type(text) is not str:
+        raise RowFault(f"column {column!r} must be a string, not {describe(text)}")
+    return None if text is None or is_blank(text) else text
+
+
+def _read_history(history: Any) -> tuple[Message, ...]:
+    """Return the earlier messages in `history`: a list of pairs of question and answer."""
+    if history is None:
+        return ()
+    is_pairs = isinstance(history, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(text) is str for text in pair)
+        for pair in history
+    )
+    if not is_pairs:
+        raise RowFault("column 'history' must be a list of pairs of texts: question and answer")
+    return tuple(
+        Message(role, text)
+        for pair in history
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    )

@@ -67,6 +67,22 @@ _SYNTHIA_HEADS = {"system": "SYSTEM:", "user": "USER:", "assistant": "ASSISTANT:
 _SYNTHIA_STOP = "USER:"
 
 
+def has_calls(message: Message) -> bool:
+    """Whether `message` calls tools."""
+    return bool(message.extra) and "tool_calls" in message.extra
+
+
+def _write_lines(messages: Sequence[Message], tools: Tools) -> list[str]:
+    """Return one line per message. Raises SampleRefused for one that the cards' format has no line for."""
+    other = next((one for one in messages if one.role not in _SYNTHIA_HEADS or has_calls(one)), None)
+    if tools or other is not None:
+        what = "tools"
+        if other is not None:
+            what = "tool calls" if has_calls(other) else f"the role {other.role}"
+        raise SampleRefused("prompt_not_expressible", f"the format synthia has no place for {what}")
+    return [f"{_SYNTHIA_HEADS[message.role]} {message.content}" for message in messages]
+
+
 class SynthiaFormat:
     """The model cards' SYSTEM:/USER:/ASSISTANT: lines. Answers end at the next USER: and are stripped.
 
@@ -81,8 +97,7 @@ class SynthiaFormat:
 
     def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """Return one line per turn and an open ASSISTANT: at the end."""
-        turns = [f"{_SYNTHIA_HEADS[message.role]} {message.content}" for message in messages]
-        return "\n".join([*turns, "ASSISTANT:"])
+        return "\n".join([*_write_lines(messages, tools), "ASSISTANT:"])
 
     def read(self, text: str) -> ParsedAnswer:
         """Return `text` up to the next USER:, stripped, as in the cards' own loop."""
@@ -101,8 +116,7 @@ class SynthiaCardFormat(SynthiaFormat):
 
     def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """Return the loop's `llm_prompt`; without a system message it starts with USER:."""
-        turns = [f"{_SYNTHIA_HEADS[message.role]} {message.content}" for message in messages]
-        return " \n".join([*turns, "ASSISTANT: "])
+        return " \n".join([*_write_lines(messages, tools), "ASSISTANT: "])
 
 
 class ChatFormat:
@@ -127,12 +141,22 @@ class ChatFormat:
                 "fix it, pass another one with --chat-template FILE, or use a --preset"
             ) from exc
         self._special_tokens = dict(special_tokens)
+        self._shows_tools: bool | None = None
         self.thinks = THINK_END in template
         self._begins_thinking = self.thinks and self._opens_reasoning()
 
     def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """Return `messages` rendered by the template, with the start of an answer."""
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        prompt = self._render(messages, tools)
+        calls = [call for one in messages if one.extra for call in one.extra.get("tool_calls", ())]
+        if any(call["function"]["name"] not in prompt for call in calls):
+            raise SampleRefused("prompt_not_expressible", "the model's chat template leaves out tool calls")
+        if tools and not self.shows_tools():
+            raise SampleRefused("prompt_not_expressible", "the model's chat template has no place for tools")
+        return prompt
+
+    def _render(self, messages: Sequence[Message], tools: Tools) -> str:
+        turns = [message.to_dict() for message in messages]
         try:
             return self._template.render(
                 messages=turns,
@@ -162,12 +186,14 @@ class ChatFormat:
 
     def shows_tools(self) -> bool:
         """Whether the template includes tools in the prompt."""
-        name = "look_up_the_weather"
-        tool = {"type": "function", "function": {"name": name, "description": "?", "parameters": {}}}
-        try:
-            return name in self.write([Message("user", "?")], [tool])
-        except SampleRefused:
-            return False
+        if self._shows_tools is None:
+            name = "look_up_the_weather"
+            tool = {"type": "function", "function": {"name": name, "description": "?", "parameters": {}}}
+            try:
+                self._shows_tools = name in self._render([Message("user", "?")], [tool])
+            except SampleRefused:
+                self._shows_tools = False
+        return self._shows_tools
 
     def _opens_reasoning(self) -> bool:
         """Whether prompts end inside an open reasoning block, which the model continues."""
@@ -190,7 +216,10 @@ class PlainChatFormat:
     def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """Return the tools, if any, and each message after its role."""
         head = f"<tools>\n{_to_json(list(tools))}\n" if tools else ""
-        turns = "".join(f"<{message.role}>\n{message.content}\n" for message in messages)
+        turns = "".join(
+            f"<{message.role}>\n{message.content}\n{_to_json(message.extra) if message.extra else ''}"
+            for message in messages
+        )
         return f"{head}{turns}<assistant>\n"
 
     def read(self, text: str) -> ParsedAnswer:

@@ -207,7 +207,8 @@ class Renderer:
         """
         special = self._special
         texts = [message.content for message in messages]
-        texts += [json.dumps(tool, ensure_ascii=False) for tool in tools]
+        others = [*tools, *(message.extra for message in messages if message.extra)]
+        texts += [json.dumps(other, ensure_ascii=False) for other in others]
         if special is not None and any(special.search(text) for text in texts):
             ids = self._render_around(messages, tools, special)
         else:
@@ -231,12 +232,21 @@ class Renderer:
         self, messages: Sequence[Message], tools: Tools, special: re.Pattern[str]
     ) -> Sequence[int]:
         """Render messages that contain the texts of special tokens, each broken up by a mark."""
-        whole = "".join(message.content for message in messages) + json.dumps(list(tools), ensure_ascii=False)
+        extras = [message.extra for message in messages]
+        whole = "".join(message.content for message in messages)
+        whole += json.dumps([*tools, *extras], ensure_ascii=False)
         mark = next((mark for mark in _MARKS if mark not in whole), None)
         if mark is None:
             reason = "it writes out special tokens, and all the characters that could keep them apart"
             raise SampleRefused("prompt_not_expressible", reason)
-        hidden = [Message(message.role, _hide(special, message.content, mark)) for message in messages]
+        hidden = [
+            Message(
+                message.role,
+                _hide(special, message.content, mark),
+                _hide_within(special, message.extra, mark),
+            )
+            for message in messages
+        ]
         hidden_tools = [_hide_within(special, tool, mark) for tool in tools]
         return self._tokenizer.encode_around(self._format.write(hidden, hidden_tools), mark)
 

@@ -1,5 +1,6 @@
 """Converts finished samples to records for other programs. Pure."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,7 +16,7 @@ _TABLE_COLUMNS = (
     "id", "row_index", "sample_index", "system", "prompt", "response", "reasoning", "finish_reason",
     "prompt_tokens", "completion_tokens",
 )  # fmt: skip
-_SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
+_SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 Convert = Callable[[Iterable[FinishedSample]], Iterator[dict[str, Any]]]
 
@@ -52,10 +53,7 @@ def to_prompt_completion(samples: Iterable[FinishedSample]) -> Iterator[dict[str
 def to_sharegpt(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
     """Yield `conversations` of `from` (system, human, gpt) and `value`."""
     for sample in samples:
-        turns = [
-            {"from": _SHAREGPT_NAMES.get(turn.role, turn.role), "value": turn.content}
-            for turn in sample.messages
-        ]
+        turns = [spoken for turn in sample.messages for spoken in _list_spoken(turn)]
         yield {"conversations": turns, **sample.kept}
 
 
@@ -156,8 +154,19 @@ FORMATS: Mapping[str, ExportFormat] = {
 }  # fmt: skip
 
 
-def _list_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.content} for turn in messages]
+def _list_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [turn.to_dict() for turn in messages]
+
+
+def _list_spoken(turn: Message) -> list[dict[str, str]]:
+    """Return a message in ShareGPT's shape, each of its tool calls as a message of its own."""
+    calls = (turn.extra or {}).get("tool_calls", ())
+    spoken = [
+        {"from": "function_call", "value": json.dumps(call["function"], ensure_ascii=False)} for call in calls
+    ]
+    if spoken and not turn.content:
+        return spoken
+    return [{"from": _SHAREGPT_NAMES.get(turn.role, turn.role), "value": turn.content}, *spoken]
 
 
 def _find_system(messages: Sequence[Message]) -> str:

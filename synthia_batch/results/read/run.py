@@ -1,5 +1,6 @@
 """The read API: open_run() returns a run, complete or not. Takes no lock and writes nothing."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -198,11 +199,17 @@ def _read_samples(path: Path, kept: Sequence[str] | None, with_logprobs: bool) -
         for row in batch.to_pylist():
             values = {name: row[name] for name in ours}
             values |= {name: convert(row[name]) for name, convert in _CONVERTERS.items() if name in values}
+            if values.get("messages_json") is not None:
+                values["messages"] = _read_messages(json.loads(values["messages_json"]))
             yield FinishedSample(**values, kept={name: row[name] for name in others})
 
 
-def _read_messages(messages: Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
-    return tuple(Message(role=message["role"], content=message["content"]) for message in messages)
+def _read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    return tuple(_read_message(**message) for message in messages)
+
+
+def _read_message(role: str, content: str, **extra: Any) -> Message:
+    return Message(role, content, extra or None)
 
 
 _CONVERTERS: Mapping[str, Callable[[Any], Any]] = {"messages": _read_messages, "flags": tuple}

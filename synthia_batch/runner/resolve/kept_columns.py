@@ -1,26 +1,28 @@
 """Columns kept from the input, checked against those of the output."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from synthia_batch.errors import UsageError
+from synthia_batch.inputs import Columns
 from synthia_batch.job.schema import Job
 
 
-def check_kept_columns(keep: Sequence[str], job: Job, shown: Path | str) -> None:
-    """Return if no column of `keep` has the name of a column that the job's output has.
+def check_kept_columns(columns: Columns, job: Job, shown: Path | str) -> None:
+    """Return if no kept column has the name of a column that the job's output has.
 
     Raises:
         UsageError: Some have; all are named.
     """
-    if not keep:
+    if not columns.keep:
         return
     # pyarrow takes half a second to load; few jobs keep columns.
     from synthia_batch.storage.parts.schema import list_data_columns, list_optional
 
-    columns = list_data_columns(list_optional(job.model_dump()))
-    present_if = {column.name: column.present_if for column in columns}
-    clashes = [_describe_clash(name, present_if[name], job) for name in keep if name in present_if]
+    settings = job.model_dump()
+    settings["input"]["columns"] = columns.to_dict()
+    outputs = list_data_columns(list_optional(settings))
+    present_if = {column.name: column.present_if for column in outputs}
+    clashes = [_describe_clash(name, present_if[name], job) for name in columns.keep if name in present_if]
     if clashes:
         raise UsageError("\n".join(f"{shown}: {clash}" for clash in clashes))
 

@@ -11,6 +11,7 @@ from typing import Any
 from synthia_batch.core.digest import DigestCache, open_digest_cache
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs import Columns, ResolvedInput, Selection, digest_files, open_files, resolve_inputs
+from synthia_batch.inputs.records.columns import describe_unused
 from synthia_batch.job.dotted import flatten
 from synthia_batch.job.identity import IdentityParts, InputIdentity, Numerics, fingerprint, identify
 from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
@@ -18,7 +19,11 @@ from synthia_batch.job.loading.secrets import reveal
 from synthia_batch.job.resolved import EngineSpec, PlanSpec, PoolSpec, Remote, ResolvedJob, SystemText
 from synthia_batch.job.schema import Job
 from synthia_batch.job.sections import Engine
-from synthia_batch.models.prompts.system_messages import SystemMessage, select_system_message
+from synthia_batch.models.prompts.system_messages import (
+    NO_SYSTEM_MESSAGE,
+    SystemMessage,
+    select_system_message,
+)
 from synthia_batch.models.prompts.tokenizer import open_format
 from synthia_batch.results.quality.flags import identify_flags
 from synthia_batch.runner.resolve.answers import check_tools
@@ -50,6 +55,7 @@ class _Sources:
     input: ResolvedInput
     template: str | None
     columns: Columns
+    plan: PlanSpec
     found: FoundModel
 
 
@@ -76,7 +82,9 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> Resolved
     template = _read_template(merged)
     resolved = resolve_inputs(explicit.job.input.paths, cache)
     columns = open_files(resolved.files).detect(select_rows(explicit.job, template))
-    check_kept_columns(columns.keep, merged.job, resolved.files[0].shown)
+    check_kept_columns(columns, merged.job, resolved.files[0].shown)
+    plan = _choose_systems(merged, columns)
+    _log_systems(merged, columns, plan)
     _log_columns(columns, resolved)
     found = find_model(merged, chosen.preset, cache)
     _log_other_model(columns, resolved, found)
@@ -95,6 +103,7 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> Resolved
         input=resolved,
         template=template,
         columns=columns,
+        plan=plan,
         found=found,
     )
     job = _resolve(sources, cache)
@@ -129,6 +138,8 @@ def select_rows(job: Job, template: str | None) -> Selection:
         limit=job.input.limit,
         format=job.input.format,
         template=template,
+        final_assistant=job.input.final_assistant,
+        message_fields=job.input.message_fields,
     )
 
 
@@ -162,18 +173,33 @@ def _log_other_model(columns: Columns, resolved: ResolvedInput, found: FoundMode
         )
 
 
+def _log_systems(merged: Merged, columns: Columns, plan: PlanSpec) -> None:
+    """Log which system message applies to which rows, and where it comes from."""
+    origin = merged.origins.get("system", "default")
+    names = " and ".join(system.name for system in plan.systems)
+    if plan.system_column is not None:
+        text = f"from column {plan.system_column!r}"
+    elif columns.brings_system and not merged.is_explicit("system"):
+        text = "none"
+    else:
+        text = f"{names} ({origin})"
+    if columns.brings_system and not plan.replace_own_system:
+        text = f"each row's own; for rows without one {text}"
+    elif columns.brings_system:
+        text += ", in place of the rows' own"
+    _log.info(f"system message: {text}")
+
+
 def _log_columns(columns: Columns, resolved: ResolvedInput) -> None:
-    """Log a detected shape that the user did not set and that changes the prompts."""
+    """Log a detected shape that the user did not set, and the columns that are not used."""
     first = resolved.files[0].shown
     if columns.shape == "alpaca":
-        _log.info(
-            f"{first}: read as Alpaca: prompts are instruction and input (--input-format plain: one column)"
-        )
+        used = ", ".join(columns.reads)
+        _log.info(f"{first}: read as Alpaca: prompts from {used} (--input-format plain: one column)")
     elif columns.shape == "sharegpt" and columns.turns is None:
-        _log.info(
-            f"{first}: read as ShareGPT: the last answer of each conversation is regenerated "
-            f"(--turns-column {columns.messages}: every answer)"
-        )
+        _log.info(f"{first}: read as ShareGPT (--turns-column {columns.messages}: every answer is generated)")
+    if columns.unused:
+        _log.info(f"{first}: columns not used: {describe_unused(columns.unused)}")
 
 
 def _refuse_two_systems(merged: Merged) -> None:
@@ -186,7 +212,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     prompt = choose_format(job, found)
     if job.input.tools_column is not None:
         check_tools(open_format(prompt))
-    plan = _choose_systems(sources.merged, sources.columns)
+    plan = sources.plan
     engine = specify_engine(sources.merged, found, prompt)
     numerics = find_numerics(engine, has_structures=bool(engine.structure or columns.get("sampling")))
     quantization = found.facts.quantization if found.facts else None
@@ -269,13 +295,22 @@ def _find_remote(job: Job) -> Remote | None:
 
 def _choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
     job = merged.job
-    # A prompt has no system message of its own, and a blank column value replaces none.
-    replaces = not columns.brings_system or (not columns.system and merged.is_explicit("system"))
+    is_chosen = merged.is_explicit("system")
     if job.input.system_column:
         systems = [SystemText(name=SYSTEM_COLUMN, text="")]
+    elif columns.brings_system and not is_chosen:  # Conversations are asked as they were written.
+        systems = [SystemText(name=NO_SYSTEM_MESSAGE, text="")]
     else:
         chosen = [_select_system(merged, number) for number in range(len(job.system))]
         systems = [SystemText(name=message.name, text=message.text) for message in chosen]
+    has_texts = is_chosen and any(system.text for system in systems)
+    if has_texts and columns.brings_system and not job.replace_system and not all(s.text for s in systems):
+        raise UsageError(
+            f"--system {NO_SYSTEM_MESSAGE} beside others would remove the rows' own system messages; add "
+            "--replace-system to do that, or leave it out"
+        )
+    # A prompt has no system message of its own, and a blank column value replaces none.
+    replaces = not columns.brings_system or (not columns.system and (has_texts or job.replace_system))
     names = [system.name for system in systems]
     if not names or len(set(names)) < len(names):
         raise UsageError(f"--system: {', '.join(names) or 'none at all'}; name each system message once")

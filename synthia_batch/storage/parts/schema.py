@@ -5,6 +5,7 @@ data/ also gets a field of the public FinishedSample. tests/storage/test_schema_
 """
 
 import base64
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
@@ -69,6 +70,10 @@ def _join_messages(record: DataRecord) -> tuple[Message, ...]:
     return (*record.sample.join(finished.earlier), Message("assistant", finished.response))
 
 
+def _encode_messages(record: DataRecord) -> str:
+    return json.dumps([message.to_dict() for message in _join_messages(record)], ensure_ascii=False)
+
+
 RecordT = TypeVar("RecordT", DataRecord, FailedRecord)
 
 
@@ -119,6 +124,9 @@ DATA_COLUMNS: tuple[OutputColumn[DataRecord], ...] = (
     OutputColumn("logprobs", LOGPROBS, lambda record, _: record.finished.logprobs,
                  "log-probabilities of the last answer's tokens, and of the likeliest in their places",
                  present_if="sampling.logprobs"),
+    OutputColumn("messages_json", _TEXT, lambda record, _: _encode_messages(record),
+                 "`messages` as JSON, with their other fields, such as tool calls",
+                 present_if="input.columns.message_fields"),
 )
 """Our columns of data/, in order. Columns kept from the input follow them."""
 

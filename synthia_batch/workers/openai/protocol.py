@@ -180,4 +180,4 @@ def _build_structure(structure: Structure, settings: EndpointSettings) -> Mappin
 def _build_prompt(settings: EndpointSettings, request: Request) -> Mapping[str, Any]:
     if settings.api == "completions":
         return {"prompt": bytes(request.token_ids).decode()}
-    return {"messages": [{"role": one.role, "content": one.content} for one in request.messages]}
+    return {"messages": [message.to_dict() for message in request.messages]}
