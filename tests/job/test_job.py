@@ -218,7 +218,7 @@ def test_a_forecast_tells_refused_prompts_from_long_ones(
 IDENTITY_CHANGES: list[dict[str, Any]] = [
     {"seed": 1},
     {"num_samples": 2},
-    {"system": ["none"]},
+    {"system": ["synthia"]},
     {"system": ["synthia", "none"]},
     {"system": ["none", "synthia"]},
     {"input": {"system_column": "persona"}},
@@ -255,7 +255,7 @@ NEUTRAL_CHANGES: list[dict[str, Any]] = [
     {"name": "other"},
     # Defaults said aloud.
     {"input": {"prompt_column": "prompt", "keep_columns": []}},
-    {"system": ["synthia"]},
+    {"system": ["none"]},
     {"seed": 0, "model": {"max_model_len": 8192}, "sampling": {"temperature": 0.75}},
 ]
 
@@ -323,8 +323,33 @@ def test_a_preset_names_no_system_message(source: Path, talks: Path) -> None:
 
 
 def test_a_system_message_said_is_another_job_for_conversations_only(source: Path, talks: Path) -> None:
-    assert resolve(source).fingerprint == resolve(source, system=["synthia"]).fingerprint
-    assert resolve(talks).fingerprint != resolve(talks, system=["synthia"]).fingerprint
+    preset = {"preset": "synthia-7b"}
+    said = resolve(source, system=["synthia"], **preset)
+    assert resolve(source, **preset).fingerprint == said.fingerprint
+    assert resolve(talks, **preset).fingerprint != resolve(talks, system=["synthia"], **preset).fingerprint
+
+
+def test_only_a_preset_brings_a_system_message_and_only_to_prompts(source: Path, talks: Path) -> None:
+    def list_systems(path: Path, **values: Any) -> list[str]:
+        return [system.name for system in resolve(path, **values).plan.systems]
+
+    assert list_systems(source) == ["none"]
+    assert list_systems(source, preset="chat") == ["none"]
+    assert list_systems(source, preset="demo") == ["synthia"]
+    assert list_systems(talks, preset="demo") == ["none"]
+
+
+def test_rows_keep_their_own_system_messages_unless_told(talks: Path) -> None:
+    def replaces(**values: Any) -> bool:
+        return resolve(talks, **values).plan.replace_own_system
+
+    assert not replaces()
+    assert not replaces(system=["none"])
+    assert replaces(system=["none"], replace_system=True)
+    assert replaces(system=["synthia"])
+    with pytest.raises(UsageError, match="--replace-system"):
+        resolve(talks, system=["synthia", "none"])
+    assert replaces(system=["synthia", "none"], replace_system=True)
 
 
 def test_a_run_under_a_preset_can_be_retried(talks: Path, tmp_path: Path) -> None:

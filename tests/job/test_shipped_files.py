@@ -61,9 +61,9 @@ def test_conversations_keep_their_own_system_messages(synthia: Command, tmp_path
     conversations = [json.loads(line) for line in (INPUTS / "messages.jsonl").read_text().splitlines()]
     for row, conversation in zip(rows, conversations, strict=True):
         own = conversation["messages"][0]["role"] == "system"
-        assert row["system"] == ("row" if own else "synthia")
-        assert row["messages"][not own : -1] == conversation["messages"]
-    assert {row["system"] for row in rows} == {"row", "synthia"}
+        assert row["system"] == ("row" if own else "none")
+        assert row["messages"][:-1] == conversation["messages"]
+    assert {row["system"] for row in rows} == {"row", "none"}
 
 
 def test_conversations_are_played_turn_by_turn(synthia: Command, tmp_path: Path) -> None:

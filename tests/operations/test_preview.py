@@ -51,7 +51,8 @@ def test_without_answers_nothing_is_written_and_nothing_started(
     assert "  | <user>\n  | What is 1 squared?\n  | <assistant>\n" in shown.out
     assert "What is 2 squared?" not in shown.out
     assert shown.out.count("  | You are a poet.\n") == 2
-    assert shown.err == ""
+    assert shown.err.startswith("system message: synthia and text-")
+    assert shown.err.count("\n") == 1
 
 
 def test_n_is_the_number_of_rows_and_the_samples_of_a_row_have_their_long_flag(
