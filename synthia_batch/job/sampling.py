@@ -6,7 +6,7 @@ The others are in REFUSED, each with an alternative. A row may set the job's key
 import difflib
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from synthia_batch.core.types import RowSampling
 from synthia_batch.job.fields import Number, Section, Whole
@@ -95,10 +95,11 @@ class Sampling(Section):
     top_k: Annotated[
         Whole,
         Field(ge=0),
-        Flag("Sampling", "0 takes every token. [50]", takes=int),
+        BeforeValidator(lambda value: 0 if type(value) is int and value == -1 else value),
+        Flag("Sampling", "0 or -1 takes every token. [50]", takes=int),
         always("sampling.top_k", "likewise"),
     ] = 50
-    """0 considers every token."""
+    """0 considers every token, and so does -1, vLLM's word for it."""
     min_p: Annotated[Number, Field(ge=0, le=1), always("sampling.min_p", "likewise")] = 0.0
     """Leave out tokens less probable than this share of the likeliest one's probability."""
     repetition_penalty: Annotated[

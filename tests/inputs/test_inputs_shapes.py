@@ -13,7 +13,9 @@ from inside import call
 
 from synthia_batch.core.types import Message
 from synthia_batch.inputs import Selection, open_source
+from synthia_batch.inputs.records.faults import RowFault
 from synthia_batch.inputs.records.openai_batch import read_sampling
+from synthia_batch.inputs.records.row_options import parse_sampling
 from synthia_batch.inputs.records.template import PromptTemplate
 
 EXAMPLE = ROOT / "tests" / "inputs" / "openai_batch.jsonl"
@@ -86,6 +88,73 @@ def test_a_request_says_its_own_sampling(synthia: Command, tmp_path: Path) -> No
     assert rows[1]["seed"] == 7
 
 
+NEUTRAL = {
+    "use_beam_search": False, "add_generation_prompt": True, "echo": False, "priority": 0, "top_k": -1,
+    "n": 1, "logprobs": False, "length_penalty": 1.0, "chat_template_kwargs": {}, "tools": [],
+}  # fmt: skip
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "required": ["a"]}}}
+
+
+def test_defaults_in_a_body_change_nothing() -> None:
+    settings = read_sampling(request(**NEUTRAL)["body"])
+    assert settings == {"top_k": -1}
+    assert parse_sampling(settings).values == {"top_k": 0}
+    with pytest.raises(RowFault, match="sets echo"):
+        read_sampling({"echo": True})
+
+
+@pytest.mark.parametrize(
+    ("choice", "structure"),
+    [
+        ("none", None),
+        ("auto", None),
+        ({"type": "function", "function": {"name": "add"}}, ADD["function"]["parameters"]),
+        (
+            "required",
+            {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "anyOf": [
+                        {
+                            "type": "object",
+                            "properties": {
+                                "name": {"const": "add"},
+                                "parameters": ADD["function"]["parameters"],
+                            },
+                            "required": ["name", "parameters"],
+                        }
+                    ]
+                },
+            },
+        ),
+    ],
+)
+def test_a_bodys_tool_choice_is_a_structure_of_the_answer(choice: Any, structure: Any) -> None:
+    found = read_sampling(request(tools=[ADD], tool_choice=choice)["body"])
+    assert found == ({} if structure is None else {"structured": {"json_schema": structure}})
+
+
+def test_a_bodys_tools_are_in_the_prompt(capsys: Any) -> None:
+    write_jsonl(Path("b.jsonl"), [request(1, tools=[ADD]), request(2)])
+    shown = call(capsys, "preview", "b.jsonl", "--full", *ENGINE)
+    assert shown.code == 0, shown.err
+    assert shown.out.count("<tools>") == 1
+
+
+def test_a_batch_comes_back_with_one_line_per_request(capsys: Any) -> None:
+    write_jsonl(Path("b.jsonl"), [request(number) for number in range(1, 5)])
+    fails = ("--set", "engine.fail_every=3", "-n", "2")
+    assert call(capsys, "run", "b.jsonl", "-o", "out", *fails, *ENGINE).code == 0
+    failed = {row["id"] for row in pq.read_table("out/failed").to_pylist()}
+    lines = [
+        json.loads(line) for line in call(capsys, "export", "out", "--to", "openai-batch").out.splitlines()
+    ]
+    assert sorted(line["custom_id"] for line in lines) == ["r-1", "r-2", "r-3", "r-4"]
+    assert {line["custom_id"] for line in lines if line["error"] is not None} == failed
+    assert any(line["error"] and line["response"] for line in lines), "a request with one of two samples"
+
+
 def test_every_key_of_a_body_is_honoured_or_refused() -> None:
     body = request(
         temperature=0, top_p=0.5, top_k=-1, min_p=0.1, max_tokens=5, stop=["."], presence_penalty=1,
@@ -93,7 +162,7 @@ def test_every_key_of_a_body_is_honoured_or_refused() -> None:
         response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}},
     )["body"]  # fmt: skip
     assert read_sampling(body) == {
-        "temperature": 0, "top_p": 0.5, "top_k": 0, "min_p": 0.1, "max_tokens": 5, "stop": ["."],
+        "temperature": 0, "top_p": 0.5, "top_k": -1, "min_p": 0.1, "max_tokens": 5, "stop": ["."],
         "presence_penalty": 1, "frequency_penalty": 1, "logit_bias": {"5": 1}, "seed": 3,
         "structured": {"json_schema": {"type": "object"}},
     }  # fmt: skip
@@ -109,7 +178,14 @@ def test_every_key_of_a_body_is_honoured_or_refused() -> None:
     ("records", "message"),
     [
         ([request(n=2)], "b.jsonl:1: column 'body': the body sets n, which is not supported"),
-        ([request(), request(2, tools=[{}])], "b.jsonl:2: column 'body': the body sets tools"),
+        (
+            [request(n=2, logprobs=True, magic=1)],
+            "sets n, which is not supported per request; omit it, and set -n/--num-samples for the whole "
+            "job; the body sets logprobs, which is not supported per request; omit it, and set --logprobs K "
+            "for the whole job; the body sets magic",
+        ),
+        ([request(), request(2, tools=[{}])], "b.jsonl:2: column 'body': tool 1 has the type None"),
+        ([request(tool_choice="required")], "tool_choice must be none, auto, required or the name of one"),
         ([request(logprobs=True)], "set --logprobs K for the whole job"),
         ([request(chat_template_kwargs={"a": 1})], "the body sets chat_template_kwargs"),
         ([request(temperature=9)], "b.jsonl:1: column 'body': temperature: Input should be less than"),

@@ -1,6 +1,5 @@
 """`synthia-batch export`: convert a finished dataset to the formats of other programs."""
 
-import itertools
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -38,9 +37,7 @@ def export(
         samples = finished.samples(kept, with_logprobs=chosen.takes_logprobs)
         if drop_truncated:
             samples = (sample for sample in samples if not sample.is_cut_off)
-        records = chosen.convert(samples)
-        if chosen.convert_failed is not None:
-            records = itertools.chain(records, chosen.convert_failed(finished.failed()))
+        records = chosen.convert(samples, **({"failed": finished.failed()} if chosen.takes_failed else {}))
         count = write_records(
             records, (*chosen.columns, *kept), output, as_csv=chosen.name == "csv", replaces=force
         )

@@ -114,7 +114,7 @@ def _resolve_shape(selection: Selection, shape: Shape, names: Sequence[str], pat
     beside = [
         name for name in shape.beside if name != selection.system_column and (is_named or name in names)
     ]
-    has_tools = shape.tools is not None and (is_named or shape.tools in names)
+    has_tools = shape.tools is not None and (is_named or shape.tools in names or shape.tools == text)
     columns = Columns(
         prompt=text if kind == "prompt" else None,
         messages=text if kind == "messages" else None,

@@ -7,6 +7,7 @@ from synthia_batch.core.types import Message
 from synthia_batch.inputs.base import Columns
 from synthia_batch.inputs.records.faults import RowFault
 from synthia_batch.inputs.records.messages import describe, parse_messages
+from synthia_batch.inputs.records.row_options import parse_tools
 from synthia_batch.job.sampling import RowKeys
 
 METHOD = "POST"
@@ -19,11 +20,15 @@ WITHOUT_EFFECT = frozenset(
     }
 )  # fmt: skip
 """Keys of a body that are read elsewhere, or do not affect the tokens of an answer."""
-_NEUTRAL: Mapping[str, Any] = {
-    "n": 1, "logprobs": False, "top_logprobs": 0, "tools": [], "tool_choice": "none", "functions": [],
-    "modalities": ["text"], "response_format": {"type": "text"}, "reasoning_effort": "none", "best_of": 1,
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,), "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "functions": ([],),
+    "modalities": (["text"],), "response_format": ({"type": "text"},), "reasoning_effort": ("none",),
+    "add_generation_prompt": (True,), "continue_final_message": (False,), "add_special_tokens": (False,),
+    "echo": (False,), "priority": (0,), "use_beam_search": (False,), "length_penalty": (1.0,),
+    "prompt_logprobs": (0,), "return_token_ids": (False,), "return_tokens_as_token_ids": (False,),
+    "include_reasoning": (True,), "documents": ([],), "chat_template_kwargs": ({},), "bad_words": ([],),
 }  # fmt: skip
-"""Unsupported keys, each with the value that has no effect."""
+"""Keys that are not supported per request, each with the values that have no effect."""
 _OF_THE_JOB = ("structured", "logprobs")
 """Keys of a row's sampling that have another meaning in a body, or none."""
 _STRUCTURES = {
@@ -36,8 +41,9 @@ _HINTS = {
     "n": "omit it, and set -n/--num-samples for the whole job",
     "logprobs": "omit it, and set --logprobs K for the whole job",
     "top_logprobs": "omit it, and set --logprobs K for the whole job",
-    "tools": "write rows of messages and tools, and set --tools-column",
+    "functions": "write them as tools",
 }
+_TOOL_KEYS = ("tools", "tool_choice")
 
 
 def parse_request(values: Mapping[str, Any], columns: Columns) -> tuple[Message, ...]:
@@ -67,20 +73,58 @@ def parse_request(values: Mapping[str, Any], columns: Columns) -> tuple[Message,
 def read_sampling(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sampling settings of a request's body, by the names that a row has for them."""
     settings: dict[str, Any] = {}
+    if (structure := require_call(body)) is not None:
+        settings["structured"] = structure
+    faults = []
     for name, value in body.items():
-        if value is None or name in WITHOUT_EFFECT or value == _NEUTRAL.get(name, _NOTHING):
+        if value is None or name in WITHOUT_EFFECT or name in _TOOL_KEYS or _is_neutral(name, value):
             continue
         if name == "max_completion_tokens":
             settings["max_tokens"] = value  # OpenAI's newer name takes precedence.
         elif name == "max_tokens":
             settings.setdefault("max_tokens", value)
-        elif name == "top_k" and value == -1:
-            settings["top_k"] = 0  # In vLLM, -1 means every token.
         elif name in RowKeys.model_fields and name not in _OF_THE_JOB:
             settings[name] = value
         else:
-            settings["structured"] = _read_structure(name, value)
+            try:
+                settings["structured"] = _read_structure(name, value)
+            except RowFault as fault:
+                faults.append(str(fault))
+    if faults:
+        raise RowFault("; ".join(faults))
     return settings
+
+
+def require_call(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the structure of an answer that must call a tool, None if it need not: vLLM's of tool_choice.
+
+    A named tool is answered by its arguments, `required` by a list of calls.
+    """
+    choice, tools = body.get("tool_choice"), parse_tools(body.get("tools"))
+    if choice in (None, "none", "auto"):
+        return None
+    functions = {tool["function"]["name"]: tool["function"] for tool in tools}
+    if choice == "required" and functions:
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": name}, "parameters": function.get("parameters") or {}},
+                "required": ["name", "parameters"],
+            }
+            for name, function in functions.items()
+        ]
+        return {"json_schema": {"type": "array", "minItems": 1, "items": {"anyOf": calls}}}
+    named = choice.get("function", {}).get("name") if isinstance(choice, dict) else None
+    if named in functions:
+        return {"json_schema": functions[named].get("parameters") or {"type": "object"}}
+    raise RowFault(
+        f"the body's tool_choice must be none, auto, required or the name of one of its tools "
+        f"({', '.join(functions) or 'it has none'})"
+    )
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    return any(value == neutral and type(value) is type(neutral) for neutral in _NEUTRAL.get(name, ()))
 
 
 def read_model(record: Mapping[str, Any], column: str) -> str | None:
@@ -88,9 +132,6 @@ def read_model(record: Mapping[str, Any], column: str) -> str | None:
     body = record.get(column)
     model = body.get("model") if isinstance(body, dict) else None
     return model if isinstance(model, str) else None
-
-
-_NOTHING = object()
 
 
 def _read_structure(name: str, value: Any) -> dict[str, Any]:

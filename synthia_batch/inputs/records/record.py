@@ -155,7 +155,9 @@ class RecordParser:
         return _parse_column(parse, self._columns.sampling, value)
 
     def _parse_tools(self, value: Any) -> tuple[Mapping[str, Any], ...]:
-        if self._columns.tools is None:
+        if self._columns.shape == "openai-batch" and isinstance(value, dict):
+            value = value.get("tools")
+        elif self._columns.tools is None:
             return ()
         return _parse_column(parse_tools, self._columns.tools, value)
 

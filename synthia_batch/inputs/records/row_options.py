@@ -17,7 +17,8 @@ def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     """Return the definitions in `value`: a list in OpenAI's shape, or its JSON text. Blank and null are none.
 
     Each is an object with `type` `function` and a `function` with a name, and optionally a description
-    and parameters: a JSON Schema; or such a function on its own. Other keys are passed to the chat template unchanged.
+    and parameters: a JSON Schema; or such a function on its own. Other keys are passed to the chat
+    template unchanged.
 
     Raises:
         RowFault: It is anything else.
@@ -36,7 +37,7 @@ def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     return tools
 
 
-def _check_tool(tool: Any, number: int) -> Mapping[str, Any]:
+def _check_tool(tool: Any, number: int) -> dict[str, Any]:
     if not isinstance(tool, dict):
         raise RowFault(f"tool {number} must be an object with type and function, not {describe(tool)}")
     if tool.get("type") is None and "name" in tool:  # A function on its own, as in ShareGPT files.
@@ -55,7 +56,7 @@ def _check_tool(tool: Any, number: int) -> Mapping[str, Any]:
     ):
         if function.get(key) is not None and not isinstance(function[key], kind):
             raise RowFault(f"tool {name!r}: {key} must be {word}, not {describe(function[key])}")
-    return tool
+    return dict(tool)
 
 
 NOTHING = RowSampling()

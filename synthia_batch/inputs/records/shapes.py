@@ -48,6 +48,7 @@ SHAPES = {
             text="body",
             known_by=frozenset({"custom_id", "body"}),
             beside=("method", "url"),
+            tools="body",
             id="custom_id",
         ),
         Shape(

@@ -69,7 +69,7 @@ _SYNTHIA_STOP = "USER:"
 
 def has_calls(message: Message) -> bool:
     """Whether `message` calls tools."""
-    return bool(message.extra) and "tool_calls" in message.extra
+    return message.extra is not None and "tool_calls" in message.extra
 
 
 def _write_lines(messages: Sequence[Message], tools: Tools) -> list[str]:

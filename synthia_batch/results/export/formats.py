@@ -18,19 +18,19 @@ _TABLE_COLUMNS = (
 )  # fmt: skip
 _SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
-Convert = Callable[[Iterable[FinishedSample]], Iterator[dict[str, Any]]]
+Convert = Callable[..., Iterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportFormat:
-    """An export format. Every record has `columns`. `convert_failed` yields records of failed samples, None
-    if the format has none. `takes_logprobs`: records include log-probabilities.
+    """An export format. Every record has `columns`. `takes_failed`: `convert` also gets the failed samples,
+    as `failed`. `takes_logprobs`: records include log-probabilities.
     """
 
     name: str
     columns: tuple[str, ...]
     convert: Convert
-    convert_failed: Callable[[Iterable["FailedSample"]], Iterator[dict[str, Any]]] | None = None
+    takes_failed: bool = False
     takes_logprobs: bool = False
 
 
@@ -89,20 +89,27 @@ def to_table(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
         yield {**row, **sample.kept}
 
 
-def to_openai_batch(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
+def to_openai_batch(
+    samples: Iterable[FinishedSample], failed: Iterable["FailedSample"] = ()
+) -> Iterator[dict[str, Any]]:
     """Yield the lines of an OpenAI batch's output file: a chat completion for each row and system message.
 
     `custom_id` is the row's id, with `:NAME` appended for the second and later system messages of a row.
     Samples become choices. `created` is 0, so that the same run gives the same file. Finish reasons are
-    reduced to OpenAI's `stop` and `length`.
+    reduced to OpenAI's `stop` and `length`. A row of which samples failed has the error in its first line:
+    beside the other choices, or instead of a response if no sample of it was finished.
     """
+    errors: dict[int, tuple[FailedSample, int]] = {}
+    for sample in failed:
+        first, count = errors.get(sample.row_index, (sample, 0))
+        errors[sample.row_index] = (first, count + 1)
     first_systems: dict[int, str] = {}
     for (row, system), group in groupby(samples, key=lambda sample: (sample.row_index, sample.system)):
         choices = list(group)
-        first = first_systems.setdefault(row, system)
+        first_system = first_systems.setdefault(row, system)
         if len(first_systems) > 1:  # rows come in order: only the latest is needed
-            first_systems = {row: first}
-        custom_id = choices[0].id if system == first else f"{choices[0].id}:{system}"
+            first_systems = {row: first_system}
+        custom_id = choices[0].id if system == first_system else f"{choices[0].id}:{system}"
         yield {
             "id": f"batch_req_{row}_{system}",
             "custom_id": custom_id,
@@ -111,19 +118,16 @@ def to_openai_batch(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any
                 "request_id": f"{row}_{system}",
                 "body": _complete_chat(f"chatcmpl-{row}-{system}", choices),
             },
-            "error": None,
+            "error": _describe_error(*errors.pop(row)) if row in errors else None,
         }
+    for row, (sample, count) in errors.items():
+        error = _describe_error(sample, count)
+        yield {"id": f"batch_req_{row}", "custom_id": sample.id, "response": None, "error": error}
 
 
-def to_openai_errors(samples: Iterable["FailedSample"]) -> Iterator[dict[str, Any]]:
-    """Yield one line per failed sample; `custom_id` is the row's id."""
-    for number, sample in enumerate(samples):
-        yield {
-            "id": f"batch_req_failed_{number}",
-            "custom_id": sample.id,
-            "response": None,
-            "error": {"code": sample.code, "message": sample.message},
-        }
+def _describe_error(sample: "FailedSample", count: int) -> dict[str, str]:
+    more = f" ({count} samples of this request failed)" if count > 1 else ""
+    return {"code": sample.code, "message": f"{sample.message}{more}"}
 
 
 FORMATS: Mapping[str, ExportFormat] = {
@@ -145,7 +149,7 @@ FORMATS: Mapping[str, ExportFormat] = {
             name="openai-batch",
             columns=("id", "custom_id", "response", "error"),
             convert=to_openai_batch,
-            convert_failed=to_openai_errors,
+            takes_failed=True,
             takes_logprobs=True,
         ),
         ExportFormat(name="synthia-jsonl", columns=("prompt", "answer"), convert=to_synthia),
