@@ -182,14 +182,14 @@ def split_names(text: str) -> list[str]:
 def _parse(flag: Flag, value: Any) -> Any:
     """Return a flag's value in the shape of its key."""
     if flag.parts == "pairs":
-        return dict(_split_adapter(text) for text in value)
+        return dict(_split_pair(flag, text) for text in value)
     if flag.parts == "names":
         return [name for text in ([value] if isinstance(value, str) else value) for name in split_names(text)]
     return str(value) if isinstance(value, Path) else value
 
 
-def _split_adapter(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not equals or not name or not path:
-        raise typer.BadParameter(f"--lora {text}: write it as NAME=PATH, such as style=adapters/style")
-    return name, path
+def _split_pair(flag: Flag, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise typer.BadParameter(f"--{flag.name} {text}: write it as {flag.metavar}")
+    return name, value

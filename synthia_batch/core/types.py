@@ -33,7 +33,7 @@ class Message:
 
     role: str
     content: str
-    extra: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the message as an API and a chat template take it."""
@@ -78,7 +78,8 @@ class Row:
     of the user's or a tool's result, and starts with the row's own system message if it has one.
     `follow_ups` are the user's later questions, each asked once the one before has been answered. `system`
     and `sampling` come from the columns that the job names for them, None without such a column. `tools`
-    are definitions in OpenAI's format. `line` is the line of a JSONL file or the row of a Parquet file,
+    are definitions in OpenAI's format. `fault` says why the row cannot be asked, if the job lets such rows
+    fail; it has no messages then. `line` is the line of a JSONL file or the row of a Parquet file,
     counted from 1; `file` counts the input files from 0.
     """
 
@@ -91,6 +92,7 @@ class Row:
     follow_ups: tuple[str, ...] = ()
     sampling: RowSampling | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    fault: str | None = None
     file: int = 0
 
 

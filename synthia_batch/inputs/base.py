@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import IntegrityError
-from synthia_batch.job.sections import FinalAssistant
+from synthia_batch.job.sections import BadRow, FinalAssistant
 
 if TYPE_CHECKING:  # It imports numpy, which a command without input does not need.
     from synthia_batch.inputs.records.row_ids import DuplicateIndex
@@ -49,6 +49,8 @@ class Selection:
     template: str | None = None
     final_assistant: FinalAssistant = "regenerate"
     message_fields: bool | None = None
+    on_bad_row: BadRow = "refuse"
+    rename_columns: Mapping[str, str] = field(default_factory=dict, hash=False)
     columns: Columns | None = None
 
 
@@ -60,8 +62,10 @@ class Columns:
     are conversations. `reads` are the columns of a prompt that is composed of several; `template` is the
     Jinja text that composes it. `model` is the model that the requests of an OpenAI batch name. `final` is
     the treatment of an answer that ends a conversation. `message_fields`: messages may have other fields
-    than role and content, which the output has in a column of its own. `unused` are the input's other
-    columns, as far as they were seen when these were determined: for messages, and not saved.
+    than role and content, which the output has in a column of its own. `bad_rows` says whether rows with
+    faults are refused or fail. `renamed` are the kept columns with another name in the output. `unused` are
+    the input's other columns, as far as they were seen when these were determined: for messages, and not
+    saved.
     """
 
     prompt: str | None
@@ -78,6 +82,8 @@ class Columns:
     model: str | None = None
     final: FinalAssistant = "regenerate"
     message_fields: bool | None = None
+    bad_rows: BadRow = "refuse"
+    renamed: Mapping[str, str] = field(default_factory=dict, hash=False)
     unused: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -92,6 +98,11 @@ class Columns:
     def texts(self) -> tuple[str, ...]:
         """Every column of the conversation."""
         return self.reads or tuple(name for name in (self.text,) if name is not None)
+
+    @property
+    def kept_names(self) -> tuple[str, ...]:
+        """The names that the kept columns have in the output."""
+        return tuple(self.renamed.get(name, name) for name in self.keep)
 
     @property
     def brings_system(self) -> bool:
@@ -127,6 +138,8 @@ class Columns:
             "model": self.model,
             "final": self.final if self.final != "regenerate" else None,
             "message_fields": self.message_fields or None,
+            "bad_rows": self.bad_rows if self.bad_rows != "refuse" else None,
+            "renamed": dict(self.renamed) or None,
         }
         return values | {name: value for name, value in later.items() if value is not None}
 

@@ -138,6 +138,8 @@ def _make_shard(number: int, count: int, first_row: int, stop_row: int, samples_
 def _apply_system(row: Row, system: SystemText, spec: PlanSpec) -> tuple[str, tuple[Message, ...]]:
     text = (row.system or "") if spec.system_column else system.text
     is_replaced = bool(text) if spec.system_column else spec.replace_own_system
+    if row.fault is not None:
+        return system.name, ()
     own = row.messages[0].role == "system"
     if own and not is_replaced:
         return ROW_SYSTEM, row.messages

@@ -13,6 +13,7 @@ from synthia_batch.job.units import Count, Duration, TokenLength
 EngineKind = Literal["vllm", "openai", "scripted"]
 PoolKind = Literal["ray", "local"]
 InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca"]
+BadRow = Literal["refuse", "fail"]
 FinalAssistant = Literal["regenerate", "refuse"]
 DEMO_MODEL = "demo"
 """The name of the embedded model."""
@@ -79,6 +80,15 @@ class Input(Section):
         always("input.columns", "they are in the output"),
     ] = ()
     """Input columns to carry into the output."""
+    rename_columns: Annotated[
+        dict[str, Annotated[str, Field(min_length=1)]],
+        Flag(
+            "Input", "Another name for a kept column. Repeatable.",
+            name="rename-column", metavar="OLD=NEW", takes=list, parts="pairs",
+        ),
+        always("input.columns", "names in the output; only if there are any"),
+    ] = Field(default_factory=dict)  # fmt: skip
+    """Names of kept columns in the output, by their names in the input."""
     sampling_column: Annotated[
         str | None,
         Flag("Input", "Take a row's own sampling parameters from here."),
@@ -100,6 +110,13 @@ class Input(Section):
     ] = "regenerate"
     """What happens to an answer that ends a conversation: `regenerate` drops it and generates it anew,
     `refuse` refuses the row."""
+    on_bad_row: Annotated[
+        BadRow,
+        Flag("Input", "A row that cannot be asked: refuse the input, or fail the row. [refuse]"),
+        always("input.columns", "which rows are in failed/; only if it is not the default"),
+    ] = "refuse"
+    """`refuse` refuses an input with faults and lists them, before anything starts. `fail` writes such rows
+    to failed/, with the code `bad_row` and their line, and generates the others."""
     message_fields: Annotated[
         bool | None,
         always("input.columns", "a column of the output; only if there is one"),

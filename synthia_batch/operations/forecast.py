@@ -174,6 +174,9 @@ class _Prompts:
         """Count the prompts of a row, one per system message; return whether any is too long."""
         self.hashes.append(hash((row.messages, row.system, row.follow_ups)))
         before, longest = len(self.counts), engine.max_model_len
+        if row.fault is not None:
+            self.refused += len(samples)
+            return False
         most = limit_answer(row, engine.sampling.max_tokens)
         for sample in samples:
             try:

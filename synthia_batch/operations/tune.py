@@ -124,7 +124,7 @@ def select_requests(job: ResolvedJob, count: int) -> list[Request]:
     requests: list[Request] = []
     for first, stop in _spread(scan.rows, rows):
         for row in source.read_rows(scan, first, stop):
-            for sample in expand_row(row, job.plan):
+            for sample in expand_row(row, job.plan) if row.fault is None else ():
                 try:
                     token_ids = renderer.render(sample.messages, row.tools)
                 except SampleRefused:

@@ -113,7 +113,13 @@ class MultiTurnSession:
         self._conversations: dict[int, _Conversation] = {}
 
     def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:
-        """Return the first request for `sample`, or the one after the `turns` that are finished."""
+        """Return the first request for `sample`, or the one after the `turns` that are finished.
+
+        Raises:
+            SampleRefused: Its row is bad, or its prompt cannot be rendered.
+        """
+        if sample.row.fault is not None:
+            raise SampleRefused("bad_row", sample.row.fault)
         conversation = _Conversation(sample, list(turns))
         request = self._make_request(conversation)
         if sample.row.follow_ups:

@@ -13,7 +13,11 @@ from synthia_batch import open_run
 from synthia_batch.storage.parts.schema import DATA_COLUMNS, FAILED_NAMES
 
 ENGINE = ("--engine", "scripted", "--pool", "local")
-SETTINGS = {"flags": ("--flag", "empty"), "logprobs": ("--logprobs", "2")}
+SETTINGS = {
+    "messages_json": ("--set", "input.message_fields=true"),
+    "flags": ("--flag", "empty"),
+    "logprobs": ("--logprobs", "2"),
+}
 BESIDE = tuple(name for name in FAILED_NAMES if name not in {column.name for column in DATA_COLUMNS})
 
 
@@ -35,7 +39,10 @@ def test_a_clash_is_refused_before_an_engine_starts(command: str, capsys: Any, h
     done = call(capsys, command, *job)
     said = done.out if command == "doctor" else done.err
     assert "q.jsonl: column 'flags' cannot be kept: the output has one of that name" in said
-    assert "(the job sets flags); rename it in the input, or leave it out of --keep-columns" in said
+    assert (
+        "(the job sets flags); rename it in the input, or in the output: --rename-column flags=NEW_NAME"
+        in said
+    )
     assert done.code == 2
     assert [path.name for path in here.iterdir()] == ["q.jsonl"]
 

@@ -38,11 +38,16 @@ class KindTracker:
         return tuple(KeptColumn(name=name, type=_resolve(kinds)) for name, kinds in self._kinds.items())
 
 
-def convert_kept(record: Mapping[str, Any], kept: Sequence[KeptColumn]) -> dict[str, Any]:
-    """Return the kept values of a row; integers of a double column become floats."""
+def convert_kept(
+    record: Mapping[str, Any], names: Sequence[str], kept: Sequence[KeptColumn]
+) -> dict[str, Any]:
+    """Return the kept values of a row, whose `names` may differ from the output's.
+
+    Integers of a double column become floats.
+    """
     values = {}
-    for column in kept:
-        value = record.get(column.name)
+    for name, column in zip(names, kept, strict=True):
+        value = record.get(name)
         values[column.name] = float(value) if column.type == "double" and value is not None else value
     return values
 

@@ -136,21 +136,25 @@ class _Scanner:
         if self.rows % CHECKPOINT_ROWS == 0:
             self.checkpoints.append(Checkpoint(offset=line.offset, line=line.number))
         self.rows += 1
+        record: Mapping[str, Any] = {}
         try:
             record, text = parse_line(line)
             self._input_scan.note_names(record, self._shown, line.number)
             self._input_scan.index.add(self._check(record, text))
         except RowFault as fault:
-            self._input_scan.faults.add(f"{self._shown}:{line.number}", str(fault))
+            if self._input_scan.add_fault(f"{self._shown}:{line.number}", str(fault)):
+                identifier = record.get(self._columns.id or "")
+                self._input_scan.index.add(self._parser.hash_bad(identifier, line.number))
         self._input_scan.count(1)
 
     def _check(self, record: Mapping[str, Any], text: str) -> bytes:
         columns = self._columns
         if may_hold_surrogates(text):
             _check_encodable(record, columns)
+        found = self._parser.hash_record(_get_values(record, columns))
         if columns.keep:
             self._input_scan.kinds.take(record)
-        return self._parser.hash_record(_get_values(record, columns))
+        return found
 
 
 class _RowReader:
@@ -168,6 +172,7 @@ class _RowReader:
 
     def read(self, line: Line, index: int) -> Row:
         """Return the row of `line`. Raises IntegrityError if it is not the line that was scanned."""
+        record: Mapping[str, Any] = {}
         try:
             record, text = parse_line(line)
             if may_hold_surrogates(text):
@@ -176,10 +181,18 @@ class _RowReader:
                 _get_values(record, self._columns),
                 index=index,
                 occurrence=self._number(index),
-                kept=convert_kept(record, self._kept) if self._kept else {},
+                kept=convert_kept(record, self._columns.keep, self._kept) if self._kept else {},
                 line=line.number,
             )
         except RowFault as fault:
+            if self._columns.bad_rows == "fail":
+                return self._parser.make_bad_row(
+                    str(fault),
+                    record.get(self._columns.id or ""),
+                    index=index,
+                    occurrence=self._number(index),
+                    line=line.number,
+                )
             raise changed(self._shown, f"line {line.number}: {fault}") from fault
 
     def _number(self, index: int) -> int:

@@ -110,9 +110,8 @@ class ParquetSource(FileSource):
         try:
             file = open_parquet(self._path)
             for located in iterate_batches(file, scan.columns, first, scan.rows):
-                batch = convert_batch(located.batch, located.first, scan.columns)
-                yield from make_rows(batch, scan, parser)
-                following = batch.first + batch.rows
+                yield from make_rows(located, scan, parser)
+                following = located.first + located.batch.num_rows
         except (RowFault, *LIBRARY_ERRORS) as exc:
             raise changed(self._shown, describe_error(exc)) from exc
         if following != scan.rows:
@@ -195,7 +194,7 @@ class _Scanner:
         except ValueError as exc:
             # A value has no Python counterpart: check row by row to find it.
             if batch.num_rows == 1:
-                self._add_fault(first, describe_error(exc))
+                self._input_scan.index.add(self._add_fault(first, describe_error(exc)))
             else:
                 for offset in range(batch.num_rows):
                     self._check(batch.slice(offset, 1), first + offset)
@@ -206,8 +205,10 @@ class _Scanner:
             try:
                 hashes.append(hash_record(record))
             except RowFault as fault:
-                self._add_fault(index, str(fault))
+                hashes.append(self._add_fault(index, str(fault), record.identifier))
         self._input_scan.index.add(b"".join(hashes))
 
-    def _add_fault(self, index: int, text: str) -> None:
-        self._input_scan.faults.add(f"{self._shown}: row {index + 1}", text)
+    def _add_fault(self, index: int, text: str, identifier: Any = None) -> bytes:
+        """Record a fault; return the hash of its row, if that row fails."""
+        fails = self._input_scan.add_fault(f"{self._shown}: row {index + 1}", text)
+        return self._parser.hash_bad(identifier, index + 1) if fails else b""

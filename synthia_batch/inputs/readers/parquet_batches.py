@@ -12,6 +12,7 @@ from pyarrow import parquet
 from synthia_batch.core.types import Row
 from synthia_batch.inputs.base import Columns, Scan
 from synthia_batch.inputs.readers.arrow_types import has_nested_fields, leave_out_nulls, list_values
+from synthia_batch.inputs.records.faults import RowFault
 from synthia_batch.inputs.records.record import RecordParser, Values
 
 BATCH_ROWS = 1024
@@ -136,22 +137,47 @@ def _join(values: Callable[[str], list[Any]], names: list[str], rows: int) -> li
     return [dict(zip(names, row, strict=True)) for row in zip(*map(values, names), strict=True)]
 
 
-def make_rows(batch: Batch, scan: Scan, parser: RecordParser) -> Iterator[Row]:
-    """Yield the rows of a batch that a scan has checked. Raises RowFault if a value has changed."""
-    stop = batch.first + batch.rows
+def make_rows(located: LocatedBatch, scan: Scan, parser: RecordParser) -> Iterator[Row]:
+    """Yield the rows of a batch that a scan has checked.
+
+    Raises RowFault or ValueError if a value has changed; bad rows that fail are yielded.
+    """
+    start, size = located.first, located.batch.num_rows
+    fails = scan.columns.bad_rows == "fail"
+    numbers = scan.duplicates.list_numbers(start, start + size)
+    try:
+        batch = convert_batch(located.batch, start, scan.columns)
+    except ValueError as exc:
+        if not fails:
+            raise
+        if size == 1:
+            yield parser.make_bad_row(
+                describe_error(exc), None, index=start, occurrence=numbers[0], line=start + 1
+            )
+        else:
+            for offset in range(size):
+                alone = LocatedBatch(first=start + offset, batch=located.batch.slice(offset, 1))
+                yield from make_rows(alone, scan, parser)
+        return
     names = [column.name for column in scan.kept]
-    kept = zip(*batch.kept, strict=True) if names else repeat((), batch.rows)
-    numbers = scan.duplicates.list_numbers(batch.first, stop)
+    kept = zip(*batch.kept, strict=True) if names else repeat((), size)
     for index, values, occurrence, own in zip(
-        range(batch.first, stop), batch.iterate_values(), numbers, kept, strict=True
+        range(start, start + size), batch.iterate_values(), numbers, kept, strict=True
     ):
-        yield parser.make_row(
-            values,
-            index=index,
-            occurrence=occurrence,
-            kept=dict(zip(names, own, strict=True)) if names else {},
-            line=index + 1,
-        )
+        try:
+            yield parser.make_row(
+                values,
+                index=index,
+                occurrence=occurrence,
+                kept=dict(zip(names, own, strict=True)) if names else {},
+                line=index + 1,
+            )
+        except RowFault as fault:
+            if not fails:
+                raise
+            yield parser.make_bad_row(
+                str(fault), values.identifier, index=index, occurrence=occurrence, line=index + 1
+            )
 
 
 def describe_error(exc: BaseException) -> str:

@@ -88,6 +88,8 @@ class InputScan:
         self._places = dict(detected.places)
         self._first = next(iter(self._places.values()))
         self._late: dict[str, None] = {}
+        self._bad_rows = 0
+        self._first_bad = ""
         self._typed: tuple[KeptColumn, ...] | None = None
         self._typed_by = ""
         self._has_json = False
@@ -122,6 +124,15 @@ class InputScan:
             "no such column; say how to read it with --input-format, --prompt-column, --messages-column or "
             "--turns-column"
         )
+
+    def add_fault(self, place: str, text: str) -> bool:
+        """Record the fault of a row; return whether the row fails, otherwise the input is refused."""
+        if self.columns.bad_rows == "refuse":
+            self.faults.add(place, text)
+            return False
+        self._bad_rows += 1
+        self._first_bad = self._first_bad or f"{place}: {text}"
+        return True
 
     def note_json(self) -> None:
         """Record that some rows have kept values without types."""
@@ -158,7 +169,10 @@ class InputScan:
             rows=self.rows,
             size=sum(file.size for file in files),
             columns=self.columns,
-            kept=self._resolve_kept(),
+            kept=tuple(
+                KeptColumn(name=name, type=column.type)
+                for name, column in zip(self.columns.kept_names, self._resolve_kept(), strict=True)
+            ),
             checkpoints=files[0].checkpoints if is_one else (),
             duplicates=self.index.finish(self.rows),
             files=() if is_one else tuple(files),
@@ -170,6 +184,11 @@ class InputScan:
             _log.info(
                 f"{self.parser.final_answers} of {self.rows} conversations end with an answer, which is "
                 "regenerated (--final-assistant refuse: refuse them)"
+            )
+        if self._bad_rows:
+            _log.info(
+                f"{self._bad_rows} of {self.rows} rows cannot be asked and go to failed/ (bad_row), such as "
+                f"{self._first_bad}"
             )
         late = [name for name in self._late if name not in self.columns.used]
         if late:

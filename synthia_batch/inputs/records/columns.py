@@ -42,7 +42,12 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str
         _resolve_used(selection, names, path),
         final=selection.final_assistant,
         message_fields=selection.message_fields,
+        bad_rows=selection.on_bad_row,
+        renamed=dict(selection.rename_columns),
     )
+    for name in columns.renamed:
+        if name not in columns.keep:
+            raise UsageError(f"--rename-column {name}: it is not kept; add it to --keep-columns")
     return dataclasses.replace(columns, unused=tuple(name for name in names if name not in columns.used))
 
 

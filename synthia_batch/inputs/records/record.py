@@ -62,6 +62,26 @@ class RecordParser:
             return hash_content(messages, system)
         return hash_id(self._parse_id(values.identifier))
 
+    def hash_bad(self, identifier: Any, line: int) -> bytes:
+        """Return the 8 bytes that distinguish the id of a bad row."""
+        row_id = self._find_bad_id(identifier, line)
+        return hash_bad_line(line) if row_id is None else hash_id(row_id)
+
+    def make_bad_row(self, fault: str, identifier: Any, *, index: int, occurrence: int, line: int) -> Row:
+        """Return the row of a record with a `fault`, which fails. Its id is its own, if it has one."""
+        row_id = self._find_bad_id(identifier, line)
+        if row_id is None:
+            row_id = f"{hash_bad_line(line).hex()}-{occurrence}"
+        return Row(index=index, id=row_id, messages=(), system=None, kept={}, line=line, fault=fault)
+
+    def _find_bad_id(self, identifier: Any, line: int) -> str | None:
+        if self._columns.id is None:
+            return None
+        try:
+            return self._parse_id(identifier)
+        except RowFault:
+            return f"bad-row-{line}"
+
     def make_row(
         self, values: Values, *, index: int, occurrence: int, kept: Mapping[str, Any], line: int
     ) -> Row:
@@ -203,6 +223,11 @@ def _parse_column(parse: Callable[[Any], _T], column: str | None, value: Any) ->
         return parse(value)
     except RowFault as exc:
         raise RowFault(f"column {column!r}: {exc}") from exc
+
+
+def hash_bad_line(line: int) -> bytes:
+    """Return 8 bytes for a row without content, by its line."""
+    return blake3(b"bad row\0%d" % line).digest(length=HASH_BYTES)
 
 
 def hash_id(row_id: str) -> bytes:

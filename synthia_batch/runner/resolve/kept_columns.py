@@ -22,7 +22,9 @@ def check_kept_columns(columns: Columns, job: Job, shown: Path | str) -> None:
     settings["input"]["columns"] = columns.to_dict()
     outputs = list_data_columns(list_optional(settings))
     present_if = {column.name: column.present_if for column in outputs}
-    clashes = [_describe_clash(name, present_if[name], job) for name in columns.keep if name in present_if]
+    clashes = [
+        _describe_clash(name, present_if[name], job) for name in columns.kept_names if name in present_if
+    ]
     if clashes:
         raise UsageError("\n".join(f"{shown}: {clash}" for clash in clashes))
 
@@ -32,7 +34,7 @@ def _describe_clash(name: str, present_if: str | None, job: Job) -> str:
     advice = (
         " (--lora-column keeps it, to record each sample's adapter)"
         if name == job.lora.column
-        else ", or leave it out of --keep-columns"
+        else f", or in the output: --rename-column {name}=NEW_NAME"
     )
     return (
         f"column {name!r} cannot be kept: the output has one of that name{because}; "

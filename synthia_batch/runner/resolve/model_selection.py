@@ -160,7 +160,8 @@ def choose_adapter(job: Job) -> AdapterChoice:
             "each row with --lora-column, or only one adapter"
         )
     alone = known[0] if known and job.lora.column is None else None
-    return AdapterChoice(name=alone, column=job.lora.column, known=known)
+    column = job.lora.column and job.input.rename_columns.get(job.lora.column, job.lora.column)
+    return AdapterChoice(name=alone, column=column, known=known)
 
 
 def preview_by_card(preset: Preset | None, model: str, device: Device) -> ModelPreview | None:

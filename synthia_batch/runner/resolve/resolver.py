@@ -140,6 +140,8 @@ def select_rows(job: Job, template: str | None) -> Selection:
         template=template,
         final_assistant=job.input.final_assistant,
         message_fields=job.input.message_fields,
+        on_bad_row=job.input.on_bad_row,
+        rename_columns=job.input.rename_columns,
     )
 
 
