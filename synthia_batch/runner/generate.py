@@ -23,6 +23,7 @@ from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.driver import Driver
 from synthia_batch.scheduler.events import EngineChanged, OutcomesRecorded
 from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
+from synthia_batch.scheduler.order import choose_order
 from synthia_batch.scheduler.throughput import SpeedMeasured, ThroughputMeter
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.workers.pools import open_pool
@@ -94,7 +95,7 @@ def generate(session: RunSession, display: Display, subset: SampleSubset | None 
     dispatcher = Dispatcher(
         _list_requests(pending, conversations, driver.take_unsent),
         remaining,
-        groups_prefixes=job.engine.caches_prefixes,
+        order=choose_order(job),
         has_generated=store.finished > 0,
     )
     try:
