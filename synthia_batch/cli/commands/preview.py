@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthia_batch.cli.columns import Column, fold, make_visible, print_columns
-from synthia_batch.cli.flags import JobFlags, takes_job_flags
+from synthia_batch.cli.flags import JobFlags
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from synthia_batch.operations.preview import JobPreview, SamplePreview
 
 
-@takes_job_flags
 def preview(
     flags: JobFlags,
     count: Annotated[

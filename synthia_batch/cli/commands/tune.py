@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthia_batch.cli.flags import JobFlags, takes_job_flags
+from synthia_batch.cli.flags import JobFlags
 
 if TYPE_CHECKING:
     from synthia_batch.operations.tune import Tuning
 
 
-@takes_job_flags
 def tune(
     flags: JobFlags,
     budget: Annotated[str, typer.Option(help="Stop measuring after this time: 90s, 10m, 1h.")] = "10m",
