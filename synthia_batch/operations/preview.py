@@ -64,11 +64,7 @@ class JobPreview:
 
 
 def preview_prompts(job: ResolvedJob, selection: RowSelection) -> JobPreview:
-    """Return the prompts of the selected rows. Writes nothing; reads only the first rows if they suffice.
-
-    Raises:
-        InputRefused: The rows that were read have faults.
-    """
+    """Return the prompts of the selected rows. Writes nothing; reads only the first rows if they suffice."""
     source = open_files(job.inputs)
     scan = _scan(job, source, selection)
     subset = pick_rows(scan.rows, job.plan, selection.count, scattered=selection.scattered)
@@ -78,11 +74,7 @@ def preview_prompts(job: ResolvedJob, selection: RowSelection) -> JobPreview:
 
 
 def preview_answers(job: ResolvedJob, selection: RowSelection, display: Display) -> JobPreview:
-    """Return the prompts of the selected rows with their answers, generating those that the run lacks.
-
-    Raises:
-        SynthiaBatchError: As for run_partial.
-    """
+    """Return the prompts of the selected rows with their answers, generating those that the run lacks."""
 
     def choose(session: RunSession) -> SampleSubset:
         rows = session.scan.rows

@@ -71,9 +71,6 @@ def probe_job(job: ResolvedJob, count: int, display: Display) -> Probe:
 
     They count as done in the run; a probe of all samples completes it. Samples from earlier probes and
     runs are reused.
-
-    Raises:
-        SynthiaBatchError: As for run_partial.
     """
 
     def choose(session: RunSession) -> SampleSubset:

@@ -94,11 +94,6 @@ def rerun_samples(
 
     Raises:
         UsageError: `directory` is not a run, has no saved job, or has no finished sample.
-        IdentityMismatch: Input, model, versions or hardware have changed.
-        RunLocked: Another process is running there.
-        IntegrityError: A file of the run is damaged.
-        DeterminismBroken: The engine answers the canaries differently from the run's.
-        PoolFailed: The engine does not work.
     """
     job = resolve_kept_job(directory, "verify --rerun", layers)
     if job.engine.is_elsewhere:

@@ -114,7 +114,6 @@ def select_requests(job: ResolvedJob, count: int) -> list[Request]:
     """Return `count` requests from across the input, or all of them if there are fewer.
 
     Raises:
-        InputRefused: The input has faults.
         UsageError: The job's format cannot express any of the prompts.
     """
     source = open_files(job.inputs)

@@ -44,11 +44,6 @@ def retry_failed(
     `place` is the run's directory, or the URL of its output in an object store. `explicit` overrides the
     job as it was run. A run that is not complete is completed as well. A complete run stays complete, as
     it was, if no sample ends: if the engines do not load, or fail the canary check.
-
-    Raises:
-        UsageError: `place` is no run, or has no saved job.
-        IdentityMismatch: `explicit`, or the present input or model, makes it another job.
-        SynthiaBatchError: As for run_job.
     """
     if isinstance(place, str) and "://" in place:
         job = resolve_remote_job(place, explicit)

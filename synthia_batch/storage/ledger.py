@@ -68,7 +68,6 @@ class PartLedger:
 
         Raises:
             IntegrityError: As for read_ledger. Nothing was changed.
-            StorageFailed: A system call failed.
         """
         read = read_ledger(path, writer.plan_digest)
         if read.is_doubtful:
@@ -106,7 +105,6 @@ def read_ledger(path: Path, plan_digest: str) -> LedgerContent:
 
     Raises:
         IntegrityError: A frame before the last is damaged, or the ledger belongs to another plan.
-        StorageFailed: The file cannot be read.
     """
     latest: dict[int, ShardEntry] = {}
     kept_bytes = 0

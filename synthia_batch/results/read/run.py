@@ -142,7 +142,6 @@ def open_complete_run(directory: Path) -> Run:
 
     Raises:
         UsageError: `directory` is not a run directory, or its run is not complete.
-        IntegrityError: Its plan or manifest was altered.
     """
     run = open_run(directory)
     if not run.is_complete:

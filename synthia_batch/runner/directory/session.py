@@ -120,9 +120,7 @@ class RunSession:
         `on_check` the bytes of published files that have been checked.
 
         Raises:
-            InputRefused: The input has faults.
             IntegrityError: Something in the directory is not as it was written.
-            StorageFailed: It cannot be read.
         """
         job, run_dir = self.job, self.run_dir
         source = open_files(job.inputs)

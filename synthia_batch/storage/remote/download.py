@@ -85,8 +85,6 @@ def read_remote_job(url: str) -> dict[str, Any]:
 
     Raises:
         UsageError: There is no run, or it has no saved job.
-        IntegrityError: It was altered.
-        StorageFailed: The store does not answer or denies access.
     """
     store = open_object_store(url, PATIENCE)
     key = KEYS.job.as_posix()

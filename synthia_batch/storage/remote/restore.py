@@ -44,7 +44,6 @@ def refuse_other_objects(store: ObjectStore) -> None:
 
     Raises:
         UsageError: There are other objects, and no run.
-        StorageFailed: The store does not answer or denies access.
     """
     others = sorted(store.list_keys().keys() - {LEASE_KEY})
     if others:
