@@ -40,6 +40,11 @@ class ShardEntry:
     data: PartEntry | None
     failed: PartEntry | None
 
+    @property
+    def parts(self) -> tuple[PartEntry, ...]:
+        """The parts that the shard has."""
+        return tuple(part for part in (self.data, self.failed) if part is not None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerContent:

@@ -105,8 +105,28 @@ class Run:
         return list_failures(self.directory, code)
 
     def statistics(self) -> RunStatistics:
-        """Return counts, tokens and finish reasons of all samples that have ended."""
-        return read_statistics(self.directory)
+        """Return counts, tokens and finish reasons of all samples that have ended.
+
+        Reads small columns, one part at a time.
+        """
+        facts = read_facts(self.directory)
+        counts = RunCounts(max_tokens=facts.plan["identity"]["sampling"]["max_tokens"])
+        for shard in list_samples(facts):
+            numbers, codes = shard.read_numbers(), shard.read_codes()
+            if numbers is not None:
+                counts.add_finished(numbers)
+            if codes is not None:
+                counts.add_failed(codes)
+        total = counts.total
+        return RunStatistics(
+            samples=facts.shards[-1].stop,
+            finished=total.finished,
+            failed=counts.failed,
+            failures=counts.failures_by_count,
+            finish_reasons=dict(total.reasons.most_common()),
+            prompt_tokens=total.prompts.tokens,
+            completion_tokens=total.answers.tokens,
+        )
 
     def _list_data(self) -> list[Path]:
         manifest = read_manifest(RunDir(self.directory).manifest)
@@ -152,28 +172,6 @@ def open_complete_run(directory: Path) -> Run:
     return run
 
 
-def read_statistics(directory: Path) -> RunStatistics:
-    """Return the counts of the run in `directory` so far. Reads small columns, one part at a time."""
-    facts = read_facts(directory)
-    counts = RunCounts(max_tokens=facts.plan["identity"]["sampling"]["max_tokens"])
-    for shard in list_samples(facts):
-        numbers, codes = shard.read_numbers(), shard.read_codes()
-        if numbers is not None:
-            counts.add_finished(numbers)
-        if codes is not None:
-            counts.add_failed(codes)
-    total = counts.total
-    return RunStatistics(
-        samples=facts.shards[-1].stop,
-        finished=total.finished,
-        failed=counts.failed,
-        failures=counts.failures_by_count,
-        finish_reasons=dict(total.reasons.most_common()),
-        prompt_tokens=total.prompts.tokens,
-        completion_tokens=total.answers.tokens,
-    )
-
-
 def _read_samples(path: Path, kept: Sequence[str] | None, with_logprobs: bool) -> Iterator[FinishedSample]:
     unwanted = () if with_logprobs or "logprobs" in (kept or ()) else ("logprobs",)
     wanted = [column.name for column in DATA_COLUMNS if column.name not in unwanted]
@@ -201,7 +199,7 @@ def _read_samples(path: Path, kept: Sequence[str] | None, with_logprobs: bool) -
 
 
 def _read_messages(messages: Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
-    return tuple(Message(role=message["role"], content=message["content"]) for message in messages)
+    return tuple(Message(**message) for message in messages)
 
 
 _CONVERTERS: Mapping[str, Callable[[Any], Any]] = {"messages": _read_messages, "flags": tuple}

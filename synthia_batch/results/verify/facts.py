@@ -13,9 +13,7 @@ from synthia_batch.storage.events import read_events
 from synthia_batch.storage.journal.frames import scan_frames
 from synthia_batch.storage.journal.reader import find_last_epoch
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import ShardEntry
 from synthia_batch.storage.lock import WriterEpoch, read_boot_id
-from synthia_batch.storage.manifest import Manifest
 from synthia_batch.storage.parts.reader import SampleGrid
 from synthia_batch.storage.parts.schema import list_optional
 from synthia_batch.storage.plan_file import plan_digest, require_plan
@@ -86,17 +84,3 @@ def find_highest_epoch(facts: RunFacts) -> int:
             frame.value["epoch"] for frame in scan_frames(file) if frame.value and "epoch" in frame.value
         ]
     return max(epochs, default=0)
-
-
-def list_entries(facts: RunFacts, manifest: Manifest, epoch: int) -> dict[int, ShardEntry]:
-    """Return the ledger entries, as of `epoch`, of a run with this manifest."""
-    entries = {part.path: part.entry for part in manifest.parts}
-    return {
-        shard.number: ShardEntry(
-            shard=shard.number,
-            epoch=epoch,
-            data=entries.get(facts.name(facts.run_dir.data_part(shard))),
-            failed=entries.get(facts.name(facts.run_dir.failed_part(shard))),
-        )
-        for shard in facts.shards
-    }
