@@ -120,7 +120,7 @@ def _make_shared_parameters() -> list[inspect.Parameter]:
         "--set", metavar="KEY=VALUE", help="Any key of a job file. Repeatable.", rich_help_panel="Job"
     )
     of_keys = [
-        _make_parameter(name, _find_type(flag), _make_option(key, flag))
+        _make_parameter(name, list[str] if flag.takes is list else flag.takes, _make_option(key, flag))
         for name, (key, flag) in list_job_flags().items()
     ]
     return [
@@ -133,10 +133,6 @@ def _make_shared_parameters() -> list[inspect.Parameter]:
 
 def _make_parameter(name: str, kind: Any, declared: Any) -> inspect.Parameter:
     return inspect.Parameter(name, _KEYWORD, default=None, annotation=Annotated[kind | None, declared])
-
-
-def _find_type(flag: Flag) -> Any:
-    return list[str] if flag.takes is list else flag.takes
 
 
 def _make_option(key: "Key", flag: Flag) -> Any:

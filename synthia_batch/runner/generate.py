@@ -23,7 +23,7 @@ from synthia_batch.scheduler.driver import Driver
 from synthia_batch.scheduler.events import EngineChanged, OutcomesRecorded
 from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
 from synthia_batch.scheduler.order import choose_order
-from synthia_batch.scheduler.throughput import SpeedMeasured, ThroughputMeter
+from synthia_batch.scheduler.throughput import ThroughputMeter
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.workers.pools import open_pool
 from synthia_batch.workers.pools.base import Pool, WorkerReady, WorkerSpec
@@ -95,7 +95,7 @@ def generate(session: RunSession, display: Display, subset: SampleSubset | None 
         drained = driver.run(dispatcher, session.starter.take_over)
         speed = meter.measure()
         if speed is not None:
-            events.publish(SpeedMeasured(speed=speed))
+            events.publish(speed)
     finally:
         display.close()
     return drained

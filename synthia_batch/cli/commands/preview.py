@@ -40,14 +40,16 @@ def preview(
     """
     from synthia_batch.core.console import Display
     from synthia_batch.core.log import set_verbosity
-    from synthia_batch.operations.preview import RowSelection, preview_answers, preview_prompts
+    from synthia_batch.operations.preview import preview_answers, preview_prompts
     from synthia_batch.runner.resolve import resolve_job
 
     set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
     job = resolve_job(flags.read_layers())
-    selection = RowSelection(count=count, scattered=scattered)
-    found = preview_answers(job, selection, display) if answers else preview_prompts(job, selection)
+    if answers:
+        found = preview_answers(job, count, display, scattered=scattered)
+    else:
+        found = preview_prompts(job, count, scattered=scattered)
     if as_json:
         print(json.dumps(_to_dict(job, found), indent=2, ensure_ascii=False))
     else:

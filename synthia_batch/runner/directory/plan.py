@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,18 @@ def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
         raise UsageError(f"-o {run_dir.root}: expected a run or an empty directory, got other files")
 
 
-def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], None] | None = None) -> Scan:
-    """Read the job's whole input once and check it."""
+def scan_input(
+    job: ResolvedJob,
+    source: Source,
+    on_progress: Callable[[int], None] | None = None,
+    limit: int | None = None,
+) -> Scan:
+    """Read the job's whole input once and check it, or only its first `limit` rows."""
+    selection = select_rows(job.declared, job.prompt_template)
+    if limit is not None:
+        selection = replace(selection, limit=min(limit, selection.limit or limit))
     with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
-        return source.scan(select_rows(job.declared, job.prompt_template), Path(scratch), on_progress)
+        return source.scan(selection, Path(scratch), on_progress)
 
 
 def make_grid(spec: PlanSpec, optional: tuple[str, ...]) -> SampleGrid:
