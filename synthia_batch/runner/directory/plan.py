@@ -9,13 +9,11 @@ from typing import Any
 from synthia_batch.errors import IdentityMismatch, UsageError
 from synthia_batch.inputs import Scan, Source
 from synthia_batch.job.identity import compare_identities
-from synthia_batch.job.plan import ROW_SYSTEM
-from synthia_batch.job.resolved import PlanSpec, ResolvedJob
+from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.results.quality.flags import create_flagger
 from synthia_batch.runner.directory.assembler import Assembler
 from synthia_batch.runner.resolve import select_rows
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.parts.reader import SampleGrid
 from synthia_batch.storage.parts.schema import PartFormat, list_optional
 from synthia_batch.storage.plan_file import read_plan
 
@@ -53,17 +51,6 @@ def scan_input(
         selection = replace(selection, limit=min(limit, selection.limit or limit))
     with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
         return source.scan(selection, Path(scratch), on_progress)
-
-
-def make_grid(spec: PlanSpec, optional: tuple[str, ...]) -> SampleGrid:
-    """Return the order of a row's samples in the parts, whose optional columns are `optional`."""
-    return SampleGrid(
-        systems=tuple(system.name for system in spec.systems),
-        num_samples=spec.num_samples,
-        own_system=None if spec.replace_own_system else ROW_SYSTEM,
-        plays_turns=spec.plays_turns,
-        optional=optional,
-    )
 
 
 def list_source_files(plan: Mapping[str, Any]) -> tuple[str, ...]:

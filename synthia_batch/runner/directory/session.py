@@ -21,7 +21,6 @@ from synthia_batch.runner.directory.assembler import Assembler
 from synthia_batch.runner.directory.plan import (
     list_source_files,
     make_assembler,
-    make_grid,
     make_plan,
     refuse_other_identity,
     scan_input,
@@ -35,7 +34,7 @@ from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.ledger import PartLedger, read_ledger
 from synthia_batch.storage.lock import RunLock, WriterEpoch, read_boot_id
 from synthia_batch.storage.manifest import withdraw_manifest
-from synthia_batch.storage.parts.reader import SampleGrid
+from synthia_batch.storage.parts.reader import SampleGrid, read_grid
 from synthia_batch.storage.plan_file import plan_digest, read_plan, write_plan_once
 from synthia_batch.storage.recovery import (
     OnProgress,
@@ -97,7 +96,7 @@ class RunSession:
     @property
     def grid(self) -> SampleGrid:
         """The order of samples in the parts."""
-        return make_grid(self.assembler.plan, self.assembler.part_format.optional)
+        return read_grid(self.plan["identity"])
 
     @property
     def reopener(self) -> Reopener:
