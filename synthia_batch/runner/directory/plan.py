@@ -53,11 +53,6 @@ def scan_input(
         return source.scan(selection, Path(scratch), on_progress)
 
 
-def list_source_files(plan: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names that the input files had when the run began, in order."""
-    return tuple(plan.get("source_files") or [plan["source_file"]])
-
-
 def make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:
     names = [file.name for file in job.inputs]
     return {
