@@ -90,9 +90,6 @@ class CommandTable(Mapping[str, Any]):
             self._built[name] = _build_command(self._functions[name])
         return self._built[name]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._functions
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._functions)
 
@@ -123,15 +120,10 @@ class GroupedCommands(core.TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands by group."""
-        known = [name for names in COMMAND_GROUPS.values() for name in names if name in self.table]
-        return [*known, *(name for name in self.table if name not in known)]
+        return [name for names in COMMAND_GROUPS.values() for name in names]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each group."""
-        grouped = {name for names in COMMAND_GROUPS.values() for name in names}
-        others = tuple(name for name in self.table if name not in grouped)
-        for title, names in {**COMMAND_GROUPS, "Others": others}.items():
-            records = [(name, self.table.summarize(name)) for name in names if name in self.table]
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
+        for title, names in COMMAND_GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.table.summarize(name)) for name in names])
