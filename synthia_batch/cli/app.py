@@ -6,7 +6,7 @@ Heavy imports wait until a command needs them, so that `--help` stays fast.
 import platform
 import sys
 import traceback
-from importlib import metadata
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -26,7 +26,7 @@ from synthia_batch.cli.commands.schema import schema
 from synthia_batch.cli.commands.status import status
 from synthia_batch.cli.commands.tune import tune
 from synthia_batch.cli.commands.verify import verify
-from synthia_batch.cli.help import WIDTH, App, GroupedCommands
+from synthia_batch.cli.help import WIDTH, CommandTable, GroupedCommands
 from synthia_batch.cli.process import reports_interrupts, tolerates_closed_output
 from synthia_batch.core.log import show_log
 from synthia_batch.errors import SynthiaBatchError
@@ -78,24 +78,33 @@ def take_general_flags(
 
 
 def _find_version(package: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
 
 
-app = App(
+def _list_functions() -> dict[str, Callable[..., None]]:
+    """Return every command's function by name, with what it does on Ctrl-C or if its reader is gone."""
+    printing = [tolerates_closed_output(command) for command in (status, failed, export)]
+    others: list[Callable[..., None]] = [validate, report, verify, push, tune, presets, doctor, init, schema]
+    commands = [reports_interrupts(command, _RESUME) for command in (run, preview, plan, retry)]
+    commands += [reports_interrupts(command, _RESTART) for command in (*printing, *others)]
+    return {command.__name__: command for command in commands}
+
+
+class _Commands(GroupedCommands):
+    table = CommandTable(_list_functions())
+
+
+app = typer.Typer(
     name="synthia-batch",
-    cls=GroupedCommands,
+    cls=_Commands,
     context_settings={"max_content_width": WIDTH},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.callback()(take_general_flags)
-for _command in (run, preview, plan, retry):
-    app.command()(reports_interrupts(_command, _RESUME))
-for _command in (status, failed, export):
-    app.command()(reports_interrupts(tolerates_closed_output(_command), _RESTART))
-for _command in (validate, report, verify, push, tune, presets, doctor, init, schema):
-    app.command()(reports_interrupts(_command, _RESTART))

@@ -1,19 +1,23 @@
-"""The flags of a job, built from the markers on its schema, for every command that takes one."""
+"""The flags of a job, built from the markers on its schema, for every command that takes one.
+
+The schema is imported only once a command with such flags is called: `--help` does not need it.
+"""
 
 import copy
 import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from synthia_batch.job.keys import Key, walk_keys
 from synthia_batch.job.markers import Flag, Panel
 
 if TYPE_CHECKING:
+    from synthia_batch.job.keys import Key
     from synthia_batch.job.loading.merge import Layer
 
 INPUT_HELP = (
@@ -26,7 +30,10 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 @dataclass(frozen=True, slots=True)
 class JobFlags:
-    """The values of the flags of a job by parameter name; None or empty if a flag is not set."""
+    """The values of the flags of a job by parameter name; None or empty if a flag is not set.
+
+    A command whose first parameter is `flags: JobFlags` gets all these flags.
+    """
 
     values: Mapping[str, Any]
 
@@ -38,7 +45,7 @@ class JobFlags:
 
         paths, job_file = self._split_arguments()
         explicit: dict[str, Any] = {} if paths is None else nest("input.path", paths)
-        for name, (key, flag) in JOB_FLAGS.items():
+        for name, (key, flag) in list_job_flags().items():
             value = self.values[name]
             if value is not None and value != []:
                 explicit = merge_values(explicit, nest(key.name, _parse(flag, value)))
@@ -58,31 +65,34 @@ class JobFlags:
         return (paths[0] if len(paths) == 1 else paths or None), next(iter(jobs), None)
 
 
-def _collect_flags() -> dict[str, tuple[Key, Flag]]:
+@cache
+def list_job_flags() -> "Mapping[str, tuple[Key, Flag]]":
     """Return the keys that have a flag, by the flag's parameter name, in the order of `--help`."""
+    from synthia_batch.job.keys import walk_keys
+
     panels = get_args(Panel)
     found = [(key, flag) for key in walk_keys() if (flag := key.find(Flag)) is not None]
     found.sort(key=lambda pair: (panels.index(pair[1].panel), pair[1].order))
     return {_name(key, flag).replace("-", "_"): (key, flag) for key, flag in found}
 
 
-def _name(key: Key, flag: Flag) -> str:
+def _name(key: "Key", flag: Flag) -> str:
     return flag.name or key.name.rpartition(".")[2].replace("_", "-")
 
 
-JOB_FLAGS = _collect_flags()
+def add_job_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Return `command` with the flags of a job in place of a first parameter `flags: JobFlags`.
 
-
-def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command`, a function of JobFlags and flags of its own, all the flags of a job.
-
-    A short name such as -n belongs to the command's own flag if both have it.
+    A command without one is returned as it is. A short name such as -n belongs to the command's own
+    flag if both have it.
     """
     own_hints = get_type_hints(command, include_extras=True)
+    if JobFlags not in own_hints.values():
+        return command
     taken = {name for hint in own_hints.values() for name in _list_names(hint)}
     shared = [
         parameter.replace(annotation=_without_names(parameter.annotation, taken))
-        for parameter in _SHARED_PARAMETERS
+        for parameter in _make_shared_parameters()
     ]
     own = [
         parameter.replace(kind=_KEYWORD, annotation=own_hints[parameter.name])
@@ -91,7 +101,7 @@ def takes_job_flags(command: Callable[..., None]) -> Callable[..., None]:
 
     def with_job_flags(**values: Any) -> None:
         flags = JobFlags({parameter.name: values.pop(parameter.name) for parameter in shared})
-        command(flags, **values)
+        command(flags=flags, **values)
 
     with_job_flags.__name__ = command.__name__
     with_job_flags.__doc__ = command.__doc__
@@ -110,8 +120,8 @@ def _make_shared_parameters() -> list[inspect.Parameter]:
         "--set", metavar="KEY=VALUE", help="Any key of a job file. Repeatable.", rich_help_panel="Job"
     )
     of_keys = [
-        _make_parameter(name, _find_type(flag), _make_option(*JOB_FLAGS[name]))
-        for name, (_, flag) in JOB_FLAGS.items()
+        _make_parameter(name, list[str] if flag.takes is list else flag.takes, _make_option(key, flag))
+        for name, (key, flag) in list_job_flags().items()
     ]
     return [
         _make_parameter("input_or_job", list[str], argument),
@@ -125,11 +135,7 @@ def _make_parameter(name: str, kind: Any, declared: Any) -> inspect.Parameter:
     return inspect.Parameter(name, _KEYWORD, default=None, annotation=Annotated[kind | None, declared])
 
 
-def _find_type(flag: Flag) -> Any:
-    return list[str] if flag.takes is list else flag.takes
-
-
-def _make_option(key: Key, flag: Flag) -> Any:
+def _make_option(key: "Key", flag: Flag) -> Any:
     names = [f"--{_name(key, flag)}", *([flag.short] if flag.short else [])]
     return typer.Option(
         *names,
@@ -140,7 +146,7 @@ def _make_option(key: Key, flag: Flag) -> Any:
     )
 
 
-def _complete_values(key: Key) -> Callable[[str], list[str]] | None:
+def _complete_values(key: "Key") -> Callable[[str], list[str]] | None:
     """Return the shell completion of a key with a closed set of values, None for any other key."""
     if key.name != "preset" and get_origin(key.field.annotation) is not Literal:
         return None
@@ -152,9 +158,6 @@ def _complete_values(key: Key) -> Callable[[str], list[str]] | None:
         return [word for word in known if word.startswith(incomplete)]
 
     return complete
-
-
-_SHARED_PARAMETERS = _make_shared_parameters()
 
 
 def _list_names(hint: Any) -> tuple[str, ...]:

@@ -1,9 +1,13 @@
 """Layout of `--help`: flags and commands in groups, examples at the end, plain text without colours."""
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import typer
 from typer import core
+
+from synthia_batch.cli.flags import add_job_flags
 
 WIDTH = 110
 """Characters of a line of help, if the terminal is that wide."""
@@ -74,33 +78,52 @@ class GroupedCommand(core.TyperCommand):
                     formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
 
 
+class CommandTable(Mapping[str, Any]):
+    """Commands by name, each built from its function when it is called, so that `--help` builds none."""
+
+    def __init__(self, functions: Mapping[str, Callable[..., None]]) -> None:
+        self._functions = functions
+        self._built: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._built:
+            self._built[name] = _build_command(self._functions[name])
+        return self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._functions)
+
+    def __len__(self) -> int:
+        return len(self._functions)
+
+    def summarize(self, name: str) -> str:
+        """Return the line of the list of commands for `name`."""
+        command = core.TyperCommand(name, help=inspect.getdoc(self._functions[name]))
+        return command.get_short_help_str(WIDTH)
+
+
+def _build_command(function: Callable[..., None]) -> Any:
+    """Return the command that calls `function`, with grouped help."""
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    settings = {"max_content_width": WIDTH}
+    single.command(cls=GroupedCommand, context_settings=settings)(add_job_flags(function))
+    return typer.main.get_command(single)
+
+
 class GroupedCommands(core.TyperGroup):
-    """The list of commands, in the order in which they are needed."""
+    """The list of `table`, in the order in which the commands are needed."""
+
+    table: ClassVar[CommandTable]
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "commands": self.table})
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands by group."""
-        known = [name for names in COMMAND_GROUPS.values() for name in names if name in self.commands]
-        return [*known, *(name for name in self.commands if name not in known)]
+        return [name for names in COMMAND_GROUPS.values() for name in names]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each group."""
-        grouped = {name for names in COMMAND_GROUPS.values() for name in names}
-        others = tuple(name for name in self.commands if name not in grouped)
-        for title, names in {**COMMAND_GROUPS, "Others": others}.items():
-            records = [
-                (name, self.commands[name].get_short_help_str(WIDTH))
-                for name in names
-                if name in self.commands
-            ]
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
-
-
-class App(typer.Typer):
-    """A Typer application whose commands have grouped help."""
-
-    def command(self, *arguments: Any, **settings: Any) -> Any:
-        """Register a command with grouped help."""
-        settings = {"cls": GroupedCommand, "context_settings": {"max_content_width": WIDTH}, **settings}
-        return super().command(*arguments, **settings)
+        for title, names in COMMAND_GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.table.summarize(name)) for name in names])

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from synthia_batch.job.markers import Anchored
+from synthia_batch.job.units import refuse_bool
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 """Start of an input that is not on this machine."""
@@ -68,20 +69,9 @@ InputPath = Annotated[
 """One or several files, directories, patterns and addresses."""
 
 
-def _refuse_bool(value: Any) -> Any:
-    # Pydantic accepts true as 1, so a YAML typo would become a temperature.
-    if isinstance(value, bool):
-        raise ValueError("Input should be a number, not true or false")
-    return value
-
-
-def _expand_home(path: Path) -> Path:
-    return Path(os.path.expanduser(path))
-
-
-Whole = Annotated[int, BeforeValidator(_refuse_bool)]
-Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_refuse_bool)]
-HomePath = Annotated[Path, AfterValidator(_expand_home), Anchored(anchor_path)]
+Whole = Annotated[int, BeforeValidator(refuse_bool)]
+Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(refuse_bool)]
+HomePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path))), Anchored(anchor_path)]
 """A path that may start with `~`, the home directory."""
 
 STORE_URL = r"^(s3|gs)://[^/]+/.*[^/].*$"

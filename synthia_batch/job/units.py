@@ -43,7 +43,7 @@ def parse_count(value: Any, *, base: int = 1000) -> Any:
     Raises:
         ValueError: `value` is none.
     """
-    _refuse_bool(value)
+    refuse_bool(value)
     if not isinstance(value, str):
         return value
     found = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)\s*([kmg]?)", value.strip().lower())
@@ -67,7 +67,7 @@ def parse_duration(value: Any) -> Any:
     Raises:
         ValueError: `value` is none.
     """
-    _refuse_bool(value)
+    refuse_bool(value)
     if not isinstance(value, str):
         return value
     found = re.fullmatch(
@@ -156,9 +156,11 @@ def find_next(clock: str, now: datetime) -> datetime:
     raise AssertionError("no tomorrow")
 
 
-def _refuse_bool(value: Any) -> None:
+def refuse_bool(value: Any) -> Any:
+    """Return `value`, which is no boolean: Pydantic takes true as 1, so a typo would become a number."""
     if isinstance(value, bool):
         raise ValueError("Input should be a number, not true or false")
+    return value
 
 
 def _say_either(kind: str, pattern: str, example: str) -> WithJsonSchema:

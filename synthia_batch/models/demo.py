@@ -51,7 +51,7 @@ def prepare_demo_model(progress: StageProgress | None = None) -> Path:
         ModelUnavailable: A package is missing, its file is not the expected one, or the cache is not
             writable.
     """
-    kept = _describe_kept(demo_model_path())
+    kept = describe_kept(demo_model_path())
     try:
         return kept.prepare(lambda target: _build(target, progress))
     except OSError as exc:
@@ -61,12 +61,8 @@ def prepare_demo_model(progress: StageProgress | None = None) -> Path:
         ) from exc
 
 
-def find_damage(path: Path) -> str | None:
-    """Return a description of the damage to the embedded model in `path`, None if it is intact."""
-    return _describe_kept(path).find_damage()
-
-
-def _describe_kept(path: Path) -> KeptDirectory:
+def describe_kept(path: Path) -> KeptDirectory:
+    """Return how the embedded model in the directory `path` is checked."""
     return KeptDirectory(path=path, what="the embedded model", refuse=_refuse_other_weights)
 
 

@@ -103,13 +103,7 @@ def locate_model(name: str, revision: str | None, options: LocateOptions | None 
     return _download(look_up(name, revision), options)
 
 
-def digest_model(
-    path: Path,
-    cache: DigestCache,
-    on_file: Callable[[Path], None] | None = None,
-    *,
-    gguf: Path | None = None,
-) -> dict[str, str]:
+def digest_model(path: Path, cache: DigestCache, *, gguf: Path | None = None) -> dict[str, str]:
     """Return the digests of a model's `weights` (including its config) and `tokenizer`.
 
     Of weights in several formats only the one that engines load counts: others in a shared cache do not
@@ -123,8 +117,6 @@ def digest_model(
     for file in files:
         target = tokenizer if file.name in TOKENIZER_FILES else weights
         if target is tokenizer or is_weight(file.name, kind) or file.suffix in (".json", ".py"):
-            if on_file is not None:
-                on_file(file)
             target[file.name] = _digest(file, cache)
     return {"weights": digest_json(weights), "tokenizer": digest_json(tokenizer)}
 

@@ -1,27 +1,18 @@
 """LoRA adapters in peft's format: adapter_config.json and adapter_model.safetensors in a directory."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json
 from synthia_batch.errors import ModelUnavailable
+from synthia_batch.job.resolved import LoraAdapter
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterFacts:
-    """Facts from an adapter's files. `digest` is that of its config and weights."""
-
-    path: Path
-    rank: int
-    digest: str
-
-
-def read_adapter(name: str, path: Path, cache: DigestCache) -> AdapterFacts:
-    """Return the facts about the adapter in the directory `path`; `name` is for messages.
+def read_adapter(name: str, path: Path, cache: DigestCache) -> LoraAdapter:
+    """Return the adapter `name` in the directory `path`.
 
     Raises:
         ModelUnavailable: There is none, or engines cannot read it.
@@ -44,4 +35,4 @@ def read_adapter(name: str, path: Path, cache: DigestCache) -> AdapterFacts:
             f"--lora {name}={path}: no {' or '.join(WEIGHTS_NAMES)} there; save the adapter again"
         )
     digests = {file: digest_file(directory / file, cache) for file in (CONFIG_NAME, weights)}
-    return AdapterFacts(path=directory, rank=rank, digest=digest_json(digests))
+    return LoraAdapter(name=name, path=directory, rank=rank, digest=digest_json(digests))

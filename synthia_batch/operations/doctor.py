@@ -72,11 +72,7 @@ def examine_machine() -> Diagnosis:
 
 
 def examine_job(layers: Sequence[Layer]) -> Diagnosis:
-    """Return the checks for the job in `layers`, strongest layer first.
-
-    Raises:
-        UsageError: The job is invalid.
-    """
+    """Return the checks for the job in `layers`, strongest layer first."""
     no_input = Layer(origin="default", values={"input": {"path": NO_INPUT}}, is_explicit=False)
     chosen = add_preset(merge_layers([*layers, no_input]))
     job = merge_layers(chosen.layers).job

@@ -94,11 +94,7 @@ class Forecast:
 
 
 def check_input(job: ResolvedJob) -> int:
-    """Read the whole input and return its number of rows.
-
-    Raises:
-        InputRefused: It has faults.
-    """
+    """Read the whole input and return its number of rows."""
     return scan_input(job, open_files(job.inputs)).rows
 
 

@@ -77,12 +77,7 @@ class JobProposal:
 
 
 def propose_job(paths: Sequence[str]) -> JobProposal:
-    """Return a proposal for the input at `paths`. Reads and checks all of it.
-
-    Raises:
-        UsageError: It cannot be read, or has no column with text.
-        InputRefused: It has faults.
-    """
+    """Return a proposal for the input at `paths`. Reads and checks all of it."""
     taken = resolve_inputs(paths)
     source = open_files(taken.files)
     records = source.peek(PEEKED_ROWS)

@@ -1,7 +1,5 @@
 """JobPreview some rows: their exact prompts, and optionally the answers."""
 
-import dataclasses
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +12,12 @@ from synthia_batch.inputs import Scan, Source, open_files
 from synthia_batch.job.plan import expand_row, limit_answer
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, ShownPrompt, open_renderer
+from synthia_batch.runner.directory.plan import scan_input
 from synthia_batch.runner.directory.session import RunSession
 from synthia_batch.runner.partial import PartialSample, run_partial
-from synthia_batch.runner.resolve import select_rows
 from synthia_batch.runner.subset import SampleSubset, pick_rows
 from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
 from synthia_batch.workers.engine import check_prompt_length
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowSelection:
-    """The rows to show: the first `count`, or if `scattered`, that many from across the input."""
-
-    count: int
-    scattered: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,30 +53,24 @@ class JobPreview:
     drained: DrainReason | None = None
 
 
-def preview_prompts(job: ResolvedJob, selection: RowSelection) -> JobPreview:
-    """Return the prompts of the selected rows. Writes nothing; reads only the first rows if they suffice.
+def preview_prompts(job: ResolvedJob, count: int, *, scattered: bool) -> JobPreview:
+    """Return the prompts of the first `count` rows, or if `scattered` of that many from across the input.
 
-    Raises:
-        InputRefused: The rows that were read have faults.
+    Writes nothing; reads only the first rows if they suffice.
     """
     source = open_files(job.inputs)
-    scan = _scan(job, source, selection)
-    subset = pick_rows(scan.rows, job.plan, selection.count, scattered=selection.scattered)
+    scan = scan_input(job, source, limit=None if scattered else count)
+    subset = pick_rows(scan.rows, job.plan, count, scattered=scattered)
     samples = _read_samples(job, source, scan, subset)
     pending = (PartialSample(sample=sample, outcome=None) for sample in samples)
     return JobPreview(directory=job.output, samples=_preview_all(job, pending))
 
 
-def preview_answers(job: ResolvedJob, selection: RowSelection, display: Display) -> JobPreview:
-    """Return the prompts of the selected rows with their answers, generating those that the run lacks.
-
-    Raises:
-        SynthiaBatchError: As for run_partial.
-    """
+def preview_answers(job: ResolvedJob, count: int, display: Display, *, scattered: bool) -> JobPreview:
+    """Return the prompts of the same rows with their answers, generating those that the run lacks."""
 
     def choose(session: RunSession) -> SampleSubset:
-        rows = session.scan.rows
-        return pick_rows(rows, job.plan, selection.count, scattered=selection.scattered)
+        return pick_rows(session.scan.rows, job.plan, count, scattered=scattered)
 
     partial = run_partial(job, choose, display)
     return JobPreview(
@@ -98,15 +82,6 @@ def preview_answers(job: ResolvedJob, selection: RowSelection, display: Display)
         is_complete=partial.is_complete,
         drained=partial.drained,
     )
-
-
-def _scan(job: ResolvedJob, source: Source, wanted: RowSelection) -> Scan:
-    selection = select_rows(job.declared, job.prompt_template)
-    if not wanted.scattered:
-        limits = [limit for limit in (selection.limit, wanted.count) if limit is not None]
-        selection = dataclasses.replace(selection, limit=min(limits))
-    with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
-        return source.scan(selection, Path(scratch))
 
 
 def _read_samples(job: ResolvedJob, source: Source, scan: Scan, subset: SampleSubset) -> Iterable[Sample]:

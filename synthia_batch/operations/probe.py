@@ -23,7 +23,7 @@ from synthia_batch.operations.estimate import (
 from synthia_batch.runner.directory.session import RunSession
 from synthia_batch.runner.partial import PartialRun, PartialSample, run_partial
 from synthia_batch.runner.subset import SampleSubset, pick_probe
-from synthia_batch.scheduler.throughput import Speed, SpeedMeasured
+from synthia_batch.scheduler.throughput import Speed
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.parts.schema import DataRecord
@@ -71,9 +71,6 @@ def probe_job(job: ResolvedJob, count: int, display: Display) -> Probe:
 
     They count as done in the run; a probe of all samples completes it. Samples from earlier probes and
     runs are reused.
-
-    Raises:
-        SynthiaBatchError: As for run_partial.
     """
 
     def choose(session: RunSession) -> SampleSubset:
@@ -121,7 +118,7 @@ def _estimate(job: ResolvedJob, speed: Speed | None, samples: int, tokens: Span)
 
 def _read_speeds(run_dir: RunDir) -> list[Speed]:
     names = [field.name for field in fields(Speed)]
-    events = (event for event in read_events(run_dir.events) if event.get("kind") == SpeedMeasured.kind)
+    events = (event for event in read_events(run_dir.events) if event.get("kind") == Speed.kind)
     complete = (event for event in events if all(name in event for name in names))
     return [Speed(**{name: event[name] for name in names}) for event in complete]
 

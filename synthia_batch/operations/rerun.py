@@ -18,12 +18,10 @@ from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request, Sample, Turn
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
-from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import Determinism
-from synthia_batch.models.prompts.tokenizer import open_renderer
 from synthia_batch.operations.tune_search import usual_batch
 from synthia_batch.runner.ad_hoc import AdHocRun, run_requests
-from synthia_batch.runner.directory.canary_record import compare_canary, make_canaries
+from synthia_batch.runner.directory.canary_record import compare_canary, list_canaries
 from synthia_batch.runner.directory.session import RunSession, lock_run
 from synthia_batch.runner.resume import resolve_kept_job
 from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
@@ -94,11 +92,6 @@ def rerun_samples(
 
     Raises:
         UsageError: `directory` is not a run, has no saved job, or has no finished sample.
-        IdentityMismatch: Input, model, versions or hardware have changed.
-        RunLocked: Another process is running there.
-        IntegrityError: A file of the run is damaged.
-        DeterminismBroken: The engine answers the canaries differently from the run's.
-        PoolFailed: The engine does not work.
     """
     job = resolve_kept_job(directory, "verify --rerun", layers)
     if job.engine.is_elsewhere:
@@ -110,7 +103,16 @@ def rerun_samples(
         batch = choose_batch(usual_batch(job.engine), len(known))
         _log.info(f"{len(known)} finished samples are regenerated, at most {batch} at a time")
         collector = _Collector(conversations=open_multi_turn(job))
-        ad_hoc = _make_ad_hoc(job, session, collector, drain, batch)
+        ad_hoc = AdHocRun(
+            job=job,
+            sink=collector,
+            advance=collector.conversations.advance,
+            drain=drain,
+            settings={"max_num_seqs": batch},
+            canaries=list_canaries(job),
+            # Only compared: a missing answer must not be added to the run.
+            check_canary=lambda ready: compare_canary(session.run_dir, ready),
+        )
         stopped = run_requests(ad_hoc, collector.request(known, selection))
     return RerunResult(
         directory=str(directory),
@@ -175,22 +177,6 @@ def _read_selected(session: RunSession, selection: RerunSelection) -> dict[int, 
             if sample.ordinal in wanted:
                 known[sample.ordinal] = _Known(sample, finished[sample.ordinal])
     return known
-
-
-def _make_ad_hoc(
-    job: ResolvedJob, session: RunSession, collector: _Collector, drain: DrainRequest, batch: int
-) -> AdHocRun:
-    is_strict = job.engine.determinism == "strict"
-    return AdHocRun(
-        job=job,
-        sink=collector,
-        advance=collector.conversations.advance,
-        drain=drain,
-        settings={"max_num_seqs": batch},
-        canaries=make_canaries(open_renderer(job.prompt), job.engine.max_model_len) if is_strict else None,
-        # Only compared: a missing answer must not be added to the run.
-        check_canary=lambda ready: compare_canary(session.run_dir, ready),
-    )
 
 
 def _compare(known: Mapping[int, _Known], outcomes: Mapping[int, Outcome]) -> Iterator[SampleDifference]:

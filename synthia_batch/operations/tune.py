@@ -73,28 +73,21 @@ class Tuning:
         return self.stopped not in (None, DrainReason.DEADLINE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effort:
-    """Limits of a search. `prompts` is the number per measurement; None: enough to fill the engines."""
-
-    budget_seconds: float
-    prompts: int | None = None
-
-
-def tune_job(job: ResolvedJob, effort: Effort) -> Tuning:
+def tune_job(job: ResolvedJob, budget_seconds: float, prompts: int | None = None) -> Tuning:
     """Search for the fastest engine settings of `job`, which must be resolved without saved ones.
 
-    Measures one engine unless the job sets a number. Ends early on the budget, Ctrl-C or SIGTERM.
+    Measures one engine unless the job sets a number, with `prompts` per measurement, by default enough
+    to fill the engines. Ends early on the budget, Ctrl-C or SIGTERM.
 
     Raises:
         UsageError: The input or the settings are invalid, or the budget allows no measurement.
         PoolFailed: The engine does not work with the job's own settings.
     """
     job = _shrink(job)
-    drain = DrainRequest(effort.budget_seconds)
+    drain = DrainRequest(budget_seconds)
     with drain.listen():
         engines = job.pool.workers or 1
-        wanted = effort.prompts or engines * PROMPTS_PER_ENGINE[job.engine.device]
+        wanted = prompts or engines * PROMPTS_PER_ENGINE[job.engine.device]
         requests = select_requests(job, wanted)
         why = explain_no_drafts(job.engine)
         if why is not None and job.engine.kind == "vllm":
@@ -114,7 +107,6 @@ def select_requests(job: ResolvedJob, count: int) -> list[Request]:
     """Return `count` requests from across the input, or all of them if there are fewer.
 
     Raises:
-        InputRefused: The input has faults.
         UsageError: The job's format cannot express any of the prompts.
     """
     source = open_files(job.inputs)
@@ -138,11 +130,6 @@ def select_requests(job: ResolvedJob, count: int) -> list[Request]:
 def describe_settings(settings: Settings) -> str:
     """Return `settings` as text."""
     return ", ".join(f"{key}={value}" for key, value in settings.items()) or "the job's own settings"
-
-
-def describe_speed(trial: Trial) -> str:
-    """Return the result of `trial` as text."""
-    return f"failed: {trial.reason}" if trial.reason else f"{trial.speed:.1f} tokens/s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +185,7 @@ def _try_all(bench: _Workbench, prompts: int) -> Iterator[Trial]:
             trial = _measure(bench, settings)
         except _Interrupted:
             return
-        _log.info(f"  {describe_speed(trial)}")
+        _log.info(f"  failed: {trial.reason}" if trial.reason else f"  {trial.speed:.1f} tokens/s")
         yield trial
         try:
             settings = proposals.send(trial.speed)

@@ -15,6 +15,7 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.driver import Driver, OutcomeSink
 from synthia_batch.scheduler.multi_turn import Step, record_as_it_is
+from synthia_batch.scheduler.order import choose_order
 from synthia_batch.workers.canary import Canaries
 from synthia_batch.workers.pools import open_pool
 from synthia_batch.workers.pools.base import WorkerReady, WorkerSpec
@@ -44,14 +45,14 @@ def run_requests(ad_hoc: AdHocRun, requests: Sequence[Request]) -> DrainReason |
 
     Engines load and end within the call; their logs go to a temporary directory.
     """
-    job = ad_hoc.job
-    engine = dataclasses.replace(job.engine, settings={**job.engine.settings, **ad_hoc.settings})
+    settings = {**ad_hoc.job.engine.settings, **ad_hoc.settings}
+    job = dataclasses.replace(ad_hoc.job, engine=dataclasses.replace(ad_hoc.job.engine, settings=settings))
     with tempfile.TemporaryDirectory(prefix="synthia-batch-") as logs:
 
         def log_path(index: int) -> Path:
             return Path(logs) / f"worker-{index}.log"
 
-        worker_spec = WorkerSpec(engine=engine, canaries=ad_hoc.canaries, log_path=log_path)
+        worker_spec = WorkerSpec(engine=job.engine, canaries=ad_hoc.canaries, log_path=log_path)
         pool = open_pool(job.pool, worker_spec)
         driver = Driver(
             sink=ad_hoc.sink,
@@ -63,7 +64,7 @@ def run_requests(ad_hoc: AdHocRun, requests: Sequence[Request]) -> DrainReason |
             log_path=log_path,
             advance=ad_hoc.advance,
         )
-        dispatcher = Dispatcher(iter(requests), len(requests), groups_prefixes=engine.caches_prefixes)
+        dispatcher = Dispatcher(iter(requests), len(requests), order=choose_order(job))
         is_over = False
         try:
             pool.start()

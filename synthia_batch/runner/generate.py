@@ -15,15 +15,15 @@ from synthia_batch.errors import SampleRefused, SynthiaBatchError
 from synthia_batch.inputs import Scan, open_files
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.units import count_allowed
-from synthia_batch.models.prompts.tokenizer import open_renderer
-from synthia_batch.runner.directory.canary_record import check_canary, find_change, make_canaries
+from synthia_batch.runner.directory.canary_record import check_canary, find_change, list_canaries
 from synthia_batch.runner.directory.session import RunSession
 from synthia_batch.runner.subset import PendingSamples, SampleSubset
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.driver import Driver
 from synthia_batch.scheduler.events import EngineChanged, OutcomesRecorded
 from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
-from synthia_batch.scheduler.throughput import SpeedMeasured, ThroughputMeter
+from synthia_batch.scheduler.order import choose_order
+from synthia_batch.scheduler.throughput import ThroughputMeter
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.workers.pools import open_pool
 from synthia_batch.workers.pools.base import Pool, WorkerReady, WorkerSpec
@@ -39,14 +39,8 @@ def start_pool(job: ResolvedJob) -> PoolStarter:
     """Return a starter of the job's pool, which begins on request and stops the pool in the end."""
 
     def make_pool() -> Pool:
-        is_strict = job.declared.determinism == "strict"
-        renderer = open_renderer(job.prompt)
-        run_dir = RunDir(job.output)
-        worker_spec = WorkerSpec(
-            engine=job.engine,
-            canaries=make_canaries(renderer, job.engine.max_model_len) if is_strict else None,
-            log_path=run_dir.worker_log,
-        )
+        log_path = RunDir(job.output).worker_log
+        worker_spec = WorkerSpec(engine=job.engine, canaries=list_canaries(job), log_path=log_path)
         return open_pool(job.pool, worker_spec)
 
     return PoolStarter(make_pool)
@@ -94,14 +88,14 @@ def generate(session: RunSession, display: Display, subset: SampleSubset | None 
     dispatcher = Dispatcher(
         _list_requests(pending, conversations, driver.take_unsent),
         remaining,
-        groups_prefixes=job.engine.caches_prefixes,
+        order=choose_order(job),
         has_generated=store.finished > 0,
     )
     try:
         drained = driver.run(dispatcher, session.starter.take_over)
         speed = meter.measure()
         if speed is not None:
-            events.publish(SpeedMeasured(speed=speed))
+            events.publish(speed)
     finally:
         display.close()
     return drained

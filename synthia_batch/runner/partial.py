@@ -56,11 +56,6 @@ def run_partial(
 
     If none is missing, no engine starts and nothing is written. If no sample of the job is missing
     afterwards, the run is completed.
-
-    Raises:
-        IdentityMismatch: The directory belongs to another job.
-        RunLocked: Another process has the run.
-        SynthiaBatchError: As for run_job. Finished samples are kept.
     """
     refuse_other_identity(job, RunDir(job.output))
     with open_session(job, display) as session:

@@ -19,7 +19,6 @@ def resolve_kept_job(directory: Path, command: str, explicit: Sequence[Layer]) -
 
     Raises:
         UsageError: `directory` is no run, or has no saved job; the message names `command`.
-        IdentityMismatch: `explicit`, or the present input, model, versions or hardware, make it another job.
     """
     run_dir = RunDir(directory)
     require_plan(run_dir)

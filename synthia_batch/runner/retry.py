@@ -1,11 +1,10 @@
 """retry_failed(): regenerate the failed samples of a run, with settings that are not part of its identity."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from synthia_batch.core.console import Display
 from synthia_batch.core.events import EventBus
@@ -44,11 +43,6 @@ def retry_failed(
     `place` is the run's directory, or the URL of its output in an object store. `explicit` overrides the
     job as it was run. A run that is not complete is completed as well. A complete run stays complete, as
     it was, if no sample ends: if the engines do not load, or fail the canary check.
-
-    Raises:
-        UsageError: `place` is no run, or has no saved job.
-        IdentityMismatch: `explicit`, or the present input or model, makes it another job.
-        SynthiaBatchError: As for run_job.
     """
     if isinstance(place, str) and "://" in place:
         job = resolve_remote_job(place, explicit)
@@ -71,29 +65,22 @@ def _reopen_and_run(
         if not chosen and read_manifest(session.run_dir.manifest) is not None:
             session.complete_mirror()  # That retry may not have come so far.
             return RetryResult(directory=job.output, chosen=0, run=None)
-        with _Rollback(session):
+        with _rollback(session):
             result = run_attempt(session, display, reopen=choice)
     report_if_complete(job)
     return RetryResult(directory=job.output, chosen=chosen, run=result)
 
 
-class _Rollback:
-    """Restores a complete run if the block ends before any reopened sample does."""
-
-    def __init__(self, session: RunSession) -> None:
-        self._session = session
-        self._ending = read_ending(session.run_dir)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        session = self._session
-        # A disk that failed is not used again: the next run completes what is there.
-        if self._ending is None or session.made > 0 or isinstance(error, StorageFailed):
-            return
-        if not session.run_dir.manifest.exists():
-            close_again(session.run_dir, session.shards, self._ending)
+@contextmanager
+def _rollback(session: RunSession) -> Iterator[None]:
+    """Restore a complete run if the block ends before any reopened sample does."""
+    ending = read_ending(session.run_dir)
+    try:
+        yield
+    except StorageFailed:
+        ending = None  # A disk that failed is not used again: the next run completes what is there.
+        raise
+    finally:
+        if ending is not None and session.made == 0 and not session.run_dir.manifest.exists():
+            close_again(session.run_dir, session.shards, ending)
             _log.info(f"{session.run_dir.root}: no sample was regenerated; the run is complete as it was")

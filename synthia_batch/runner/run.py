@@ -58,11 +58,7 @@ def run_job(job: Job, *, progress: bool = False, display: Display | None = None)
 
 
 def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
-    """Generate every sample of `job` that its run directory does not have yet.
-
-    Raises:
-        SynthiaBatchError: As for run_job.
-    """
+    """Generate every sample of `job` that its run directory does not have yet."""
     started = time.monotonic()
     run_dir = RunDir(job.output)
     refuse_other_identity(job, run_dir)

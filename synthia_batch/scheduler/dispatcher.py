@@ -1,11 +1,7 @@
 """Which worker generates which sample next. Pure: no processes, no clock, no files.
 
-Samples come from the plan in order, one window at a time, and within it the longest requests (prompt
-plus the row's own answer limit) go first. A window is partitioned round-robin into one queue per
-worker: the engine that is ready first takes a whole batch at once, and with the longest half of a job
-the others would finish in half its time. If engines have a prefix cache, whole groups of prompts that
-begin alike go to one queue (see `prefix_groups`). Until an engine has generated a sample of the job, a
-queue begins with its shortest request: an answer to read comes soon, and the engine is known to work.
+Samples come from the plan in order, one window at a time. `order` partitions a window into one queue per
+worker.
 
 At the tail no engine gets more than its share of what is left, and an engine without a queue takes
 from the longest other one. Then requests wait only inside slower workers: usually a tenth of a
@@ -18,14 +14,14 @@ The requests of a lost worker go first again. If one of them may have crashed it
 from the others: see `crash_bisection`.
 """
 
-import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from synthia_batch.core.types import Finished, Outcome, Request
 from synthia_batch.scheduler.crash_bisection import LIVENESS_CHECK, CrashBisector
-from synthia_batch.scheduler.prefix_groups import count_tokens, group_by_prefix, group_singly
+from synthia_batch.scheduler.order import LONGEST_FIRST, DispatchOrder
 
 WINDOW_SAMPLES = 512
 """Samples that are read ahead and sorted together. Bounds memory and how long a sample waits."""
@@ -58,8 +54,8 @@ class _Slot:
 class Dispatcher:
     """Assigns the samples of a job, each to one worker at a time until it ends.
 
-    `requests` yields `total` requests and is read one window ahead. `groups_prefixes`: the engines
-    have a prefix cache. `has_generated`: such engines have generated samples of this job before.
+    `requests` yields `total` requests and is read one window ahead. `has_generated`: such engines have
+    generated samples of this job before.
     """
 
     def __init__(
@@ -67,13 +63,13 @@ class Dispatcher:
         requests: Iterator[Request],
         total: int,
         *,
-        groups_prefixes: bool = False,
+        order: DispatchOrder = LONGEST_FIRST,
         has_generated: bool = False,
     ) -> None:
         self._requests = requests
         self.total = total
-        self._group = group_by_prefix if groups_prefixes else group_singly
-        self._window: list[list[Request]] = []
+        self._order = order
+        self._window: list[Request] = []
         self._queues: deque[deque[Request]] = deque()
         self._returned: deque[Request] = deque()
         self._slots: dict[int, _Slot] = {}
@@ -282,17 +278,14 @@ class Dispatcher:
     def _partition(self, workers: int) -> bool:
         """Partition the next window into `workers` queues once the last is taken; False at the end."""
         if not self._queues and self._fill_window():
-            partitioned = (self._window[start::workers] for start in range(workers))
-            self._queues.extend(deque(itertools.chain(*groups)) for groups in partitioned if groups)
+            self._queues.extend(
+                self._order.partition(self._window, workers, has_generated=self._has_generated)
+            )
             self._window = []
-            if not self._has_generated:
-                for queue in self._queues:
-                    if count_tokens(queue[-1]) < count_tokens(queue[0]):
-                        queue.rotate(1)  # The last is the shortest.
         return bool(self._queues)
 
     def _fill_window(self) -> bool:
         """Read the next window once the last is partitioned; False at the end."""
         if not self._window:
-            self._window = self._group(list(itertools.islice(self._requests, WINDOW_SAMPLES)))
+            self._window = list(islice(self._requests, WINDOW_SAMPLES))
         return bool(self._window)

@@ -146,10 +146,10 @@ class Driver:
                     if self._take(event):
                         continuing.add(event.worker)
                 case SamplesReturned():
-                    if self._supervisor.is_current(event):
+                    if self._supervisor.policy.is_current(event.worker, event.epoch):
                         self._dispatcher.take_back(event.worker, event.ordinals)
                 case WorkerStepped():
-                    self._supervisor.note_steps(event)
+                    self._supervisor.policy.note_steps(event.worker, event.steps, self.clock())
                     self._progress.update_worker(event, self.clock())
                 case _:
                     self._supervisor.handle(event)
@@ -160,7 +160,7 @@ class Driver:
 
     def _take(self, event: SamplesEnded) -> bool:
         """Record what ended; return whether the worker has conversations to continue."""
-        is_current = self._supervisor.is_current(event)
+        is_current = self._supervisor.policy.is_current(event.worker, event.epoch)
         known = [o for o in event.outcomes if is_current and self._dispatcher.accept(event.worker, o)]
         self.dropped += len(event.outcomes) - len(known)
         if any(isinstance(outcome, Finished) for outcome in known):

@@ -13,13 +13,10 @@ from synthia_batch.scheduler.restart_policy import RestartPolicy
 from synthia_batch.workers.pools.base import (
     Cause,
     Pool,
-    SamplesEnded,
-    SamplesReturned,
     WorkerAdded,
     WorkerLoading,
     WorkerLost,
     WorkerReady,
-    WorkerStepped,
 )
 
 _log = logging.getLogger(__name__)
@@ -70,14 +67,6 @@ class WorkerSupervisor:
                     self._mark_ready(event)
                 case WorkerLost():
                     self._mark_dead(event)
-
-    def is_current(self, event: SamplesEnded | SamplesReturned) -> bool:
-        """Whether a message comes from its worker's current epoch."""
-        return self.policy.is_current(event.worker, event.epoch)
-
-    def note_steps(self, event: WorkerStepped) -> None:
-        """Note the steps of a worker's engine."""
-        self.policy.note_steps(event.worker, event.steps, self.clock())
 
     def check(self) -> None:
         """Kill workers that hang and restart those whose pause is over."""

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from synthia_batch.core.events import Event, LoggedEvent
 from synthia_batch.core.types import Turn
@@ -11,13 +11,14 @@ from synthia_batch.scheduler.events import EngineLost, EngineReady, OutcomesReco
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
-    """Throughput between the moment the first engine was ready and the end of the last sample.
+class Speed(LoggedEvent):
+    """Throughput of an attempt between the moment the first engine was ready and the end of the last sample.
 
     `startup_seconds` went before that. `occupancy` is the average share of the engines' request
-    capacity that was in use.
+    capacity that was in use. It is logged for later estimates.
     """
 
+    kind: ClassVar[str] = "speed_measured"
     samples: int
     tokens: int
     seconds: float
@@ -34,19 +35,6 @@ class Speed:
     def samples_per_second(self) -> float:
         """Ended samples, of all engines together."""
         return self.samples / self.seconds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpeedMeasured(LoggedEvent):
-    """The speed of this attempt, kept for later estimates."""
-
-    kind: ClassVar[str] = "speed_measured"
-    speed: Speed
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The fields of the speed."""
-        return asdict(self.speed)
 
 
 class ThroughputMeter:

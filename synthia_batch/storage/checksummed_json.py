@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.digest import canonical_json
 from synthia_batch.errors import IntegrityError
 
 _DIGEST = "digest"
@@ -13,8 +14,7 @@ _DIGEST = "digest"
 
 def digest_of(value: Mapping[str, Any]) -> str:
     """Return the SHA-256, in hex, of the canonical JSON text of `value`."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def encode_checksummed(value: Mapping[str, Any]) -> bytes:

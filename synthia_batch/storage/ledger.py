@@ -40,6 +40,11 @@ class ShardEntry:
     data: PartEntry | None
     failed: PartEntry | None
 
+    @property
+    def parts(self) -> tuple[PartEntry, ...]:
+        """The parts that the shard has."""
+        return tuple(part for part in (self.data, self.failed) if part is not None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerContent:
@@ -68,7 +73,6 @@ class PartLedger:
 
         Raises:
             IntegrityError: As for read_ledger. Nothing was changed.
-            StorageFailed: A system call failed.
         """
         read = read_ledger(path, writer.plan_digest)
         if read.is_doubtful:
@@ -106,7 +110,6 @@ def read_ledger(path: Path, plan_digest: str) -> LedgerContent:
 
     Raises:
         IntegrityError: A frame before the last is damaged, or the ledger belongs to another plan.
-        StorageFailed: The file cannot be read.
     """
     latest: dict[int, ShardEntry] = {}
     kept_bytes = 0

@@ -71,7 +71,6 @@ class RunLock:
 
         Raises:
             RunLocked: Another process has it, or the file system has no working locks.
-            StorageFailed: The lock file could not be created.
         """
         try:
             self._lock.acquire()

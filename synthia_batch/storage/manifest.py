@@ -1,15 +1,17 @@
 """The result of a run: `manifest.json`, written last. Its existence marks the run as complete."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
 from synthia_batch.storage.atomic import publish_bytes, remove_file, sync_directory
 from synthia_batch.storage.checksummed_json import encode_checksummed, read_checksummed
-from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import PartEntry
+from synthia_batch.storage.layout import KEYS, RunDir
+from synthia_batch.storage.ledger import PartEntry, ShardEntry
 
 FORMAT_VERSION = 2
 """Format of the run directory as a whole. Readers refuse any other."""
@@ -49,6 +51,33 @@ class Manifest:
     finished: int
     failed: int
     parts: tuple[ManifestPart, ...]
+
+    def list_entries(self, shards: Iterable[Shard], epoch: int) -> dict[int, ShardEntry]:
+        """Return the ledger entries of these parts, as of `epoch`, by shard number."""
+        entries = {part.path: part.entry for part in self.parts}
+        return {
+            shard.number: ShardEntry(
+                shard=shard.number,
+                epoch=epoch,
+                data=entries.get(KEYS.data_part(shard).as_posix()),
+                failed=entries.get(KEYS.failed_part(shard).as_posix()),
+            )
+            for shard in shards
+        }
+
+
+def list_parts(shards: Iterable[Shard], latest: Mapping[int, ShardEntry]) -> tuple[ManifestPart, ...]:
+    """Return every part in the ledger's `latest` entries, in the order of shards, data before failed."""
+    return tuple(
+        ManifestPart(path=path.as_posix(), **dataclasses.asdict(entry))
+        for shard in shards
+        if (shard_entry := latest.get(shard.number)) is not None
+        for path, entry in (
+            (KEYS.data_part(shard), shard_entry.data),
+            (KEYS.failed_part(shard), shard_entry.failed),
+        )
+        if entry is not None
+    )
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

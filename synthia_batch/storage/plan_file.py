@@ -20,8 +20,6 @@ def write_plan_once(path: Path, plan: Mapping[str, Any]) -> str:
 
     Raises:
         IdentityMismatch: `path` holds another plan. Nothing was changed.
-        IntegrityError: `path` was altered.
-        StorageFailed: It could not be written.
     """
     digest = plan_digest(plan)
     present = read_plan(path)
@@ -45,7 +43,6 @@ def require_plan(run_dir: RunDir) -> dict[str, Any]:
 
     Raises:
         UsageError: It has none: this is not a run directory.
-        IntegrityError: It was altered.
     """
     plan = read_plan(run_dir.plan)
     if plan is None:

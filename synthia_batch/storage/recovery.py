@@ -148,7 +148,6 @@ def check_part(path: Path, entry: PartEntry | None) -> int:
 
     Raises:
         IntegrityError: It is missing, was altered, or exists although `entry` is None.
-        StorageFailed: It cannot be read.
     """
     _check_size(path, entry)
     if entry is None:

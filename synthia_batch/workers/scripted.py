@@ -44,6 +44,9 @@ def parse_options(settings: Mapping[str, Any]) -> ScriptedOptions:
 class ScriptedEngine:
     """Implements `Engine`; see the module."""
 
+    cached_prompt_tokens = 0
+    """There is no cache."""
+
     def __init__(self, spec: EngineSpec, placement: Placement) -> None:
         self._options = parse_options(spec.settings)
         self._max_num_seqs = max(1, self._options.max_num_seqs >> placement.halvings)
@@ -68,11 +71,6 @@ class ScriptedEngine:
             capacity=2 * self._max_num_seqs,
             max_model_len=self._max_model_len,
         )
-
-    @property
-    def cached_prompt_tokens(self) -> int:
-        """Always 0: there is no cache."""
-        return 0
 
     def add(self, request: Request) -> None:
         """Queue `request`; refuse it if its prompt leaves no room for an answer."""

@@ -11,7 +11,7 @@ import typer
 from conftest import Command, make_environment
 
 from synthia_batch.cli.app import app
-from synthia_batch.cli.flags import JOB_FLAGS
+from synthia_batch.cli.flags import list_job_flags
 from synthia_batch.cli.help import COMMAND_GROUPS, EXAMPLES
 from synthia_batch.core.hardware import installed_vllm
 from synthia_batch.job.keys import walk_keys
@@ -45,7 +45,7 @@ def test_every_command_stands_in_one_group_in_the_order_of_a_night(synthia: Comm
 
 def test_every_flag_of_a_job_is_built_from_the_schema() -> None:
     declared = [key.name for key in walk_keys() if key.find(Flag)]
-    assert sorted(key.name for key, _ in JOB_FLAGS.values()) == sorted(declared)
+    assert sorted(key.name for key, _ in list_job_flags().values()) == sorted(declared)
     opts = {flag for parameter in COMMANDS["run"].params for flag in parameter.opts}
     assert {"-m", "--model", "-o", "--json-schema", "--engine", "--base-url", "--no-drop-flagged"} - opts == {
         "--no-drop-flagged"

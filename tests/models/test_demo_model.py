@@ -69,7 +69,7 @@ def test_the_real_model_is_whole_and_speaks_its_chat_template() -> None:
     from tokenizers import Tokenizer
 
     path = demo.prepare_demo_model(ignore)
-    assert demo.find_damage(path) is None
+    assert demo.describe_kept(path).find_damage() is None
     assert blake3((path / "model.safetensors").read_bytes()).hexdigest() == demo.WEIGHTS_DIGEST
     assert json.loads((path / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     assert "<|im_start|>" in (path / "chat_template.jinja").read_text()
@@ -131,13 +131,13 @@ def test_a_damaged_file_is_found_and_the_model_made_again(
         (path / name).unlink()
     else:
         (path / name).write_bytes(damage)
-    assert name in (demo.find_damage(path) or "")
+    assert name in (demo.describe_kept(path).find_damage() or "")
     with caplog.at_level(logging.WARNING):
         demo.prepare_demo_model(ignore)
     assert "damaged" in caplog.text
     assert name in caplog.text
     assert (path / name).read_bytes() == before
-    assert demo.find_damage(path) is None
+    assert demo.describe_kept(path).find_damage() is None
     assert calls() == 2
 
 

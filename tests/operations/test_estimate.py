@@ -19,7 +19,7 @@ from synthia_batch.operations.estimate import (
     summarize_lengths,
 )
 from synthia_batch.scheduler.events import EngineLost, EngineReady, OutcomesRecorded, Progress
-from synthia_batch.scheduler.throughput import SpeedMeasured, ThroughputMeter
+from synthia_batch.scheduler.throughput import ThroughputMeter
 
 
 def finish(ordinal: int, tokens: int, reason: str = "stop") -> Finished:
@@ -161,8 +161,7 @@ def test_the_meter_counts_the_places_that_were_filled() -> None:
         samples=4, tokens=120, seconds=30.0, startup_seconds=10.0, engines=2, occupancy=80 / 120
     )
     assert (speed.tokens_per_second, speed.samples_per_second) == (4.0, 4 / 30)
-    event = SpeedMeasured(speed=speed)
-    assert (event.kind, Speed(**event.fields)) == ("speed_measured", speed)
+    assert (speed.kind, Speed(**speed.fields)) == ("speed_measured", speed)
 
 
 def test_an_engine_that_is_lost_has_no_places() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from synthia_batch.core.types import Finished, Request
 from synthia_batch.scheduler.dispatcher import WINDOW_SAMPLES, Dispatcher
+from synthia_batch.scheduler.order import LONGEST_FIRST, LONGEST_FIRST_BY_PREFIX, DispatchOrder
 
 
 def make_dispatcher(total: int) -> Dispatcher:
@@ -101,6 +102,16 @@ def test_the_first_answer_of_a_job_does_not_wait_for_the_longest() -> None:
     assert queues == [[8, 400, 109, 107], [20, 300, 108, 106]]
 
 
+def test_another_order_is_applied_as_it_is() -> None:
+    backwards = DispatchOrder(group=lambda window: [[request] for request in reversed(window)])
+    requests = [Request(ordinal=n, token_ids=b"x" * (9 - n), seed=n) for n in range(6)]
+    dispatcher = Dispatcher(iter(requests), 6, order=backwards)
+    dispatcher.add_worker(0, 6)
+    dispatcher.add_worker(1, 6)
+    assert [request.ordinal for request in dispatcher.top_up(0, 2)] == [5, 3, 1]
+    assert [request.ordinal for request in dispatcher.top_up(1, 2)] == [4, 2, 0]
+
+
 def test_of_prompts_that_are_as_long_as_each_other_the_first_of_the_input_goes_first() -> None:
     dispatcher = make_dispatcher(6)
     dispatcher.add_worker(0, 3)
@@ -157,19 +168,17 @@ def serve(
     return given
 
 
-@pytest.mark.parametrize("groups_prefixes", [True, False])
+@pytest.mark.parametrize("order", [LONGEST_FIRST_BY_PREFIX, LONGEST_FIRST])
 def test_prompts_that_begin_alike_meet_in_few_engines_only_where_there_is_a_cache(
-    groups_prefixes: bool,
+    order: DispatchOrder,
 ) -> None:
     prefixes, each, workers = 63, 8, 4
     requests = write_prompts(prefixes, each)
-    dispatcher = Dispatcher(
-        iter(requests), len(requests), groups_prefixes=groups_prefixes, has_generated=True
-    )
+    dispatcher = Dispatcher(iter(requests), len(requests), order=order, has_generated=True)
     given = serve(dispatcher, workers, 8)
     assert sorted(r.ordinal for requests in given for r in requests) == list(range(prefixes * each))
     computed = sum(len({tuple(r.token_ids[:65]) for r in requests}) for requests in given)
-    if groups_prefixes:
+    if order is LONGEST_FIRST_BY_PREFIX:
         assert computed <= 1.25 * prefixes, "each prefix is computed once, but at the ends"
     else:
         assert computed > 2 * prefixes
@@ -180,7 +189,7 @@ def test_prompts_that_begin_alike_meet_in_few_engines_only_where_there_is_a_cach
 
 def test_two_system_messages_take_turns_so_that_the_longest_still_go_first() -> None:
     requests = write_prompts(prefixes=2, each=200)
-    dispatcher = Dispatcher(iter(requests), len(requests), groups_prefixes=True, has_generated=True)
+    dispatcher = Dispatcher(iter(requests), len(requests), order=LONGEST_FIRST_BY_PREFIX, has_generated=True)
     (given,) = serve(dispatcher, 1, 8)
     switches = sum(a.token_ids[:65] != b.token_ids[:65] for a, b in itertools.pairwise(given))
     assert switches <= len(requests) / 16, "in groups of sixteen"
@@ -193,13 +202,13 @@ def test_the_samples_of_one_prompt_stay_together() -> None:
     draw = random.Random(3)
     prompts = [[draw.randrange(1000) for _ in range(30)] for _ in range(40)]
     requests = [Request(ordinal=n, token_ids=prompts[n // 4], seed=n) for n in range(160)]
-    given = serve(Dispatcher(iter(requests), 160, groups_prefixes=True), 2, 8)
+    given = serve(Dispatcher(iter(requests), 160, order=LONGEST_FIRST_BY_PREFIX), 2, 8)
     assert sum(len({r.ordinal // 4 for r in requests}) for requests in given) <= 42
 
 
 def test_the_rest_of_a_lost_workers_queue_is_not_lost() -> None:
     requests = write_prompts(prefixes=1, each=32)
-    dispatcher = Dispatcher(iter(requests), 32, groups_prefixes=True)
+    dispatcher = Dispatcher(iter(requests), 32, order=LONGEST_FIRST_BY_PREFIX)
     dispatcher.add_worker(0, 4)
     begun = dispatcher.top_up(0, 1)
     dispatcher.remove_worker(0, suspects_samples=False)
@@ -210,7 +219,7 @@ def test_the_rest_of_a_lost_workers_queue_is_not_lost() -> None:
 
 def test_at_the_tail_an_engine_takes_over_the_rest_of_anothers_queue() -> None:
     requests = write_prompts(prefixes=1, each=16)
-    dispatcher = Dispatcher(iter(requests), 16, groups_prefixes=True)
+    dispatcher = Dispatcher(iter(requests), 16, order=LONGEST_FIRST_BY_PREFIX)
     dispatcher.add_worker(0, 2)
     dispatcher.add_worker(1, 2)
     first = [request.ordinal for request in dispatcher.top_up(0, 2)]

@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
-from synthia_batch.cli.flags import JobFlags, takes_job_flags
+from synthia_batch.cli.flags import JobFlags
 
 EXIT_UNHEALTHY = 2
 _MARKS = {"ok": "ok ", "unknown": " ? ", "bad": "BAD"}
 
 
-@takes_job_flags
 def doctor(
     flags: JobFlags, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthia_batch.cli.flags import JobFlags, takes_job_flags
+from synthia_batch.cli.flags import JobFlags
 
 if TYPE_CHECKING:
     from synthia_batch.operations.disk_usage import DiskUsage
@@ -18,7 +18,6 @@ MOST_FILES = 50
 LATER_TURNS = "only the prompts of first turns are known, since later ones contain answers"
 
 
-@takes_job_flags
 def plan(
     flags: JobFlags,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
@@ -37,7 +36,6 @@ def plan(
     print_plan(flags, as_json, probe, shows_defaults=shows_all)
 
 
-@takes_job_flags
 def validate(flags: JobFlags) -> None:
     """Check a job and every row of its input; list all faults."""
     from synthia_batch.operations.forecast import check_input

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthia_batch.cli.columns import Column, fold, make_visible, print_columns
-from synthia_batch.cli.flags import JobFlags, takes_job_flags
+from synthia_batch.cli.flags import JobFlags
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from synthia_batch.operations.preview import JobPreview, SamplePreview
 
 
-@takes_job_flags
 def preview(
     flags: JobFlags,
     count: Annotated[
@@ -41,14 +40,16 @@ def preview(
     """
     from synthia_batch.core.console import Display
     from synthia_batch.core.log import set_verbosity
-    from synthia_batch.operations.preview import RowSelection, preview_answers, preview_prompts
+    from synthia_batch.operations.preview import preview_answers, preview_prompts
     from synthia_batch.runner.resolve import resolve_job
 
     set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
     job = resolve_job(flags.read_layers())
-    selection = RowSelection(count=count, scattered=scattered)
-    found = preview_answers(job, selection, display) if answers else preview_prompts(job, selection)
+    if answers:
+        found = preview_answers(job, count, display, scattered=scattered)
+    else:
+        found = preview_prompts(job, count, scattered=scattered)
     if as_json:
         print(json.dumps(_to_dict(job, found), indent=2, ensure_ascii=False))
     else:

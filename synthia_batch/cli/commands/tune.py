@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthia_batch.cli.flags import JobFlags, takes_job_flags
+from synthia_batch.cli.flags import JobFlags
 
 if TYPE_CHECKING:
     from synthia_batch.operations.tune import Tuning
 
 
-@takes_job_flags
 def tune(
     flags: JobFlags,
     budget: Annotated[str, typer.Option(help="Stop measuring after this time: 90s, 10m, 1h.")] = "10m",
@@ -30,13 +29,13 @@ def tune(
     Takes the flags of `run`. Engine settings in flags stay fixed. Touches no run directory.
     """
     from synthia_batch.core.log import mute_log
-    from synthia_batch.operations.tune import Effort, tune_job
+    from synthia_batch.operations.tune import tune_job
     from synthia_batch.runner.resolve import resolve_job
 
-    effort = Effort(budget_seconds=_parse_budget(budget), prompts=prompts)
+    budget_seconds = _parse_budget(budget)
     job = resolve_job(flags.read_layers(), uses_tuned=False)
     with mute_log("synthia_batch.operations.tune") if quiet else nullcontext():
-        tuning = tune_job(job, effort)
+        tuning = tune_job(job, budget_seconds, prompts)
     print(json.dumps(_to_dict(tuning), ensure_ascii=False) if as_json else _describe(tuning))
     _print_messages(tuning)
     if tuning.is_interrupted and tuning.stopped is not None:

@@ -6,7 +6,7 @@ none. `tests/test_presets.py` holds the lines against the cards.
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
@@ -30,14 +30,13 @@ class Sourced:
     """
 
     value: Any
-    line: str | None
-    card: str | None
-    reason: str | None
+    line: str | None = None
+    card: str | None = None
+    reason: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able values, without missing entries."""
-        rest = {"line": self.line, "card": self.card, "reason": self.reason}
-        return {"value": self.value, **{key: text for key, text in rest.items() if text is not None}}
+        return {key: entry for key, entry in asdict(self).items() if key == "value" or entry is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +134,10 @@ def read_preset(name: str) -> Preset:
             FileSize(quantization=row[0], bits=row[1], size_gb=row[2], ram_gb=row[3])
             for row in values.get("memory_table", ())
         ),
-        **{key: _read_section(values[key]) for key in ("job", "placement", "facts")},
+        **{
+            section: {key: Sourced(**entry) for key, entry in values[section].items()}
+            for section in ("job", "placement", "facts")
+        },
     )
 
 
@@ -143,15 +145,3 @@ def find_preset(model: str) -> Preset:
     """Return the preset whose own model `model` is, or the one for any model."""
     presets = map(read_preset, list_presets())
     return next((preset for preset in presets if preset.knows(model)), read_preset(ANY_MODEL))
-
-
-def _read_section(section: Mapping[str, Mapping[str, Any]]) -> dict[str, Sourced]:
-    return {
-        key: Sourced(
-            value=entry["value"],
-            line=entry.get("line"),
-            card=entry.get("card"),
-            reason=entry.get("reason"),
-        )
-        for key, entry in section.items()
-    }

@@ -58,14 +58,10 @@ class _Difference:
     removed: tuple[str, ...]
 
 
-def push_files(
-    files: Sequence[PushedFile],
-    target: PushTarget,
-    retry_seconds: float = RETRY_SECONDS,
-) -> PushResult:
+def push_files(files: Sequence[PushedFile], target: PushTarget) -> PushResult:
     """Replace the run files on the Hub with `files`; files that are not parts of a run stay.
 
-    Rate limits, server errors and broken connections are retried for `retry_seconds`.
+    Rate limits, server errors and broken connections are retried for RETRY_SECONDS.
 
     Raises:
         UsageError: The Hub refuses: missing token or permission, a public repository, an invalid name.
@@ -78,7 +74,7 @@ def push_files(
         first_seconds=FIRST_PAUSE_SECONDS,
         longest_seconds=LONGEST_PAUSE_SECONDS,
         longest_asked_seconds=RETRY_SECONDS,
-        max_seconds=retry_seconds,
+        max_seconds=RETRY_SECONDS,
     )
     backoff = Backoff(policy)
     while True:

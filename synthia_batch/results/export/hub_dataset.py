@@ -31,8 +31,6 @@ def list_pushed_files(
 
     Raises:
         UsageError: `directory` is not a run directory, or the run is incomplete or has no report.
-        IntegrityError: A part differs from what was published.
-        StorageFailed: A file cannot be read.
     """
     run_dir = RunDir(directory)
     manifest = read_manifest(run_dir.manifest)

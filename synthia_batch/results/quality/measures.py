@@ -57,14 +57,14 @@ def assess_answer(text: str) -> Quality:
     )
 
 
-def measure_repeated_share(text: str, words_per_gram: int = NGRAM_WORDS) -> float:
+def measure_repeated_share(text: str) -> float:
     """Return the share of the text's letters in repeated word n-grams, 0 to 1.
 
     Overlapping n-grams count once, as in Gopher's rules: the search continues after a repeated one. Words
     are separated by whitespace; scripts without spaces are not measured.
     """
     words = text.split()
-    grams = list(zip(*(words[start:] for start in range(words_per_gram)), strict=False))
+    grams = list(zip(*(words[start:] for start in range(NGRAM_WORDS)), strict=False))
     if len(set(grams)) == len(grams):
         return 0.0
     seen: set[tuple[str, ...]] = set()
@@ -73,7 +73,7 @@ def measure_repeated_share(text: str, words_per_gram: int = NGRAM_WORDS) -> floa
         gram = grams[position]
         if gram in seen:
             repeated += sum(map(len, gram))
-            position += words_per_gram
+            position += NGRAM_WORDS
         else:
             seen.add(gram)
             position += 1

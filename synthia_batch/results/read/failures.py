@@ -91,7 +91,7 @@ class _Reader:
 
     def __init__(self, snapshots: SnapshotReader, inputs: tuple[str, ...]) -> None:
         self._snapshots = snapshots
-        self._rows = _InputRows(snapshots, inputs)
+        self._inputs = inputs
         self._names: Sequence[str] = snapshots.plan.get("source_files", ())
         # A single file by its path, several by their names in the output.
         self._path = _describe_path(inputs[0], snapshots.plan["source_file"])
@@ -135,7 +135,7 @@ class _Reader:
     def _describe(self, failed: list[Failed]) -> list[FailedSample]:
         per_row = self._snapshots.plan["samples_per_row"]
         num_samples = self._snapshots.plan["identity"]["num_samples"]
-        rows = self._rows.read({outcome.ordinal // per_row for outcome in failed})
+        rows = self._read_rows({outcome.ordinal // per_row for outcome in failed})
         return [
             FailedSample(
                 code=outcome.code,
@@ -150,16 +150,8 @@ class _Reader:
             for row in [rows.get(outcome.ordinal // per_row)]
         ]
 
-
-class _InputRows:
-    """Rows of the input, if it still exists unchanged."""
-
-    def __init__(self, snapshots: SnapshotReader, inputs: tuple[str, ...]) -> None:
-        self._snapshots = snapshots
-        self._inputs = inputs
-
-    def read(self, wanted: set[int]) -> dict[int, Row]:
-        """Return the rows with these indexes, or none if the input can no longer be read."""
+    def _read_rows(self, wanted: set[int]) -> dict[int, Row]:
+        """Return the rows with these indexes, or none if the input no longer exists unchanged."""
         try:
             duplicates = DuplicateIndex.load(self._snapshots.run_dir.duplicates)
             scan = Scan.from_dict(self._snapshots.plan["scan"], duplicates)

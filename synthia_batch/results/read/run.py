@@ -106,8 +106,28 @@ class Run:
         return list_failures(self.directory, code)
 
     def statistics(self) -> RunStatistics:
-        """Return counts, tokens and finish reasons of all samples that have ended."""
-        return read_statistics(self.directory)
+        """Return counts, tokens and finish reasons of all samples that have ended.
+
+        Reads small columns, one part at a time.
+        """
+        facts = read_facts(self.directory)
+        counts = RunCounts(max_tokens=facts.plan["identity"]["sampling"]["max_tokens"])
+        for shard in list_samples(facts):
+            numbers, codes = shard.read_numbers(), shard.read_codes()
+            if numbers is not None:
+                counts.add_finished(numbers)
+            if codes is not None:
+                counts.add_failed(codes)
+        total = counts.total
+        return RunStatistics(
+            samples=facts.shards[-1].stop,
+            finished=total.finished,
+            failed=counts.failed,
+            failures=counts.failures_by_count,
+            finish_reasons=dict(total.reasons.most_common()),
+            prompt_tokens=total.prompts.tokens,
+            completion_tokens=total.answers.tokens,
+        )
 
     def _list_data(self) -> list[Path]:
         manifest = read_manifest(RunDir(self.directory).manifest)
@@ -143,7 +163,6 @@ def open_complete_run(directory: Path) -> Run:
 
     Raises:
         UsageError: `directory` is not a run directory, or its run is not complete.
-        IntegrityError: Its plan or manifest was altered.
     """
     run = open_run(directory)
     if not run.is_complete:
@@ -152,28 +171,6 @@ def open_complete_run(directory: Path) -> Run:
             f"`synthia-batch status {directory}` shows its progress"
         )
     return run
-
-
-def read_statistics(directory: Path) -> RunStatistics:
-    """Return the counts of the run in `directory` so far. Reads small columns, one part at a time."""
-    facts = read_facts(directory)
-    counts = RunCounts(max_tokens=facts.plan["identity"]["sampling"]["max_tokens"])
-    for shard in list_samples(facts):
-        numbers, codes = shard.read_numbers(), shard.read_codes()
-        if numbers is not None:
-            counts.add_finished(numbers)
-        if codes is not None:
-            counts.add_failed(codes)
-    total = counts.total
-    return RunStatistics(
-        samples=facts.shards[-1].stop,
-        finished=total.finished,
-        failed=counts.failed,
-        failures=counts.failures_by_count,
-        finish_reasons=dict(total.reasons.most_common()),
-        prompt_tokens=total.prompts.tokens,
-        completion_tokens=total.answers.tokens,
-    )
 
 
 def _read_samples(path: Path, kept: Sequence[str] | None, with_logprobs: bool) -> Iterator[FinishedSample]:

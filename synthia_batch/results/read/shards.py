@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,38 +24,7 @@ from synthia_batch.storage.parts.columns import (
 from synthia_batch.storage.parts.schema import DATA_NAMES, FAILED_NAMES, RESULT_NAMES
 
 
-class ShardSamples(Protocol):
-    """The ended samples of one shard. A position counts its finished, or its failed, samples from 0."""
-
-    @property
-    def shard(self) -> Shard:
-        """The shard."""
-
-    @property
-    def place(self) -> str:
-        """File of its finished samples, relative to the run directory."""
-
-    @property
-    def text_bytes(self) -> int:
-        """Approximate bytes to read for all answers."""
-
-    def read_numbers(self) -> PartNumbers | None:
-        """Return the numeric columns of its finished samples, None if there are none."""
-
-    def read_codes(self) -> PartCodes | None:
-        """Return the codes of its failed samples, None if there are none."""
-
-    def read_answers(self) -> Iterator[list[str]]:
-        """Yield the answers of its finished samples, a few hundred at a time."""
-
-    def read_finished(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
-        """Return finished samples, in ascending order, as rows of data/; unknown values are None."""
-
-    def read_failed(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
-        """Return failed samples, in ascending order, as rows of failed/; unknown values are None."""
-
-
-def list_samples(facts: RunFacts) -> list[ShardSamples]:
+def list_samples(facts: RunFacts) -> "list[ShardSamples]":
     """Return the shards of a run with ended samples, in order: a snapshot if the run is active."""
     latest = _read_latest(facts)
     found: dict[int, ShardSamples] = {}
@@ -87,7 +56,11 @@ def _split_outcomes(facts: RunFacts, shard: Shard, outcomes: Mapping[int, Outcom
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedSamples:
-    """Implements ShardSamples for a published shard."""
+    """The ended samples of a published shard.
+
+    A position counts its finished, or its failed, samples from 0. `read_numbers` and `read_codes` return
+    None if it has no such samples.
+    """
 
     facts: RunFacts
     shard: Shard
@@ -95,10 +68,12 @@ class PublishedSamples:
 
     @property
     def place(self) -> str:
+        """The file of its finished samples, relative to the run directory."""
         return self.facts.name(self._data)
 
     @property
     def text_bytes(self) -> int:
+        """Approximate bytes to read for all answers."""
         return self.shard_entry.data.bytes if self.shard_entry.data else 0
 
     def read_numbers(self) -> PartNumbers | None:
@@ -108,12 +83,15 @@ class PublishedSamples:
         return read_codes(self._failed) if self.shard_entry.failed else None
 
     def read_answers(self) -> Iterator[list[str]]:
+        """Yield the answers of its finished samples, a few hundred at a time."""
         return read_answers(self._data) if self.shard_entry.data else iter(())
 
     def read_finished(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
+        """Return finished samples, in ascending order, as rows of data/."""
         return [*read_rows(self._data, positions, DATA_NAMES)]
 
     def read_failed(self, positions: Sequence[int]) -> list[Mapping[str, Any]]:
+        """Return failed samples, in ascending order, as rows of failed/."""
         return [*read_rows(self._failed, positions, FAILED_NAMES)]
 
     @property
@@ -127,7 +105,7 @@ class PublishedSamples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournaledSamples:
-    """Implements ShardSamples for an unfinished shard. A journal holds no prompts."""
+    """The ended samples of an unfinished shard. A journal holds no prompts: unknown values are None."""
 
     facts: RunFacts
     shard: Shard
@@ -198,6 +176,9 @@ class JournaledSamples:
         row, offset = divmod(ordinal, grid.samples_per_row)
         system, index = divmod(offset, grid.num_samples)
         return {"id": None, "row_index": row, "sample_index": index, "system": grid.systems[system]}
+
+
+ShardSamples = PublishedSamples | JournaledSamples
 
 
 def _to_array(values: Iterator[int]) -> NDArray[np.int64]:

@@ -111,7 +111,6 @@ def open_snapshots(directory: Path) -> SnapshotReader:
 
     Raises:
         UsageError: `directory` is not a run directory.
-        IntegrityError: Its plan was altered.
     """
     run_dir = RunDir(directory)
     if not run_dir.plan.exists() and run_dir.lock.exists():

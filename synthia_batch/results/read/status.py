@@ -164,8 +164,8 @@ def _measure_speed(history: AttemptHistory, missing: int) -> dict[str, float | N
 
 
 def _count_bytes(states: Sequence[ShardState]) -> int:
-    entries = (state.shard_entry for state in states if isinstance(state, Published))
-    return sum(part.bytes for entry in entries for part in (entry.data, entry.failed) if part)
+    published = (state for state in states if isinstance(state, Published))
+    return sum(part.bytes for state in published for part in state.shard_entry.parts)
 
 
 def _choose_next(directory: Path, state: str, counts: Tally, history: AttemptHistory) -> str:

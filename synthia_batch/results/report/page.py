@@ -56,8 +56,6 @@ def write_report(directory: Path, output: Path | None = None) -> Path:
 
     Raises:
         UsageError: `directory` is not a run directory, or `output` is not a possible file.
-        IntegrityError: The run's content was altered.
-        StorageFailed: A file could not be read or written.
     """
     path = output or RunDir(directory).report
     if path.is_dir() or not path.parent.is_dir():

@@ -57,7 +57,7 @@ class Bins:
     counts: Sequence[int]
 
 
-def make_bins(counts: NDArray[np.int64], max_bins: int = MAX_BINS) -> Bins:
+def make_bins(counts: NDArray[np.int64]) -> Bins:
     """Return the histogram of `counts[n]` samples with n tokens, in bins of a round width."""
     stop = len(np.trim_zeros(counts, "b"))
     (used,) = np.nonzero(counts)
@@ -66,7 +66,7 @@ def make_bins(counts: NDArray[np.int64], max_bins: int = MAX_BINS) -> Bins:
         step
         for power in range(12)
         for step in (10**power, 2 * 10**power, 5 * 10**power)
-        if (stop - start) <= step * (max_bins - 1)
+        if (stop - start) <= step * (MAX_BINS - 1)
     )
     edges = list(range(start // width * width, max(stop, 1) + width, width))
     padded = np.zeros(edges[-1], dtype=np.int64)
@@ -78,35 +78,35 @@ def make_bins(counts: NDArray[np.int64], max_bins: int = MAX_BINS) -> Bins:
     return Bins(edges=edges, counts=sums)
 
 
-def draw_lengths(bins: Bins, limit: int | None, label: str, palette: Palette = PAGE) -> "Figure":
+def draw_lengths(bins: Bins, limit: int | None, label: str) -> "Figure":
     """Return the plot of a histogram with the limit marked, at the edge if far away."""
-    figure, axes = _make_figure(palette)
-    axes.stairs(bins.counts, bins.edges, fill=True, color=palette.accent, alpha=0.85)
+    figure, axes = _make_figure()
+    axes.stairs(bins.counts, bins.edges, fill=True, color=PAGE.accent, alpha=0.85)
     axes.set(xlabel=label, ylabel="samples")
     span = bins.edges[-1] - bins.edges[0]
     if limit is not None and limit <= bins.edges[-1] + span:
-        axes.axvline(limit, color=palette.alarm, linestyle="--", linewidth=1.4)
-        _write_limit(axes, limit, f"limit {limit:,}", palette)
+        axes.axvline(limit, color=PAGE.alarm, linestyle="--", linewidth=1.4)
+        _write_limit(axes, limit, f"limit {limit:,}")
     elif limit is not None:
         axes.text(
             0.99, 0.97, f"limit {limit:,}, far to the right", transform=axes.transAxes,
-            ha="right", va="top", color=palette.alarm, fontsize=9,
+            ha="right", va="top", color=PAGE.alarm, fontsize=9,
         )  # fmt: skip
     axes.set_ylim(0, max(bins.counts) * 1.18)
     return figure
 
 
-def draw_speed(history: RunHistory, palette: Palette = PAGE) -> "Figure":
+def draw_speed(history: RunHistory) -> "Figure":
     """Return the plot of generated tokens/s over time, with lost workers and resumes marked."""
-    figure, axes = _make_figure(palette)
-    _plot_speed(axes, history, palette)
+    figure, axes = _make_figure()
+    _plot_speed(axes, history, PAGE)
     return figure
 
 
-def draw_engines(history: RunHistory, palette: Palette = PAGE) -> "Figure":
+def draw_engines(history: RunHistory) -> "Figure":
     """Return the plot of the mean number of busy engines in each interval."""
-    figure, axes = _make_figure(palette)
-    _plot_engines(axes, history, palette)
+    figure, axes = _make_figure()
+    _plot_engines(axes, history, PAGE)
     return figure
 
 
@@ -155,12 +155,12 @@ def render_svg(figure: "Figure") -> str:
     return re.sub(r"\n\s*", "\n", text)
 
 
-def _make_figure(palette: Palette) -> "tuple[Figure, Axes]":
+def _make_figure() -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE_INCHES, facecolor="none")
     axes = figure.add_axes((0.15, 0.23, 0.82, 0.67), facecolor="none")
-    _style(axes, palette)
+    _style(axes, PAGE)
     return figure, axes
 
 
@@ -230,13 +230,13 @@ def _abbreviate(value: float, _place: float) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
 
 
-def _write_limit(axes: "Axes", limit: int, text: str, palette: Palette) -> None:
+def _write_limit(axes: "Axes", limit: int, text: str) -> None:
     low, high = axes.get_xlim()
     is_right = limit > (low + high) / 2
     axes.annotate(
         text, (limit, 0.97), xycoords=("data", "axes fraction"), xytext=(-4 if is_right else 4, 0),
         textcoords="offset points", ha="right" if is_right else "left", va="top",
-        color=palette.alarm, fontsize=9,
+        color=PAGE.alarm, fontsize=9,
     )  # fmt: skip
 
 

@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.types import KeptColumn, Shard
-from synthia_batch.job.plan import ROW_SYSTEM, plan_shards
+from synthia_batch.job.plan import plan_shards
 from synthia_batch.storage.atomic import storage_errors
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.journal.frames import scan_frames
 from synthia_batch.storage.journal.reader import find_last_epoch
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import ShardEntry
 from synthia_batch.storage.lock import WriterEpoch, read_boot_id
-from synthia_batch.storage.manifest import Manifest
-from synthia_batch.storage.parts.reader import SampleGrid
-from synthia_batch.storage.parts.schema import list_optional
+from synthia_batch.storage.parts.reader import SampleGrid, read_grid
 from synthia_batch.storage.plan_file import plan_digest, require_plan
 
 
@@ -51,20 +48,13 @@ def read_facts(directory: Path) -> RunFacts:
     """Return the facts about the run in `directory`."""
     run_dir = RunDir(directory)
     plan = require_plan(run_dir)
-    identity: Mapping[str, Any] = plan["identity"]
     return RunFacts(
         run_dir=run_dir,
         plan=plan,
         fingerprint=plan["fingerprint"],
         writer=WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
         shards=plan_shards(plan["scan"]["rows"], plan["samples_per_row"]),
-        grid=SampleGrid(
-            systems=tuple(name for name, _ in identity["system"]),
-            num_samples=identity["num_samples"],
-            own_system=None if identity["replace_own_system"] else ROW_SYSTEM,
-            plays_turns=identity["input"]["columns"].get("turns") is not None,
-            optional=list_optional(identity),
-        ),
+        grid=read_grid(plan["identity"]),
         kept=tuple(KeptColumn(**column) for column in plan["scan"]["kept"]),
     )
 
@@ -86,17 +76,3 @@ def find_highest_epoch(facts: RunFacts) -> int:
             frame.value["epoch"] for frame in scan_frames(file) if frame.value and "epoch" in frame.value
         ]
     return max(epochs, default=0)
-
-
-def list_entries(facts: RunFacts, manifest: Manifest, epoch: int) -> dict[int, ShardEntry]:
-    """Return the ledger entries, as of `epoch`, of a run with this manifest."""
-    entries = {part.path: part.entry for part in manifest.parts}
-    return {
-        shard.number: ShardEntry(
-            shard=shard.number,
-            epoch=epoch,
-            data=entries.get(facts.name(facts.run_dir.data_part(shard))),
-            failed=entries.get(facts.name(facts.run_dir.failed_part(shard))),
-        )
-        for shard in facts.shards
-    }

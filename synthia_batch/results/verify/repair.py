@@ -13,7 +13,7 @@ from pathlib import Path
 
 from synthia_batch.core.types import Finished, Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.results.verify.facts import RunFacts, find_highest_epoch, list_entries, read_facts
+from synthia_batch.results.verify.facts import RunFacts, find_highest_epoch, read_facts
 from synthia_batch.results.verify.findings import Finding, FindingKind
 from synthia_batch.results.verify.shard import ShardCheck
 from synthia_batch.results.verify.verify import OnProgress, RunCheck, check_run
@@ -87,7 +87,7 @@ def _repair_ledger(facts: RunFacts, found: RunCheck) -> Iterator[str]:
     damaged = [finding for finding in found.findings if finding.kind is FindingKind.LEDGER]
     if not damaged:
         return
-    known = list_entries(facts, found.manifest, facts.writer.epoch) if found.manifest else {}
+    known = found.manifest.list_entries(facts.shards, facts.writer.epoch) if found.manifest else {}
     repair_ledger(facts.run_dir.ledger, facts.writer, known)
     source = "from its sound frames and the manifest" if known else "from its sound frames"
     yield f"{damaged[0].file}: rewritten {source}"

@@ -1,7 +1,6 @@
 """Checks files beside parts and journals: records, manifest, leftover and unknown files."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from synthia_batch.errors import IntegrityError
@@ -15,7 +14,7 @@ from synthia_batch.storage.journal.frames import scan_frames
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.ledger import ShardEntry, read_ledger
 from synthia_batch.storage.lock import read_last_owner
-from synthia_batch.storage.manifest import Manifest, ManifestPart
+from synthia_batch.storage.manifest import Manifest, list_parts
 
 
 def check_kept_files(facts: RunFacts) -> Iterator[Finding]:
@@ -72,7 +71,7 @@ def check_manifest(
         "parts' rows": (sum(part.rows for part in manifest.parts), samples),
     }
     faults = [f"{name} is {claim}, must be {true}" for name, (claim, true) in claims.items() if claim != true]
-    if {part.path: part for part in manifest.parts} != _list_expected(facts, latest):
+    if set(manifest.parts) != set(list_parts(facts.shards, latest)):
         faults.append("its parts are not those of the ledger")
     unpublished = [check.shard.number for check in checks if not check.is_published]
     if unpublished:
@@ -82,23 +81,6 @@ def check_manifest(
     if not facts.run_dir.readme.exists():
         card = facts.name(facts.run_dir.readme)
         yield Finding(kind=FindingKind.MANIFEST, file=card, what="the dataset card is missing")
-
-
-def _list_expected(facts: RunFacts, latest: dict[int, ShardEntry]) -> dict[str, ManifestPart]:
-    expected = {}
-    for shard in facts.shards:
-        shard_entry = latest.get(shard.number)
-        if shard_entry is None:
-            continue
-        pairs = (
-            (facts.run_dir.data_part(shard), shard_entry.data),
-            (facts.run_dir.failed_part(shard), shard_entry.failed),
-        )
-        for path, entry in pairs:
-            if entry is not None:
-                name = facts.name(path)
-                expected[name] = ManifestPart(path=name, **asdict(entry))
-    return expected
 
 
 def find_leftovers(

@@ -13,7 +13,7 @@ from typing import Any
 
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.results.verify.facts import RunFacts, list_entries, read_facts
+from synthia_batch.results.verify.facts import RunFacts, read_facts
 from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error
 from synthia_batch.results.verify.run_files import (
     check_kept_files,
@@ -187,10 +187,7 @@ def _check_all(
     check: Callable[[Shard, ShardEntry | None], ShardCheck],
     on_progress: OnProgress,
 ) -> tuple[ShardCheck, ...]:
-    sizes = [
-        sum(entry.bytes for entry in (shard_entry.data, shard_entry.failed) if entry) if shard_entry else 0
-        for _, shard_entry in shards
-    ]
+    sizes = [sum(part.bytes for part in entry.parts) if entry else 0 for _, entry in shards]
     total, done = sum(sizes), 0
     on_progress(0, total)
     with ThreadPoolExecutor(HASH_THREADS) as threads:
@@ -211,7 +208,7 @@ def _read_ledger(facts: RunFacts, manifest: Manifest | None) -> _Ledger:
         return _Ledger(latest=read_ledger(path, facts.writer.plan_digest).latest)
     except IntegrityError as exc:
         finding = explain_error(FindingKind.LEDGER, path, facts.run_dir.root, exc)
-        known = list_entries(facts, manifest, facts.writer.epoch) if manifest else {}
+        known = manifest.list_entries(facts.shards, facts.writer.epoch) if manifest else {}
         return _Ledger(latest=known, findings=(finding,))
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from synthia_batch.core.types import Request
 from synthia_batch.errors import DeterminismBroken
-from synthia_batch.models.prompts.tokenizer import Renderer
+from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
 from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.checksummed_json import encode_checksummed, read_checksummed
 from synthia_batch.storage.events import read_events
@@ -25,6 +26,13 @@ CANARY_TOKENS = 8
 FILLERS = 24
 FILLER_PROMPT_TOKENS = 6
 _TEXT = "Say something worth knowing about the number"
+
+
+def list_canaries(job: ResolvedJob) -> Canaries | None:
+    """Return the canaries of `job`, None in fast determinism."""
+    if job.engine.determinism == "fast":
+        return None
+    return make_canaries(open_renderer(job.prompt), job.engine.max_model_len)
 
 
 def make_canaries(renderer: Renderer, max_model_len: int) -> Canaries:

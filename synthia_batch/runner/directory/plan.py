@@ -2,19 +2,18 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import IdentityMismatch, UsageError
 from synthia_batch.inputs import Scan, Source
 from synthia_batch.job.identity import compare_identities
-from synthia_batch.job.plan import ROW_SYSTEM
-from synthia_batch.job.resolved import PlanSpec, ResolvedJob
+from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.results.quality.flags import create_flagger
 from synthia_batch.runner.directory.assembler import Assembler
 from synthia_batch.runner.resolve import select_rows
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.parts.reader import SampleGrid
 from synthia_batch.storage.parts.schema import PartFormat, list_optional
 from synthia_batch.storage.plan_file import read_plan
 
@@ -40,26 +39,18 @@ def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
         raise UsageError(f"-o {run_dir.root}: expected a run or an empty directory, got other files")
 
 
-def scan_input(job: ResolvedJob, source: Source, on_progress: Callable[[int], None] | None = None) -> Scan:
-    """Read the job's whole input once and check it."""
+def scan_input(
+    job: ResolvedJob,
+    source: Source,
+    on_progress: Callable[[int], None] | None = None,
+    limit: int | None = None,
+) -> Scan:
+    """Read the job's whole input once and check it, or only its first `limit` rows."""
+    selection = select_rows(job.declared, job.prompt_template)
+    if limit is not None:
+        selection = replace(selection, limit=min(limit, selection.limit or limit))
     with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
-        return source.scan(select_rows(job.declared, job.prompt_template), Path(scratch), on_progress)
-
-
-def make_grid(spec: PlanSpec, optional: tuple[str, ...]) -> SampleGrid:
-    """Return the order of a row's samples in the parts, whose optional columns are `optional`."""
-    return SampleGrid(
-        systems=tuple(system.name for system in spec.systems),
-        num_samples=spec.num_samples,
-        own_system=None if spec.replace_own_system else ROW_SYSTEM,
-        plays_turns=spec.plays_turns,
-        optional=optional,
-    )
-
-
-def list_source_files(plan: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names that the input files had when the run began, in order."""
-    return tuple(plan.get("source_files") or [plan["source_file"]])
+        return source.scan(selection, Path(scratch), on_progress)
 
 
 def make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Reopener:
             return state
         turns = self._read_turns(state)
         write_journal(self.run_dir.journal(state.shard), state.shard, self.writer, [*kept, *turns])
-        return describe_kept(state.shard, kept)
+        return Unfinished(shard=state.shard, tally=tally_records(kept), dropped_bytes=0)
 
     def _read_turns(self, state: ShardState) -> list[Turn]:
         """Return the turns of unfinished conversations."""
@@ -123,8 +123,3 @@ def close_again(run_dir: RunDir, shards: Sequence[Shard], ending: Ending) -> Non
 def _read(path: Path) -> bytes | None:
     with storage_errors("read", path):
         return path.read_bytes() if path.exists() else None
-
-
-def describe_kept(shard: Shard, kept: Sequence[Outcome]) -> Unfinished:
-    """Return the state of a shard whose journal holds exactly `kept`."""
-    return Unfinished(shard=shard, tally=tally_records(kept), dropped_bytes=0)

@@ -1,6 +1,5 @@
 """Stores ended samples, and publishes full shards as parts."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from synthia_batch.storage.journal.writer import Journal
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.ledger import PartLedger, ShardEntry
 from synthia_batch.storage.lock import WriterEpoch
-from synthia_batch.storage.manifest import ManifestPart
+from synthia_batch.storage.manifest import ManifestPart, list_parts
 from synthia_batch.storage.publish import publish_shard
 from synthia_batch.storage.recovery import Published, ShardState, Unfinished
 
@@ -111,21 +110,7 @@ class RunStore:
         missing = [state.shard.number for state in self.unfinished]
         if missing:
             raise ValueError(f"shards {missing} are not published")
-        root = self.run_dir.root
-        paths_and_entries = (
-            pair
-            for shard in self.shards
-            if (shard_entry := self.ledger.latest.get(shard.number)) is not None
-            for pair in (
-                (self.run_dir.data_part(shard), shard_entry.data),
-                (self.run_dir.failed_part(shard), shard_entry.failed),
-            )
-        )
-        return tuple(
-            ManifestPart(path=path.relative_to(root).as_posix(), **dataclasses.asdict(entry))
-            for path, entry in paths_and_entries
-            if entry is not None
-        )
+        return list_parts(self.shards, self.ledger.latest)
 
     def tick(self) -> None:
         """Sync journals that are due."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.events import EventBus
@@ -19,9 +18,7 @@ from synthia_batch.job.plan import plan_shards
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.runner.directory.assembler import Assembler
 from synthia_batch.runner.directory.plan import (
-    list_source_files,
     make_assembler,
-    make_grid,
     make_plan,
     refuse_other_identity,
     scan_input,
@@ -35,7 +32,7 @@ from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.ledger import PartLedger, read_ledger
 from synthia_batch.storage.lock import RunLock, WriterEpoch, read_boot_id
 from synthia_batch.storage.manifest import withdraw_manifest
-from synthia_batch.storage.parts.reader import SampleGrid
+from synthia_batch.storage.parts.reader import SampleGrid, read_grid
 from synthia_batch.storage.plan_file import plan_digest, read_plan, write_plan_once
 from synthia_batch.storage.recovery import (
     OnProgress,
@@ -92,12 +89,12 @@ class RunSession:
     @property
     def source_files(self) -> tuple[str, ...]:
         """The names of the input's files when the run began: in the output only, like `name`."""
-        return list_source_files(self.plan)
+        return tuple(self.plan.get("source_files") or [self.plan["source_file"]])
 
     @property
     def grid(self) -> SampleGrid:
         """The order of samples in the parts."""
-        return make_grid(self.assembler.plan, self.assembler.part_format.optional)
+        return read_grid(self.plan["identity"])
 
     @property
     def reopener(self) -> Reopener:
@@ -120,9 +117,7 @@ class RunSession:
         `on_check` the bytes of published files that have been checked.
 
         Raises:
-            InputRefused: The input has faults.
             IntegrityError: Something in the directory is not as it was written.
-            StorageFailed: It cannot be read.
         """
         job, run_dir = self.job, self.run_dir
         source = open_files(job.inputs)
@@ -214,7 +209,8 @@ def lock_run(job: ResolvedJob, *, claims_remote: bool = False) -> Iterator[RunSe
     """
     started = time.monotonic()
     run_dir = RunDir(job.output)
-    made = _list_missing(run_dir.hidden)
+    # The innermost first.
+    made = [path for path in (run_dir.hidden, *run_dir.hidden.parents) if not path.exists()]
     make_directory(run_dir.hidden)
     lock = RunLock(run_dir, _now())
     lock.take()
@@ -251,11 +247,6 @@ def tidy_complete_run(job: ResolvedJob) -> None:
         remove_leftovers(run_dir, ())
         if not run_dir.job.exists():
             write_job(run_dir.job, job.explicit)
-
-
-def _list_missing(path: Path) -> list[Path]:
-    """Return `path` and those of its parents that do not exist, the innermost first."""
-    return [directory for directory in (path, *path.parents) if not directory.exists()]
 
 
 def _now() -> datetime:

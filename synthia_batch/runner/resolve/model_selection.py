@@ -206,10 +206,7 @@ def _read_template_file(job: Job) -> str | None:
 
 def _find_adapters(job: Job, cache: DigestCache) -> tuple[LoraAdapter, ...]:
     choose_adapter(job)
-    found = ((name, read_adapter(name, Path(path), cache)) for name, path in job.lora.adapters.items())
-    return tuple(
-        LoraAdapter(name=name, path=facts.path, rank=facts.rank, digest=facts.digest) for name, facts in found
-    )
+    return tuple(read_adapter(name, Path(path), cache) for name, path in job.lora.adapters.items())
 
 
 def _refuse_without_room(job: Job, preset: Preset | None, preview: ModelPreview) -> None:

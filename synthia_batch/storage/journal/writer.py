@@ -75,7 +75,6 @@ class Journal:
 
         Raises:
             JournalCorrupt: As for read_journal. Nothing was changed.
-            StorageFailed: A system call failed.
         """
         replayed = read_journal(path, shard, writer)
         if replayed.is_doubtful:

@@ -41,15 +41,3 @@ WRITE_OPTIONS: Mapping[str, Any] = {
     "encryption_properties": None,
     "flavor": None,  # Spark's would rename columns
 }
-
-LEFT_ALONE: Mapping[str, str] = {
-    "table": "what is written",
-    "where": "where to",
-    "filesystem": "where to",
-    "kwargs": "names in older versions",
-    "max_rows_per_page": "not in pyarrow 20; 20,000 rows are two row groups of ours",
-    "write_time_adjusted_to_utc": "not in pyarrow 20; False, which leaves times as they are",
-    "bloom_filter_options": "not in pyarrow 20; None, no filters",
-    "use_content_defined_chunking": "not in pyarrow 20; False, pages end by size",
-}
-"""Parameters of pyarrow.parquet.write_table that this package does not set, each with its reason."""

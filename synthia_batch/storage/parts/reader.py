@@ -14,9 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from synthia_batch.core.types import Failed, Finished, KeptColumn, Shard
+from synthia_batch.job.plan import ROW_SYSTEM
 from synthia_batch.storage.parts.columns import open_part, read_part, refuse_part
 from synthia_batch.storage.parts.logprobs import decode_logprobs
-from synthia_batch.storage.parts.schema import RESULT_NAMES, data_schema, failed_schema
+from synthia_batch.storage.parts.schema import RESULT_NAMES, data_schema, failed_schema, list_optional
 
 _PLACE_COLUMNS = ("row_index", "sample_index", "system")
 _DATA_COLUMNS = (*_PLACE_COLUMNS, *RESULT_NAMES)
@@ -42,6 +43,17 @@ class SampleGrid:
     def samples_per_row(self) -> int:
         """Samples per row."""
         return len(self.systems) * self.num_samples
+
+
+def read_grid(identity: Mapping[str, Any]) -> SampleGrid:
+    """Return the grid of the job with this identity."""
+    return SampleGrid(
+        systems=tuple(name for name, _ in identity["system"]),
+        num_samples=identity["num_samples"],
+        own_system=None if identity["replace_own_system"] else ROW_SYSTEM,
+        plays_turns=identity["input"]["columns"].get("turns") is not None,
+        optional=list_optional(identity),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

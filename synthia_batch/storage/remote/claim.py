@@ -1,6 +1,5 @@
 """Claims a prefix in an object store for one run, after checking its owner and content."""
 
-import logging
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +21,6 @@ from synthia_batch.storage.remote.restore import (
     restore_run,
 )
 
-_log = logging.getLogger(__name__)
-
 
 @contextmanager
 def claim_remote(
@@ -40,8 +37,7 @@ def claim_remote(
     with Lease.acquire(_open_for_lease(remote), state, remote.lease_seconds) as lease:
         plan = _check_again(store, run_dir, lease, identity)
         if plan is not None and not run_dir.plan.exists():
-            restored = restore_run(store, run_dir, plan, lock.begin_epoch(after=0).epoch)
-            _log.info(f"{store.url}: restored {restored.shards} of {restored.total} shards from there")
+            restore_run(store, run_dir, plan, lock.begin_epoch(after=0).epoch)
         mirror = Mirror(store=store, lease=lease, run_dir=run_dir)
         try:
             yield mirror

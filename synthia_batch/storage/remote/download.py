@@ -8,15 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.job.plan import plan_shards
 from synthia_batch.storage.atomic import make_directory, publish_bytes, read_file
 from synthia_batch.storage.checksummed_json import decode_checksummed
 from synthia_batch.storage.layout import KEYS, PART_FOLDERS, RunDir
-from synthia_batch.storage.ledger import PartLedger, ShardEntry
+from synthia_batch.storage.ledger import PartLedger
 from synthia_batch.storage.lock import RunLock, WriterEpoch, read_boot_id
-from synthia_batch.storage.manifest import Manifest, read_manifest
+from synthia_batch.storage.manifest import read_manifest
 from synthia_batch.storage.plan_file import plan_digest
 from synthia_batch.storage.remote.lease import LeaseRecord, read_lease
 from synthia_batch.storage.remote.object_store import ObjectStore, Patience, open_object_store
@@ -85,8 +84,6 @@ def read_remote_job(url: str) -> dict[str, Any]:
 
     Raises:
         UsageError: There is no run, or it has no saved job.
-        IntegrityError: It was altered.
-        StorageFailed: The store does not answer or denies access.
     """
     store = open_object_store(url, PATIENCE)
     key = KEYS.job.as_posix()
@@ -156,18 +153,10 @@ def _write_ledger(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any]) 
     with closing(
         PartLedger.open(run_dir.ledger, WriterEpoch(plan_digest=digest, epoch=epoch, boot=read_boot_id()))
     ) as ledger:
-        for shard in plan_shards(plan["scan"]["rows"], plan["samples_per_row"]):
-            if manifest is not None:
-                ledger.append(_name_entry(manifest, shard, epoch))
-            elif (shard_entry := find_entry(store, shard, digest)) is not None:
-                ledger.append(shard_entry)
-
-
-def _name_entry(manifest: Manifest, shard: Shard, epoch: int) -> ShardEntry:
-    entries = {part.path: part.entry for part in manifest.parts}
-    return ShardEntry(
-        shard=shard.number,
-        epoch=epoch,
-        data=entries.get(KEYS.data_part(shard).as_posix()),
-        failed=entries.get(KEYS.failed_part(shard).as_posix()),
-    )
+        shards = plan_shards(plan["scan"]["rows"], plan["samples_per_row"])
+        if manifest is not None:
+            found = [*manifest.list_entries(shards, epoch).values()]
+        else:
+            found = [entry for shard in shards if (entry := find_entry(store, shard, digest)) is not None]
+        for shard_entry in found:
+            ledger.append(shard_entry)

@@ -89,7 +89,6 @@ class Lease:
         Raises:
             RunLocked: Another process has it. Nothing was changed.
             UsageError: The bucket does not exist, or the store ignores conditions.
-            StorageFailed: The store does not answer or denies access.
         """
         started = _now()
         found = store.read(KEY)

@@ -5,8 +5,8 @@ Samples that were only in journals are lost with the machine, and are regenerate
 """
 
 import hashlib
+import logging
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from synthia_batch.core.types import Shard
@@ -23,13 +23,7 @@ from synthia_batch.storage.remote.lease import KEY as LEASE_KEY
 from synthia_batch.storage.remote.object_metadata import ObjectMetadata, read_metadata
 from synthia_batch.storage.remote.object_store import ObjectStore
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestoredRun:
-    """Number of restored shards, of all shards of the run."""
-
-    shards: int
-    total: int
+_log = logging.getLogger(__name__)
 
 
 def read_remote_plan(store: ObjectStore) -> dict[str, Any] | None:
@@ -44,7 +38,6 @@ def refuse_other_objects(store: ObjectStore) -> None:
 
     Raises:
         UsageError: There are other objects, and no run.
-        StorageFailed: The store does not answer or denies access.
     """
     others = sorted(store.list_keys().keys() - {LEASE_KEY})
     if others:
@@ -69,7 +62,7 @@ def refuse_other_remote_identity(
         raise IdentityMismatch("\n".join(lines))
 
 
-def restore_run(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any], epoch: int) -> RestoredRun:
+def restore_run(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any], epoch: int) -> None:
     """Restore the state directory of the run in the store, under that directory's lock. Repeatable."""
     run_dir.create()
     remove_file(run_dir.ledger)
@@ -87,7 +80,7 @@ def restore_run(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any], ep
         found = store.read(path.relative_to(run_dir.root).as_posix())
         if found is not None:
             publish_bytes(path, found.content)
-    return RestoredRun(shards=restored, total=len(shards))
+    _log.info(f"{store.url}: restored {restored} of {len(shards)} shards from there")
 
 
 def find_entry(store: ObjectStore, shard: Shard, digest: str) -> ShardEntry | None:

@@ -58,7 +58,7 @@ class OpenAIEngine:
         self._waiting: deque[Request] = deque()
         self._running: dict[asyncio.Task[Outcome], Request] = {}
         self._error: BaseException | None = None
-        self._cached_prompt_tokens = 0
+        self.cached_prompt_tokens = 0  # As far as the server reports them.
         self._loop = asyncio.new_event_loop()
         try:
             self._model = self._loop.run_until_complete(self._connect())
@@ -77,11 +77,6 @@ class OpenAIEngine:
             capacity=concurrency + max(2, concurrency // 10),
             max_model_len=self._model.max_model_len or self._spec.max_model_len,
         )
-
-    @property
-    def cached_prompt_tokens(self) -> int:
-        """Prompt tokens that the server's prefix cache served, as far as it reports them."""
-        return self._cached_prompt_tokens
 
     def add(self, request: Request) -> None:
         """Queue `request`. Only the server knows the length of its prompt."""
@@ -167,7 +162,7 @@ class OpenAIEngine:
         with api_errors(self._settings.base_url, self._key):
             response = await self._client.post(f"/{resource}", body=body, cast_to=httpx2.Response)
             outcome, cached_tokens = read_answer(response.content, request)
-        self._cached_prompt_tokens += cached_tokens
+        self.cached_prompt_tokens += cached_tokens
         return outcome
 
     async def _connect(self) -> ServedModel:

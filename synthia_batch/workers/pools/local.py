@@ -35,8 +35,11 @@ _STOP_SECONDS = 30.0
 class LocalPool:
     """Implements `Pool`; see the module. Each worker has a thread that collects from it."""
 
+    unplaced = 0
+    """Threads do not wait for resources."""
+
     def __init__(self, spec: PoolSpec, worker_spec: WorkerSpec) -> None:
-        self._size = spec.workers or 1
+        self.size = spec.workers or 1
         self._worker_spec = worker_spec
         self._collect_seconds = min(_COLLECT_SECONDS, spec.watchdog_seconds / REPORTS_PER_WATCHDOG)
         self._events: queue.SimpleQueue[PoolEvent] = queue.SimpleQueue()
@@ -46,22 +49,12 @@ class LocalPool:
         self._changing = threading.Lock()
         self._stopping = threading.Event()
 
-    @property
-    def size(self) -> int:
-        """The number of workers."""
-        return self._size
-
     def start(self) -> None:
         """Start a thread for each worker."""
-        if self._worker_spec.engine.kind == "vllm" and self._size > 1:
+        if self._worker_spec.engine.kind == "vllm" and self.size > 1:
             raise UsageError("--pool local holds one vLLM engine; leave out --workers, or use --pool ray")
-        for worker in range(self._size):
+        for worker in range(self.size):
             self.restart(worker)
-
-    @property
-    def unplaced(self) -> int:
-        """Always 0: threads do not wait for resources."""
-        return 0
 
     def restart(self, worker: int, halvings: int = 0) -> None:
         """Start a thread for `worker`."""

@@ -56,24 +56,19 @@ class RayPool:
         self._session = RaySession(spec)
         self._placer = Placer(worker_spec.engine, self._session)
         self._checked_at = 0.0
-        self._size = spec.workers or 0
-
-    @property
-    def size(self) -> int:
-        """The number of engines; known once started."""
-        return self._size
+        self.size = spec.workers or 0  # Known once started.
 
     def start(self) -> None:
         """Join or start Ray, then place every worker."""
         self._session.open()
-        self._size = self._spec.workers or self._placer.count_engines()
-        if self._size < 1:
+        self.size = self._spec.workers or self._placer.count_engines()
+        if self.size < 1:
             raise PoolFailed(
                 f"an engine needs {self._placer.needs}, Ray has {self._placer.has}; `synthia-batch doctor` "
                 "lists the visible GPUs. Use fewer GPUs per engine (--tensor-parallel-size, within one "
                 "machine, or --pipeline-parallel-size, over several), or a larger cluster (--ray-address)"
             )
-        for worker in range(self._size):
+        for worker in range(self.size):
             self.restart(worker)
 
     @property
@@ -84,7 +79,7 @@ class RayPool:
 
     def restart(self, worker: int, halvings: int = 0) -> None:
         """Place `worker` in a new actor. Ray waits for resources if necessary."""
-        self._discard(worker)
+        self.kill(worker)
         self._handles[worker] = ActorHandle(
             index=worker,
             epoch=next(self._epochs),
@@ -94,8 +89,10 @@ class RayPool:
         )
 
     def kill(self, worker: int) -> None:
-        """End the actor's process with SIGKILL."""
-        self._discard(worker)
+        """End the actor's process with SIGKILL, if it has one, and release its resources."""
+        handle = self._handles.pop(worker, None)
+        if handle is not None:
+            handle.discard()
 
     def feed(self, worker: int, requests: Sequence[Request]) -> None:
         """Send `requests` in one message."""
@@ -122,7 +119,7 @@ class RayPool:
         for event in events:
             if isinstance(event, WorkerLost):
                 # At once: a process whose engine has died may still occupy GPU memory.
-                self._discard(event.worker)
+                self.kill(event.worker)
         self._report_waiting()
         return events
 
@@ -141,7 +138,7 @@ class RayPool:
             stops = [handle.actor.stop.remote() for handle in placed]
             ray.wait(stops, num_returns=len(stops), timeout=STOP_SECONDS)
         for worker in list(self._handles):
-            self._discard(worker)
+            self.kill(worker)
         self._session.close()
 
     def _grow(self) -> list[PoolEvent]:
@@ -150,10 +147,10 @@ class RayPool:
         if self._spec.workers or not self._session.can_grow or now - self._checked_at < _GROWTH_SECONDS:
             return []
         self._checked_at = now
-        added = range(self._size, self._placer.count_engines())
+        added = range(self.size, self._placer.count_engines())
         for worker in added:
             self.restart(worker)
-        self._size += len(added)
+        self.size += len(added)
         return [WorkerAdded(worker=worker) for worker in added]
 
     def _advance(self, handle: ActorHandle) -> list[PoolEvent]:
@@ -190,7 +187,7 @@ class RayPool:
             )
         placement = Placement(
             core=handle.core,
-            neighbours=max(1, min(self._size, len(location.cores))),
+            neighbours=max(1, min(self.size, len(location.cores))),
             halvings=handle.halvings,
             spans_nodes=handle.reservation.spans_nodes,
         )
@@ -204,8 +201,3 @@ class RayPool:
             if handle.location is None and is_late and not handle.is_wait_reported:
                 handle.is_wait_reported = True
                 _log.info(f"worker {handle.index} is waiting for {self._placer.needs} from Ray")
-
-    def _discard(self, worker: int) -> None:
-        handle = self._handles.pop(worker, None)
-        if handle is not None:
-            handle.discard()

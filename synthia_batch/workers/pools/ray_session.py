@@ -47,7 +47,6 @@ class RaySession:
 
         Raises:
             PoolFailed: It cannot be reached or started.
-            UsageError: The kind of address is not supported.
         """
         if ray.is_initialized():
             return

@@ -70,7 +70,7 @@ class VllmEngine:
         self._waiting: deque[Request] = deque()
         self._running: dict[str, Request] = {}
         self._errors: dict[str, int] = {}
-        self._cached_prompt_tokens = 0
+        self.cached_prompt_tokens = 0  # Stays 0 in strict determinism, where the cache is off.
 
     @property
     def facts(self) -> EngineFacts:
@@ -84,11 +84,6 @@ class VllmEngine:
             numerics=self._describe_numerics(),
             ends_with_process=self._ends_with_process(),
         )
-
-    @property
-    def cached_prompt_tokens(self) -> int:
-        """Prompt tokens from vLLM's prefix cache; 0 in strict determinism, where it is off."""
-        return self._cached_prompt_tokens
 
     def add(self, request: Request) -> None:
         """Queue `request`; refuse it if its prompt leaves no room for an answer."""
@@ -193,7 +188,7 @@ class VllmEngine:
     def _finish(self, output: RequestOutput) -> list[Outcome]:
         request = self._running.pop(output.request_id)
         self._release(request)
-        self._cached_prompt_tokens += output.num_cached_tokens or 0
+        self.cached_prompt_tokens += output.num_cached_tokens or 0
         answer = output.outputs[0]
         if answer.finish_reason == "error":
             return self._retry(request)

@@ -1,13 +1,55 @@
-"""Groups requests that begin alike, so that one engine's prefix cache serves them. Pure."""
+"""The order in which the requests of a window are dispatched. Pure; `Dispatcher` applies it.
 
-from collections.abc import Sequence
+Another order is a function like `group_singly`, an entry beside LONGEST_FIRST, and a line in `choose_order`.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 from synthia_batch.core.types import Request
+from synthia_batch.job.resolved import ResolvedJob
 
 GROUP_SAMPLES = 16
 """Requests that go to one engine together. Each more would save under a sixteenth of a prefix."""
 MIN_SHARED_TOKENS = 16
 """vLLM caches whole blocks: 16 tokens on GPUs, 128 on CPUs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchOrder:
+    """How a window of requests is partitioned into one queue per worker.
+
+    In turn: the engine that is ready first takes a whole batch at once, and with the longest half of a
+    job the others would finish in half its time.
+
+    `group` returns the window in groups, the first to dispatch first; a group stays in one queue. With
+    `starts_short`, a queue begins with its last request, if that is shorter than its first, until an
+    engine has generated a sample of the job: an answer to read comes soon, and the engine is known to
+    work.
+    """
+
+    group: Callable[[Sequence[Request]], list[list[Request]]]
+    starts_short: bool = False
+
+    def partition(
+        self, window: Sequence[Request], workers: int, *, has_generated: bool
+    ) -> list[deque[Request]]:
+        """Return up to `workers` queues that `window` is partitioned into, group by group in turn."""
+        groups = self.group(window)
+        partitioned = (groups[start::workers] for start in range(workers))
+        queues = [deque(chain(*part)) for part in partitioned if part]
+        if self.starts_short and not has_generated:
+            for queue in queues:
+                if count_tokens(queue[-1]) < count_tokens(queue[0]):
+                    queue.rotate(1)
+        return queues
+
+
+def choose_order(job: ResolvedJob) -> DispatchOrder:
+    """Return the order for `job`: the longest first, and whole groups if its engines cache prefixes."""
+    return LONGEST_FIRST_BY_PREFIX if job.engine.caches_prefixes else LONGEST_FIRST
 
 
 def group_by_prefix(requests: Sequence[Request]) -> list[list[Request]]:
@@ -55,3 +97,7 @@ def _split(group: list[Request]) -> list[list[Request]]:
 
 def _put_longest_first(groups: list[list[Request]]) -> list[list[Request]]:
     return sorted(groups, key=lambda group: count_tokens(group[0]), reverse=True)
+
+
+LONGEST_FIRST = DispatchOrder(group=group_singly, starts_short=True)
+LONGEST_FIRST_BY_PREFIX = DispatchOrder(group=group_by_prefix, starts_short=True)
