@@ -22,18 +22,26 @@ DIGESTS_NAME = "digests.json"
 _log = logging.getLogger(__name__)
 
 
+def measure(path: Path) -> dict[str, Any]:
+    """Return the size and digest of a file, hashed on all cores."""
+    size = path.stat().st_size  # first: unlike blake3's, its error names the file
+    hasher = blake3(max_threads=blake3.AUTO)
+    hasher.update_mmap(path)
+    return {"bytes": size, "blake3": hasher.hexdigest()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptDirectory:
     """A cached directory, and how to check it.
 
-    `what` is its name in messages. `refuse` gets the digests and returns a complaint or None. Without
-    `reads_content` only sizes are checked: 140 GB take minutes to read.
+    `what` is its name in messages. `refuse` gets the digests and returns a complaint or None. `measure`
+    returns the size and digest of a file: one that remembers them spares reading 140 GB at each use.
     """
 
     path: Path
     what: str
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda digests: None
-    reads_content: bool = True
+    measure: Callable[[Path], Mapping[str, Any]] = measure
 
     def prepare(self, build: Callable[[Path], None]) -> Path:
         """Return the directory; if it is missing or damaged, `build` first creates it at the path it gets.
@@ -55,18 +63,14 @@ class KeptDirectory:
             if complaint is not None:
                 return complaint
             for name, expected in digests.items():
-                if not self._is_as(self.path / name, expected):
+                file = self.path / name
+                if file.stat().st_size != expected["bytes"] or self.measure(file) != expected:
                     return f"{name} has changed"
         except (FileNotFoundError, NotADirectoryError) as exc:
             return f"{exc.filename} is missing"
         except (ValueError, KeyError, TypeError, AttributeError):
             return f"{DIGESTS_NAME} cannot be read"
         return None
-
-    def _is_as(self, file: Path, expected: Mapping[str, Any]) -> bool:
-        if self.reads_content:
-            return measure(file) == expected
-        return bool(file.stat().st_size == expected["bytes"])
 
     def _replace_unless_intact(self, build: Callable[[Path], None]) -> None:
         """Build the directory unless another process did so while this one waited for the lock."""
@@ -88,14 +92,6 @@ class KeptDirectory:
             sync(path.parent)
         finally:
             shutil.rmtree(workspace, ignore_errors=True)
-
-
-def measure(path: Path) -> dict[str, Any]:
-    """Return the size and digest of a file, hashed on all cores."""
-    size = path.stat().st_size  # first: unlike blake3's, its error names the file
-    hasher = blake3(max_threads=blake3.AUTO)
-    hasher.update_mmap(path)
-    return {"bytes": size, "blake3": hasher.hexdigest()}
 
 
 def sync(path: Path) -> None:

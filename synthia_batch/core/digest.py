@@ -1,13 +1,14 @@
-"""BLAKE3 digests of files and values, and a cache that avoids reading a large file twice."""
+"""Digests of files and values, and a cache that avoids reading a large file twice."""
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from blake3 import blake3
 
@@ -16,6 +17,7 @@ from synthia_batch.errors import IntegrityError, UsageError
 
 SETTLE_SECONDS = 2.0
 """A file modified this recently may change again without a new time stamp: clocks are coarse."""
+Algorithm = Literal["blake3", "sha256"]
 MAX_ENTRIES = 4096
 """Cached files; an entry takes about 200 bytes. The oldest are evicted first."""
 
@@ -43,6 +45,15 @@ def read_stamp(path: Path) -> FileStamp:
     )
 
 
+def is_touched(before: FileStamp, after: FileStamp) -> bool:
+    """Return whether only the time of the last change of metadata differs.
+
+    A new mode or link does that, and so does a write whose time of modification was set back: only the
+    content shows which.
+    """
+    return before != after and replace(before, ctime_ns=after.ctime_ns) == after
+
+
 class DigestCache:
     """Digests of files by real path and stamp, in a directory with one small file each.
 
@@ -54,12 +65,12 @@ class DigestCache:
         self._directory = directory
         self._read_clock = read_clock
 
-    def find(self, path: Path, stamp: FileStamp) -> str | None:
+    def find(self, path: Path, stamp: FileStamp, algorithm: Algorithm = "blake3") -> str | None:
         """Return the cached digest of `path` at `stamp`, or None."""
         if not self._is_settled(stamp):
             return None
         try:
-            entry = json.loads(self._entry_path(path).read_bytes())
+            entry = json.loads(self._entry_path(path, algorithm).read_bytes())
         except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(entry, dict) or entry.get("key") != _make_key(path, stamp):
@@ -67,22 +78,22 @@ class DigestCache:
         digest = entry.get("digest")
         return digest if _is_digest(digest) else None
 
-    def remember(self, path: Path, stamp: FileStamp, digest: str) -> None:
+    def remember(self, path: Path, stamp: FileStamp, digest: str, algorithm: Algorithm = "blake3") -> None:
         """Cache the digest of `path` at `stamp`, unless the file is too new to trust its time stamp."""
         if not self._is_settled(stamp):
             return
         entry = canonical_json({"key": _make_key(path, stamp), "digest": digest})
         with suppress(OSError):
-            replace_cached(self._entry_path(path), entry)
+            replace_cached(self._entry_path(path, algorithm), entry)
             self._drop_oldest()
 
     def _is_settled(self, stamp: FileStamp) -> bool:
         changed = max(stamp.mtime_ns, stamp.ctime_ns) / 1e9
         return self._read_clock() - changed > SETTLE_SECONDS
 
-    def _entry_path(self, path: Path) -> Path:
+    def _entry_path(self, path: Path, algorithm: Algorithm) -> Path:
         name = blake3(os.fsencode(os.path.realpath(path))).hexdigest(length=16)
-        return self._directory / f"{name}.json"
+        return self._directory / (f"{name}.json" if algorithm == "blake3" else f"{name}.{algorithm}.json")
 
     def _drop_oldest(self) -> None:
         with os.scandir(self._directory) as entries:
@@ -96,8 +107,8 @@ def open_digest_cache() -> DigestCache:
     return DigestCache(find_user_cache() / "digests")
 
 
-def digest_file(path: Path, cache: DigestCache | None = None) -> str:
-    """Return the BLAKE3 digest of a file's content, 64 hex digits, from `cache` if known.
+def digest_file(path: Path, cache: DigestCache | None = None, algorithm: Algorithm = "blake3") -> str:
+    """Return the digest of a file's content, 64 hex digits, from `cache` if known.
 
     Raises:
         UsageError: The file cannot be read.
@@ -105,18 +116,36 @@ def digest_file(path: Path, cache: DigestCache | None = None) -> str:
     """
     try:
         stamp = read_stamp(path)
-        known = cache.find(path, stamp) if cache else None
+        known = cache.find(path, stamp, algorithm) if cache else None
         if known is not None:
             return known
-        digest = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+        digest = _HASHES[algorithm](path)
         unchanged = read_stamp(path) == stamp
     except OSError as exc:
         raise UsageError(f"{path}: cannot be read: {exc.strerror}; check path and permissions") from exc
     if not unchanged:
         raise IntegrityError(f"{path}: changed while it was being read; run again once it is complete")
     if cache:
-        cache.remember(path, stamp, digest)
+        cache.remember(path, stamp, digest, algorithm)
     return digest
+
+
+def _hash_blake3(path: Path) -> str:
+    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+
+
+def _hash_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_HASHES: dict[Algorithm, Callable[[Path], str]] = {"blake3": _hash_blake3, "sha256": _hash_sha256}
+
+
+def measure_once(path: Path) -> dict[str, Any]:
+    """Return the size and digest of a file, which is read once for each stamp. For `KeptDirectory`."""
+    size = path.stat().st_size  # First: a missing file is not an unreadable one.
+    return {"bytes": size, "blake3": digest_file(path, open_digest_cache())}
 
 
 def digest_json(value: Any) -> str:

@@ -4,7 +4,10 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # It imports the digests' library, which not every process needs.
+    from synthia_batch.core.digest import FileStamp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +16,8 @@ class InputFile:
 
     `path` is the file to read, in the format `kind`: the user's own or a normalized copy. `shown` is the
     user's name for it, for messages; `name` is its name in the output. `digest` represents its content in
-    the job's identity; None means the digest of `path`.
+    the job's identity; None means the digest of `path`, which is `content`, once known. `stamp` was read
+    before the job was resolved: the file with another one may have other content.
     """
 
     path: Path
@@ -21,6 +25,8 @@ class InputFile:
     shown: Path | str
     name: str
     digest: str | None = None
+    content: str | None = None
+    stamp: "FileStamp | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,14 @@
 """From what a job names as its input to checked rows: one module per format behind `base.Source`."""
 
 from synthia_batch.inputs.base import Columns, Scan, Selection, Source
-from synthia_batch.inputs.fetch.discover import InputFiles, ResolvedInput, digest_files, resolve_inputs
+from synthia_batch.inputs.fetch.discover import (
+    InputFiles,
+    ResolvedInput,
+    check_digest,
+    digest_contents,
+    digest_files,
+    resolve_inputs,
+)
 from synthia_batch.inputs.readers.open import open_files, open_source
 
 __all__ = [
@@ -11,6 +18,8 @@ __all__ = [
     "Scan",
     "Selection",
     "Source",
+    "check_digest",
+    "digest_contents",
     "digest_files",
     "open_files",
     "open_source",

@@ -287,3 +287,6 @@ class Source(Protocol):
         Raises:
             IntegrityError: The file is not the one that was scanned.
         """
+
+    def check(self, scan: Scan) -> None:
+        """Raise IntegrityError if a file changed since the job was resolved, or is not the one scanned."""

@@ -130,6 +130,14 @@ class Input(Section):
     ] = None
     """Take the first `limit` rows only."""
 
+    digest: Annotated[
+        Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None,
+        Flag("Input", "Refuse the input unless it has this digest.", name="input-digest", metavar="HEX"),
+        never("it is compared with the digest of the content, which counts"),
+    ] = None
+    """The digest that the input must have, as `plan` shows it: BLAKE3 of the decompressed content of a single
+    file of JSONL or Parquet. Another input is refused before anything else."""
+
     @property
     def paths(self) -> tuple[str, ...]:
         """Every named path, in order."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from synthia_batch.core.cache import KeptDirectory, find_user_cache, sync
-from synthia_batch.core.digest import DigestCache, digest_file, digest_json
+from synthia_batch.core.digest import DigestCache, digest_file, digest_json, measure_once
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models.gguf_convert import convert_gguf, require_converter
 from synthia_batch.models.gguf_header import GgufHeader
@@ -140,7 +140,7 @@ def prepare_directory(source: Path, header: GgufHeader, cache: DigestCache, *, w
     kept = KeptDirectory(
         path=find_user_cache() / "models" / f"gguf-{mark}-{kind}-{CONVERSION}",
         what=source.name,
-        reads_content=False,
+        measure=measure_once,
     )
 
     def build(target: Path) -> None:

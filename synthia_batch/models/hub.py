@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from synthia_batch.core.digest import DigestCache
+from synthia_batch.core.hub_blob import find_blob_damage
 from synthia_batch.errors import ModelUnavailable
 
 DESCRIPTION_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.py", "README.md")
@@ -63,6 +65,13 @@ def fetch(repository: Repository, patterns: Sequence[str]) -> Path:
         )
     except Exception as exc:  # As for the list of files.
         raise ModelUnavailable(explain(repository, exc)) from exc
+
+
+def check_blob(file: Path, cache: DigestCache) -> None:
+    """Raise ModelUnavailable if `file` is in the Hub's cache and is not what its name there says."""
+    damage = find_blob_damage(file, cache)
+    if damage is not None:
+        raise ModelUnavailable(f"--model: {damage}")
 
 
 def read_sizes(repository: Repository) -> dict[str, int]:

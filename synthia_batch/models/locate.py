@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json, open_digest_cache
+from synthia_batch.core.hub_blob import SHA256_DIGITS, find_blob
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.job.sections import DEMO_MODEL
@@ -23,7 +24,15 @@ from synthia_batch.models.gguf import (
     prepare_directory,
 )
 from synthia_batch.models.gguf_header import read_gguf_header
-from synthia_batch.models.hub import DESCRIPTION_FILES, Repository, explain, fetch, look_up, read_sizes
+from synthia_batch.models.hub import (
+    DESCRIPTION_FILES,
+    Repository,
+    check_blob,
+    explain,
+    fetch,
+    look_up,
+    read_sizes,
+)
 from synthia_batch.models.tokenizer_file import TOKENIZER_FILES
 
 _HUB_WEIGHTS = (".safetensors", ".bin", ".pt")
@@ -107,8 +116,11 @@ def digest_model(path: Path, cache: DigestCache, *, gguf: Path | None = None) ->
     """Return the digests of a model's `weights` (including its config) and `tokenizer`.
 
     Of weights in several formats only the one that engines load counts: others in a shared cache do not
-    change the model. A file that the Hub's cache stores under its SHA-256 is not read. `gguf` is the
-    weights file if it is outside the directory.
+    change the model. A large file of the Hub's cache is identified by the SHA-256 in its name. `gguf` is
+    the weights file if it is outside the directory.
+
+    Raises:
+        ModelUnavailable: A file of the Hub's cache is not what its name says.
     """
     weights: dict[str, str] = {} if gguf is None else {"gguf": _digest(gguf, cache)}
     tokenizer: dict[str, str] = {}
@@ -122,8 +134,9 @@ def digest_model(path: Path, cache: DigestCache, *, gguf: Path | None = None) ->
 
 
 def _digest(file: Path, cache: DigestCache) -> str:
-    blob = file.resolve()
-    if file.is_symlink() and blob.parent.name == "blobs" and len(blob.name) == 64:
+    check_blob(file, cache)
+    blob = find_blob(file)
+    if blob is not None and len(blob.name) == SHA256_DIGITS:
         return f"sha256:{blob.name}"
     return digest_file(file, cache)
 
@@ -191,6 +204,9 @@ def _download_gguf(name: str, wanted: HubFile, revision: str | None, options: Lo
         least = estimate_dequantized_bytes(file_bytes, wanted.quantization) if on_cpu else file_bytes
         options.check(ModelPreview(name=name, describes_itself=False, weights_bytes=least, is_gguf=True))
     snapshot = fetch(repository, chosen)
+    cache = open_digest_cache()
+    for file in chosen:  # Joined and converted, they are known by their content alone.
+        check_blob(snapshot / file, cache)
     origin = LocatedModel(name=name, path=snapshot, repo_id=wanted.repo_id, revision=snapshot.name)
     return _prepare_gguf(tuple(snapshot / file for file in chosen), origin, options)
 

@@ -213,6 +213,7 @@ def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
         "system": _Resolution([system.name for system in job.plan.systems], "the library, files and rows"),
         "engine.device": _Resolution(job.engine.device, "the installed vLLM"),
         "sampling.stop": _Resolution(list(job.engine.sampling.stop), "the prompt format"),
+        "input.digest": _Resolution(job.identity["input"]["digest"], "the input"),
         "input.prompt_column": _Resolution(job.columns["prompt"], "the input"),
         "input.messages_column": _Resolution(job.columns["messages"], "the input"),
         "input.turns_column": _Resolution(job.columns.get("turns"), "the input"),

@@ -184,6 +184,7 @@ def _make_result(
 def _finish(session: RunSession) -> None:
     """Write the dataset card, then the manifest: from then on the run is complete."""
     store = session.store
+    session.assembler.source.check(session.scan)
     manifest = Manifest(
         plan_digest=session.writer.plan_digest,
         fingerprint=session.job.fingerprint,

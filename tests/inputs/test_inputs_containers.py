@@ -211,6 +211,11 @@ def test_what_was_piped_in_is_resumed_retried_and_missed_in_words(synthia: Comma
     assert "the copy of the piped input is missing; pipe the same bytes in again" in lost.stderr
     assert b"already complete" in pipe().stderr
     assert synthia("verify", "out", "-q").returncode == 0
+    kept.write_bytes(kept.read_bytes().replace(b"What", b"When", 1))
+    damaged = synthia("verify", "out", "--rerun", "2", "-q")
+    assert damaged.returncode == 2
+    assert "the copy of the piped input is damaged; pipe the same bytes in again" in damaged.stderr
+    assert b"already complete" in pipe().stderr
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 import pytest
+from blake3 import blake3
 from conftest import Command
 from s3 import BUCKET, S3, Fault, serve_s3
 from test_gs import Server, Stored
@@ -43,6 +44,7 @@ class Web:
     asked: list[tuple[str, str]] = field(default_factory=list)
     has_ranges: bool = True
     has_versions: bool = True
+    has_lengths: bool = True
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def serve(web: Web) -> Iterator[Web]:
         def do_GET(self) -> None:
             path = urlsplit(self.path).path
             web.asked.append((self.command, self.path))
-            content = web.files.get(path)
+            content = web.files.get(self.path, web.files.get(path))
             kind, number = web.faults.pop(0) if web.faults else ("", 0)
             if kind == "status" or content is None:
                 self.send_response(number or 404)
@@ -69,7 +71,10 @@ def serve(web: Web) -> Iterator[Web]:
             else:
                 part = content
             self.send_response(status)
-            self.send_header("Content-Length", str(len(part)))
+            if web.has_lengths:
+                self.send_header("Content-Length", str(len(part)))
+            else:
+                self.close_connection = True
             if status == 206:
                 self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(content)}")
             if web.has_versions:
@@ -112,9 +117,12 @@ def test_a_file_on_a_web_server_is_fetched_once_and_is_the_job_that_it_is_here(
     assert f"{web.url}/q.jsonl.gz: downloaded" in done.stderr
     assert count_rows(tmp_path / "out") == 2000
     asked = len(web.asked)
-    again = synthia("run", f"{web.url}/q.jsonl.gz?token=other", "-o", "out", *ENGINE)
+    again = synthia("run", f"{web.url}/q.jsonl.gz?token=secret", "-o", "out", *ENGINE)
     assert "already complete" in again.stderr
     assert len(web.asked) == asked + 1, "one look, and nothing is fetched again"
+    other = synthia("run", f"{web.url}/q.jsonl.gz?token=other", "-o", "out", *ENGINE)
+    assert "already complete" in other.stderr, "the same content is the same job"
+    assert "downloaded" in other.stderr
     (tmp_path / "q.jsonl").write_bytes(TEXT)
     assert "already complete" in synthia("run", "q.jsonl", "-o", "out", *ENGINE).stderr
     web.files["/q.jsonl.gz"] = gzip.compress(TEXT.replace(b"What", b"Who"))
@@ -174,6 +182,97 @@ def test_without_a_version_a_file_is_fetched_anew_and_is_the_same_job(
     again = synthia("run", f"{web.url}/q.jsonl", "-o", "out", *ENGINE)
     assert "already complete" in again.stderr
     assert "downloaded" in again.stderr
+
+
+ROWS_OF = {query: f'{{"prompt": "Row {query}?"}}\n'.encode() for query in ("id=1", "id=2")}
+
+
+def test_addresses_that_differ_in_their_query_are_files_of_their_own(
+    synthia: Command, tmp_path: Path, web: Web
+) -> None:
+    # As a server of exports may have it: one date, one length.
+    web.files = {f"/rows.jsonl?{query}": content for query, content in ROWS_OF.items()}
+    web.has_versions = False
+    urls = [f"{web.url}/rows.jsonl?{query}" for query in ROWS_OF]
+    done = synthia("plan", *urls, "--json", *ENGINE[:-3])
+    assert done.returncode == 0, done.stderr
+    assert [file["name"] for file in json.loads(done.stdout)["files"]] == [
+        f"{web.url}/rows.jsonl#1",
+        f"{web.url}/rows.jsonl#2",
+    ]
+    kept = {path.read_bytes() for path in find_copies().glob("*/rows.jsonl")}
+    assert kept == set(ROWS_OF.values())
+
+
+def test_no_part_of_an_address_that_may_be_secret_is_in_the_cache(synthia: Command, web: Web) -> None:
+    done = synthia("validate", f"{web.url}/q.jsonl?token=hunter2", *ENGINE[:-3])
+    assert done.returncode == 0, done.stderr
+    missing = synthia("validate", f"{web.url}/q.jsonl/?token=hunter2", *ENGINE[:-3])
+    assert missing.returncode == 2
+    assert "hunter2" not in done.stderr + missing.stderr
+    for path in find_copies().rglob("*"):
+        assert "hunter2" not in str(path)
+        assert not path.is_file() or b"hunter2" not in path.read_bytes()
+
+
+def test_a_damaged_copy_of_a_download_is_fetched_again(synthia: Command, web: Web) -> None:
+    assert synthia("validate", f"{web.url}/q.jsonl", *ENGINE[:-3]).returncode == 0
+    (kept,) = find_copies().glob("*/q.jsonl")
+    kept.write_bytes(TEXT.replace(b"What is 7?", b"What is 8?"))
+    done = synthia("validate", f"{web.url}/q.jsonl", *ENGINE[:-3])
+    assert done.returncode == 0
+    assert "is damaged (q.jsonl has changed): rebuilding it" in done.stderr
+    assert kept.read_bytes() == TEXT
+
+
+def test_a_download_that_does_not_say_its_length_is_compared_with_a_second_one(
+    synthia: Command, web: Web
+) -> None:
+    web.has_lengths = web.has_ranges = False
+    done = synthia("validate", f"{web.url}/q.jsonl", *ENGINE[:-3])
+    assert (done.returncode, "2000 rows, no faults" in done.stdout) == (0, True), done.stderr
+    assert "the server does not say how long it is; two downloads are equal" in done.stderr
+    (kept,) = find_copies().glob("*/q.jsonl")
+    assert kept.read_bytes() == TEXT
+    assert sorted(path.name for path in kept.parent.iterdir()) == ["digests.json", "q.jsonl"]
+
+
+def test_a_download_without_a_length_that_is_cut_at_a_line_end_is_refused(synthia: Command, web: Web) -> None:
+    web.has_lengths = web.has_ranges = False
+    half = TEXT.index(b"\n", len(TEXT) // 2) + 1
+    web.faults = [("", 0), ("break", half)]
+    done = synthia("validate", f"{web.url}/q.jsonl", *ENGINE[:-3])
+    assert done.returncode == 2
+    assert f"two downloads differ ({half:,} and {len(TEXT):,} bytes)" in done.stderr
+    assert "--input-digest" in done.stderr
+    assert not list(find_copies().glob("*/q.jsonl"))
+
+
+def test_an_input_digest_spares_the_second_download_and_refuses_a_cut_one(synthia: Command, web: Web) -> None:
+    web.has_lengths = web.has_ranges = False
+    command = ("validate", f"{web.url}/q.jsonl", "--input-digest", blake3(TEXT).hexdigest(), *ENGINE[:-3])
+    web.faults = [("", 0), ("break", TEXT.index(b"\n") + 1)]
+    cut = synthia(*command)
+    assert cut.returncode == 2
+    assert f"expected an input with the digest {blake3(TEXT).hexdigest()}, got " in cut.stderr
+    asked = len(web.asked)
+    assert synthia(*command).returncode == 0
+    assert len(web.asked) == asked + 2, "one look and one download"
+
+
+@pytest.mark.parametrize("has_ranges", [True, False])
+def test_a_get_with_a_length_is_held_to_it_even_if_the_look_had_none(
+    synthia: Command, web: Web, has_ranges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from synthia_batch.inputs.remote.http import WebStore
+    from synthia_batch.inputs.remote.transport import Broken
+
+    store = WebStore()
+    web.has_ranges = has_ranges
+    found = replace(store.look(f"{web.url}/q.jsonl"), size=None)
+    web.faults = [("break", 100)]
+    with pytest.raises(Broken, match=f"ends {len(TEXT) - 100:,} bytes early"):
+        list(store.read(found, 0))
 
 
 @pytest.fixture(scope="module")
@@ -342,6 +441,11 @@ def test_a_dataset_on_the_hub_is_read_by_directory_pattern_and_offline(
     assert "the Hub cannot be reached; using the files in its cache" in again.stderr
     lacking = synthia("validate", "hf://datasets/me/other", *ENGINE[:-3], **offline)
     assert (lacking.returncode, "it is not in its cache" in lacking.stderr) == (2, True), lacking.stderr
+    (blob,) = [path for path in (tmp_path / "hub").rglob("blobs/*") if b"Why?" in path.read_bytes()]
+    blob.write_bytes(b'{"question": "Wye?"}\n')
+    damaged = synthia("run", "hf://datasets/me/rows/data", *ENGINE, **offline)
+    assert damaged.returncode == 2
+    assert f"train-0.jsonl is damaged in the Hub's cache; remove {blob}, and run again" in damaged.stderr
 
 
 def test_what_an_address_on_the_hub_takes() -> None:

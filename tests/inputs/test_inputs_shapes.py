@@ -497,6 +497,7 @@ def test_a_run_by_a_template_is_retried_from_the_kept_job(synthia: Command, tmp_
         ("{% include 'x' %}{{ question }}", "no loader for this environment specified"),
         ("{{ [question, 'b'] | random }}", "--prompt-template, line 1: No filter named 'random'"),
         ("{{ lipsum() }} {{ question }}", "'lipsum' is undefined"),
+        ("{{ question | map('upper') }}", "an object without a text of its own would be rendered"),
         ("{% for key in row %}{{ key }}{% endfor %}", '`row` can only be used as row["COLUMN NAME"]'),
         ("{{ items.append(1) }}{{ question }}", "access to attribute 'append' of 'list' object is unsafe"),
     ],

@@ -1,18 +1,20 @@
 """Finding models and reading what their files say."""
 
 import errno
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-from synthia_batch.core.digest import DigestCache
+from synthia_batch.core.digest import _HASHES, DigestCache, digest_file, digest_json
 from synthia_batch.core.telemetry import PRIVACY
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models import tokenizer_file
@@ -249,13 +251,45 @@ def test_digests_change_with_weights_and_tokenizer_each_by_itself(tmp_path: Path
     assert digest_model(model, cache)["tokenizer"] != before["tokenizer"]
 
 
-def test_a_hub_blob_is_known_by_its_name_without_being_read(tmp_path: Path) -> None:
+def link_blob(model: Path, name: str, content: bytes, digest: str) -> Path:
+    """Put a file of the model where the Hub's cache has it; return the blob."""
+    blob = model.parent / "blobs" / digest
+    blob.parent.mkdir(exist_ok=True)
+    blob.write_bytes(content)
+    (model / name).unlink()
+    (model / name).symlink_to(blob)
+    return blob
+
+
+def test_a_hub_blob_is_known_by_its_name_and_read_once_for_each_stamp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_model(tmp_path / "m")
-    blob = tmp_path / "blobs" / ("a" * 64)
-    blob.parent.mkdir()
-    blob.write_bytes(b"x")
-    (model / "model.safetensors").unlink()
-    (model / "model.safetensors").symlink_to(blob)
-    before = digest_model(model, DigestCache(tmp_path / "cache"))
-    blob.write_bytes(b"not looked at")
-    assert digest_model(model, DigestCache(tmp_path / "cache2")) == before
+    digest = hashlib.sha256(b"weights").hexdigest()
+    blob = link_blob(model, "model.safetensors", b"weights", digest)
+    os.utime(blob, (1, 1))
+    cache = DigestCache(tmp_path / "cache", read_clock=lambda: time.time() + 60)
+    before = digest_model(model, cache)
+    read: list[Path] = []
+    monkeypatch.setitem(_HASHES, "sha256", lambda path: read.append(path) or "never")
+    assert digest_model(model, cache) == before
+    assert read == []
+    assert before["weights"] == digest_json(
+        {"config.json": digest_file(model / "config.json"), "model.safetensors": f"sha256:{digest}"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("model.safetensors", hashlib.sha256(b"weights").hexdigest()),
+        ("tokenizer.json", hashlib.sha1(b"blob 7\0weights").hexdigest()),
+    ],
+)
+def test_a_damaged_hub_blob_is_refused(tmp_path: Path, name: str, digest: str) -> None:
+    model, cache = make_model(tmp_path / "m"), DigestCache(tmp_path / "cache")
+    blob = link_blob(model, name, b"weights", digest)
+    digest_model(model, cache)
+    blob.write_bytes(b"wEights")
+    with pytest.raises(ModelUnavailable, match=f"{name} is damaged in the Hub's cache; remove .*{digest}"):
+        digest_model(model, cache)

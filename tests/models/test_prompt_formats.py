@@ -152,6 +152,47 @@ def test_a_failure_does_not_tell_where_in_memory_something_was() -> None:
         chat.write(CONVERSATION)
 
 
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("{{ messages | random }}", "random"),
+        ("{{ messages[0].content }}\n{% if tools %}{{ [1, 2] | random }}{% endif %}", "random"),
+        ("{{ lipsum(n=1) }}", "lipsum"),
+        ("{% if false %}{% set filler = lipsum %}{% endif %}", "lipsum"),
+    ],
+)
+def test_a_chat_template_that_draws_lots_is_refused(template: str, name: str) -> None:
+    with pytest.raises(UsageError, match=rf"chat template, line \d: {name} gives another text each time"):
+        ChatFormat(template, {})
+
+
+def test_a_random_filter_by_its_name_is_not_there() -> None:
+    with pytest.raises(SampleRefused, match="No filter named 'random'"):
+        ChatFormat("{{ [messages] | map('random') | list }}", {}).write(CONVERSATION)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages | map(attribute='content') }}",
+        "{{ 'items: ' ~ messages[0].items }}",
+        "{{ [joiner()] | join }}",
+        "{{ '%s' | format(cycler(1)) }}",
+        "{{ raise_exception }}",
+        "{{ (messages[0].items | string).replace('<', '[') }}",
+    ],
+)
+def test_an_object_without_a_text_of_its_own_is_refused(template: str) -> None:
+    with pytest.raises(SampleRefused, match="an object without a text of its own would be rendered"):
+        ChatFormat(template, {}).write(CONVERSATION)
+
+
+def test_an_address_that_a_message_writes_is_text() -> None:
+    pasted = "Why do I see <generator object f at 0x7F3C2A1B4D60>, and {at 0x7f00aa11}?"
+    chat = ChatFormat("{{ messages[0].content | lower }} at 0xABCDEF12", {})
+    assert chat.write([Message("user", pasted)]) == f"{pasted.lower()} at 0xABCDEF12"
+
+
 def test_reasoning_is_split_off_where_the_template_knows_of_it() -> None:
     thinking = ChatFormat(THINKING_TEMPLATE, {})
     answer = thinking.read("<think>\nhmm\n</think>\n\nBlue.")

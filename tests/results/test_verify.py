@@ -17,10 +17,12 @@ from inside import Answer, Killed, call, dying_at, snapshot
 from synthia_batch.core.console import Display
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
+from synthia_batch.job.identity import OUTPUT_FORMAT
 from synthia_batch.results.verify.facts import read_facts
+from synthia_batch.storage.checksummed_json import encode_checksummed, read_checksummed
 from synthia_batch.storage.journal.writer import write_journal
 from synthia_batch.storage.lock import read_owner
-from synthia_batch.storage.manifest import read_manifest, write_manifest
+from synthia_batch.storage.manifest import FORMAT_VERSION, read_manifest, write_manifest
 from synthia_batch.storage.parts.pages import find_page_damage
 from synthia_batch.storage.parts.reader import Places, SampleGrid, number_failed, number_made, read_made
 from synthia_batch.storage.parts.row_digest import digest_rows
@@ -319,6 +321,43 @@ def test_only_the_samples_of_a_damaged_part_are_regenerated(home: Path, capsys: 
     assert "shard 1: 66 of 600 samples will be regenerated" in verify(capsys, "--repair").out
     made = call(capsys, *RUN, "--json")
     assert json.loads(made.out)["made_now"] == 66
+
+
+def age_plan(out: Path) -> None:
+    """Make it a run that a version with fewer output columns began."""
+    plan = read_checksummed(out / PLAN)
+    assert plan is not None
+    plan["identity"]["output_format"] = OUTPUT_FORMAT - 1
+    (out / PLAN).write_bytes(encode_checksummed(plan))
+    for path in sorted((out / "data").glob("*")):
+        pq.write_table(pq.read_table(path).drop_columns(["finish_reason"]), path)
+
+
+def age_manifest(out: Path) -> None:
+    manifest = read_checksummed(out / "manifest.json")
+    assert manifest is not None
+    manifest["format_version"] = FORMAT_VERSION - 1
+    (out / "manifest.json").write_bytes(encode_checksummed(manifest))
+
+
+@pytest.mark.parametrize(
+    ("age", "words"),
+    [
+        (age_plan, f"expected output format {OUTPUT_FORMAT}, got {OUTPUT_FORMAT - 1}"),
+        (age_manifest, f"expected manifest format {FORMAT_VERSION}, got {FORMAT_VERSION - 1}"),
+    ],
+)
+def test_a_run_of_another_format_is_refused_and_nothing_of_it_is_touched(
+    home: Path, capsys: Any, age: Callable[[Path], None], words: str
+) -> None:
+    age(home / "out")
+    before = snapshot(home)
+    for arguments in ((), ("--repair",), ("--repair", "--json")):
+        refused = verify(capsys, *arguments)
+        assert refused.code == 2, refused
+        assert words in refused.err
+        assert "use the version of synthia-batch that began this run" in refused.err
+        assert snapshot(home) == before
 
 
 def test_a_repair_killed_anywhere_can_be_repeated(home: Path, finished: Path, capsys: Any) -> None:

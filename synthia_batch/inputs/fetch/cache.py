@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from synthia_batch.core.cache import KeptDirectory, find_user_cache
+from synthia_batch.core.digest import measure_once
 from synthia_batch.errors import StorageFailed
 
 KEPT_DAYS = 30
@@ -80,8 +81,7 @@ def report_disk() -> Iterator[None]:
 
 
 def _describe(path: Path) -> KeptDirectory:
-    # Checked by size only: the content is digested for the job's identity anyway.
-    return KeptDirectory(path=path, what="the copy of an input", reads_content=False)
+    return KeptDirectory(path=path, what="the copy of an input", measure=measure_once)
 
 
 def _mark_used(path: Path) -> None:

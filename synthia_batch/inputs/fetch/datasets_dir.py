@@ -11,6 +11,7 @@ from synthia_batch.inputs.fetch.normalize import (
     get_normalized_copy,
     write_facts,
 )
+from synthia_batch.inputs.fetch.stamps import check_unchanged, read_stamps
 
 SPLITS_NAME = "dataset_dict.json"
 ROWS_NAME = "rows.parquet"
@@ -38,12 +39,14 @@ def normalize_dataset(found: LocatedFile, cache: DigestCache, *, makes: bool = T
     from synthia_batch.inputs.fetch.arrow import list_dataset_files, write_dataset
 
     files = list_dataset_files(found.path)
+    stamps = read_stamps(files, found.shown)
     # Not the copy's digest: another version of pyarrow may write the same rows as different bytes.
     digest = digest_json(["arrow", *(digest_file(file, cache) for file in files)])
 
     def build(target: Path) -> None:
         target.mkdir()
         write_dataset(files, target / ROWS_NAME, found.shown)
+        check_unchanged(stamps, found.shown)
         write_facts(target, ROWS_NAME, digest)
 
     return get_normalized_copy(digest_json([VERSION, digest])[:32], build, found, makes=makes)

@@ -4,17 +4,19 @@ import glob
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json, open_digest_cache
 from synthia_batch.core.types import InputFile
 from synthia_batch.errors import UsageError
-from synthia_batch.inputs.fetch.cache import is_copy
+from synthia_batch.inputs.fetch.cache import find_copy, is_copy
 from synthia_batch.inputs.fetch.datasets_dir import is_dataset, normalize_dataset, refuse_splits
 from synthia_batch.inputs.fetch.file_types import FORMATS, LocatedFile, is_row_file, split_name
 from synthia_batch.inputs.fetch.normalize import normalize_file
+from synthia_batch.inputs.fetch.stamps import read_stamps, refuse_changed
 from synthia_batch.inputs.fetch.stdin import STDIN, STDIN_NAME, keep_stdin, refuse_lost
 
 HUB_PREFIX = "hf://"
@@ -36,11 +38,16 @@ class ResolvedInput:
 
 
 def resolve_inputs(
-    paths: Sequence[str], cache: DigestCache | None = None, *, makes: bool = True
+    paths: Sequence[str],
+    cache: DigestCache | None = None,
+    *,
+    digest: str | None = None,
+    makes: bool = True,
 ) -> ResolvedInput:
     """Return the files that `paths` name, in their order; those of a pattern or directory sorted by name.
 
-    Without `makes`, nothing is fetched or copied: an input that is not in the cache is refused.
+    `digest` is what the input must have, if the job says so; it is compared elsewhere. Without `makes`,
+    nothing is fetched or copied: an input that is not in the cache is refused.
 
     Raises:
         UsageError: An input is missing, named twice, or of an unknown format.
@@ -51,20 +58,28 @@ def resolve_inputs(
     if paths.count(STDIN) > 1:
         raise UsageError("-: stdin is named twice; it can be read once")
     paths = [str(keep_stdin()) if path == STDIN else path for path in paths]
-    located = [file for path in paths for file in find_files(path, makes=makes)]
+    located = [file for path in paths for file in find_files(path, digest=digest, makes=makes)]
     _refuse_twice(located)
+    located = _tell_apart(located)
     names = name_files([str(file.shown) for file in located])
     files = []
     for file, name in zip(located, names, strict=True):
         normalize = normalize_dataset if is_dataset(file.path) else normalize_file
         rows = normalize(file, cache, makes=makes)
         files.append(
-            InputFile(path=rows.path, kind=rows.kind.name, shown=file.shown, name=name, digest=rows.digest)
+            InputFile(
+                path=rows.path,
+                kind=rows.kind.name,
+                shown=file.shown,
+                name=name,
+                digest=rows.digest,
+                stamp=read_stamps([rows.path], file.shown)[rows.path],
+            )
         )
     return ResolvedInput(files=tuple(files), name=_name_input(paths, files), paths=tuple(paths))
 
 
-def find_files(named: str, *, makes: bool = True) -> list[LocatedFile]:
+def find_files(named: str, *, digest: str | None = None, makes: bool = True) -> list[LocatedFile]:
     """Return the files of rows of one path of a job: a file, a directory, a pattern or an address."""
     if named.startswith(HUB_PREFIX):
         from synthia_batch.inputs.remote.hub import fetch_dataset
@@ -73,10 +88,10 @@ def find_files(named: str, *, makes: bool = True) -> list[LocatedFile]:
     if is_url(named):
         from synthia_batch.inputs.remote.fetch import fetch_remote
 
-        return fetch_remote(named, makes=makes)
+        return fetch_remote(named, digest=digest, makes=makes)
     path = Path(named)
     if is_copy(path):
-        if not path.exists():
+        if not path.exists() or find_copy(path.parent.name) is None:
             raise refuse_lost(path)
         return [LocatedFile(path=path, shown=STDIN_NAME)]
     try:
@@ -94,13 +109,47 @@ def is_url(path: str) -> bool:
     return _URL.match(path) is not None
 
 
-def digest_files(files: Sequence[InputFile], cache: DigestCache) -> str:
+def digest_contents(files: Sequence[InputFile], cache: DigestCache) -> InputFiles:
+    """Return the files with the digest of each one's content.
+
+    Raises:
+        InputRefused: One has changed since `resolve_inputs`.
+        UsageError: One cannot be read.
+    """
+    digested = []
+    for file in files:
+        content = digest_file(file.path, cache)
+        if read_stamps([file.path], file.shown)[file.path] != file.stamp:
+            raise refuse_changed(file.shown)
+        digested.append(replace(file, content=content))
+    return tuple(digested)
+
+
+def digest_files(files: Sequence[InputFile]) -> str:
     """Return the digest of the files' content for a job's identity, independent of names and places.
 
     For one file it is the digest of its content, compressed or not; for several, of all theirs in order.
+    The files are those that `digest_contents` returns.
     """
-    digests = [file.digest or digest_file(file.path, cache) for file in files]
+    digests = [_get_digest(file) for file in files]
     return digests[0] if len(digests) == 1 else digest_json(["files", *digests])
+
+
+def check_digest(files: Sequence[InputFile], wanted: str | None) -> None:
+    """Raise UsageError if the digested `files` have another digest than the one that is `wanted`."""
+    found = digest_files(files)
+    if wanted is not None and found != wanted:
+        raise UsageError(
+            f"--input-digest: expected an input with the digest {wanted}, got {found}; "
+            "name the right input, or leave the digest out"
+        )
+
+
+def _get_digest(file: InputFile) -> str:
+    digest = file.digest or file.content
+    if digest is None:
+        raise ValueError(f"{file.shown}: its content is not digested")
+    return digest
 
 
 def name_files(shown: Sequence[str]) -> list[str]:
@@ -146,6 +195,18 @@ def _refuse_twice(located: Sequence[LocatedFile]) -> None:
         if real in seen:
             raise UsageError(f"{file.shown}: is named twice; name each file once")
         seen.add(real)
+
+
+def _tell_apart(located: Sequence[LocatedFile]) -> list[LocatedFile]:
+    """Return the files with a number after names that are shown alike: of addresses, the query is hidden."""
+    shown = Counter(str(file.shown) for file in located)
+    seen: Counter[str] = Counter()
+    told = []
+    for file in located:
+        name = str(file.shown)
+        seen[name] += 1
+        told.append(file if shown[name] == 1 else replace(file, shown=f"{name}#{seen[name]}"))
+    return told
 
 
 def _name_input(paths: Sequence[str], files: Sequence[InputFile]) -> str:

@@ -17,6 +17,7 @@ from synthia_batch.inputs.fetch.csv_json import ByteReader
 from synthia_batch.inputs.fetch.decompress import CHUNK_BYTES, open_decompressed
 from synthia_batch.inputs.fetch.file_types import InputKind, LocatedFile, split_name
 from synthia_batch.inputs.fetch.sniff import FileEncoding, sniff_file
+from synthia_batch.inputs.fetch.stamps import check_unchanged, read_stamps
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +43,14 @@ def normalize_file(found: LocatedFile, cache: DigestCache, *, makes: bool = True
     if encoding.compression is None and encoding.kind.reader is not None:
         return NormalizedFile(path=found.path, kind=encoding.kind)
     packing = encoding.compression.name if encoding.compression is not None else None
+    stamps = read_stamps([found.path], found.shown)
     key = digest_json([VERSION, encoding.kind.name, packing, digest_file(found.path, cache)])[:32]
-    return get_normalized_copy(key, lambda target: _build(found, encoding, target), found, makes=makes)
+
+    def build(target: Path) -> None:
+        _build(found, encoding, target)
+        check_unchanged(stamps, found.shown)  # The key is the digest of what was there before.
+
+    return get_normalized_copy(key, build, found, makes=makes)
 
 
 def get_normalized_copy(

@@ -56,9 +56,10 @@ def keep_stdin() -> Path:
 
 
 def refuse_lost(path: Path) -> UsageError:
-    """Return the error for a job whose copy of stdin is gone."""
+    """Return the error for a job whose copy of stdin is gone or damaged."""
+    state = "damaged" if path.exists() else "missing"
     return UsageError(
-        f"{path}: the copy of the piped input is missing; pipe the same bytes in again, with the run's "
+        f"{path}: the copy of the piped input is {state}; pipe the same bytes in again, with the run's "
         "directory: `... | synthia-batch run - -o DIR`"
     )
 

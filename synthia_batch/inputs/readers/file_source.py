@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.digest import FileStamp
 from synthia_batch.core.types import Row
 from synthia_batch.inputs.base import Columns, FileScan, FirstNames, Scan, Selection
 from synthia_batch.inputs.readers.file_state import ReadCursor, Watched
@@ -23,11 +24,18 @@ class FileSource(ABC):
     empty_hint = ""
     """Added to the message about a file without rows."""
 
-    def __init__(self, path: Path, shown: Path | str | None = None) -> None:
-        """Read `path`; `shown` is its name in messages."""
+    def __init__(
+        self,
+        path: Path,
+        shown: Path | str | None = None,
+        *,
+        stamp: FileStamp | None = None,
+        content: str | None = None,
+    ) -> None:
+        """Read `path`; `shown` is its name in messages. `stamp` and `content` are as in `InputFile`."""
         self._path = path
         self._shown = path if shown is None else shown
-        self._watched = Watched(path, self._shown)
+        self._watched = Watched(path, self._shown, stamp=stamp, content=content)
         self._cursor = ReadCursor()
 
     @abstractmethod
@@ -79,5 +87,11 @@ class FileSource(ABC):
 
     def read_rows(self, scan: Scan, first: int, stop: int) -> Iterator[Row]:
         """Yield the rows `first` to `stop` (excluded); see `Source.read_rows`."""
+        self.check(scan)
+        for row in self._cursor.read(scan, first, min(stop, scan.rows), self._iterate_rows):
+            self.check(scan)  # A row read after a change must not be generated.
+            yield row
+
+    def check(self, scan: Scan) -> None:
+        """Raise IntegrityError unless the file is the one that was scanned; see `Source.check`."""
         self._watched.check(scan.size)
-        return self._cursor.read(scan, first, min(stop, scan.rows), self._iterate_rows)

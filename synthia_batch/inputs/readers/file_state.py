@@ -1,62 +1,75 @@
 """Detects changes of input files, and continues reading where an earlier read stopped."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from synthia_batch.core.digest import FileStamp, digest_file, is_touched
 from synthia_batch.core.types import Row
 from synthia_batch.errors import InputRefused, IntegrityError, UsageError
 from synthia_batch.inputs.base import Scan
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputStamp:
-    """Attributes that change when a file is written to or replaced."""
-
-    inode: int
-    size: int
-    mtime_ns: int
+from synthia_batch.inputs.fetch.stamps import read_stamps, refuse_changed
 
 
 class Watched:
-    """Detects changes of the file during this process. Between processes, content digests are compared."""
+    """Detects changes of the file during this process. Between processes, content digests are compared.
 
-    def __init__(self, path: Path, shown: Path | str | None = None) -> None:
+    `stamp` and `content` are the file's stamp and digest when its job was resolved, None if unknown.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shown: Path | str | None = None,
+        *,
+        stamp: FileStamp | None = None,
+        content: str | None = None,
+    ) -> None:
         self._path = path
         self._shown = path if shown is None else shown
-        self._stamp: InputStamp | None = None
+        self._stamp = stamp
+        self._content = content
 
     def begin_scan(self) -> int:
-        """Record the file's stamp, and return its size in bytes. Raises UsageError."""
-        self._stamp = self._read_stamp()
-        return self._stamp.size
+        """Return the file's size in bytes. Raises InputRefused if it changed before, or UsageError."""
+        stamp = self._read_stamp()
+        if not self._accept(stamp):
+            raise InputRefused([f"{self._shown}: changed since the job was resolved; run again"])
+        return stamp.size
 
     def end_scan(self) -> None:
         """Refuse the input if it changed since `begin_scan`. Raises InputRefused."""
-        if self._read_stamp() != self._stamp:
-            raise InputRefused([f"{self._shown}: changed while it was read; wait until it is complete"])
+        if not self._accept(self._read_stamp()):
+            raise refuse_changed(self._shown)
 
     def check(self, size: int) -> None:
-        """Raise IntegrityError unless the file has `size` bytes and the stamp of the last check."""
+        """Raise IntegrityError unless the file has `size` bytes and the content of the last check."""
         try:
             stamp = self._read_stamp()
+            if stamp.size != size:
+                raise changed(self._shown, f"expected {size} bytes, got {stamp.size}")
+            if not self._accept(stamp):
+                raise changed(self._shown, "written to or replaced")
         except UsageError as exc:
             raise changed(self._shown, "it no longer exists") from exc
-        if stamp.size != size:
-            raise changed(self._shown, f"expected {size} bytes, got {stamp.size}")
-        if self._stamp is not None and stamp != self._stamp:
-            raise changed(self._shown, "written to or replaced")
-        self._stamp = stamp
 
-    def _read_stamp(self) -> InputStamp:
-        try:
-            status = os.stat(self._path)
-        except OSError as exc:
-            raise UsageError(f"{self._shown}: cannot be read: {exc.strerror}") from exc
-        return InputStamp(inode=status.st_ino, size=status.st_size, mtime_ns=status.st_mtime_ns)
+    def _accept(self, stamp: FileStamp) -> bool:
+        """Return whether the file with `stamp` has the same content as before, and keep the stamp if so."""
+        before = self._stamp
+        if before is not None and stamp != before:
+            is_same = (
+                self._content is not None
+                and is_touched(before, stamp)
+                and digest_file(self._path) == self._content
+            )
+            if not is_same:
+                return False
+        self._stamp = stamp
+        return True
+
+    def _read_stamp(self) -> FileStamp:
+        return read_stamps([self._path], self._shown)[self._path]
 
 
 @contextmanager

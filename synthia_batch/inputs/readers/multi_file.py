@@ -68,6 +68,13 @@ class ManySource:
                 for row in self._sources[number].read_rows(part, begin, end):
                     yield dataclasses.replace(row, index=row.index + start, file=number)
 
+    def check(self, scan: Scan) -> None:
+        """Check each file that was read; see `Source.check`."""
+        self._split_scan(scan)
+        for source, part in zip(self._sources, self._parts, strict=True):
+            if part.rows:  # Others come after a limit.
+                source.check(part)
+
     def _split_scan(self, scan: Scan) -> None:
         """Compute the scan of each file on its own, and keep them until another `scan` is used."""
         if self._scan is scan:

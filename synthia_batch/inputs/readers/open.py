@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from synthia_batch.core.digest import FileStamp
 from synthia_batch.core.types import InputFile
 from synthia_batch.inputs.base import Source
 from synthia_batch.inputs.fetch.file_types import InputKind, get_kind, split_name
@@ -31,7 +32,10 @@ def open_source(path: Path, shown: Path | str | None = None) -> "FileSource":
 
 def open_files(files: Sequence[InputFile]) -> Source:
     """Return the source that reads all of `files`, one after the other, in the formats found earlier."""
-    sources = [_open(get_kind(file.kind), file.path, file.shown) for file in files]
+    sources = [
+        _open(get_kind(file.kind), file.path, file.shown, stamp=file.stamp, content=file.content)
+        for file in files
+    ]
     if len(sources) == 1:
         return sources[0]
     from synthia_batch.inputs.readers.multi_file import ManySource
@@ -39,6 +43,13 @@ def open_files(files: Sequence[InputFile]) -> Source:
     return ManySource(sources)
 
 
-def _open(kind: InputKind, path: Path, shown: Path | str) -> "FileSource":
-    source: FileSource = kind.load_reader()(path, shown)
+def _open(
+    kind: InputKind,
+    path: Path,
+    shown: Path | str,
+    *,
+    stamp: FileStamp | None = None,
+    content: str | None = None,
+) -> "FileSource":
+    source: FileSource = kind.load_reader()(path, shown, stamp=stamp, content=content)
     return source

@@ -11,14 +11,13 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from synthia_batch.core.sandbox import make_sandbox, refuse_addresses
 from synthia_batch.core.types import Message
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.faults import RowFault
 
 ROW = "row"
 """The variable for columns whose names are not identifiers: `row["the name"]`."""
-_CHANCE_FILTERS = ("random",)
-_CHANCE_GLOBALS = ("lipsum",)
 _NAME = "<prompt template>"
 
 
@@ -32,6 +31,7 @@ class PromptTemplate:
             UsageError: It is invalid, reads no column, or uses `row` other than as `row["NAME"]`.
         """
         environment = _make_environment()
+        self._source = text
         try:
             tree = environment.parse(text)
             # The file name identifies frames of the template in a traceback.
@@ -57,6 +57,7 @@ class PromptTemplate:
         values = {name: record[name] for name in self.columns if name in record}
         try:
             text = self._template.render(values, **{ROW: values})
+            refuse_addresses(text, self._source, [str(value) for value in values.values()])
         except jinja2.UndefinedError as exc:
             raise RowFault(f"{_place(exc.__traceback__)}: {exc}{_suggest(exc, record)}") from exc
         except Exception as exc:  # A template can raise anything, such as ZeroDivisionError.
@@ -74,14 +75,7 @@ def compile_template(text: str) -> PromptTemplate:
 
 
 def _make_environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_refuse_no_text
-    )
-    # The same row must give the same prompt in every process.
-    for name in _CHANCE_FILTERS:
-        del environment.filters[name]
-    for name in _CHANCE_GLOBALS:
-        del environment.globals[name]
+    environment = make_sandbox(undefined=jinja2.StrictUndefined, finalize=_refuse_no_text)
     environment.filters["tojson"] = _to_json
     return environment
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from synthia_batch.core.backoff import Backoff, BackoffPolicy
+from synthia_batch.core.cache import measure
 from synthia_batch.core.digest import digest_json
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, keep_copy, report_disk
 from synthia_batch.inputs.fetch.file_types import LocatedFile, is_row_file
 from synthia_batch.inputs.fetch.normalize import VERSION
-from synthia_batch.inputs.remote.transport import Broken, Changed, RemoteFile, RemoteStore
+from synthia_batch.inputs.remote.transport import Broken, Changed, EndUnknown, RemoteFile, RemoteStore
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +41,11 @@ def match_names(names: Sequence[str], pattern: str) -> list[str]:
     return sorted(name for name in names if expression.match(name))
 
 
-def fetch_remote(url: str, *, makes: bool = True) -> list[LocatedFile]:
+def fetch_remote(url: str, *, digest: str | None = None, makes: bool = True) -> list[LocatedFile]:
     """Return the files of rows at an address, downloaded unless they are in the cache.
+
+    With `digest`, what the input must have, a file of unknown length is not downloaded a second time to see
+    whether it came whole.
 
     Raises:
         UsageError: There are none, they cannot be downloaded, or an extra is not installed.
@@ -54,20 +58,21 @@ def fetch_remote(url: str, *, makes: bool = True) -> list[LocatedFile]:
         )
     if not makes:
         raise UsageError(f"{url}: not looked up again")
-    store, path = _open_store(scheme, rest, url)
-    files = _find(store, path, url)
-    return [_fetch(store, file) for file in files]
+    store, path, shown = _open_store(scheme, rest, url)
+    files = _find(store, path, shown)
+    return [_fetch(store, file, digest) for file in files]
 
 
-def _open_store(scheme: str, rest: str, url: str) -> tuple[RemoteStore, str]:
+def _open_store(scheme: str, rest: str, url: str) -> tuple[RemoteStore, str, str]:
+    """Return the store of an address, the key in it, and the address for messages."""
     if scheme in ("http", "https"):
-        from synthia_batch.inputs.remote.http import WebStore
+        from synthia_batch.inputs.remote.http import WebStore, hide_secrets
 
-        return WebStore(), url
+        return WebStore(), url, hide_secrets(url)
     from synthia_batch.inputs.remote.bucket import open_bucket
 
     bucket, _, path = rest.partition("/")
-    return open_bucket(scheme, bucket, url), path
+    return open_bucket(scheme, bucket, url), path, url
 
 
 def _find(store: RemoteStore, path: str, url: str) -> list[RemoteFile]:
@@ -86,23 +91,47 @@ def _find(store: RemoteStore, path: str, url: str) -> list[RemoteFile]:
     return [file for file in files if file is not None]
 
 
-def _fetch(store: RemoteStore, file: RemoteFile) -> LocatedFile:
-    # A file without a version can change unnoticed: it is downloaded each time.
-    version = file.version or f"fetched {time.time_ns()}"
-    key = digest_json([VERSION, "remote", file.url, file.size, version])[:32]
+def _fetch(store: RemoteStore, file: RemoteFile, digest: str | None) -> LocatedFile:
+    trusted = digest if file.size is None else None
+    # A file without a version can change unnoticed, and one that nobody compared may have been cut off:
+    # they are downloaded each time.
+    version = file.version if file.version and trusted is None else f"fetched {time.time_ns()}"
+    # `key` has the query, which `url` lacks.
+    key = digest_json([VERSION, "remote", file.url, file.key, file.size, version])[:32]
     name = file.url.rpartition("/")[2] or "rows"
     directory = find_copy(key)
     if directory is None:
-        directory = keep_copy(key, lambda target: _download(store, file, target, name))
+        directory = keep_copy(key, lambda target: _download(store, file, target / name, trusted))
         _log.info(f"{file.url}: downloaded, {(directory / name).stat().st_size:,} bytes, to {directory}")
     return LocatedFile(path=directory / name, shown=file.url)
 
 
-def _download(store: RemoteStore, file: RemoteFile, target: Path, name: str) -> None:
-    """Write `file` to `target`, a new directory, resuming where a request breaks."""
-    target.mkdir()
-    done, backoff = 0, Backoff(BACKOFF)
-    with (target / name).open("wb") as copy:
+def _download(store: RemoteStore, file: RemoteFile, path: Path, digest: str | None) -> None:
+    """Write `file` to `path` in a new directory; without `digest`, compare it if it may have been cut off.
+
+    Raises:
+        UsageError: It cannot be downloaded whole.
+    """
+    path.parent.mkdir()
+    if _receive(store, file, path) or digest is not None:
+        return
+    second = path.with_name(f".{path.name}.second")
+    _receive(store, file, second)
+    sizes = path.stat().st_size, second.stat().st_size
+    if measure(path) != measure(second):
+        raise UsageError(
+            f"{file.url}: the server does not say how long the file is, and two downloads differ "
+            f"({sizes[0]:,} and {sizes[1]:,} bytes), so neither is known to be whole; download it and name "
+            "the file, or set --input-digest"
+        )
+    second.unlink()
+    _log.info(f"{file.url}: the server does not say how long it is; two downloads are equal")
+
+
+def _receive(store: RemoteStore, file: RemoteFile, path: Path) -> bool:
+    """Write `file` to `path`, resuming where a request breaks; return whether it is known to be whole."""
+    done, backoff, is_whole = 0, Backoff(BACKOFF), True
+    with path.open("wb") as copy:
         while True:
             try:
                 for content in store.read(file, done):
@@ -113,6 +142,11 @@ def _download(store: RemoteStore, file: RemoteFile, target: Path, name: str) -> 
                 if file.size is None or done == file.size:
                     break
                 raise Broken(f"expected {file.size:,} bytes, got {done:,}")
+            except EndUnknown:
+                is_whole = done == file.size
+                if is_whole or file.size is None:
+                    break
+                _wait(Broken(f"expected {file.size:,} bytes, got {done:,}"), backoff, file.url)
             except Changed as exc:
                 done = 0
                 copy.seek(0)
@@ -122,6 +156,7 @@ def _download(store: RemoteStore, file: RemoteFile, target: Path, name: str) -> 
                 _wait(exc, backoff, file.url)
     if not done:
         raise InputRefused([f"{file.url}: the file is empty"])
+    return is_whole
 
 
 def _try(ask: Callable[[], _T], url: str) -> _T:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from synthia_batch.core.backoff import parse_retry_after
 from synthia_batch.errors import UsageError
-from synthia_batch.inputs.remote.transport import Broken, Changed, RemoteFile
+from synthia_batch.inputs.remote.transport import Broken, Changed, EndUnknown, RemoteFile
 
 TIMEOUT_SECONDS = 60
 CHUNK_BYTES = 1024 * 1024
@@ -22,13 +22,15 @@ class WebStore:
     def look(self, key: str) -> RemoteFile:
         """Return the file at the address `key`, by a request of its first byte: some servers refuse HEAD."""
         if "*" in urlsplit(key).path:
-            raise UsageError(f"{_shorten(key)}: a web server has no listing for a pattern; name each file")
+            raise UsageError(
+                f"{hide_secrets(key)}: a web server has no listing for a pattern; name each file"
+            )
         with _open(key, {"Range": "bytes=0-0"}) as answer:
             headers = answer.headers
             total = headers.get("Content-Range", "").rpartition("/")[2]
             size = total if answer.status == http.client.PARTIAL_CONTENT else headers.get("Content-Length")
         return RemoteFile(
-            url=_shorten(key),
+            url=hide_secrets(key),
             key=key,
             size=int(size) if size and size.isdigit() else None,
             version=_read_version(headers),
@@ -45,11 +47,17 @@ class WebStore:
                 raise Changed("the file changed during the download")
             if start and answer.status != http.client.PARTIAL_CONTENT:
                 raise Changed("the connection broke, and the server cannot resume a file")
+            # The length that is left; chunks have an end of their own.
+            has_end = answer.length is not None or answer.chunked
             try:
                 while content := answer.read(CHUNK_BYTES):
                     yield content
+                if answer.length and file.size is None:
+                    raise Broken(f"the answer ends {answer.length:,} bytes early")
             except (http.client.HTTPException, OSError) as exc:
                 raise Broken(str(exc) or repr(exc)) from exc
+        if not has_end:
+            raise EndUnknown(hide_secrets(file.key))
 
 
 def _open(url: str, headers: Mapping[str, str]) -> Any:
@@ -65,11 +73,11 @@ def _open(url: str, headers: Mapping[str, str]) -> Any:
                 asked_seconds = parse_retry_after(exc.headers.get("Retry-After", ""))
                 raise Broken(f"the server answers {exc.code}", asked_seconds) from exc
             raise UsageError(
-                f"{_shorten(url)}: the server answers {exc.code} {exc.reason}; check the address and "
+                f"{hide_secrets(url)}: the server answers {exc.code} {exc.reason}; check the address and "
                 "your access to it"
             ) from exc
     except (http.client.InvalidURL, ValueError) as exc:
-        raise UsageError(f"{_shorten(url)}: not a valid address: {exc}") from exc
+        raise UsageError(f"{hide_secrets(url)}: not a valid address: {exc}") from exc
     except (http.client.HTTPException, OSError) as exc:
         raise Broken(str(getattr(exc, "reason", None) or exc) or repr(exc)) from exc
 
@@ -78,7 +86,7 @@ def _read_version(headers: Mapping[str, str]) -> str | None:
     return headers.get("ETag") or headers.get("Last-Modified")
 
 
-def _shorten(url: str) -> str:
+def hide_secrets(url: str) -> str:
     """Return the address without the parts that can be secret: user, password and query."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from synthia_batch.core.digest import open_digest_cache
+from synthia_batch.core.hub_blob import find_blob_damage
 from synthia_batch.core.telemetry import keep_private
-from synthia_batch.errors import UsageError
+from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.file_types import LocatedFile, is_row_file, list_row_endings
 from synthia_batch.inputs.remote.fetch import match_names
 
@@ -44,6 +46,7 @@ def fetch_dataset(url: str, *, makes: bool = True) -> list[LocatedFile]:
 
     Raises:
         UsageError: The address is invalid, or its files cannot be downloaded.
+        InputRefused: A file in the Hub's cache is damaged.
     """
     address = _parse(url)
     keep_private()  # The Hub's library reads these settings once, on import.
@@ -52,6 +55,10 @@ def fetch_dataset(url: str, *, makes: bool = True) -> list[LocatedFile]:
     if not wanted:
         raise UsageError(f"{url}: no such file of rows; the dataset has: {_shorten(listed.files)}")
     folder = _fetch(address, listed, wanted)
+    cache = open_digest_cache()
+    damages = [find_blob_damage(folder / name, cache) for name in wanted]
+    if any(damages):
+        raise InputRefused([f"{url}: {damage}" for damage in damages if damage])
     prefix = url.removesuffix(address.path).rstrip("/")
     return [LocatedFile(path=folder / name, shown=f"{prefix}/{name}") for name in wanted]
 

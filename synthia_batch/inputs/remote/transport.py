@@ -17,9 +17,13 @@ class Changed(Exception):
     """The remote file changed during the download, which has to start again."""
 
 
+class EndUnknown(Exception):
+    """Raised after the last byte of an answer that has no length: it may have been cut off."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:
-    """A file on another machine. `url` is for messages and holds no secrets.
+    """A file on another machine. `url` is for messages and holds no secrets; `key` may.
 
     `size`, in bytes, and `version` are None if the server does not report them.
     """
@@ -40,4 +44,4 @@ class RemoteStore(Protocol):
         """Return the keys of all files below `prefix`. Raises Broken, UsageError."""
 
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
-        """Yield the bytes of `file` from `start` on. Raises Broken, Changed, UsageError."""
+        """Yield the bytes of `file` from `start` on. Raises Broken, Changed, EndUnknown, UsageError."""

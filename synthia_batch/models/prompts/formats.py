@@ -13,6 +13,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from synthia_batch.core.sandbox import make_sandbox, refuse_addresses, refuse_chance
 from synthia_batch.core.types import Message
 from synthia_batch.errors import SampleRefused, UsageError
 
@@ -131,15 +132,18 @@ class ChatFormat:
         """Compile the Jinja `template`, which may use the names in `special_tokens`.
 
         Raises:
-            UsageError: It is not a valid template.
+            UsageError: It is not a valid template, or draws lots.
         """
         try:
-            self._template = _make_environment().from_string(template)
+            environment = _make_environment()
+            refuse_chance(environment.parse(template))
+            self._template = environment.from_string(template)
         except jinja2.TemplateSyntaxError as exc:
             raise UsageError(
                 f"the model's chat template, line {exc.lineno}: {exc.message}; "
                 "fix it, pass another one with --chat-template FILE, or use a --preset"
             ) from exc
+        self._source = template
         self._special_tokens = dict(special_tokens)
         self._shows_tools: bool | None = None
         self.thinks = THINK_END in template
@@ -158,7 +162,7 @@ class ChatFormat:
     def _render(self, messages: Sequence[Message], tools: Tools) -> str:
         turns = [message.to_dict() for message in messages]
         try:
-            return self._template.render(
+            text = self._template.render(
                 messages=turns,
                 # Templates check whether these are None, as transformers passes them.
                 tools=list(tools) or None,
@@ -166,6 +170,7 @@ class ChatFormat:
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
+            return refuse_addresses(text, turns, list(tools), self._source, self._special_tokens)
         except Exception as exc:
             # A template is foreign code: whatever it raises, from division by zero to endless recursion,
             # only fails this conversation.
@@ -229,9 +234,7 @@ class PlainChatFormat:
 
 def _make_environment() -> ImmutableSandboxedEnvironment:
     """Return the Jinja dialect of chat templates, as transformers documents it, with a fixed date."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlocks]
-    )
+    environment = make_sandbox(extensions=["jinja2.ext.loopcontrols", _GenerationBlocks])
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = TEMPLATE_DATE.strftime
     environment.filters["tojson"] = _to_json

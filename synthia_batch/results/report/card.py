@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.digest import digest_json
 from synthia_batch.core.formatting import format_bytes
 from synthia_batch.job.dotted import flatten
 from synthia_batch.results.read.counts import RunCounts, SystemCounts, find_limit
@@ -110,9 +111,22 @@ def _describe_head(manifest: Manifest) -> Iterator[str]:
     configs += [("failed", "failed", "failed/failed-*.parquet", manifest.failed)]
     for config, split, pattern, rows in configs:
         if rows:
-            yield from (f"- config_name: {config}", "  data_files:", f"  - split: {split}")
-            yield f"    path: {pattern}"
+            yield from (f"- config_name: {config}", f"  description: {_identify(manifest, config)}")
+            yield from ("  data_files:", f"  - split: {split}", f"    path: {pattern}")
     yield "---"
+
+
+def _identify(manifest: Manifest, config: str) -> str:
+    """Return a text that differs wherever the files of `config` do.
+
+    The `datasets` library (5.2) caches a local directory by its last name and by these configs, not by
+    the files: without such a text it returns the rows of another run, or those from before a retry. A
+    config's description is the one field of it that is free text.
+    """
+    parts = [
+        [part.path, part.sha256] for part in manifest.parts if _is_data(part.path) == (config == "default")
+    ]
+    return f"content {digest_json(parts)[:32]}"
 
 
 def _describe_contents(facts: CardFacts, manifest: Manifest) -> Iterator[str]:

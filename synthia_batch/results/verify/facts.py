@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.types import KeptColumn, Shard
+from synthia_batch.errors import IntegrityError, UsageError
+from synthia_batch.job.identity import OUTPUT_FORMAT
 from synthia_batch.job.plan import plan_shards
 from synthia_batch.storage.atomic import storage_errors
+from synthia_batch.storage.checksummed_json import read_checksummed
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.journal.frames import scan_frames
 from synthia_batch.storage.journal.reader import find_last_epoch
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.lock import WriterEpoch, read_boot_id
+from synthia_batch.storage.manifest import FORMAT_VERSION
 from synthia_batch.storage.parts.reader import SampleGrid, read_grid
 from synthia_batch.storage.plan_file import plan_digest, require_plan
 
@@ -45,7 +49,12 @@ class RunFacts:
 
 
 def read_facts(directory: Path) -> RunFacts:
-    """Return the facts about the run in `directory`."""
+    """Return the facts about the run in `directory`.
+
+    Raises:
+        UsageError: It is no run.
+        IntegrityError: Its plan was altered.
+    """
     run_dir = RunDir(directory)
     plan = require_plan(run_dir)
     return RunFacts(
@@ -57,6 +66,21 @@ def read_facts(directory: Path) -> RunFacts:
         grid=read_grid(plan["identity"]),
         kept=tuple(KeptColumn(**column) for column in plan["scan"]["kept"]),
     )
+
+
+def refuse_other_format(facts: RunFacts) -> None:
+    """Raise UsageError for a run of another format: there, what is sound would look damaged."""
+    formats = [("output format", facts.plan["identity"].get("output_format"), OUTPUT_FORMAT)]
+    with suppress(IntegrityError):  # A damaged manifest is a finding.
+        manifest = read_checksummed(facts.run_dir.manifest)
+        if manifest is not None:
+            formats.append(("manifest format", manifest.get("format_version"), FORMAT_VERSION))
+    for what, found, known in formats:
+        if found != known:
+            raise UsageError(
+                f"{facts.run_dir.root}: expected {what} {known}, got {found}; nothing was checked or "
+                "changed: use the version of synthia-batch that began this run"
+            )
 
 
 def find_highest_epoch(facts: RunFacts) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.results.verify.facts import RunFacts, read_facts
+from synthia_batch.results.verify.facts import RunFacts, read_facts, refuse_other_format
 from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error
 from synthia_batch.results.verify.run_files import (
     check_kept_files,
@@ -98,6 +98,9 @@ def verify_run(directory: Path, on_progress: OnProgress, *, decodes_rows: bool =
 
     While the run is active, only published shards are checked. `decodes_rows` compares rows with their
     digest, at a fraction of the speed: beyond a file's SHA-256, this detects only encoder errors.
+
+    Raises:
+        UsageError: It is no run, or one of another format.
     """
     started = time.monotonic()
     try:
@@ -106,6 +109,7 @@ def verify_run(directory: Path, on_progress: OnProgress, *, decodes_rows: bool =
         # Without its plan, nothing else of a run can be checked.
         finding = explain_error(FindingKind.PLAN, RunDir(directory).plan, directory, exc)
         return Verification(directory=str(directory), state="unknown", findings=(finding,))
+    refuse_other_format(facts)
     is_complete = facts.run_dir.manifest.exists()
     owner = None if is_complete else _find_running(facts.run_dir)
     found = check_running(facts, on_progress) if owner else check_run(facts, on_progress)

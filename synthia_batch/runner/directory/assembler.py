@@ -87,7 +87,12 @@ class Assembler:
         kept.is_whole = row.index + 1 == shard.stop_row
 
     def encode(self, shard: Shard, outcomes: Mapping[int, Outcome]) -> Assembled:
-        """Return the parts of `shard`, all of whose samples have ended with `outcomes`."""
+        """Return the parts of `shard`, all of whose samples have ended with `outcomes`.
+
+        Raises:
+            IntegrityError: The input is no longer the one that was scanned.
+        """
+        self.source.check(self.scan)
         samples = self._take_samples(shard)
         settled = outcomes if self.flagging is None else self.flagging.apply(samples, outcomes)
         return Assembled(encoded=self._encode(shard, samples, settled), outcomes=settled)

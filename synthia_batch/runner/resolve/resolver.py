@@ -3,20 +3,28 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from synthia_batch.core.digest import DigestCache, open_digest_cache
 from synthia_batch.errors import UsageError
-from synthia_batch.inputs import Columns, ResolvedInput, Selection, digest_files, open_files, resolve_inputs
+from synthia_batch.inputs import (
+    Columns,
+    ResolvedInput,
+    Selection,
+    check_digest,
+    digest_contents,
+    digest_files,
+    open_files,
+    resolve_inputs,
+)
 from synthia_batch.inputs.records.columns import describe_unused
 from synthia_batch.job.dotted import flatten
-from synthia_batch.job.identity import IdentityParts, InputIdentity, Numerics, fingerprint, identify
+from synthia_batch.job.identity import IdentityParts, InputIdentity, fingerprint, identify
 from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
 from synthia_batch.job.loading.secrets import reveal
-from synthia_batch.job.resolved import EngineSpec, PlanSpec, PoolSpec, Remote, ResolvedJob, SystemText
+from synthia_batch.job.resolved import PlanSpec, PoolSpec, Remote, ResolvedJob, SystemText
 from synthia_batch.job.schema import Job
 from synthia_batch.job.sections import Engine
 from synthia_batch.models.prompts.system_messages import (
@@ -36,7 +44,7 @@ from synthia_batch.runner.resolve.model_selection import (
     choose_format,
     find_model,
 )
-from synthia_batch.runner.resolve.tuned import read_tuned
+from synthia_batch.runner.resolve.tuned import describe_place, read_tuned
 from synthia_batch.workers.openai import settings as openai_settings
 
 _log = logging.getLogger(__name__)
@@ -80,12 +88,15 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> Resolved
         reveal(url, os.environ, "notify")  # Fails in the evening, not in the morning.
     # Before the model, which may take an hour to download.
     template = _read_template(merged)
-    resolved = resolve_inputs(explicit.job.input.paths, cache)
+    resolved = resolve_inputs(explicit.job.input.paths, cache, digest=explicit.job.input.digest)
     columns = open_files(resolved.files).detect(select_rows(explicit.job, template))
     check_kept_columns(columns, merged.job, resolved.files[0].shown)
     plan = _choose_systems(merged, columns)
     _log_systems(merged, columns, plan)
     _log_columns(columns, resolved)
+    resolved = dataclasses.replace(resolved, files=digest_contents(resolved.files, cache))
+    with merged.locate_errors("input.digest"):
+        check_digest(resolved.files, merged.job.input.digest)
     found = find_model(merged, chosen.preset, cache)
     _log_other_model(columns, resolved, found)
     if found.facts is not None and found.facts.generation:
@@ -221,7 +232,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     identity = identify(
         IdentityParts(
             input=InputIdentity(
-                digest=digest_files(sources.input.files, cache), columns=columns, limit=job.input.limit
+                digest=digest_files(sources.input.files), columns=columns, limit=job.input.limit
             ),
             plan=plan,
             prompt=prompt,
@@ -261,22 +272,9 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
         identity=identity,
         fingerprint=mark,
         origins=sources.merged.origins,
-        tuning_place=_describe_tuning(identity, numerics, engine),
+        tuning_place=describe_place(identity, numerics, engine),
         remote=_find_remote(job),
     )
-
-
-def _describe_tuning(identity: Mapping[str, Any], numerics: Numerics, engine: EngineSpec) -> dict[str, Any]:
-    """Return what a remembered result of `tune` is valid for."""
-    return {
-        "model": identity["model"],
-        "engine": engine.kind,
-        "version": numerics.version,
-        "hardware": numerics.hardware,
-        "determinism": engine.determinism,
-        "tensor_parallel_size": engine.tensor_parallel_size,
-        "pipeline_parallel_size": engine.pipeline_parallel_size,
-    }
 
 
 def find_directory(job: Job) -> Path | None:

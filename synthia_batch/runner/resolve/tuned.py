@@ -13,8 +13,9 @@ from typing import Any
 
 from synthia_batch.core.cache import find_user_cache, replace_cached
 from synthia_batch.core.digest import digest_json
-from synthia_batch.job.identity import NOT_IDENTITY
+from synthia_batch.job.identity import NOT_IDENTITY, Numerics
 from synthia_batch.job.loading.merge import Layer
+from synthia_batch.job.resolved import EngineSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,19 @@ class Tuned:
     settings: Mapping[str, Any]
     tokens_per_second: float
     found_on: date
+
+
+def describe_place(identity: Mapping[str, Any], numerics: Numerics, engine: EngineSpec) -> dict[str, Any]:
+    """Return the place for which a result of `tune` is valid."""
+    return {
+        "model": identity["model"],
+        "engine": engine.kind,
+        "version": numerics.version,
+        "hardware": numerics.hardware,
+        "determinism": engine.determinism,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "pipeline_parallel_size": engine.pipeline_parallel_size,
+    }
 
 
 def keep_tuned(tuned: Tuned) -> Mapping[str, Any]:
