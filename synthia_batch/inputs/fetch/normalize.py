@@ -20,7 +20,7 @@ from synthia_batch.inputs.fetch.sniff import FileEncoding, sniff_file
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Increased when the same file would give a different copy."""
 
 

@@ -1,11 +1,11 @@
 """The base of the readers: a source of one file, read alone or as one of several."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.core.types import Row
+from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.inputs.base import Columns, FileScan, Scan, Selection
 from synthia_batch.inputs.readers.file_state import ReadCursor, Watched
 from synthia_batch.inputs.readers.scan import InputScan, refuse_duplicates, refuse_empty, scan_files
@@ -39,6 +39,10 @@ class FileSource(ABC):
     @abstractmethod
     def _iterate_rows(self, scan: Scan, first: int) -> Iterator[Row]:
         """Yield every row from `first` on."""
+
+    def check_kept(self, input_scan: InputScan, kept: Sequence[KeptColumn], rows: int) -> None:
+        """Check kept values against the types of all files together; see `FileReader.check_kept`."""
+        return  # JSON has the types that are in Arrow's plain table; the scan has checked its numbers.
 
     @property
     def shown(self) -> str:
