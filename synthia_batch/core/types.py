@@ -107,11 +107,14 @@ class KeptColumn:
     """An input column that is copied to the output.
 
     `type` is `string`, `int64`, `double`, `bool` or `json` (any JSON value, stored as
-    text), or `arrow:` followed by the base64 of a serialized one-field Arrow schema.
+    text), or `arrow:` followed by the base64 of a serialized Arrow schema. Its first field has the type. If
+    that holds extension types, a second one has the type of their storage, from which values are built.
+    `feature` is the datasets library's description of the column as JSON, such as the names of its classes.
     """
 
     name: str
     type: str
+    feature: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -214,7 +214,7 @@ class Scan:
             "rows": self.rows,
             "size": self.size,
             "columns": self.columns.to_dict(),
-            "kept": [{"name": column.name, "type": column.type} for column in self.kept],
+            "kept": [_describe_kept(column) for column in self.kept],
             "checkpoints": [[checkpoint.offset, checkpoint.line] for checkpoint in self.checkpoints],
         }
         return {**values, "files": [file.to_dict() for file in self.files]} if self.files else values
@@ -237,6 +237,12 @@ class Scan:
                 f"the plan's record of its input is damaged ({exc!r}); "
                 "restore the run directory, or start a new one"
             ) from exc
+
+
+def _describe_kept(column: KeptColumn) -> dict[str, str]:
+    """Return the column as JSON values. A feature is omitted if unused: plans from before it stay equal."""
+    values = {"name": column.name, "type": column.type}
+    return values if column.feature is None else {**values, "feature": column.feature}
 
 
 class Source(Protocol):

@@ -30,7 +30,7 @@ REFUSED = "error: the input cannot be used; nothing was started:\n"
 FIX = "fix the input, then run the same command again\n"
 FORMATS = (
     "supported formats: JSONL (.jsonl, .ndjson), Parquet (.parquet), CSV (.csv), TSV (.tsv), "
-    "JSON lists (.json); compressed: .gz, .zst"
+    "JSON (.json); compressed: .gz, .zst"
 )
 TMPFS_KIB = 64
 ON_CPUS = pytest.mark.skipif(detect_device() == "cuda", reason="this machine has GPUs")
@@ -63,7 +63,7 @@ SLIPS = [
     Slip(
         "a directory without rows",
         ("run", "empty"),
-        f"error: empty: the directory holds no files of rows; {FORMATS}\n",
+        f"error: empty: the directory holds no files of rows (not read: notes.txt); {FORMATS}\n",
         files={"empty/notes.txt": "none"},
     ),
     Slip(

@@ -74,5 +74,5 @@ def test_the_type_of_a_kept_column_is_that_of_all_its_values(
         tracker.take({"x": value})
     (column,) = tracker.resolve()
     assert column.type == kind
-    converted = [convert_kept({"x": value}, [column])["x"] for value in values]
+    converted = [convert_kept({"x": value}, ["x"], [column])["x"] for value in values]
     assert [(type(value), value) for value in converted] == [(type(value), value) for value in kept]

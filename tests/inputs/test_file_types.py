@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from synthia_batch.inputs.fetch.file_types import KINDS, InputKind, get_kind, split_name
+from synthia_batch.inputs.fetch.file_types import KINDS, InputKind, choose_row_files, get_kind, split_name
 from synthia_batch.inputs.fetch.sniff import sniff_file
 
 
@@ -40,3 +40,29 @@ def test_a_text_without_a_name_gets_its_likely_kind(tmp_path: Path, text: bytes,
     path = tmp_path / "piped"
     path.write_bytes(text)
     assert sniff_file(path, "stdin", guess=True).kind.name == kind
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "ignored"),
+    [
+        (
+            ["b.jsonl", "a/c.csv.gz", "d.json", "README.md"],
+            ["a/c.csv.gz", "b.jsonl"],
+            ["README.md", "d.json"],
+        ),
+        (["b.json", "a.json.gz", "state.json"], ["a.json.gz", "b.json"], ["state.json"]),
+        ([".a.jsonl", ".git/b.jsonl"], [], []),
+        (["a.json", "no.json"], ["a.json"], ["no.json"]),
+    ],
+)
+def test_a_directory_gives_the_kinds_of_its_lowest_rank(
+    names: list[str], rows: list[str], ignored: list[str]
+) -> None:
+    found = choose_row_files(names, lambda name: name != "no.json")
+    assert (list(found.rows), list(found.ignored)) == (rows, ignored)
+
+
+def test_what_a_directory_leaves_out_is_named_and_long_lists_are_cut() -> None:
+    found = choose_row_files(["a.jsonl", *(f"{number}.md" for number in range(8))])
+    assert found.describe_ignored() == "not read: 0.md, 1.md, 2.md, 3.md, 4.md and 3 more"
+    assert choose_row_files(["a.jsonl"]).describe_ignored() == ""

@@ -26,7 +26,7 @@ def test_parquet_is_known_by_its_first_bytes(tmp_path: Path, name: str) -> None:
     assert source.scan(Selection(), tmp_path).rows == 1
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows", "rows.jsonl.gz", "rows.json"])
+@pytest.mark.parametrize("name", ["rows.csv", "rows", "rows.jsonl.gz"])
 def test_any_other_file_is_refused_with_the_formats_there_are(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("prompt\na\n")
     with pytest.raises(UsageError, match=r"supported formats: JSONL .*, Parquet .*"):

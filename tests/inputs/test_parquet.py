@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,19 @@ import pytest
 from pyarrow import parquet
 from reading import list_faults, read_all, scan
 
+from synthia_batch.core.types import KeptColumn, Message, RowSampling
 from synthia_batch.errors import UsageError
+from synthia_batch.inputs.readers.kept_types import make_kept_column
 from synthia_batch.inputs.readers.parquet import ParquetSource
 from synthia_batch.inputs.readers.parquet_batches import choose_batch_rows
-from synthia_batch.storage.parts.schema import data_schema
+from synthia_batch.storage.parts.schema import data_schema, kept_storage, kept_type
 
 DAY = datetime.datetime(2026, 11, 21, 6, 36, 1, 123456)
+
+
+def encode_kept(column: KeptColumn, values: list[Any]) -> pa.Array:
+    """As the output does."""
+    return pa.array(values, kept_storage(column)).cast(kept_type(column))
 
 
 def write(tmp_path: Path, table: pa.Table, **options: Any) -> Path:
@@ -92,6 +100,18 @@ KEPT: list[tuple[pa.DataType, Any]] = [
     (pa.large_list(pa.string()), ["a"]),
     (pa.struct([("a", pa.int8()), ("b", pa.list_(pa.string()))]), {"a": 1, "b": ["x"]}),
     (pa.map_(pa.string(), pa.int64()), [("a", 1)]),
+    (pa.decimal256(50, 2), decimal.Decimal("1.25")),
+    (pa.float16(), 1.5),
+    (pa.timestamp("ns"), 1_795_000_000_123_456_789),
+    (pa.timestamp("ns", "Europe/Berlin"), 1_795_000_000_123_456_789),
+    (pa.timestamp("us", "Mars/Olympus"), 5),
+    (pa.time64("ns"), 86_399_999_999_999),
+    (pa.duration("ns"), -7),
+    (pa.list_(pa.timestamp("ns")), [-1, None]),
+    (pa.struct([("a", pa.struct([("b", pa.duration("ns"))]))]), {"a": {"b": 3}}),
+    (pa.map_(pa.string(), pa.time64("ns")), [("a", 1)]),
+    (pa.uuid(), bytes(range(16))),
+    (pa.json_(), '{"a": [1, null]}'),
 ]
 
 
@@ -104,6 +124,7 @@ def test_a_kept_column_keeps_its_type_and_its_values(tmp_path: Path, type_: pa.D
     values = [row.kept["x"] for row in read_all(path, keep_columns=("x",))]
     assert pa.array(values, kept_type).cast(type_).equals(column)
     assert kept_type == type_
+    assert encode_kept(found.kept[0], values).equals(column)
 
 
 def test_a_kept_dictionary_is_kept_as_its_values(tmp_path: Path) -> None:
@@ -114,24 +135,78 @@ def test_a_kept_dictionary_is_kept_as_its_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "type_",
+    ("type_", "kept_type", "value"),
     [
-        pa.timestamp("ns"),
-        pa.time64("ns"),
-        pa.duration("ns"),
-        pa.float16(),
-        pa.list_(pa.timestamp("ns")),
-        pa.struct([("a", pa.struct([("b", pa.duration("ns"))]))]),
-        pa.timestamp("us", "Mars/Olympus"),
-        pa.uuid(),
+        (pa.list_view(pa.int64()), pa.list_(pa.int64()), [1, None]),
+        (pa.large_list_view(pa.string()), pa.large_list(pa.string()), ["a"]),
+        (pa.list_(pa.string_view()), pa.list_(pa.string()), ["a"]),
+        (pa.bool8(), pa.int8(), 1),
+        (pa.fixed_shape_tensor(pa.int32(), [2]), pa.list_(pa.int32()), [1, 2]),
     ],
     ids=str,
 )
-def test_a_column_without_exact_python_values_cannot_be_kept(tmp_path: Path, type_: pa.DataType) -> None:
-    path = write(tmp_path, pa.table({"prompt": ["a"], "x": pa.nulls(1, type_)}))
-    with pytest.raises(UsageError, match="column 'x' cannot be kept"):
-        scan(path, keep_columns=("x",))
-    assert scan(path).rows == 1
+def test_other_types_are_kept_as_plain_ones(
+    tmp_path: Path, type_: pa.DataType, kept_type: pa.DataType, value: Any
+) -> None:
+    storage = type_.storage_type if isinstance(type_, pa.BaseExtensionType) else type_
+    path = write(tmp_path, pa.table({"prompt": ["a"], "x": pa.array([value], storage).cast(type_)}))
+    assert data_schema(scan(path, keep_columns=("x",)).kept).field("x").type == kept_type
+    assert read_all(path, keep_columns=("x",))[0].kept["x"] == value
+
+
+@pytest.mark.parametrize("make", [pa.list_, pa.large_list, lambda item: pa.struct([("a", item)])])
+def test_json_within_lists_and_structs_is_kept(tmp_path: Path, make: Any) -> None:
+    value: Any = {"a": '{"b": 1}'} if pa.types.is_struct(make(pa.string())) else ['{"b": 1}', None]
+    column = pa.array([value, None], make(pa.string())).cast(make(pa.json_()))
+    path = write(tmp_path, pa.table({"prompt": ["a", "b"], "x": column}))
+    found = scan(path, keep_columns=("x",))
+    values = [row.kept["x"] for row in read_all(path, keep_columns=("x",))]
+    assert encode_kept(found.kept[0], values).type == make(pa.json_())
+    assert values == [value, None]
+
+
+def test_a_column_without_exact_python_values_cannot_be_kept(tmp_path: Path) -> None:
+    path = write(tmp_path, pa.table({"prompt": ["a"], "x": pa.array([{"a": 1}])}))
+    # Parquet itself has none of the types that cannot be kept but this one.
+    twice = pa.struct([("a", pa.int8()), ("a", pa.int8())])
+    assert make_kept_column(pa.field("x", twice)) is None
+    assert make_kept_column(pa.field("x", pa.month_day_nano_interval())) is None
+    assert scan(path, keep_columns=("x",)).rows == 1
+
+
+def make_json(values: list[Any]) -> pa.Array:
+    return pa.array([json.dumps(value) for value in values]).cast(pa.json_())
+
+
+def make_json_lists(values: list[list[Any]]) -> pa.Array:
+    texts = [[json.dumps(item) for item in value] for value in values]
+    return pa.array(texts).cast(pa.list_(pa.json_()))
+
+
+def test_read_columns_of_json_are_decoded(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    talk += [{"role": "user", "content": "How?"}]
+    wanted = [Message(turn["role"], turn["content"]) for turn in talk]
+    for column in (make_json([talk]), make_json_lists([talk])):
+        path = write(tmp_path, pa.table({"messages": column}))
+        assert list(read_all(path)[0].messages) == wanted
+    path = write(tmp_path, pa.table({"prompt": make_json(["Why?"]), "tone": make_json([None])}))
+    (row,) = read_all(path, system_column="tone")
+    assert (row.messages[0].content, row.system) == ("Why?", None)
+    path = write(tmp_path, pa.table({"turns": make_json_lists([["Why?", "How?"]])}))
+    assert read_all(path)[0].follow_ups == ("How?",)
+    broken = pa.array(["{"]).cast(pa.json_())
+    assert (
+        "row 1: column 'prompt': not valid JSON"
+        in list_faults(write(tmp_path, pa.table({"prompt": broken})))[0]
+    )
+
+
+def test_optional_columns_may_be_null_in_a_whole_file(tmp_path: Path) -> None:
+    empty = pa.nulls(1)
+    path = write(tmp_path, pa.table({"prompt": ["a"], "tone": empty, "draw": empty, "tools": empty}))
+    (row,) = read_all(path, system_column="tone", sampling_column="draw", tools_column="tools")
+    assert (row.system, row.sampling, row.tools) == (None, RowSampling(values={}), ())
 
 
 def test_invalid_utf_8_is_refused_by_its_row(tmp_path: Path) -> None:

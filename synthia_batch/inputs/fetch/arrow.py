@@ -61,7 +61,6 @@ def _read_batches(file: Path, shown: Path | str) -> Any:
         with pa.memory_map(str(file)) as source:
             for batch in pa.ipc.open_stream(source):
                 batch.validate(full=True)
-                # The metadata of the datasets library has no meaning in Parquet.
-                yield batch.replace_schema_metadata(None)
+                yield batch
     except _ERRORS as exc:
         raise InputRefused([f"{shown}: {file.name}: not a readable Arrow file, or damaged: {exc}"]) from exc

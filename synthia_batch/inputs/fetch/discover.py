@@ -1,6 +1,7 @@
 """Resolves what a job names as its input to normalized files on this machine."""
 
 import glob
+import logging
 import os
 import posixpath
 import re
@@ -11,13 +12,16 @@ from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json, open_digest_cache
 from synthia_batch.core.types import InputFile
-from synthia_batch.errors import UsageError
+from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, is_copy
 from synthia_batch.inputs.fetch.datasets_dir import is_dataset, normalize_dataset, refuse_splits
-from synthia_batch.inputs.fetch.file_types import FORMATS, LocatedFile, is_row_file, split_name
+from synthia_batch.inputs.fetch.file_types import FORMATS, LocatedFile, choose_row_files, split_name
 from synthia_batch.inputs.fetch.normalize import normalize_file
+from synthia_batch.inputs.fetch.sniff import find_json_kind, read_start
 from synthia_batch.inputs.fetch.stamps import read_stamps, refuse_changed
 from synthia_batch.inputs.fetch.stdin import STDIN, STDIN_NAME, keep_stdin, refuse_lost
+
+_log = logging.getLogger(__name__)
 
 HUB_PREFIX = "hf://"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -96,7 +100,7 @@ def find_files(named: str, *, digest: str | None = None, makes: bool = True) -> 
         return [LocatedFile(path=path, shown=STDIN_NAME)]
     try:
         if path.is_dir():
-            return _find_in_directory(path)
+            return _find_in_directory(path, reports=makes)
         if not path.exists() and glob.has_magic(named):
             return _find_by_pattern(named)
     except ValueError as exc:
@@ -165,20 +169,37 @@ def name_files(shown: Sequence[str]) -> list[str]:
     return [_encode_name(path[len(common) :].lstrip("/")) for path in paths]
 
 
-def _find_in_directory(directory: Path) -> list[LocatedFile]:
+def _find_in_directory(directory: Path, *, reports: bool) -> list[LocatedFile]:
     if is_dataset(directory):
         return [LocatedFile(path=directory, shown=directory)]
     refuse_splits(directory)
-    found = [LocatedFile(path=path, shown=path) for path in sorted(_list_rows(directory), key=str)]
-    if not found:
-        raise UsageError(f"{directory}: the directory holds no files of rows; {FORMATS}")
-    return found
+    found = choose_row_files(_list_files(directory), lambda name: _may_hold_rows(directory / name))
+    if not found.rows:
+        ignored = f" ({found.describe_ignored()})" if found.ignored else ""
+        raise UsageError(f"{directory}: the directory holds no files of rows{ignored}; {FORMATS}")
+    if found.ignored and reports:
+        _log.info(f"{directory}: {found.describe_ignored()}")
+    paths = sorted((directory / name for name in found.rows), key=str)
+    return [LocatedFile(path=path, shown=path) for path in paths]
 
 
-def _list_rows(directory: Path) -> Iterator[Path]:
+def _list_files(directory: Path) -> Iterator[str]:
+    """Yield the paths of the files below `directory`, relative to it; hidden folders are skipped."""
     for folder, folders, names in os.walk(directory):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(folder) / name for name in names if is_row_file(name))
+        yield from ((Path(folder) / name).relative_to(directory).as_posix() for name in names)
+
+
+def _may_hold_rows(path: Path) -> bool:
+    """Return False for a .json file whose content shows that it holds no rows."""
+    name = split_name(path.name)
+    if name.kind is None or name.kind.name != "json":
+        return True
+    try:
+        start = read_start(path, name.compression, path)
+    except (InputRefused, OSError):
+        return True  # Refused with its reason when it is opened.
+    return find_json_kind(start, name.kind) is not None
 
 
 def _find_by_pattern(pattern: str) -> list[LocatedFile]:

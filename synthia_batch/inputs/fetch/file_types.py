@@ -4,6 +4,7 @@ A new format is an entry of KINDS and a module with its reader (a `FileSource`),
 writes its rows as JSONL or Parquet. Both are named here and imported when a file needs them.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -19,7 +20,7 @@ class InputKind:
     `reader`, as module:class, reads the files directly. A format without one has a `normalizer`, as
     module:function, which writes a copy named `rows_name`, of a format that has a reader.
     `magic` are the first bytes of every file of this format; `first_character` is that of a text, for a
-    stream without a name. Directories are searched for it if `in_directories`.
+    stream without a name. `search_rank` is its place in the search of a directory, see `choose_row_files`.
     """
 
     name: str
@@ -30,7 +31,7 @@ class InputKind:
     reader: str | None = None
     normalizer: str | None = None
     rows_name: str = "rows.jsonl"
-    in_directories: bool = True
+    search_rank: int = 1
 
     def load_reader(self) -> Any:
         """Return the class that reads the format; ValueError where files are normalized first."""
@@ -61,13 +62,15 @@ KINDS = (
     InputKind(name="tsv", label="TSV", suffixes=(".tsv",), normalizer="fetch.csv_json:write_tsv_lines"),
     InputKind(
         name="json",
-        label="JSON lists",
+        label="JSON",
         suffixes=(".json",),
         first_character=b"[",
         normalizer="fetch.csv_json:write_json_lines",
-        in_directories=False,  # Most .json files in a directory are not rows.
+        search_rank=2,  # Beside files of rows, most .json files are not rows.
     ),
 )
+METADATA_NAMES = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+"""Files of the datasets library that hold no rows."""
 UNMARKED_TEXT = "csv"
 """The kind of a stream without a name whose first bytes indicate no other."""
 
@@ -85,6 +88,7 @@ COMPRESSIONS = (
     Compression(name="gzip", suffixes=(".gz", ".gzip"), magic=b"\x1f\x8b"),
     Compression(name="zstd", suffixes=(".zst", ".zstd"), magic=b"\x28\xb5\x2f\xfd"),
 )
+MAX_NAMES_SHOWN = 5
 MAGIC_BYTES = max(len(entry.magic) for entry in (*KINDS, *COMPRESSIONS) if entry.magic)
 FORMATS = (
     "supported formats: "
@@ -110,6 +114,24 @@ class NameParts:
     compression: Compression | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowFiles:
+    """The files of a directory that are read, and those that are not."""
+
+    rows: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    def describe_ignored(self) -> str:
+        """Return a sentence about the files that are not read, empty if there are none."""
+        if not self.ignored:
+            return ""
+        shown = ", ".join(self.ignored[:MAX_NAMES_SHOWN])
+        more = (
+            f" and {len(self.ignored) - MAX_NAMES_SHOWN} more" if len(self.ignored) > MAX_NAMES_SHOWN else ""
+        )
+        return f"not read: {shown}{more}"
+
+
 def get_kind(name: str) -> InputKind:
     """Return the entry of the format `name`."""
     return next(kind for kind in KINDS if kind.name == name)
@@ -125,18 +147,28 @@ def split_name(name: str) -> NameParts:
     return NameParts(stem=path.stem if kind else path.name, kind=kind, compression=compression)
 
 
-def is_row_file(relative_path: str) -> bool:
-    """Return whether a search of a directory takes the file: a known kind, and no part of the path hidden."""
-    parts = relative_path.split("/")
-    kind = split_name(parts[-1]).kind
-    return kind is not None and kind.in_directories and not any(part.startswith(".") for part in parts)
+def choose_row_files(names: Iterable[str], holds_rows: Callable[[str], bool] = lambda name: True) -> RowFiles:
+    """Return which files below a directory are read, of their paths in it, sorted.
+
+    Only the kinds of the lowest rank that is there are read; hidden files never are. `holds_rows` can
+    exclude a file whose name fits.
+    """
+    visible = sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
+    ranks: dict[int, list[str]] = {}
+    for name in visible:
+        last = name.rpartition("/")[2]
+        kind = split_name(last).kind
+        if kind is not None and last not in METADATA_NAMES and holds_rows(name):
+            ranks.setdefault(kind.search_rank, []).append(name)
+    rows = ranks[min(ranks)] if ranks else []
+    taken = set(rows)
+    return RowFiles(rows=tuple(rows), ignored=tuple(name for name in visible if name not in taken))
 
 
 def list_row_endings() -> list[str]:
-    """Return every ending of the names that `is_row_file` accepts."""
+    """Return every ending of the names that `choose_row_files` can choose."""
     packings = ("", *(suffix for compression in COMPRESSIONS for suffix in compression.suffixes))
-    kinds = [kind for kind in KINDS if kind.in_directories]
-    return [suffix + packing for kind in kinds for suffix in kind.suffixes for packing in packings]
+    return [suffix + packing for kind in KINDS for suffix in kind.suffixes for packing in packings]
 
 
 def find_magic_kind(start: bytes) -> InputKind | None:

@@ -21,7 +21,7 @@ from synthia_batch.inputs.fetch.stamps import check_unchanged, read_stamps
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Increased when the same file would give a different copy."""
 
 

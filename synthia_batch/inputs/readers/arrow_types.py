@@ -1,18 +1,19 @@
-"""Arrow types of input columns: which can be text, an id or messages, and which can be kept."""
+"""Arrow types of input columns: which can be text, an id or messages, and the Python values of an array."""
 
-import base64
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import types
 
-from synthia_batch.core.types import KeptColumn
-
-_PLAIN = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "double", pa.bool_(): "bool"}
+from synthia_batch.inputs.records.faults import RowFault
+from synthia_batch.inputs.records.strict_json import parse_json
 
 
 def is_text(type_: pa.DataType) -> bool:
-    """Return whether values of this type are strings."""
+    """Return whether values of this type are strings. Those of arrow.json can be: they are decoded."""
+    if isinstance(type_, pa.JsonType):
+        return True
     if types.is_dictionary(type_):
         return is_text(type_.value_type)
     return bool(types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_))
@@ -33,7 +34,7 @@ def is_messages(type_: pa.DataType) -> bool:
 
 def is_turns(type_: pa.DataType) -> bool:
     """Return whether values of this type can be the user's messages of a conversation: lists of strings."""
-    return _is_list(type_) and is_text(type_.value_type)
+    return is_list(type_) and is_text(type_.value_type)
 
 
 def is_object(type_: pa.DataType) -> bool:
@@ -46,15 +47,15 @@ def is_object(type_: pa.DataType) -> bool:
 
 def is_objects(type_: pa.DataType) -> bool:
     """Return whether values of this type can be lists of objects: lists of structs, or JSON text."""
-    return is_text(type_) or (_is_list(type_) and types.is_struct(type_.value_type))
+    return is_text(type_) or (is_list(type_) and types.is_struct(type_.value_type))
 
 
 def has_nested_fields(type_: pa.DataType) -> bool:
     """Return whether values of this type are lists of structs that have lists or structs themselves."""
-    if not _is_list(type_) or not types.is_struct(type_.value_type):
+    if not is_list(type_) or not types.is_struct(type_.value_type):
         return False
     fields = (type_.value_type.field(number).type for number in range(type_.value_type.num_fields))
-    return any(_is_list(inner) or types.is_struct(inner) for inner in fields)
+    return any(is_list(inner) or types.is_struct(inner) for inner in fields)
 
 
 def leave_out_nulls(value: Any) -> Any:
@@ -64,88 +65,99 @@ def leave_out_nulls(value: Any) -> Any:
     return [leave_out_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def make_kept_column(field: pa.Field) -> KeptColumn | None:
-    """Return the kept column for `field`, or None if its type cannot be kept.
+def is_list(type_: pa.DataType) -> bool:
+    """Return whether values of this type are lists."""
+    return bool(
+        types.is_list(type_)
+        or types.is_large_list(type_)
+        or types.is_fixed_size_list(type_)
+        or types.is_list_view(type_)
+        or types.is_large_list_view(type_)
+    )
 
-    Kept are the types whose Python values convert back to the same Arrow values: null, booleans,
-    integers, float32 and float64, decimals, text, binary, date32, time32, time64[us], timestamps
-    and durations to the microsecond, and lists, structs and maps of them. Dictionaries are kept
-    as their values, views as plain text and binary. Not kept: anything in nanoseconds (Python's
-    datetime has none), float16, date64, intervals, unions, run-end encodings, extension types.
-    """
-    type_ = _normalize(field.type)
-    if type_ is None:
-        return None
-    if type_ in _PLAIN:
-        return KeptColumn(name=field.name, type=_PLAIN[type_])
-    schema = pa.schema([pa.field(field.name, type_)])
-    text = base64.b64encode(schema.serialize().to_pybytes()).decode()
-    return KeptColumn(name=field.name, type=f"arrow:{text}")
+
+def map_leaves(type_: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Return the type with `change` applied to all types within lists, structs and maps."""
+    if types.is_map(type_):
+        inner = [type_.key_type, type_.item_type]
+        changed = [map_leaves(kind, change) for kind in inner]
+        return type_ if changed == inner else pa.map_(*changed)
+    if types.is_struct(type_):
+        names = [type_.field(number).name for number in range(type_.num_fields)]
+        inner = [type_.field(number).type for number in range(type_.num_fields)]
+        changed = [map_leaves(kind, change) for kind in inner]
+        return type_ if changed == inner else pa.struct(list(zip(names, changed, strict=True)))
+    if not is_list(type_):
+        return change(type_)
+    value = map_leaves(type_.value_type, change)
+    if value == type_.value_type:
+        return type_
+    if types.is_fixed_size_list(type_):
+        return pa.list_(value, type_.list_size)
+    is_large = types.is_large_list(type_) or types.is_large_list_view(type_)
+    return pa.large_list(value) if is_large else pa.list_(value)
 
 
 def list_values(array: pa.Array) -> list[Any]:
-    """Return the Python values of `array`.
+    """Return Python values of `array` that convert back to the same Arrow values.
 
-    Raises ValueError or OverflowError if a value has none: text that is not UTF-8, a date
+    Extension types give the values of their storage. What has nanoseconds, which Python's datetime has not,
+    or a time zone that Python does not know, gives the integers that Arrow stores.
+
+    Raises ValueError or OverflowError if a value has no counterpart: text that is not UTF-8, a date
     after the year 9999.
     """
     # Otherwise an index beyond the dictionary, in a damaged file, causes a segmentation fault.
     array.validate(full=True)
     if types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    values: list[Any] = array.to_pylist()
+    exact = map_leaves(array.type, _find_exact)
+    values: list[Any] = (array if exact == array.type else array.cast(exact)).to_pylist()
     return values
 
 
-def _normalize(type_: pa.DataType) -> pa.DataType | None:
-    """Return the type with which values of `type_` are kept, or None."""
-    if types.is_dictionary(type_):
-        return _normalize(type_.value_type)
-    if types.is_string_view(type_):
-        return pa.string()
-    if types.is_binary_view(type_):
-        return pa.binary()
-    if _is_list(type_) or types.is_struct(type_) or types.is_map(type_):
-        return _normalize_nested(type_)
-    return type_ if _is_kept_as_it_is(type_) else None
+def list_decoded(array: pa.Array) -> list[Any]:
+    """Return the Python values of `array`, with those of arrow.json decoded. Raises as `list_values`."""
+    values = list_values(array)
+    if not has_leaf(array.type, lambda leaf: isinstance(leaf, pa.JsonType)):
+        return values
+    return [_decode(value, array.type) for value in values]
 
 
-def _normalize_nested(type_: pa.DataType) -> pa.DataType | None:
-    if types.is_map(type_):
-        key, item = _normalize(type_.key_type), _normalize(type_.item_type)
-        return pa.map_(key, item) if key is not None and item is not None else None
-    if types.is_struct(type_):
-        fields = [type_.field(number) for number in range(type_.num_fields)]
-        inner = [_normalize(field.type) for field in fields]
-        names = [field.name for field in fields]
-        if not names or None in inner or len(set(names)) < len(names):
-            return None
-        return pa.struct([pa.field(name, kind) for name, kind in zip(names, inner, strict=True)])
-    value = _normalize(type_.value_type)
+def has_leaf(type_: pa.DataType, is_wanted: Callable[[pa.DataType], bool]) -> bool:
+    """Return whether the type is, or holds within lists, structs and maps, one that `is_wanted`."""
+    found: list[bool] = []
+
+    def look(leaf: pa.DataType) -> pa.DataType:
+        found.append(is_wanted(leaf))
+        return leaf
+
+    map_leaves(type_, look)
+    return any(found)
+
+
+def _find_exact(type_: pa.DataType) -> pa.DataType:
+    if isinstance(type_, pa.BaseExtensionType):
+        return map_leaves(type_.storage_type, _find_exact)
+    is_time = types.is_timestamp(type_) or types.is_duration(type_) or types.is_time64(type_)
+    if is_time and (type_.unit == "ns" or (types.is_timestamp(type_) and not _has_known_zone(type_))):
+        return pa.int64()
+    return type_
+
+
+def _decode(value: Any, type_: pa.DataType) -> Any:
     if value is None:
         return None
-    return pa.large_list(value) if types.is_large_list(type_) else pa.list_(value)
-
-
-def _is_kept_as_it_is(type_: pa.DataType) -> bool:
-    if types.is_timestamp(type_):
-        return type_.unit != "ns" and _has_known_zone(type_)
-    if types.is_duration(type_) or types.is_time(type_):
-        return bool(type_.unit != "ns")
-    return bool(
-        types.is_null(type_)
-        or types.is_boolean(type_)
-        or types.is_integer(type_)
-        or types.is_float32(type_)
-        or types.is_float64(type_)
-        or types.is_decimal(type_)
-        or types.is_string(type_)
-        or types.is_large_string(type_)
-        or types.is_binary(type_)
-        or types.is_large_binary(type_)
-        or types.is_fixed_size_binary(type_)
-        or types.is_date32(type_)
-    )
+    if isinstance(type_, pa.JsonType):
+        try:
+            return parse_json(value)
+        except RowFault as exc:
+            raise ValueError(str(exc)) from exc
+    if types.is_struct(type_):
+        return {name: _decode(inner, type_.field(name).type) for name, inner in value.items()}
+    if types.is_map(type_):
+        return [(_decode(key, type_.key_type), _decode(item, type_.item_type)) for key, item in value]
+    return [_decode(inner, type_.value_type) for inner in value] if is_list(type_) else value
 
 
 def _has_known_zone(type_: pa.DataType) -> bool:
@@ -158,11 +170,7 @@ def _has_known_zone(type_: pa.DataType) -> bool:
 
 def _is_list_of(type_: pa.DataType, *wanted: str) -> bool:
     """Return whether values are lists of structs with the `wanted` fields and no duplicate names."""
-    if not _is_list(type_) or not types.is_struct(type_.value_type):
-        return False
+    if not is_list(type_) or not types.is_struct(type_.value_type):
+        return is_list(type_) and isinstance(type_.value_type, pa.JsonType)
     names = [type_.value_type.field(number).name for number in range(type_.value_type.num_fields)]
     return set(wanted) <= set(names) and len(set(names)) == len(names)
-
-
-def _is_list(type_: pa.DataType) -> bool:
-    return bool(types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_))

@@ -1,12 +1,12 @@
 """The base of the readers: a source of one file, read alone or as one of several."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.digest import FileStamp
-from synthia_batch.core.types import Row
+from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.inputs.base import Columns, FileScan, FirstNames, Scan, Selection
 from synthia_batch.inputs.readers.file_state import ReadCursor, Watched
 from synthia_batch.inputs.readers.scan import (
@@ -61,6 +61,10 @@ class FileSource(ABC):
     def detect(self, selection: Selection) -> Columns:
         """Return the columns; see `Source.detect`."""
         return detect_columns([self], selection).columns
+
+    def check_kept(self, input_scan: InputScan, kept: Sequence[KeptColumn], rows: int) -> None:
+        """Check kept values against the types of all files together; see `FileReader.check_kept`."""
+        return  # JSON has the types that are in Arrow's plain table; the scan has checked its numbers.
 
     @property
     def shown(self) -> str:

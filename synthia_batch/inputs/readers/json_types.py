@@ -33,6 +33,10 @@ class KindTracker:
         """Return whether the column had a value other than null."""
         return bool(self._kinds.get(name))
 
+    def is_exact(self, name: str) -> bool:
+        """Return whether a double holds each integer of the column exactly."""
+        return _WIDE not in self._kinds.get(name, set())
+
     def resolve(self) -> tuple[KeptColumn, ...]:
         """Return the kept columns, with the type of their values if they have one, else double or json."""
         return tuple(KeptColumn(name=name, type=_resolve(kinds)) for name, kinds in self._kinds.items())

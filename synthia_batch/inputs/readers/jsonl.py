@@ -94,7 +94,7 @@ class JsonlSource(FileSource):
     def scan_into(self, input_scan: InputScan) -> FileScan:
         """Add the results of one pass over the file; see `FileReader.scan_into`."""
         size = self._watched.begin_scan()
-        input_scan.note_json()
+        input_scan.note_json(self._shown)
         scanner = _Scanner(self._shown, input_scan)
         with report_unreadable(self._shown), open_lines(self._path) as file:
             for line in islice(iterate_lines(file, Checkpoint(offset=0, line=1)), input_scan.wanted):

@@ -1,7 +1,7 @@
 """Parquet, read by row group in small batches."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,14 @@ from synthia_batch.inputs.readers.arrow_types import (
     is_objects,
     is_text,
     is_turns,
-    make_kept_column,
 )
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed
+from synthia_batch.inputs.readers.kept_types import (
+    can_cast,
+    list_features,
+    make_kept_column,
+)
 from synthia_batch.inputs.readers.parquet_batches import (
     LIBRARY_ERRORS,
     LocatedBatch,
@@ -89,7 +93,7 @@ class ParquetSource(FileSource):
             wanted = file.metadata.num_rows
             if input_scan.wanted is not None:
                 wanted = min(wanted, input_scan.wanted)
-            for batch in iterate_batches(file, input_scan.columns, 0, wanted):
+            for batch in iterate_batches(file, input_scan.columns.used, 0, wanted):
                 scanner.take(batch)
             if scanner.rows != wanted:
                 raise InputRefused(
@@ -97,6 +101,21 @@ class ParquetSource(FileSource):
                 )
         self._watched.end_scan()
         return FileScan(rows=scanner.rows, size=size)
+
+    def check_kept(self, input_scan: InputScan, kept: Sequence[KeptColumn], rows: int) -> None:
+        """Check kept values against the types of all files together; see `FileReader.check_kept`."""
+        if not kept or not rows:
+            return
+        with self._refuse_damage():
+            file = open_parquet(self._path)
+            for own, column in zip(
+                self._make_kept(tuple(column.name for column in kept), file.schema_arrow), kept, strict=True
+            ):
+                if own.type == column.type:
+                    continue
+                for located in iterate_batches(file, (column.name,), 0, rows):
+                    if not can_cast(located.batch.column(0), column):
+                        raise input_scan.refuse_types(own, self._shown)
 
     def locate_pair(self, row: Row, other: FileSource, earlier: Row) -> tuple[str, str]:
         """Return the places of `row` and of an `earlier` one in this or another file."""
@@ -109,7 +128,7 @@ class ParquetSource(FileSource):
         following = first
         try:
             file = open_parquet(self._path)
-            for located in iterate_batches(file, scan.columns, first, scan.rows):
+            for located in iterate_batches(file, scan.columns.used, first, scan.rows):
                 yield from make_rows(located, scan, parser)
                 following = located.first + located.batch.num_rows
         except (RowFault, *LIBRARY_ERRORS) as exc:
@@ -127,7 +146,7 @@ class ParquetSource(FileSource):
         for name in columns.used:
             if names.count(name) > 1:
                 raise UsageError(f"{self._shown}: several columns are named {name!r}; rename all but one")
-        faults = FaultList()
+        faults, optional = FaultList(), (columns.system, columns.sampling, columns.tools)
         conversation = "a list of structs with role and content, or from and value, or JSON text"
         checks = (
             (columns.prompt, is_text, "a string"),
@@ -143,21 +162,21 @@ class ParquetSource(FileSource):
             (columns.tools, is_objects, "a list of structs, or JSON text"),
         )
         for column, is_fit, wanted_type in checks:
-            if column is not None and not is_fit(schema.field(column).type):
-                found = schema.field(column).type
+            found = schema.field(column).type if column is not None else None
+            is_empty = column in optional and found == pa.null()
+            if column is not None and not is_empty and not is_fit(found):
                 faults.add(str(self._shown), f"column {column!r} must be {wanted_type}, not {found}")
         faults.raise_if_any()
-        return self._make_kept(columns, schema)
+        return self._make_kept(columns.keep, schema)
 
-    def _make_kept(self, columns: Columns, schema: pa.Schema) -> tuple[KeptColumn, ...]:
-        kept = []
-        for name in columns.keep:
-            column = make_kept_column(schema.field(name))
+    def _make_kept(self, names: Sequence[str], schema: pa.Schema) -> tuple[KeptColumn, ...]:
+        kept, features = [], list_features(schema)
+        for name in names:
+            column = make_kept_column(schema.field(name), features.get(name))
             if column is None:
                 raise UsageError(
                     f"{self._shown}: column {name!r} cannot be kept: its type {schema.field(name).type} "
-                    "has no exact Python values; cast it in the input (such as nanoseconds to "
-                    "microseconds), or leave it out of --keep-columns"
+                    "has no exact Python values; cast it in the input, or leave it out of --keep-columns"
                 )
             kept.append(column)
         return tuple(kept)

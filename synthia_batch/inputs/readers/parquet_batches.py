@@ -1,6 +1,6 @@
 """Decodes ranges of rows of a Parquet file to Python values and rows, in small batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -9,9 +9,15 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from synthia_batch.core.types import Row
+from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.inputs.base import Columns, Scan
-from synthia_batch.inputs.readers.arrow_types import has_nested_fields, leave_out_nulls, list_values
+from synthia_batch.inputs.readers.arrow_types import (
+    has_nested_fields,
+    leave_out_nulls,
+    list_decoded,
+    list_values,
+)
+from synthia_batch.inputs.readers.kept_types import cast_kept
 from synthia_batch.inputs.records.faults import RowFault
 from synthia_batch.inputs.records.record import RecordParser, Values
 
@@ -65,9 +71,9 @@ def open_parquet(path: Path) -> parquet.ParquetFile:
 
 
 def iterate_batches(
-    file: parquet.ParquetFile, columns: Columns, first: int, stop: int
+    file: parquet.ParquetFile, used: Sequence[str], first: int, stop: int
 ) -> Iterator[LocatedBatch]:
-    """Yield the used columns of the rows `first` to `stop` (excluded), from the row group of `first` on."""
+    """Yield the columns `used` of the rows `first` to `stop` (excluded), from the row group of `first` on."""
     groups = file.metadata.num_row_groups
     group, start = 0, 0
     while group < groups and start + file.metadata.row_group(group).num_rows <= first:
@@ -77,7 +83,7 @@ def iterate_batches(
         batch_size=choose_batch_rows(file.metadata),
         row_groups=range(group, groups),
         # Columns that only a template asks about may be missing.
-        columns=[name for name in columns.used if name in file.schema_arrow.names],
+        columns=[name for name in used if name in file.schema_arrow.names],
         use_threads=False,
     )
     for batch in batches:
@@ -100,14 +106,23 @@ def choose_batch_rows(metadata: parquet.FileMetaData) -> int:
     return max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, width)))
 
 
-def convert_batch(batch: pa.RecordBatch, first: int, columns: Columns) -> Batch:
-    """Return the Python values of `batch`. Raises ValueError if a value has no Python counterpart."""
+def convert_batch(
+    batch: pa.RecordBatch, first: int, columns: Columns, kept: Sequence[KeptColumn] = ()
+) -> Batch:
+    """Return the Python values of `batch`, those of `kept` columns in the types of all files together.
 
-    def values(name: str | None) -> list[Any]:
+    Raises ValueError if a value has no Python counterpart.
+    """
+    unified = dict(zip(columns.keep, kept, strict=False))
+
+    def get(name: str) -> pa.Array:
+        return batch.column(batch.schema.get_field_index(name))
+
+    def values(name: str | None, list_all: Callable[[pa.Array], list[Any]] = list_decoded) -> list[Any]:
         if name is None:
             return [None] * batch.num_rows
         try:
-            return list_values(batch.column(batch.schema.get_field_index(name)))
+            return list_all(get(name))
         except (ValueError, OverflowError) as exc:
             raise ValueError(f"column {name!r}: {describe_error(exc)}") from exc
 
@@ -116,6 +131,10 @@ def convert_batch(batch: pa.RecordBatch, first: int, columns: Columns) -> Batch:
         # A struct of tool calls has the names of all tools' arguments.
         is_nested = name is not None and has_nested_fields(batch.schema.field(name).type)
         return [leave_out_nulls(value) for value in found] if is_nested else found
+
+    def list_kept(name: str) -> list[Any]:
+        column = unified.get(name)
+        return values(name, lambda array: list_values(array if column is None else cast_kept(array, column)))
 
     reads = [name for name in columns.reads if name in batch.schema.names]
     return Batch(
@@ -126,7 +145,7 @@ def convert_batch(batch: pa.RecordBatch, first: int, columns: Columns) -> Batch:
         ids=values(columns.id),
         samplings=values(columns.sampling),
         tools=[leave_out_nulls(value) for value in values(columns.tools)],
-        kept=[values(name) for name in columns.keep],
+        kept=[list_kept(name) for name in columns.keep],
     )
 
 
@@ -146,7 +165,7 @@ def make_rows(located: LocatedBatch, scan: Scan, parser: RecordParser) -> Iterat
     fails = scan.columns.bad_rows == "fail"
     numbers = scan.duplicates.list_numbers(start, start + size)
     try:
-        batch = convert_batch(located.batch, start, scan.columns)
+        batch = convert_batch(located.batch, start, scan.columns, scan.kept)
     except ValueError as exc:
         if not fails:
             raise

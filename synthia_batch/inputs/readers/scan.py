@@ -38,6 +38,9 @@ class FileReader(Protocol):
     def scan_into(self, input_scan: "InputScan") -> FileScan:
         """Check the file's selected rows, add the results to `input_scan`, and return their positions."""
 
+    def check_kept(self, input_scan: "InputScan", kept: Sequence[KeptColumn], rows: int) -> None:
+        """Raise UsageError if a value of the first `rows` rows is not exact in the `kept` types."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Detected:
@@ -91,8 +94,8 @@ class InputScan:
         self._bad_rows = 0
         self._first_bad = ""
         self._typed: tuple[KeptColumn, ...] | None = None
-        self._typed_by = ""
-        self._has_json = False
+        self.typed_by: dict[str, dict[KeptColumn, str]] = {}
+        self._json_by = ""
 
     @property
     def wanted(self) -> int | None:
@@ -134,20 +137,23 @@ class InputScan:
         self._first_bad = self._first_bad or f"{place}: {text}"
         return True
 
-    def note_json(self) -> None:
-        """Record that some rows have kept values without types."""
-        self._has_json = True
+    def note_json(self, place: Path | str) -> None:
+        """Record that the rows of a file have kept values without types."""
+        self._json_by = self._json_by or str(place)
 
-    def note_types(self, kept: tuple[KeptColumn, ...], place: Path | str) -> None:
-        """Record the types of a file's kept columns. Raises UsageError if an earlier file has others."""
+    def note_types(self, kept: Sequence[KeptColumn], place: Path | str) -> None:
+        """Record the types of a file's kept columns.
+
+        Raises UsageError if those of an earlier file cannot be unified with them without loss.
+        """
         if self._typed is None:
-            self._typed, self._typed_by = kept, str(place)
+            self._typed = tuple(kept)
+        unified = []
         for before, now in zip(self._typed, kept, strict=True):
-            if before.type != now.type:
-                raise UsageError(
-                    f"{place}: column {now.name!r} has a different type than in {self._typed_by}; "
-                    "cast it in one of them, or leave it out of --keep-columns"
-                )
+            unified.append(self._unify(before, now, place))
+            witnesses = self.typed_by.setdefault(now.name, {})
+            witnesses.setdefault(now, str(place))
+        self._typed = tuple(unified)
 
     def count(self, rows: int) -> None:
         """Count rows, and report progress every 10,000."""
@@ -170,7 +176,7 @@ class InputScan:
             size=sum(file.size for file in files),
             columns=self.columns,
             kept=tuple(
-                KeptColumn(name=name, type=column.type)
+                dataclasses.replace(column, name=name)
                 for name, column in zip(self.columns.kept_names, self._resolve_kept(), strict=True)
             ),
             checkpoints=files[0].checkpoints if is_one else (),
@@ -197,14 +203,41 @@ class InputScan:
     def _resolve_kept(self) -> tuple[KeptColumn, ...]:
         if self._typed is None:
             return self.kinds.resolve()
-        if self._has_json:
-            for found, typed in zip(self.kinds.resolve(), self._typed, strict=True):
-                if found.type != typed.type and self.kinds.has_values(found.name):
-                    raise UsageError(
-                        f"column {typed.name!r} has a different type in {self._typed_by} than in the files "
-                        "without types; use one type, or leave it out of --keep-columns"
-                    )
+        if not self._json_by:
+            return self._typed
+        found = self.kinds.resolve()
+        pairs = zip(self._typed, found, strict=True)
+        # A column that is null in all of JSON has the type that it has elsewhere.
+        kept = [now if self.kinds.has_values(now.name) else typed for typed, now in pairs]
+        self.note_types(kept, self._json_by)
         return self._typed
+
+    def _unify(self, before: KeptColumn, now: KeptColumn, place: Path | str) -> KeptColumn:
+        """Return the column for the values of both; `now` is that of the file `place`."""
+        if before == now:
+            return before
+        # It imports pyarrow, which JSONL alone does not need.
+        from synthia_batch.inputs.readers.kept_types import unify_kept
+
+        unified = unify_kept(before, now) if now.type != "json" else None
+        is_rounded = unified is not None and unified.type == "double" and not self.kinds.is_exact(now.name)
+        if unified is None or is_rounded:
+            raise self.refuse_types(now, place)
+        return unified
+
+    def refuse_types(self, column: KeptColumn, place: Path | str) -> UsageError:
+        """Return the error for a kept column of the file `place` that has another type elsewhere."""
+        from synthia_batch.inputs.readers.kept_types import describe_kept_type
+
+        others = [(other, by) for other, by in self.typed_by[column.name].items() if other != column]
+        other, by = others[-1]
+        here, there = describe_kept_type(column), describe_kept_type(other)
+        if here == there:
+            here, there = column.feature or here, other.feature or there
+        return UsageError(
+            f"{place}: column {column.name!r} is {here} here and {there} in {by}, and no type holds both "
+            "without loss; cast it in one of them, or leave it out of --keep-columns"
+        )
 
 
 def scan_files(
@@ -219,6 +252,11 @@ def scan_files(
             is_full = input_scan.wanted is not None and input_scan.wanted <= 0
             files.append(FileScan(rows=0, size=0) if is_full else reader.scan_into(input_scan))
         scan = input_scan.finish(files)
+        if scan is not None:
+            named = zip(scan.columns.keep, scan.kept, strict=True)
+            kept = [dataclasses.replace(column, name=name) for name, column in named]
+            for reader, file in zip(readers, files, strict=True):
+                reader.check_kept(input_scan, kept, file.rows)
     if scan is not None and on_progress:
         on_progress(scan.rows)
     return scan

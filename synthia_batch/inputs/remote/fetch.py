@@ -16,7 +16,7 @@ from synthia_batch.core.cache import measure
 from synthia_batch.core.digest import digest_json
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, keep_copy, report_disk
-from synthia_batch.inputs.fetch.file_types import LocatedFile, is_row_file
+from synthia_batch.inputs.fetch.file_types import LocatedFile, choose_row_files
 from synthia_batch.inputs.fetch.normalize import VERSION
 from synthia_batch.inputs.remote.transport import Broken, Changed, EndUnknown, RemoteFile, RemoteStore
 
@@ -82,9 +82,13 @@ def _find(store: RemoteStore, path: str, url: str) -> list[RemoteFile]:
     magic = re.search(r"[*?[]", path)
     folder = path[: magic.start()].rpartition("/")[0] if magic else path.rstrip("/")
     keys = _try(lambda: store.list_keys(folder), url)
-    wanted = match_names(keys, path) or sorted(
-        key for key in keys if is_row_file(key.removeprefix(folder).lstrip("/"))
-    )
+    wanted = match_names(keys, path)
+    if not wanted:
+        paths = {key.removeprefix(folder).lstrip("/"): key for key in keys}
+        chosen = choose_row_files(paths)
+        wanted = [paths[name] for name in chosen.rows]
+        if wanted and chosen.ignored:
+            _log.info(f"{url}: {chosen.describe_ignored()}")
     if not wanted:
         raise UsageError(f"{url}: no such file, and no files of rows below it; check the address")
     files = [_try(lambda key=key: store.look(key), url) for key in wanted]  # type: ignore[misc]

@@ -12,7 +12,7 @@ from synthia_batch.core.digest import open_digest_cache
 from synthia_batch.core.hub_blob import find_blob_damage
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.inputs.fetch.file_types import LocatedFile, is_row_file, list_row_endings
+from synthia_batch.inputs.fetch.file_types import LocatedFile, choose_row_files, list_row_endings
 from synthia_batch.inputs.remote.fetch import match_names
 
 _log = logging.getLogger(__name__)
@@ -72,7 +72,10 @@ def select_rows(files: Sequence[str], path: str) -> list[str]:
     if matched:
         return matched
     below = [name for name in files if not path or name.startswith(f"{path}/")]
-    return sorted(name for name in below if is_row_file(name))
+    found = choose_row_files(below)
+    if found.rows and found.ignored:
+        _log.info(f"{path or 'dataset'}: {found.describe_ignored()}")
+    return list(found.rows)
 
 
 def _parse(url: str) -> HubAddress:

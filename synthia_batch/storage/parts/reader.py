@@ -17,7 +17,13 @@ from synthia_batch.core.types import Failed, Finished, KeptColumn, Shard
 from synthia_batch.job.plan import ROW_SYSTEM
 from synthia_batch.storage.parts.columns import open_part, read_part, refuse_part
 from synthia_batch.storage.parts.logprobs import decode_logprobs
-from synthia_batch.storage.parts.schema import RESULT_NAMES, data_schema, failed_schema, list_optional
+from synthia_batch.storage.parts.schema import (
+    RESULT_NAMES,
+    data_schema,
+    describe_features,
+    failed_schema,
+    list_optional,
+)
 
 _PLACE_COLUMNS = ("row_index", "sample_index", "system")
 _DATA_COLUMNS = (*_PLACE_COLUMNS, *RESULT_NAMES)
@@ -77,7 +83,7 @@ def place_data_rows(
 
     Reads only the columns that give the places, a row group at a time.
     """
-    return _place_rows(path, grid, data_schema(kept, grid.optional), metadata)
+    return _place_rows(path, grid, data_schema(kept, grid.optional), {**metadata, **describe_features(kept)})
 
 
 def place_failed_rows(path: Path, grid: SampleGrid, metadata: Mapping[str, str]) -> Places:

@@ -193,16 +193,32 @@ def failed_schema() -> pa.Schema:
 
 
 def kept_type(column: KeptColumn) -> pa.DataType:
-    """Return the Arrow type of a kept column.
+    """Return the Arrow type of a kept column. Raises UsageError if it is unknown."""
+    return _list_kept_types(column)[0]
 
-    Raises:
-        UsageError: Its type is unknown.
+
+def kept_storage(column: KeptColumn) -> pa.DataType:
+    """Return the Arrow type that the values of a kept column have: of extension types, that of their storage.
+
+    Raises UsageError if it is unknown.
     """
+    return _list_kept_types(column)[-1]
+
+
+def describe_features(kept: Sequence[KeptColumn]) -> dict[str, str]:
+    """Return metadata with the datasets library's features of kept columns, empty if none has any."""
+    features = {column.name: json.loads(column.feature) for column in kept if column.feature is not None}
+    if not features:
+        return {}
+    return {"huggingface": json.dumps({"info": {"features": features}}, ensure_ascii=False)}
+
+
+def _list_kept_types(column: KeptColumn) -> list[pa.DataType]:
     kind, _, serialized = column.type.partition(":")
     try:
         if kind == "arrow":
-            return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(serialized, validate=True))).field(0).type
-        return _KEPT_TYPES[column.type]
+            return list(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(serialized, validate=True))).types)
+        return [_KEPT_TYPES[column.type]]
     except (KeyError, ValueError, IndexError, OSError, pa.ArrowException) as exc:
         raise UsageError(f"the kept column {column.name!r} has an unknown type, {column.type}") from exc
 

@@ -6,7 +6,7 @@ pyarrow, which the format records, decide about the bytes.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +26,9 @@ from synthia_batch.storage.parts.schema import (
     PartFormat,
     RecordT,
     data_schema,
+    describe_features,
     failed_schema,
+    kept_storage,
     kept_type,
     list_data_columns,
 )
@@ -42,7 +44,8 @@ def encode_data_part(records: Sequence[DataRecord], part_format: PartFormat) -> 
         *_encode_columns(list_data_columns(part_format.optional), records, part_format),
         *(_encode_kept(records, column) for column in part_format.kept),
     ]
-    return _encode(arrays, data_schema(part_format.kept, part_format.optional), part_format)
+    features = describe_features(part_format.kept)
+    return _encode(arrays, data_schema(part_format.kept, part_format.optional), part_format, features)
 
 
 def encode_failed_part(records: Sequence[FailedRecord], part_format: PartFormat) -> EncodedPart:
@@ -50,8 +53,13 @@ def encode_failed_part(records: Sequence[FailedRecord], part_format: PartFormat)
     return _encode(_encode_columns(FAILED_COLUMNS, records, part_format), failed_schema(), part_format)
 
 
-def _encode(arrays: Sequence[pa.Array], schema: pa.Schema, part_format: PartFormat) -> EncodedPart:
-    metadata = dict(sorted(part_format.metadata.items()))
+def _encode(
+    arrays: Sequence[pa.Array],
+    schema: pa.Schema,
+    part_format: PartFormat,
+    features: Mapping[str, str] | None = None,
+) -> EncodedPart:
+    metadata = dict(sorted({**part_format.metadata, **(features or {})}.items()))
     table = pa.Table.from_arrays(arrays, schema=schema.with_metadata(metadata))
     if table.num_rows == 0:
         raise ValueError("a part needs at least one row")
@@ -104,7 +112,8 @@ def _encode_kept(records: Sequence[DataRecord], column: KeptColumn) -> pa.Array:
     if column.type == "json":
         values = [None if value is None else _encode_json(value) for value in values]
     try:
-        return pa.array(values, kept_type(column))
+        array = pa.array(values, kept_storage(column))
+        return array if array.type == kept_type(column) else array.cast(kept_type(column))
     except (pa.ArrowException, OverflowError, TypeError, UnicodeError) as exc:
         raise UsageError(
             f"the kept column {column.name!r} has a value that is no {column.type}: {exc}\n"
