@@ -12,7 +12,7 @@ from typing import Any
 
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs import Columns, Scan, Selection, Source, open_files, resolve_inputs
-from synthia_batch.inputs.records.columns import ID_NAMES, SYSTEM_NAMES
+from synthia_batch.inputs.records.columns import CONTEXT_NAMES, ID_NAMES, SYSTEM_NAMES, TOOL_NAMES
 from synthia_batch.job.fields import ADDRESS
 from synthia_batch.storage.parts.schema import DATA_COLUMNS
 
@@ -204,12 +204,17 @@ def _write_input(proposal: JobProposal, paths: Sequence[str]) -> Iterator[str]:
         yield f"  # other columns: {_quote_all(proposal.left_out)}"
     for name in proposal.systems:
         yield f"  # system_column: {quote(name)}  # each row's own system message, instead of `system` below"
+    for name in proposal.left_out:
+        if TOOL_NAMES.fullmatch(name):
+            yield f"  # tools_column: {quote(name)}  # tool definitions, for the chat template"
+        elif CONTEXT_NAMES.fullmatch(name):
+            yield f"  # prompt_template: FILE  # writes each prompt from several columns, also {quote(name)}"
     yield "  # limit: 200                     # only the first rows, for a trial"
 
 
 def _write_rest(proposal: JobProposal) -> Iterator[str]:
     yield from ("", *_MODEL.splitlines(), "")
-    yield from (_KEPT_SYSTEM if proposal.columns.messages is not None else _SYSTEM).splitlines()
+    yield from (_KEPT_SYSTEM if proposal.columns.brings_system else _SYSTEM).splitlines()
     if proposal.columns.turns is not None:
         yield "on_overflow: truncate-oldest       # if a later turn does not fit; or fail, or stop"
     yield from _TAIL.splitlines()

@@ -18,6 +18,7 @@ from synthia_batch.inputs.readers.arrow_types import (
     is_objects,
     is_text,
     is_turns,
+    list_decoded,
 )
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed
@@ -29,6 +30,7 @@ from synthia_batch.inputs.readers.kept_types import (
 from synthia_batch.inputs.readers.parquet_batches import (
     LIBRARY_ERRORS,
     LocatedBatch,
+    choose_batch_rows,
     convert_batch,
     describe_error,
     iterate_batches,
@@ -38,7 +40,7 @@ from synthia_batch.inputs.readers.parquet_batches import (
 from synthia_batch.inputs.readers.scan import InputScan
 from synthia_batch.inputs.records.columns import require_columns
 from synthia_batch.inputs.records.faults import FaultList, RowFault
-from synthia_batch.inputs.records.messages import has_other_fields
+from synthia_batch.inputs.records.messages import has_messages, has_other_fields
 from synthia_batch.inputs.records.record import RecordParser
 from synthia_batch.inputs.records.shapes import TURNS_OF_MESSAGES
 
@@ -60,19 +62,23 @@ class ParquetSource(FileSource):
             schema = open_parquet(self._path).schema_arrow
             if columns.turns is not None and columns.shape is None:
                 require_columns([columns.turns], schema.names, self._shown)
-                if is_messages(schema.field(columns.turns).type):
+                if has_messages(next(iter(self._peek_values(columns.turns)), None)):
                     columns = dataclasses.replace(columns, shape=TURNS_OF_MESSAGES)
             self._check_columns(columns, schema)
             if columns.message_fields is None and columns.messages is not None:
-                columns = dataclasses.replace(
-                    columns, message_fields=self._has_other_fields(columns.messages)
-                )
+                found = any(map(has_other_fields, self._peek_values(columns.messages)))
+                columns = dataclasses.replace(columns, message_fields=found)
         return columns
 
-    def _has_other_fields(self, column: str) -> bool:
-        """Whether messages in the first rows of `column` have fields beside role and content."""
-        batch = next(open_parquet(self._path).iter_batches(batch_size=DETECT_ROWS, columns=[column]), None)
-        return batch is not None and any(map(has_other_fields, batch.column(0).to_pylist()))
+    def _peek_values(self, column: str) -> list[Any]:
+        """Return the values of `column` in the first rows."""
+        file = open_parquet(self._path)
+        rows = min(DETECT_ROWS, choose_batch_rows(file.metadata))
+        batch = next(file.iter_batches(batch_size=rows, columns=[column]), None)
+        try:
+            return [] if batch is None else list_decoded(batch.column(0))
+        except (ValueError, OverflowError):  # The scan names the row.
+            return []
 
     def peek(self, count: int) -> list[dict[str, Any]]:
         """Return the first records; see `Source.peek`."""

@@ -27,10 +27,12 @@ TELLING = frozenset(
 
 SYSTEM_NAMES = re.compile(r"system|persona|.*system_?(prompt|message).*", re.IGNORECASE)
 ID_NAMES = re.compile(r"(.*[_-])?(id|uuid|key|hash)", re.IGNORECASE)
+TOOL_NAMES = re.compile(r"tools|functions", re.IGNORECASE)
+CONTEXT_NAMES = re.compile(r"history|context|input|passage|document", re.IGNORECASE)
 _NEAR_SYNONYMS = (
     (SYSTEM_NAMES, "--system-column {}"),
-    (re.compile(r"tools|functions", re.IGNORECASE), "--tools-column {}"),
-    (re.compile(r"history|context|input|passage|document", re.IGNORECASE), "--prompt-template"),
+    (TOOL_NAMES, "--tools-column {}"),
+    (CONTEXT_NAMES, "--prompt-template"),
     (ID_NAMES, "--id-column {}"),
 )
 """Names of columns that belong to a prompt in many files, and the flag that takes them."""

@@ -109,7 +109,9 @@ def parse_turns(value: Any) -> tuple[Message, ...]:
 
 def has_messages(value: Any) -> bool:
     """Whether `value`, of a column of turns, is a conversation instead: a list of objects, or JSON text."""
-    return isinstance(value, str) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+    if isinstance(value, str):
+        return value.lstrip()[:1] == "[" and value.lstrip()[1:].lstrip()[:1] == "{"
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def has_other_fields(value: Any) -> bool:

@@ -19,24 +19,19 @@ from synthia_batch.inputs import (
     open_files,
     resolve_inputs,
 )
-from synthia_batch.inputs.records.columns import describe_unused
 from synthia_batch.job.dotted import flatten
 from synthia_batch.job.identity import IdentityParts, InputIdentity, fingerprint, identify
 from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
 from synthia_batch.job.loading.secrets import reveal
-from synthia_batch.job.resolved import PlanSpec, PoolSpec, Remote, ResolvedJob, SystemText
+from synthia_batch.job.resolved import PlanSpec, PoolSpec, Remote, ResolvedJob
 from synthia_batch.job.schema import Job
 from synthia_batch.job.sections import Engine
-from synthia_batch.models.prompts.system_messages import (
-    NO_SYSTEM_MESSAGE,
-    SystemMessage,
-    select_system_message,
-)
 from synthia_batch.models.prompts.tokenizer import open_format
 from synthia_batch.results.quality.flags import identify_flags
 from synthia_batch.runner.resolve.answers import check_tools
 from synthia_batch.runner.resolve.engine_spec import add_settings, find_numerics, specify_engine
 from synthia_batch.runner.resolve.kept_columns import check_kept_columns
+from synthia_batch.runner.resolve.log_input import log_columns, log_other_model
 from synthia_batch.runner.resolve.model_selection import (
     FoundModel,
     add_preset,
@@ -44,13 +39,11 @@ from synthia_batch.runner.resolve.model_selection import (
     choose_format,
     find_model,
 )
+from synthia_batch.runner.resolve.systems import choose_systems, log_systems, refuse_two_systems
 from synthia_batch.runner.resolve.tuned import describe_place, read_tuned
 from synthia_batch.workers.openai import settings as openai_settings
 
 _log = logging.getLogger(__name__)
-
-SYSTEM_COLUMN = "column"
-"""The name of a system message that comes from the row's system column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +74,7 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> Resolved
         defaults = Layer(origin="the endpoint engine", values=openai_settings.DEFAULTS, is_explicit=False)
         layers = [*layers, defaults]
     merged = merge_layers(layers)
-    _refuse_two_systems(merged)
+    refuse_two_systems(merged)
     if is_endpoint:
         openai_settings.check_job(merged)
     for url in explicit.job.notify or ():
@@ -91,14 +84,14 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> Resolved
     resolved = resolve_inputs(explicit.job.input.paths, cache, digest=explicit.job.input.digest)
     columns = open_files(resolved.files).detect(select_rows(explicit.job, template))
     check_kept_columns(columns, merged.job, resolved.files[0].shown)
-    plan = _choose_systems(merged, columns)
-    _log_systems(merged, columns, plan)
-    _log_columns(columns, resolved)
+    plan = choose_systems(merged, columns)
+    log_systems(merged, columns, plan)
+    log_columns(columns, resolved.files[0].shown)
     resolved = dataclasses.replace(resolved, files=digest_contents(resolved.files, cache))
     with merged.locate_errors("input.digest"):
         check_digest(resolved.files, merged.job.input.digest)
     found = find_model(merged, chosen.preset, cache)
-    _log_other_model(columns, resolved, found)
+    log_other_model(columns, resolved.files[0].shown, found.ref)
     if found.facts is not None and found.facts.generation:
         # Only the merged job names the model whose files these are, so this takes a merge of its own.
         recommended = Layer(
@@ -177,49 +170,6 @@ def _name_copies(explicit: Job, resolved: ResolvedInput) -> Job:
     return explicit.model_copy(update={"input": explicit.input.model_copy(update={"path": paths})})
 
 
-def _log_other_model(columns: Columns, resolved: ResolvedInput, found: FoundModel) -> None:
-    """Log that another model answers than the requests name: that one may not be available here."""
-    if columns.model is not None and columns.model not in (found.ref.name, found.ref.repo_id):
-        _log.info(
-            f"{resolved.files[0].shown}: its requests name the model {columns.model!r}; "
-            f"{found.ref.name!r} answers them (--model names another)"
-        )
-
-
-def _log_systems(merged: Merged, columns: Columns, plan: PlanSpec) -> None:
-    """Log which system message applies to which rows, and where it comes from."""
-    origin = merged.origins.get("system", "default")
-    names = " and ".join(system.name for system in plan.systems)
-    if plan.system_column is not None:
-        text = f"from column {plan.system_column!r}"
-    elif columns.brings_system and not merged.is_explicit("system"):
-        text = "none"
-    else:
-        text = f"{names} ({origin})"
-    if columns.brings_system and not plan.replace_own_system:
-        text = f"each row's own; for rows without one {text}"
-    elif columns.brings_system:
-        text += ", in place of the rows' own"
-    _log.info(f"system message: {text}")
-
-
-def _log_columns(columns: Columns, resolved: ResolvedInput) -> None:
-    """Log a detected shape that the user did not set, and the columns that are not used."""
-    first = resolved.files[0].shown
-    if columns.shape == "alpaca":
-        used = ", ".join(columns.reads)
-        _log.info(f"{first}: read as Alpaca: prompts from {used} (--input-format plain: one column)")
-    elif columns.shape == "sharegpt" and columns.turns is None:
-        _log.info(f"{first}: read as ShareGPT (--turns-column {columns.messages}: every answer is generated)")
-    if columns.unused:
-        _log.info(f"{first}: columns not used: {describe_unused(columns.unused)}")
-
-
-def _refuse_two_systems(merged: Merged) -> None:
-    if merged.job.input.system_column and merged.is_explicit("system"):
-        raise UsageError("--system and --system-column are both set; set only one of the two")
-
-
 def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     job, found, columns = sources.merged.job, sources.found, sources.columns.to_dict()
     prompt = choose_format(job, found)
@@ -291,43 +241,6 @@ def _find_remote(job: Job) -> Remote | None:
         request_seconds=job.store.request_timeout,
         patience_seconds=job.store.patience,
     )
-
-
-def _choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
-    job = merged.job
-    is_chosen = merged.is_explicit("system")
-    if job.input.system_column:
-        systems = [SystemText(name=SYSTEM_COLUMN, text="")]
-    elif columns.brings_system and not is_chosen:  # Conversations are asked as they were written.
-        systems = [SystemText(name=NO_SYSTEM_MESSAGE, text="")]
-    else:
-        chosen = [_select_system(merged, number) for number in range(len(job.system))]
-        systems = [SystemText(name=message.name, text=message.text) for message in chosen]
-    has_texts = is_chosen and any(system.text for system in systems)
-    if has_texts and columns.brings_system and not job.replace_system and not all(s.text for s in systems):
-        raise UsageError(
-            f"--system {NO_SYSTEM_MESSAGE} beside others would remove the rows' own system messages; add "
-            "--replace-system to do that, or leave it out"
-        )
-    # A prompt has no system message of its own, and a blank column value replaces none.
-    replaces = not columns.brings_system or (not columns.system and (has_texts or job.replace_system))
-    names = [system.name for system in systems]
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"--system: {', '.join(names) or 'none at all'}; name each system message once")
-    return PlanSpec(
-        systems=tuple(systems),
-        system_column=job.input.system_column,
-        replace_own_system=replaces,
-        num_samples=job.num_samples,
-        seed=job.seed,
-        plays_turns=columns.turns is not None,
-    )
-
-
-def _select_system(merged: Merged, number: int) -> SystemMessage:
-    is_list = len(merged.job.system) > 1
-    with merged.locate_errors(f"system.{number}" if is_list else "system"):
-        return select_system_message(merged.job.system[number])
 
 
 def _name_after(stem: str) -> str:

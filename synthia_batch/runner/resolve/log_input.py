@@ -1,0 +1,30 @@
+"""Messages about how the input is read."""
+
+import logging
+from pathlib import Path
+
+from synthia_batch.inputs import Columns
+from synthia_batch.inputs.records.columns import describe_unused
+from synthia_batch.job.resolved import ModelRef
+
+_log = logging.getLogger(__name__)
+
+
+def log_columns(columns: Columns, first: Path | str) -> None:
+    """Log a detected shape that the user did not set, and the columns that are not used."""
+    if columns.shape == "alpaca":
+        used = ", ".join(columns.reads)
+        _log.info(f"{first}: read as Alpaca: prompts from {used} (--input-format plain: one column)")
+    elif columns.shape == "sharegpt" and columns.turns is None:
+        _log.info(f"{first}: read as ShareGPT (--turns-column {columns.messages}: every answer is generated)")
+    if columns.unused:
+        _log.info(f"{first}: columns not used: {describe_unused(columns.unused)}")
+
+
+def log_other_model(columns: Columns, first: Path | str, model: ModelRef) -> None:
+    """Log that another model answers than the requests name: that one may not be available here."""
+    if columns.model is not None and columns.model not in (model.name, model.repo_id):
+        _log.info(
+            f"{first}: its requests name the model {columns.model!r}; "
+            f"{model.name!r} answers them (--model names another)"
+        )
