@@ -29,8 +29,12 @@ def make_printable(text: str, keeps: str = "") -> str:
     )
 
 
+def clip(text: str, length: int) -> str:
+    """Return `text`, of which more than `length` characters are cut off."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def shorten(text: str, length: int = MESSAGE_LENGTH) -> str:
     """Return `text` as one printable line of at most `length` characters."""
     line = " ".join(text.split())
-    safe = make_printable(line[: 2 * length])
-    return safe if len(safe) <= length else safe[: length - 3] + "..."
+    return clip(make_printable(line[: 2 * length]), length)

@@ -37,3 +37,8 @@ def merge_values(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str
 def spell_key(key: str) -> str:
     """Return the dotted `key` with list entries in brackets: `stop[1]`."""
     return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", key)
+
+
+def drop_numbers(key: str) -> str:
+    """Return the dotted key of the list, if `key` is that of an entry."""
+    return re.sub(r"(\.\d+)+$", "", key)

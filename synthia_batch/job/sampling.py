@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from synthia_batch.core.formatting import clip
 from synthia_batch.core.types import RowSampling
 from synthia_batch.job.fields import Number, Section, Whole
 from synthia_batch.job.markers import Flag, IdentityClass, always
@@ -253,8 +254,7 @@ def _explain(place: tuple[int | str, ...], kind: str, message: str, value: objec
     key = ".".join(map(str, place))
     what = message.removeprefix("Value error, ")
     if kind != "extra_forbidden":
-        shown = repr(value)
-        return f"{key}: {what}, got {shown if len(shown) <= 80 else shown[:77] + '...'}" if key else what
+        return f"{key}: {what}, got {clip(repr(value), 80)}" if key else what
     name = str(place[-1])
     if name in REFUSED:
         return f"{key}: not supported in a row: {REFUSED[name]}"

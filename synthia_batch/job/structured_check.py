@@ -11,6 +11,7 @@ from jsonschema.exceptions import SchemaError
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
 
+from synthia_batch.core.formatting import clip
 from synthia_batch.core.types import Structure
 from synthia_batch.errors import UsageError
 
@@ -52,7 +53,7 @@ def open_validator(text: str) -> Validator:
         kind.check_schema(schema)
     except SchemaError as exc:
         place = "/".join(map(str, exc.absolute_path))
-        raise ValueError(f"json_schema: {f'at {place}: ' if place else ''}{_shorten(exc.message)}") from exc
+        raise ValueError(f"json_schema: {f'at {place}: ' if place else ''}{clip(exc.message, 200)}") from exc
     except RecursionError as exc:
         raise ValueError(f"json_schema: nested more than {MOST_NESTED} deep") from exc
     validator: Validator = kind(schema)
@@ -101,7 +102,3 @@ def read_text(path: Path) -> str:
         raise UsageError(f"{path}: not UTF-8 at byte {exc.start}; save it as UTF-8") from exc
     except OSError as exc:
         raise UsageError(f"{path}: cannot be read: {exc.strerror}; check the path") from exc
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:197]}..."

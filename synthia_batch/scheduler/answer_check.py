@@ -9,6 +9,7 @@ import json
 from jsonschema.exceptions import ValidationError, best_match
 
 from synthia_batch.core.counts import CUT_OFF
+from synthia_batch.core.formatting import clip
 from synthia_batch.core.types import Failed, Finished, Structure
 from synthia_batch.job.structured_check import compile_regex, open_validator
 
@@ -62,8 +63,7 @@ def _find_json_fault(schema: str, response: str) -> str | None:
     if fault is None:
         return None
     place = "/".join(map(str, fault.absolute_path))
-    message = fault.message if len(fault.message) <= 200 else f"{fault.message[:197]}..."
-    return f"the answer does not fit the schema{f' at {place}' if place else ''}: {message}"
+    return f"the answer does not fit the schema{f' at {place}' if place else ''}: {clip(fault.message, 200)}"
 
 
 def _refuse_constant(name: str) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from synthia_batch.core.formatting import clip
 from synthia_batch.errors import UsageError
-from synthia_batch.job.dotted import flatten, spell_key
+from synthia_batch.job.dotted import drop_numbers, flatten, spell_key
 from synthia_batch.job.keys import suggest_key
 from synthia_batch.job.loading.layer import Layer, Place, find_layer, walk_texts
 from synthia_batch.job.loading.secrets import REFERENCE, SECRET_KEYS
@@ -50,7 +51,7 @@ def find_references(layers: Sequence[Layer]) -> list[str]:
         _place(key, layer.find_place(key), _refuse_reference(key, found[0]))
         for layer in layers
         for key, text in walk_texts(layer.values)
-        if _drop_numbers(key) not in SECRET_KEYS and (found := REFERENCE.search(text))
+        if drop_numbers(key) not in SECRET_KEYS and (found := REFERENCE.search(text))
     ]
 
 
@@ -109,7 +110,7 @@ def _explain(fault: ErrorDetails, layers: Sequence[Layer]) -> str:
     if fault["input"] is None:
         return _place(key, place, "has no value; give it one, or remove the key")
     what = _WORDS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
-    got = "" if _drop_numbers(key) in SECRET_KEYS else f", got {_shorten(fault['input'])}"
+    got = "" if drop_numbers(key) in SECRET_KEYS else f", got {clip(repr(fault['input']), 80)}"
     return _place(key, place, what + got)
 
 
@@ -133,12 +134,3 @@ def _order(fault: str) -> tuple[str, int, int]:
     """Return the sort key of `fault`: those of a file come last, by line and column."""
     found = re.match(r"(.+?):(\d+):(\d+): ", fault)
     return (found[1], int(found[2]), int(found[3])) if found else ("", 0, 0)
-
-
-def _drop_numbers(key: str) -> str:
-    return re.sub(r"(\.\d+)+$", "", key)
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

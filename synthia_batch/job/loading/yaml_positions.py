@@ -15,7 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, StreamMark, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from synthia_batch.errors import UsageError
-from synthia_batch.job.dotted import spell_key
+from synthia_batch.job.dotted import drop_numbers, spell_key
 from synthia_batch.job.keys import wants_text
 from synthia_batch.job.loading.layer import Place
 
@@ -172,7 +172,7 @@ class _Reader:
         if node.tag not in _SCALARS:
             self._fault(node.start_mark, key, f"the tag {_name_tag(node)} is not supported; remove it")
             return None
-        is_text = node.tag in (_STRING, _DATE) or (node.tag != _NULL and wants_text(_drop_numbers(key)))
+        is_text = node.tag in (_STRING, _DATE) or (node.tag != _NULL and wants_text(drop_numbers(key)))
         if is_text:
             return text
         if node.tag.endswith(":int") and _AMBIGUOUS.fullmatch(text):
@@ -190,10 +190,6 @@ class _Reader:
 
     def _fault(self, mark: StreamMark, key: str, what: str) -> None:
         self.faults.append(f"{_point(self.file, mark)}: {spell_key(key) + ': ' if key else ''}{what}")
-
-
-def _drop_numbers(key: str) -> str:
-    return re.sub(r"(\.\d+)+$", "", key)
 
 
 def _name_tag(node: Node) -> str:
