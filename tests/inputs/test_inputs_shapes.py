@@ -111,7 +111,7 @@ def test_every_key_of_a_body_is_honoured_or_refused() -> None:
         ([request(n=2)], "b.jsonl:1: column 'body': the body sets n, which is not supported"),
         ([request(), request(2, tools=[{}])], "b.jsonl:2: column 'body': the body sets tools"),
         ([request(logprobs=True)], "set --logprobs K for the whole job"),
-        ([request(chat_template_kwargs={"a": 1})], "the body sets chat_template_kwargs"),
+        ([request(chat_template="{{ 1 }}")], "the body sets chat_template"),
         ([request(temperature=9)], "b.jsonl:1: column 'body': temperature: Input should be less than"),
         (
             [request(), request(2, model="org/other")],
