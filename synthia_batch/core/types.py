@@ -62,12 +62,14 @@ class RowSampling:
     """A row's own sampling options; the job's apply to the rest.
 
     `values` uses the keys of the job's `sampling` and is validated the same way. `seed` replaces the
-    seed derived for the row's first sample, `structure` the job's.
+    seed derived for the row's first sample, `structure` the job's. `template_kwargs` are arguments of the
+    chat template, over those of the job.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     structure: Structure | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def max_tokens(self) -> int | None:
@@ -100,6 +102,11 @@ class Row:
     tools: tuple[Mapping[str, Any], ...] = ()
     fault: str | None = None
     file: int = 0
+
+    @property
+    def template_kwargs(self) -> Mapping[str, Any]:
+        """The row's own arguments of the chat template."""
+        return self.sampling.template_kwargs if self.sampling is not None else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +175,8 @@ class Request:
     `messages` is the same conversation for engines that render prompts themselves, empty for others.
     `max_tokens` and `structure` replace the job's; `sampling` overrides the job's other options by name.
     A negative ordinal marks a canary, not a sample. `turn` counts the turns of a conversation from 0.
-    `adapter` names the LoRA adapter to use. `wants_logprob` requests the answer's log-probability, which
+    `adapter` names the LoRA adapter to use. `template_kwargs` are the arguments that the chat template got:
+    reasoning parsers read them too. `wants_logprob` requests the answer's log-probability, which
     engines return if they compute a reliable one.
     """
 
@@ -182,6 +190,7 @@ class Request:
     sampling: Mapping[str, Any] | None = None
     structure: Structure | None = None
     messages: tuple[Message, ...] = ()
+    template_kwargs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

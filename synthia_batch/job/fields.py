@@ -2,6 +2,7 @@
 
 import os
 import re
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,6 +75,16 @@ Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(refuse_boo
 HomePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path))), Anchored(anchor_path)]
 """A path that may start with `~`, the home directory."""
 
+
+def _check_day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError as exc:
+        raise ValueError("Input should be a day such as 2025-01-31") from exc
+
+
+Day = Annotated[str, AfterValidator(_check_day)]
+"""A day as YYYY-MM-DD."""
 STORE_URL = r"^(s3|gs)://[^/]+/.*[^/].*$"
 StoreUrl = Annotated[str, Field(pattern=STORE_URL)]
 """A prefix in a bucket."""

@@ -15,7 +15,7 @@ from synthia_batch.job.keys import walk_keys
 from synthia_batch.job.markers import IdentityClass, always, strict
 from synthia_batch.job.resolved import EngineSpec, PlanSpec, PromptSpec
 from synthia_batch.job.sampling import identify_sampling
-from synthia_batch.job.schema import OnOverflow
+from synthia_batch.job.schema import TEMPLATE_DATE, OnOverflow
 
 OUTPUT_FORMAT = 4
 """Changes when the same job would write different bytes: columns, encoding, seeds, rendering, shards."""
@@ -148,6 +148,7 @@ def identify(parts: IdentityParts) -> dict[str, Any]:
             "format": parts.prompt.format,
             "template": digest_text(parts.prompt.template or ""),
             "special_tokens": dict(parts.prompt.special_tokens),
+            **_identify_arguments(parts.prompt),
         },
         "model": {
             "name": engine.model.name,
@@ -170,6 +171,12 @@ def identify(parts: IdentityParts) -> dict[str, Any]:
         "determinism": engine.determinism,
         "engine": _identify_engine(engine, parts.numerics),
     }
+
+
+def _identify_arguments(prompt: PromptSpec) -> dict[str, Any]:
+    # Each only if it is not the default, so that other jobs keep their identity.
+    kwargs = {"kwargs": dict(prompt.kwargs)} if prompt.kwargs else {}
+    return kwargs | ({"day": prompt.day} if prompt.day != TEMPLATE_DATE else {})
 
 
 def _identify_adapters(parts: IdentityParts) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """The resolved job: the input of plan, engines and store."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from synthia_batch.core.types import InputFile, Structure
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.job.schema import Determinism, Job
+from synthia_batch.job.schema import TEMPLATE_DATE, Determinism, Job
 from synthia_batch.job.sections import EngineKind, PoolKind
 
 Device = Literal["cpu", "cuda"]
@@ -131,12 +131,17 @@ class PlanSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSpec:
-    """The format of conversations. `tokenizer` is None for engines that read bytes."""
+    """The format of conversations. `tokenizer` is None for engines that read bytes.
+
+    `kwargs` are arguments of the template, `day` (YYYY-MM-DD) is what it gets if it asks for today.
+    """
 
     format: FormatName
     template: str | None
     special_tokens: Mapping[str, str]
     tokenizer: Path | None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    day: str = TEMPLATE_DATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

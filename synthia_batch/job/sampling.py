@@ -221,6 +221,8 @@ class RowKeys(Sampling):
     """The seed of the row's first sample; those of the others are derived from it."""
     structured: RowStructured | None = None
     """The structure of the row's answers."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the chat template for the row's prompts, over those of the job."""
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
@@ -240,7 +242,12 @@ class RowKeys(Sampling):
             name: getattr(self, name) for name in Sampling.model_fields if name in self.model_fields_set
         }
         structure = self.structured.to_structure() if self.structured is not None else None
-        return RowSampling(values=values, seed=self.seed, structure=structure)
+        return RowSampling(
+            values=values,
+            seed=self.seed,
+            structure=structure,
+            template_kwargs=self.chat_template_kwargs,
+        )
 
 
 def explain_row_fault(exc: ValidationError) -> str:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from synthia_batch.job.fields import (
     STORE_URL,
+    Day,
     HomePath,
     Section,
     StoreUrl,
@@ -27,6 +28,8 @@ from synthia_batch.job.units import ClockTime, Duration, FailureLimit
 Determinism = Literal["strict", "fast"]
 PromptFormat = Literal["auto", "chat", "synthia", "synthia-card"]
 OnOverflow = Literal["fail", "truncate-oldest", "stop"]
+TEMPLATE_DATE = "2024-07-26"
+"""The default day of chat templates: the one that Llama 3's template writes if it has no clock."""
 FlagName = Literal["repetition", "empty", "refusal", "language", "duplicate"]
 
 
@@ -82,6 +85,16 @@ class Job(Section):
     ] = None
     """A Jinja file to write prompts by, instead of the model's own template. In a job file, relative
     to the job file."""
+    chat_template_kwargs: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Any],
+        always("prompt", "what the template does with them is in the prompts; only if there are any"),
+    ] = Field(default_factory=dict)
+    """Arguments of the chat template by name, such as `enable_thinking: false`."""
+    template_date: Annotated[
+        Day, always("prompt", "templates may write the day; only if it is another than the default")
+    ] = TEMPLATE_DATE
+    """The day that a chat template gets if it asks for today: always the same one, so that a run that is
+    resumed tomorrow has the same prompts."""
     num_samples: Annotated[
         Whole,
         Field(ge=1),

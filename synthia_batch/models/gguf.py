@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
-from synthia_batch.core.cache import KeptDirectory, find_user_cache, sync
+from synthia_batch.core.cache import KeptDirectory, find_user_cache
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json, measure_once
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models.gguf_convert import convert_gguf, require_converter
@@ -109,19 +107,20 @@ def join_parts(parts: Sequence[Path], cache: DigestCache) -> Path:
         return parts[0]
     name = _PART.sub(r"\g<whole>", parts[0].name)
     mark = digest_json([digest_file(part, cache) for part in parts])[:16]
-    joined = find_user_cache() / "gguf" / mark / name
+    kept = KeptDirectory(path=find_user_cache() / "gguf" / mark, what=name, measure=measure_once)
+
+    def build(target: Path) -> None:
+        _log.info(f"joining {len(parts)} parts of {name} in {kept.path}")
+        target.mkdir()
+        _concatenate(parts, target / name)
+
     try:
-        joined.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(joined.parent / "lock"):
-            if not joined.is_file():
-                _log.info(f"joining {len(parts)} parts of {name} in {joined.parent}")
-                _concatenate(parts, joined)
+        return kept.prepare(build) / name
     except OSError as exc:
         raise ModelUnavailable(
-            f"{name}: its parts cannot be joined in {joined.parent}: {exc}; "
+            f"{name}: its parts cannot be joined in {kept.path}: {exc}; "
             "free space there, or set XDG_CACHE_HOME to another directory"
         ) from exc
-    return joined
 
 
 def prepare_directory(source: Path, header: GgufHeader, cache: DigestCache, *, with_weights: bool) -> Path:
@@ -171,11 +170,7 @@ def _order_parts(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _concatenate(parts: Sequence[Path], target: Path) -> None:
-    new = target.with_name(f".{target.name}.new")
-    with new.open("wb") as whole:
+    with target.open("wb") as whole:
         for part in parts:
             with part.open("rb") as piece:
                 shutil.copyfileobj(piece, whole, 2**24)
-    sync(new)
-    new.rename(target)
-    sync(target.parent)

@@ -17,7 +17,7 @@ from synthia_batch.job.dotted import flatten
 from synthia_batch.job.loading.secrets import SECRET_KEYS, mask
 from synthia_batch.job.plan import expand_row, limit_answer, plan_shards
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
-from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
+from synthia_batch.models.prompts.tokenizer import Renderer, find_template_day, open_renderer
 from synthia_batch.operations.disk_usage import DiskUsage, RunSize, estimate_disk_usage
 from synthia_batch.runner.directory.plan import scan_input
 
@@ -63,6 +63,7 @@ class Forecast:
     `rows_too_long` have a prompt that leaves no room for an answer, `rows_repeated` the same prompt as
     an earlier row. `later_turns` counts the turns of all samples after the first, whose prompts are
     unknown. `prompt_unit` is the unit of `prompt_tokens`: bytes if only a server knows the tokens.
+    `template_date` is the day that the chat template gets, None if it asks for none.
     `longest_output_tokens` is the total if every answer has its maximum length. `settings` has, by dotted
     key, a `value` and its `origin`, and if the job runs with another value, `resolved` and `resolved_by`.
     """
@@ -81,6 +82,7 @@ class Forecast:
     rows_too_long: FoundRows
     rows_repeated: FoundRows
     disk: DiskUsage
+    template_date: str | None
     settings: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -126,6 +128,7 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         rows_too_long=FoundRows(rows=prompts.too_long, first=tuple(prompts.first_too_long)),
         rows_repeated=_find_repeated(source, scan, prompts),
         disk=estimate_disk_usage(size, job.output),
+        template_date=find_template_day(job.prompt),
         settings=list_settings(job),
     )
 
@@ -176,7 +179,7 @@ class _Prompts:
         most = limit_answer(row, engine.sampling.max_tokens)
         for sample in samples:
             try:
-                count = len(renderer.render(sample.messages, row.tools))
+                count = len(renderer.render(sample.messages, row.tools, row.template_kwargs))
             except SampleRefused:
                 self.refused += 1
                 continue

@@ -103,9 +103,10 @@ def _preview_sample(
     fault = None
     most = limit_answer(partial.sample.row, engine.sampling.max_tokens)
     try:
-        if partial.sample.row.fault is not None:
-            raise SampleRefused("bad_row", partial.sample.row.fault)
-        ids = renderer.render(partial.sample.messages, partial.sample.row.tools)
+        row = partial.sample.row
+        if row.fault is not None:
+            raise SampleRefused("bad_row", row.fault)
+        ids = renderer.render(partial.sample.messages, row.tools, row.template_kwargs)
         # The same check as the engine's on the run's request.
         check_prompt_length(conversations.begin(partial.sample), engine.max_model_len)
     except SampleRefused as refused:

@@ -118,7 +118,7 @@ def select_requests(job: ResolvedJob, count: int) -> list[Request]:
         for row in source.read_rows(scan, first, stop):
             for sample in expand_row(row, job.plan) if row.fault is None else ():
                 try:
-                    token_ids = renderer.render(sample.messages, row.tools)
+                    token_ids = renderer.render(sample.messages, row.tools, row.template_kwargs)
                 except SampleRefused:
                     continue
                 requests.append(Request(ordinal=len(requests), token_ids=token_ids, seed=sample.seed))

@@ -17,6 +17,7 @@ from synthia_batch.errors import SampleRefused
 from synthia_batch.job.plan import choose_row_adapter, derive_turn_seed, limit_answer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import OnOverflow
+from synthia_batch.models.prompts.formats import NO_ARGUMENTS, Arguments
 from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
 from synthia_batch.scheduler.answer_check import validate_answer
 
@@ -89,8 +90,9 @@ class MultiTurnSession:
 
     `choose_adapter` returns the LoRA adapter for a row, `structure` is required of answers whose row has
     none. With `sends_messages`, requests include the conversation, for engines that render prompts.
-    Without `reads_reasoning`, the engine has already separated it from the answer. A sample of one
-    turn is not held, except for the structure of its row.
+    Without `reads_reasoning`, the engine has already separated it from the answer. `template_kwargs` are
+    the job's. A sample of one
+    turn is not held, except for the structure and the template's arguments of its row.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class MultiTurnSession:
         *,
         sends_messages: bool = False,
         reads_reasoning: bool = True,
+        template_kwargs: Arguments = NO_ARGUMENTS,
     ) -> None:
         self._renderer = renderer
         self._context = context
@@ -109,7 +112,9 @@ class MultiTurnSession:
         self._structure = structure
         self._reads_reasoning = reads_reasoning
         self._structures: dict[int, Structure] = {}
+        self._arguments: dict[int, Arguments] = {}
         self._sends_messages = sends_messages
+        self._template_kwargs = template_kwargs
         self._conversations: dict[int, _Conversation] = {}
 
     def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:
@@ -132,6 +137,7 @@ class MultiTurnSession:
             outcome = self._validate(self._parse(outcome))
         else:
             self._structures.pop(outcome.ordinal, None)
+            self._arguments.pop(outcome.ordinal, None)
         conversation = self._conversations.get(outcome.ordinal)
         if conversation is None:
             return Step(record=outcome)
@@ -145,9 +151,10 @@ class MultiTurnSession:
         return step
 
     def _parse(self, finished: Finished) -> Finished:
+        kwargs = self._arguments.pop(finished.ordinal, NO_ARGUMENTS)
         if self._renderer.thinks and not self._reads_reasoning:
             return finished
-        answer = self._renderer.read(finished.response)
+        answer = self._renderer.read(finished.response, kwargs)
         if answer.response is finished.response and answer.reasoning is None:
             return finished
         # Reasoning that the engine already separated stays.
@@ -204,12 +211,15 @@ class MultiTurnSession:
                 f"the prompt has {len(token_ids)} tokens; max_model_len is {self._context.max_model_len}",
             )
         conversation.is_truncated = left_out > 0
+        if sample.row.template_kwargs:
+            self._arguments[sample.ordinal] = sample.row.template_kwargs
         request = Request(
             ordinal=sample.ordinal,
             token_ids=token_ids,
             seed=derive_turn_seed(sample.seed, number),
             turn=number,
             adapter=self._choose_adapter(sample.row),
+            template_kwargs={**self._template_kwargs, **sample.row.template_kwargs} or None,
             messages=sample.join(conversation.previous_answers) if self._sends_messages else (),
         )
         return request if sample.row.sampling is None else self._set_sampling(request, sample.row)
@@ -234,7 +244,10 @@ class MultiTurnSession:
         messages = conversation.sample.join(conversation.previous_answers)
         system = len(conversation.sample.messages) - 1
         kept = (*messages[:system], *messages[system + 2 * left_out :])
-        return self._renderer.render(kept, conversation.sample.row.tools)
+        row = conversation.sample.row
+        if row.template_kwargs and self._sends_messages:
+            raise SampleRefused("prompt_not_expressible", "chat_template_kwargs are not sent to a server")
+        return self._renderer.render(kept, row.tools, row.template_kwargs)
 
 
 def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:
@@ -251,6 +264,7 @@ def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:
         job.engine.structure,
         sends_messages=job.engine.takes_messages,
         reads_reasoning=not job.engine.parses_reasoning,
+        template_kwargs=job.prompt.kwargs,
     )
 
 

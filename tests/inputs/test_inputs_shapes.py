@@ -187,7 +187,7 @@ def test_every_key_of_a_body_is_honoured_or_refused() -> None:
         ([request(), request(2, tools=[{}])], "b.jsonl:2: column 'body': tool 1 has the type None"),
         ([request(tool_choice="required")], "tool_choice must be none, auto, required or the name of one"),
         ([request(logprobs=True)], "set --logprobs K for the whole job"),
-        ([request(chat_template_kwargs={"a": 1})], "the body sets chat_template_kwargs"),
+        ([request(chat_template="{{ 1 }}")], "the body sets chat_template"),
         ([request(temperature=9)], "b.jsonl:1: column 'body': temperature: Input should be less than"),
         (
             [request(), request(2, model="org/other")],

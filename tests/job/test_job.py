@@ -206,7 +206,7 @@ def test_a_forecast_bounds_the_output_by_what_there_is_room_for(tmp_path: Path) 
 def test_a_forecast_tells_refused_prompts_from_long_ones(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: PlainChatFormat, messages: object, tools: object) -> str:
+    def refuse(self: PlainChatFormat, messages: object, tools: object, kwargs: object) -> str:
         raise SampleRefused("prompt_not_expressible", "no")
 
     monkeypatch.setattr(PlainChatFormat, "write", refuse)

@@ -150,6 +150,11 @@ def test_parts_are_joined_once_in_their_order(
         assert joined.name == "m.Q4_1.gguf"
         assert joined.read_bytes() == (tmp_path / "whole").read_bytes()
     assert len(caplog.messages) == 1
+    joined.write_bytes(bytes(256) * 40)
+    assert (
+        join_parts(parts, DigestCache(tmp_path / "digests")).read_bytes() == (tmp_path / "whole").read_bytes()
+    )
+    assert "is damaged (m.Q4_1.gguf has changed): rebuilding it" in caplog.messages[1]
     parts[1].unlink()
     with pytest.raises(ModelUnavailable, match="-split-b is missing"):
         find_local_parts(tmp_path / "m.Q4_1.gguf")

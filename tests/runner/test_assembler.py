@@ -73,7 +73,7 @@ def make_assembler(**source: Any) -> Assembler:
         seed=0,
     )
     return Assembler(
-        source=SimpleNamespace(**source),  # type: ignore[arg-type]
+        source=SimpleNamespace(check=lambda scan: None, **source),  # type: ignore[arg-type]
         scan=Mock(),
         plan=spec,
         part_format=PartFormat(model="m", source_file="f", metadata={}),

@@ -1,14 +1,15 @@
 """vLLM's reasoning parsers by name, known before an engine loads."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import NEEDS_VLLM, Command, write_jsonl
+from conftest import NEEDS_VLLM, Command, run_probe, write_jsonl
 
-from synthia_batch.core.types import Finished
+from synthia_batch.core.types import Finished, Message, Row, RowSampling, Sample
 from synthia_batch.errors import UsageError
-from synthia_batch.models.prompts.formats import ChatFormat
+from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
 from synthia_batch.scheduler.multi_turn import Context, MultiTurnSession
 from synthia_batch.workers.vllm.settings import check_settings, list_reasoning_parsers
@@ -55,6 +56,48 @@ def test_a_slip_ends_before_anything_loads_and_the_parser_is_identity(
         for flags in ((), ("--reasoning-parser", "qwen3"), ("--set", "engine.reasoning_parser=qwen3"))
     ]
     assert plans[0] != plans[1] == plans[2]
+
+
+PARSE = """
+from synthia_batch.core.types import Finished
+from synthia_batch.workers.vllm.outputs import ReasoningSplitter
+
+class Parser:
+    def __init__(self, tokenizer, **kwargs):
+        self.kwargs = kwargs
+    def extract_reasoning(self, text, request):
+        return None, str(self.kwargs)
+
+made = Finished(
+    ordinal=0, response="x", reasoning=None, finish_reason="stop", prompt_tokens=1, completion_tokens=1
+)
+for kwargs in (None, {}, {"enable_thinking": False}):
+    print(ReasoningSplitter(Parser, None).split(made, kwargs).response)
+"""
+
+
+@NEEDS_VLLM
+def test_a_parser_gets_the_arguments_of_the_chat_template() -> None:
+    assert run_probe(PARSE) == ["{}", "{}", "{'chat_template_kwargs': {'enable_thinking': False}}"]
+
+
+def test_a_request_has_the_arguments_of_job_and_row() -> None:
+    own = RowSampling(template_kwargs={"deep": False})
+    context = Context(max_model_len=1000, max_tokens=20, on_overflow="fail")
+    renderer = Renderer(PlainChatFormat(), ByteTokenizer())
+    session = MultiTurnSession(renderer, context, template_kwargs={"deep": True, "note": "x"})
+    for sampling, expected in ((None, {"deep": True, "note": "x"}), (own, {"deep": False, "note": "x"})):
+        row = Row(
+            index=0, id="a", messages=(Message("user", "?"),), system=None, kept={}, line=1, sampling=sampling
+        )
+        sample = Sample(ordinal=0, row=row, system="none", index=0, seed=1, messages=row.messages)
+        assert session.begin(sample).template_kwargs == expected
+    assert (
+        MultiTurnSession(renderer, context)
+        .begin(replace(sample, row=replace(row, sampling=None)))
+        .template_kwargs
+        is None
+    )
 
 
 def test_what_the_engine_has_split_is_not_split_again() -> None:

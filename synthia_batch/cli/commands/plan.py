@@ -93,6 +93,8 @@ def _list_facts(forecast: "Forecast") -> list[str]:
         lines.append(f"files: {len(forecast.files)}, in this order:")
         lines += [f"  {file.name} ({file.rows} rows)" for file in forecast.files[:MOST_FILES]]
         lines += [f"  ... ({len(forecast.files) - MOST_FILES} more)"] * (len(forecast.files) > MOST_FILES)
+    if forecast.template_date is not None:
+        lines.append(f"template date: the chat template is told that today is {forecast.template_date}")
     tokens = values["prompt_tokens"].items()
     lines.append(
         f"prompt {forecast.prompt_unit}: "

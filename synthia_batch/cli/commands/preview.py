@@ -61,6 +61,10 @@ def preview(
 
 
 def _print_rows(job: "ResolvedJob", found: "JobPreview", full: bool) -> None:
+    day = _find_day(job)
+    told = [f"{name}={json.dumps(value)}" for name, value in job.prompt.kwargs.items()]
+    if told or day:
+        print(f"chat template: {', '.join([*told, *([f'today is {day} (template_date)'] if day else [])])}\n")
     for row, samples in _group_by_row(found):
         place = make_visible(f"{job.inputs[row.file].name}:{row.line}: row {row.index}, id {row.id}")
         print(place)
@@ -68,6 +72,13 @@ def _print_rows(job: "ResolvedJob", found: "JobPreview", full: bool) -> None:
         depth = max(len(column.texts) for column in shown)
         print_columns([_pad(column, depth) for column in shown])
         print()
+
+
+def _find_day(job: "ResolvedJob") -> str | None:
+    """Return the day that the chat template gets, None if it asks for none."""
+    from synthia_batch.models.prompts.tokenizer import find_template_day
+
+    return find_template_day(job.prompt)
 
 
 def _group_by_row(found: "JobPreview") -> "Iterator[tuple[Row, list[SamplePreview]]]":
@@ -129,6 +140,8 @@ def _to_dict(job: "ResolvedJob", found: "JobPreview") -> dict[str, Any]:
         "directory": str(found.directory).encode(errors="backslashreplace").decode(),
         "model": job.model.name,
         "prompt_format": job.prompt.format,
+        "chat_template_kwargs": dict(job.prompt.kwargs),
+        "template_date": _find_day(job),
         "max_model_len": job.engine.max_model_len,
         "max_tokens": job.engine.sampling.max_tokens,
         "made_now": found.made,

@@ -5,10 +5,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -16,18 +17,20 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from synthia_batch.core.sandbox import make_sandbox, refuse_addresses, refuse_chance
 from synthia_batch.core.types import Message
 from synthia_batch.errors import SampleRefused, UsageError
+from synthia_batch.job.schema import TEMPLATE_DATE
 
 THINK_START = "<think>"
 THINK_END = "</think>"
-TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=UTC)
-"""The time that chat templates get, always this day at midnight.
-
-With today's date a run resumed tomorrow would have other prompts. It is the date that Llama 3's
-template writes if it has no clock; changing it requires a new OUTPUT_FORMAT.
-"""
+_CLOCK = "strftime_now"
+"""The function by which a template asks for today."""
+_GIVEN = frozenset({"messages", "tools", "add_generation_prompt"})
+"""The variables of a template that are not its arguments."""
 
 Tools = Sequence[Mapping[str, Any]]
 """Tool definitions in OpenAI's format."""
+Arguments = Mapping[str, Any]
+"""Arguments of a chat template by name, JSON values."""
+NO_ARGUMENTS: Arguments = MappingProxyType({})
 _ADDRESS = re.compile(r"0x[0-9A-Fa-f]{6,}")
 
 
@@ -53,15 +56,17 @@ class PromptFormat(Protocol):
     stop: tuple[str, ...]
     thinks: bool
 
-    def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
+    def write(self, messages: Sequence[Message], tools: Tools = (), kwargs: Arguments = NO_ARGUMENTS) -> str:
         """Return the prompt for `messages` and `tools`, up to where the answer starts.
 
+        `kwargs` are the row's arguments of the chat template.
+
         Raises:
-            SampleRefused: The format cannot express this conversation.
+            SampleRefused: The format cannot express this conversation, or has no use for an argument.
         """
 
-    def read(self, text: str) -> ParsedAnswer:
-        """Return the answer in the generated `text`."""
+    def read(self, text: str, kwargs: Arguments = NO_ARGUMENTS) -> ParsedAnswer:
+        """Return the answer in the generated `text` of a prompt with `kwargs`."""
 
 
 _SYNTHIA_HEADS = {"system": "SYSTEM:", "user": "USER:", "assistant": "ASSISTANT:"}
@@ -96,11 +101,12 @@ class SynthiaFormat:
     stop: tuple[str, ...] = (_SYNTHIA_STOP,)
     thinks = False
 
-    def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
+    def write(self, messages: Sequence[Message], tools: Tools = (), kwargs: Arguments = NO_ARGUMENTS) -> str:
         """Return one line per turn and an open ASSISTANT: at the end."""
+        _refuse_arguments(kwargs)
         return "\n".join([*_write_lines(messages, tools), "ASSISTANT:"])
 
-    def read(self, text: str) -> ParsedAnswer:
+    def read(self, text: str, kwargs: Arguments = NO_ARGUMENTS) -> ParsedAnswer:
         """Return `text` up to the next USER:, stripped, as in the cards' own loop."""
         return ParsedAnswer(response=text.split(_SYNTHIA_STOP)[0].strip(), reasoning=None)
 
@@ -115,28 +121,42 @@ class SynthiaCardFormat(SynthiaFormat):
 
     name = "synthia-card"
 
-    def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
+    def write(self, messages: Sequence[Message], tools: Tools = (), kwargs: Arguments = NO_ARGUMENTS) -> str:
         """Return the loop's `llm_prompt`; without a system message it starts with USER:."""
+        _refuse_arguments(kwargs)
         return " \n".join([*_write_lines(messages, tools), "ASSISTANT: "])
 
 
 class ChatFormat:
-    """The model's own chat template."""
+    """The model's own chat template.
+
+    `arguments` are the names that it reads beside the conversation. `asks_for_day`: it may write the day.
+    """
 
     name = "chat"
     adds_special_tokens = False
     writes_special_tokens = True
     stop: tuple[str, ...] = ()
 
-    def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
-        """Compile the Jinja `template`, which may use the names in `special_tokens`.
+    def __init__(
+        self,
+        template: str,
+        special_tokens: Mapping[str, str],
+        *,
+        kwargs: Arguments = NO_ARGUMENTS,
+        day: str = TEMPLATE_DATE,
+    ) -> None:
+        """Compile the Jinja `template`, which may use the names in `special_tokens` and `kwargs`.
+
+        `day` (YYYY-MM-DD), at midnight, is what it gets for the present time.
 
         Raises:
             UsageError: It is not a valid template, or draws lots.
         """
         try:
-            environment = _make_environment()
-            refuse_chance(environment.parse(template))
+            environment = _make_environment(day)
+            tree = environment.parse(template)
+            refuse_chance(tree)
             self._template = environment.from_string(template)
         except jinja2.TemplateSyntaxError as exc:
             raise UsageError(
@@ -146,12 +166,15 @@ class ChatFormat:
         self._source = template
         self._special_tokens = dict(special_tokens)
         self._shows_tools: bool | None = None
+        self._kwargs = dict(kwargs)
+        self.asks_for_day = any(name.name == _CLOCK for name in tree.find_all(nodes.Name))
+        self.arguments = tuple(sorted(meta.find_undeclared_variables(tree) - _GIVEN - special_tokens.keys()))
         self.thinks = THINK_END in template
         self._begins_thinking = self.thinks and self._opens_reasoning()
 
-    def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
+    def write(self, messages: Sequence[Message], tools: Tools = (), kwargs: Arguments = NO_ARGUMENTS) -> str:
         """Return `messages` rendered by the template, with the start of an answer."""
-        prompt = self._render(messages, tools)
+        prompt = self._render(messages, tools, kwargs)
         calls = [call for one in messages if one.extra for call in one.extra.get("tool_calls", ())]
         if any(call["function"]["name"] not in prompt for call in calls):
             raise SampleRefused("prompt_not_expressible", "the model's chat template leaves out tool calls")
@@ -159,24 +182,27 @@ class ChatFormat:
             raise SampleRefused("prompt_not_expressible", "the model's chat template has no place for tools")
         return prompt
 
-    def _render(self, messages: Sequence[Message], tools: Tools) -> str:
+    def _render(self, messages: Sequence[Message], tools: Tools, kwargs: Arguments) -> str:
+        unread = next((name for name in kwargs if name not in self.arguments), None)
+        if unread is not None:
+            raise SampleRefused("prompt_not_expressible", f"the chat template reads no argument {unread!r}")
+        merged = {**self._kwargs, **kwargs}
         turns = [message.to_dict() for message in messages]
         try:
             text = self._template.render(
                 messages=turns,
                 # Templates check whether these are None, as transformers passes them.
                 tools=list(tools) or None,
-                documents=None,
                 add_generation_prompt=True,
-                **self._special_tokens,
+                **{"documents": None, **self._special_tokens, **merged},
             )
-            return refuse_addresses(text, turns, list(tools), self._source, self._special_tokens)
+            return refuse_addresses(text, turns, list(tools), self._source, self._special_tokens, merged)
         except Exception as exc:
             # A template is foreign code: whatever it raises, from division by zero to endless recursion,
             # only fails this conversation.
             raise SampleRefused("prompt_not_expressible", _describe_failure(exc)) from exc
 
-    def read(self, text: str) -> ParsedAnswer:
+    def read(self, text: str, kwargs: Arguments = NO_ARGUMENTS) -> ParsedAnswer:
         """Return `text`, split after its reasoning if the template supports reasoning.
 
         If reasoning was cut off before its end, the response is empty.
@@ -184,7 +210,8 @@ class ChatFormat:
         if not self.thinks:
             return ParsedAnswer(response=text, reasoning=None)
         reasoning, end, response = text.partition(THINK_END)
-        if end or self._begins_thinking or text.lstrip().startswith(THINK_START):
+        begins = self._opens_reasoning(kwargs) if kwargs else self._begins_thinking
+        if end or begins or text.lstrip().startswith(THINK_START):
             reasoning = reasoning.lstrip().removeprefix(THINK_START).strip()
             return ParsedAnswer(response=response.strip(), reasoning=reasoning)
         return ParsedAnswer(response=text, reasoning=None)
@@ -195,15 +222,15 @@ class ChatFormat:
             name = "look_up_the_weather"
             tool = {"type": "function", "function": {"name": name, "description": "?", "parameters": {}}}
             try:
-                self._shows_tools = name in self._render([Message("user", "?")], [tool])
+                self._shows_tools = name in self._render([Message("user", "?")], [tool], NO_ARGUMENTS)
             except SampleRefused:
                 self._shows_tools = False
         return self._shows_tools
 
-    def _opens_reasoning(self) -> bool:
+    def _opens_reasoning(self, kwargs: Arguments = NO_ARGUMENTS) -> bool:
         """Whether prompts end inside an open reasoning block, which the model continues."""
         try:
-            prompt = self.write([Message("user", "?")])
+            prompt = self.write([Message("user", "?")], kwargs=kwargs)
         except SampleRefused:
             return False
         return prompt.rfind(THINK_START) > prompt.rfind(THINK_END)
@@ -218,25 +245,30 @@ class PlainChatFormat:
     stop: tuple[str, ...] = ()
     thinks = False
 
-    def write(self, messages: Sequence[Message], tools: Tools = ()) -> str:
-        """Return the tools, if any, and each message after its role."""
-        head = f"<tools>\n{_to_json(list(tools))}\n" if tools else ""
+    def __init__(self, kwargs: Arguments = NO_ARGUMENTS) -> None:
+        """Write `kwargs`, the job's, before every conversation."""
+        self._kwargs = dict(kwargs)
+
+    def write(self, messages: Sequence[Message], tools: Tools = (), kwargs: Arguments = NO_ARGUMENTS) -> str:
+        """Return the arguments and tools, if any, and each message after its role."""
+        head = f"<arguments>\n{_to_json({**self._kwargs, **kwargs})}\n" if self._kwargs or kwargs else ""
+        head += f"<tools>\n{_to_json(list(tools))}\n" if tools else ""
         turns = "".join(
             f"<{message.role}>\n{message.content}\n{_to_json(message.extra) if message.extra else ''}"
             for message in messages
         )
         return f"{head}{turns}<assistant>\n"
 
-    def read(self, text: str) -> ParsedAnswer:
+    def read(self, text: str, kwargs: Arguments = NO_ARGUMENTS) -> ParsedAnswer:
         """Return `text` unchanged."""
         return ParsedAnswer(response=text, reasoning=None)
 
 
-def _make_environment() -> ImmutableSandboxedEnvironment:
-    """Return the Jinja dialect of chat templates, as transformers documents it, with a fixed date."""
+def _make_environment(day: str) -> ImmutableSandboxedEnvironment:
+    """Return the Jinja dialect of chat templates, as transformers documents it, at midnight of `day`."""
     environment = make_sandbox(extensions=["jinja2.ext.loopcontrols", _GenerationBlocks])
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = TEMPLATE_DATE.strftime
+    environment.globals[_CLOCK] = datetime.fromisoformat(day).replace(tzinfo=UTC).strftime
     environment.filters["tojson"] = _to_json
     return environment
 
@@ -251,6 +283,13 @@ class _GenerationBlocks(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body).set_lineno(line)
+
+
+def _refuse_arguments(kwargs: Arguments) -> None:
+    if kwargs:
+        raise SampleRefused(
+            "prompt_not_expressible", f"no chat template writes the prompt, to read {next(iter(kwargs))!r}"
+        )
 
 
 def _describe_failure(exc: Exception) -> str:

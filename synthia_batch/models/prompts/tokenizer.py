@@ -17,6 +17,8 @@ from synthia_batch.core.types import Message
 from synthia_batch.errors import ModelUnavailable, SampleRefused
 from synthia_batch.job.resolved import PromptSpec
 from synthia_batch.models.prompts.formats import (
+    NO_ARGUMENTS,
+    Arguments,
     ChatFormat,
     ParsedAnswer,
     PlainChatFormat,
@@ -199,20 +201,22 @@ class Renderer:
             reads_special=self._format.writes_special_tokens,
         )
 
-    def render(self, messages: Sequence[Message], tools: Tools = ()) -> Sequence[int]:
-        """Return the token ids of the whole prompt, including `tools`.
+    def render(
+        self, messages: Sequence[Message], tools: Tools = (), kwargs: Arguments = NO_ARGUMENTS
+    ) -> Sequence[int]:
+        """Return the token ids of the whole prompt, including `tools`; `kwargs` are the row's.
 
         Raises:
             SampleRefused: The format cannot express the conversation, or it has no tokens.
         """
         special = self._special
         texts = [message.content for message in messages]
-        others = [*tools, *(message.extra for message in messages if message.extra)]
-        texts += [json.dumps(other, ensure_ascii=False) for other in others]
+        others = [*tools, *(message.extra for message in messages), dict(kwargs)]
+        texts += [json.dumps(other, ensure_ascii=False) for other in others if other]
         if special is not None and any(special.search(text) for text in texts):
-            ids = self._render_around(messages, tools, special)
+            ids = self._render_around(messages, tools, kwargs, special)
         else:
-            ids = self.encode(self._format.write(messages, tools))
+            ids = self.encode(self._format.write(messages, tools, kwargs))
         if not ids:
             raise SampleRefused("prompt_empty", "the prompt has no tokens")
         return ids
@@ -224,17 +228,17 @@ class Renderer:
         found = len(re.findall(specials, text)) if specials else 0
         return ShownPrompt(text=text, lookalikes=max(0, found - self._tokenizer.count_special(ids)))
 
-    def read(self, text: str) -> ParsedAnswer:
-        """Return the answer in the generated `text`. Never parse an answer twice."""
-        return self._format.read(text)
+    def read(self, text: str, kwargs: Arguments = NO_ARGUMENTS) -> ParsedAnswer:
+        """Return the answer in the generated `text` of a prompt with `kwargs`. Never parse one twice."""
+        return self._format.read(text, kwargs)
 
     def _render_around(
-        self, messages: Sequence[Message], tools: Tools, special: re.Pattern[str]
+        self, messages: Sequence[Message], tools: Tools, kwargs: Arguments, special: re.Pattern[str]
     ) -> Sequence[int]:
         """Render messages that contain the texts of special tokens, each broken up by a mark."""
         extras = [message.extra for message in messages]
         whole = "".join(message.content for message in messages)
-        whole += json.dumps([*tools, *extras], ensure_ascii=False)
+        whole += json.dumps([*tools, *extras, dict(kwargs)], ensure_ascii=False)
         mark = next((mark for mark in _MARKS if mark not in whole), None)
         if mark is None:
             reason = "it writes out special tokens, and all the characters that could keep them apart"
@@ -248,7 +252,8 @@ class Renderer:
             for message in messages
         ]
         hidden_tools = [_hide_within(special, tool, mark) for tool in tools]
-        return self._tokenizer.encode_around(self._format.write(hidden, hidden_tools), mark)
+        text = self._format.write(hidden, hidden_tools, _hide_within(special, kwargs, mark))
+        return self._tokenizer.encode_around(text, mark)
 
 
 def open_renderer(spec: PromptSpec) -> Renderer:
@@ -264,8 +269,15 @@ def open_format(spec: PromptSpec) -> PromptFormat:
     if spec.format == "synthia-card":
         return SynthiaCardFormat()
     if spec.template is None:
-        return PlainChatFormat()
-    return ChatFormat(spec.template, spec.special_tokens)
+        return PlainChatFormat(spec.kwargs)
+    return ChatFormat(spec.template, spec.special_tokens, kwargs=spec.kwargs, day=spec.day)
+
+
+def find_template_day(spec: PromptSpec) -> str | None:
+    """Return the day that the job's chat template gets, as YYYY-MM-DD; None if it asks for none."""
+    prompt_format = open_format(spec)
+    asks = isinstance(prompt_format, ChatFormat) and prompt_format.asks_for_day
+    return spec.day if asks else None
 
 
 def _hide_within(special: re.Pattern[str], value: Any, mark: str) -> Any:

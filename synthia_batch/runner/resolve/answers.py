@@ -4,7 +4,7 @@ from synthia_batch.core.types import Structure
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Merged
 from synthia_batch.job.resolved import Device
-from synthia_batch.job.schema import Job
+from synthia_batch.job.schema import TEMPLATE_DATE, Job
 from synthia_batch.job.structured import make_structure
 from synthia_batch.job.structured_check import check_structure, read_schema, read_text
 from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat, PromptFormat
@@ -36,12 +36,36 @@ def read_structure(merged: Merged) -> Structure | None:
     return structure
 
 
-def check_tools(prompt_format: PromptFormat) -> None:
-    """Return if prompts of this format can include tools.
+def check_prompt_format(job: Job, prompt_format: PromptFormat) -> None:
+    """Return if prompts of this format can have everything that the job puts into them.
 
     Raises:
-        UsageError: They cannot.
+        UsageError: They cannot have tools, or the template does not read an argument, or asks for no day.
     """
+    if job.input.tools_column is not None:
+        _check_tools(prompt_format)
+    has_day = job.template_date != TEMPLATE_DATE
+    if isinstance(prompt_format, PlainChatFormat):  # A rehearsal takes what the job will be run with.
+        return
+    if not isinstance(prompt_format, ChatFormat):
+        for key, is_set in (("chat_template_kwargs", job.chat_template_kwargs), ("template_date", has_day)):
+            if is_set:
+                raise UsageError(
+                    f"{key}: the prompts of this job are written without a chat template; leave it out"
+                )
+        return
+    for name in job.chat_template_kwargs:
+        if name not in prompt_format.arguments:
+            known = ", ".join(prompt_format.arguments) or "none"
+            raise UsageError(
+                f"chat_template_kwargs.{name}: the chat template reads no such argument, so it would have no "
+                f"effect; it reads: {known}"
+            )
+    if has_day and not prompt_format.asks_for_day:
+        raise UsageError("template_date: the chat template asks for no day; leave it out")
+
+
+def _check_tools(prompt_format: PromptFormat) -> None:
     if isinstance(prompt_format, PlainChatFormat):  # Of engines without a model.
         return
     if isinstance(prompt_format, ChatFormat) and prompt_format.shows_tools():

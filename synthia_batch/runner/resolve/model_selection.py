@@ -140,6 +140,8 @@ def choose_format(job: Job, found: FoundModel) -> PromptSpec:
         template=template,
         special_tokens=facts.special_tokens if facts else {},
         tokenizer=facts.tokenizer_path if facts else None,
+        kwargs=job.chat_template_kwargs,
+        day=job.template_date,
     )
 
 

@@ -28,7 +28,7 @@ from synthia_batch.job.schema import Job
 from synthia_batch.job.sections import Engine
 from synthia_batch.models.prompts.tokenizer import open_format
 from synthia_batch.results.quality.flags import identify_flags
-from synthia_batch.runner.resolve.answers import check_tools
+from synthia_batch.runner.resolve.answers import check_prompt_format
 from synthia_batch.runner.resolve.engine_spec import add_settings, find_numerics, specify_engine
 from synthia_batch.runner.resolve.kept_columns import check_kept_columns
 from synthia_batch.runner.resolve.log_input import log_columns, log_other_model
@@ -173,8 +173,7 @@ def _name_copies(explicit: Job, resolved: ResolvedInput) -> Job:
 def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     job, found, columns = sources.merged.job, sources.found, sources.columns.to_dict()
     prompt = choose_format(job, found)
-    if job.input.tools_column is not None:
-        check_tools(open_format(prompt))
+    check_prompt_format(job, open_format(prompt))
     plan = sources.plan
     engine = specify_engine(sources.merged, found, prompt)
     numerics = find_numerics(engine, has_structures=bool(engine.structure or columns.get("sampling")))

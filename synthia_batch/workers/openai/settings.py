@@ -12,7 +12,7 @@ from synthia_batch.job.loading.merge import Merged
 from synthia_batch.job.loading.secrets import is_reference
 from synthia_batch.job.resolved import FormatName
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.job.schema import Determinism, Job
+from synthia_batch.job.schema import TEMPLATE_DATE, Determinism, Job
 from synthia_batch.workers.engine import read_settings
 
 DEFAULTS: Mapping[str, Any] = {"sampling": {"top_k": 0}, "pool": {"kind": "local"}}
@@ -101,6 +101,14 @@ def check_answers(job: Job, api: Api) -> None:
         raise UsageError(
             "--logprobs: they are not read from a server, which has its own format; leave it out"
         )
+    for key, is_set in (
+        ("chat_template_kwargs", bool(job.chat_template_kwargs)),
+        ("template_date", job.template_date != TEMPLATE_DATE),
+    ):
+        if api == "chat" and is_set:
+            raise UsageError(
+                f"{key}: the server writes the prompts; set it there, or name a --chat-template FILE"
+            )
     if api == "chat" and job.input.tools_column is not None:
         raise UsageError(
             "--tools-column: a server that receives tools answers with calls, for which the dataset has no "

@@ -194,8 +194,9 @@ class VllmEngine:
             return self._retry(request)
         finished = convert_answer(request, answer, self._spec.sampling.logprobs)
         # A canary may be cut off anywhere, and only its text is compared.
-        is_parsed = self._splitter is not None and request.ordinal >= 0
-        return [self._splitter.split(finished) if self._splitter is not None and is_parsed else finished]
+        if self._splitter is None or request.ordinal < 0:
+            return [finished]
+        return [self._splitter.split(finished, request.template_kwargs)]
 
     def _retry(self, request: Request) -> list[Outcome]:
         tries = self._errors.get(_name(request), 0) + 1

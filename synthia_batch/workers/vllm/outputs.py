@@ -68,20 +68,24 @@ class ReasoningSplitter:
         self._tokenizer = tokenizer
         self._create_parser()
 
-    def split(self, finished: Finished) -> Finished | Failed:
-        """Return `finished` with its reasoning separated, both parts stripped; unchanged without any."""
+    def split(self, finished: Finished, kwargs: Mapping[str, Any] | None = None) -> Finished | Failed:
+        """Return `finished` with its reasoning separated, both parts stripped; unchanged without any.
+
+        `kwargs` are the arguments of the chat template, which may have turned reasoning off.
+        """
         request = ChatCompletionRequest(messages=[{"role": "user", "content": "?"}], seed=None)
         try:
-            reasoning, response = self._create_parser().extract_reasoning(finished.response, request)
+            reasoning, response = self._create_parser(kwargs).extract_reasoning(finished.response, request)
         except Exception as exc:  # A parser is a plugin: its error fails only this answer.
             return Failed(ordinal=finished.ordinal, code=NOT_PARSED, message=f"{type(exc).__name__}: {exc}")
         if reasoning is None:
             return dataclasses.replace(finished, response=response or "")
         return dataclasses.replace(finished, reasoning=reasoning.strip(), response=(response or "").strip())
 
-    def _create_parser(self) -> ReasoningParser:
+    def _create_parser(self, kwargs: Mapping[str, Any] | None = None) -> ReasoningParser:
+        options = {"chat_template_kwargs": dict(kwargs)} if kwargs else {}
         try:
-            return self._kind(self._tokenizer)
+            return self._kind(self._tokenizer, **options)
         except RuntimeError as exc:  # Raised if the tokenizer lacks the parser's markers.
             raise UsageError(
                 f"--reasoning-parser: {exc}\n"
