@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+MAX_ROW_BYTES = 64 * 1024 * 1024
+"""The usual limit of a row; a longer one indicates another format, or lost line ends."""
+ANY_ROW_BYTES = 2**62
+"""No limit, for rows that were checked before."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
@@ -13,7 +18,8 @@ class InputFile:
 
     `path` is the file to read, in the format `kind`: the user's own or a normalized copy. `shown` is the
     user's name for it, for messages; `name` is its name in the output. `digest` represents its content in
-    the job's identity; None means the digest of `path`.
+    the job's identity; None means the digest of `path`. A row of over `max_row_bytes` is refused.
+    `is_new_copy`: this process has made the copy, which does not stay if its rows are refused.
     """
 
     path: Path
@@ -21,6 +27,8 @@ class InputFile:
     shown: Path | str
     name: str
     digest: str | None = None
+    max_row_bytes: int = MAX_ROW_BYTES
+    is_new_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from synthia_batch.inputs.base import Columns, Scan, Selection, Source
 from synthia_batch.inputs.fetch.discover import InputFiles, ResolvedInput, digest_files, resolve_inputs
+from synthia_batch.inputs.fetch.normalize import drop_refused
 from synthia_batch.inputs.readers.open import open_files, open_source
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Selection",
     "Source",
     "digest_files",
+    "drop_refused",
     "open_files",
     "open_source",
     "resolve_inputs",

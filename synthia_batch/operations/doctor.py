@@ -152,7 +152,7 @@ def _check_input(job: Job) -> Check:
         text = f"{first}: not checked; `synthia-batch validate` downloads it and reads every row"
         return Check(name="input", state="unknown", text=text)
     template = job.input.prompt_template
-    files = resolve_inputs(paths).files
+    files = resolve_inputs(paths, max_row_bytes=job.input.max_row_bytes).files
     columns = open_files(files).detect(select_rows(job, template.read_text() if template else None))
     check_kept_columns(columns.keep, job, files[0].shown)
     size = sum(file.path.stat().st_size for file in files)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from synthia_batch.core.types import Row
 from synthia_batch.inputs.base import (
@@ -26,6 +26,8 @@ from synthia_batch.inputs.records.openai_batch import read_model
 from synthia_batch.inputs.records.record import RecordParser, Values
 from synthia_batch.inputs.records.strict_json import check_encodable, may_hold_surrogates
 
+START = Checkpoint(offset=0, line=1)
+
 
 class JsonlSource(FileSource):
     """A JSONL file. Blank lines and a byte order mark at its start are skipped."""
@@ -36,7 +38,7 @@ class JsonlSource(FileSource):
         """Return the columns, from the first record that can be parsed; see `Source.detect`."""
         faults = FaultList()
         with report_unreadable(self._shown), open_lines(self._path) as file:
-            for line in islice(iterate_lines(file, Checkpoint(offset=0, line=1)), selection.limit):
+            for line in islice(self._iterate_lines(file), selection.limit):
                 try:
                     record, _ = parse_line(line)
                 except RowFault as fault:
@@ -50,7 +52,7 @@ class JsonlSource(FileSource):
         """Return the first records; see `Source.peek`."""
         faults, records = FaultList(), []
         with report_unreadable(self._shown), open_lines(self._path) as file:
-            for line in islice(iterate_lines(file, Checkpoint(offset=0, line=1)), count):
+            for line in islice(self._iterate_lines(file), count):
                 try:
                     records.append(dict(parse_line(line)[0]))
                 except RowFault as fault:
@@ -64,7 +66,7 @@ class JsonlSource(FileSource):
         input_scan.note_json(self._shown)
         scanner = _Scanner(self._shown, input_scan)
         with report_unreadable(self._shown), open_lines(self._path) as file:
-            for line in islice(iterate_lines(file, Checkpoint(offset=0, line=1)), input_scan.wanted):
+            for line in islice(self._iterate_lines(file), input_scan.wanted):
                 scanner.take(line)
         self._watched.end_scan()
         return FileScan(rows=scanner.rows, size=size, checkpoints=tuple(scanner.checkpoints))
@@ -79,12 +81,15 @@ class JsonlSource(FileSource):
                 file.seek(checkpoint.offset - 1)
                 if file.read(1) != b"\n":
                     raise changed(self._shown, f"no line starts at byte {checkpoint.offset}")
-            lines = islice(iterate_lines(file, checkpoint), skip, scan.rows - first + skip)
+            lines = islice(self._iterate_lines(file, checkpoint), skip, scan.rows - first + skip)
             index = first
             for index, line in enumerate(lines, start=first):
                 yield reader.read(line, index)
             if index != scan.rows - 1:
                 raise changed(self._shown, f"{index + 1} rows instead of {scan.rows}")
+
+    def _iterate_lines(self, file: BinaryIO, start: Checkpoint = START) -> Iterator[Line]:
+        return iterate_lines(file, start, self._max_row_bytes)
 
 
 class _Scanner:

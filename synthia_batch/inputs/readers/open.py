@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from synthia_batch.core.types import InputFile
 from synthia_batch.inputs.base import Source
@@ -31,7 +31,16 @@ def open_source(path: Path, shown: Path | str | None = None) -> "FileSource":
 
 def open_files(files: Sequence[InputFile]) -> Source:
     """Return the source that reads all of `files`, one after the other, in the formats found earlier."""
-    sources = [_open(get_kind(file.kind), file.path, file.shown) for file in files]
+    sources = [
+        _open(
+            get_kind(file.kind),
+            file.path,
+            file.shown,
+            max_row_bytes=file.max_row_bytes,
+            is_new_copy=file.is_new_copy,
+        )
+        for file in files
+    ]
     if len(sources) == 1:
         return sources[0]
     from synthia_batch.inputs.readers.multi_file import ManySource
@@ -39,6 +48,6 @@ def open_files(files: Sequence[InputFile]) -> Source:
     return ManySource(sources)
 
 
-def _open(kind: InputKind, path: Path, shown: Path | str) -> "FileSource":
-    source: FileSource = kind.load_reader()(path, shown)
+def _open(kind: InputKind, path: Path, shown: Path | str, **options: Any) -> "FileSource":
+    source: FileSource = kind.load_reader()(path, shown, **options)
     return source

@@ -18,6 +18,7 @@ from synthia_batch.inputs.readers.arrow_types import (
     is_objects,
     is_text,
     is_turns,
+    list_decoded,
 )
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed
@@ -35,9 +36,10 @@ from synthia_batch.inputs.readers.parquet_batches import (
     make_rows,
     open_parquet,
 )
+from synthia_batch.inputs.readers.parquet_limits import find_long_group, measure_row
 from synthia_batch.inputs.readers.scan import InputScan
 from synthia_batch.inputs.records.columns import require_columns, resolve_columns
-from synthia_batch.inputs.records.faults import FaultList, RowFault
+from synthia_batch.inputs.records.faults import FaultList, RowFault, describe_long_row
 from synthia_batch.inputs.records.record import RecordParser
 
 
@@ -53,8 +55,10 @@ class ParquetSource(FileSource):
         """Return the first records; see `Source.peek`."""
         with self._refuse_damage():
             first = next(open_parquet(self._path).iter_batches(batch_size=count), None)
-            records: list[dict[str, Any]] = [] if first is None else first.to_pylist()
-        return records
+            if first is None:
+                return []
+            values = [list_decoded(column) for column in first.columns]
+        return [dict(zip(first.schema.names, row, strict=True)) for row in zip(*values, strict=True)]
 
     def scan_into(self, input_scan: InputScan) -> FileScan:
         """Add the results of one pass over the file; see `FileReader.scan_into`."""
@@ -66,11 +70,15 @@ class ParquetSource(FileSource):
             kept = self._check_columns(columns, file.schema_arrow)
             input_scan.note_names(file.schema_arrow.names)
             input_scan.note_types(kept, self._shown)
-            scanner = _Scanner(self._shown, columns, input_scan)
+            scanner = _Scanner(self._shown, columns, input_scan, self._max_row_bytes)
             wanted = file.metadata.num_rows
             if input_scan.wanted is not None:
                 wanted = min(wanted, input_scan.wanted)
-            for batch in iterate_batches(file, columns.used, 0, wanted):
+            long = find_long_group(file.metadata, columns.used, self._max_row_bytes)
+            if long is not None and long < wanted:
+                fault = describe_long_row(self._max_row_bytes)
+                raise InputRefused([f"{self._shown}: row {long + 1} or one behind it: {fault}"])
+            for batch in iterate_batches(self._path, file, columns.used, 0, wanted):
                 scanner.take(batch)
             if scanner.rows != wanted:
                 raise InputRefused(
@@ -90,7 +98,7 @@ class ParquetSource(FileSource):
             ):
                 if own.type == column.type:
                     continue
-                for located in iterate_batches(file, (column.name,), 0, rows):
+                for located in iterate_batches(self._path, file, (column.name,), 0, rows):
                     if not can_cast(located.batch.column(0), column):
                         raise input_scan.refuse_types(own, self._shown)
 
@@ -105,7 +113,7 @@ class ParquetSource(FileSource):
         following = first
         try:
             file = open_parquet(self._path)
-            for located in iterate_batches(file, scan.columns.used, first, scan.rows):
+            for located in iterate_batches(self._path, file, scan.columns.used, first, scan.rows):
                 batch = convert_batch(located.batch, located.first, scan.columns, scan.kept)
                 yield from make_rows(batch, scan, parser)
                 following = batch.first + batch.rows
@@ -175,8 +183,11 @@ class ParquetSource(FileSource):
 class _Scanner:
     """The state of one pass over one file."""
 
-    def __init__(self, shown: Path | str, columns: Columns, input_scan: InputScan) -> None:
+    def __init__(
+        self, shown: Path | str, columns: Columns, input_scan: InputScan, max_row_bytes: int
+    ) -> None:
         self.rows = 0
+        self._max_row_bytes = max_row_bytes
         self._shown = shown
         self._columns = columns
         self._input_scan = input_scan
@@ -189,6 +200,13 @@ class _Scanner:
         self._input_scan.count(located.batch.num_rows)
 
     def _check(self, batch: pa.RecordBatch, first: int) -> None:
+        if batch.nbytes > self._max_row_bytes:
+            if batch.num_rows > 1:
+                self._check_each(batch, first)
+                return
+            if measure_row(batch) > self._max_row_bytes:
+                self._add_fault(first, describe_long_row(self._max_row_bytes))
+                return
         try:
             values = convert_batch(batch, first, self._columns)
         except ValueError as exc:
@@ -196,8 +214,7 @@ class _Scanner:
             if batch.num_rows == 1:
                 self._add_fault(first, describe_error(exc))
             else:
-                for offset in range(batch.num_rows):
-                    self._check(batch.slice(offset, 1), first + offset)
+                self._check_each(batch, first)
             return
         hash_record = self._parser.hash_record
         hashes = []
@@ -207,6 +224,10 @@ class _Scanner:
             except RowFault as fault:
                 self._add_fault(index, str(fault))
         self._input_scan.index.add(b"".join(hashes))
+
+    def _check_each(self, batch: pa.RecordBatch, first: int) -> None:
+        for offset in range(batch.num_rows):
+            self._check(batch.slice(offset, 1), first + offset)
 
     def _add_fault(self, index: int, text: str) -> None:
         self._input_scan.faults.add(f"{self._shown}: row {index + 1}", text)

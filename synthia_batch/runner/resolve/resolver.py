@@ -10,7 +10,15 @@ from typing import Any
 
 from synthia_batch.core.digest import DigestCache, open_digest_cache
 from synthia_batch.errors import UsageError
-from synthia_batch.inputs import Columns, ResolvedInput, Selection, digest_files, open_files, resolve_inputs
+from synthia_batch.inputs import (
+    Columns,
+    ResolvedInput,
+    Selection,
+    digest_files,
+    drop_refused,
+    open_files,
+    resolve_inputs,
+)
 from synthia_batch.job.dotted import flatten
 from synthia_batch.job.identity import IdentityParts, InputIdentity, Numerics, fingerprint, identify
 from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
@@ -74,8 +82,10 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> Resolved
         reveal(url, os.environ, "notify")  # Fails in the evening, not in the morning.
     # Before the model, which may take an hour to download.
     template = _read_template(merged)
-    resolved = resolve_inputs(explicit.job.input.paths, cache)
-    columns = open_files(resolved.files).detect(select_rows(explicit.job, template))
+    declared = explicit.job.input
+    resolved = resolve_inputs(declared.paths, cache, max_row_bytes=declared.max_row_bytes)
+    with drop_refused(resolved.files[0]):
+        columns = open_files(resolved.files).detect(select_rows(explicit.job, template))
     check_kept_columns(columns.keep, merged.job, resolved.files[0].shown)
     _log_columns(columns, resolved)
     found = find_model(merged, chosen.preset, cache)
