@@ -22,6 +22,7 @@ ONLY_IN = {
     "vllm": {"workers/vllm/"},
     "torch": {"workers/vllm/"},
     "ray": {"workers/pools/ray_"},
+    "openpyxl": {"inputs/fetch/xlsx.py"},
     "pyarrow": {"inputs/readers/", "inputs/fetch/arrow.py", "storage/parts/"},
     "obstore": {"storage/remote/object_store.py", "inputs/remote/bucket.py"},
     "openai": {"workers/openai/"},

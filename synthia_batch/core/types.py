@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # It imports the digests' library, which not every process needs.
     from synthia_batch.core.digest import FileStamp
 
+MAX_ROW_BYTES = 64 * 1024 * 1024
+"""The usual limit of a row; a longer one indicates another format, or lost line ends."""
+ANY_ROW_BYTES = 2**62
+"""No limit, for rows that were checked before."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
@@ -17,7 +22,9 @@ class InputFile:
     `path` is the file to read, in the format `kind`: the user's own or a normalized copy. `shown` is the
     user's name for it, for messages; `name` is its name in the output. `digest` represents its content in
     the job's identity; None means the digest of `path`, which is `content`, once known. `stamp` was read
-    before the job was resolved: the file with another one may have other content.
+    before the job was resolved: the file with another one may have other content. A row of over
+    `max_row_bytes` is refused. `is_new_copy`: this process has made the copy, which does not stay if its rows
+    are refused.
     """
 
     path: Path
@@ -27,6 +34,8 @@ class InputFile:
     digest: str | None = None
     content: str | None = None
     stamp: "FileStamp | None" = None
+    max_row_bytes: int = MAX_ROW_BYTES
+    is_new_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

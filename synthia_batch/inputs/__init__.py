@@ -9,6 +9,7 @@ from synthia_batch.inputs.fetch.discover import (
     digest_files,
     resolve_inputs,
 )
+from synthia_batch.inputs.fetch.normalize import drop_refused
 from synthia_batch.inputs.readers.open import open_files, open_source
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "check_digest",
     "digest_contents",
     "digest_files",
+    "drop_refused",
     "open_files",
     "open_source",
     "resolve_inputs",

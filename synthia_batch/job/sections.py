@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from synthia_batch.core.types import MAX_ROW_BYTES
 from synthia_batch.job.fields import HomePath, InputPath, Number, Section, Whole, anchor_path
 from synthia_batch.job.markers import Anchored, Flag, always, never, strict
 from synthia_batch.job.units import Count, Duration, TokenLength
@@ -129,6 +130,13 @@ class Input(Section):
         always("input.limit", "which rows there are"),
     ] = None
     """Take the first `limit` rows only."""
+    max_row_bytes: Annotated[
+        Annotated[Count, Field(ge=1)],
+        Flag("Input", "Refuse rows of more bytes, such as 200M. [64 MiB]", metavar="BYTES"),
+        never("which rows are refused, not what they are"),
+    ] = MAX_ROW_BYTES
+    """Refuse rows of more bytes, in every format. A row this long mostly shows another format, or lost line
+    ends."""
 
     digest: Annotated[
         Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None,

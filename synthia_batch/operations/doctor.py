@@ -148,7 +148,8 @@ def _check_input(job: Job) -> Check:
         text = f"{first}: not checked; `synthia-batch validate` downloads it and reads every row"
         return Check(name="input", state="unknown", text=text)
     template = job.input.prompt_template
-    files = resolve_inputs(paths, digest=job.input.digest).files
+    declared = job.input
+    files = resolve_inputs(paths, digest=declared.digest, max_row_bytes=declared.max_row_bytes).files
     columns = open_files(files).detect(select_rows(job, template.read_text() if template else None))
     check_kept_columns(columns, job, files[0].shown)
     size = sum(file.path.stat().st_size for file in files)

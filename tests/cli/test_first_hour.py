@@ -30,7 +30,7 @@ REFUSED = "error: the input cannot be used; nothing was started:\n"
 FIX = "fix the input, then run the same command again\n"
 FORMATS = (
     "supported formats: JSONL (.jsonl, .ndjson), Parquet (.parquet), CSV (.csv), TSV (.tsv), "
-    "JSON (.json); compressed: .gz, .zst"
+    "JSON (.json), Excel (.xlsx, .xlsm), folders of .txt; compressed: .gz, .zst"
 )
 TMPFS_KIB = 64
 ON_CPUS = pytest.mark.skipif(detect_device() == "cuda", reason="this machine has GPUs")
@@ -63,14 +63,14 @@ SLIPS = [
     Slip(
         "a directory without rows",
         ("run", "empty"),
-        f"error: empty: the directory holds no files of rows (not read: notes.txt); {FORMATS}\n",
-        files={"empty/notes.txt": "none"},
+        f"error: empty: the directory holds no files of rows (not read: notes.md); {FORMATS}\n",
+        files={"empty/notes.md": "none"},
     ),
     Slip(
         "a sheet",
-        ("run", "q.xlsx"),
-        f"error: q.xlsx: unknown format; {FORMATS}. Save the sheet as CSV\n",
-        files={"q.xlsx": "PK"},
+        ("run", "q.ods"),
+        f"error: q.ods: unknown format; {FORMATS}. Save the sheet as .xlsx or CSV\n",
+        files={"q.ods": "PK"},
     ),
     Slip(
         "a file that is only called packed",

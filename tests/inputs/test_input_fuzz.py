@@ -4,6 +4,7 @@ Mutations are drawn from a fixed seed, so that a failure names the case that rep
 """
 
 import csv
+import datetime
 import gzip
 import json
 import random
@@ -12,6 +13,7 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -55,6 +57,12 @@ ODD_COLUMNS: list[Callable[[int], pa.Array]] = [
     lambda rows: pa.array([[{"content": "Hi", "name": None, "role": "user"}]] * rows),
     lambda rows: pa.array([[{"role": "assistant", "content": None}]] * rows),
     lambda rows: pa.array([[]] * rows, pa.list_(pa.struct([("role", pa.string())]))),
+    lambda rows: pa.array(['{"role": "user"}'] * rows).cast(pa.json_()),
+    lambda rows: pa.array([["{", None]] * rows).cast(pa.list_(pa.json_())),
+    lambda rows: pa.array([bytes(16)] * rows, pa.uuid()),
+    lambda rows: pa.array([2**62] * rows, pa.timestamp("us")),
+    lambda rows: pa.array([1] * rows, pa.time64("ns")),
+    lambda rows: pa.array([["a"]] * rows, pa.list_view(pa.string())),
 ]  # fmt: skip
 
 
@@ -122,7 +130,8 @@ def make_parquet(chance: random.Random) -> bytes:
 
 def make_csv(chance: random.Random) -> bytes:
     sink = StringIO(newline="")
-    writer = csv.writer(sink, lineterminator=chance.choice(["\n", "\r\n"]))
+    delimiter = chance.choice([",", ",", ";", "\t"])
+    writer = csv.writer(sink, delimiter=delimiter, lineterminator=chance.choice(["\n", "\r\n"]))
     writer.writerow(["id", "question", "topic", "number"])
     for record in make_records(chance):
         odd = chance.choice(["", " ", "a\nb", "a\r\nb", '"', ",", "x" * 5000, "\x00", "\u2028", "\U0001f600"])
@@ -131,12 +140,33 @@ def make_csv(chance: random.Random) -> bytes:
             values[chance.randrange(4)] = odd
         writer.writerow(values[: 4 if chance.random() < 0.95 else 3])
     content = chance.choice([b"", b"", b"\xef\xbb\xbf"]) + sink.getvalue().encode()
+    if chance.random() < 0.1:
+        content = sink.getvalue().encode(chance.choice(["cp1252", "utf-16"]), errors="replace")
     return mutate_bytes(content, chance) if chance.random() < 0.4 else content
 
 
 def make_json(chance: random.Random) -> bytes:
-    content = json.dumps(make_records(chance), indent=chance.choice([None, 2])).encode()
+    records = make_records(chance)
+    content = json.dumps(records, indent=chance.choice([None, 2])).encode()
+    if chance.random() < 0.3:
+        content = b"\n".join(json.dumps(record).encode() for record in records)
     return mutate_bytes(content, chance) if chance.random() < 0.6 else content
+
+
+def make_xlsx(chance: random.Random) -> bytes:
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.append(["id", "question", "topic", "number"])
+    for record in make_records(chance):
+        values: list[Any] = [*record.values()]
+        if chance.random() < 0.2:
+            odd = [None, 0.5, True, "#N/A", "=1+1", "a\nb", " ", datetime.time(1, 2), datetime.timedelta(1)]
+            values[chance.randrange(4)] = chance.choice(odd)
+        sheet.append(values[: 4 if chance.random() < 0.95 else 3])
+    sink = BytesIO()
+    book.save(sink)
+    content = sink.getvalue()
+    return mutate_bytes(content, chance) if chance.random() < 0.4 else content
 
 
 def make_packed(chance: random.Random) -> bytes:
@@ -177,6 +207,8 @@ def make_batch(chance: random.Random) -> bytes:
         ("parquet", make_parquet),
         ("csv", make_csv),
         ("json", make_json),
+        ("jsonl", make_json),
+        ("xlsx", make_xlsx),
         ("jsonl.gz", make_packed),
         ("parquet.zst", make_zstd),
         ("batch.jsonl", make_batch),

@@ -256,7 +256,7 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("a.gz", pack(b"question\na\n"), "a.gz: unknown format"),
     ("a.csv", b"question\n\"a\n", "a.csv:2: the file ends inside a quoted field; the record"),
     ("a.csv", b'question\nb\n"a"b\n', "a.csv:3: not valid CSV: ',' expected after '\"'"),
-    ("a.csv", b"question,b\na,b\n\na\n", "a.csv:4: expected 2 fields as in the first line, got 1"),
+    ("a.csv", b"question,b\na,b\n\na\n", "a.csv:4: expected 2 fields as in the first line, got 1, separa"),
     ("a.csv", b"question\na\n\xff\xfe\n", "a.csv:3: not valid UTF-8: byte 1 of the line is 0xff"),
     ("a.csv", b"question,question\na,b\n", "a.csv:1: the column 'question' appears twice"),
     ("a.csv", b"question,\na,b\n", "a.csv:1: a column has no name"),
@@ -275,7 +275,9 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("a.json", b'[{"question": "a"}, {"question": ""}]', "a.json:2: column 'question' is blank"),
     ("a.json", b"[]", "a.json: there are no rows"),
     ("a.jsonl.gz", b"", "a.jsonl.gz: the file is empty"),
-    ("a.xlsx", b"PK\x03\x04", "a.xlsx: unknown format"),
+    ("a.xls", b"PK\x03\x04", "a.xls: unknown format"),
+    ("a.xlsx", b"PK\x03\x04", "a.xlsx: not a readable .xlsx workbook, damaged, or locked with a password"),
+    ("a.txt", b"Why?\n", "If each file is a prompt, name their folder; if each line is one, write JSONL"),
 ]  # fmt: skip
 
 

@@ -9,9 +9,8 @@ from reading import list_faults, read_all, scan
 
 from synthia_batch.core.types import KeptColumn
 from synthia_batch.errors import InputRefused, IntegrityError, UsageError
-from synthia_batch.inputs import Selection
+from synthia_batch.inputs import Scan, Selection
 from synthia_batch.inputs.readers import jsonl as jsonl_module
-from synthia_batch.inputs.readers import lines as lines_module
 from synthia_batch.inputs.readers.jsonl import JsonlSource
 
 GOOD = b'{"prompt": "a"}\n'
@@ -121,17 +120,18 @@ def test_utf_16_is_refused(tmp_path: Path) -> None:
     assert "not valid UTF-8: byte 1" in list_lines(write(tmp_path, '{"prompt": "a"}\n'.encode("utf-16")))[0]
 
 
-def test_a_line_that_is_too_long_is_refused_and_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", 32)
+def test_a_line_that_is_too_long_is_refused_and_passed_over(tmp_path: Path) -> None:
+    def scan_short(content: bytes) -> Scan:
+        return JsonlSource(write(tmp_path, content), max_row_bytes=32).scan(Selection(), tmp_path)
+
     long = b'{"prompt": "' + b"x" * 5_000_000 + b'"}\n'
-    faults = list_lines(write(tmp_path, GOOD + long + b"{\n" + long.rstrip()))
-    assert [fault.split(":")[0] for fault in faults] == ["2", "3", "4"]
-    assert "the line is longer than" in faults[0]
+    with pytest.raises(InputRefused) as refused:
+        scan_short(GOOD + long + b"{\n" + long.rstrip())
+    assert [fault.split(":")[1] for fault in refused.value.faults] == ["2", "3", "4"]
+    assert "the row is longer than 32 bytes; --max-row-bytes raises the limit" in refused.value.faults[0]
     exactly = b'{"prompt": "' + b"x" * (32 - 15) + b'"}\n'
     assert len(exactly) == 32
-    assert scan(write(tmp_path, exactly * 2 + exactly.rstrip())).rows == 3
+    assert scan_short(exactly * 2 + exactly.rstrip()).rows == 3
 
 
 def test_a_checkpoint_stands_at_every_thousandth_row(tmp_path: Path) -> None:

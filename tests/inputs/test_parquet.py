@@ -16,7 +16,7 @@ from synthia_batch.core.types import KeptColumn, Message, RowSampling
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.readers.kept_types import make_kept_column
 from synthia_batch.inputs.readers.parquet import ParquetSource
-from synthia_batch.inputs.readers.parquet_batches import choose_batch_rows
+from synthia_batch.inputs.readers.parquet_limits import choose_batch_rows
 from synthia_batch.storage.parts.schema import data_schema, kept_storage, kept_type
 
 DAY = datetime.datetime(2026, 11, 21, 6, 36, 1, 123456)
@@ -281,10 +281,10 @@ def test_only_the_row_groups_asked_for_are_read(tmp_path: Path, monkeypatch: pyt
     source = ParquetSource(path)
     rows = [*source.read_rows(found, 730, 790), *source.read_rows(found, 790, 900)]
     assert [row.messages[0].content for row in rows] == [f"q{number}" for number in range(730, 900)]
-    assert asked == [[7, 8, 9]]
+    assert asked == [[7], [8]]
 
 
 def test_long_rows_are_read_few_at_a_time(tmp_path: Path) -> None:
     path = write(tmp_path, pa.table({"prompt": ["x" * 2**20 + str(number) for number in range(20)]}))
-    assert choose_batch_rows(parquet.read_metadata(path)) <= 8
+    assert choose_batch_rows(path, parquet.read_metadata(path).row_group(0), ["prompt"], 0) <= 8
     assert len(read_all(path)) == 20

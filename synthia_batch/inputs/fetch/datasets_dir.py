@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json
+from synthia_batch.core.types import MAX_ROW_BYTES
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.fetch.file_types import LocatedFile
 from synthia_batch.inputs.fetch.normalize import (
@@ -34,8 +35,10 @@ def refuse_splits(directory: Path) -> None:
     )
 
 
-def normalize_dataset(found: LocatedFile, cache: DigestCache, *, makes: bool = True) -> NormalizedFile:
-    """Return a Parquet file of the dataset's rows, created if missing."""
+def normalize_dataset(
+    found: LocatedFile, cache: DigestCache, *, makes: bool = True, max_row_bytes: int = MAX_ROW_BYTES
+) -> NormalizedFile:
+    """Return a Parquet file of the dataset's rows, created if missing. Its reader checks `max_row_bytes`."""
     from synthia_batch.inputs.fetch.arrow import list_dataset_files, write_dataset
 
     files = list_dataset_files(found.path)

@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json, open_digest_cache
-from synthia_batch.core.types import InputFile
+from synthia_batch.core.types import ANY_ROW_BYTES, MAX_ROW_BYTES, InputFile
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, is_copy
 from synthia_batch.inputs.fetch.datasets_dir import is_dataset, normalize_dataset, refuse_splits
-from synthia_batch.inputs.fetch.file_types import FORMATS, LocatedFile, choose_row_files, split_name
+from synthia_batch.inputs.fetch.file_types import FORMATS, LocatedFile, RowFiles, choose_row_files, split_name
 from synthia_batch.inputs.fetch.normalize import normalize_file
 from synthia_batch.inputs.fetch.sniff import find_json_kind, read_start
 from synthia_batch.inputs.fetch.stamps import read_stamps, refuse_changed
 from synthia_batch.inputs.fetch.stdin import STDIN, STDIN_NAME, keep_stdin, refuse_lost
+from synthia_batch.inputs.fetch.text_folder import list_texts, normalize_texts
 
 _log = logging.getLogger(__name__)
 
@@ -47,11 +48,13 @@ def resolve_inputs(
     *,
     digest: str | None = None,
     makes: bool = True,
+    max_row_bytes: int = MAX_ROW_BYTES,
 ) -> ResolvedInput:
     """Return the files that `paths` name, in their order; those of a pattern or directory sorted by name.
 
     `digest` is what the input must have, if the job says so; it is compared elsewhere. Without `makes`,
-    nothing is fetched or copied: an input that is not in the cache is refused.
+    nothing is fetched or copied: an input that is not in the cache is refused. A row of over
+    `max_row_bytes` is refused.
 
     Raises:
         UsageError: An input is missing, named twice, or of an unknown format.
@@ -69,7 +72,11 @@ def resolve_inputs(
     files = []
     for file, name in zip(located, names, strict=True):
         normalize = normalize_dataset if is_dataset(file.path) else normalize_file
-        rows = normalize(file, cache, makes=makes)
+        if file.texts:
+            normalize = normalize_texts
+        rows = normalize(file, cache, makes=makes, max_row_bytes=max_row_bytes)
+        # A rewritten row was checked as it was, and may be longer as JSON.
+        is_checked = rows.digest is not None and rows.kind.name != "parquet"
         files.append(
             InputFile(
                 path=rows.path,
@@ -78,6 +85,8 @@ def resolve_inputs(
                 name=name,
                 digest=rows.digest,
                 stamp=read_stamps([rows.path], file.shown)[rows.path],
+                max_row_bytes=ANY_ROW_BYTES if is_checked else max_row_bytes,
+                is_new_copy=rows.is_new,
             )
         )
     return ResolvedInput(files=tuple(files), name=_name_input(paths, files), paths=tuple(paths))
@@ -174,11 +183,16 @@ def _find_in_directory(directory: Path, *, reports: bool) -> list[LocatedFile]:
         return [LocatedFile(path=directory, shown=directory)]
     refuse_splits(directory)
     found = choose_row_files(_list_files(directory), lambda name: _may_hold_rows(directory / name))
-    if not found.rows:
+    texts = list_texts(found.ignored)
+    if not found.rows and texts:
+        found = RowFiles(rows=(), ignored=tuple(name for name in found.ignored if name not in set(texts)))
+    elif not found.rows:
         ignored = f" ({found.describe_ignored()})" if found.ignored else ""
         raise UsageError(f"{directory}: the directory holds no files of rows{ignored}; {FORMATS}")
     if found.ignored and reports:
         _log.info(f"{directory}: {found.describe_ignored()}")
+    if texts and not found.rows:
+        return [LocatedFile(path=directory, shown=directory, texts=tuple(texts))]
     paths = sorted((directory / name for name in found.rows), key=str)
     return [LocatedFile(path=path, shown=path) for path in paths]
 

@@ -58,15 +58,26 @@ KINDS = (
         reader="readers.parquet:ParquetSource",
         rows_name="rows.parquet",
     ),
-    InputKind(name="csv", label="CSV", suffixes=(".csv",), normalizer="fetch.csv_json:write_csv_lines"),
-    InputKind(name="tsv", label="TSV", suffixes=(".tsv",), normalizer="fetch.csv_json:write_tsv_lines"),
+    InputKind(name="csv", label="CSV", suffixes=(".csv",), normalizer="fetch.csv_lines:write_csv_lines"),
+    InputKind(name="tsv", label="TSV", suffixes=(".tsv",), normalizer="fetch.csv_lines:write_tsv_lines"),
     InputKind(
         name="json",
         label="JSON",
         suffixes=(".json",),
         first_character=b"[",
-        normalizer="fetch.csv_json:write_json_lines",
+        normalizer="fetch.json_list:write_json_lines",
         search_rank=2,  # Beside files of rows, most .json files are not rows.
+    ),
+    InputKind(
+        name="xlsx",
+        label="Excel",
+        suffixes=(".xlsx", ".xlsm"),
+        normalizer="fetch.xlsx:write_sheet_lines",
+        search_rank=3,  # Beside CSV, it is most often the same table.
+    ),
+    # Only whole folders: a single text can be one prompt or a prompt a line. See fetch.text_folder.
+    InputKind(
+        name="txt", label="folders of .txt", suffixes=(), reader="readers.text_folder:TextFolderSource"
     ),
 )
 METADATA_NAMES = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
@@ -92,17 +103,23 @@ MAX_NAMES_SHOWN = 5
 MAGIC_BYTES = max(len(entry.magic) for entry in (*KINDS, *COMPRESSIONS) if entry.magic)
 FORMATS = (
     "supported formats: "
-    + ", ".join(f"{kind.label} ({', '.join(kind.suffixes)})" for kind in KINDS)
+    + ", ".join(
+        f"{kind.label} ({', '.join(kind.suffixes)})" if kind.suffixes else kind.label for kind in KINDS
+    )
     + f"; compressed: {', '.join(compression.suffixes[0] for compression in COMPRESSIONS)}"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocatedFile:
-    """A file of rows on this machine, or a directory of a saved dataset. `shown` is its name in messages."""
+    """A file of rows on this machine, or a directory of a saved dataset. `shown` is its name in messages.
+
+    `texts` are the files of a folder of texts, by their paths in it.
+    """
 
     path: Path
     shown: Path | str
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,8 +123,11 @@ def read_magic(path: Path, shown: Path | str) -> bytes:
 def refuse_format(shown: Path | str) -> UsageError:
     """Return the error for a file whose name shows no known format."""
     hint = ""
-    if str(shown).lower().endswith((".xlsx", ".xls")):
-        hint = ". Save the sheet as CSV"
+    if str(shown).lower().endswith((".xls", ".xlsb", ".ods")):
+        hint = ". Save the sheet as .xlsx or CSV"
+    elif str(shown).lower().endswith(".txt"):
+        hint = ". If each file is a prompt, name their folder; if each line is one, write JSONL: "
+        hint += "`jq -R '{prompt: .}' OLD > NEW.jsonl`"
     elif str(shown).lower().endswith((".bz2", ".xz", ".zip")):
         hint = "; decompress it first"
     return UsageError(f"{shown}: unknown format; {FORMATS}{hint}")

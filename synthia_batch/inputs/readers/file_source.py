@@ -1,12 +1,13 @@
 """The base of the readers: a source of one file, read alone or as one of several."""
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.digest import FileStamp
-from synthia_batch.core.types import KeptColumn, Row
+from synthia_batch.core.types import MAX_ROW_BYTES, KeptColumn, Row
 from synthia_batch.inputs.base import Columns, FileScan, FirstNames, Scan, Selection
 from synthia_batch.inputs.readers.file_state import ReadCursor, Watched
 from synthia_batch.inputs.readers.scan import (
@@ -31,8 +32,12 @@ class FileSource(ABC):
         *,
         stamp: FileStamp | None = None,
         content: str | None = None,
+        max_row_bytes: int = MAX_ROW_BYTES,
+        is_new_copy: bool = False,
     ) -> None:
-        """Read `path`; `shown` is its name in messages. `stamp` and `content` are as in `InputFile`."""
+        """Read `path`; `shown` is its name in messages. See `InputFile` for the others."""
+        self._max_row_bytes = max_row_bytes
+        self._is_new_copy = is_new_copy
         self._path = path
         self._shown = path if shown is None else shown
         self._watched = Watched(path, self._shown, stamp=stamp, content=content)
@@ -65,6 +70,11 @@ class FileSource(ABC):
     def check_kept(self, input_scan: InputScan, kept: Sequence[KeptColumn], rows: int) -> None:
         """Check kept values against the types of all files together; see `FileReader.check_kept`."""
         return  # JSON has the types that are in Arrow's plain table; the scan has checked its numbers.
+
+    def drop_copy(self) -> None:
+        """Remove the file if it is a copy that this process has made; one that others may use stays."""
+        if self._is_new_copy:
+            shutil.rmtree(self._path.parent, ignore_errors=True)
 
     @property
     def shown(self) -> str:

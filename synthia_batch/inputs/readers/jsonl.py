@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from synthia_batch.core.types import Row
 from synthia_batch.inputs.base import (
@@ -30,6 +30,7 @@ from synthia_batch.inputs.records.strict_json import check_encodable, may_hold_s
 
 DETECT_BYTES = 8 * 1024 * 1024
 """The first rows, from which columns are detected, end after so many bytes."""
+START = Checkpoint(offset=0, line=1)
 
 
 class JsonlSource(FileSource):
@@ -46,7 +47,7 @@ class JsonlSource(FileSource):
         head: list[Mapping[str, Any]] = []
         rows, is_whole = 0, True
         with report_unreadable(self._shown), open_lines(self._path) as file:
-            for line in islice(iterate_lines(file, Checkpoint(offset=0, line=1)), limit):
+            for line in islice(self._iterate_lines(file), limit):
                 if rows == DETECT_ROWS or line.offset > DETECT_BYTES:
                     is_whole = False
                     break
@@ -83,7 +84,7 @@ class JsonlSource(FileSource):
         """Return the first records; see `Source.peek`."""
         faults, records = FaultList(), []
         with report_unreadable(self._shown), open_lines(self._path) as file:
-            for line in islice(iterate_lines(file, Checkpoint(offset=0, line=1)), count):
+            for line in islice(self._iterate_lines(file), count):
                 try:
                     records.append(dict(parse_line(line)[0]))
                 except RowFault as fault:
@@ -97,7 +98,7 @@ class JsonlSource(FileSource):
         input_scan.note_json(self._shown)
         scanner = _Scanner(self._shown, input_scan)
         with report_unreadable(self._shown), open_lines(self._path) as file:
-            for line in islice(iterate_lines(file, Checkpoint(offset=0, line=1)), input_scan.wanted):
+            for line in islice(self._iterate_lines(file), input_scan.wanted):
                 scanner.take(line)
         self._watched.end_scan()
         return FileScan(rows=scanner.rows, size=size, checkpoints=tuple(scanner.checkpoints))
@@ -112,12 +113,15 @@ class JsonlSource(FileSource):
                 file.seek(checkpoint.offset - 1)
                 if file.read(1) != b"\n":
                     raise changed(self._shown, f"no line starts at byte {checkpoint.offset}")
-            lines = islice(iterate_lines(file, checkpoint), skip, scan.rows - first + skip)
+            lines = islice(self._iterate_lines(file, checkpoint), skip, scan.rows - first + skip)
             index = first
             for index, line in enumerate(lines, start=first):
                 yield reader.read(line, index)
             if index != scan.rows - 1:
                 raise changed(self._shown, f"{index + 1} rows instead of {scan.rows}")
+
+    def _iterate_lines(self, file: BinaryIO, start: Checkpoint = START) -> Iterator[Line]:
+        return iterate_lines(file, start, self._max_row_bytes)
 
 
 class _Scanner:
@@ -142,7 +146,10 @@ class _Scanner:
             self._input_scan.note_names(record, self._shown, line.number)
             self._input_scan.index.add(self._check(record, text))
         except RowFault as fault:
-            if self._input_scan.add_fault(f"{self._shown}:{line.number}", str(fault)):
+            place = f"{self._shown}:{line.number}"
+            if line.content is None:  # Refused even where bad rows fail: the limit is no identity.
+                self._input_scan.faults.add(place, str(fault))
+            elif self._input_scan.add_fault(place, str(fault)):
                 identifier = record.get(self._columns.id or "")
                 self._input_scan.index.add(self._parser.hash_bad(identifier, line.number))
         self._input_scan.count(1)

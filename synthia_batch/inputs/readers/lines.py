@@ -5,22 +5,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from synthia_batch.core.types import MAX_ROW_BYTES
 from synthia_batch.inputs.base import Checkpoint
-from synthia_batch.inputs.records.faults import RowFault
+from synthia_batch.inputs.records.faults import RowFault, describe_long_row
 from synthia_batch.inputs.records.messages import describe
 from synthia_batch.inputs.records.strict_json import parse_json
 
-MAX_LINE_BYTES = 64 * 1024 * 1024
-"""A longer line indicates another format, or lost line ends."""
 READ_BUFFER_BYTES = 1024 * 1024
 
 
 class Line(NamedTuple):
-    """A line that is not blank. `content` is None if it exceeds MAX_LINE_BYTES."""
+    """A line that is not blank. `content` is None if it exceeds `max_bytes`."""
 
     number: int
     offset: int
     content: bytes | None
+    max_bytes: int = MAX_ROW_BYTES
 
 
 def parse_line(line: Line) -> tuple[dict[str, Any], str]:
@@ -30,7 +30,7 @@ def parse_line(line: Line) -> tuple[dict[str, Any], str]:
         RowFault: The line is too long, or not UTF-8, or not one JSON object.
     """
     if line.content is None:
-        raise RowFault(f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB; is this JSONL?")
+        raise RowFault(f"{describe_long_row(line.max_bytes)}; is this JSONL?")
     try:
         text = line.content.rstrip(b"\r\n").decode()
         record = parse_json(text)
@@ -50,14 +50,14 @@ def _hint_truncated(content: bytes) -> str:
     return "" if content.endswith(b"\n") else "; the file ends inside this line and is probably truncated"
 
 
-def iterate_lines(file: BinaryIO, start: Checkpoint) -> Iterator[Line]:
+def iterate_lines(file: BinaryIO, start: Checkpoint, max_bytes: int = MAX_ROW_BYTES) -> Iterator[Line]:
     """Yield the lines of `file` that are not blank; its position is `start`."""
     offset, number = start.offset, start.line
-    while content := file.readline(MAX_LINE_BYTES + 1):
+    while content := file.readline(max_bytes + 1):
         size = len(content)
-        if size > MAX_LINE_BYTES and not content.endswith(b"\n"):
+        if size > max_bytes and not content.endswith(b"\n"):
             size += _skip_line(file)
-            yield Line(number, offset, None)
+            yield Line(number, offset, None, max_bytes)
         elif not content.isspace():
             if offset == 0 and content.startswith(codecs.BOM_UTF8):
                 content = content[len(codecs.BOM_UTF8) :]

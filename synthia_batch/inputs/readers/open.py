@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from synthia_batch.core.digest import FileStamp
 from synthia_batch.core.types import InputFile
 from synthia_batch.inputs.base import Source
 from synthia_batch.inputs.fetch.file_types import InputKind, get_kind, split_name
@@ -33,7 +32,15 @@ def open_source(path: Path, shown: Path | str | None = None) -> "FileSource":
 def open_files(files: Sequence[InputFile]) -> Source:
     """Return the source that reads all of `files`, one after the other, in the formats found earlier."""
     sources = [
-        _open(get_kind(file.kind), file.path, file.shown, stamp=file.stamp, content=file.content)
+        _open(
+            get_kind(file.kind),
+            file.path,
+            file.shown,
+            stamp=file.stamp,
+            content=file.content,
+            max_row_bytes=file.max_row_bytes,
+            is_new_copy=file.is_new_copy,
+        )
         for file in files
     ]
     if len(sources) == 1:
@@ -43,13 +50,6 @@ def open_files(files: Sequence[InputFile]) -> Source:
     return ManySource(sources)
 
 
-def _open(
-    kind: InputKind,
-    path: Path,
-    shown: Path | str,
-    *,
-    stamp: FileStamp | None = None,
-    content: str | None = None,
-) -> "FileSource":
-    source: FileSource = kind.load_reader()(path, shown, stamp=stamp, content=content)
+def _open(kind: InputKind, path: Path, shown: Path | str, **options: Any) -> "FileSource":
+    source: FileSource = kind.load_reader()(path, shown, **options)
     return source

@@ -30,16 +30,16 @@ from synthia_batch.inputs.readers.kept_types import (
 from synthia_batch.inputs.readers.parquet_batches import (
     LIBRARY_ERRORS,
     LocatedBatch,
-    choose_batch_rows,
     convert_batch,
     describe_error,
     iterate_batches,
     make_rows,
     open_parquet,
 )
+from synthia_batch.inputs.readers.parquet_limits import find_long_group, measure_row
 from synthia_batch.inputs.readers.scan import InputScan
 from synthia_batch.inputs.records.columns import require_columns
-from synthia_batch.inputs.records.faults import FaultList, RowFault
+from synthia_batch.inputs.records.faults import FaultList, RowFault, describe_long_row
 from synthia_batch.inputs.records.messages import has_messages, has_other_fields
 from synthia_batch.inputs.records.record import RecordParser
 from synthia_batch.inputs.records.shapes import TURNS_OF_MESSAGES
@@ -72,11 +72,10 @@ class ParquetSource(FileSource):
 
     def _peek_values(self, column: str) -> list[Any]:
         """Return the values of `column` in the first rows."""
-        file = open_parquet(self._path)
-        rows = min(DETECT_ROWS, choose_batch_rows(file.metadata))
-        batch = next(file.iter_batches(batch_size=rows, columns=[column]), None)
+        batches = iterate_batches(self._path, open_parquet(self._path), [column], 0, DETECT_ROWS)
+        located = next(batches, None)
         try:
-            return [] if batch is None else list_decoded(batch.column(0))
+            return [] if located is None else list_decoded(located.batch.column(0))
         except (ValueError, OverflowError):  # The scan names the row.
             return []
 
@@ -84,8 +83,10 @@ class ParquetSource(FileSource):
         """Return the first records; see `Source.peek`."""
         with self._refuse_damage():
             first = next(open_parquet(self._path).iter_batches(batch_size=count), None)
-            records: list[dict[str, Any]] = [] if first is None else first.to_pylist()
-        return records
+            if first is None:
+                return []
+            values = [list_decoded(column) for column in first.columns]
+        return [dict(zip(first.schema.names, row, strict=True)) for row in zip(*values, strict=True)]
 
     def scan_into(self, input_scan: InputScan) -> FileScan:
         """Add the results of one pass over the file; see `FileReader.scan_into`."""
@@ -95,11 +96,16 @@ class ParquetSource(FileSource):
             kept = self._check_columns(input_scan.columns, file.schema_arrow)
             input_scan.note_names(dict.fromkeys(file.schema_arrow.names), self._shown)
             input_scan.note_types(kept, self._shown)
-            scanner = _Scanner(self._shown, input_scan)
+            used = input_scan.columns.used
+            scanner = _Scanner(self._shown, input_scan, self._max_row_bytes)
             wanted = file.metadata.num_rows
             if input_scan.wanted is not None:
                 wanted = min(wanted, input_scan.wanted)
-            for batch in iterate_batches(file, input_scan.columns.used, 0, wanted):
+            long = find_long_group(file.metadata, used, self._max_row_bytes)
+            if long is not None and long < wanted:
+                fault = describe_long_row(self._max_row_bytes)
+                raise InputRefused([f"{self._shown}: row {long + 1} or one behind it: {fault}"])
+            for batch in iterate_batches(self._path, file, used, 0, wanted):
                 scanner.take(batch)
             if scanner.rows != wanted:
                 raise InputRefused(
@@ -119,7 +125,7 @@ class ParquetSource(FileSource):
             ):
                 if own.type == column.type:
                     continue
-                for located in iterate_batches(file, (column.name,), 0, rows):
+                for located in iterate_batches(self._path, file, (column.name,), 0, rows):
                     if not can_cast(located.batch.column(0), column):
                         raise input_scan.refuse_types(own, self._shown)
 
@@ -134,7 +140,7 @@ class ParquetSource(FileSource):
         following = first
         try:
             file = open_parquet(self._path)
-            for located in iterate_batches(file, scan.columns.used, first, scan.rows):
+            for located in iterate_batches(self._path, file, scan.columns.used, first, scan.rows):
                 yield from make_rows(located, scan, parser)
                 following = located.first + located.batch.num_rows
         except (RowFault, *LIBRARY_ERRORS) as exc:
@@ -200,8 +206,9 @@ class ParquetSource(FileSource):
 class _Scanner:
     """The state of one pass over one file."""
 
-    def __init__(self, shown: Path | str, input_scan: InputScan) -> None:
+    def __init__(self, shown: Path | str, input_scan: InputScan, max_row_bytes: int) -> None:
         self.rows = 0
+        self._max_row_bytes = max_row_bytes
         self._shown = shown
         self._columns = input_scan.columns
         self._input_scan = input_scan
@@ -214,6 +221,15 @@ class _Scanner:
         self._input_scan.count(located.batch.num_rows)
 
     def _check(self, batch: pa.RecordBatch, first: int) -> None:
+        if batch.nbytes > self._max_row_bytes:
+            if batch.num_rows > 1:
+                self._check_each(batch, first)
+                return
+            if measure_row(batch) > self._max_row_bytes:
+                # Refused even where bad rows fail: the limit is no identity, which rows there are is.
+                fault = describe_long_row(self._max_row_bytes)
+                self._input_scan.faults.add(f"{self._shown}: row {first + 1}", fault)
+                return
         try:
             values = convert_batch(batch, first, self._columns)
         except ValueError as exc:
@@ -221,8 +237,7 @@ class _Scanner:
             if batch.num_rows == 1:
                 self._input_scan.index.add(self._add_fault(first, describe_error(exc)))
             else:
-                for offset in range(batch.num_rows):
-                    self._check(batch.slice(offset, 1), first + offset)
+                self._check_each(batch, first)
             return
         hash_record = self._parser.hash_record
         hashes = []
@@ -232,6 +247,10 @@ class _Scanner:
             except RowFault as fault:
                 hashes.append(self._add_fault(index, str(fault), record.identifier))
         self._input_scan.index.add(b"".join(hashes))
+
+    def _check_each(self, batch: pa.RecordBatch, first: int) -> None:
+        for offset in range(batch.num_rows):
+            self._check(batch.slice(offset, 1), first + offset)
 
     def _add_fault(self, index: int, text: str, identifier: Any = None) -> bytes:
         """Record a fault; return the hash of its row, if that row fails."""

@@ -18,14 +18,10 @@ from synthia_batch.inputs.readers.arrow_types import (
     list_values,
 )
 from synthia_batch.inputs.readers.kept_types import cast_kept
+from synthia_batch.inputs.readers.parquet_limits import READ_BUFFER_BYTES, choose_batch_rows
 from synthia_batch.inputs.records.faults import RowFault
 from synthia_batch.inputs.records.record import RecordParser, Values
 
-BATCH_ROWS = 1024
-"""Maximum number of rows decoded at a time."""
-BATCH_BYTES = 8 * 1024 * 1024
-"""Fewer than BATCH_ROWS rows are decoded where they would exceed this size."""
-READ_BUFFER_BYTES = 1024 * 1024
 LIBRARY_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 """Raised by pyarrow on damaged files, as tests/inputs/test_fuzz.py shows."""
 
@@ -71,7 +67,7 @@ def open_parquet(path: Path) -> parquet.ParquetFile:
 
 
 def iterate_batches(
-    file: parquet.ParquetFile, used: Sequence[str], first: int, stop: int
+    path: Path, file: parquet.ParquetFile, used: Sequence[str], first: int, stop: int
 ) -> Iterator[LocatedBatch]:
     """Yield the columns `used` of the rows `first` to `stop` (excluded), from the row group of `first` on."""
     groups = file.metadata.num_row_groups
@@ -79,31 +75,20 @@ def iterate_batches(
     while group < groups and start + file.metadata.row_group(group).num_rows <= first:
         start += file.metadata.row_group(group).num_rows
         group += 1
-    batches = file.iter_batches(
-        batch_size=choose_batch_rows(file.metadata),
-        row_groups=range(group, groups),
-        # Columns that only a template asks about may be missing.
-        columns=[name for name in used if name in file.schema_arrow.names],
-        use_threads=False,
-    )
-    for batch in batches:
-        end = start + batch.num_rows
-        if end > first:
-            from_, to = max(first, start), min(stop, end)
-            yield LocatedBatch(first=from_, batch=batch.slice(from_ - start, to - from_))
-        start = end
-        if start >= stop:
-            return
-
-
-def choose_batch_rows(metadata: parquet.FileMetaData) -> int:
-    """Return the number of rows of a batch, by the average row of the row group with the longest ones."""
-    widths: Iterator[int] = (
-        metadata.row_group(group).total_byte_size // max(1, metadata.row_group(group).num_rows)
-        for group in range(metadata.num_row_groups)
-    )
-    width = max(widths, default=1)
-    return max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, width)))
+    # Columns that only a template asks about may be missing.
+    columns = [name for name in used if name in file.schema_arrow.names]
+    for number in range(group, groups):
+        rows = choose_batch_rows(path, file.metadata.row_group(number), columns, number)
+        for batch in file.iter_batches(
+            batch_size=rows, row_groups=[number], columns=columns, use_threads=False
+        ):
+            end = start + batch.num_rows
+            if end > first:
+                from_, to = max(first, start), min(stop, end)
+                yield LocatedBatch(first=from_, batch=batch.slice(from_ - start, to - from_))
+            start = end
+            if start >= stop:
+                return
 
 
 def convert_batch(

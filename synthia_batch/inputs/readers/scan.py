@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,9 @@ class FileReader(Protocol):
 
     def scan_into(self, input_scan: "InputScan") -> FileScan:
         """Check the file's selected rows, add the results to `input_scan`, and return their positions."""
+
+    def drop_copy(self) -> None:
+        """Remove the file if it is a copy that was made for this scan."""
 
     def check_kept(self, input_scan: "InputScan", kept: Sequence[KeptColumn], rows: int) -> None:
         """Raise UsageError if a value of the first `rows` rows is not exact in the `kept` types."""
@@ -250,7 +254,8 @@ def scan_files(
         files = []
         for reader in readers:
             is_full = input_scan.wanted is not None and input_scan.wanted <= 0
-            files.append(FileScan(rows=0, size=0) if is_full else reader.scan_into(input_scan))
+            with _drop_refused(reader, input_scan.faults):
+                files.append(FileScan(rows=0, size=0) if is_full else reader.scan_into(input_scan))
         scan = input_scan.finish(files)
         if scan is not None:
             named = zip(scan.columns.keep, scan.kept, strict=True)
@@ -260,6 +265,19 @@ def scan_files(
     if scan is not None and on_progress:
         on_progress(scan.rows)
     return scan
+
+
+@contextmanager
+def _drop_refused(reader: FileReader, faults: FaultList) -> Iterator[None]:
+    """Drop the copy of a file whose rows the block refuses."""
+    before = len(faults)
+    try:
+        yield
+    except InputRefused:
+        reader.drop_copy()
+        raise
+    if len(faults) > before:
+        reader.drop_copy()
 
 
 def refuse_duplicates(

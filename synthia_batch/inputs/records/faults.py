@@ -11,11 +11,21 @@ class RowFault(Exception):
     """A fault of one value or row. The source adds its place to the text."""
 
 
+def describe_long_row(max_row_bytes: int) -> str:
+    """Return the fault of a row of more bytes than the job's limit."""
+    size = f"{max_row_bytes / 2**20:g} MiB" if max_row_bytes >= 2**20 else f"{max_row_bytes:,} bytes"
+    return f"the row is longer than {size}; --max-row-bytes raises the limit"
+
+
 class FaultList:
     """The faults of one pass. The eleventh ends the pass."""
 
     def __init__(self) -> None:
         self._faults: list[str] = []
+
+    def __len__(self) -> int:
+        """Return the number of faults."""
+        return len(self._faults)
 
     def add(self, place: str, text: str) -> None:
         """Add the fault at `place`. Raises InputRefused for the eleventh."""

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.core.types import Failed, Row, Shard
+from synthia_batch.core.types import ANY_ROW_BYTES, Failed, Row, Shard
 from synthia_batch.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.inputs import Scan, open_files, resolve_inputs
 from synthia_batch.inputs.fetch.cache import is_copy
@@ -155,7 +155,7 @@ class _Reader:
         try:
             duplicates = DuplicateIndex.load(self._snapshots.run_dir.duplicates)
             scan = Scan.from_dict(self._snapshots.plan["scan"], duplicates)
-            files = resolve_inputs(self._inputs, makes=False).files
+            files = resolve_inputs(self._inputs, makes=False, max_row_bytes=ANY_ROW_BYTES).files
             rows = open_files(files).read_rows(scan, min(wanted), max(wanted) + 1)
             return {row.index: row for row in rows if row.index in wanted}
         except SynthiaBatchError:

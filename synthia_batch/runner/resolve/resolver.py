@@ -16,6 +16,7 @@ from synthia_batch.inputs import (
     check_digest,
     digest_contents,
     digest_files,
+    drop_refused,
     open_files,
     resolve_inputs,
 )
@@ -81,8 +82,12 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> Resolved
         reveal(url, os.environ, "notify")  # Fails in the evening, not in the morning.
     # Before the model, which may take an hour to download.
     template = _read_template(merged)
-    resolved = resolve_inputs(explicit.job.input.paths, cache, digest=explicit.job.input.digest)
-    columns = open_files(resolved.files).detect(select_rows(explicit.job, template))
+    declared = explicit.job.input
+    resolved = resolve_inputs(
+        declared.paths, cache, digest=declared.digest, max_row_bytes=declared.max_row_bytes
+    )
+    with drop_refused(*resolved.files):
+        columns = open_files(resolved.files).detect(select_rows(explicit.job, template))
     check_kept_columns(columns, merged.job, resolved.files[0].shown)
     plan = choose_systems(merged, columns)
     log_systems(merged, columns, plan)
