@@ -79,7 +79,12 @@ def test_an_installed_template_gives_what_transformers_gives(path: Path) -> None
             with pytest.raises(SampleRefused):
                 ChatFormat(text, SPECIAL, kwargs=kwargs).write(messages, tools)
         else:
-            assert ChatFormat(text, SPECIAL, kwargs=kwargs).write(messages, tools) == expected, name
+            chat = ChatFormat(text, SPECIAL, kwargs=kwargs)
+            if tools and not chat.shows_tools():  # transformers leaves them out without a word.
+                with pytest.raises(SampleRefused, match="no place for tools"):
+                    chat.write(messages, tools)
+            else:
+                assert chat.write(messages, tools) == expected, name
 
 
 def test_the_development_environment_has_templates_to_compare() -> None:
