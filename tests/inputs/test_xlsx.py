@@ -63,6 +63,11 @@ def test_rows_keep_their_values_and_the_numbers_of_the_sheet() -> None:
         assert second.kept == dict.fromkeys(keep)
 
 
+def test_text_is_what_excel_shows() -> None:
+    write(make_book(Q=[["question"], ["a_x000D_\nb _x005F_x000D_ snake_x"]]))
+    assert [row.messages[0].content for row in read_paths("a.xlsx")] == ["a\r\nb _x000D_ snake_x"]
+
+
 def test_the_first_sheet_is_read_and_the_others_are_named(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "synthia_batch")
     content = make_book(Prompts=[["question"], ["Why?"]], Notes=[["question"], ["No."]])

@@ -169,7 +169,7 @@ def _name(separator: str) -> str:
 
 def _describe(exc: Exception, first_line: int) -> str:
     if isinstance(exc, UnicodeDecodeError):
-        return _describe_encoding(exc)
+        return _describe_encoding(exc, is_first=first_line == 1)
     if "unexpected end of data" in str(exc):
         return f"the file ends inside a quoted field; the record begins on line {first_line}"
     if "new-line character" in str(exc):
@@ -177,9 +177,9 @@ def _describe(exc: Exception, first_line: int) -> str:
     return f"not valid CSV: {exc}; the record begins on line {first_line}"
 
 
-def _describe_encoding(exc: UnicodeDecodeError) -> str:
+def _describe_encoding(exc: UnicodeDecodeError, *, is_first: bool) -> str:
     """Return the fault of a line that is not UTF-8, with its text in the likeliest encoding."""
-    if exc.object.startswith(_UTF_16):
+    if is_first and exc.object.startswith(_UTF_16):
         return "the file is UTF-16; save it as UTF-8, or convert it: `iconv -f UTF-16 -t UTF-8 OLD > NEW`"
     around = exc.object[max(0, exc.start - 15) : exc.start + 15].decode("cp1252", errors="replace")
     return (

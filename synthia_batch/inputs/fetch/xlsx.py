@@ -105,9 +105,13 @@ def _write_rows(rows: Iterator[list[Any]], target: BinaryIO, shown: Path | str, 
 
 def _convert(cell: Any) -> Any:
     """Return the cell's value for JSON."""
+    from openpyxl.utils.escape import unescape
+
     value = cell.value
     if value is not None and cell.data_type == "e":
         raise RowFault(f"the cell {cell.coordinate} has the error {value}")
+    if isinstance(value, str):
+        return unescape(value)  # Excel writes a carriage return as _x000D_.
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     return str(value) if isinstance(value, timedelta) else value
