@@ -421,7 +421,9 @@ def test_memory_does_not_grow_with_the_file(write: Write) -> None:
         for rows in (1400, 4000)
     )
     assert large < small + 30
-    assert large < 300
+    assert (
+        large < 400
+    )  # A row group whose values all stand in its dictionary is decoded twice to measure them.
 
 
 def test_a_source_is_a_source(write: Write) -> None:
