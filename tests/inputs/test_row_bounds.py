@@ -152,7 +152,7 @@ def test_a_long_text_that_repeats_is_not_in_memory_for_each_row() -> None:
     assert Path("a.parquet").stat().st_size < MIB
     said, peak_mib = measure(Path("a.parquet"))
     assert said == "500"
-    assert peak_mib < 500
+    assert peak_mib < 800
 
 
 def test_a_long_value_of_parquet_is_refused_by_its_row() -> None:

@@ -28,6 +28,8 @@ def choose_batch_rows(
     """
     width = group.total_byte_size // max(1, group.num_rows)
     rows: int = max(1, min(BATCH_ROWS, group.num_rows, BATCH_BYTES // max(1, width)))
+    if rows < min(BATCH_ROWS, group.num_rows):
+        return rows  # Its average row is long in the file, too: few repeat another.
     lengths = [
         _measure_dictionary(path, chunk.path_in_schema, number)
         for chunk in _list_chunks(group, columns)
