@@ -169,6 +169,18 @@ class Sample:
     index: int
     seed: int
 
+    @property
+    def prefill(self) -> str:
+        """The start of the answer that the row gives, empty if it gives none."""
+        last = self.messages[-1] if self.messages else None
+        return last.content if last is not None and last.role == "assistant" else ""
+
+    def complete(self, answers: Sequence[str], answer: str) -> tuple[Message, ...]:
+        """Return the whole conversation, with its last `answer` behind what the row gives of it."""
+        asked = self.join(answers)
+        prefill = self.prefill
+        return (*(asked[:-1] if prefill else asked), Message("assistant", prefill + answer))
+
     def join(self, answers: Sequence[str]) -> tuple[Message, ...]:
         """Return the conversation up to the question that follows the last of `answers`."""
         later: list[Message] = []

@@ -136,7 +136,7 @@ class Columns:
             "reads": list(self.reads) or None,
             "template": self.template,
             "model": self.model,
-            "final": self.final if self.final != "regenerate" else None,
+            "final": self.final if self.final == "continue" else None,
             "message_fields": self.message_fields or None,
             "bad_rows": self.bad_rows if self.bad_rows != "refuse" else None,
             "renamed": dict(self.renamed) or None,

@@ -15,7 +15,7 @@ EngineKind = Literal["vllm", "openai", "scripted"]
 PoolKind = Literal["ray", "local"]
 InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca"]
 BadRow = Literal["refuse", "fail"]
-FinalAssistant = Literal["regenerate", "refuse"]
+FinalAssistant = Literal["regenerate", "continue", "refuse"]
 DEMO_MODEL = "demo"
 """The name of the embedded model."""
 
@@ -106,11 +106,11 @@ class Input(Section):
     template."""
     final_assistant: Annotated[
         FinalAssistant,
-        Flag("Input", "An answer that ends a conversation: regenerate or refuse. [regenerate]"),
-        always("input.columns", "the prompts; only if it is not the default"),
+        Flag("Input", "A conversation's last answer: regenerate, continue or refuse. [regenerate]"),
+        always("input.columns", "the prompts; only if answers are continued"),
     ] = "regenerate"
     """What happens to an answer that ends a conversation: `regenerate` drops it and generates it anew,
-    `refuse` refuses the row."""
+    `continue` generates what follows it, `refuse` refuses the row."""
     on_bad_row: Annotated[
         BadRow,
         Flag("Input", "A row that cannot be asked: refuse the input, or fail the row. [refuse]"),

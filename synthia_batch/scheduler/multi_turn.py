@@ -116,6 +116,7 @@ class MultiTurnSession:
         self._sends_messages = sends_messages
         self._template_kwargs = template_kwargs
         self._conversations: dict[int, _Conversation] = {}
+        self._continued: set[int] = set()
 
     def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:
         """Return the first request for `sample`, or the one after the `turns` that are finished.
@@ -125,6 +126,8 @@ class MultiTurnSession:
         """
         if sample.row.fault is not None:
             raise SampleRefused("bad_row", sample.row.fault)
+        if sample.prefill:
+            self._continued.add(sample.ordinal)
         conversation = _Conversation(sample, list(turns))
         request = self._make_request(conversation)
         if sample.row.follow_ups:
@@ -152,6 +155,9 @@ class MultiTurnSession:
 
     def _parse(self, finished: Finished) -> Finished:
         kwargs = self._arguments.pop(finished.ordinal, NO_ARGUMENTS)
+        if finished.ordinal in self._continued:  # It follows an answer: what it reasons, if so, came before.
+            self._continued.discard(finished.ordinal)
+            return finished
         if self._renderer.thinks and not self._reads_reasoning:
             return finished
         answer = self._renderer.read(finished.response, kwargs)
@@ -245,6 +251,8 @@ class MultiTurnSession:
         system = len(conversation.sample.messages) - 1
         kept = (*messages[:system], *messages[system + 2 * left_out :])
         row = conversation.sample.row
+        if row.tools and self._sends_messages:
+            raise SampleRefused("prompt_not_expressible", "tools are not sent to a server")
         if row.template_kwargs and self._sends_messages:
             raise SampleRefused("prompt_not_expressible", "chat_template_kwargs are not sent to a server")
         return self._renderer.render(kept, row.tools, row.template_kwargs)

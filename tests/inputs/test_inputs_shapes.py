@@ -353,6 +353,28 @@ def test_tool_histories_are_asked_and_kept_with_their_calls(capsys: Any) -> None
     assert call(capsys, "verify", "out", "-q").code == 0
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_an_answer_that_a_row_begins_is_continued(capsys: Any, suffix: str) -> None:
+    begun = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because"}]
+    rows = [{"messages": begun}, {"messages": begun[:1]}]
+    write_jsonl(Path("t.jsonl"), rows)
+    pq.write_table(pa.Table.from_pylist(rows), "t.parquet")
+    job = (f"t.{suffix}", "--final-assistant", "continue", "-o", "out")
+    shown = call(capsys, "preview", *job, "--full", *ENGINE)
+    assert "| <assistant>\n  | Because\n" in shown.out.replace("  |   | ", "  | ")
+    answer = call(capsys, "run", *job, *ENGINE)
+    assert answer.code == 0, answer.err
+    assert "1 of 2 conversations end with an answer, which is continued" in answer.err
+    first, second = read_data("out")
+    assert (first["prefill"], second["prefill"]) == ("Because", "")
+    assert list_messages(first) == [("user", "Why?"), ("assistant", f"Because{first['response']}")]
+    assert list_messages(second) == [("user", "Why?"), ("assistant", second["response"])]
+    assert call(capsys, "verify", "out", "-q").code == 0
+    structured = call(capsys, "plan", *job, "--regex", "a+", "--engine", "scripted")
+    assert structured.code == 2
+    assert "--final-assistant continue: structured reads whole answers" in structured.err
+
+
 def test_every_unused_column_is_named_with_the_flag_that_takes_it(capsys: Any) -> None:
     write_jsonl(Path("o.jsonl"), [{"id": "a", "system_prompt": "s", "question": "q", "response": "r"}])
     answer = call(capsys, "plan", "o.jsonl", "--engine", "scripted")

@@ -87,6 +87,26 @@ def test_an_installed_template_gives_what_transformers_gives(path: Path) -> None
                 assert chat.write(messages, tools) == expected, name
 
 
+@pytest.mark.usefixtures("fixed_day")
+@pytest.mark.parametrize("path", list_templates(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("start", ["Because the sky", " It is "])
+def test_an_answer_is_continued_where_transformers_continues_it(path: Path, start: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    text = path.read_text(encoding="utf-8")
+    messages = (ASK, Message("assistant", start))
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        (expected,), _ = render_jinja_template(
+            [turns], chat_template=text, continue_final_message=True, **SPECIAL
+        )
+    except Exception:  # A template can raise anything.
+        with pytest.raises(SampleRefused):
+            ChatFormat(text, SPECIAL).write(messages)
+    else:
+        assert ChatFormat(text, SPECIAL).write(messages) == expected
+
+
 def test_the_development_environment_has_templates_to_compare() -> None:
     if importlib.util.find_spec("trl") is None:
         pytest.skip("trl is not installed: make setup installs it")

@@ -15,6 +15,7 @@ from synthia_batch.storage.parts.schema import DATA_COLUMNS, FAILED_NAMES
 ENGINE = ("--engine", "scripted", "--pool", "local")
 SETTINGS = {
     "messages_json": ("--set", "input.message_fields=true"),
+    "prefill": ("--final-assistant", "continue"),
     "flags": ("--flag", "empty"),
     "logprobs": ("--logprobs", "2"),
 }

@@ -191,9 +191,10 @@ class InputScan:
     def _log_findings(self) -> None:
         """Log what the first rows did not show: conversations that are cut, and columns of later rows."""
         if self.parser.final_answers:
+            is_continued = self.columns.final == "continue"
             _log.info(
                 f"{self.parser.final_answers} of {self.rows} conversations end with an answer, which is "
-                "regenerated (--final-assistant refuse: refuse them)"
+                + ("continued" if is_continued else "regenerated (--final-assistant continue or refuse)")
             )
         if self._bad_rows:
             _log.info(

@@ -55,7 +55,7 @@ def parse_messages(value: Any) -> tuple[Message, ...]:
 
 
 def end_with_question(messages: tuple[Message, ...], final: FinalAssistant) -> tuple[Message, ...]:
-    """Return `messages` up to the last one that the model answers; the answer behind it is regenerated.
+    """Return `messages` up to the last one that the model answers, or all if it continues its answer.
 
     Raises:
         RowFault: There is nothing to answer, or an answer that `final` refuses.
@@ -71,6 +71,10 @@ def end_with_question(messages: tuple[Message, ...], final: FinalAssistant) -> t
             "the last message is the assistant's, so there is nothing to answer; "
             "--final-assistant regenerate drops it and generates it anew"
         )
+    if stop < len(messages) and final == "continue":
+        if not messages[-1].content.strip() or messages[-1].extra:
+            raise RowFault("the last message is an answer without text, or with tool calls; it has no end")
+        return messages
     return messages[:stop]
 
 

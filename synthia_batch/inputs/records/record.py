@@ -44,7 +44,7 @@ class Values(NamedTuple):
 class RecordParser:
     """Checks the values of records, and computes their hashes and rows.
 
-    `final_answers` counts the conversations parsed so far that end with an answer, which is regenerated.
+    `final_answers` counts the conversations parsed so far that end with an answer.
     """
 
     def __init__(self, columns: Columns) -> None:
@@ -144,7 +144,7 @@ class RecordParser:
                 f"message {number} has {', '.join(asked[number - 1].extra or ())}, which no message of the "
                 "first rows has; --set input.message_fields=true keeps them in the output"
             )
-        self.final_answers += len(asked) < len(messages)
+        self.final_answers += messages[-1].role == "assistant"
         return asked
 
     def _parse_prompt(self, value: Any) -> tuple[Message, ...]:

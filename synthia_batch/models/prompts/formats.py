@@ -1,28 +1,21 @@
 """Prompt formats: from a conversation to a prompt, and from generated text to an answer."""
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import jinja2
 from jinja2 import meta, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from synthia_batch.core.sandbox import make_sandbox, refuse_addresses, refuse_chance
+from synthia_batch.core.sandbox import refuse_addresses, refuse_chance
 from synthia_batch.core.types import Message
 from synthia_batch.errors import SampleRefused, UsageError
 from synthia_batch.job.schema import TEMPLATE_DATE
+from synthia_batch.models.prompts.dialect import CLOCK, cut_after, describe_failure, make_environment, to_json
 
 THINK_START = "<think>"
 THINK_END = "</think>"
-_CLOCK = "strftime_now"
-"""The function by which a template asks for today."""
 _GIVEN = frozenset({"messages", "tools", "add_generation_prompt"})
 """The variables of a template that are not its arguments."""
 
@@ -31,7 +24,6 @@ Tools = Sequence[Mapping[str, Any]]
 Arguments = Mapping[str, Any]
 """Arguments of a chat template by name, JSON values."""
 NO_ARGUMENTS: Arguments = MappingProxyType({})
-_ADDRESS = re.compile(r"0x[0-9A-Fa-f]{6,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +65,11 @@ _SYNTHIA_HEADS = {"system": "SYSTEM:", "user": "USER:", "assistant": "ASSISTANT:
 _SYNTHIA_STOP = "USER:"
 
 
+def continues(messages: Sequence[Message]) -> bool:
+    """Whether `messages` end with an answer, which the model continues."""
+    return messages[-1].role == "assistant"
+
+
 def has_calls(message: Message) -> bool:
     """Whether `message` calls tools."""
     return message.extra is not None and "tool_calls" in message.extra
@@ -104,7 +101,8 @@ class SynthiaFormat:
     def write(self, messages: Sequence[Message], tools: Tools = (), kwargs: Arguments = NO_ARGUMENTS) -> str:
         """Return one line per turn and an open ASSISTANT: at the end."""
         _refuse_arguments(kwargs)
-        return "\n".join([*_write_lines(messages, tools), "ASSISTANT:"])
+        lines = _write_lines(messages, tools)
+        return "\n".join(lines if continues(messages) else [*lines, "ASSISTANT:"])
 
     def read(self, text: str, kwargs: Arguments = NO_ARGUMENTS) -> ParsedAnswer:
         """Return `text` up to the next USER:, stripped, as in the cards' own loop."""
@@ -124,7 +122,8 @@ class SynthiaCardFormat(SynthiaFormat):
     def write(self, messages: Sequence[Message], tools: Tools = (), kwargs: Arguments = NO_ARGUMENTS) -> str:
         """Return the loop's `llm_prompt`; without a system message it starts with USER:."""
         _refuse_arguments(kwargs)
-        return " \n".join([*_write_lines(messages, tools), "ASSISTANT: "])
+        lines = _write_lines(messages, tools)
+        return " \n".join(lines if continues(messages) else [*lines, "ASSISTANT: "])
 
 
 class ChatFormat:
@@ -154,7 +153,7 @@ class ChatFormat:
             UsageError: It is not a valid template, or draws lots.
         """
         try:
-            environment = _make_environment(day)
+            environment = make_environment(day)
             tree = environment.parse(template)
             refuse_chance(tree)
             self._template = environment.from_string(template)
@@ -167,14 +166,16 @@ class ChatFormat:
         self._special_tokens = dict(special_tokens)
         self._shows_tools: bool | None = None
         self._kwargs = dict(kwargs)
-        self.asks_for_day = any(name.name == _CLOCK for name in tree.find_all(nodes.Name))
+        self.asks_for_day = any(name.name == CLOCK for name in tree.find_all(nodes.Name))
         self.arguments = tuple(sorted(meta.find_undeclared_variables(tree) - _GIVEN - special_tokens.keys()))
         self.thinks = THINK_END in template
         self._begins_thinking = self.thinks and self._opens_reasoning()
 
     def write(self, messages: Sequence[Message], tools: Tools = (), kwargs: Arguments = NO_ARGUMENTS) -> str:
-        """Return `messages` rendered by the template, with the start of an answer."""
+        """Return `messages` rendered by the template, with the start of an answer or up to the end of one."""
         prompt = self._render(messages, tools, kwargs)
+        if continues(messages):
+            prompt = cut_after(prompt, messages[-1].content)
         calls = [call for one in messages if one.extra for call in one.extra.get("tool_calls", ())]
         if any(call["function"]["name"] not in prompt for call in calls):
             raise SampleRefused("prompt_not_expressible", "the model's chat template leaves out tool calls")
@@ -193,14 +194,14 @@ class ChatFormat:
                 messages=turns,
                 # Templates check whether these are None, as transformers passes them.
                 tools=list(tools) or None,
-                add_generation_prompt=True,
+                add_generation_prompt=not continues(messages),
                 **{"documents": None, **self._special_tokens, **merged},
             )
             return refuse_addresses(text, turns, list(tools), self._source, self._special_tokens, merged)
         except Exception as exc:
             # A template is foreign code: whatever it raises, from division by zero to endless recursion,
             # only fails this conversation.
-            raise SampleRefused("prompt_not_expressible", _describe_failure(exc)) from exc
+            raise SampleRefused("prompt_not_expressible", describe_failure(exc)) from exc
 
     def read(self, text: str, kwargs: Arguments = NO_ARGUMENTS) -> ParsedAnswer:
         """Return `text`, split after its reasoning if the template supports reasoning.
@@ -251,38 +252,17 @@ class PlainChatFormat:
 
     def write(self, messages: Sequence[Message], tools: Tools = (), kwargs: Arguments = NO_ARGUMENTS) -> str:
         """Return the arguments and tools, if any, and each message after its role."""
-        head = f"<arguments>\n{_to_json({**self._kwargs, **kwargs})}\n" if self._kwargs or kwargs else ""
-        head += f"<tools>\n{_to_json(list(tools))}\n" if tools else ""
+        head = f"<arguments>\n{to_json({**self._kwargs, **kwargs})}\n" if self._kwargs or kwargs else ""
+        head += f"<tools>\n{to_json(list(tools))}\n" if tools else ""
         turns = "".join(
-            f"<{message.role}>\n{message.content}\n{_to_json(message.extra) if message.extra else ''}"
+            f"<{message.role}>\n{message.content}\n{to_json(message.extra) if message.extra else ''}"
             for message in messages
         )
-        return f"{head}{turns}<assistant>\n"
+        return head + (turns.removesuffix("\n") if continues(messages) else f"{turns}<assistant>\n")
 
     def read(self, text: str, kwargs: Arguments = NO_ARGUMENTS) -> ParsedAnswer:
         """Return `text` unchanged."""
         return ParsedAnswer(response=text, reasoning=None)
-
-
-def _make_environment(day: str) -> ImmutableSandboxedEnvironment:
-    """Return the Jinja dialect of chat templates, as transformers documents it, at midnight of `day`."""
-    environment = make_sandbox(extensions=["jinja2.ext.loopcontrols", _GenerationBlocks])
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals[_CLOCK] = datetime.fromisoformat(day).replace(tzinfo=UTC).strftime
-    environment.filters["tojson"] = _to_json
-    return environment
-
-
-class _GenerationBlocks(Extension):
-    """`{% generation %}...{% endgeneration %}`: marks the model's text for training; plain text here."""
-
-    tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        """Return the block's content in a scope of its own, as in transformers."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
 
 
 def _refuse_arguments(kwargs: Arguments) -> None:
@@ -290,22 +270,3 @@ def _refuse_arguments(kwargs: Arguments) -> None:
         raise SampleRefused(
             "prompt_not_expressible", f"no chat template writes the prompt, to read {next(iter(kwargs))!r}"
         )
-
-
-def _describe_failure(exc: Exception) -> str:
-    """Return why a template failed: the same text in every process for the same conversation."""
-    if isinstance(exc, RecursionError):
-        what = "it recurses without end"  # The interpreter's message depends on where the stack ended.
-    elif isinstance(exc, jinja2.TemplateError):
-        what = str(exc)
-    else:
-        what = f"{type(exc).__name__}: {exc}"
-    return f"the model's chat template: {_ADDRESS.sub('0x...', what)}"
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)

@@ -89,7 +89,9 @@ def is_in_another_language(question: str, answer: str) -> bool:
 
 
 def _find_question(sample: Sample) -> str:
-    return sample.row.follow_ups[-1] if sample.row.follow_ups else sample.messages[-1].content
+    if sample.row.follow_ups:
+        return sample.row.follow_ups[-1]
+    return next(message.content for message in reversed(sample.messages) if message.role != "assistant")
 
 
 def _mark(finished: Finished, flags: Sequence[str]) -> Finished:

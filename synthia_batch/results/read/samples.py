@@ -15,7 +15,8 @@ class FinishedSample:
     Token counts are the engine's; of a conversation, sums over its turns. `seed` has 63 bits. `reasoning` is
     None if the model's output marks none. `flags` are those found among the flags that the job requests.
     `logprobs` is the column's value, None if the run has none or they were not read. `messages_json` is
-    None unless messages have fields beside role and content; `messages` has these in `extra`.
+    None unless messages have fields beside role and content; `messages` has these in `extra`. `prefill` is
+    the start of the answer that the row gave, before `response`, None unless answers are continued.
     """
 
     id: str
@@ -34,6 +35,7 @@ class FinishedSample:
     kept: Mapping[str, Any]
     logprobs: Sequence[Mapping[str, Any]] | None = None
     messages_json: str | None = None
+    prefill: str | None = None
 
     @property
     def is_cut_off(self) -> bool:

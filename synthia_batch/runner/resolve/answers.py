@@ -3,7 +3,7 @@
 from synthia_batch.core.types import Structure
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Merged
-from synthia_batch.job.resolved import Device
+from synthia_batch.job.resolved import Device, EngineSpec
 from synthia_batch.job.schema import TEMPLATE_DATE, Job
 from synthia_batch.job.structured import make_structure
 from synthia_batch.job.structured_check import check_structure, read_schema, read_text
@@ -34,6 +34,21 @@ def read_structure(merged: Merged) -> Structure | None:
         except ValueError as exc:
             raise UsageError(f"structured.{exc}") from exc
     return structure
+
+
+def check_continued(engine: EngineSpec) -> None:
+    """Return if answers that rows begin can be continued with this engine.
+
+    Raises:
+        UsageError: They would be read as a whole: their reasoning, or their structure.
+    """
+    whole = (("engine.reasoning_parser", engine.parses_reasoning), ("structured", engine.structure))
+    for what, is_set in whole:
+        if is_set:
+            raise UsageError(
+                f"--final-assistant continue: {what} reads whole answers, and these begin in the input; "
+                "leave one of the two out"
+            )
 
 
 def check_prompt_format(job: Job, prompt_format: PromptFormat) -> None:

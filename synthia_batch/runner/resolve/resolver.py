@@ -29,7 +29,7 @@ from synthia_batch.job.schema import Job
 from synthia_batch.job.sections import Engine
 from synthia_batch.models.prompts.tokenizer import open_format
 from synthia_batch.results.quality.flags import identify_flags
-from synthia_batch.runner.resolve.answers import check_prompt_format
+from synthia_batch.runner.resolve.answers import check_continued, check_prompt_format
 from synthia_batch.runner.resolve.engine_spec import add_settings, find_numerics, specify_engine
 from synthia_batch.runner.resolve.kept_columns import check_kept_columns
 from synthia_batch.runner.resolve.log_input import log_columns, log_other_model
@@ -181,6 +181,8 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     check_prompt_format(job, open_format(prompt))
     plan = sources.plan
     engine = specify_engine(sources.merged, found, prompt)
+    if sources.columns.final == "continue":
+        check_continued(engine)
     numerics = find_numerics(engine, has_structures=bool(engine.structure or columns.get("sampling")))
     quantization = found.facts.quantization if found.facts else None
     identity = identify(

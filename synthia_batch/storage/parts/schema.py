@@ -67,7 +67,7 @@ class PartFormat:
 
 def _join_messages(record: DataRecord) -> tuple[Message, ...]:
     finished = record.finished
-    return (*record.sample.join(finished.earlier), Message("assistant", finished.response))
+    return record.sample.complete(finished.earlier, finished.response)
 
 
 def _encode_messages(record: DataRecord) -> str:
@@ -127,6 +127,9 @@ DATA_COLUMNS: tuple[OutputColumn[DataRecord], ...] = (
     OutputColumn("messages_json", _TEXT, lambda record, _: _encode_messages(record),
                  "`messages` as JSON, with their other fields, such as tool calls",
                  present_if="input.columns.message_fields"),
+    OutputColumn("prefill", _TEXT, lambda record, _: record.sample.prefill,
+                 "the start of the answer that the row gave; `response` follows it",
+                 present_if="input.columns.final"),
 )
 """Our columns of data/, in order. Columns kept from the input follow them."""
 

@@ -109,6 +109,11 @@ def check_answers(job: Job, api: Api) -> None:
             raise UsageError(
                 f"{key}: the server writes the prompts; set it there, or name a --chat-template FILE"
             )
+    if api == "chat" and job.input.final_assistant == "continue":
+        raise UsageError(
+            "--final-assistant continue: a chat server begins a new answer; name a --chat-template FILE, so "
+            "that prompts are written here"
+        )
     if api == "chat" and job.input.tools_column is not None:
         raise UsageError(
             "--tools-column: a server that receives tools answers with calls, for which the dataset has no "
