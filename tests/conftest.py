@@ -142,6 +142,13 @@ def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
+def skip_input_lines(text: str) -> str:
+    """Return what a command printed without its first lines, which say how the input is read."""
+    lines = text.splitlines(keepends=True)
+    told = ("system message: ", ": read as ", ": columns not used: ")
+    return "".join(line for line in lines if not any(part in line for part in told))
+
+
 def read_bytes_of_data(run_directory: Path) -> dict[str, bytes]:
     """Return every file of the dataset proper by its relative name: the same for the same job."""
     files = [path for part in ("data", "failed") for path in sorted((run_directory / part).glob("*"))]

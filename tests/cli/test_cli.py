@@ -59,9 +59,9 @@ def test_output_has_the_columns_of_the_design_and_then_the_kept_ones(
     assert [row["topic"] for row in rows] == [row["topic"] for row in source]
     assert [row["row_index"] for row in rows] == list(range(len(source)))
     for row, question in zip(rows, source, strict=True):
-        assert [turn["role"] for turn in row["messages"]] == ["system", "user", "assistant"]
-        assert row["messages"][1]["content"] == question["question"]
-        assert row["messages"][2]["content"] == row["response"]
+        assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"]
+        assert row["messages"][0]["content"] == question["question"]
+        assert row["messages"][1]["content"] == row["response"]
 
 
 def test_each_row_is_made_once_per_system_message_and_sample(synthia: Command, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from conftest import (
     make_environment,
     open_small_disk,
     read_call_log,
+    skip_input_lines,
     write_jsonl,
 )
 
@@ -262,7 +263,7 @@ def test_a_slip_is_told_with_what_to_do(synthia: Command, home: Path, slip: Slip
         (home / name).parent.mkdir(exist_ok=True)
         (home / name).write_text(text)
     done = synthia(*slip.typed, **slip.environment)
-    assert (done.stderr, done.returncode, done.stdout) == (slip.told, slip.code, "")
+    assert (skip_input_lines(done.stderr), done.returncode, done.stdout) == (slip.told, slip.code, "")
     if slip.code == 2:
         assert not (home / "outputs").exists(), "nothing was started"
 
@@ -272,7 +273,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(synthia: Command, h
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         done = synthia(*RUN, "--metrics-port", str(port))
-    assert (done.returncode, done.stderr) == (
+    assert (done.returncode, skip_input_lines(done.stderr)) == (
         2,
         f"error: --metrics-port {port}: Address already in use on 127.0.0.1; nothing was started\n"
         "  another run may serve its metrics there: choose another port\n",
@@ -282,7 +283,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(synthia: Command, h
 def test_changed_settings_are_told_by_field(synthia: Command, home: Path) -> None:
     assert synthia(*RUN, "-o", "out").returncode == 0
     done = synthia(*RUN, "-o", "out", "--seed", "5", "--top-k", "7")
-    assert (done.returncode, done.stderr) == (
+    assert (done.returncode, skip_input_lines(done.stderr)) == (
         4,
         "error: out belongs to another job; nothing was touched. What differs:\n"
         "  sampling.top_k: 50 before, 7 now\n"
@@ -303,8 +304,10 @@ def test_another_run_on_the_directory_is_named(synthia: Command, home: Path) -> 
         second = synthia(*RUN, "-o", "out")
         owner = f"pid {first.pid} on {socket.gethostname()}, since "
         assert second.returncode == 4
-        assert second.stderr.startswith(f"error: out is in use by {owner}20"), second.stderr
-        assert "nothing was touched" in second.stderr
+        assert skip_input_lines(second.stderr).startswith(f"error: out is in use by {owner}20"), (
+            skip_input_lines(second.stderr)
+        )
+        assert "nothing was touched" in skip_input_lines(second.stderr)
         first.send_signal(signal.SIGTERM)
         assert first.wait(60) == 75
     finally:
@@ -316,7 +319,7 @@ def test_another_run_on_the_directory_is_named(synthia: Command, home: Path) -> 
 @ON_CPUS
 def test_without_gpus_an_engine_over_two_of_them_is_refused(synthia: Command, home: Path) -> None:
     done = synthia("run", "q.jsonl", "--tensor-parallel-size", "2")
-    assert (done.returncode, done.stderr) == (
+    assert (done.returncode, skip_input_lines(done.stderr)) == (
         2,
         "error: the job requires an engine of 2 GPUs, but the installed vLLM runs on CPUs, where 2 "
         "processes cannot be strictly deterministic; leave out --tensor-parallel-size and "
@@ -338,7 +341,7 @@ def test_a_model_beyond_the_memory_is_refused_before_it_is_fetched(synthia: Comm
     )
     for typed in (("q.jsonl", "-m", "migtissera/Synthia-70B-v1.1"), (ROOT / "jobs/synthia-70b.yaml",)):
         one_card = synthia("run", *typed, "--tensor-parallel-size", "1", "--set", "stop_at=null")
-        assert (one_card.returncode, one_card.stderr) == (2, told)
+        assert (one_card.returncode, skip_input_lines(one_card.stderr)) == (2, told)
     doctor = synthia("doctor", "q.jsonl", "-m", "migtissera/Synthia-70B-v1.1", "--json", HF_HUB_OFFLINE="1")
     checks = {check["name"]: check for check in json.loads(doctor.stdout)["checks"]}
     assert (doctor.returncode, checks["fit"]["state"]) == (2, "bad")
@@ -352,8 +355,8 @@ def test_a_directory_of_a_cards_name_is_judged_by_what_is_in_it(synthia: Command
     (home / "migtissera" / "Synthia-70B-v1.1").mkdir(parents=True)
     done = synthia("plan", "q.jsonl", "-m", "migtissera/Synthia-70B-v1.1")
     assert done.returncode == 2
-    assert "its weights take" not in done.stderr
-    assert "config.json" in done.stderr
+    assert "its weights take" not in skip_input_lines(done.stderr)
+    assert "config.json" in skip_input_lines(done.stderr)
 
 
 def test_a_full_disk_ends_the_run_and_says_that_it_can_go_on(synthia: Command, home: Path) -> None:
@@ -363,9 +366,9 @@ def test_a_full_disk_ends_the_run_and_says_that_it_can_go_on(synthia: Command, h
         planned = synthia("plan", "q.jsonl", *SCRIPTED, "-o", "small-disk/out")
         assert f"warning: not enough disk space at {room}" in planned.stdout
         done = synthia(*RUN, "-q", "-o", "small-disk/out")
-        assert done.returncode == 74, done.stderr
-        assert done.stderr.startswith("error: could not "), done.stderr
-        assert done.stderr.endswith(
+        assert done.returncode == 74, skip_input_lines(done.stderr)
+        assert skip_input_lines(done.stderr).startswith("error: could not "), skip_input_lines(done.stderr)
+        assert skip_input_lines(done.stderr).endswith(
             ": No space left on device\n  free space on this file system; nothing finished is lost: run "
             "the same "
             "command again to resume\n"
@@ -377,4 +380,4 @@ def test_an_unwritable_output_is_told(synthia: Command, home: Path) -> None:
         pytest.skip("root may write everywhere")
     (home / "locked").mkdir(mode=0o500)
     done = synthia(*RUN, "-o", "locked/out")
-    assert (done.returncode, "Permission denied" in done.stderr) == (74, True)
+    assert (done.returncode, "Permission denied" in skip_input_lines(done.stderr)) == (74, True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Command, command_of, make_environment, write_jsonl
+from conftest import Command, command_of, make_environment, skip_input_lines, write_jsonl
 from terminals import CONTROLS, open_terminal
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "--workers", "2", "-o", "out")
@@ -128,7 +128,7 @@ def test_down_a_pipe_go_lines_without_control_characters(questions: Path, synthi
     assert done.returncode == 0
     assert done.stdout == "out\n"
     assert not CONTROL_CHARACTERS.search(done.stdout + done.stderr)
-    told = [line for line in done.stderr.splitlines() if line.startswith("q.jsonl:")]
+    told = [line for line in skip_input_lines(done.stderr).splitlines() if line.startswith("q.jsonl:")]
     assert len(told) == 3
     assert re.fullmatch(r"q\.jsonl:\d+: scripted_failure: failed as scripted", told[0])
     assert told[2].endswith("; from here on they are counted")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import open_small_disk
+from conftest import open_small_disk, skip_input_lines
 from harness import SmallJob, WarmProcess, open_small_job, read_ended, replace_tree
 
 from synthia_batch.storage.journal.frames import scan_frames
@@ -25,6 +25,7 @@ def job(warm: WarmProcess, tmp_path: Path) -> Iterator[SmallJob]:
 def check_failure(code: int, stderr: str, reason: str) -> None:
     assert code == STORAGE_FAILED, stderr
     assert "Traceback" not in stderr
+    stderr = skip_input_lines(stderr)
     assert stderr.startswith("error: could not ")
     assert reason in stderr.splitlines()[0], stderr
     assert "run the same command again" in stderr

@@ -8,12 +8,11 @@ from typing import Any
 
 from synthia_batch.core.types import Row
 from synthia_batch.inputs.base import Columns, Scan, Selection
+from synthia_batch.inputs.readers.detect import detect_columns, refuse_empty
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed
 from synthia_batch.inputs.readers.scan import (
-    detect_columns,
     refuse_duplicates,
-    refuse_empty,
     scan_files,
 )
 

@@ -5,11 +5,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.inputs.base import PROGRESS_ROWS, Columns, FileScan, FirstNames, Scan, Selection
+from synthia_batch.inputs.base import PROGRESS_ROWS, Columns, FileScan, Scan, Selection
+from synthia_batch.inputs.readers.detect import Detected, FileReader, detect_columns
 from synthia_batch.inputs.readers.json_types import KindTracker
 from synthia_batch.inputs.records.columns import TELLING, require_columns, resolve_columns, show_names
 from synthia_batch.inputs.records.faults import FaultList
@@ -19,62 +20,6 @@ from synthia_batch.inputs.records.row_ids import find_duplicates
 
 OnProgress = Callable[[int], None]
 _log = logging.getLogger(__name__)
-
-
-class FileReader(Protocol):
-    """One file of an input that is scanned."""
-
-    empty_hint: str
-
-    @property
-    def shown(self) -> str:
-        """The file, as the user named it."""
-
-    def read_names(self, limit: int | None) -> FirstNames:
-        """Return the columns of the first rows, at most `limit`."""
-
-    def refine(self, columns: Columns) -> Columns:
-        """Return `columns`, if they fit the file, with what only its values show."""
-
-    def scan_into(self, input_scan: "InputScan") -> FileScan:
-        """Check the file's selected rows, add the results to `input_scan`, and return their positions."""
-
-    def drop_copy(self) -> None:
-        """Remove the file if it is a copy that was made for this scan."""
-
-    def check_kept(self, input_scan: "InputScan", kept: Sequence[KeptColumn], rows: int) -> None:
-        """Raise UsageError if a value of the first `rows` rows is not exact in the `kept` types."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Detected:
-    """The columns of an input, and the place of the first row that has each of its columns.
-
-    `resolved` are the columns before their refinement by values: those that the names alone lead to.
-    """
-
-    columns: Columns
-    resolved: Columns
-    places: Mapping[str, str]
-
-
-def detect_columns(readers: Sequence[FileReader], selection: Selection) -> Detected:
-    """Return the columns that the first rows of all files lead to; see `Source.detect`."""
-    places: dict[str, str] = {}
-    first: FileReader | None = None
-    left = selection.limit
-    for reader in readers:
-        names = reader.read_names(left)
-        first = first or (reader if names.places else None)
-        places = {**names.places, **places}
-        if left is not None:
-            left -= names.rows
-            if left <= 0 or not names.is_whole:
-                break
-    if first is None:
-        raise refuse_empty(readers[0].shown, readers[0].empty_hint if len(readers) == 1 else "")
-    resolved = resolve_columns(selection, tuple(places), first.shown)
-    return Detected(columns=first.refine(resolved), resolved=resolved, places=places)
 
 
 class InputScan:
@@ -93,7 +38,7 @@ class InputScan:
         self._on_progress = on_progress
         self._resolved = detected.resolved
         self._places = dict(detected.places)
-        self._first = next(iter(self._places.values()))
+        self._shown = detected.shown
         self._late: dict[str, None] = {}
         self._bad_rows = 0
         self._first_bad = ""
@@ -122,12 +67,12 @@ class InputScan:
                 self._late[name] = None
 
     def _resolve_again(self) -> Columns:
-        return resolve_columns(self.selection, tuple(self._places), self._first)
+        return resolve_columns(self.selection, tuple(self._places), self._shown)
 
     def _explain_late(self, name: str) -> str:
-        used = " and ".join(map(repr, self.columns.texts))
+        used, first = " and ".join(map(repr, self.columns.texts)), next(iter(self._places.values()))
         return (
-            f"has a column {name!r}, but the input is read by {used}, from {self._first} on, where there is "
+            f"has a column {name!r}, but the input is read by {used}, from {first} on, where there is "
             "no such column; say how to read it with --input-format, --prompt-column, --messages-column or "
             "--turns-column"
         )
@@ -172,7 +117,7 @@ class InputScan:
             return None
         # Optional in a JSON row, but a name that no row has is misspelt.
         chosen = (self.columns.system, self.columns.sampling, self.selection.tools_column, *self.columns.keep)
-        require_columns(sorted(name for name in chosen if name is not None), tuple(self._places), self._first)
+        require_columns(sorted(name for name in chosen if name is not None), tuple(self._places), self._shown)
         self._log_findings()
         is_one = len(files) == 1
         return Scan(
@@ -294,8 +239,3 @@ def refuse_duplicates(
         place, earlier = locate_pair(pair.second, pair.first)
         faults.add(place, f"the id {pair.second.id[:200]!r} was used before, {earlier}")
     faults.raise_if_any()
-
-
-def refuse_empty(place: Path | str, what: str) -> InputRefused:
-    """Return the error for an input without rows."""
-    return InputRefused([f"{place}: there are no rows{what}"])

@@ -1,0 +1,79 @@
+"""Which columns an input has and how they are used, from the first rows of all its files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from synthia_batch.core.types import KeptColumn
+from synthia_batch.errors import InputRefused
+from synthia_batch.inputs.base import Columns, FileScan, FirstNames, Selection
+from synthia_batch.inputs.records.columns import resolve_columns
+
+if TYPE_CHECKING:
+    from synthia_batch.inputs.readers.scan import InputScan
+
+
+class FileReader(Protocol):
+    """One file of an input that is scanned."""
+
+    empty_hint: str
+
+    @property
+    def shown(self) -> str:
+        """The file, as the user named it."""
+
+    def read_names(self, limit: int | None) -> FirstNames:
+        """Return the columns of the first rows, at most `limit`."""
+
+    def refine(self, columns: Columns) -> Columns:
+        """Return `columns`, if they fit the file, with what only its values show."""
+
+    def scan_into(self, input_scan: InputScan) -> FileScan:
+        """Check the file's selected rows, add the results to `input_scan`, and return their positions."""
+
+    def drop_copy(self) -> None:
+        """Remove the file if it is a copy that was made for this scan."""
+
+    def check_kept(self, input_scan: InputScan, kept: Sequence[KeptColumn], rows: int) -> None:
+        """Raise UsageError if a value of the first `rows` rows is not exact in the `kept` types."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Detected:
+    """The columns of an input, and the place of the first row that has each of its columns.
+
+    `resolved` are the columns before their refinement by values: those that the names alone lead to.
+    `shown` is the first file with rows.
+    """
+
+    columns: Columns
+    resolved: Columns
+    places: Mapping[str, str]
+    shown: str
+
+
+def detect_columns(readers: Sequence[FileReader], selection: Selection) -> Detected:
+    """Return the columns that the first rows of all files lead to; see `Source.detect`."""
+    places: dict[str, str] = {}
+    first: FileReader | None = None
+    left = selection.limit
+    for reader in readers:
+        names = reader.read_names(left)
+        first = first or (reader if names.places else None)
+        places = {**names.places, **places}
+        if left is not None:
+            left -= names.rows
+            if left <= 0 or not names.is_whole:
+                break
+    if first is None:
+        raise refuse_empty(readers[0].shown, readers[0].empty_hint if len(readers) == 1 else "")
+    resolved = resolve_columns(selection, tuple(places), first.shown)
+    return Detected(columns=first.refine(resolved), resolved=resolved, places=places, shown=first.shown)
+
+
+def refuse_empty(place: Path | str, what: str) -> InputRefused:
+    """Return the error for an input without rows."""
+    return InputRefused([f"{place}: there are no rows{what}"])
