@@ -44,7 +44,8 @@ class InputRefused(UsageError):
         lines = ["the input cannot be used; nothing was started:", *(f"  {fault}" for fault in faults)]
         if more:
             lines.append("  ... and more")
-        lines.append("fix the input, then run the same command again")
+        lines.append("fix the input, then run the same command again; --on-bad-row fail sets bad rows aside")
+
         super().__init__("\n".join(lines))
 
 

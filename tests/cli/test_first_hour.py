@@ -28,7 +28,7 @@ SCRIPTED = ("--engine", "scripted", "--pool", "local")
 RUN = ("run", "q.jsonl", *SCRIPTED)
 KEYS = "`synthia-batch run --help` lists the flags, `synthia-batch schema` the keys of a job file\n"
 REFUSED = "error: the input cannot be used; nothing was started:\n"
-FIX = "fix the input, then run the same command again\n"
+FIX = "fix the input, then run the same command again; --on-bad-row fail sets bad rows aside\n"
 FORMATS = (
     "supported formats: JSONL (.jsonl, .ndjson), Parquet (.parquet), CSV (.csv), TSV (.tsv), "
     "JSON (.json), Excel (.xlsx, .xlsm), folders of .txt; compressed: .gz, .zst"

@@ -375,6 +375,51 @@ def test_an_answer_that_a_row_begins_is_continued(capsys: Any, suffix: str) -> N
     assert "--final-assistant continue: structured reads whole answers" in structured.err
 
 
+def test_keys_of_messages_that_are_not_read_are_named(capsys: Any) -> None:
+    talk = [
+        {"role": "user", "content": "What is this?", "images": ["a.png"], "weight": None},
+        {"role": "assistant", "content": "A fox.", "loss_weight": 0},
+        {"role": "user", "content": "And this?"},
+    ]
+    write_jsonl(Path("m.jsonl"), [{"messages": talk}])
+    write_jsonl(Path("b.jsonl"), [request(messages=talk)])
+    for name in ("m.jsonl", "b.jsonl"):
+        answer = call(capsys, "validate", name, "--engine", "scripted")
+        assert answer.code == 0, answer.err
+        assert "keys of messages that are not used: images, loss_weight\n" in answer.err
+
+
+@pytest.mark.parametrize("column", ["text", "input", "instruction"])
+def test_conversations_go_before_columns_that_only_may_be_prompts(column: str) -> None:
+    write_jsonl(Path("t.jsonl"), [{column: "raw", "conversations": TALK}])
+    columns = open_source(Path("t.jsonl")).detect(Selection())
+    assert (columns.shape, columns.text) == ("sharegpt", "conversations")
+
+
+def test_an_answer_that_is_dropped_need_not_be_readable(capsys: Any) -> None:
+    call_twice_encoded = {"function": {"name": "land", "arguments": json.dumps(json.dumps({"a": 1}))}}
+    answer = {"role": "assistant", "tool_calls": [call_twice_encoded]}
+    write_jsonl(Path("t.jsonl"), [{"messages": [{"role": "user", "content": "land"}, answer]}])
+    done = call(capsys, "run", "t.jsonl", "-o", "out", *ENGINE)
+    assert done.code == 0, done.err
+    assert list_messages(read_data("out")[0])[:-1] == [("user", "land")]
+
+
+def test_conversations_under_a_prompts_name_are_refused_with_the_flag(capsys: Any) -> None:
+    write_jsonl(Path("t.jsonl"), [{"prompt": [{"role": "user", "content": "Why?"}]}])
+    refused = call(capsys, "run", "t.jsonl", *ENGINE)
+    assert "column 'prompt' must be a string, not an array (--messages-column prompt)" in refused.err
+    assert call(capsys, "run", "t.jsonl", "--messages-column", "prompt", "-o", "out", *ENGINE).code == 0
+
+
+def test_tools_that_the_output_lacks_are_named(capsys: Any) -> None:
+    write_jsonl(Path("t.jsonl"), [{"conversations": TALK, "tools": "[]"}])
+    told = "t.jsonl: tools of column 'tools' are in the prompts, not in the output (--keep-columns tools)"
+    assert told in call(capsys, "plan", "t.jsonl", "--engine", "scripted").err
+    kept = call(capsys, "plan", "t.jsonl", "--keep-columns", "tools", "--engine", "scripted")
+    assert "not in the output" not in kept.err
+
+
 def test_every_unused_column_is_named_with_the_flag_that_takes_it(capsys: Any) -> None:
     write_jsonl(Path("o.jsonl"), [{"id": "a", "system_prompt": "s", "question": "q", "response": "r"}])
     answer = call(capsys, "plan", "o.jsonl", "--engine", "scripted")

@@ -9,7 +9,7 @@ import pytest
 
 from synthia_batch.core.digest import open_digest_cache
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.inputs import Selection, digest_files, open_files, resolve_inputs
+from synthia_batch.inputs import Selection, digest_contents, digest_files, open_files, resolve_inputs
 
 ROWS = [{"question": "What is é?"}, {"question": "Why?\n"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -35,10 +35,10 @@ def read_questions(*paths: str) -> list[str]:
         ("a.json", LINES),
         ("a.json", b"\xef\xbb\xbf\n" + LINES),
         ("a.json", LINES.replace(b"\n", b"\r\n")),
-        ("a.json.gz", gzip.compress(LINES)),
-        ("c4-train.00000-of-01024.json.gz", gzip.compress(LINES)),
+        ("a.json.gz", gzip.compress(LINES, mtime=0)),
+        ("c4-train.00000-of-01024.json.gz", gzip.compress(LINES, mtime=0)),
         ("a.jsonl", LIST),
-        ("a.jsonl.gz", gzip.compress(LIST)),
+        ("a.jsonl.gz", gzip.compress(LIST, mtime=0)),
         ("a.ndjson", b"  " + json.dumps(ROWS).encode()),
         ("a.txt", LINES),
         ("a", LIST),
@@ -57,9 +57,14 @@ def test_a_line_longer_than_what_is_looked_at_is_a_line() -> None:
 
 def test_lines_named_json_are_the_same_job_as_lines_named_jsonl() -> None:
     digests = set()
-    for name, content in (("a.jsonl", LINES), ("a.json", LINES), ("a.json.gz", gzip.compress(LINES))):
+    for name, content in (
+        ("a.jsonl", LINES),
+        ("a.json", LINES),
+        ("a.json.gz", gzip.compress(LINES, mtime=0)),
+    ):
         Path(name).write_bytes(content)
-        digests.add(digest_files(resolve_inputs([name]).files, open_digest_cache()))
+        files = resolve_inputs([name]).files
+        digests.add(digest_files(digest_contents(files, open_digest_cache())))
     assert len(digests) == 1
 
 
@@ -70,7 +75,7 @@ def test_a_directory_of_json_is_read_and_what_holds_no_rows_is_named(
     folder = Path("data")
     (folder / "more").mkdir(parents=True)
     (folder / "a.json").write_bytes(LIST)
-    (folder / "more" / "b.json.gz").write_bytes(gzip.compress(LINES))
+    (folder / "more" / "b.json.gz").write_bytes(gzip.compress(LINES, mtime=0))
     (folder / "config.json").write_text(json.dumps({"model": "x"}, indent=2))
     (folder / "dataset_info.json").write_text('{"features": {}}\n')
     (folder / "notes.md").write_text("none")
@@ -98,6 +103,6 @@ def test_a_directory_of_metadata_alone_is_refused_by_name() -> None:
 def test_a_damaged_file_in_a_directory_is_refused_and_not_left_out() -> None:
     Path("data").mkdir()
     Path("data/a.json").write_bytes(LIST)
-    Path("data/b.json.gz").write_bytes(gzip.compress(LINES)[:12])
+    Path("data/b.json.gz").write_bytes(gzip.compress(LINES, mtime=0)[:12])
     with pytest.raises(InputRefused, match=r"b.json.gz: damaged or truncated gzip"):
         resolve_inputs(["data"])

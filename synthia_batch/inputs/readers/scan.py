@@ -146,6 +146,8 @@ class InputScan:
                 f"{self._bad_rows} of {self.rows} rows cannot be asked and go to failed/ (bad_row), such as "
                 f"{self._first_bad}"
             )
+        if self.parser.unread_keys:
+            _log.info(f"keys of messages that are not used: {show_names(sorted(self.parser.unread_keys))}")
         late = [name for name in self._late if name not in self.columns.used]
         if late:
             _log.info(f"columns of later rows that are not used: {show_names(late)}")

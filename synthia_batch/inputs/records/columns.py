@@ -28,7 +28,10 @@ TELLING = frozenset(
 SYSTEM_NAMES = re.compile(r"system|persona|.*system_?(prompt|message).*", re.IGNORECASE)
 ID_NAMES = re.compile(r"(.*[_-])?(id|uuid|key|hash)", re.IGNORECASE)
 TOOL_NAMES = re.compile(r"tools|functions", re.IGNORECASE)
-CONTEXT_NAMES = re.compile(r"history|context|input|passage|document", re.IGNORECASE)
+CONTEXT_NAMES = re.compile(
+    r"history|contexts?|inputs?|passage|documents?|instances|choices|options|question|instruction",
+    re.IGNORECASE,
+)
 _NEAR_SYNONYMS = (
     (SYSTEM_NAMES, "--system-column {}"),
     (TOOL_NAMES, "--tools-column {}"),
@@ -98,7 +101,7 @@ def _choose_shape(selection: Selection, names: Sequence[str], *, is_named: bool)
     shape = find_shape(names)
     # A prompt column takes precedence, so that jobs from before shapes existed do not change.
     first = next((name for name in PROMPT_COLUMNS if name in names), None)
-    return shape if shape is not None and first in (None, shape.text) else None
+    return None if first in PROMPT_COLUMNS[:2] else shape
 
 
 def _resolve_shape(selection: Selection, shape: Shape, names: Sequence[str], path: Path | str) -> Columns:
@@ -190,8 +193,14 @@ def _detect_prompt(names: Sequence[str], path: Path | str) -> str:
             return name
     raise UsageError(
         f"{path}: none of the columns {MESSAGES_COLUMN}, {TURNS_COLUMN}, {', '.join(PROMPT_COLUMNS)} "
-        f"exists; name one with --prompt-column, --messages-column or --turns-column. {_show_names(names)}"
+        f"exists; name one with --prompt-column{_suggest_prompt(names)}, --messages-column or "
+        f"--turns-column. {_show_names(names)}"
     )
+
+
+def _suggest_prompt(names: Sequence[str]) -> str:
+    """Return the first name that differs from a usual one in its case, after a space."""
+    return next((f" {name}" for name in names if name.lower() in PROMPT_COLUMNS), "")
 
 
 def _resolve_keep(selection: Selection) -> tuple[str, ...]:

@@ -32,12 +32,36 @@ _ASKING = ("user", "tool", "function")
 """Roles whose message the model answers."""
 _EXTRA_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
 """Other keys of a message that chat templates read; vLLM passes these on."""
+_READ_KEYS = frozenset({"role", "content", "from", "value", "function_call", *_EXTRA_KEYS})
 PART_SEPARATOR = "\n"
 """Between the text parts of one message, as vLLM joins them."""
 
 
-def parse_messages(value: Any) -> tuple[Message, ...]:
+def drop_final_answers(value: Any) -> tuple[Any, bool]:
+    """Return the conversation in `value` without the answers at its end, and whether there were any.
+
+    Such answers need not be readable.
+
+    Raises:
+        RowFault: It is text, but not JSON.
+    """
+    if isinstance(value, str):
+        value = parse_json_text(value, "messages")
+    stop = len(value) if isinstance(value, list) else 0
+    while stop and _is_answer(value[stop - 1]):
+        stop -= 1
+    return (value[:stop], stop < len(value)) if stop else (value, False)
+
+
+def _is_answer(item: Any) -> bool:
+    speaker = item.get("role", item.get("from")) if isinstance(item, dict) else None
+    return isinstance(speaker, str) and SPEAKERS.get(speaker) == "assistant"
+
+
+def parse_messages(value: Any, unread: set[str] | None = None) -> tuple[Message, ...]:
     """Return the conversation in `value`: a list of messages, or its JSON text.
+
+    The keys of messages that are not read are added to `unread`.
 
     A message has role and content, or from and value. Content is a string, or a list of text parts; it
     may be blank only beside tool calls and as a tool's result. Roles may follow each other in any order.
@@ -51,6 +75,10 @@ def parse_messages(value: Any) -> tuple[Message, ...]:
         raise RowFault(f"messages must be a list of objects with role and content, not {describe(value)}")
     if not value:
         raise RowFault("messages is an empty list; it needs at least one message, from the user")
+    if unread is not None:
+        for item in value:
+            if isinstance(item, dict) and not item.keys() <= _READ_KEYS:
+                unread.update(key for key in item.keys() - _READ_KEYS if item[key] is not None)
     return tuple(_parse_message(item, number) for number, item in enumerate(value, start=1))
 
 

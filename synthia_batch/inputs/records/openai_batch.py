@@ -1,12 +1,12 @@
 """OpenAI batch files: one request per line, with an id and a body for the chat endpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from synthia_batch.core.types import Message
 from synthia_batch.inputs.base import Columns
 from synthia_batch.inputs.records.faults import RowFault
-from synthia_batch.inputs.records.messages import describe, parse_messages
+from synthia_batch.inputs.records.messages import describe
 from synthia_batch.inputs.records.row_options import parse_tools
 from synthia_batch.job.sampling import RowKeys
 
@@ -46,8 +46,10 @@ _HINTS = {
 _TOOL_KEYS = ("tools", "tool_choice")
 
 
-def parse_request(values: Mapping[str, Any], columns: Columns) -> tuple[Message, ...]:
-    """Return the conversation of a request with the method, url and body in `values`.
+def parse_request(
+    values: Mapping[str, Any], columns: Columns, parse: Callable[[Any], tuple[Message, ...]]
+) -> tuple[Message, ...]:
+    """Return the conversation of a request with the method, url and body in `values`, by `parse`.
 
     Raises:
         RowFault: It is not a chat request, or names another model than the first request.
@@ -65,7 +67,7 @@ def parse_request(values: Mapping[str, Any], columns: Columns) -> tuple[Message,
     if "messages" not in body:
         raise RowFault("the body has no messages")
     try:
-        return parse_messages(body["messages"])
+        return parse(body["messages"])
     except RowFault as exc:
         raise RowFault(f"the body's messages: {exc}") from exc
 

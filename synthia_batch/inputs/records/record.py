@@ -15,6 +15,7 @@ from synthia_batch.inputs.base import Columns
 from synthia_batch.inputs.records.faults import RowFault
 from synthia_batch.inputs.records.messages import (
     describe,
+    drop_final_answers,
     end_with_question,
     parse_messages,
     parse_turns,
@@ -44,11 +45,13 @@ class Values(NamedTuple):
 class RecordParser:
     """Checks the values of records, and computes their hashes and rows.
 
-    `final_answers` counts the conversations parsed so far that end with an answer.
+    `final_answers` counts the conversations parsed so far that end with an answer. `unread_keys` are the
+    keys of messages that were not read.
     """
 
     def __init__(self, columns: Columns) -> None:
         self.final_answers = 0
+        self.unread_keys: set[str] = set()
         self._columns = columns
         self._parse_content: Callable[[Any], tuple[Message, ...]] = self._choose_parser()
 
@@ -126,12 +129,19 @@ class RecordParser:
         if columns.shape == "alpaca":
             return parse_instruction(value, columns.text or "")
         if columns.shape == "openai-batch":
-            return self._cut_answer(parse_request(value, columns))
+            return self._cut_answer(parse_request(value, columns, self._parse_conversation))
         conversation = value.get(columns.text) if columns.reads else value
-        messages = _parse_column(parse_messages, columns.text, conversation)
+        messages = _parse_column(self._parse_conversation, columns.text, conversation)
         if columns.reads:
             messages = add_system(messages, value)
         return _parse_column(self._cut_answer, columns.text, messages)
+
+    def _parse_conversation(self, value: Any) -> tuple[Message, ...]:
+        """Return the messages of a conversation, without answers at its end that are regenerated."""
+        if self._columns.turns is None and self._columns.final == "regenerate":
+            value, is_cut = drop_final_answers(value)
+            self.final_answers += is_cut
+        return parse_messages(value, self.unread_keys)
 
     def _cut_answer(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """Return the part of a conversation that is asked."""
@@ -149,13 +159,14 @@ class RecordParser:
 
     def _parse_prompt(self, value: Any) -> tuple[Message, ...]:
         if type(value) is not str:
-            raise RowFault(f"column {self._columns.prompt!r} must be a string, not {describe(value)}")
+            hint = f" (--messages-column {self._columns.prompt})" if isinstance(value, list) else ""
+            raise RowFault(f"column {self._columns.prompt!r} must be a string, not {describe(value)}{hint}")
         if not value or value.isspace():
             raise RowFault(f"column {self._columns.prompt!r} is blank")
         return (Message("user", value),)
 
     def _parse_messages(self, value: Any) -> tuple[Message, ...]:
-        messages = _parse_column(parse_messages, self._columns.messages, value)
+        messages = _parse_column(self._parse_conversation, self._columns.messages, value)
         return _parse_column(self._cut_answer, self._columns.messages, messages)
 
     def _parse_turns(self, value: Any) -> tuple[Message, ...]:

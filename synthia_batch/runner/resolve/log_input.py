@@ -17,6 +17,11 @@ def log_columns(columns: Columns, first: Path | str) -> None:
         _log.info(f"{first}: read as Alpaca: prompts from {used} (--input-format plain: one column)")
     elif columns.shape == "sharegpt" and columns.turns is None:
         _log.info(f"{first}: read as ShareGPT (--turns-column {columns.messages}: every answer is generated)")
+    if columns.tools is not None and columns.tools not in columns.keep and columns.shape != "openai-batch":
+        _log.info(
+            f"{first}: tools of column {columns.tools!r} are in the prompts, not in the output "
+            f"(--keep-columns {columns.tools})"
+        )
     if columns.unused:
         _log.info(f"{first}: columns not used: {describe_unused(columns.unused)}")
 
