@@ -75,7 +75,8 @@ def test_datasets_loads_every_format(synthia: Command, finished: Path, tmp_path:
     loaded = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=str(tmp_path / "c"))
     assert set(loaded.column_names) == set(FORMATS[name].columns)
     made = read_column(finished, "id")
-    requests = {*made, *pq.read_table(finished / "failed")["id"].to_pylist()}
+    failed = set(pq.read_table(finished / "failed")["id"].to_pylist())
+    requests = {*zip(made, read_column(finished, "system"), strict=True), *(failed - set(made))}
     assert len(loaded) == len(requests if name == "openai-batch" else made)
 
 
