@@ -285,4 +285,4 @@ def test_mutated_inputs_never_end_in_a_traceback(
         else:
             assert path.name in answer.err or "column" in answer.err, f"it names nothing: {answer.err}"
         codes[answer.code] = codes.get(answer.code, 0) + 1
-    assert min(codes.get(0, 0), codes.get(2, 0)) > CASES // 10, f"one-sided: {codes}"
+    assert min(codes.get(0, 0), codes.get(2, 0)) > CASES // 20, f"one-sided: {codes}"
