@@ -156,7 +156,9 @@ def test_parquet_refuses_turns_by_row_and_by_type(tmp_path: Path) -> None:
         f"{path}: row 3: column 'turns': turns must be a list of strings, not null",
     ]
     pq.write_table(pa.table({"turns": ["a?"]}), path)
-    assert list_faults(path) == [f"{path}: column 'turns' must be a list of strings, not string"]
+    assert list_faults(path) == [
+        f"{path}: column 'turns' must be a list of strings, or of messages, not string"
+    ]
 
 
 def test_a_turns_column_and_another_cannot_both_be_named(tmp_path: Path, capsys: Any) -> None:

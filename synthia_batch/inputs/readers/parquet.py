@@ -166,7 +166,7 @@ class ParquetSource(FileSource):
             (
                 columns.turns,
                 is_messages if columns.shape else is_turns,
-                f"a list of strings, or {conversation}",
+                "a list of strings, or of messages",
             ),
             (columns.system, is_text, "a string"),
             (columns.id, is_id, "a string or an integer"),
