@@ -246,7 +246,7 @@ def test_a_turn_that_hangs_engines_is_set_aside_with_the_answers_before_it(
     (failed,) = read_rows(tmp_path / "out", "failed")
     assert (failed["row_index"], failed["code"]) == (7, "engine_crash")
     assert failed["message"].startswith("turn 3 of 4: the engine died or hung")
-    assert [turn["role"] for turn in failed["messages"]] == ["system", *["user", "assistant"] * 2, "user"]
+    assert [turn["role"] for turn in failed["messages"]] == [*["user", "assistant"] * 2, "user"]
     made = read_turn_calls(log)
     assert sorted(made) == [turn for turn in list_turns(counts) if turn not in ((7, 2), (7, 3))]
     plain = synthia("run", write_conversations(tmp_path / "p.jsonl", counts), *LOCAL, "-o", "plain")
