@@ -14,6 +14,7 @@ from synthia_batch.core.digest import open_digest_cache
 from synthia_batch.core.types import InputFile
 from synthia_batch.errors import InputRefused, IntegrityError
 from synthia_batch.inputs import Selection, digest_contents, open_files, resolve_inputs
+from synthia_batch.inputs.readers.file_source import CHECKED_ROWS
 from synthia_batch.job.schema import Job
 from synthia_batch.runner.directory import run_store
 
@@ -75,11 +76,15 @@ def test_an_edit_between_digest_and_scan_is_refused(source_file: Path, tmp_path:
 
 
 def test_a_row_read_after_an_edit_is_not_given_out(source_file: Path, tmp_path: Path) -> None:
+    count = 3 * CHECKED_ROWS
+    write_jsonl(source_file, [{"prompt": f"Number {n}?"} for n in range(count)])
     source = open_files(resolve(source_file))
     scan = source.scan(Selection(), tmp_path)
-    rows = source.read_rows(scan, 0, len(ROWS))
+    rows = source.read_rows(scan, 0, count)
     assert next(rows).messages[0].content == "Number 0?"
     edit_in_place(source_file)
+    read_before = [next(rows).messages[0].content for _ in range(CHECKED_ROWS - 1)]
+    assert read_before == [f"Number {number}?" for number in range(1, CHECKED_ROWS)]
     with pytest.raises(IntegrityError, match=r"q\.jsonl: the input changed since the run began"):
         next(rows)
 

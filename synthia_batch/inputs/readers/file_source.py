@@ -3,6 +3,7 @@
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from synthia_batch.inputs.readers.scan import (
     refuse_duplicates,
     scan_files,
 )
+
+CHECKED_ROWS = 16
+"""Rows that are read before the file is looked at again: a look takes as long as reading a row."""
 
 
 class FileSource(ABC):
@@ -101,9 +105,10 @@ class FileSource(ABC):
     def read_rows(self, scan: Scan, first: int, stop: int) -> Iterator[Row]:
         """Yield the rows `first` to `stop` (excluded); see `Source.read_rows`."""
         self.check(scan)
-        for row in self._cursor.read(scan, first, min(stop, scan.rows), self._iterate_rows):
+        rows = self._cursor.read(scan, first, min(stop, scan.rows), self._iterate_rows)
+        while together := list(islice(rows, CHECKED_ROWS)):
             self.check(scan)  # A row read after a change must not be generated.
-            yield row
+            yield from together
 
     def check(self, scan: Scan) -> None:
         """Raise IntegrityError unless the file is the one that was scanned; see `Source.check`."""
