@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import NEEDS_VLLM, Command, write_jsonl
+from conftest import NEEDS_VLLM, Command, skip_input_lines, write_jsonl
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.job_file import MOST_BYTES, read_job_file
@@ -258,7 +258,7 @@ def test_an_engine_setting_that_is_none_is_told_by_its_place(synthia: Command, t
     write_jsonl(tmp_path / "q.jsonl", [{"prompt": "Why?"}])
     (tmp_path / "x.yaml").write_text("input: {path: q.jsonl}\nengine:\n  max_num_seq: 3\n")
     done = synthia("validate", "x.yaml")
-    assert (done.returncode, done.stderr) == (
+    assert (done.returncode, skip_input_lines(done.stderr)) == (
         2,
         "error: x.yaml:3:16: engine.max_num_seq: vLLM has no such setting; did you mean "
         "engine.max_num_seqs?\n",
