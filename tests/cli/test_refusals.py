@@ -70,7 +70,7 @@ def remove_part(home: Path) -> None:
     [
         (None, ("--seed", "7", "--top-p", "1"), ("seed: 0 before, 7 now",)),
         (None, ("--top-p", "0.5", "-n", "2"), ("sampling.top_p: 1.0 before, 0.5 now", "num_samples: 1")),
-        (None, ("-s", "none"), ("system: [['synthia', ",)),
+        (None, ("-s", "synthia"), ("system: [['none', ",)),
         (change_input, (), ("input.digest: ",)),
         (append_input, (), ("input.digest: ",)),
         (alter_part, (), (f"out/{DATA} was altered", "verify DIR --repair")),
