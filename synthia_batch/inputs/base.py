@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import IntegrityError
-from synthia_batch.job.sections import BadRow, FinalAssistant
+from synthia_batch.job.input_section import BadRow, FinalAssistant
 
 if TYPE_CHECKING:  # It imports numpy, which a command without input does not need.
     from synthia_batch.inputs.records.row_ids import DuplicateIndex

@@ -19,9 +19,10 @@ from synthia_batch.job.fields import (
     Whole,
     anchor_file_reference,
 )
+from synthia_batch.job.input_section import Input
 from synthia_batch.job.markers import Anchored, Flag, always, never
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.job.sections import Engine, Input, Lora, Model, Pool, Store
+from synthia_batch.job.sections import Engine, Lora, Model, Pool, Store
 from synthia_batch.job.structured import Structured
 from synthia_batch.job.units import ClockTime, Duration, FailureLimit
 

@@ -7,7 +7,7 @@ from typing import Any
 from synthia_batch.core.types import Message
 from synthia_batch.inputs.records.faults import RowFault
 from synthia_batch.inputs.records.strict_json import is_blank, parse_json_text
-from synthia_batch.job.sections import FinalAssistant
+from synthia_batch.job.input_section import FinalAssistant
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 """The values of `role`; the chat template decides which it takes, and where."""
