@@ -116,7 +116,7 @@ def write_bomb(path: Path, mib: int) -> None:
 
 
 MEASURE = """
-import sys, resource
+import sys
 from pathlib import Path
 from synthia_batch.errors import InputRefused
 from synthia_batch.inputs import Selection, open_files, resolve_inputs
@@ -126,7 +126,7 @@ try:
     print(sum(1 for row in source.read_rows(scan, 0, scan.rows)))
 except InputRefused as exc:
     print(exc.faults[0])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024)
 """
 
 
