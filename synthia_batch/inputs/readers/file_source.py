@@ -12,11 +12,7 @@ from synthia_batch.core.types import MAX_ROW_BYTES, KeptColumn, Row
 from synthia_batch.inputs.base import Columns, FileScan, FirstNames, Scan, Selection
 from synthia_batch.inputs.readers.detect import detect_columns, refuse_empty
 from synthia_batch.inputs.readers.file_state import ReadCursor, Watched
-from synthia_batch.inputs.readers.scan import (
-    InputScan,
-    refuse_duplicates,
-    scan_files,
-)
+from synthia_batch.inputs.readers.scan import InputScan, refuse_duplicates, scan_files
 
 CHECKED_ROWS = 16
 """Rows that are read before the file is looked at again: a look takes as long as reading a row."""

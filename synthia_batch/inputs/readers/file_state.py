@@ -59,7 +59,7 @@ class Watched:
             raise changed(self._shown, "it no longer exists") from exc
 
     def _is_as_before(self, size: int) -> bool:
-        """Return whether the file has `size` bytes and the same stamp. Called for every row."""
+        """Return whether the file has `size` bytes and the same stamp. Called for every few rows."""
         stamp = self._stamp
         if stamp is None:
             return False

@@ -11,10 +11,7 @@ from synthia_batch.inputs.base import Columns, Scan, Selection
 from synthia_batch.inputs.readers.detect import detect_columns, refuse_empty
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed
-from synthia_batch.inputs.readers.scan import (
-    refuse_duplicates,
-    scan_files,
-)
+from synthia_batch.inputs.readers.scan import refuse_duplicates, scan_files
 
 
 class ManySource:

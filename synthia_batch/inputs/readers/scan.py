@@ -111,7 +111,10 @@ class InputScan:
             self._on_progress(self.rows)
 
     def finish(self, files: Sequence[FileScan]) -> Scan | None:
-        """Return the result of the pass, None if there are no rows. Raises InputRefused for faults."""
+        """Return the result of the pass, None if there are no rows. Raises InputRefused for faults.
+
+        Its kept columns have their names in the input.
+        """
         self.faults.raise_if_any()
         if not self.rows:
             return None
@@ -124,10 +127,7 @@ class InputScan:
             rows=self.rows,
             size=sum(file.size for file in files),
             columns=self.columns,
-            kept=tuple(
-                dataclasses.replace(column, name=name)
-                for name, column in zip(self.columns.kept_names, self._resolve_kept(), strict=True)
-            ),
+            kept=self._resolve_kept(),
             checkpoints=files[0].checkpoints if is_one else (),
             duplicates=self.index.finish(self.rows),
             files=() if is_one else tuple(files),
@@ -206,10 +206,11 @@ def scan_files(
                 files.append(FileScan(rows=0, size=0) if is_full else reader.scan_into(input_scan))
         scan = input_scan.finish(files)
         if scan is not None:
-            named = zip(scan.columns.keep, scan.kept, strict=True)
-            kept = [dataclasses.replace(column, name=name) for name, column in named]
             for reader, file in zip(readers, files, strict=True):
-                reader.check_kept(input_scan, kept, file.rows)
+                reader.check_kept(input_scan, scan.kept, file.rows)
+            named = zip(scan.columns.kept_names, scan.kept, strict=True)
+            kept = tuple(dataclasses.replace(column, name=name) for name, column in named)
+            scan = dataclasses.replace(scan, kept=kept)
     if scan is not None and on_progress:
         on_progress(scan.rows)
     return scan

@@ -102,10 +102,10 @@ def require_call(body: Mapping[str, Any]) -> dict[str, Any] | None:
 
     A named tool is answered by its arguments, `required` by a list of calls.
     """
-    choice, tools = body.get("tool_choice"), parse_tools(body.get("tools"))
+    choice = body.get("tool_choice")
     if choice in (None, "none", "auto"):
         return None
-    functions = {tool["function"]["name"]: tool["function"] for tool in tools}
+    functions = {tool["function"]["name"]: tool["function"] for tool in parse_tools(body.get("tools"))}
     if choice == "required" and functions:
         calls = [
             {

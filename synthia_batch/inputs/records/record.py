@@ -130,11 +130,10 @@ class RecordParser:
             return parse_instruction(value, columns.text or "")
         if columns.shape == "openai-batch":
             return self._cut_answer(parse_request(value, columns, self._parse_conversation))
-        conversation = value.get(columns.text) if columns.reads else value
-        messages = _parse_column(self._parse_conversation, columns.text, conversation)
-        if columns.reads:
-            messages = add_system(messages, value)
-        return _parse_column(self._cut_answer, columns.text, messages)
+        if not columns.reads:
+            return self._parse_messages(value)
+        messages = _parse_column(self._parse_conversation, columns.text, value.get(columns.text))
+        return _parse_column(self._cut_answer, columns.text, add_system(messages, value))
 
     def _parse_conversation(self, value: Any) -> tuple[Message, ...]:
         """Return the messages of a conversation, without answers at its end that are regenerated."""
@@ -166,8 +165,8 @@ class RecordParser:
         return (Message("user", value),)
 
     def _parse_messages(self, value: Any) -> tuple[Message, ...]:
-        messages = _parse_column(self._parse_conversation, self._columns.messages, value)
-        return _parse_column(self._cut_answer, self._columns.messages, messages)
+        messages = _parse_column(self._parse_conversation, self._columns.text, value)
+        return _parse_column(self._cut_answer, self._columns.text, messages)
 
     def _parse_turns(self, value: Any) -> tuple[Message, ...]:
         return _parse_column(parse_turns, self._columns.turns, value)
