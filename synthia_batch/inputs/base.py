@@ -30,7 +30,7 @@ PROGRESS_ROWS = 10_000
 class Selection:
     """The job's settings for the input. Columns that are None are detected, or not used.
 
-    `columns` are those detected before, for a selection that sees fewer rows than the job.
+    With `first_rows`, only so many are scanned; their columns are detected as for all.
 
     `format` is the shape of the records: one of `shapes.SHAPES`, `plain`, or `auto` to detect it.
     `template` is the text of a Jinja template for the prompts.
@@ -51,7 +51,7 @@ class Selection:
     message_fields: bool | None = None
     on_bad_row: BadRow = "refuse"
     rename_columns: Mapping[str, str] = field(default_factory=dict, hash=False)
-    columns: Columns | None = None
+    first_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

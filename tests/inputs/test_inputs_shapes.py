@@ -142,6 +142,23 @@ def test_a_bodys_tools_are_in_the_prompt(capsys: Any) -> None:
     assert shown.out.count("<tools>") == 1
 
 
+def test_a_bodys_tools_are_read_under_any_name(capsys: Any) -> None:
+    renamed = {"custom_id": "r-1", "request": request(tools=[ADD])["body"], "body": None}
+    write_jsonl(Path("b.jsonl"), [renamed])
+    flags = ("--input-format", "openai-batch", "--messages-column", "request")
+    shown = call(capsys, "preview", "b.jsonl", "--full", *flags, *ENGINE)
+    assert shown.code == 0, shown.err
+    assert shown.out.count("<tools>") == 1
+
+
+def test_a_preview_of_few_rows_reads_them_as_the_run_does(capsys: Any) -> None:
+    write_jsonl(Path("t.jsonl"), [{"text": "a"}] * 3 + [{"text": "a", "prompt": "b"}])
+    for command in (("preview", "-n", "2"), ("run",)):
+        refused = call(capsys, *command, "t.jsonl", *ENGINE)
+        assert refused.code == 2, refused
+        assert "t.jsonl:1: there is no 'prompt' in this row" in refused.err
+
+
 def test_a_batch_comes_back_with_one_line_per_request(capsys: Any) -> None:
     write_jsonl(Path("b.jsonl"), [request(number) for number in range(1, 5)])
     fails = ("--set", "engine.fail_every=3", "-n", "2")

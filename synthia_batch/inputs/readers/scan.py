@@ -32,7 +32,7 @@ class InputScan:
         self.index = index
         self.faults = FaultList()
         self.rows = 0
-        self.columns = selection.columns or detected.columns
+        self.columns = detected.columns
         self.parser = RecordParser(self.columns)
         self.kinds = KindTracker(self.columns.keep)
         self._on_progress = on_progress
@@ -49,7 +49,8 @@ class InputScan:
     @property
     def wanted(self) -> int | None:
         """The number of rows still to be read; None for all."""
-        return None if self.selection.limit is None else self.selection.limit - self.rows
+        bounds = (self.selection.limit, self.selection.first_rows)
+        return min((bound - self.rows for bound in bounds if bound is not None), default=None)
 
     def note_names(self, names: Mapping[str, Any], shown: Path | str, line: int | None = None) -> None:
         """Record that the row in `line` of a file, or its every row, has columns of these `names`.

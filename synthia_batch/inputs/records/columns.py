@@ -124,7 +124,9 @@ def _resolve_shape(selection: Selection, shape: Shape, names: Sequence[str], pat
     beside = [
         name for name in shape.beside if name != selection.system_column and (is_named or name in names)
     ]
-    has_tools = shape.tools is not None and (is_named or shape.tools in names or shape.tools == text)
+    # Those of a request stand in its body, whatever the column's name.
+    tools = text if shape.tools == shape.text else shape.tools
+    has_tools = tools is not None and (is_named or tools in names)
     columns = Columns(
         prompt=text if kind == "prompt" else None,
         messages=text if kind == "messages" else None,
@@ -133,7 +135,7 @@ def _resolve_shape(selection: Selection, shape: Shape, names: Sequence[str], pat
         id=identifier,
         keep=_resolve_keep(selection),
         sampling=_choose_sampling(selection, shape, path),
-        tools=selection.tools_column or (shape.tools if has_tools else None),
+        tools=selection.tools_column or (tools if has_tools else None),
         shape=shape.name,
         reads=(text, *beside) if beside or shape.name in ("alpaca", "openai-batch") else (),
     )

@@ -46,9 +46,7 @@ def scan_input(
     limit: int | None = None,
 ) -> Scan:
     """Read the job's whole input once and check it, or only its first `limit` rows."""
-    selection = select_rows(job.declared, job.prompt_template)
-    if limit is not None:
-        selection = replace(selection, limit=min(limit, selection.limit or limit))
+    selection = replace(select_rows(job.declared, job.prompt_template), first_rows=limit)
     with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
         return source.scan(selection, Path(scratch), on_progress)
 
