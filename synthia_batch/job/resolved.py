@@ -48,7 +48,8 @@ class LoraAdapter:
 class EngineSpec:
     """Everything that a worker needs to start its engine. `settings` are the engine's own, by name.
 
-    `structure` applies to every answer whose request has none of its own.
+    `structure` applies to every answer whose request has none of its own. `uses_mla`: the model has
+    multi-head latent attention.
     """
 
     kind: EngineKind
@@ -64,6 +65,7 @@ class EngineSpec:
     settings: Mapping[str, Any]
     adapters: tuple[LoraAdapter, ...] = ()
     structure: Structure | None = None
+    uses_mla: bool = False
 
     @property
     def is_elsewhere(self) -> bool:

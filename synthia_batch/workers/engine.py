@@ -17,13 +17,15 @@ class Placement:
     `core` is the CPU core to pin the engine's thread to, None for no pinning. `neighbours` is the number
     of engines on the machine, itself included: they share its memory. `halvings` counts how often the
     engine has run out of memory: each halves the batch or the KV cache. `spans_nodes`: its GPUs are on
-    several machines, each a bundle of its worker's Ray placement group.
+    several machines, each a bundle of its worker's Ray placement group. `user_threads` is the user's own
+    OMP_NUM_THREADS, None if not set.
     """
 
     core: int | None = None
     neighbours: int = 1
     halvings: int = 0
     spans_nodes: bool = False
+    user_threads: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

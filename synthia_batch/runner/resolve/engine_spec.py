@@ -1,6 +1,7 @@
 """The resolved engine: its specification, and everything that its numerical results depend on."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from synthia_batch.models.prompts.tokenizer import open_format
 from synthia_batch.runner.resolve.answers import check_logprobs, read_structure
 from synthia_batch.runner.resolve.model_selection import FoundModel, choose_device
 from synthia_batch.workers.openai import settings as openai_settings
+from synthia_batch.workers.vllm.compat import check_cpu_patches
 from synthia_batch.workers.vllm.policy import check_capability, check_quantization
 from synthia_batch.workers.vllm.sampling import (
     check_budget,
@@ -24,6 +26,8 @@ from synthia_batch.workers.vllm.sampling import (
     name_structures_backend,
 )
 from synthia_batch.workers.vllm.settings import check_processes, check_settings
+
+_log = logging.getLogger(__name__)
 
 SCRIPTED_MODEL_LEN = 8192
 
@@ -113,12 +117,16 @@ def _specify_local(merged: Merged, found: FoundModel, prompt: PromptSpec, length
         settings=reveal_settings(job.engine.settings, os.environ),
         adapters=found.adapters,
         structure=read_structure(merged),
+        uses_mla=bool(found.facts and found.facts.uses_mla),
     )
 
 
 def _check_vllm_spec(spec: EngineSpec, found: FoundModel, *, is_elsewhere: bool) -> None:
     """Return if this machine and the checkpoint allow it; on a cluster each worker checks its own GPUs."""
     check_processes(spec)
+    warning = check_cpu_patches(spec, (installed_vllm() or ("", ""))[1])
+    if warning is not None:
+        _log.warning(warning)
     of_model = found.facts.quantization if found.facts else None
     check_quantization(spec, of_model.method if of_model else None)
     if spec.device == "cuda" and spec.determinism == "strict" and not is_elsewhere:

@@ -61,7 +61,7 @@ class LocalPool:
         with self._changing:
             epoch = self._present[worker] = next(self._epochs)
         name = f"worker-{worker}"
-        placement = Placement(halvings=halvings)
+        placement = Placement(halvings=halvings, user_threads=os.environ.get("OMP_NUM_THREADS"))
         threading.Thread(target=self._run, args=(worker, epoch, placement), name=name, daemon=True).start()
 
     def kill(self, worker: int) -> None:

@@ -6,6 +6,7 @@ the canaries) and running (`collect`, a long poll for outcomes).
 
 import itertools
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -190,6 +191,7 @@ class RayPool:
             neighbours=max(1, min(self.size, len(location.cores))),
             halvings=handle.halvings,
             spans_nodes=handle.reservation.spans_nodes,
+            user_threads=os.environ.get("OMP_NUM_THREADS"),
         )
         # On other machines Ray's own logs contain the output.
         log = self._worker_spec.log_path(handle.index) if handle.is_here else None

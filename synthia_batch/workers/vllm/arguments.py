@@ -18,10 +18,10 @@ BATCH_HALVINGS = 3
 """The first halvings apply to the batch: down to an eighth this costs little speed."""
 GPU_MAX_NUM_SEQS = 256
 """Where halving starts by default; vLLM's own default depends on the GPU."""
-GPU_STEP_TOKENS = 16384
-"""vLLM's own default for one step on an H100."""
 CLEAN_ATTENTION_BACKENDS = ("TRITON_ATTN",)
 """On GPUs: those without reports of broken batch invariance. vLLM 0.32.0 claims more of them."""
+MLA_ATTENTION_BACKEND = "TRITON_MLA"
+"""The same for models with latent attention (DeepSeek's and others), which TRITON_ATTN cannot compute."""
 GPU_MEMORY_SHARE = 0.92
 """vLLM's default gpu_memory_utilization: weights, activations and KV cache together."""
 GPU_SHARE_KEPT = 0.85
@@ -158,11 +158,23 @@ def _strict_gpu_arguments(spec: EngineSpec) -> dict[str, Any]:
     """Return what batch invariance on GPUs needs besides VLLM_BATCH_INVARIANT. Not measured on a GPU yet."""
     return {
         # FlashAttention 3 breaks batch invariance on H100 (vllm#51902, #47069).
-        "attention_backend": CLEAN_ATTENTION_BACKENDS[0],
-        # Chunks of a prompt depend on the rest of the batch. Without them it must fit one step.
+        "attention_backend": MLA_ATTENTION_BACKEND if spec.uses_mla else CLEAN_ATTENTION_BACKENDS[0],
+        # Chunks of a prompt depend on the rest of the batch. Without them vLLM enlarges its own default for
+        # the tokens of a step, which depends on the card, to the longest prompt (engine/arg_utils.py).
         "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(spec.max_model_len, GPU_STEP_TOKENS),
     }
+
+
+def limit_top_k(sampling: Sampling, vocabulary: int) -> Sampling:
+    """Return `sampling` such that vLLM's kernel for a top-p alone is not used on GPUs.
+
+    That kernel divides a row among several programs if the batch is small, and then sums in another order
+    (vLLM 0.32.0, v1/sample/ops/topk_topp_triton.py, _topp_split_count). A top-k that leaves out only the
+    least likely token selects the other kernel, one program a row, and keeps what the top-p keeps.
+    """
+    if sampling.top_p >= 1.0 or 0 < sampling.top_k < vocabulary:
+        return sampling
+    return sampling.model_copy(update={"top_k": vocabulary - 1})
 
 
 def _cpu_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:

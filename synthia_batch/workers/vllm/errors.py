@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from vllm.exceptions import VLLMClientError
 
 from synthia_batch.errors import EngineOutOfMemory, UsageError
+from synthia_batch.workers.vllm.compat import client_errors
 
 _MORE_THAN_ANY_MACHINE_HAS = 2**62
 
@@ -32,9 +32,10 @@ def memory_errors() -> Iterator[None]:
 @contextmanager
 def setting_errors() -> Iterator[None]:
     """Convert vLLM's errors about invalid arguments to UsageError: loading again would not help."""
+    refusals: tuple[type[Exception], ...] = (TypeError, *client_errors())
     try:
         yield
-    except (TypeError, ValueError, VLLMClientError) as exc:  # Pydantic's are ValueErrors, vLLM's not always.
+    except refusals as exc:
         raise UsageError(
             f"vLLM cannot start with these settings: {exc}\n"
             "change the setting named above, with --set engine.KEY=VALUE or the flags of model and sampling"
