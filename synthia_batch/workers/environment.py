@@ -75,6 +75,16 @@ def preferred_environment(spec: EngineSpec) -> dict[str, str]:
     return variables
 
 
+def starts_processes(spec: EngineSpec) -> bool:
+    """Whether the engine of `spec` may start processes of its own."""
+    if spec.kind != "vllm":
+        return False
+    parts = spec.tensor_parallel_size * spec.pipeline_parallel_size
+    default = required_environment(spec).get(_IN_PROCESS) or os.environ.get(_IN_PROCESS)
+    is_in_process = (default or ("0" if spec.device == "cpu" else "1")) == "0"
+    return parts > 1 or not is_in_process
+
+
 def compiles(spec: EngineSpec) -> bool:
     """Whether the engine of `spec` compiles its model; on CPUs only if the user enables it."""
     return spec.device != "cpu" or not spec.settings.get("enforce_eager", True)

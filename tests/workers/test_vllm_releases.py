@@ -19,7 +19,7 @@ from test_engine_environment import SPEC
 import synthia_batch.workers.vllm as own_package
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import LoraAdapter
-from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.engine import Placement, Reduction
 from synthia_batch.workers.environment import preferred_environment, required_environment
 from synthia_batch.workers.vllm import compat
 from synthia_batch.workers.vllm.arguments import (
@@ -145,7 +145,11 @@ def list_arguments(device: str) -> set[str]:
         for determinism in ("fast", "strict")
         for options in ({}, {"adapters": (adapter,)}, {"model": gguf}, {"tensor_parallel_size": 2})
     ]
-    return {name for spec in specs for name in engine_arguments(spec, Placement(halvings=5))}
+    return {
+        name
+        for spec in specs
+        for name in engine_arguments(spec, Placement(reduction=Reduction(batch_halvings=5, load_failures=1)))
+    }
 
 
 @pytest.mark.parametrize("release", WANTED)

@@ -15,7 +15,7 @@ from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchErro
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.workers import load_engine
 from synthia_batch.workers.canary import run_canaries
-from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.engine import NO_REDUCTION, Placement, Reduction
 from synthia_batch.workers.pools.base import (
     REPORTS_PER_WATCHDOG,
     Cause,
@@ -56,12 +56,12 @@ class LocalPool:
         for worker in range(self.size):
             self.restart(worker)
 
-    def restart(self, worker: int, halvings: int = 0) -> None:
+    def restart(self, worker: int, reduction: Reduction = NO_REDUCTION) -> None:
         """Start a thread for `worker`."""
         with self._changing:
             epoch = self._present[worker] = next(self._epochs)
         name = f"worker-{worker}"
-        placement = Placement(halvings=halvings, user_threads=os.environ.get("OMP_NUM_THREADS"))
+        placement = Placement(reduction=reduction, user_threads=os.environ.get("OMP_NUM_THREADS"))
         threading.Thread(target=self._run, args=(worker, epoch, placement), name=name, daemon=True).start()
 
     def kill(self, worker: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers import load_engine
 from synthia_batch.workers.canary import Canaries, CanaryAnswer, run_canaries
 from synthia_batch.workers.engine import EngineFacts, Placement
+from synthia_batch.workers.environment import starts_processes
+from synthia_batch.workers.pools.guard import ENGINE_MARK, Guard
 from synthia_batch.workers.worker import Delivery, Worker
 
 STOP_SECONDS = 10.0
@@ -42,6 +45,7 @@ class EngineActor:
     def __init__(self) -> None:
         self._worker: Worker | None = None
         self._ends_with_process = False
+        self._guard = Guard(ENGINE_MARK)
 
     def locate(self) -> Location:
         """Return the location of this process."""
@@ -56,7 +60,8 @@ class EngineActor:
         if placement.spans_nodes:
             # vLLM's core is a child process that joins the cluster itself.
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        engine = load_engine(spec, placement)
+        with self._open_guard(spec):
+            engine = load_engine(spec, placement)
         canary = run_canaries(engine, canaries) if canaries else None
         facts = engine.facts
         self._ends_with_process = facts.ends_with_process
@@ -88,6 +93,16 @@ class EngineActor:
         """
         if self._worker is not None and not self._ends_with_process:
             self._worker.stop(STOP_SECONDS)
+
+    def _open_guard(self, spec: EngineSpec) -> AbstractContextManager[None]:
+        """Return the block in which the engine's processes start, so that they end with this one.
+
+        Ray ends an actor whose driver is gone, also on a cluster, but not what the actor has started.
+        """
+        if not starts_processes(spec):
+            return nullcontext()
+        self._guard.start()
+        return self._guard.marked()
 
     def _loaded(self) -> Worker:
         if self._worker is None:

@@ -11,7 +11,9 @@ import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
 
 from synthia_batch.errors import EngineOutOfMemory, SynthiaBatchError
+from synthia_batch.workers.engine import Reduction
 from synthia_batch.workers.pools.base import Cause, WorkerLost
+from synthia_batch.workers.pools.process_tree import kill_descendants
 from synthia_batch.workers.pools.ray_actor import Location
 from synthia_batch.workers.pools.ray_placement import Reservation
 from synthia_batch.workers.pools.ray_session import RaySession
@@ -31,7 +33,7 @@ class ActorHandle:
 
     index: int
     epoch: int
-    halvings: int
+    reduction: Reduction
     reservation: Reservation
     session: RaySession
     actor: Any = field(init=False)
@@ -95,7 +97,12 @@ class ActorHandle:
         return None
 
     def discard(self) -> None:
-        """End the actor's process at once and release its resources."""
+        """End the actor's process at once, its descendants first, and release its resources.
+
+        A GPU engine's core is one of them, and keeps its memory if it outlives the actor.
+        """
+        if self._pid is not None and self.is_here:
+            kill_descendants(self._pid)
         ray.kill(self.actor)
         if self._pid is not None and self.is_here:
             # Ray makes the process end itself, which a stopped process does not do.

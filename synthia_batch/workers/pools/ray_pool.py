@@ -16,7 +16,7 @@ import ray
 from synthia_batch.core.types import Request
 from synthia_batch.errors import PoolFailed
 from synthia_batch.job.resolved import PoolSpec
-from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.engine import NO_REDUCTION, Placement, Reduction
 from synthia_batch.workers.pools.base import (
     REPORTS_PER_WATCHDOG,
     PoolEvent,
@@ -78,13 +78,13 @@ class RayPool:
         limit = time.monotonic() - _SPARE_SECONDS
         return sum(handle.location is None and handle.since < limit for handle in self._handles.values())
 
-    def restart(self, worker: int, halvings: int = 0) -> None:
+    def restart(self, worker: int, reduction: Reduction = NO_REDUCTION) -> None:
         """Place `worker` in a new actor. Ray waits for resources if necessary."""
         self.kill(worker)
         self._handles[worker] = ActorHandle(
             index=worker,
             epoch=next(self._epochs),
-            halvings=halvings,
+            reduction=reduction,
             reservation=self._placer.reserve(),
             session=self._session,
         )
@@ -189,7 +189,7 @@ class RayPool:
         placement = Placement(
             core=handle.core,
             neighbours=max(1, min(self.size, len(location.cores))),
-            halvings=handle.halvings,
+            reduction=handle.reduction,
             spans_nodes=handle.reservation.spans_nodes,
             user_threads=os.environ.get("OMP_NUM_THREADS"),
         )

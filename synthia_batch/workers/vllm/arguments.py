@@ -8,7 +8,7 @@ from synthia_batch.core.types import Request
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.engine import Placement, Reduction
 
 CPU_MAX_NUM_SEQS = 256
 """vLLM's own default for batches on CPUs, set here because halving starts from it."""
@@ -17,7 +17,7 @@ CPU_KV_CACHE_BYTES = 4 * 2**30
 BATCH_HALVINGS = 3
 """The first halvings apply to the batch: down to an eighth this costs little speed."""
 GPU_MAX_NUM_SEQS = 256
-"""Where halving starts by default; vLLM's own default depends on the GPU."""
+"""Where halving starts if the engine's own batch is unknown; vLLM's default depends on the GPU."""
 CLEAN_ATTENTION_BACKENDS = ("TRITON_ATTN",)
 """On GPUs: those without reports of broken batch invariance. vLLM 0.32.0 claims more of them."""
 MLA_ATTENTION_BACKEND = "TRITON_MLA"
@@ -26,6 +26,9 @@ GPU_MEMORY_SHARE = 0.92
 """vLLM's default gpu_memory_utilization: weights, activations and KV cache together."""
 GPU_SHARE_KEPT = 0.85
 """Factor per further halving; not half, since the weights keep their size."""
+GPU_SHARE_KEPT_AT_LOAD = 0.7
+"""Factor for each time that the memory did not suffice to load: other programs may use half of the card, and
+each try takes minutes."""
 
 NO_TEMPLATE = "{{ messages[0].content }}"
 
@@ -89,7 +92,8 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
         arguments["disable_hybrid_kv_cache_manager"] = True
         if spec.device == "cuda":
             arguments |= _strict_gpu_arguments(spec)
-    return _shrink(arguments | settings, placement.halvings, on_cpu=spec.device == "cpu")
+    shrink = _shrink_on_cpu if spec.device == "cpu" else _shrink_on_gpu
+    return shrink(arguments | settings, placement.reduction)
 
 
 def structures_config(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,23 +138,43 @@ def _adapter_arguments(spec: EngineSpec) -> dict[str, Any]:
     }
 
 
-def _shrink(arguments: dict[str, Any], halvings: int, *, on_cpu: bool) -> dict[str, Any]:
-    """Return `arguments` for an engine that has run out of memory `halvings` times.
+def _shrink_on_cpu(arguments: dict[str, Any], reduction: Reduction) -> dict[str, Any]:
+    """Return `arguments` for a CPU engine that has run out of memory as often as `reduction` says.
 
-    The batch is halved first, then the KV cache. A CPU engine's cache, most of its memory apart from the
-    weights, is halved each time.
+    The KV cache, most of its memory apart from the weights, is halved each time, the batch BATCH_HALVINGS
+    times.
     """
-    if not halvings:
+    times = reduction.total
+    if not times:
         return arguments
-    of_batch = min(halvings, BATCH_HALVINGS)
-    of_cache = halvings if on_cpu else halvings - of_batch
-    sequences = arguments.get("max_num_seqs") or GPU_MAX_NUM_SEQS
-    smaller = {**arguments, "max_num_seqs": max(1, sequences >> of_batch)}
+    sequences = arguments.get("max_num_seqs") or CPU_MAX_NUM_SEQS
+    smaller = {**arguments, "max_num_seqs": max(1, sequences >> min(times, BATCH_HALVINGS))}
     if arguments.get("kv_cache_memory_bytes"):
-        smaller["kv_cache_memory_bytes"] = arguments["kv_cache_memory_bytes"] >> of_cache
-    elif of_cache:
-        share = arguments.get("gpu_memory_utilization", GPU_MEMORY_SHARE)
-        smaller["gpu_memory_utilization"] = share * GPU_SHARE_KEPT**of_cache
+        smaller["kv_cache_memory_bytes"] = arguments["kv_cache_memory_bytes"] >> times
+    return smaller
+
+
+def _shrink_on_gpu(arguments: dict[str, Any], reduction: Reduction) -> dict[str, Any]:
+    """Return `arguments` for a GPU engine that has run out of memory as often as `reduction` says.
+
+    While loading, the memory did not suffice for weights and KV cache: it claims less. While generating,
+    it did not suffice for a step: its batch is halved, and only after BATCH_HALVINGS does it claim less
+    memory.
+    """
+    smaller = dict(arguments)
+    of_batch = min(reduction.batch_halvings, BATCH_HALVINGS)
+    of_memory = reduction.batch_halvings - of_batch
+    if of_batch:
+        sequences = arguments.get("max_num_seqs") or reduction.max_num_seqs or GPU_MAX_NUM_SEQS
+        smaller["max_num_seqs"] = max(1, sequences >> of_batch)
+    times = of_memory + reduction.load_failures
+    if arguments.get("kv_cache_memory_bytes"):
+        smaller["kv_cache_memory_bytes"] = arguments["kv_cache_memory_bytes"] >> times
+    # Also with a KV cache of explicit size: vLLM starts only if as much memory is free as the share claims.
+    if times:
+        share = arguments.get("gpu_memory_utilization") or GPU_MEMORY_SHARE
+        kept = GPU_SHARE_KEPT**of_memory * GPU_SHARE_KEPT_AT_LOAD**reduction.load_failures
+        smaller["gpu_memory_utilization"] = share * kept
     return smaller
 
 

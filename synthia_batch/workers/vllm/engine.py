@@ -23,11 +23,12 @@ from synthia_batch.errors import DeterminismBroken
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import EngineFacts, Placement, check_prompt_length
 from synthia_batch.workers.environment import describe_environment
+from synthia_batch.workers.process_log import ProcessLog
 from synthia_batch.workers.vllm.admission import StepBudget, open_kv_budget
 from synthia_batch.workers.vllm.arguments import engine_arguments
 from synthia_batch.workers.vllm.compat import check_cpu_patches, client_errors, has_cpu_patches
 from synthia_batch.workers.vllm.core_process import has_own_process, watch_core
-from synthia_batch.workers.vllm.errors import memory_errors, setting_errors
+from synthia_batch.workers.vllm.errors import core_errors, memory_errors, setting_errors
 from synthia_batch.workers.vllm.outputs import convert_answer, open_splitter
 from synthia_batch.workers.vllm.params import check_params, make_params
 from synthia_batch.workers.vllm.policy import check_capability
@@ -45,7 +46,8 @@ class VllmEngine:
         if spec.device == "cuda" and spec.determinism == "strict" and not placement.spans_nodes:
             _check_gpu()  # On several machines vLLM's own workers check their GPUs.
         zeroing = _patch_cpu(spec) if spec.device == "cpu" else nullcontext()
-        with memory_errors(), setting_errors(), zeroing:
+        self._log = ProcessLog()
+        with core_errors(self._log, is_loading=True), memory_errors(), setting_errors(), zeroing:
             arguments = engine_arguments(spec, placement)
             check_params(spec)
             self._splitter = open_splitter(arguments)
@@ -79,6 +81,7 @@ class VllmEngine:
             max_model_len=self._engine.model_config.max_model_len,
             numerics=self._describe_numerics(),
             ends_with_process=self._ends_with_process(),
+            max_num_seqs=self._max_num_seqs,
         )
 
     def add(self, request: Request) -> None:
@@ -91,7 +94,7 @@ class VllmEngine:
         outcomes = self._admit()
         if not self._running:
             return outcomes
-        with memory_errors():
+        with core_errors(self._log, is_loading=False), memory_errors():
             outputs = self._engine.step()
         for output in outputs:
             if isinstance(output, RequestOutput) and output.finished:
