@@ -38,7 +38,7 @@ class Placement:
     `core` is the CPU core to pin the engine's thread to, None for no pinning. `neighbours` is the number
     of engines on the machine, itself included: they share its memory. `spans_nodes`: its GPUs are on
     several machines, each a bundle of its worker's Ray placement group. `user_threads` is the user's own
-    OMP_NUM_THREADS, None if not set.
+    OMP_NUM_THREADS, None if not set. `engines_per_gpu` engines share its GPU.
     """
 
     core: int | None = None
@@ -46,6 +46,7 @@ class Placement:
     reduction: Reduction = NO_REDUCTION
     spans_nodes: bool = False
     user_threads: str | None = None
+    engines_per_gpu: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,12 @@ from test_engine_environment import SPEC
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import LoraAdapter
 from synthia_batch.workers.engine import Placement, Reduction
+from synthia_batch.workers.vllm import arguments as arguments_module
 from synthia_batch.workers.vllm.arguments import (
     BATCH_HALVINGS,
     CPU_MAX_NUM_SEQS,
     GPU_MAX_NUM_SEQS,
+    GPU_OVERHEAD_BYTES,
     engine_arguments,
 )
 
@@ -74,6 +76,25 @@ def test_a_gguf_file_is_the_model_for_the_plugin_with_its_config_and_tokenizer_b
     assert arguments["tokenizer"] == arguments["hf_config_path"] == "/cache/gguf-1"
     assert arguments["revision"] is None
     assert arguments["quantization"] is None, "the plugin says it"
+
+
+def share(monkeypatch: pytest.MonkeyPatch, engines: int, **changes: Any) -> dict[str, Any]:
+    monkeypatch.setattr(arguments_module, "list_gpu_memory", lambda: (80 * 10**9,))
+    spec = dataclasses.replace(GPU, **{"weights_bytes": 14 * 10**9, **changes})
+    return engine_arguments(spec, Placement(engines_per_gpu=engines))
+
+
+def test_engines_that_share_a_gpu_have_a_kv_cache_of_explicit_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = share(monkeypatch, 2)
+    assert arguments["gpu_memory_utilization"] == pytest.approx(0.46)
+    assert arguments["kv_cache_memory_bytes"] == int(36.8e9) - 14 * 10**9 - GPU_OVERHEAD_BYTES
+    own = share(monkeypatch, 2, settings={"kv_cache_memory_bytes": 10**9}, weights_bytes=None)
+    assert own["kv_cache_memory_bytes"] == 10**9
+    assert "kv_cache_memory_bytes" not in share(monkeypatch, 1)
+    with pytest.raises(UsageError, match=r"engines_per_gpu=5: each engine has 14\.7 GB .* use fewer engines"):
+        share(monkeypatch, 5)
+    with pytest.raises(UsageError, match="set the KV cache of each engine"):
+        share(monkeypatch, 2, weights_bytes=None)
 
 
 def with_ranks(*ranks: int) -> Any:

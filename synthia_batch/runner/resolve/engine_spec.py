@@ -13,7 +13,9 @@ from synthia_batch.job.loading.merge import Merged
 from synthia_batch.job.loading.secrets import reveal_settings
 from synthia_batch.job.resolved import UNKNOWN_LENGTH, EngineSpec, PromptSpec
 from synthia_batch.job.sampling import Sampling
+from synthia_batch.job.schema import Job
 from synthia_batch.models.prompts.tokenizer import open_format
+from synthia_batch.models.weights import weigh_model
 from synthia_batch.runner.resolve.answers import check_logprobs, read_structure
 from synthia_batch.runner.resolve.model_selection import FoundModel, choose_device
 from synthia_batch.workers.openai import settings as openai_settings
@@ -118,7 +120,13 @@ def _specify_local(merged: Merged, found: FoundModel, prompt: PromptSpec, length
         adapters=found.adapters,
         structure=read_structure(merged),
         uses_mla=bool(found.facts and found.facts.uses_mla),
+        weights_bytes=_weigh(job, found) if job.pool.engines_per_gpu > 1 else None,
     )
+
+
+def _weigh(job: Job, found: FoundModel) -> int | None:
+    path = found.ref.gguf or found.ref.path
+    return weigh_model(str(path), None, choose_device(job)).weights_bytes if path is not None else None
 
 
 def _check_vllm_spec(spec: EngineSpec, found: FoundModel, *, is_elsewhere: bool) -> None:

@@ -24,11 +24,12 @@ STOP_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Location:
-    """Where Ray has placed a worker. `cores` are those that its process may use."""
+    """Where Ray has placed a worker. `cores` are those that its process may use, `gpus` those assigned."""
 
     node: str
     pid: int
     cores: tuple[int, ...]
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,9 @@ class EngineActor:
 
     def locate(self) -> Location:
         """Return the location of this process."""
-        return Location(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), cores=list_cores())
+        context = ray.get_runtime_context()
+        gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", ())))
+        return Location(node=context.get_node_id(), pid=os.getpid(), cores=list_cores(), gpus=gpus)
 
     def load(
         self, spec: EngineSpec, placement: Placement, canaries: Canaries | None, log: Path | None

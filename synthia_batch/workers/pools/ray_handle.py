@@ -27,7 +27,8 @@ _PROBE_SECONDS = 0.5
 class ActorHandle:
     """One start of one worker.
 
-    `location` is None while it waits for resources. `_pid` is that of its process while it is known to
+    `location` is None while it waits for resources. It `waits_to_load` while another engine on its GPU is
+    loading. `_pid` is that of its process while it is known to
     live. `_doubt` is set from when the actor stops answering until Ray knows why.
     """
 
@@ -42,6 +43,8 @@ class ActorHandle:
     core: int | None = None
     since: float = field(default_factory=time.monotonic)
     is_wait_reported: bool = False
+    waits_to_load: bool = False
+    is_loading: bool = False
     _pid: int | None = None
     _doubt: Exception | None = None
     _doubted_at: float = 0.0

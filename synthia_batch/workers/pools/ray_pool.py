@@ -55,7 +55,7 @@ class RayPool:
         self._handles: dict[int, ActorHandle] = {}
         self._epochs = itertools.count(1)
         self._session = RaySession(spec)
-        self._placer = Placer(worker_spec.engine, self._session)
+        self._placer = Placer(worker_spec.engine, self._session, spec.engines_per_gpu)
         self._checked_at = 0.0
         self.size = spec.workers or 0  # Known once started.
 
@@ -105,7 +105,7 @@ class RayPool:
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
         """Return the events of all answered calls, and start the next call of each of these workers."""
-        events = self._grow()
+        events = self._grow() + self._start_loads()
         events += [lost for handle in self._handles.values() if (lost := handle.settle_doubt()) is not None]
         handles = {handle.pending: handle for handle in self._handles.values() if handle.pending is not None}
         answered: list[Any] = []
@@ -159,10 +159,11 @@ class RayPool:
         match handle.take_answer():
             case WorkerLost() as lost:
                 return [lost]
-            case Location() as location:
-                handle.pending = self._load(handle, location)
-                return [WorkerLoading(worker=worker, epoch=epoch)]
+            case Location():
+                handle.waits_to_load = True
+                return self._start_loads()
             case Loaded() as loaded:
+                handle.is_loading = False
                 handle.pending = handle.actor.collect.remote(self._collect_seconds)
                 return [WorkerReady(worker=worker, epoch=epoch, facts=loaded.facts, canary=loaded.canary)]
             case Delivery() as delivery:
@@ -173,6 +174,29 @@ class RayPool:
                 return []
             case answer:
                 raise TypeError(f"a worker answered {answer!r}")
+
+    def _start_loads(self) -> list[PoolEvent]:
+        """Start to load the engines that are placed, on each shared GPU one after the other.
+
+        vLLM measures the GPU's free memory while loading, which another engine that loads would change.
+        """
+        events: list[PoolEvent] = []
+        for handle in self._handles.values():
+            location = handle.location
+            if not handle.waits_to_load or location is None or self._is_gpu_busy(location):
+                continue
+            handle.waits_to_load, handle.is_loading = False, True
+            handle.pending = self._load(handle, location)
+            events.append(WorkerLoading(worker=handle.index, epoch=handle.epoch))
+        return events
+
+    def _is_gpu_busy(self, location: Location) -> bool:
+        """Whether another engine is loading on the shared GPU at `location`."""
+        return self._spec.engines_per_gpu > 1 and any(
+            (other.location.node, other.location.gpus) == (location.node, location.gpus)
+            for other in self._handles.values()
+            if other.is_loading and other.location is not None
+        )
 
     def _load(self, handle: ActorHandle, location: Location) -> Any:
         neighbours = [
@@ -191,6 +215,7 @@ class RayPool:
             neighbours=max(1, min(self.size, len(location.cores))),
             reduction=handle.reduction,
             spans_nodes=handle.reservation.spans_nodes,
+            engines_per_gpu=self._spec.engines_per_gpu,
             user_threads=os.environ.get("OMP_NUM_THREADS"),
         )
         # On other machines Ray's own logs contain the output.

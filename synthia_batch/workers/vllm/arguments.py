@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from synthia_batch.core.hardware import total_memory_bytes
+from synthia_batch.core.hardware import list_gpu_memory, total_memory_bytes
 from synthia_batch.core.types import Request
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import EngineSpec
@@ -24,6 +24,9 @@ MLA_ATTENTION_BACKEND = "TRITON_MLA"
 """The same for models with latent attention (DeepSeek's and others), which TRITON_ATTN cannot compute."""
 GPU_MEMORY_SHARE = 0.92
 """vLLM's default gpu_memory_utilization: weights, activations and KV cache together."""
+GPU_OVERHEAD_BYTES = 3 * 10**9
+"""Rough memory of a GPU engine besides weights and KV cache: 0.6 GB CUDA context, 1 GB graphs, and
+activations of a step. Not measured on a GPU yet."""
 GPU_SHARE_KEPT = 0.85
 """Factor per further halving; not half, since the weights keep their size."""
 GPU_SHARE_KEPT_AT_LOAD = 0.7
@@ -84,6 +87,8 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
         # By default vLLM expects one GPU per bundle in the placement group around it, and refuses the
         # group of an engine on one machine.
         arguments["distributed_executor_backend"] = "ray" if placement.spans_nodes else "mp"
+    if spec.device == "cuda" and placement.engines_per_gpu > 1:
+        arguments |= _shared_gpu_arguments(spec, placement.engines_per_gpu)
     if spec.determinism == "strict":
         # A cached prefix was computed in another batch shape than a new one would be.
         arguments["enable_prefix_caching"] = False
@@ -187,6 +192,35 @@ def _strict_gpu_arguments(spec: EngineSpec) -> dict[str, Any]:
         # the tokens of a step, which depends on the card, to the longest prompt (engine/arg_utils.py).
         "enable_chunked_prefill": False,
     }
+
+
+def _shared_gpu_arguments(spec: EngineSpec, engines: int) -> dict[str, Any]:
+    """Return the memory of one of `engines` on a GPU.
+
+    vLLM would measure how much is free while its neighbours use theirs (vllm#55827), so the KV cache has an
+    explicit size.
+
+    Raises:
+        UsageError: It does not fit, or its size is unknown and not set by the user.
+    """
+    arguments: dict[str, Any] = {"gpu_memory_utilization": GPU_MEMORY_SHARE / engines}
+    if spec.settings.get("kv_cache_memory_bytes"):
+        return arguments
+    memory = list_gpu_memory()
+    if not memory or spec.weights_bytes is None:
+        raise UsageError(
+            f"pool.engines_per_gpu={engines}: the size of the GPU's memory or of the weights is unknown; set "
+            "the KV cache of each engine with --set engine.kv_cache_memory_bytes=BYTES"
+        )
+    share = int(memory[0] * GPU_MEMORY_SHARE / engines)
+    cache = share - spec.weights_bytes - GPU_OVERHEAD_BYTES
+    if cache <= 0:
+        weights, working = (f"{size / 1e9:.1f} GB" for size in (spec.weights_bytes, GPU_OVERHEAD_BYTES))
+        raise UsageError(
+            f"pool.engines_per_gpu={engines}: each engine has {share / 1e9:.1f} GB of the GPU, and weights "
+            f"({weights}) and working memory ({working}) leave no KV cache; use fewer engines"
+        )
+    return {**arguments, "kv_cache_memory_bytes": cache}
 
 
 def limit_top_k(sampling: Sampling, vocabulary: int) -> Sampling:
