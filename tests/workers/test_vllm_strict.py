@@ -10,14 +10,18 @@ import pytest
 from conftest import NEEDS_VLLM, write_jsonl
 from test_engine_environment import SPEC
 
+from synthia_batch.core.console import Display
 from synthia_batch.core.hardware import list_capabilities
 from synthia_batch.core.types import Request
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
+from synthia_batch.job.presets import read_preset
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.models.checkpoint import read_model_facts
+from synthia_batch.runner import run as running
 from synthia_batch.runner.resolve import engine_spec, resolve_job
+from synthia_batch.runner.resolve.engine_spec import describe_job_cost
 from synthia_batch.workers.engine import Placement
 from synthia_batch.workers.environment import required_environment
 from synthia_batch.workers.vllm.arguments import engine_arguments, limit_top_k
@@ -223,3 +227,37 @@ def test_without_nvidia_smi_no_capability_is_known(monkeypatch: pytest.MonkeyPat
     tool.write_text("#!/bin/sh\necho 8.0\necho '[N/A]'\necho 9.0\n")
     tool.chmod(0o755)
     assert list_capabilities() == ((8, 0), (9, 0))
+
+
+@NEEDS_VLLM
+def test_the_price_of_strict_is_in_the_plan_and_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(engine_spec, "list_capabilities", lambda: ())
+    model = {"name": str(make_model(tmp_path / "m"))}
+    job = resolve_on(tmp_path, model=model, engine={"device": "cuda"}, output=tmp_path / "out")
+    said = describe_job_cost(job.engine)
+    assert said is not None
+    assert said.startswith("strict costs about 2 to 4 times the time of fast: not measured on this card")
+    for other in ({"determinism": "fast"}, {"device": "cpu"}, {"kind": "scripted"}):
+        assert describe_job_cost(dataclasses.replace(job.engine, **other)) is None  # type: ignore[arg-type]
+    monkeypatch.setattr(running, "refuse_other_identity", stop)
+    caplog.set_level("INFO", "synthia_batch")
+    with pytest.raises(InterruptedError):
+        running.run_resolved_job(job, Display(quiet=True))
+    assert caplog.messages[-1] == said
+
+
+def stop(*_: Any) -> None:
+    raise InterruptedError
+
+
+@NEEDS_VLLM
+def test_a_presets_gguf_file_is_fast_on_gpus_and_strict_on_cpus() -> None:
+    preset = read_preset("synthia-70b-gguf")
+    assert preset.make_layer(None, on_gpu=True).values["determinism"] == "fast"
+    assert "determinism" not in preset.make_layer(None, on_gpu=False).values
+    spec = dataclasses.replace(GPU, quantization="gguf")
+    with pytest.raises(UsageError, match=r"quantized with gguf.*--determinism fast"):
+        check_quantization(spec, None)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from synthia_batch.core.hardware import installed_vllm, list_capabilities, name_cpu, name_gpus
+from synthia_batch.core.strict_cost import describe_strict_cost
 from synthia_batch.errors import UsageError
 from synthia_batch.job.identity import Numerics
 from synthia_batch.job.loading.merge import Merged
@@ -47,6 +48,13 @@ def specify_engine(merged: Merged, found: FoundModel, prompt: PromptSpec) -> Eng
     if spec.kind == "vllm":
         _check_vllm_spec(spec, found, is_elsewhere=bool(merged.job.pool.ray_address))
     return spec
+
+
+def describe_job_cost(engine: EngineSpec) -> str | None:
+    """Return what strict determinism costs on a GPU, None if `engine` is not strict or not on one."""
+    if engine.kind != "vllm" or engine.device != "cuda" or engine.determinism != "strict":
+        return None
+    return describe_strict_cost(next(iter(name_gpus()), ""))
 
 
 def add_settings(engine: EngineSpec, settings: Mapping[str, Any]) -> EngineSpec:
