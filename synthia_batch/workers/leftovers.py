@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, MutableMapping
 
-CLEARED = "SYNTHIA_BATCH_CLEARED"
+CLEARED = "SYNTHIA_CLEARED_VARIABLES"
 """Holds the names of the variables that were cleared in this process."""
 _HARMLESS = re.compile(
     r"VLLM_(?:"

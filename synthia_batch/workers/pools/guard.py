@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "SYNTHIA_BATCH_RAY"
-ENGINE_MARK = "SYNTHIA_BATCH_ENGINE"
+ENGINE_MARK = "SYNTHIA_ENGINE_MARK"
 """The variables that hold the mark of a job, and of a worker."""
 _PROC = Path("/proc")
 _SWEEP_SECONDS = 0.3
