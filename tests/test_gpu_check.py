@@ -24,8 +24,8 @@ def make_setting(tmp_path: Path, **changes: Any) -> Setting:
     (tmp_path / "logs").mkdir(exist_ok=True)
     values: dict[str, Any] = {
         "device": "cpu", "work": str(tmp_path), "small": "small", "large": "large", "is_dummy": False,
-        "rows": 4, "new_tokens": 4, "kill_after": 1, "batches": (1, 2), "batch_prompts": 6, "large_prompts": 2,
-        "large_tokens": 4, **changes,
+        "rows": 4, "new_tokens": 4, "kill_after": 1, "batches": (1, 2), "batch_prompts": 6,
+        "large_prompts": 2, "large_tokens": 4, **changes,
     }  # fmt: skip
     return Setting(**values)
 
