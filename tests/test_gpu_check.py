@@ -25,7 +25,7 @@ def make_setting(tmp_path: Path, **changes: Any) -> Setting:
     values: dict[str, Any] = {
         "device": "cpu", "work": str(tmp_path), "small": "small", "large": "large", "is_dummy": False,
         "rows": 4, "new_tokens": 4, "kill_after": 1, "batches": (1, 2), "batch_prompts": 6,
-        "large_prompts": 2, "large_tokens": 4, **changes,
+        "longest_prompt": 32, "large_prompts": 2, "large_tokens": 4, **changes,
     }  # fmt: skip
     return Setting(**values)
 
@@ -130,7 +130,7 @@ class EchoEngine:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_request_is_generated_in_batches_of_the_size_wanted(batch: int) -> None:
     engine = EchoEngine()
-    requests = make_requests(7)
+    requests = make_requests(7, 100)
     assert sorted(generate(engine, requests, batch)) == list(range(7))
     assert engine.largest == batch
     kinds = [request.sampling or {} for request in requests[:3]]

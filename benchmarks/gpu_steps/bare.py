@@ -21,8 +21,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "FLASH_ATTN 3": {"attention_backend": "FLASH_ATTN", "flash_attn_version": 3},
 }  # fmt: skip
 ON_CPUS = ("reference", "prefix cache")
-PREFIX_TOKENS = 256
-"""Tokens that all prompts share, for the prefix cache."""
+PREFIX_SHARE = 0.3
+"""Of the longest prompt: tokens that all share, for the prefix cache."""
 
 
 def compare_bare_engines(setting: Setting) -> Result:
@@ -50,6 +50,7 @@ def _generate(setting: Setting, name: str) -> dict[str, list[list[int]]] | None:
     answers.unlink(missing_ok=True)
     values = {"model": setting.small, "is_dummy": setting.is_dummy, "device": setting.device}
     numbers = {"prompts": min(64, setting.batch_prompts), "new_tokens": setting.new_tokens}
+    numbers["longest"] = setting.longest_prompt
     task.write_text(json.dumps({**values, **numbers, "options": VARIANTS[name]}))
     command = [sys.executable, "-m", "benchmarks.gpu_steps.bare", str(task), str(answers)]
     run(command, setting.directory / "logs" / f"7-{stem}.log", 240)
@@ -79,11 +80,11 @@ def main() -> None:
     if task["is_dummy"]:
         options["load_format"] = "dummy"
     llm = LLM(model=task["model"], max_model_len=1024, seed=0, **options)
-    shared = [300 + n for n in range(PREFIX_TOKENS)]
+    shared = [300 + n for n in range(int(task["longest"] * PREFIX_SHARE))]
     prompts, params = [], []
     for n in range(task["prompts"]):
         chance = random.Random(n)
-        own = [chance.randrange(300, 30_000) for _ in range(chance.randrange(8, 500))]
+        own = [chance.randrange(300, 30_000) for _ in range(chance.randrange(8, int(task["longest"] * 0.6)))]
         prompts.append(tokens_input([*shared, *own]))
         stops = list(STOP_TOKENS) if task["is_dummy"] else None
         params.append(SamplingParams(seed=n, max_tokens=task["new_tokens"], top_k=50, stop_token_ids=stops))

@@ -45,6 +45,7 @@ class Setting:
     kill_after: int
     batches: tuple[int, ...]
     batch_prompts: int
+    longest_prompt: int
     large_prompts: int
     large_tokens: int
 

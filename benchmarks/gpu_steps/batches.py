@@ -14,8 +14,8 @@ from synthia_batch.job.resolved import EngineSpec, ModelRef
 from synthia_batch.job.sampling import Sampling
 
 DTYPES = ("float16", "bfloat16")
-SHORTEST, LONGEST = 8, 800
-"""Tokens of a prompt."""
+SHORTEST = 8
+"""Tokens of the shortest prompt."""
 
 
 def compare_batches(setting: Setting) -> Result:
@@ -63,6 +63,7 @@ def _generate(
     task = setting.directory / f"{name}.task.json"
     values = {"model": setting.small, "device": setting.device, "is_dummy": setting.is_dummy}
     numbers = {"prompts": setting.batch_prompts, "new_tokens": setting.new_tokens, "batches": list(batches)}
+    numbers["longest"] = setting.longest_prompt
     task.write_text(json.dumps({**values, **numbers, "determinism": determinism, "dtype": dtype}))
     answers.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu_steps.batches", str(task), str(answers)]
@@ -77,7 +78,7 @@ def main() -> None:
     from synthia_batch.workers.engine import Placement
 
     engine = load_engine(_specify(task), Placement())
-    requests = make_requests(task["prompts"])
+    requests = make_requests(task["prompts"], task["longest"])
     answers = {}
     for batch in task["batches"]:
         order = random.Random(batch).sample(requests, len(requests))
@@ -102,14 +103,14 @@ def generate(engine: Any, requests: Sequence[Request], batch: int) -> dict[int, 
     return texts
 
 
-def make_requests(count: int) -> list[Request]:
+def make_requests(count: int, longest: int) -> list[Request]:
     """Return prompts of random tokens; a third is greedy, a third has a top-p alone, a third a top-k as
     well."""
     kinds = ({"temperature": 0.0}, {"top_p": 0.9, "top_k": 0}, {"top_p": 0.95, "top_k": 50})
     requests = []
     for n in range(count):
         chance = random.Random(n)
-        length = round(SHORTEST * (LONGEST / SHORTEST) ** chance.random())
+        length = round(SHORTEST * (longest / SHORTEST) ** chance.random())
         token_ids = [chance.randrange(300, 30_000) for _ in range(length)]
         requests.append(Request(ordinal=n, token_ids=token_ids, seed=1000 + n, sampling=kinds[n % 3]))
     return requests
