@@ -5,6 +5,7 @@ each release at hand.
 """
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 from synthia_batch.errors import UsageError
@@ -65,6 +66,28 @@ def check_cpu_patches(spec: EngineSpec, version: str) -> str | None:
         f"{found}: they are left out; it draws tokens more slowly and takes the memory of its KV cache at "
         "once"
     )
+
+
+def patch_cpu(spec: EngineSpec, version: str) -> AbstractContextManager[None]:
+    """Patch the CPU engine of vLLM `version`, and return the context to load it in; see `check_cpu_patches`.
+
+    Raises:
+        UsageError: Without the patches its answers would be wrong.
+    """
+    check_cpu_patches(spec, version)
+    if not has_cpu_patches(version):
+        return nullcontext()
+    # Here, since other releases need not have the functions that these modules replace.
+    from synthia_batch.workers.vllm.batch_invariance import make_gemms_batch_invariant
+    from synthia_batch.workers.vllm.cpu_patches import lazy_zeros, skip_rows_without_adapter
+    from synthia_batch.workers.vllm.sampler import patch_sampler
+
+    if spec.determinism == "strict":
+        make_gemms_batch_invariant()
+    patch_sampler()
+    if spec.adapters:
+        skip_rows_without_adapter()
+    return lazy_zeros()
 
 
 def client_errors() -> tuple[type[Exception], ...]:

@@ -7,7 +7,7 @@ rest of the batch.
 
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import vllm
@@ -26,12 +26,14 @@ from synthia_batch.workers.environment import describe_environment
 from synthia_batch.workers.process_log import ProcessLog
 from synthia_batch.workers.vllm.admission import StepBudget, open_kv_budget
 from synthia_batch.workers.vllm.arguments import engine_arguments
-from synthia_batch.workers.vllm.compat import check_cpu_patches, client_errors, has_cpu_patches
+from synthia_batch.workers.vllm.compat import client_errors, patch_cpu
 from synthia_batch.workers.vllm.core_process import has_own_process, watch_core
 from synthia_batch.workers.vllm.errors import core_errors, memory_errors, setting_errors
 from synthia_batch.workers.vllm.outputs import convert_answer, open_splitter
 from synthia_batch.workers.vllm.params import check_params, make_params
 from synthia_batch.workers.vllm.policy import check_capability
+from synthia_batch.workers.vllm.prefix_cache import PrefixCache, name_taken
+from synthia_batch.workers.vllm.segments import Segment
 
 ENGINE_ERROR_TRIES = 3
 """Tries of a request that vLLM ends with the reason `error`, which may be temporary."""
@@ -45,7 +47,7 @@ class VllmEngine:
         self._spans_nodes = placement.spans_nodes
         if spec.device == "cuda" and spec.determinism == "strict" and not placement.spans_nodes:
             _check_gpu()  # On several machines vLLM's own workers check their GPUs.
-        zeroing = _patch_cpu(spec) if spec.device == "cpu" else nullcontext()
+        zeroing = patch_cpu(spec, vllm.__version__) if spec.device == "cpu" else nullcontext()
         self._log = ProcessLog()
         with core_errors(self._log, is_loading=True), memory_errors(), setting_errors(), zeroing:
             arguments = engine_arguments(spec, placement)
@@ -61,14 +63,22 @@ class VllmEngine:
         self._budget = StepBudget(self._max_num_seqs) if spec.device == "cpu" else None
         is_strict = spec.determinism == "strict"
         self._kv_budget = open_kv_budget(config.cache_config, spec) if is_strict else None
+        # For some models vLLM has no prefix cache.
+        self._prefixes = (
+            PrefixCache(self._engine, config.cache_config)
+            if spec.cuts_prefixes and config.cache_config.enable_prefix_caching
+            else None
+        )
         self._adapters = {
             adapter.name: LoRARequest(adapter.name, number, str(adapter.path))
             for number, adapter in enumerate(spec.adapters, start=1)
         }
         self._waiting: deque[Request] = deque()
         self._running: dict[str, Request] = {}
+        self._segments: dict[str, tuple[Segment, ...]] = {}  # Of those that run.
         self._errors: dict[str, int] = {}
-        self.cached_prompt_tokens = 0  # Stays 0 in strict determinism, where the cache is off.
+        self._refused: list[Outcome] = []
+        self.cached_prompt_tokens = 0
 
     @property
     def facts(self) -> EngineFacts:
@@ -91,7 +101,8 @@ class VllmEngine:
 
     def step(self) -> Sequence[Outcome]:
         """Admit the requests that fit, run one step, and return what ended with it."""
-        outcomes = self._admit()
+        self._admit()
+        outcomes, self._refused = self._refused, []
         if not self._running:
             return outcomes
         with core_errors(self._log, is_loading=False), memory_errors():
@@ -99,6 +110,9 @@ class VllmEngine:
         for output in outputs:
             if isinstance(output, RequestOutput) and output.finished:
                 outcomes += self._finish(output)
+        if self._prefixes is not None:
+            for name in self._prefixes.take_missed(self._segments):
+                self._start(self._running.pop(name))
         if self._budget is not None:
             self._budget.note_step(ended=bool(outcomes))
         return outcomes
@@ -114,6 +128,8 @@ class VllmEngine:
 
     def abort(self) -> None:
         """Drop all requests."""
+        if self._prefixes is not None:
+            self._prefixes.abort()
         self._engine.abort_request(list(self._running))
         for request in self._running.values():
             self._release(request)
@@ -149,7 +165,7 @@ class VllmEngine:
             }
         return numerics | {"CUDA": str(torch.version.cuda), "driver": name_driver()}
 
-    def _admit(self) -> list[Outcome]:
+    def _admit(self) -> None:
         """Pass waiting requests to vLLM; in strict determinism only while all fit at their maximum length.
 
         vLLM recomputes a preempted request as one prefill, which is not bitwise equal to its decode. With
@@ -157,27 +173,38 @@ class VllmEngine:
         """
         if self._budget is not None and self._waiting and not self._running:
             self._budget.begin(self._max_answer_tokens(self._waiting[0]))
-        refused: list[Outcome] = []
         prompt_tokens = 0
         while self._waiting and not self._is_step_full(prompt_tokens):
             request = self._waiting[0]
-            if self._kv_budget is not None and not self._kv_budget.reserve(self._max_tokens(request)):
+            segments = self._prefixes.split(request) if self._prefixes is not None else ()
+            tokens = self._max_tokens(request)
+            if self._kv_budget is not None and not self._kv_budget.reserve(tokens, segments):
                 break
             self._waiting.popleft()
-            prompt_tokens += len(request.token_ids)
-            try:
-                self._engine.add_request(
-                    _name(request),
-                    tokens_input(list(request.token_ids)),
-                    self._make_params(request),
-                    lora_request=self._adapters.get(request.adapter or ""),
-                )
-            except client_errors() as exc:
-                self._release(request)
-                refused.append(Failed(ordinal=request.ordinal, code="refused_by_engine", message=str(exc)))
-            else:
-                self._running[_name(request)] = request
-        return refused
+            self._segments[_name(request)] = segments
+            prompt_tokens += self._start(request)
+
+    def _start(self, request: Request) -> int:
+        """Pass an admitted request to vLLM; return the prompt tokens to compute for it."""
+        name = _name(request)
+        adapter = self._adapters.get(request.adapter or "")
+        params = self._make_params(request)
+        tokens = len(request.token_ids)
+        if self._prefixes is not None:
+            segments = self._segments[name]
+            tokens += self._prefixes.compute_missing(request, segments, adapter)
+            tokens -= segments[-1].stop if segments else 0
+            params = name_taken(params, name, segments)
+        try:
+            self._engine.add_request(
+                name, tokens_input(list(request.token_ids)), params, lora_request=adapter
+            )
+        except client_errors() as exc:
+            self._release(request)
+            self._refused.append(Failed(ordinal=request.ordinal, code="refused_by_engine", message=str(exc)))
+            return 0
+        self._running[name] = request
+        return tokens
 
     def _is_step_full(self, prompt_tokens: int) -> bool:
         """Whether to admit no more for this step, with `prompt_tokens` admitted already.
@@ -188,7 +215,12 @@ class VllmEngine:
         return self._budget is not None and self._budget.is_full(len(self._running), prompt_tokens)
 
     def _finish(self, output: RequestOutput) -> list[Outcome]:
+        if self._prefixes is not None and self._prefixes.end_segment(output):
+            return []
         request = self._running.pop(output.request_id)
+        if self._prefixes is not None and self._prefixes.is_missed(output, self._segments[_name(request)]):
+            self._start(request)
+            return []
         self._release(request)
         self.cached_prompt_tokens += output.num_cached_tokens or 0
         answer = output.outputs[0]
@@ -221,35 +253,14 @@ class VllmEngine:
         return self._max_tokens(request) - len(request.token_ids)
 
     def _release(self, request: Request) -> None:
+        segments = self._segments.pop(_name(request), ())
         if self._kv_budget is not None:
-            self._kv_budget.release(self._max_tokens(request))
+            self._kv_budget.release(self._max_tokens(request), segments)
 
 
 def _name(request: Request) -> str:
     """Return vLLM's id of `request`, different for each turn of a conversation."""
     return f"{request.ordinal}.{request.turn}" if request.turn else str(request.ordinal)
-
-
-def _patch_cpu(spec: EngineSpec) -> AbstractContextManager[None]:
-    """Patch vLLM's CPU engine, and return the context to load it in; other releases remain unchanged.
-
-    Raises:
-        UsageError: Without the patches its answers would be wrong.
-    """
-    check_cpu_patches(spec, vllm.__version__)
-    if not has_cpu_patches(vllm.__version__):
-        return nullcontext()
-    # Here, since other releases need not have the functions that these modules replace.
-    from synthia_batch.workers.vllm.batch_invariance import make_gemms_batch_invariant
-    from synthia_batch.workers.vllm.cpu_patches import lazy_zeros, skip_rows_without_adapter
-    from synthia_batch.workers.vllm.sampler import patch_sampler
-
-    if spec.determinism == "strict":
-        make_gemms_batch_invariant()
-    patch_sampler()
-    if spec.adapters:
-        skip_rows_without_adapter()
-    return lazy_zeros()
 
 
 def _check_gpu() -> None:
