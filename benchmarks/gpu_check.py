@@ -132,7 +132,7 @@ def run_step(step: Step, setting: Setting) -> dict[str, Any]:
     """Run `step` in a process, end it and what it has started at its limit, and return its line."""
     result = setting.directory / f"step-{step.number}.json"
     result.unlink(missing_ok=True)
-    limit = step.limit_seconds * (6 if setting.is_rehearsal else 1)
+    limit = setting.allow(step.limit_seconds)
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--step", str(step.number)]
     command += ["--work", setting.work, "--result", str(result)]
     began = time.monotonic()

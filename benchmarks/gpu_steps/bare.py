@@ -53,7 +53,7 @@ def _generate(setting: Setting, name: str) -> dict[str, list[list[int]]] | None:
     numbers["longest"] = setting.longest_prompt
     task.write_text(json.dumps({**values, **numbers, "options": VARIANTS[name]}))
     command = [sys.executable, "-m", "benchmarks.gpu_steps.bare", str(task), str(answers)]
-    run(command, setting.directory / "logs" / f"7-{stem}.log", 240)
+    run(command, setting.directory / "logs" / f"7-{stem}.log", setting.allow(240))
     return json.loads(answers.read_text()) if answers.exists() else None
 
 

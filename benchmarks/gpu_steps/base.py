@@ -54,6 +54,10 @@ class Setting:
         """Whether no GPU takes part."""
         return self.device == "cpu"
 
+    def allow(self, seconds: int) -> int:
+        """Return the time limit for what may take so many `seconds` on a GPU: six times as much on CPUs."""
+        return seconds * (6 if self.is_rehearsal else 1)
+
     @property
     def directory(self) -> Path:
         """A folder that the steps share, on a local disk."""
@@ -104,7 +108,9 @@ def make_run(setting: Setting, out: Path, *flags: str, rows: int | None = None, 
         settings += ["engine.load_format=dummy", f"sampling.stop_token_ids={list(STOP_TOKENS)}"]
     sets = [flag for one in settings for flag in ("--set", one)]
     command = [sys.executable, "-m", "synthia_batch", "run", str(questions), "-m", name, "-o", str(out)]
-    return [*command, "-s", "none", *sets, *flags]
+    # One engine suffices for a rehearsal: by default there is one for each core.
+    workers = ["--workers", "1"] if setting.is_rehearsal and "--workers" not in flags else []
+    return [*command, "-s", "none", *sets, *workers, *flags]
 
 
 def make_environment() -> dict[str, str]:

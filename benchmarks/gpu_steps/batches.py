@@ -67,7 +67,7 @@ def _generate(
     task.write_text(json.dumps({**values, **numbers, "determinism": determinism, "dtype": dtype}))
     answers.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu_steps.batches", str(task), str(answers)]
-    run(command, setting.directory / "logs" / f"{name}.log", 500)
+    run(command, setting.directory / "logs" / f"{name}.log", setting.allow(500))
     return json.loads(answers.read_text()) if answers.exists() else None
 
 

@@ -38,11 +38,13 @@ def run_strict(setting: Setting) -> Result:
     """Step 1: a job, the same command again, and verify; then nothing of it may be left."""
     out, logs = setting.directory / "strict", setting.directory / "logs"
     before = read_used_memory()
-    first = run(make_run(setting, out), logs / "1-run.log", 400)
+    first = run(make_run(setting, out), logs / "1-run.log", setting.allow(400))
     left = wait_until_gone(GONE_SECONDS, first.pids)
     used = read_used_memory() - before
-    again = run(make_run(setting, out), logs / "1-again.log", 100)
-    verified = run([sys.executable, "-m", "synthia_batch", "verify", str(out)], logs / "1-verify.log", 100)
+    again = run(make_run(setting, out), logs / "1-again.log", setting.allow(100))
+    verified = run(
+        [sys.executable, "-m", "synthia_batch", "verify", str(out)], logs / "1-verify.log", setting.allow(100)
+    )
     return Result(
         must={
             "run, same command and verify exit with 0": not (first.code or again.code or verified.code),
@@ -79,7 +81,7 @@ def run_killed(setting: Setting) -> Result:
     for pid in left:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
-    resumed = run(command, logs / "2-resume.log", 400)
+    resumed = run(command, logs / "2-resume.log", setting.allow(400))
     result.must["it resumes to the bytes of step 1"] = resumed.code == 0 and (
         digest_data(out) == digest_data(setting.directory / "strict")
     )
@@ -91,7 +93,7 @@ def _kill_in_turn(setting: Setting, out: Path, driver: "subprocess.Popen[bytes]"
     """Kill a core and an actor, each `kill_after` samples after the last, and wait until it is noticed."""
     victims: list[tuple[str, Callable[[int], int | None]]] = [("core", _find_core), ("actor", _find_actor)]
     for number, (name, find) in enumerate(victims, start=1):
-        if not _wait(lambda: _count_samples(out) >= number * setting.kill_after, driver, 300):  # noqa: B023
+        if not _wait(lambda: _count_samples(out) >= number * setting.kill_after, driver, setting.allow(300)):  # noqa: B023
             result.must[f"{name} killed while samples were left"] = False
             return
         victim = find(driver.pid)
@@ -104,7 +106,7 @@ def _kill_in_turn(setting: Setting, out: Path, driver: "subprocess.Popen[bytes]"
         noticed = _wait(lambda: _count_losses(out) > losses, driver, NOTICED_SECONDS)  # noqa: B023
         result.must[f"a killed {name} is noticed in 30 s"] = noticed
         result.numbers[f"{name}_noticed_seconds"] = round(time.monotonic() - began, 1)
-    is_running = _wait(lambda: _count_samples(out) >= 3 * setting.kill_after, driver, 300)
+    is_running = _wait(lambda: _count_samples(out) >= 3 * setting.kill_after, driver, setting.allow(300))
     result.must["driver killed while samples were left"] = is_running and driver.poll() is None
 
 
@@ -160,7 +162,7 @@ def compare_two_engines(setting: Setting) -> Result:
         share = [] if setting.is_rehearsal else ["--set", f"pool.engines_per_gpu={engines}"]
         out = setting.directory / f"engines-{engines}"
         flags = ["--determinism", "fast", "--workers", str(engines), *share]
-        ended = run(make_run(setting, out, *flags), logs / f"5-{engines}.log", 400)
+        ended = run(make_run(setting, out, *flags), logs / f"5-{engines}.log", setting.allow(400))
         seconds[str(engines)] = round(ended.seconds, 1) if ended.code == 0 else f"exit {ended.code}"
     return Result(numbers={"seconds_by_engines": seconds})
 
@@ -177,11 +179,15 @@ def run_awq(setting: Setting) -> Result:
     rows = min(setting.rows, 256)
     rerun = min(rows, RERUN)
     strict, fast = setting.directory / "awq-strict", setting.directory / "awq-fast"
-    made = run(make_run(setting, strict, rows=rows, model=str(model)), logs / "6-strict.log", 400)
+    made = run(
+        make_run(setting, strict, rows=rows, model=str(model)), logs / "6-strict.log", setting.allow(400)
+    )
     verify = [sys.executable, "-m", "synthia_batch", "verify", str(strict), "--rerun", str(rerun)]
-    verified = run(verify, logs / "6-rerun.log", 300)
+    verified = run(verify, logs / "6-rerun.log", setting.allow(300))
     flags = ["--determinism", "fast"]
-    other = run(make_run(setting, fast, *flags, rows=rows, model=str(model)), logs / "6-fast.log", 400)
+    other = run(
+        make_run(setting, fast, *flags, rows=rows, model=str(model)), logs / "6-fast.log", setting.allow(400)
+    )
     said = re.findall(r".*(?:rerun|again|differ).*", verified.output)
     return Result(
         must={

@@ -14,9 +14,11 @@ _IMPORTS = "import ray, torch, pyarrow, vllm; print(vllm.__version__, torch.__ve
 def check_machine(setting: Setting) -> Result:
     """Imports, driver, compiler, and what `doctor` says."""
     logs = setting.directory / "logs"
-    imports = run([sys.executable, "-c", _IMPORTS], logs / "0-imports.log", 240)
+    imports = run([sys.executable, "-c", _IMPORTS], logs / "0-imports.log", setting.allow(240))
     lines = imports.output.strip().splitlines()
-    doctor = run([sys.executable, "-m", "synthia_batch", "doctor", "--json"], logs / "0-doctor.log", 240)
+    doctor = run(
+        [sys.executable, "-m", "synthia_batch", "doctor", "--json"], logs / "0-doctor.log", setting.allow(240)
+    )
     found: Any = None
     if "{" in doctor.output:
         found, _ = json.JSONDecoder().raw_decode(doctor.output[doctor.output.index("{") :])

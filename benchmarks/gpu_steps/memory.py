@@ -19,14 +19,22 @@ from synthia_batch.core.hardware import list_gpu_memory
 from synthia_batch.storage.layout import RunDir
 
 MOST_LOADS = 3
-FILLED = 0.35
+FILLED = 0.45
 """Share of the card that another program takes before the engine loads."""
-IMPOSSIBLE_BYTES = 10**15
+IMPOSSIBLE_TIMES = 16
+"""An impossible KV cache, in times of the card's memory: it remains so when halved twice."""
+ON_CPUS_BYTES = 10**15
+CHUNK_BYTES = 2**26
 TOO_SMALL_BYTES = 4 * 2**20
 _FILLER = """
 import sys, time, torch
-blocks = [torch.empty(int(sys.argv[1]), dtype=torch.uint8, device="cuda")]
-print("filled", flush=True)
+blocks = []
+try:
+    for _ in range(int(sys.argv[1])):
+        blocks.append(torch.empty(int(sys.argv[3]), dtype=torch.uint8, device="cuda"))
+except torch.OutOfMemoryError:
+    pass
+print("took", len(blocks), "blocks", flush=True)
 time.sleep(float(sys.argv[2]))
 """
 
@@ -47,8 +55,11 @@ def run_short_of_memory(setting: Setting) -> Result:
 
 def _run_impossible_cache(setting: Setting, result: Result) -> None:
     out = setting.directory / "impossible-cache"
-    flags = ["--set", f"engine.kv_cache_memory_bytes={IMPOSSIBLE_BYTES}", "--workers", "1"]
-    ended = run(make_run(setting, out, *flags, rows=8), setting.directory / "logs" / "4-cache.log", 500)
+    size = ON_CPUS_BYTES if setting.is_rehearsal else IMPOSSIBLE_TIMES * list_gpu_memory()[0]
+    flags = ["--set", f"engine.kv_cache_memory_bytes={size}", "--workers", "1"]
+    ended = run(
+        make_run(setting, out, *flags, rows=8), setting.directory / "logs" / "4-cache.log", setting.allow(500)
+    )
     _judge(result, "an impossible KV cache", out, ends=False, code=ended.code)
 
 
@@ -56,7 +67,7 @@ def _run_impossible_context(setting: Setting, result: Result) -> None:
     out = setting.directory / "impossible-context"
     flags = ["--set", f"engine.kv_cache_memory_bytes={TOO_SMALL_BYTES}", "--set", "model.max_model_len=2048"]
     command = make_run(setting, out, *flags, "--workers", "1", rows=8)
-    ended = run(command, setting.directory / "logs" / "4-context.log", 300)
+    ended = run(command, setting.directory / "logs" / "4-context.log", setting.allow(300))
     loads = count_loads(out)
     result.must["an impossible context is refused after one load"] = ended.code == 2 and loads <= 1
     result.numbers["impossible context"] = {
@@ -73,7 +84,7 @@ def _run_filled(setting: Setting, result: Result) -> None:
         try:
             time.sleep(20)
             command = make_run(setting, out, "--workers", "1", rows=64)
-            ended = run(command, setting.directory / "logs" / "4-filled.log", 400)
+            ended = run(command, setting.directory / "logs" / "4-filled.log", setting.allow(400))
         finally:
             filler.kill()
             filler.wait()
@@ -92,7 +103,7 @@ def _run_taken(setting: Setting, result: Result) -> None:
         until = time.monotonic() + 200
         while time.monotonic() < until and driver.poll() is None and not _is_generating(out):
             time.sleep(0.2)
-        filler = _fill(0.149, 60, log)
+        filler = _fill(1.0, 60, log)  # As much as there is.
         try:
             code = driver.wait(300)
         except subprocess.TimeoutExpired:
@@ -109,8 +120,8 @@ def _is_generating(out: Path) -> bool:
 
 
 def _fill(share: float, seconds: int, log: object) -> "subprocess.Popen[bytes]":
-    count = int(list_gpu_memory()[0] * share)
-    command = [sys.executable, "-c", _FILLER, str(count), str(seconds)]
+    count = int(list_gpu_memory()[0] * share) // CHUNK_BYTES
+    command = [sys.executable, "-c", _FILLER, str(count), str(seconds), str(CHUNK_BYTES)]
     return subprocess.Popen(command, env=make_environment(), stdout=log, stderr=log)  # type: ignore[call-overload, no-any-return]
 
 

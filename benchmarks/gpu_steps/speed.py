@@ -53,7 +53,7 @@ def _run_ours(setting: Setting, model: str, determinism: str) -> float | None:
         rows=setting.large_prompts,
         model=model,
     )
-    ended = run(command, setting.directory / "logs" / f"8-{determinism}.log", 500)
+    ended = run(command, setting.directory / "logs" / f"8-{determinism}.log", setting.allow(500))
     events = [event for event in read_events(out) if event.get("kind") == "speed_measured"]
     if ended.code != 0 or not events:
         return None
@@ -71,7 +71,7 @@ def _run_bare(setting: Setting, model: str) -> float | None:
     values = {"model": model, "is_dummy": is_dummy, "device": setting.device, "questions": str(questions)}
     task.write_text(json.dumps({**values, "max_tokens": setting.large_tokens}))
     command = [sys.executable, "-m", "benchmarks.gpu_steps.speed", str(task), str(answer)]
-    run(command, setting.directory / "logs" / "8-bare.log", 500)
+    run(command, setting.directory / "logs" / "8-bare.log", setting.allow(500))
     return float(json.loads(answer.read_text())["tokens_per_second"]) if answer.exists() else None
 
 

@@ -79,6 +79,24 @@ def test_other_deaths_of_a_core_keep_their_error() -> None:
 
 
 @NEEDS_VLLM
+@pytest.mark.parametrize("is_loading", [True, False])
+def test_a_core_that_dies_of_memory_is_no_samples_fault(
+    is_loading: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    from synthia_batch.workers.process_log import ProcessLog
+    from synthia_batch.workers.vllm.errors import core_errors
+
+    printed = f"{PREFIX}torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
+    monkeypatch.setattr(ProcessLog, "read", lambda log: printed)
+    error = RuntimeError("Engine core initialization failed.") if is_loading else EngineDeadError()
+    with pytest.raises(EngineOutOfMemory, match="Tried to allocate"):  # noqa: SIM117
+        with core_errors(ProcessLog(), is_loading=is_loading):
+            raise error
+
+
+@NEEDS_VLLM
 def test_a_shortage_that_vllm_reports_as_a_value_is_memory_and_no_setting() -> None:
     from synthia_batch.workers.vllm.errors import setting_errors
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from test_engine_environment import SPEC
 
+from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.job.sections import Pool
 from synthia_batch.workers.pools.base import WorkerLoading, WorkerSpec
+from synthia_batch.workers.pools.local import LocalPool
 from synthia_batch.workers.pools.ray_actor import Loaded, Location
 from synthia_batch.workers.pools.ray_pool import RayPool
 
@@ -62,6 +64,12 @@ def test_an_engine_that_dies_while_loading_lets_the_next_one_load(monkeypatch: p
 
 def test_engines_with_gpus_of_their_own_load_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list_loading(make_pool(monkeypatch, 1)._start_loads()) == [0, 1, 2, 3]
+
+
+def test_the_local_pool_shares_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = make_pool(monkeypatch, 2)
+    with pytest.raises(UsageError, match=r"leave out pool\.engines_per_gpu"):
+        LocalPool(shared._spec, shared._worker_spec).start()
 
 
 def test_an_engine_of_several_gpus_shares_none() -> None:

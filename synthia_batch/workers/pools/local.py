@@ -41,6 +41,7 @@ class LocalPool:
     def __init__(self, spec: PoolSpec, worker_spec: WorkerSpec) -> None:
         self.size = spec.workers or 1
         self._worker_spec = worker_spec
+        self._shares_gpus = spec.engines_per_gpu > 1
         self._collect_seconds = min(_COLLECT_SECONDS, spec.watchdog_seconds / REPORTS_PER_WATCHDOG)
         self._events: queue.SimpleQueue[PoolEvent] = queue.SimpleQueue()
         self._workers: dict[int, Worker] = {}
@@ -53,6 +54,8 @@ class LocalPool:
         """Start a thread for each worker."""
         if self._worker_spec.engine.kind == "vllm" and self.size > 1:
             raise UsageError("--pool local holds one vLLM engine; leave out --workers, or use --pool ray")
+        if self._shares_gpus:
+            raise UsageError("--pool local has one engine; leave out pool.engines_per_gpu, or use --pool ray")
         for worker in range(self.size):
             self.restart(worker)
 
