@@ -1,5 +1,8 @@
-"""Step 7: vLLM alone under batch invariance, with what strict leaves out. Only reported: it decides what
-strict may allow. Each variant is a process of its own, since variables are read on import."""
+"""Step 7: vLLM alone under batch invariance, with what strict leaves out.
+
+Only reported: it decides what strict may allow. Each variant is a process of its own, since vLLM reads its
+variables on import.
+"""
 
 import json
 import os

@@ -104,8 +104,7 @@ def generate(engine: Any, requests: Sequence[Request], batch: int) -> dict[int, 
 
 
 def make_requests(count: int, longest: int) -> list[Request]:
-    """Return prompts of random tokens; a third is greedy, a third has a top-p alone, a third a top-k as
-    well."""
+    """Return prompts of random tokens: a third each greedy, with a top-p alone, and with a top-k as well."""
     kinds = ({"temperature": 0.0}, {"top_p": 0.9, "top_k": 0}, {"top_p": 0.95, "top_k": 50})
     requests = []
     for n in range(count):

@@ -40,8 +40,7 @@ time.sleep(float(sys.argv[2]))
 
 
 def run_short_of_memory(setting: Setting) -> Result:
-    """A card filled by another, an impossible KV cache, memory taken while generating, an impossible
-    context."""
+    """Step 4: impossible settings, a card filled by another, and memory taken while generating."""
     result = Result()
     _run_impossible_cache(setting, result)
     _run_impossible_context(setting, result)

@@ -21,8 +21,7 @@ SHARE_UNHEARD = 4
 MOST_HALVINGS = 6
 """How often an engine's batch is halved before running out of memory counts like any other death."""
 MOST_LOAD_FAILURES = 2
-"""How often an engine that ran out of memory while loading is loaded with less; then its worker is given
-up."""
+"""How often an engine that ran out of memory while loading is loaded with less; then the worker is lost."""
 
 
 class WorkerStatus(NamedTuple):

@@ -72,8 +72,7 @@ def core_errors(log: ProcessLog, *, is_loading: bool) -> Iterator[None]:
 
 
 def explain_core(printed: str, *, is_loading: bool) -> EngineOutOfMemory | UsageError | None:
-    """Return the error that a failed engine core has `printed`, None if it is neither memory nor a
-    setting."""
+    """Return the error behind what a failed engine core has `printed`, None if it is of another kind."""
     if found := _SHORTAGE.search(printed):
         line = printed[printed.rfind("\n", 0, found.start()) + 1 :].partition("\n")[0]
         return EngineOutOfMemory(line.strip())
