@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_steps import bare, batches, jobs, machine, memory, speed
-from benchmarks.gpu_steps.base import Result, Setting
+from benchmarks.gpu_steps.base import MARK, Result, Setting
 from benchmarks.gpu_steps.models import LLAMA_2_7B, SMOLLM2_135M, make_shape
 from benchmarks.throughput.machine import describe_machine
 from synthia_batch.core.hardware import detect_device, name_driver
@@ -137,7 +137,10 @@ def run_step(step: Step, setting: Setting) -> dict[str, Any]:
     command += ["--work", setting.work, "--result", str(result)]
     began = time.monotonic()
     with (setting.directory / "logs" / f"step-{step.number}.log").open("wb") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[1])
+        environment = {**os.environ, MARK: setting.work}
+        child = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=Path(__file__).parents[1], env=environment
+        )
         try:
             code = child.wait(limit)
         except subprocess.TimeoutExpired:

@@ -103,10 +103,11 @@ def test_a_job_of_random_weights_has_stop_tokens_that_vary_lengths(tmp_path: Pat
 
 
 def test_a_command_is_watched_and_limited(tmp_path: Path) -> None:
-    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(1.5)'])"
+    core = "[sys.executable, '-c', 'import time; time.sleep(1.5)', 'EngineCore']"
+    child = f"import subprocess, sys; subprocess.run({core})"
     ended = run([sys.executable, "-c", f"{child}; print('done')"], tmp_path / "log", 60)
     assert (ended.code, ended.output) == (0, "done\n")
-    assert ended.pids, "its child was seen"
+    assert len(ended.pids) == 1, "its engine was seen"
     assert run([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log", 1).code == 124
 
 

@@ -20,7 +20,7 @@ from synthia_batch.storage.layout import RunDir
 from synthia_batch.workers.pools.process_tree import list_descendants
 
 MARK = "GPU_CHECK_STEP"
-"""Every process that a step starts has it in its environment."""
+"""Every process that a step starts has it in its environment, with the folder of the check as its value."""
 GONE_SECONDS = 5.0
 """How long after a run its processes and its GPU memory may remain."""
 STOP_TOKENS = range(0, 32_000, 300)
@@ -75,7 +75,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A command that has ended. `pids` are the processes that were seen below it."""
+    """A command that has ended. `pids` are the engines' processes that were seen below it."""
 
     code: int
     seconds: float
@@ -116,7 +116,7 @@ def make_run(setting: Setting, out: Path, *flags: str, rows: int | None = None, 
 def make_environment() -> dict[str, str]:
     """Return a clean environment with the mark."""
     kept = {name: os.environ[name] for name in (*KEPT, "PYTHONPATH") if name in os.environ}
-    return {**kept, **PRIVACY, MARK: "1", "PYTHONUNBUFFERED": "1"}
+    return {**kept, **PRIVACY, MARK: os.environ.get(MARK, ""), "PYTHONUNBUFFERED": "1"}
 
 
 def run(command: Sequence[str], log: Path, timeout_seconds: float = 300) -> Ended:
@@ -126,7 +126,7 @@ def run(command: Sequence[str], log: Path, timeout_seconds: float = 300) -> Ende
         child = subprocess.Popen(command, cwd=ROOT, env=make_environment(), stdout=file, stderr=file)
         pids: set[int] = set()
         while (code := child.poll()) is None and time.monotonic() - began < timeout_seconds:
-            pids |= set(list_descendants(child.pid))
+            pids |= {pid for pid in list_descendants(child.pid) if is_engine(pid)}
             time.sleep(0.3)
         if code is None:
             code = 124
@@ -166,24 +166,41 @@ def count_loads(out: Path) -> int:
 
 
 def list_marked() -> Iterator[int]:
-    """Yield the processes with the mark, except this one and its ancestors."""
+    """Yield the processes with this check's mark, except this one and its parent."""
     ours = {os.getpid(), os.getppid()}
+    entry = f"{MARK}={os.environ.get(MARK, '')}".encode()
     for directory in Path("/proc").iterdir():
         if directory.name.isdecimal() and int(directory.name) not in ours:
             with contextlib.suppress(OSError):
-                if f"{MARK}=1".encode() in (directory / "environ").read_bytes().split(b"\0"):
+                if entry in (directory / "environ").read_bytes().split(b"\0"):
                     yield int(directory.name)
 
 
 def wait_until_gone(seconds: float, pids: Collection[int]) -> list[int]:
-    """Wait until none of `pids` and no marked process is left, at most so long; return those that are.
+    """Wait until no engine of `pids` or with the mark is left, at most so long; return those that are.
 
     Some of Ray's processes overwrite their environment, so the mark alone does not find them all.
     """
     until = time.monotonic() + seconds
-    while (left := [*list_marked(), *filter(is_running, pids)]) and time.monotonic() < until:
+    while left := [pid for pid in {*list_marked(), *pids} if is_running(pid) and is_engine(pid)]:
+        if time.monotonic() >= until:
+            break
         time.sleep(0.2)
     return left
+
+
+def is_engine(pid: int) -> bool:
+    """Whether `pid` is a worker with an engine, a core or a part of one, by the titles that they set."""
+    name = read_name(pid)
+    return any(title in name for title in ("EngineActor", "EngineCore", "VLLM::Worker"))
+
+
+def read_name(pid: int) -> str:
+    """Return the command line or title of a process; "" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def is_running(pid: int) -> bool:

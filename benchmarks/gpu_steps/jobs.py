@@ -20,6 +20,7 @@ from benchmarks.gpu_steps.base import (
     make_environment,
     make_run,
     read_events,
+    read_name,
     read_used_memory,
     run,
     wait_until_gone,
@@ -48,7 +49,7 @@ def run_strict(setting: Setting) -> Result:
     return Result(
         must={
             "run, same command and verify exit with 0": not (first.code or again.code or verified.code),
-            f"no process is left after {GONE_SECONDS:.0f} s": not left,
+            f"no engine process is left after {GONE_SECONDS:.0f} s": not left,
             f"no GPU memory is left after {GONE_SECONDS:.0f} s": used < FREED_BYTES,
         },
         numbers={
@@ -132,26 +133,19 @@ def _count_losses(out: Path) -> int:
 
 
 def _find_actor(driver: int) -> int | None:
-    return next((pid for pid in _find_engines(driver) if "EngineActor" in _name(pid)), None)
+    return next((pid for pid in _find_engines(driver) if "EngineActor" in read_name(pid)), None)
 
 
 def _find_core(driver: int) -> int | None:
     """Return an engine core, a process below an actor."""
-    actors = [pid for pid in _find_engines(driver) if "EngineActor" in _name(pid)]
+    actors = [pid for pid in _find_engines(driver) if "EngineActor" in read_name(pid)]
     below = [pid for actor in actors for pid in list_descendants(actor)]
-    return next((pid for pid in below if "EngineCore" in _name(pid)), None)
+    return next((pid for pid in below if "EngineCore" in read_name(pid)), None)
 
 
 def _find_engines(driver: int) -> list[int]:
     # Ray's own processes leave the driver's tree but keep its mark.
     return sorted({*list_marked(), *list_descendants(driver)})
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def compare_two_engines(setting: Setting) -> Result:
