@@ -71,13 +71,15 @@ class RowSampling:
     """A row's own sampling options; the job's apply to the rest.
 
     `values` uses the keys of the job's `sampling` and is validated the same way. `seed` replaces the
-    seed derived for the row's first sample, `structure` the job's. `template_kwargs` are arguments of the
-    chat template, over those of the job.
+    seed derived for the row's first sample, `structure` the job's, `logprobs` how many of the likeliest
+    tokens are kept at each position. `template_kwargs` are arguments of the chat template, over those of the
+    job.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     structure: Structure | None = None
+    logprobs: int | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -194,10 +196,10 @@ class Request:
     """One request to an engine. `token_ids` is the whole rendered prompt.
 
     `messages` is the same conversation for engines that render prompts themselves, empty for others.
-    `max_tokens` and `structure` replace the job's; `sampling` overrides the job's other options by name.
-    A negative ordinal marks a canary, not a sample. `turn` counts the turns of a conversation from 0.
-    `adapter` names the LoRA adapter to use. `template_kwargs` are the arguments that the chat template got:
-    reasoning parsers read them too. `wants_logprob` requests the answer's log-probability, which
+    `max_tokens`, `structure` and `logprobs` replace the job's; `sampling` overrides the job's other options
+    by name. A negative ordinal marks a canary, not a sample. `turn` counts the turns of a conversation from
+    0. `adapter` names the LoRA adapter to use. `template_kwargs` are the arguments that the chat template
+    got: reasoning parsers read them too. `wants_logprob` requests the answer's log-probability, which
     engines return if they compute a reliable one.
     """
 
@@ -210,6 +212,7 @@ class Request:
     wants_logprob: bool = False
     sampling: Mapping[str, Any] | None = None
     structure: Structure | None = None
+    logprobs: int | None = None
     messages: tuple[Message, ...] = ()
     template_kwargs: Mapping[str, Any] | None = None
 

@@ -60,12 +60,13 @@ class Columns:
 
     `shape` is that of records from other programs, one of `shapes.SHAPES`, or `messages` for turns that
     are conversations. `reads` are the columns of a prompt that is composed of several; `template` is the
-    Jinja text that composes it. `model` is the model that the requests of an OpenAI batch name. `final` is
-    the treatment of an answer that ends a conversation. `message_fields`: messages may have other fields
-    than role and content, which the output has in a column of its own. `bad_rows` says whether rows with
-    faults are refused or fail. `renamed` are the kept columns with another name in the output. `unused` are
-    the input's other columns, as far as they were seen when these were determined: for messages, and not
-    saved.
+    Jinja text that composes it. `model` is the model that the requests of an OpenAI batch name, `choices`
+    how many answers each of them wants if that is not one, and `logprobs` whether any of them wants
+    log-probabilities. `final` is the treatment of an answer that ends a conversation. `message_fields`:
+    messages may have other fields than role and content, which the output has in a column of its own.
+    `bad_rows` says whether rows with faults are refused or fail. `renamed` are the kept columns with another
+    name in the output. `unused` are the input's other columns, as far as they were seen when these were
+    determined: for messages, and not saved.
     """
 
     prompt: str | None
@@ -80,6 +81,8 @@ class Columns:
     reads: tuple[str, ...] = ()
     template: str | None = None
     model: str | None = None
+    choices: int | None = None
+    logprobs: bool = False
     final: FinalAssistant = "regenerate"
     message_fields: bool | None = None
     bad_rows: BadRow = "refuse"
@@ -136,6 +139,8 @@ class Columns:
             "reads": list(self.reads) or None,
             "template": self.template,
             "model": self.model,
+            "choices": self.choices,
+            "logprobs": self.logprobs or None,
             "final": self.final if self.final == "continue" else None,
             "message_fields": self.message_fields or None,
             "bad_rows": self.bad_rows if self.bad_rows != "refuse" else None,

@@ -243,7 +243,13 @@ class MultiTurnSession:
         structure = row.sampling.structure if row.sampling is not None else None
         if structure is not None:
             self._structures[request.ordinal] = structure
-        return dataclasses.replace(request, max_tokens=limit, sampling=explicit or None, structure=structure)
+        return dataclasses.replace(
+            request,
+            max_tokens=limit,
+            sampling=explicit or None,
+            structure=structure,
+            logprobs=row.sampling.logprobs if row.sampling is not None else None,
+        )
 
     def _render(self, conversation: _Conversation, left_out: int) -> Sequence[int]:
         """Return the prompt of the next turn without the oldest `left_out` questions and answers."""

@@ -23,7 +23,7 @@ from synthia_batch.inputs.readers.lines import Line, iterate_lines, open_lines, 
 from synthia_batch.inputs.readers.scan import InputScan
 from synthia_batch.inputs.records.faults import FaultList, RowFault
 from synthia_batch.inputs.records.messages import has_messages, has_other_fields
-from synthia_batch.inputs.records.openai_batch import read_model
+from synthia_batch.inputs.records.openai_batch import read_choices, read_model, wants_logprobs
 from synthia_batch.inputs.records.record import RecordParser, Values
 from synthia_batch.inputs.records.shapes import TURNS_OF_MESSAGES
 from synthia_batch.inputs.records.strict_json import check_encodable, may_hold_surrogates
@@ -67,10 +67,16 @@ class JsonlSource(FileSource):
         return FirstNames(places=places, rows=rows, is_whole=is_whole)
 
     def refine(self, columns: Columns) -> Columns:
-        """Return `columns` with the model of the first request, the kind of turns, and of messages."""
+        """Return `columns` with what requests want, and with the kind of turns and of messages."""
         first = next(iter(self._head), {})
         if columns.shape == "openai-batch":
-            columns = dataclasses.replace(columns, model=read_model(first, columns.text or ""))
+            column = columns.text or ""
+            columns = dataclasses.replace(
+                columns,
+                model=read_model(first, column),
+                choices=read_choices(first, column),
+                logprobs=any(wants_logprobs(record, column) for record in self._head),
+            )
         turns = columns.turns if columns.shape is None else None
         if turns is not None and has_messages(first.get(turns)):
             columns = dataclasses.replace(columns, shape=TURNS_OF_MESSAGES)
@@ -149,7 +155,7 @@ class _Scanner:
             place = f"{self._shown}:{line.number}"
             if line.content is None:  # Refused even where bad rows fail: the limit is no identity.
                 self._input_scan.faults.add(place, str(fault))
-            elif self._input_scan.add_fault(place, str(fault)):
+            elif self._input_scan.add_fault(place, fault):
                 identifier = record.get(self._columns.id or "")
                 self._input_scan.index.add(self._parser.hash_bad(identifier, line.number))
         self._input_scan.count(1)

@@ -235,7 +235,7 @@ class _Scanner:
         except ValueError as exc:
             # A value has no Python counterpart: check row by row to find it.
             if batch.num_rows == 1:
-                self._input_scan.index.add(self._add_fault(first, describe_error(exc)))
+                self._input_scan.index.add(self._add_fault(first, RowFault(describe_error(exc))))
             else:
                 self._check_each(batch, first)
             return
@@ -245,14 +245,14 @@ class _Scanner:
             try:
                 hashes.append(hash_record(record))
             except RowFault as fault:
-                hashes.append(self._add_fault(index, str(fault), record.identifier))
+                hashes.append(self._add_fault(index, fault, record.identifier))
         self._input_scan.index.add(b"".join(hashes))
 
     def _check_each(self, batch: pa.RecordBatch, first: int) -> None:
         for offset in range(batch.num_rows):
             self._check(batch.slice(offset, 1), first + offset)
 
-    def _add_fault(self, index: int, text: str, identifier: Any = None) -> bytes:
+    def _add_fault(self, index: int, fault: RowFault, identifier: Any = None) -> bytes:
         """Record a fault; return the hash of its row, if that row fails."""
-        fails = self._input_scan.add_fault(f"{self._shown}: row {index + 1}", text)
+        fails = self._input_scan.add_fault(f"{self._shown}: row {index + 1}", fault)
         return self._parser.hash_bad(identifier, index + 1) if fails else b""

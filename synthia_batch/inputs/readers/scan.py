@@ -13,7 +13,7 @@ from synthia_batch.inputs.base import PROGRESS_ROWS, Columns, FileScan, Scan, Se
 from synthia_batch.inputs.readers.detect import Detected, FileReader, detect_columns
 from synthia_batch.inputs.readers.json_types import KindTracker
 from synthia_batch.inputs.records.columns import TELLING, require_columns, resolve_columns, show_names
-from synthia_batch.inputs.records.faults import FaultList
+from synthia_batch.inputs.records.faults import FaultList, OtherRequest, RowFault
 from synthia_batch.inputs.records.hash_index import HashIndex
 from synthia_batch.inputs.records.record import RecordParser
 from synthia_batch.inputs.records.row_ids import find_duplicates
@@ -78,8 +78,11 @@ class InputScan:
             "--turns-column"
         )
 
-    def add_fault(self, place: str, text: str) -> bool:
+    def add_fault(self, place: str, fault: RowFault) -> bool:
         """Record the fault of a row; return whether the row fails, otherwise the input is refused."""
+        text = str(fault)
+        if isinstance(fault, OtherRequest):
+            text += f" (the first request: {self._places[self.columns.texts[0]]})"
         if self.columns.bad_rows == "refuse":
             self.faults.add(place, text)
             return False

@@ -11,6 +11,10 @@ class RowFault(Exception):
     """A fault of one value or row. The source adds its place to the text."""
 
 
+class OtherRequest(RowFault):
+    """A request that does not fit the first one, whose place is added where it is known."""
+
+
 def describe_long_row(max_row_bytes: int) -> str:
     """Return the fault of a row of more bytes than the job's limit."""
     size = f"{max_row_bytes / 2**20:g} MiB" if max_row_bytes >= 2**20 else f"{max_row_bytes:,} bytes"

@@ -3,6 +3,7 @@
 A scan needs only the hash, which is computed without a Row for speed; both apply the same checks.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
@@ -21,7 +22,7 @@ from synthia_batch.inputs.records.messages import (
     parse_turns,
     pick_questions,
 )
-from synthia_batch.inputs.records.openai_batch import parse_request, read_sampling
+from synthia_batch.inputs.records.openai_batch import parse_request, read_logprobs, read_sampling
 from synthia_batch.inputs.records.row_ids import HASH_BYTES
 from synthia_batch.inputs.records.row_options import parse_sampling, parse_tools
 from synthia_batch.inputs.records.shapes import add_system, parse_instruction
@@ -181,8 +182,13 @@ class RecordParser:
     def _parse_sampling(self, value: Any) -> RowSampling | None:
         if self._columns.sampling is None:
             return None
-        parse = _parse_request_sampling if self._columns.shape == "openai-batch" else parse_sampling
+        is_request = self._columns.shape == "openai-batch"
+        parse = self._parse_request_sampling if is_request else parse_sampling
         return _parse_column(parse, self._columns.sampling, value)
+
+    def _parse_request_sampling(self, body: Any) -> RowSampling:
+        logprobs = read_logprobs(body, self._columns)
+        return dataclasses.replace(parse_sampling(read_sampling(body)), logprobs=logprobs)
 
     def _parse_tools(self, value: Any) -> tuple[Mapping[str, Any], ...]:
         if self._columns.shape == "openai-batch" and isinstance(value, dict):
@@ -221,10 +227,6 @@ def hash_content(messages: tuple[Message, ...], system: str | None) -> bytes:
 
 def _encode_extra(extra: Mapping[str, Any]) -> str:
     return f',"extra":{json.dumps(extra, ensure_ascii=False, sort_keys=True)}'
-
-
-def _parse_request_sampling(body: Any) -> RowSampling:
-    return parse_sampling(read_sampling(body))
 
 
 def _parse_column(parse: Callable[[Any], _T], column: str | None, value: Any) -> _T:

@@ -81,7 +81,8 @@ RecordT = TypeVar("RecordT", DataRecord, FailedRecord)
 class OutputColumn(Generic[RecordT]):
     """One column. `get` returns a row's value; `meaning` is the column's text in the dataset card.
 
-    `present_if` is the job's setting, as a dotted key, without which there is no such column.
+    `present_if` is the job's setting, as a dotted key, without which there is no such column; `or_if` is
+    another one that suffices.
     `dictionary` is the path of the column's values that repeat, which are dictionary-encoded.
     """
 
@@ -90,6 +91,7 @@ class OutputColumn(Generic[RecordT]):
     get: Callable[[RecordT, PartFormat], object]
     meaning: str
     present_if: str | None = None
+    or_if: str | None = None
     dictionary: str | None = None
 
 
@@ -123,7 +125,7 @@ DATA_COLUMNS: tuple[OutputColumn[DataRecord], ...] = (
                  "what was found of those that were looked for; empty where nothing was", present_if="flags"),
     OutputColumn("logprobs", LOGPROBS, lambda record, _: record.finished.logprobs,
                  "log-probabilities of the last answer's tokens, and of the likeliest in their places",
-                 present_if="sampling.logprobs"),
+                 present_if="sampling.logprobs", or_if="input.columns.logprobs"),
     OutputColumn("messages_json", _TEXT, lambda record, _: _encode_messages(record),
                  "`messages` as JSON, with their other fields, such as tool calls",
                  present_if="input.columns.message_fields"),
@@ -166,7 +168,7 @@ def list_optional(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         column.name
         for column in DATA_COLUMNS
-        if column.present_if is not None and _is_set(settings, column.present_if)
+        if any(key is not None and _is_set(settings, key) for key in (column.present_if, column.or_if))
     )
 
 

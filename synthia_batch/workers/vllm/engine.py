@@ -29,7 +29,7 @@ from synthia_batch.workers.vllm.core_process import has_own_process, watch_core
 from synthia_batch.workers.vllm.cpu_patches import lazy_zeros, skip_rows_without_adapter
 from synthia_batch.workers.vllm.errors import memory_errors, setting_errors
 from synthia_batch.workers.vllm.outputs import convert_answer, open_splitter
-from synthia_batch.workers.vllm.params import check_params, make_params
+from synthia_batch.workers.vllm.params import check_params, count_kept_logprobs, make_params
 from synthia_batch.workers.vllm.policy import check_capability
 from synthia_batch.workers.vllm.sampler import patch_sampler
 
@@ -192,7 +192,7 @@ class VllmEngine:
         answer = output.outputs[0]
         if answer.finish_reason == "error":
             return self._retry(request)
-        finished = convert_answer(request, answer, self._spec.sampling.logprobs)
+        finished = convert_answer(request, answer, count_kept_logprobs(self._spec, request))
         # A canary may be cut off anywhere, and only its text is compared.
         if self._splitter is None or request.ordinal < 0:
             return [finished]
