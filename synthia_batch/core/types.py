@@ -11,8 +11,7 @@ if TYPE_CHECKING:  # It imports the digests' library, which not every process ne
 
 MAX_ROW_BYTES = 64 * 1024 * 1024
 """The usual limit of a row; a longer one indicates another format, or lost line ends."""
-ANY_ROW_BYTES = 2**62
-"""No limit, for rows that were checked before."""
+ANY_ROW_BYTES = 2**62  # for rows that were checked before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +22,7 @@ class InputFile:
     user's name for it, for messages; `name` is its name in the output. `digest` represents its content in
     the job's identity; None means the digest of `path`, which is `content`, once known. `stamp` was read
     before the job was resolved: the file with another one may have other content. A row of over
-    `max_row_bytes` is refused. `is_new_copy`: this process has made the copy, which does not stay if its rows
-    are refused.
+    `max_row_bytes` is bad. `is_new_copy`: this process has made the copy, and drops it if rows are refused.
     """
 
     path: Path
@@ -50,6 +48,12 @@ class Message:
     content: str
     extra: Mapping[str, Any] | None = field(default=None, hash=False)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Message":
+        """Return the message from the result of `to_dict`."""
+        extra = {key: value for key, value in values.items() if key not in ("role", "content")}
+        return cls(values["role"], values["content"], extra or None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the message as an API and a chat template take it."""
         return {"role": self.role, "content": self.content, **(self.extra or {})}
@@ -70,10 +74,10 @@ class Structure:
 class RowSampling:
     """A row's own sampling options; the job's apply to the rest.
 
-    `values` uses the keys of the job's `sampling` and is validated the same way. `seed` replaces the
-    seed derived for the row's first sample, `structure` the job's, `logprobs` how many of the likeliest
-    tokens are kept at each position. `template_kwargs` are arguments of the chat template, over those of the
-    job.
+    `values` uses the keys of the job's `sampling` and is validated the same way. `seed` replaces the seed
+    derived for the row's first sample, `structure` the job's, `logprobs` how many of the likeliest tokens are
+    kept. `template_kwargs` are arguments of the chat template, over the job's. `tool_choice` is `auto`,
+    `none`, `required`, or `named` for the one `tool`: the last two have answers of calls as JSON text.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -81,6 +85,8 @@ class RowSampling:
     structure: Structure | None = None
     logprobs: int | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tool_choice: str = "auto"
+    tool: str | None = None
 
     @property
     def max_tokens(self) -> int | None:
@@ -198,9 +204,9 @@ class Request:
     `messages` is the same conversation for engines that render prompts themselves, empty for others.
     `max_tokens`, `structure` and `logprobs` replace the job's; `sampling` overrides the job's other options
     by name. A negative ordinal marks a canary, not a sample. `turn` counts the turns of a conversation from
-    0. `adapter` names the LoRA adapter to use. `template_kwargs` are the arguments that the chat template
-    got: reasoning parsers read them too. `wants_logprob` requests the answer's log-probability, which
-    engines return if they compute a reliable one.
+    0. `adapter` names the LoRA adapter to use. `template_kwargs` are the chat template's arguments: reasoning
+    parsers read them too. `wants_logprob` requests the answer's log-probability, which engines return if
+    they compute a reliable one. `tools` are those whose calls the engine finds in the answer.
     """
 
     ordinal: int
@@ -215,6 +221,7 @@ class Request:
     logprobs: int | None = None
     messages: tuple[Message, ...] = ()
     template_kwargs: Mapping[str, Any] | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +249,8 @@ class Finished:
 
     `logprob` is the natural logarithm of the answer's probability if the request asked for it: for
     comparison only, never written. `logprobs` are those of the last answer's tokens if the job asks for
-    them. `flags` are set when the shard is published; journals have none.
+    them. `called` is the last answer as a message with tool calls, if it has any. `flags` are set when the
+    shard is published; journals have none.
     """
 
     ordinal: int
@@ -255,6 +263,7 @@ class Finished:
     turn: int = 0
     logprob: float | None = None
     logprobs: Logprobs | None = None
+    called: Message | None = None
     flags: tuple[str, ...] = ()
 
 

@@ -10,7 +10,7 @@ from jsonschema.exceptions import ValidationError, best_match
 
 from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.core.formatting import clip
-from synthia_batch.core.types import Failed, Finished, Structure
+from synthia_batch.core.types import Failed, Finished, Message, RowSampling, Structure
 from synthia_batch.job.structured_check import compile_regex, open_validator
 
 INVALID = "structured_output_invalid"
@@ -35,6 +35,19 @@ def validate_answer(structure: Structure, finished: Finished) -> Finished | Fail
         cut = f"cut off after {finished.completion_tokens} tokens, before it was whole; raise max_tokens"
         return Failed(ordinal=finished.ordinal, code=CUT, message=f"{cut} ({fault}; {begins})")
     return Failed(ordinal=finished.ordinal, code=INVALID, message=f"{fault}; {begins}")
+
+
+def read_required_call(sampling: RowSampling, response: str) -> Message:
+    """Return the message of a response whose structure is the call, or the calls, that its row requires."""
+    value = json.loads(response)
+    calls = (
+        [{"name": sampling.tool, "arguments": value}]
+        if sampling.tool_choice == "named"
+        else [{"name": call["name"], "arguments": call["parameters"]} for call in value]
+    )
+    return Message(
+        "assistant", "", {"tool_calls": [{"type": "function", "function": call} for call in calls]}
+    )
 
 
 def find_fault(structure: Structure, response: str, *, is_cut: bool) -> str | None:

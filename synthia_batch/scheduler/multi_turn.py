@@ -11,24 +11,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from synthia_batch.core.counts import CUT_OFF
-from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request, Row, Sample, Structure, Turn
+from synthia_batch.core.types import (
+    Failed,
+    Finished,
+    Outcome,
+    Record,
+    Request,
+    Row,
+    RowSampling,
+    Sample,
+    Structure,
+    Turn,
+)
 from synthia_batch.errors import SampleRefused
 from synthia_batch.job.plan import choose_row_adapter, derive_turn_seed, limit_answer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import OnOverflow
 from synthia_batch.models.prompts.formats import NO_ARGUMENTS, Arguments
 from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
-from synthia_batch.scheduler.answer_check import validate_answer
+from synthia_batch.scheduler.answer_check import read_required_call, validate_answer
+from synthia_batch.scheduler.conversation import (
+    CONTEXT_OVERFLOW,
+    CONTEXT_TRUNCATED,
+    Conversation,
+    describe_failure,
+    sum_up,
+)
 
 PROMPT_TOO_LONG = "prompt_too_long"
 """The code with which an engine refuses a prompt that leaves no room for an answer."""
-CONTEXT_OVERFLOW = "context_overflow"
-"""The next prompt had no room for an answer: finish_reason of a stopped, code of a failed conversation."""
-CONTEXT_TRUNCATED = "context_truncated"
-"""The finish_reason of a conversation in which a prompt lacked the oldest turns."""
-REASONS_BY_PRIORITY = (CONTEXT_OVERFLOW, CONTEXT_TRUNCATED, CUT_OFF)
-"""A conversation's finish_reason is the first of these that one of its turns has, else its last turn's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,23 +75,6 @@ def record_as_it_is(outcome: Outcome) -> Step:
     return Step(record=outcome)
 
 
-@dataclass(slots=True)
-class _Conversation:
-    """An unfinished conversation. `is_truncated`: the prompt of its current turn lacks old turns."""
-
-    sample: Sample
-    turns: list[Turn]
-    is_truncated: bool = False
-
-    @property
-    def questions(self) -> int:
-        return 1 + len(self.sample.row.follow_ups)
-
-    @property
-    def previous_answers(self) -> tuple[str, ...]:
-        return tuple(turn.response for turn in self.turns)
-
-
 def _choose_none(row: Row) -> None:
     """Return no adapter, for the base model."""
 
@@ -90,9 +84,9 @@ class MultiTurnSession:
 
     `choose_adapter` returns the LoRA adapter for a row, `structure` is required of answers whose row has
     none. With `sends_messages`, requests include the conversation, for engines that render prompts.
-    Without `reads_reasoning`, the engine has already separated it from the answer. `template_kwargs` are
-    the job's. A sample of one
-    turn is not held, except for the structure and the template's arguments of its row.
+    Without `reads_reasoning`, the engine has already separated it from the answer. With `sends_tools`, it
+    finds tool calls in answers. `template_kwargs` are the job's. A sample of one turn is not held, except for
+    what its row wants of an answer.
     """
 
     def __init__(
@@ -104,6 +98,7 @@ class MultiTurnSession:
         *,
         sends_messages: bool = False,
         reads_reasoning: bool = True,
+        sends_tools: bool = False,
         template_kwargs: Arguments = NO_ARGUMENTS,
     ) -> None:
         self._renderer = renderer
@@ -111,11 +106,13 @@ class MultiTurnSession:
         self._choose_adapter = choose_adapter
         self._structure = structure
         self._reads_reasoning = reads_reasoning
+        self._sends_tools = sends_tools
         self._structures: dict[int, Structure] = {}
+        self._required_calls: dict[int, RowSampling] = {}
         self._arguments: dict[int, Arguments] = {}
         self._sends_messages = sends_messages
         self._template_kwargs = template_kwargs
-        self._conversations: dict[int, _Conversation] = {}
+        self._conversations: dict[int, Conversation] = {}
         self._continued: set[int] = set()
 
     def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:
@@ -128,7 +125,7 @@ class MultiTurnSession:
             raise SampleRefused("bad_row", sample.row.fault)
         if sample.prefill:
             self._continued.add(sample.ordinal)
-        conversation = _Conversation(sample, list(turns))
+        conversation = Conversation(sample, list(turns))
         request = self._make_request(conversation)
         if sample.row.follow_ups:
             self._conversations[sample.ordinal] = conversation
@@ -140,6 +137,7 @@ class MultiTurnSession:
             outcome = self._validate(self._parse(outcome))
         else:
             self._structures.pop(outcome.ordinal, None)
+            self._required_calls.pop(outcome.ordinal, None)
             self._arguments.pop(outcome.ordinal, None)
         conversation = self._conversations.get(outcome.ordinal)
         if conversation is None:
@@ -160,6 +158,11 @@ class MultiTurnSession:
             return finished
         if self._renderer.thinks and not self._reads_reasoning:
             return finished
+        if finished.called is not None:
+            content = self._renderer.read(finished.called.content, kwargs).response
+            finished = dataclasses.replace(
+                finished, called=dataclasses.replace(finished.called, content=content)
+            )
         answer = self._renderer.read(finished.response, kwargs)
         if answer.response is finished.response and answer.reasoning is None:
             return finished
@@ -169,9 +172,13 @@ class MultiTurnSession:
 
     def _validate(self, finished: Finished) -> Outcome:
         structure = self._structures.pop(finished.ordinal, self._structure)
-        return finished if structure is None else validate_answer(structure, finished)
+        required = self._required_calls.pop(finished.ordinal, None)
+        outcome = finished if structure is None else validate_answer(structure, finished)
+        if required is None or isinstance(outcome, Failed):
+            return outcome
+        return dataclasses.replace(outcome, called=read_required_call(required, outcome.response))
 
-    def _answer(self, conversation: _Conversation, finished: Finished) -> Step:
+    def _answer(self, conversation: Conversation, finished: Finished) -> Step:
         turn = Turn(
             ordinal=finished.ordinal,
             number=len(conversation.turns),
@@ -182,26 +189,27 @@ class MultiTurnSession:
         )
         conversation.turns.append(turn)
         if len(conversation.turns) == conversation.questions:
-            return Step(record=_sum_up(conversation, finished.reasoning))
+            return Step(record=sum_up(conversation, finished.reasoning, finished.called))
         try:
             return Step(record=turn, request=self._make_request(conversation))
         except SampleRefused as refused:
             if refused.code == CONTEXT_OVERFLOW and self._context.on_overflow == "stop":
-                stopped = _sum_up(conversation, finished.reasoning)
+                stopped = sum_up(conversation, finished.reasoning)
                 return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
             failed = Failed(ordinal=finished.ordinal, code=refused.code, message=str(refused))
-            return _fail(conversation, failed)
+            return Step(record=describe_failure(conversation, failed))
 
-    def _finish_failed(self, conversation: _Conversation, failed: Failed) -> Step:
+    def _finish_failed(self, conversation: Conversation, failed: Failed) -> Step:
         """Return the step after a failed turn. Only a server may know that a prompt is too long."""
         if not conversation.turns or failed.code != PROMPT_TOO_LONG:
-            return _fail(conversation, failed)
+            return Step(record=describe_failure(conversation, failed))
         if self._context.on_overflow == "stop":
-            stopped = _sum_up(conversation, None)
+            stopped = sum_up(conversation, None)
             return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
-        return _fail(conversation, dataclasses.replace(failed, code=CONTEXT_OVERFLOW))
+        overflow = dataclasses.replace(failed, code=CONTEXT_OVERFLOW)
+        return Step(record=describe_failure(conversation, overflow))
 
-    def _make_request(self, conversation: _Conversation) -> Request:
+    def _make_request(self, conversation: Conversation) -> Request:
         """Return the request for the next turn, or raise SampleRefused."""
         number, sample = len(conversation.turns), conversation.sample
         longest, left_out = self._context.limit_prompt(sample.row), 0
@@ -227,6 +235,7 @@ class MultiTurnSession:
             adapter=self._choose_adapter(sample.row),
             template_kwargs={**self._template_kwargs, **sample.row.template_kwargs} or None,
             messages=sample.join(conversation.previous_answers) if self._sends_messages else (),
+            tools=sample.row.tools if self._sends_tools else (),
         )
         return request if sample.row.sampling is None else self._set_sampling(request, sample.row)
 
@@ -243,6 +252,10 @@ class MultiTurnSession:
         structure = row.sampling.structure if row.sampling is not None else None
         if structure is not None:
             self._structures[request.ordinal] = structure
+        if row.sampling is not None and row.sampling.tool_choice != "auto":  # No calls in another form.
+            request = dataclasses.replace(request, tools=())
+            if row.sampling.tool_choice != "none":
+                self._required_calls[request.ordinal] = row.sampling
         return dataclasses.replace(
             request,
             max_tokens=limit,
@@ -251,7 +264,7 @@ class MultiTurnSession:
             logprobs=row.sampling.logprobs if row.sampling is not None else None,
         )
 
-    def _render(self, conversation: _Conversation, left_out: int) -> Sequence[int]:
+    def _render(self, conversation: Conversation, left_out: int) -> Sequence[int]:
         """Return the prompt of the next turn without the oldest `left_out` questions and answers."""
         messages = conversation.sample.join(conversation.previous_answers)
         system = len(conversation.sample.messages) - 1
@@ -278,27 +291,6 @@ def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:
         job.engine.structure,
         sends_messages=job.engine.takes_messages,
         reads_reasoning=not job.engine.parses_reasoning,
+        sends_tools=job.engine.parses_tool_calls,
         template_kwargs=job.prompt.kwargs,
-    )
-
-
-def _fail(conversation: _Conversation, failed: Failed) -> Step:
-    if not conversation.turns:
-        return Step(record=failed)
-    message = f"turn {len(conversation.turns) + 1} of {conversation.questions}: {failed.message}"
-    return Step(record=dataclasses.replace(failed, message=message, earlier=conversation.previous_answers))
-
-
-def _sum_up(conversation: _Conversation, reasoning: str | None) -> Finished:
-    """Return the sample that consists of all turns of a conversation."""
-    turns, answers = conversation.turns, conversation.previous_answers
-    reasons = [turn.finish_reason for turn in turns]
-    return Finished(
-        ordinal=conversation.sample.ordinal,
-        response=answers[-1],
-        reasoning=reasoning,
-        finish_reason=next((reason for reason in REASONS_BY_PRIORITY if reason in reasons), reasons[-1]),
-        prompt_tokens=sum(turn.prompt_tokens for turn in turns),
-        completion_tokens=sum(turn.completion_tokens for turn in turns),
-        earlier=answers[:-1],
     )

@@ -10,6 +10,9 @@ from conftest import write_jsonl
 from inside import call
 from openai.types.chat import ChatCompletion
 
+from synthia_batch.core.types import RowSampling
+from synthia_batch.scheduler.answer_check import read_required_call
+
 PLAN = ("--engine", "scripted", "--pool", "local")
 ENGINE = (*PLAN, "-q")
 
@@ -153,3 +156,79 @@ def test_log_probabilities_of_a_late_request_alone_are_refused(capsys: Any) -> N
     assert "put one such request first" in refused.err
     write_jsonl(Path("b.jsonl"), [rows[-1], *rows[:-1]])
     assert call(capsys, "plan", "b.jsonl", *PLAN).code == 0
+
+
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+    },
+}
+
+
+NAMED = {"type": "function", "function": {"name": "add"}}
+
+
+def test_a_call_that_a_request_requires_comes_back_as_a_tool_call(capsys: Any) -> None:
+    rows = [request(1, tools=[ADD], tool_choice=NAMED), request(2, tools=[ADD]), request(3)]
+    write_jsonl(Path("b.jsonl"), rows)
+    answer = call(capsys, "run", "b.jsonl", "-o", "out", *ENGINE)
+    assert answer.code == 0, answer.err
+    table = pq.read_table("out/data").to_pylist()
+    arguments = json.loads(table[0]["response"])
+    assert list(arguments) == ["a"]
+    first, *others = [line["response"]["body"]["choices"][0] for line in export(capsys)]
+    assert first["finish_reason"] == "tool_calls"
+    assert first["message"]["content"] is None
+    (made,) = first["message"]["tool_calls"]
+    assert (made["id"], made["function"]["name"]) == ("call_0_0_0", "add")
+    assert json.loads(made["function"]["arguments"]) == arguments
+    assert table[0]["messages"][-1]["content"] == table[0]["response"], "the text stays as generated"
+    last = json.loads(table[0]["messages_json"])[-1]
+    assert last["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": arguments}}]
+    assert [other["finish_reason"] for other in others] == ["stop", "stop"]
+    assert all("tool_calls" not in other["message"] for other in others)
+    assert call(capsys, "verify", "out", "-q").code == 0
+
+
+def test_calls_of_any_tool_are_read_from_the_list_that_they_are() -> None:
+    calls = [{"name": "add", "parameters": {"a": 1}}, {"name": "now", "parameters": {}}]
+    message = read_required_call(RowSampling(tool_choice="required"), json.dumps(calls))
+    functions = [each["function"] for each in (message.extra or {})["tool_calls"]]
+    assert functions == [{"name": "add", "arguments": {"a": 1}}, {"name": "now", "arguments": {}}]
+    assert message.content == ""
+
+
+def test_required_calls_survive_a_retry_of_other_rows(capsys: Any) -> None:
+    rows = [request(number, tools=[ADD], tool_choice=NAMED) for number in range(3)]
+    write_jsonl(Path("b.jsonl"), rows)
+    fails = ("--set", "engine.fail_every=2", "--set", "engine.fail_while_missing=fixed")
+    assert call(capsys, "run", "b.jsonl", "-o", "out", *fails, *ENGINE).code == 0
+    Path("fixed").touch()
+    assert call(capsys, "retry", "out", "-q").code == 0
+    assert call(capsys, "run", "b.jsonl", "-o", "whole", *ENGINE).code == 0
+    again = pq.read_table("out/data")["messages_json"]
+    assert again.equals(pq.read_table("whole/data")["messages_json"])
+    assert again.to_pylist()[1].count("tool_calls") == 1
+
+
+def test_a_required_call_of_a_late_request_alone_is_refused(capsys: Any) -> None:
+    late = request(1001, tools=[ADD], tool_choice="required")
+    write_jsonl(Path("b.jsonl"), [*(request(number) for number in range(1001)), late])
+    refused = call(capsys, "plan", "b.jsonl", *PLAN)
+    assert refused.code == 2
+    assert "b.jsonl:1002: column 'body': the body sets tool_choice, and none of the first" in refused.err
+    flag = ("--set", "input.message_fields=true")
+    assert call(capsys, "plan", "b.jsonl", *flag, *PLAN).code == 0
+
+
+def test_calls_in_the_history_of_a_request_need_no_flag(capsys: Any) -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", **ADD}]}
+    called["tool_calls"][0]["function"] = {"name": "add", "arguments": '{"a": 1}'}
+    result = {"role": "tool", "tool_call_id": "1", "content": "2"}
+    write_jsonl(Path("b.jsonl"), [request(messages=[{"role": "user", "content": "?"}, called, result])])
+    answer = call(capsys, "run", "b.jsonl", "-o", "out", *ENGINE)
+    assert answer.code == 0, answer.err
+    messages = json.loads(pq.read_table("out/data")["messages_json"].to_pylist()[0])
+    assert messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}

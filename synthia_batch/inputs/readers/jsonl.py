@@ -13,9 +13,9 @@ from synthia_batch.inputs.base import (
     Checkpoint,
     Columns,
     FileScan,
-    FirstNames,
     Scan,
 )
+from synthia_batch.inputs.readers.detect import FirstNames
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed, report_unreadable
 from synthia_batch.inputs.readers.json_types import convert_kept
@@ -23,7 +23,7 @@ from synthia_batch.inputs.readers.lines import Line, iterate_lines, open_lines, 
 from synthia_batch.inputs.readers.scan import InputScan
 from synthia_batch.inputs.records.faults import FaultList, RowFault
 from synthia_batch.inputs.records.messages import has_messages, has_other_fields
-from synthia_batch.inputs.records.openai_batch import read_choices, read_model, wants_logprobs
+from synthia_batch.inputs.records.openai_batch import has_calls, read_choices, read_model, wants_logprobs
 from synthia_batch.inputs.records.record import RecordParser, Values
 from synthia_batch.inputs.records.shapes import TURNS_OF_MESSAGES
 from synthia_batch.inputs.records.strict_json import check_encodable, may_hold_surrogates
@@ -81,7 +81,12 @@ class JsonlSource(FileSource):
         if turns is not None and has_messages(first.get(turns)):
             columns = dataclasses.replace(columns, shape=TURNS_OF_MESSAGES)
         if columns.message_fields is None and columns.messages is not None:
-            found = any(has_other_fields(record.get(columns.messages)) for record in self._head)
+            name = columns.messages
+            is_batch = columns.shape == "openai-batch"
+            found = any(
+                has_calls(record, name) if is_batch else has_other_fields(record.get(name))
+                for record in self._head
+            )
             columns = dataclasses.replace(columns, message_fields=found)
         self._head = []
         return columns
@@ -153,9 +158,7 @@ class _Scanner:
             self._input_scan.index.add(self._check(record, text))
         except RowFault as fault:
             place = f"{self._shown}:{line.number}"
-            if line.content is None:  # Refused even where bad rows fail: the limit is no identity.
-                self._input_scan.faults.add(place, str(fault))
-            elif self._input_scan.add_fault(place, fault):
+            if self._input_scan.add_fault(place, fault):
                 identifier = record.get(self._columns.id or "")
                 self._input_scan.index.add(self._parser.hash_bad(identifier, line.number))
         self._input_scan.count(1)

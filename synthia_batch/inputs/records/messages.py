@@ -82,8 +82,10 @@ def parse_messages(value: Any, unread: set[str] | None = None) -> tuple[Message,
     return tuple(_parse_message(item, number) for number, item in enumerate(value, start=1))
 
 
-def end_with_question(messages: tuple[Message, ...], final: FinalAssistant) -> tuple[Message, ...]:
-    """Return `messages` up to the last one that the model answers, or all if it continues its answer.
+def check_question(messages: tuple[Message, ...], final: FinalAssistant) -> None:
+    """Return if the model has something to answer, or an answer to continue.
+
+    Answers at the end that are generated anew have been dropped before, by `drop_final_answers`.
 
     Raises:
         RowFault: There is nothing to answer, or an answer that `final` refuses.
@@ -91,19 +93,19 @@ def end_with_question(messages: tuple[Message, ...], final: FinalAssistant) -> t
     stop = len(messages)
     while stop and messages[stop - 1].role == "assistant":
         stop -= 1
-    if not stop or messages[stop - 1].role not in _ASKING:
-        last = messages[max(stop, 1) - 1].role
-        raise RowFault(f"there is no message to answer: the last before the answer is from {last}")
-    if stop < len(messages) and final == "refuse":
+    if not stop:
+        raise RowFault("there is no message to answer: every message is the assistant's")
+    if messages[stop - 1].role not in _ASKING:
+        raise RowFault(f"there is no message to answer: the last one is from {messages[stop - 1].role}")
+    if stop == len(messages):
+        return
+    if final == "refuse":
         raise RowFault(
             "the last message is the assistant's, so there is nothing to answer; "
             "--final-assistant regenerate drops it and generates it anew"
         )
-    if stop < len(messages) and final == "continue":
-        if not messages[-1].content.strip() or messages[-1].extra:
-            raise RowFault("the last message is an answer without text, or with tool calls; it has no end")
-        return messages
-    return messages[:stop]
+    if not messages[-1].content.strip() or messages[-1].extra:
+        raise RowFault("the last message is an answer without text, or with tool calls; it has no end")
 
 
 def pick_questions(messages: tuple[Message, ...]) -> tuple[Message, ...]:

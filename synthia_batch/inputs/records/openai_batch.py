@@ -6,7 +6,7 @@ from typing import Any
 from synthia_batch.core.types import Message
 from synthia_batch.inputs.base import DETECT_ROWS, Columns
 from synthia_batch.inputs.records.faults import OtherRequest, RowFault
-from synthia_batch.inputs.records.messages import describe
+from synthia_batch.inputs.records.messages import describe, has_other_fields
 from synthia_batch.inputs.records.row_options import parse_tools
 from synthia_batch.job.sampling import RowKeys
 
@@ -116,6 +116,31 @@ def read_logprobs(body: Mapping[str, Any], columns: Columns) -> int | None:
             "has no column for them; put one such request first"
         )
     return top or 0
+
+
+def read_tool_choice(body: Mapping[str, Any], columns: Columns) -> tuple[str, str | None]:
+    """Return the kind of a request's tool_choice, and the tool that it names.
+
+    Raises:
+        RowFault: The answer must be a call, for which the output has no column.
+    """
+    choice = body.get("tool_choice")
+    if choice is None or choice in ("auto", "none"):
+        return choice or "auto", None
+    if not columns.message_fields:
+        raise RowFault(
+            f"the body sets tool_choice, and none of the first {DETECT_ROWS:,} requests has such a choice or "
+            "tool calls; --set input.message_fields=true keeps calls in the output"
+        )
+    return ("required", None) if choice == "required" else ("named", choice["function"]["name"])
+
+
+def has_calls(record: Mapping[str, Any], column: str) -> bool:
+    """Return whether a request has tool calls, or its answer must be one."""
+    body = record.get(column)
+    if not isinstance(body, dict):
+        return False
+    return body.get("tool_choice") not in (None, "auto", "none") or has_other_fields(body.get("messages"))
 
 
 def require_call(body: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -15,14 +15,19 @@ from synthia_batch.core.types import Message, Row, RowSampling
 from synthia_batch.inputs.base import Columns
 from synthia_batch.inputs.records.faults import RowFault
 from synthia_batch.inputs.records.messages import (
+    check_question,
     describe,
     drop_final_answers,
-    end_with_question,
     parse_messages,
     parse_turns,
     pick_questions,
 )
-from synthia_batch.inputs.records.openai_batch import parse_request, read_logprobs, read_sampling
+from synthia_batch.inputs.records.openai_batch import (
+    parse_request,
+    read_logprobs,
+    read_sampling,
+    read_tool_choice,
+)
 from synthia_batch.inputs.records.row_ids import HASH_BYTES
 from synthia_batch.inputs.records.row_options import parse_sampling, parse_tools
 from synthia_batch.inputs.records.shapes import add_system, parse_instruction
@@ -76,15 +81,21 @@ class RecordParser:
         row_id = self._find_bad_id(identifier, line)
         if row_id is None:
             row_id = f"{hash_bad_line(line).hex()}-{occurrence}"
+        elif occurrence and not self._has_id(identifier):  # The same line of another file.
+            row_id += f"-{occurrence}"
         return Row(index=index, id=row_id, messages=(), system=None, kept={}, line=line, fault=fault)
 
     def _find_bad_id(self, identifier: Any, line: int) -> str | None:
         if self._columns.id is None:
             return None
+        return self._parse_id(identifier) if self._has_id(identifier) else f"bad-row-{line}"
+
+    def _has_id(self, identifier: Any) -> bool:
         try:
-            return self._parse_id(identifier)
+            self._parse_id(identifier)
         except RowFault:
-            return f"bad-row-{line}"
+            return False
+        return True
 
     def make_row(
         self, values: Values, *, index: int, occurrence: int, kept: Mapping[str, Any], line: int
@@ -144,18 +155,19 @@ class RecordParser:
         return parse_messages(value, self.unread_keys)
 
     def _cut_answer(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        """Return the part of a conversation that is asked."""
+        """Return the part of a conversation that is asked: all of it, or its questions."""
         if self._columns.turns is not None:
             return pick_questions(messages)
-        asked = end_with_question(messages, self._columns.final)
-        if self._columns.message_fields is False and any(message.extra for message in asked):
-            number = next(number for number, message in enumerate(asked, start=1) if message.extra)
+        check_question(messages, self._columns.final)
+        if not self._columns.message_fields and any(message.extra for message in messages):
+            number = next(number for number, message in enumerate(messages, start=1) if message.extra)
+            names = ", ".join(messages[number - 1].extra or ())
             raise RowFault(
-                f"message {number} has {', '.join(asked[number - 1].extra or ())}, which no message of the "
-                "first rows has; --set input.message_fields=true keeps them in the output"
+                f"message {number} has {names}, which no message of the first rows has; "
+                "--set input.message_fields=true keeps them in the output"
             )
         self.final_answers += messages[-1].role == "assistant"
-        return asked
+        return messages
 
     def _parse_prompt(self, value: Any) -> tuple[Message, ...]:
         if type(value) is not str:
@@ -187,8 +199,10 @@ class RecordParser:
         return _parse_column(parse, self._columns.sampling, value)
 
     def _parse_request_sampling(self, body: Any) -> RowSampling:
+        sampling = parse_sampling(read_sampling(body))
+        choice, tool = read_tool_choice(body, self._columns)
         logprobs = read_logprobs(body, self._columns)
-        return dataclasses.replace(parse_sampling(read_sampling(body)), logprobs=logprobs)
+        return dataclasses.replace(sampling, logprobs=logprobs, tool_choice=choice, tool=tool)
 
     def _parse_tools(self, value: Any) -> tuple[Mapping[str, Any], ...]:
         if self._columns.shape == "openai-batch" and isinstance(value, dict):

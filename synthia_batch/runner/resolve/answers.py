@@ -40,9 +40,13 @@ def check_continued(engine: EngineSpec) -> None:
     """Return if answers that rows begin can be continued with this engine.
 
     Raises:
-        UsageError: They would be read as a whole: their reasoning, or their structure.
+        UsageError: They would be read as a whole: their reasoning, tool calls or structure.
     """
-    whole = (("engine.reasoning_parser", engine.parses_reasoning), ("structured", engine.structure))
+    whole = (
+        ("engine.reasoning_parser", engine.parses_reasoning),
+        ("engine.tool_call_parser", engine.parses_tool_calls),
+        ("structured", engine.structure),
+    )
     for what, is_set in whole:
         if is_set:
             raise UsageError(

@@ -71,7 +71,10 @@ def _join_messages(record: DataRecord) -> tuple[Message, ...]:
 
 
 def _encode_messages(record: DataRecord) -> str:
-    return json.dumps([message.to_dict() for message in _join_messages(record)], ensure_ascii=False)
+    messages, called = _join_messages(record), record.finished.called
+    if called is not None:
+        messages = (*messages[:-1], called)
+    return json.dumps([message.to_dict() for message in messages], ensure_ascii=False)
 
 
 RecordT = TypeVar("RecordT", DataRecord, FailedRecord)
@@ -128,7 +131,7 @@ DATA_COLUMNS: tuple[OutputColumn[DataRecord], ...] = (
                  present_if="sampling.logprobs", or_if="input.columns.logprobs"),
     OutputColumn("messages_json", _TEXT, lambda record, _: _encode_messages(record),
                  "`messages` as JSON, with their other fields, such as tool calls",
-                 present_if="input.columns.message_fields"),
+                 present_if="input.columns.message_fields", or_if="engine.tool_call_parser"),
     OutputColumn("prefill", _TEXT, lambda record, _: record.sample.prefill,
                  "the start of the answer that the row gave; `response` follows it",
                  present_if="input.columns.final"),
