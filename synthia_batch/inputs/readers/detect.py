@@ -9,11 +9,23 @@ from typing import TYPE_CHECKING, Protocol
 
 from synthia_batch.core.types import KeptColumn
 from synthia_batch.errors import InputRefused
-from synthia_batch.inputs.base import Columns, FileScan, FirstNames, Selection
+from synthia_batch.inputs.base import Columns, FileScan, Selection
 from synthia_batch.inputs.records.columns import resolve_columns
 
 if TYPE_CHECKING:
     from synthia_batch.inputs.readers.scan import InputScan
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FirstNames:
+    """The columns of the first rows of a file, each with the place of the first row that has it.
+
+    `rows` were read; `is_whole`: these are all.
+    """
+
+    places: Mapping[str, str]
+    rows: int
+    is_whole: bool
 
 
 class FileReader(Protocol):

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.inputs.base import DETECT_ROWS, Columns, FileScan, FirstNames, Scan
+from synthia_batch.inputs.base import DETECT_ROWS, Columns, FileScan, Scan
 from synthia_batch.inputs.readers.arrow_types import (
     is_id,
     is_messages,
@@ -20,6 +20,7 @@ from synthia_batch.inputs.readers.arrow_types import (
     is_turns,
     list_decoded,
 )
+from synthia_batch.inputs.readers.detect import FirstNames
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed
 from synthia_batch.inputs.readers.kept_types import (
@@ -141,7 +142,7 @@ class ParquetSource(FileSource):
         try:
             file = open_parquet(self._path)
             for located in iterate_batches(self._path, file, scan.columns.used, first, scan.rows):
-                yield from make_rows(located, scan, parser)
+                yield from make_rows(located, scan, parser, self._max_row_bytes)
                 following = located.first + located.batch.num_rows
         except (RowFault, *LIBRARY_ERRORS) as exc:
             raise changed(self._shown, describe_error(exc)) from exc
@@ -226,9 +227,8 @@ class _Scanner:
                 self._check_each(batch, first)
                 return
             if measure_row(batch) > self._max_row_bytes:
-                # Refused even where bad rows fail: the limit is no identity, which rows there are is.
-                fault = describe_long_row(self._max_row_bytes)
-                self._input_scan.faults.add(f"{self._shown}: row {first + 1}", fault)
+                fault = RowFault(describe_long_row(self._max_row_bytes))
+                self._input_scan.index.add(self._add_fault(first, fault))
                 return
         try:
             values = convert_batch(batch, first, self._columns)

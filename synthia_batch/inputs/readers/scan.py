@@ -161,7 +161,7 @@ class InputScan:
             return self.kinds.resolve()
         if not self._json_by:
             return self._typed
-        found = self.kinds.resolve()
+        found = self.kinds.resolve(beside_types=True)
         pairs = zip(self._typed, found, strict=True)
         # A column that is null in all of JSON has the type that it has elsewhere.
         kept = [now if self.kinds.has_values(now.name) else typed for typed, now in pairs]
@@ -176,8 +176,8 @@ class InputScan:
         from synthia_batch.inputs.readers.kept_types import unify_kept
 
         unified = unify_kept(before, now) if now.type != "json" else None
-        is_rounded = unified is not None and unified.type == "double" and not self.kinds.is_exact(now.name)
-        if unified is None or is_rounded:
+        changes = unified is not None and unified.type != now.type
+        if unified is None or (changes and not self.kinds.is_exact(now.name)):
             raise self.refuse_types(now, place)
         return unified
 
