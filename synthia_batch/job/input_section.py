@@ -128,10 +128,10 @@ class Input(Section):
     max_row_bytes: Annotated[
         Annotated[Count, Field(ge=1)],
         Flag("Input", "Refuse rows of more bytes, such as 200M. [64 MiB]", metavar="BYTES"),
-        never("which rows are refused, not what they are"),
+        always("input.columns", "which rows fail; only with on_bad_row fail, and if it is not the default"),
     ] = MAX_ROW_BYTES
-    """Refuse rows of more bytes, in every format. A row this long mostly shows another format, or lost line
-    ends."""
+    """Refuse rows of more bytes, in every format, or fail them as other bad rows. A row this long mostly
+    shows another format, or lost line ends."""
 
     digest: Annotated[
         Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None,

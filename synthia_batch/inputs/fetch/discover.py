@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json, open_digest_cache
@@ -49,12 +50,13 @@ def resolve_inputs(
     digest: str | None = None,
     makes: bool = True,
     max_row_bytes: int = MAX_ROW_BYTES,
+    fails_long_rows: bool = False,
 ) -> ResolvedInput:
     """Return the files that `paths` name, in their order; those of a pattern or directory sorted by name.
 
     `digest` is what the input must have, if the job says so; it is compared elsewhere. Without `makes`,
     nothing is fetched or copied: an input that is not in the cache is refused. A row of over
-    `max_row_bytes` is refused.
+    `max_row_bytes` is refused; with `fails_long_rows`, not before its line is read.
 
     Raises:
         UsageError: An input is missing, named twice, or of an unknown format.
@@ -71,7 +73,11 @@ def resolve_inputs(
     names = name_files([str(file.shown) for file in located])
     files = []
     for file, name in zip(located, names, strict=True):
-        normalize = normalize_dataset if is_dataset(file.path) else normalize_file
+        normalize = (
+            normalize_dataset
+            if is_dataset(file.path)
+            else partial(normalize_file, copies_long_lines=fails_long_rows)
+        )
         if file.texts:
             normalize = normalize_texts
         rows = normalize(file, cache, makes=makes, max_row_bytes=max_row_bytes)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from synthia_batch.core.types import MAX_ROW_BYTES
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.base import Columns, Selection
 from synthia_batch.inputs.records.shapes import SHAPES, Shape, find_shape
@@ -48,6 +49,8 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str
         final=selection.final_assistant,
         message_fields=selection.message_fields,
         bad_rows=selection.on_bad_row,
+        # Otherwise the limit decides only what is refused, which is no identity.
+        max_row_bytes=selection.max_row_bytes if selection.on_bad_row == "fail" else MAX_ROW_BYTES,
         renamed=dict(selection.rename_columns),
     )
     for name in columns.renamed:

@@ -88,7 +88,11 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> Resolved
     template = _read_template(merged)
     declared = explicit.job.input
     resolved = resolve_inputs(
-        declared.paths, cache, digest=declared.digest, max_row_bytes=declared.max_row_bytes
+        declared.paths,
+        cache,
+        digest=declared.digest,
+        max_row_bytes=declared.max_row_bytes,
+        fails_long_rows=declared.on_bad_row == "fail",
     )
     with drop_refused(*resolved.files):
         columns = open_files(resolved.files).detect(select_rows(explicit.job, template))
@@ -157,6 +161,7 @@ def select_rows(job: Job, template: str | None) -> Selection:
         final_assistant=job.input.final_assistant,
         message_fields=job.input.message_fields,
         on_bad_row=job.input.on_bad_row,
+        max_row_bytes=job.input.max_row_bytes,
         rename_columns=job.input.rename_columns,
     )
 
