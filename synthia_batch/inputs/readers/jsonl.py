@@ -21,6 +21,7 @@ from synthia_batch.inputs.readers.file_state import changed, report_unreadable
 from synthia_batch.inputs.readers.json_types import convert_kept
 from synthia_batch.inputs.readers.lines import Line, iterate_lines, open_lines, parse_line
 from synthia_batch.inputs.readers.scan import InputScan
+from synthia_batch.inputs.records.documents import describe_document
 from synthia_batch.inputs.records.faults import FaultList, RowFault
 from synthia_batch.inputs.records.messages import has_messages, has_other_fields
 from synthia_batch.inputs.records.openai_batch import has_calls, read_choices, read_model, wants_logprobs
@@ -64,7 +65,8 @@ class JsonlSource(FileSource):
         if not places:
             faults.raise_if_any()
         self._head = head
-        return FirstNames(places=places, rows=rows, is_whole=is_whole)
+        advice = describe_document(head[0]) if is_whole and rows == len(head) == 1 else ""
+        return FirstNames(places=places, rows=rows, is_whole=is_whole, advice=advice)
 
     def refine(self, columns: Columns) -> Columns:
         """Return `columns` with what requests want, and with the kind of turns and of messages."""

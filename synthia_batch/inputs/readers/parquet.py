@@ -163,7 +163,11 @@ class ParquetSource(FileSource):
         conversation = "a list of structs with role and content, or from and value, or JSON text"
         checks = (
             (columns.prompt, is_text, "a string"),
-            (columns.messages, is_messages, conversation),
+            (
+                columns.messages,
+                is_turns if columns.shape == "ultrachat" else is_messages,
+                "a list of texts" if columns.shape == "ultrachat" else conversation,
+            ),
             (
                 columns.turns,
                 is_messages if columns.shape else is_turns,

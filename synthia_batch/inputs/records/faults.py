@@ -5,6 +5,8 @@ from typing import NoReturn
 from synthia_batch.errors import InputRefused
 
 MAX_FAULTS = 10
+REWRITE_LISTS = "If each line is the messages of one row, name them: `jq -c '{messages: .}' OLD > NEW.jsonl`"
+"""How to go on with lists of messages in place of rows."""
 
 
 class RowFault(Exception):

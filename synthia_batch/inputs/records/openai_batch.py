@@ -6,7 +6,8 @@ from typing import Any
 from synthia_batch.core.types import Message
 from synthia_batch.inputs.base import DETECT_ROWS, Columns
 from synthia_batch.inputs.records.faults import OtherRequest, RowFault
-from synthia_batch.inputs.records.messages import describe, has_other_fields
+from synthia_batch.inputs.records.message_parts import describe
+from synthia_batch.inputs.records.messages import has_other_fields
 from synthia_batch.inputs.records.row_options import parse_tools
 from synthia_batch.job.sampling import RowKeys
 
@@ -162,8 +163,9 @@ def require_call(body: Mapping[str, Any]) -> dict[str, Any] | None:
             for name, function in functions.items()
         ]
         return {"json_schema": {"type": "array", "minItems": 1, "items": {"anyOf": calls}}}
-    named = choice.get("function", {}).get("name") if isinstance(choice, dict) else None
-    if named in functions:
+    function = choice.get("function") if isinstance(choice, dict) else None
+    named = function.get("name") if isinstance(function, dict) else None
+    if isinstance(named, str) and named in functions:
         return {"json_schema": functions[named].get("parameters") or {"type": "object"}}
     raise RowFault(
         f"the body's tool_choice must be none, auto, required or the name of one of its tools "

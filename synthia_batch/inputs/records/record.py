@@ -13,10 +13,11 @@ from blake3 import blake3
 
 from synthia_batch.core.types import Message, Row, RowSampling
 from synthia_batch.inputs.base import Columns
+from synthia_batch.inputs.records.conversation_forms import alternate, join_turns
 from synthia_batch.inputs.records.faults import RowFault
+from synthia_batch.inputs.records.message_parts import describe
 from synthia_batch.inputs.records.messages import (
     check_question,
-    describe,
     drop_final_answers,
     parse_messages,
     parse_turns,
@@ -149,6 +150,10 @@ class RecordParser:
 
     def _parse_conversation(self, value: Any) -> tuple[Message, ...]:
         """Return the messages of a conversation, without answers at its end that are regenerated."""
+        if self._columns.shape == "ultrachat":
+            value = alternate(value, self._columns.text or "")
+        if self._columns.turns is not None:
+            value = join_turns(value)
         if self._columns.turns is None and self._columns.final == "regenerate":
             value, is_cut = drop_final_answers(value)
             self.final_answers += is_cut
