@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # It imports the digests' library, which not every process needs.
     from synthia_batch.core.digest import FileStamp
 
-MAX_ROW_BYTES = 64 * 1024 * 1024
-"""The usual limit of a row; a longer one indicates another format, or lost line ends."""
+MAX_ROW_BYTES = 64 * 1024 * 1024  # a longer row indicates another format, or lost line ends
 ANY_ROW_BYTES = 2**62  # for rows that were checked before
 
 
@@ -130,10 +129,10 @@ class Row:
 class KeptColumn:
     """An input column that is copied to the output.
 
-    `type` is `string`, `int64`, `double`, `bool` or `json` (any JSON value, stored as
-    text), or `arrow:` followed by the base64 of a serialized Arrow schema. Its first field has the type. If
-    that holds extension types, a second one has the type of their storage, from which values are built.
-    `feature` is the datasets library's description of the column as JSON, such as the names of its classes.
+    `type` is `string`, `int64`, `double`, `bool` or `json` (any JSON value, stored as text), or `arrow:`
+    followed by the base64 of a serialized Arrow schema. Its first field has the type. If that holds extension
+    types, a second one has the type of their storage, from which values are built. `feature` is the datasets
+    library's description of the column as JSON, such as the names of its classes.
     """
 
     name: str
@@ -202,11 +201,12 @@ class Request:
     """One request to an engine. `token_ids` is the whole rendered prompt.
 
     `messages` is the same conversation for engines that render prompts themselves, empty for others.
-    `max_tokens`, `structure` and `logprobs` replace the job's; `sampling` overrides the job's other options
-    by name. A negative ordinal marks a canary, not a sample. `turn` counts the turns of a conversation from
-    0. `adapter` names the LoRA adapter to use. `template_kwargs` are the chat template's arguments: reasoning
-    parsers read them too. `wants_logprob` requests the answer's log-probability, which engines return if
-    they compute a reliable one. `tools` are those whose calls the engine finds in the answer.
+    `max_tokens`, `structure` and `logprobs` replace the job's; `sampling` overrides its other options by
+    name. A negative ordinal marks a canary. `turn` counts the turns of a conversation from 0. `adapter` names
+    the LoRA adapter. `template_kwargs` are the chat template's arguments: reasoning parsers read them too.
+    `wants_logprob` requests the answer's log-probability, if the engine computes a reliable one. `tools` are
+    those whose calls the engine finds in the answer. In strict determinism a prefix cache cuts the prompt
+    after so many tokens as `cuts` says, ascending.
     """
 
     ordinal: int
@@ -222,6 +222,7 @@ class Request:
     messages: tuple[Message, ...] = ()
     template_kwargs: Mapping[str, Any] | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    cuts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,14 @@
-"""A conversation that is not finished yet, and the sample that it becomes."""
+"""A conversation of several turns, and the sample that it becomes."""
 
 import dataclasses
 from dataclasses import dataclass
 
 from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.core.types import Failed, Finished, Message, Sample, Turn
+from synthia_batch.scheduler.prompt_cuts import CutPrompt
 
+PROMPT_TOO_LONG = "prompt_too_long"
+"""The code with which an engine refuses a prompt that leaves no room for an answer."""
 CONTEXT_OVERFLOW = "context_overflow"
 """The next prompt had no room for an answer: finish_reason of a stopped, code of a failed conversation."""
 CONTEXT_TRUNCATED = "context_truncated"
@@ -16,25 +19,27 @@ REASONS_BY_PRIORITY = (CONTEXT_OVERFLOW, CONTEXT_TRUNCATED, CUT_OFF)
 
 @dataclass(slots=True)
 class Conversation:
-    """An unfinished conversation. `is_truncated`: the prompt of its current turn lacks old turns."""
+    """An unfinished conversation. `is_truncated`: the prompt of its current turn lacks old turns.
+
+    `prompt` is the last one that was written, if prompts are cut.
+    """
 
     sample: Sample
     turns: list[Turn]
     is_truncated: bool = False
+    prompt: CutPrompt | None = None
 
     @property
     def questions(self) -> int:
-        """The number of its questions."""
         return 1 + len(self.sample.row.follow_ups)
 
     @property
     def previous_answers(self) -> tuple[str, ...]:
-        """The answers of its finished turns."""
         return tuple(turn.response for turn in self.turns)
 
 
-def describe_failure(conversation: Conversation, failed: Failed) -> Failed:
-    """Return the failure of a sample whose current turn `failed`."""
+def fail_turn(conversation: Conversation, failed: Failed) -> Failed:
+    """Return the failed sample that `conversation` is if its next turn failed as `failed`."""
     if not conversation.turns:
         return failed
     message = f"turn {len(conversation.turns) + 1} of {conversation.questions}: {failed.message}"

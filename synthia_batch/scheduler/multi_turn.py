@@ -29,17 +29,16 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import OnOverflow
 from synthia_batch.models.prompts.formats import NO_ARGUMENTS, Arguments
 from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
-from synthia_batch.scheduler.answer_check import read_required_call, validate_answer
+from synthia_batch.scheduler.answer_check import read_required_call, separate_reasoning, validate_answer
 from synthia_batch.scheduler.conversation import (
     CONTEXT_OVERFLOW,
     CONTEXT_TRUNCATED,
+    PROMPT_TOO_LONG,
     Conversation,
-    describe_failure,
+    fail_turn,
     sum_up,
 )
-
-PROMPT_TOO_LONG = "prompt_too_long"
-"""The code with which an engine refuses a prompt that leaves no room for an answer."""
+from synthia_batch.scheduler.prompt_cuts import PromptCutter, open_cutter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +84,8 @@ class MultiTurnSession:
     `choose_adapter` returns the LoRA adapter for a row, `structure` is required of answers whose row has
     none. With `sends_messages`, requests include the conversation, for engines that render prompts.
     Without `reads_reasoning`, the engine has already separated it from the answer. With `sends_tools`, it
-    finds tool calls in answers. `template_kwargs` are the job's. A sample of one turn is not held, except for
-    what its row wants of an answer.
+    finds tool calls in answers. `template_kwargs` are the job's. With a `cutter`, requests say where their
+    prompts are cut for a prefix cache. A sample of one turn is not held, except for what its row wants.
     """
 
     def __init__(
@@ -100,8 +99,10 @@ class MultiTurnSession:
         reads_reasoning: bool = True,
         sends_tools: bool = False,
         template_kwargs: Arguments = NO_ARGUMENTS,
+        cutter: PromptCutter | None = None,
     ) -> None:
         self._renderer = renderer
+        self._cutter = cutter
         self._context = context
         self._choose_adapter = choose_adapter
         self._structure = structure
@@ -125,7 +126,11 @@ class MultiTurnSession:
             raise SampleRefused("bad_row", sample.row.fault)
         if sample.prefill:
             self._continued.add(sample.ordinal)
-        conversation = Conversation(sample, list(turns))
+        conversation = Conversation(sample, [])
+        for turn in turns:
+            if self._cutter is not None:  # A prompt is cut where those before it were.
+                self._write_prompt(conversation)
+            conversation.turns.append(turn)
         request = self._make_request(conversation)
         if sample.row.follow_ups:
             self._conversations[sample.ordinal] = conversation
@@ -158,25 +163,13 @@ class MultiTurnSession:
             return finished
         if self._renderer.thinks and not self._reads_reasoning:
             return finished
-        if finished.called is not None:
-            content = self._renderer.read(finished.called.content, kwargs).response
-            finished = dataclasses.replace(
-                finished, called=dataclasses.replace(finished.called, content=content)
-            )
-        answer = self._renderer.read(finished.response, kwargs)
-        if answer.response is finished.response and answer.reasoning is None:
-            return finished
-        # Reasoning that the engine already separated stays.
-        reasoning = finished.reasoning if answer.reasoning is None else answer.reasoning
-        return dataclasses.replace(finished, response=answer.response, reasoning=reasoning)
+        return separate_reasoning(finished, lambda text: self._renderer.read(text, kwargs))
 
     def _validate(self, finished: Finished) -> Outcome:
         structure = self._structures.pop(finished.ordinal, self._structure)
         required = self._required_calls.pop(finished.ordinal, None)
         outcome = finished if structure is None else validate_answer(structure, finished)
-        if required is None or isinstance(outcome, Failed):
-            return outcome
-        return dataclasses.replace(outcome, called=read_required_call(required, outcome.response))
+        return outcome if required is None else read_required_call(required, outcome)
 
     def _answer(self, conversation: Conversation, finished: Finished) -> Step:
         turn = Turn(
@@ -197,22 +190,40 @@ class MultiTurnSession:
                 stopped = sum_up(conversation, finished.reasoning)
                 return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
             failed = Failed(ordinal=finished.ordinal, code=refused.code, message=str(refused))
-            return Step(record=describe_failure(conversation, failed))
+            return Step(record=fail_turn(conversation, failed))
 
     def _finish_failed(self, conversation: Conversation, failed: Failed) -> Step:
         """Return the step after a failed turn. Only a server may know that a prompt is too long."""
         if not conversation.turns or failed.code != PROMPT_TOO_LONG:
-            return Step(record=describe_failure(conversation, failed))
+            return Step(record=fail_turn(conversation, failed))
         if self._context.on_overflow == "stop":
             stopped = sum_up(conversation, None)
             return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
-        overflow = dataclasses.replace(failed, code=CONTEXT_OVERFLOW)
-        return Step(record=describe_failure(conversation, overflow))
+        return Step(record=fail_turn(conversation, dataclasses.replace(failed, code=CONTEXT_OVERFLOW)))
 
     def _make_request(self, conversation: Conversation) -> Request:
         """Return the request for the next turn, or raise SampleRefused."""
         number, sample = len(conversation.turns), conversation.sample
-        longest, left_out = self._context.limit_prompt(sample.row), 0
+        token_ids = self._write_prompt(conversation)
+        if sample.row.template_kwargs:
+            self._arguments[sample.ordinal] = sample.row.template_kwargs
+        request = Request(
+            ordinal=sample.ordinal,
+            token_ids=token_ids,
+            seed=derive_turn_seed(sample.seed, number),
+            turn=number,
+            adapter=self._choose_adapter(sample.row),
+            template_kwargs={**self._template_kwargs, **sample.row.template_kwargs} or None,
+            messages=sample.join(conversation.previous_answers) if self._sends_messages else (),
+            tools=sample.row.tools if self._sends_tools else (),
+            cuts=conversation.prompt.cuts if conversation.prompt is not None else (),
+        )
+        return request if sample.row.sampling is None else self._set_sampling(request, sample.row)
+
+    def _write_prompt(self, conversation: Conversation) -> Sequence[int]:
+        """Return the prompt of the next turn, or raise SampleRefused."""
+        number = len(conversation.turns)
+        longest, left_out = self._context.limit_prompt(conversation.sample.row), 0
         token_ids = self._render(conversation, left_out)
         if number and self._context.on_overflow == "truncate-oldest" and len(token_ids) > longest:
             left_out = bisect_left(
@@ -225,43 +236,34 @@ class MultiTurnSession:
                 f"the prompt has {len(token_ids)} tokens; max_model_len is {self._context.max_model_len}",
             )
         conversation.is_truncated = left_out > 0
-        if sample.row.template_kwargs:
-            self._arguments[sample.ordinal] = sample.row.template_kwargs
-        request = Request(
-            ordinal=sample.ordinal,
-            token_ids=token_ids,
-            seed=derive_turn_seed(sample.seed, number),
-            turn=number,
-            adapter=self._choose_adapter(sample.row),
-            template_kwargs={**self._template_kwargs, **sample.row.template_kwargs} or None,
-            messages=sample.join(conversation.previous_answers) if self._sends_messages else (),
-            tools=sample.row.tools if self._sends_tools else (),
-        )
-        return request if sample.row.sampling is None else self._set_sampling(request, sample.row)
+        if self._cutter is not None:
+            is_last = number + 1 == conversation.questions
+            conversation.prompt = self._cutter.cut(
+                conversation.sample, token_ids, conversation.prompt, is_last=is_last
+            )
+        return token_ids
 
     def _set_sampling(self, request: Request, row: Row) -> Request:
         """Return `request` with its row's own sampling settings.
 
         Every request of such a job has its limit set, so that the dispatcher can compare them.
         """
-        explicit = dict(row.sampling.values) if row.sampling is not None else {}
+        own = row.sampling or RowSampling()
+        explicit = dict(own.values)
         if "stop" in explicit:
             explicit["stop"] = tuple(dict.fromkeys((*explicit["stop"], *self._renderer.stop)))
-        limit = limit_answer(row, self._context.max_tokens)
         explicit.pop("max_tokens", None)
-        structure = row.sampling.structure if row.sampling is not None else None
-        if structure is not None:
-            self._structures[request.ordinal] = structure
-        if row.sampling is not None and row.sampling.tool_choice != "auto":  # No calls in another form.
-            request = dataclasses.replace(request, tools=())
-            if row.sampling.tool_choice != "none":
-                self._required_calls[request.ordinal] = row.sampling
+        if own.structure is not None:
+            self._structures[request.ordinal] = own.structure
+        if own.tool_choice in ("required", "named"):
+            self._required_calls[request.ordinal] = own
         return dataclasses.replace(
             request,
-            max_tokens=limit,
+            max_tokens=limit_answer(row, self._context.max_tokens),
             sampling=explicit or None,
-            structure=structure,
-            logprobs=row.sampling.logprobs if row.sampling is not None else None,
+            structure=own.structure,
+            logprobs=own.logprobs,
+            tools=request.tools if own.tool_choice == "auto" else (),
         )
 
     def _render(self, conversation: Conversation, left_out: int) -> Sequence[int]:
@@ -284,8 +286,9 @@ def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:
         max_tokens=job.engine.sampling.max_tokens,
         on_overflow=job.declared.on_overflow,
     )
+    renderer = open_renderer(job.prompt)
     return MultiTurnSession(
-        open_renderer(job.prompt),
+        renderer,
         context,
         partial(choose_row_adapter, job.adapter),
         job.engine.structure,
@@ -293,4 +296,5 @@ def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:
         reads_reasoning=not job.engine.parses_reasoning,
         sends_tools=job.engine.parses_tool_calls,
         template_kwargs=job.prompt.kwargs,
+        cutter=open_cutter(job, renderer),
     )

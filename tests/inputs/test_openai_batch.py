@@ -10,7 +10,7 @@ from conftest import write_jsonl
 from inside import call
 from openai.types.chat import ChatCompletion
 
-from synthia_batch.core.types import RowSampling
+from synthia_batch.core.types import Finished, RowSampling
 from synthia_batch.scheduler.answer_check import read_required_call
 
 PLAN = ("--engine", "scripted", "--pool", "local")
@@ -194,7 +194,14 @@ def test_a_call_that_a_request_requires_comes_back_as_a_tool_call(capsys: Any) -
 
 def test_calls_of_any_tool_are_read_from_the_list_that_they_are() -> None:
     calls = [{"name": "add", "parameters": {"a": 1}}, {"name": "now", "parameters": {}}]
-    message = read_required_call(RowSampling(tool_choice="required"), json.dumps(calls))
+    finished = Finished(
+        ordinal=0, response=json.dumps(calls), reasoning=None, finish_reason="stop", prompt_tokens=1,
+        completion_tokens=1,
+    )  # fmt: skip
+    outcome = read_required_call(RowSampling(tool_choice="required"), finished)
+    assert isinstance(outcome, Finished)
+    message = outcome.called
+    assert message is not None
     functions = [each["function"] for each in (message.extra or {})["tool_calls"]]
     assert functions == [{"name": "add", "arguments": {"a": 1}}, {"name": "now", "arguments": {}}]
     assert message.content == ""
