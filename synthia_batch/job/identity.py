@@ -45,6 +45,9 @@ BESIDE_KEYS: Mapping[str, IdentityClass] = {
     "where prompts are cut for the prefix cache": strict(
         "engine.prefix_cuts", "the version of the rule; not with `engine.enable_prefix_caching` false"
     ),
+    "the blocks of the KV cache": strict(
+        "engine.block_size", "their size in tokens: prompts are cut at blocks; only if prompts are cut"
+    ),
     "vLLM's build and version": strict(
         "engine.version", "other kernels round differently; in fast it may change, and texts with it"
     ),

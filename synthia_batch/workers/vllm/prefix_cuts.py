@@ -6,17 +6,20 @@ cut; one that cannot, or was preempted, is noted in MISSES. The cuts are also pa
 blocks that were cut otherwise, or filled while an answer was generated, are never found. Requests without
 ARGUMENT are not affected.
 
-Where the engine core runs in this process, `install` is called; elsewhere vLLM calls it in each of its
-processes, as a plugin (`vllm.general_plugins` in pyproject.toml).
+Where the engine core runs in this process, `install` is called. vLLM itself calls `install_if_asked` in each
+of its processes, as a plugin (`vllm.general_plugins` in pyproject.toml).
 
 Patched, in vLLM 0.32.0: v1/core/kv_cache_utils.py `generate_block_hash_extra_keys`, the part of a block's
 hash beside its tokens; v1/core/kv_cache_manager.py `KVCacheManager.get_computed_blocks`, the look-up.
 """
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+ASKED = "SYNTHIA_BATCH_CUTS_PREFIXES"
+"""The variable that is 1 in the processes of an engine whose requests have ARGUMENT."""
 ARGUMENT = "synthia_batch_prefix"
 MISSES: dict[str, int] = {}
 """By name, requests that found fewer tokens in the cache than they were to take, and how many they found.
@@ -33,6 +36,12 @@ def name_cuts(name: str, cuts: Sequence[int]) -> dict[str, Any]:
 def name_segment(name: str, cuts: Sequence[int]) -> dict[str, Any]:
     """Return the `extra_args` of the request `name` that computes the blocks between the last two `cuts`."""
     return {ARGUMENT: {"name": name, "cuts": list(cuts), "taken": cuts[-2] if len(cuts) > 1 else 0}}
+
+
+def install_if_asked() -> None:
+    """Patch vLLM in this process if its environment, which it shares with the worker's, asks for it."""
+    if os.environ.get(ASKED) == "1":
+        install()
 
 
 def install() -> None:
