@@ -272,8 +272,7 @@ class Finished:
 class Failed:
     """A failed sample. `code` is stable; `message` is for people.
 
-    Neither may depend on time, host or worker: failed/ is part of the reproducible output. `earlier`
-    are the answers of a conversation before the failed one.
+    Neither may depend on time, host or worker: failed/ is reproducible. `earlier` are the answers before it.
     """
 
     ordinal: int
