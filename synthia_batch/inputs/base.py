@@ -55,7 +55,7 @@ class Selection:
     first_rows: int | None = None
 
 
-_UNUSED = (None, False, (), {}, "regenerate", "refuse", MAX_ROW_BYTES)
+_UNUSED: tuple[Any, ...] = (None, False, (), {}, "regenerate", "refuse", MAX_ROW_BYTES)
 """Values of later fields of `Columns` that change no row."""
 
 

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json, open_digest_cache
@@ -17,7 +16,7 @@ from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, is_copy
 from synthia_batch.inputs.fetch.datasets_dir import is_dataset, normalize_dataset, refuse_splits
 from synthia_batch.inputs.fetch.file_types import FORMATS, LocatedFile, RowFiles, choose_row_files, split_name
-from synthia_batch.inputs.fetch.normalize import normalize_file
+from synthia_batch.inputs.fetch.normalize import NormalizedFile, normalize_file
 from synthia_batch.inputs.fetch.sniff import find_json_kind, read_start
 from synthia_batch.inputs.fetch.stamps import read_stamps, refuse_changed
 from synthia_batch.inputs.fetch.stdin import STDIN, STDIN_NAME, keep_stdin, refuse_lost
@@ -73,14 +72,7 @@ def resolve_inputs(
     names = name_files([str(file.shown) for file in located])
     files = []
     for file, name in zip(located, names, strict=True):
-        normalize = (
-            normalize_dataset
-            if is_dataset(file.path)
-            else partial(normalize_file, copies_long_lines=fails_long_rows)
-        )
-        if file.texts:
-            normalize = normalize_texts
-        rows = normalize(file, cache, makes=makes, max_row_bytes=max_row_bytes)
+        rows = _normalize(file, cache, makes=makes, limit=max_row_bytes, fails_long_rows=fails_long_rows)
         # A rewritten row was checked as it was, and may be longer as JSON.
         is_checked = rows.digest is not None and rows.kind.name != "parquet"
         files.append(
@@ -227,6 +219,16 @@ def _find_by_pattern(pattern: str) -> list[LocatedFile]:
     if not paths:
         raise UsageError(f"{pattern}: no file matches; check the path and the pattern")
     return [LocatedFile(path=Path(path), shown=Path(path)) for path in paths]
+
+
+def _normalize(
+    file: LocatedFile, cache: DigestCache, *, makes: bool, limit: int, fails_long_rows: bool
+) -> NormalizedFile:
+    if file.texts:
+        return normalize_texts(file, cache, makes=makes, max_row_bytes=limit)
+    if is_dataset(file.path):
+        return normalize_dataset(file, cache, makes=makes, max_row_bytes=limit)
+    return normalize_file(file, cache, makes=makes, max_row_bytes=limit, copies_long_lines=fails_long_rows)
 
 
 def _refuse_twice(located: Sequence[LocatedFile]) -> None:

@@ -85,10 +85,11 @@ def open_call_reader(settings: Mapping[str, Any], arguments: Mapping[str, Any]) 
 
 
 def _describe(request: Request, *, skips: bool = True) -> ChatCompletionRequest:
+    tools: list[Any] = [dict(tool) for tool in request.tools]  # Pydantic makes models of them.
     return ChatCompletionRequest(
         messages=[{"role": "user", "content": "?"}],
         seed=None,
-        tools=[dict(tool) for tool in request.tools] or None,
+        tools=tools or None,
         tool_choice="auto",
         skip_special_tokens=skips,
         chat_template_kwargs=dict(request.template_kwargs) if request.template_kwargs else None,
