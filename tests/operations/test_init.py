@@ -63,7 +63,7 @@ def test_conversations_of_other_shapes_are_drafted(
     made = synthia("init", "t.jsonl", "-o", "a.yaml")
     assert made.returncode == 0, made.stderr
     assert said in (tmp_path / "a.yaml").read_text()
-    done = synthia("run", "a.yaml", *SCRIPTED, "-m", "scripted")
+    done = synthia("run", "a.yaml", *SCRIPTED)
     assert done.returncode == 0, done.stderr
 
 
