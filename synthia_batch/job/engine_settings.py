@@ -30,6 +30,10 @@ class VllmSettings(BaseModel):
         str,
         Flag("Answers", "vLLM's parser of the model's reasoning: deepseek_r1, ...", metavar="NAME"),
     ]
+    tool_call_parser: Annotated[
+        str,
+        Flag("Answers", "vLLM's parser of the model's tool calls: hermes, ...", metavar="NAME"),
+    ]
 
 
 class EndpointSettings(BaseModel):

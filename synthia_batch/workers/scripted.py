@@ -142,6 +142,7 @@ class ScriptedEngine:
             words = [_WORDS[byte] for byte in digest[: min(length, room)]]
         else:
             length, words = len(structured.split(" ")), structured.split(" ")[:room]
+        logprobs = self._logprobs if request.logprobs is None else request.logprobs
         return Finished(
             ordinal=request.ordinal,
             response=" ".join(words),
@@ -150,7 +151,7 @@ class ScriptedEngine:
             prompt_tokens=len(request.token_ids),
             completion_tokens=len(words),
             turn=request.turn,
-            logprobs=None if self._logprobs is None else write_logprobs(words, self._logprobs, digest),
+            logprobs=None if logprobs is None else write_logprobs(words, logprobs, digest),
         )
 
     def _visible_batch(self) -> int:

@@ -87,7 +87,7 @@ def _check_vllm(merged: Merged, found: FoundModel) -> None:
         )
     device = choose_device(job)
     # A plugin adds names of parsers, so a name cannot be checked without it.
-    plugin = {name: value for name, value in settings.items() if name == "reasoning_parser_plugin"}
+    plugin = {name: value for name, value in settings.items() if name.endswith("_parser_plugin")}
     for name, value in settings.items():
         with merged.locate_errors(f"engine.{name}"):
             check_settings({**plugin, name: value}, device, job.determinism)
