@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from synthia_batch.cli.commands.demo import demo
 from synthia_batch.cli.commands.doctor import doctor
 from synthia_batch.cli.commands.export import export
 from synthia_batch.cli.commands.failed import failed
@@ -102,7 +103,7 @@ def _list_functions() -> dict[str, Callable[..., None]]:
     """Return every command's function by name, with what it does on Ctrl-C or if its reader is gone."""
     printing = [tolerates_closed_output(command) for command in (status, failed, export)]
     others: list[Callable[..., None]] = [validate, report, verify, push, tune, presets, doctor, init, schema]
-    commands = [reports_interrupts(command, _RESUME) for command in (run, preview, plan, retry)]
+    commands = [reports_interrupts(command, _RESUME) for command in (run, demo, preview, plan, retry)]
     commands += [reports_interrupts(command, _RESTART) for command in (*printing, *others)]
     return {command.__name__: command for command in commands}
 
