@@ -4,7 +4,7 @@ import re
 
 from conftest import ROOT
 
-PIN = re.compile(r"^[A-Za-z0-9._-]+==[^ \\;]+", re.MULTILINE)
+PIN = re.compile(r"^[A-Za-z0-9._-]+==[^\s\\;]+", re.MULTILINE)
 
 
 def test_every_pin_has_hashes() -> None:

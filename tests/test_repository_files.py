@@ -130,5 +130,5 @@ def test_the_image_leaves_out_what_is_not_in_the_repository() -> None:
 def test_a_script_is_bash_that_stops_at_errors(script: Path) -> None:
     text = script.read_text()
     assert text.startswith("#!/usr/bin/env bash\n")
-    assert "set -euo pipefail" in text
+    assert re.search(r"^set -e?uo pipefail$", text, re.MULTILINE)
     assert script.stat().st_mode & 0o111

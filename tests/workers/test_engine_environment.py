@@ -169,8 +169,8 @@ def test_a_token_of_the_hub_is_no_argument_that_vllm_would_log() -> None:
 def test_a_torchvision_for_gpus_counts_as_missing_beside_a_torch_for_cpus(
     monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], hidden: list[str]
 ) -> None:
-    modules: dict[str, object] = {"torchaudio": vision, "torchcodec": vision}
+    modules: dict[str, object] = {}
     monkeypatch.setattr(vision, "sys", SimpleNamespace(modules=modules))
-    monkeypatch.setattr(vision.metadata, "version", versions.__getitem__)
+    monkeypatch.setattr(vision.metadata, "version", lambda name: versions.get(name, "0.1+cpu"))
     vision.hide_other_builds()
     assert [name for name, module in modules.items() if module is None] == hidden
