@@ -7,7 +7,7 @@ from pydantic import Field
 
 from synthia_batch.core.types import MAX_ROW_BYTES
 from synthia_batch.job.fields import HomePath, InputPath, Section
-from synthia_batch.job.markers import Flag, always, never
+from synthia_batch.job.markers import Flag, Outward, always, never
 from synthia_batch.job.units import Count
 
 InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca", "ultrachat"]
@@ -20,6 +20,7 @@ class Input(Section):
 
     path: Annotated[
         InputPath,
+        Outward(),
         always("input.digest", "the decompressed content of its files, in order; their paths do not count"),
     ]
     """A file, directory, pattern (`*.jsonl.gz`), address (`s3://`, `gs://`, `https://`, `hf://`) or `-` for

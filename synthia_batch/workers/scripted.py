@@ -15,6 +15,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from synthia_batch.core.files import open_to_append
 from synthia_batch.core.types import Failed, Finished, Logprobs, Outcome, Request, Structure
 from synthia_batch.errors import EngineOutOfMemory, UsageError
 from synthia_batch.job.engine_settings import ScriptedOptions
@@ -193,7 +194,7 @@ def _encode_sampling(request: Request) -> bytes:
 def _open_call_log(path: Path | None) -> int | None:
     if path is None:
         return None
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    return open_to_append(path)
 
 
 def write_structured(structure: Structure, digest: bytes) -> str | None:

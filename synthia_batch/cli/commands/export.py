@@ -8,6 +8,7 @@ import typer
 
 from synthia_batch.cli.flags import split_names, split_pair
 from synthia_batch.cli.run_location import RunLocation, open_location
+from synthia_batch.core.terminal import show
 from synthia_batch.results.export.formats import FORMATS
 
 
@@ -50,6 +51,6 @@ def export(
             records, (*chosen.columns, *names.values()), output, as_csv=chosen.name == "csv", replaces=force
         )
     where = f" to {output}" if output else ""
-    print(f"{count} records{where}", file=sys.stderr)
+    show(f"{count} records{where}", file=sys.stderr)
     if output is not None:
-        print(describe_use(chosen.name, output), file=sys.stderr)
+        show(describe_use(chosen.name, output), file=sys.stderr)

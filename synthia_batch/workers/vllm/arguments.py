@@ -67,6 +67,8 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
         "chat_template": NO_TEMPLATE,
     }
     settings = dict(spec.settings) | {STRUCTURES: structures_config(spec.settings)}
+    if isinstance(settings.get("hf_token"), str):
+        del settings["hf_token"]  # See `prepare_environment`.
     if model.gguf is not None:
         # As vllm-gguf-plugin expects: the file as the model, its config and tokenizer beside it.
         arguments |= {
