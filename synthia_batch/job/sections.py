@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from synthia_batch.job.fields import HomePath, Number, Section, Whole, anchor_path
-from synthia_batch.job.markers import Anchored, Flag, always, never, strict
+from synthia_batch.job.markers import Anchored, Flag, Outward, always, never, strict
 from synthia_batch.job.units import Duration, TokenLength
 
 EngineKind = Literal["vllm", "openai", "scripted"]
@@ -46,7 +46,7 @@ class Model(Section):
     ] = None
     """A branch, tag or commit on the Hub."""
     trust_remote_code: Annotated[
-        bool, always("model.trust_remote_code", "other code may compute the model")
+        bool, Outward(), always("model.trust_remote_code", "other code may compute the model")
     ] = False
     """Let code from the model's repository run on this machine."""
     dtype: Annotated[str, always("model.dtype", "rounding")] = "auto"
@@ -143,6 +143,7 @@ class Pool(Section):
     """Engines that share each GPU, for models far smaller than its memory."""
     ray_address: Annotated[
         str | None,
+        Outward(),
         Flag("Engines", "A running Ray cluster. [a Ray of its own]"),
         never("where the engines are; their hardware counts"),
     ] = None
