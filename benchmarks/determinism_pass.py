@@ -141,11 +141,11 @@ def load(setup: Setup) -> Any:
     # Not before the environment stands.
     from vllm import SamplingParams
 
+    from synthia_batch.workers.vllm import batch_invariance, prefix_cache
     from synthia_batch.workers.vllm import engine as vllm_engine
-    from synthia_batch.workers.vllm import prefix_cache
 
     if not setup.pads:
-        vars(vllm_engine)["make_gemms_batch_invariant"] = lambda: None
+        batch_invariance.make_gemms_batch_invariant = lambda: None
     if setup.prefill_tokens is not None:
         vllm_admission.CPU_PREFILL_TOKENS, vllm_admission.CPU_FIRST_STEPS = setup.prefill_tokens, 0
 

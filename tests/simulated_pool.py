@@ -11,7 +11,7 @@ from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.driver import Driver
 from synthia_batch.scheduler.multi_turn import Step, record_as_it_is
-from synthia_batch.workers.engine import EngineFacts
+from synthia_batch.workers.engine import NO_REDUCTION, EngineFacts, Reduction
 from synthia_batch.workers.pools.base import (
     PoolEvent,
     SamplesEnded,
@@ -76,7 +76,7 @@ class SimulatedPool:
         for worker in range(self.size):
             self.restart(worker)
 
-    def restart(self, worker: int, halvings: int = 0) -> None:
+    def restart(self, worker: int, reduction: Reduction = NO_REDUCTION) -> None:
         epoch, start = next(self._epochs), self._starts[worker]
         self._starts[worker] += 1
         self._events.append(WorkerLoading(worker=worker, epoch=epoch))

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -48,7 +49,7 @@ def name_gpus() -> tuple[str, ...]:
 
 def name_driver() -> str:
     """Return the version of this machine's NVIDIA driver; empty if nvidia-smi fails."""
-    return next(iter(_query_nvidia("driver_version")), "")
+    return next(iter(_query_nvidia("driver_version", only_visible=False)), "")
 
 
 def list_capabilities() -> tuple[tuple[int, int], ...]:
@@ -77,9 +78,43 @@ def total_memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _query_nvidia(field: str) -> tuple[str, ...]:
-    """Return one value per GPU, without its unit; empty if nvidia-smi fails."""
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+def select_visible(visible: str, gpus: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    """Return the positions in `gpus`, (index, UUID) each, that CUDA_VISIBLE_DEVICES=`visible` leaves.
+
+    As CUDA reads it: a UUID may be shortened, and an unknown entry ends the list. A part of a GPU (MIG)
+    does not name its GPU, so all are left. Indices are nvidia-smi's; CUDA counts alike unless the cards
+    differ.
+    """
+    found: list[int] = []
+    for entry in filter(None, (entry.strip() for entry in visible.split(","))):
+        if entry.startswith("MIG-"):
+            return tuple(range(len(gpus)))
+        positions = [n for n, (index, uuid) in enumerate(gpus) if entry == index or _names(entry, uuid)]
+        if not positions:
+            break
+        found += positions[:1]
+    return tuple(found)
+
+
+def _names(entry: str, uuid: str) -> bool:
+    return entry.startswith("GPU-") and uuid.startswith(entry)
+
+
+def _query_nvidia(field: str, *, only_visible: bool = True) -> tuple[str, ...]:
+    """Return one value per GPU, without its unit; empty if nvidia-smi fails.
+
+    `only_visible`: of those that CUDA_VISIBLE_DEVICES leaves, in its order.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if only_visible else None
+    if visible is not None:
+        rows = [tuple(line.split(", ", 2)) for line in _run_nvidia(f"index,uuid,{field}")]
+        gpus = [(row[0], row[1]) for row in rows if len(row) == 3]
+        return tuple(rows[n][2] for n in select_visible(visible, gpus)) if len(gpus) == len(rows) else ()
+    return _run_nvidia(field)
+
+
+def _run_nvidia(fields: str) -> tuple[str, ...]:
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

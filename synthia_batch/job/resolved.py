@@ -52,7 +52,8 @@ class LoraAdapter:
 class EngineSpec:
     """Everything that a worker needs to start its engine. `settings` are the engine's own, by name.
 
-    `structure` applies to every answer whose request has none of its own.
+    `structure` applies to every answer whose request has none of its own. `uses_mla`: the model has
+    multi-head latent attention. `weights_bytes` is None if unknown or not needed.
     """
 
     kind: EngineKind
@@ -68,6 +69,8 @@ class EngineSpec:
     settings: Mapping[str, Any]
     adapters: tuple[LoraAdapter, ...] = ()
     structure: Structure | None = None
+    uses_mla: bool = False
+    weights_bytes: int | None = None
 
     @property
     def is_elsewhere(self) -> bool:
@@ -113,6 +116,7 @@ class PoolSpec:
     ray_address: str | None
     watchdog_seconds: float
     load_timeout_seconds: float
+    engines_per_gpu: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from synthia_batch.job.fields import HomePath, Number, Section, Whole, anchor_path
 from synthia_batch.job.markers import Anchored, Flag, Outward, always, never, strict
@@ -137,6 +137,10 @@ class Pool(Section):
         strict("engine.pipeline_parallel_size", "which kernels compute a layer"),
     ] = 1
     """GPUs, or machines, that each compute some of an engine's layers in turn."""
+    engines_per_gpu: Annotated[
+        Whole, Field(ge=1, le=16), never("a sample does not depend on which engine generates it")
+    ] = 1
+    """Engines that share each GPU, for models far smaller than its memory."""
     ray_address: Annotated[
         str | None,
         Outward(),
@@ -149,6 +153,14 @@ class Pool(Section):
     load_timeout_seconds: Annotated[Number, Field(gt=0), never("a time limit")] = 3600.0
     """A worker that has room but has not loaded its engine after this long is considered hung, too. An hour
     is 140 GB, a 70B model, at 40 MB/s: a slow network disk, or a download on a node that lacks it."""
+
+    @model_validator(mode="after")
+    def _check_sharing(self) -> Self:
+        if self.engines_per_gpu > 1 and self.tensor_parallel_size * self.pipeline_parallel_size > 1:
+            raise ValueError(
+                "pool.engines_per_gpu: an engine on several GPUs shares none; leave one of them at 1"
+            )
+        return self
 
 
 class Store(Section):

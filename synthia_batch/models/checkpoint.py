@@ -33,6 +33,7 @@ class ModelFacts:
 
     `max_model_len` and `vocabulary` are in tokens, None if config.json lacks them. `special_tokens` are
     those that a chat template may name. `generation` holds the model's recommended sampling values.
+    `uses_mla`: it has multi-head latent attention, as vLLM decides it (config/model.py).
     """
 
     max_model_len: int | None
@@ -42,6 +43,7 @@ class ModelFacts:
     quantization: Quantization | None
     tokenizer_path: Path
     vocabulary: int | None = None
+    uses_mla: bool = False
 
 
 def read_model_facts(path: Path) -> ModelFacts:
@@ -58,6 +60,7 @@ def read_model_facts(path: Path) -> ModelFacts:
         quantization=_find_quantization(path, quantized),
         tokenizer_path=find_tokenizer_file(path),
         vocabulary=text_config.get("vocab_size"),
+        uses_mla=text_config.get("kv_lora_rank") is not None,
     )
 
 

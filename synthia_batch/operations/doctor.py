@@ -29,11 +29,13 @@ from synthia_batch.job.presets import Preset
 from synthia_batch.job.schema import Job
 from synthia_batch.models.weights import ModelWeight, weigh_model
 from synthia_batch.operations.disk_usage import find_existing
+from synthia_batch.operations.gpu_machine import examine_gpu_machine, name_other_gpus, read_torch_build
 from synthia_batch.operations.memory_fit import EngineNeed, MachineMemory, check_memory
 from synthia_batch.runner.resolve import find_directory, select_rows
 from synthia_batch.runner.resolve.kept_columns import check_kept_columns
 from synthia_batch.runner.resolve.model_selection import add_preset, choose_device, preview_by_card
 from synthia_batch.workers.pools.ray_address import check_form, probe_head
+from synthia_batch.workers.vllm.compat import describe_range, find_support
 
 CheckState = Literal["ok", "unknown", "bad"]
 LOW_DISK_BYTES = 2 * 10**9
@@ -96,8 +98,12 @@ def _list_machine_checks(device: str, output: Path, job: Job | None) -> Iterator
         hint = "pip install 'synthia-batch[cuda]' on a GPU machine, 'synthia-batch[cpu]' elsewhere"
         yield Check(name="engine", state="bad", text=f"vLLM is not installed; {hint}")
     else:
-        yield Check(name="engine", state="ok", text=f"{installed[0]} {installed[1]}, runs on {device}")
+        yield _check_release(installed, device)
     yield _check_gpus(device)
+    if device == "cuda" and installed is not None and (job is None or job.engine.kind == "vllm"):
+        parts = job.pool.tensor_parallel_size * job.pool.pipeline_parallel_size if job else 1
+        for found in examine_gpu_machine(parts):
+            yield Check(name=found.name, state=found.state, text=found.text)
     yield Check(name="cpu", state="ok", text=f"{len(list_cores())} cores, {name_cpu()}")
     yield Check(name="memory", state="ok", text=f"{total_memory_bytes() / 1e9:.1f} GB of RAM")
     yield _try("ray", lambda: _check_ray(job))
@@ -106,11 +112,25 @@ def _list_machine_checks(device: str, output: Path, job: Job | None) -> Iterator
     yield _check_disk("output", output)
 
 
+def _check_release(installed: tuple[str, str], device: str) -> Check:
+    text = f"{' '.join(installed)}, runs on {device}"
+    support = find_support(installed[1])
+    if support == "supported":
+        return Check(name="engine", state="ok", text=text)
+    text = f"{text}; it is {support} than the supported releases, {describe_range()}"
+    return Check(name="engine", state="unknown", text=text)
+
+
 def _check_gpus(device: str) -> Check:
     names, sizes = name_gpus(), list_gpu_memory()
     text = ", ".join(f"{name} {size / 1e9:.0f} GB" for name, size in zip(names, sizes, strict=False))
     if text:
         return Check(name="gpus", state="ok", text=text)
+    maker = read_torch_build().maker if device == "cuda" else None
+    if maker is not None:
+        others = ", ".join(name_other_gpus()) or "none listed by Linux"
+        text = f"{others}; vLLM's build for {maker} has not been tried with this package: --determinism fast"
+        return Check(name="gpus", state="unknown", text=text)
     if device == "cuda":
         text = "none found, but the engine needs them; check the driver with nvidia-smi"
         return Check(name="gpus", state="bad", text=text)
@@ -200,7 +220,7 @@ def _check_fit(job: Job, weight: ModelWeight) -> Check:
     memory = MachineMemory(
         device=choose_device(job),
         memory_bytes=total_memory_bytes(),
-        gpu_bytes=list_gpu_memory(),
+        gpu_bytes=[size // job.pool.engines_per_gpu for size in list_gpu_memory()],
         engines=job.pool.workers or (1 if job.pool.kind == "local" else len(list_cores())),
     )
     result = check_memory(need, memory)

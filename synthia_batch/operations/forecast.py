@@ -21,6 +21,7 @@ from synthia_batch.models.prompts.tokenizer import Renderer, find_template_day, 
 from synthia_batch.operations.disk_usage import DiskUsage, RunSize, estimate_disk_usage
 from synthia_batch.operations.secret_use import SecretUse, list_secret_uses
 from synthia_batch.runner.directory.plan import scan_input
+from synthia_batch.runner.resolve.engine_spec import describe_job_cost
 
 SHOWN_ROWS = 5
 
@@ -65,7 +66,8 @@ class Forecast:
     an earlier row. `later_turns` counts the turns of all samples after the first, whose prompts are
     unknown. `prompt_unit` is the unit of `prompt_tokens`: bytes if only a server knows the tokens.
     `template_date` is the day that the chat template gets, None if it asks for none.
-    `longest_output_tokens` is the total if every answer has its maximum length. `settings` has, by dotted
+    `longest_output_tokens` is the total if every answer has its maximum length. `strict_cost` is what
+    strict determinism costs on a GPU, None if the job does not use it there. `settings` has, by dotted
     key, a `value` and its `origin`, and if the job runs with another value, `resolved` and `resolved_by`.
     `secrets` says which host gets which variable of the environment.
     """
@@ -85,6 +87,7 @@ class Forecast:
     rows_repeated: FoundRows
     disk: DiskUsage
     template_date: str | None
+    strict_cost: str | None
     settings: Mapping[str, Mapping[str, Any]]
     secrets: tuple[SecretUse, ...] = ()
 
@@ -132,6 +135,7 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         rows_repeated=_find_repeated(source, scan, prompts),
         disk=estimate_disk_usage(size, job.output),
         template_date=find_template_day(job.prompt),
+        strict_cost=describe_job_cost(job.engine),
         settings=list_settings(job),
         secrets=list_secret_uses(job, os.environ),
     )

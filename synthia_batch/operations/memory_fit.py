@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from synthia_batch.job.resolved import Device
-from synthia_batch.workers.vllm.arguments import CPU_KV_CACHE_BYTES, GPU_MEMORY_SHARE
+from synthia_batch.workers.vllm.arguments import CPU_KV_CACHE_BYTES, GPU_MEMORY_SHARE, GPU_OVERHEAD_BYTES
 
 PROCESS_BYTES = 10**9
 """Rough size of a CPU engine besides weights and KV cache: Python, torch, vLLM and its activations."""
@@ -78,15 +78,17 @@ def _check_gpu(need: EngineNeed, memory: MachineMemory) -> MemoryFit:
         reason = f"an engine needs {need.parts} GPUs, but this machine has {len(memory.gpu_bytes)}"
         return MemoryFit(fits=False, reason=f"{reason}; use fewer, or a cluster with --ray-address")
     weights, sample = need.weights_bytes or 0, need.sample_bytes or 0
-    share = (weights + sample) / need.parts
+    share = (weights + sample) / need.parts + GPU_OVERHEAD_BYTES
     usable = min(memory.gpu_bytes) * GPU_MEMORY_SHARE
     sizes = (
-        f"({_gb(weights)} weights + {_describe_cache(need)}) / {need.parts} = "
+        f"({_gb(weights)} weights + {_describe_cache(need)}) / {need.parts} + "
+        f"{_gb(GPU_OVERHEAD_BYTES)} context, graphs and activations = "
         f"{_gb(share)} of {_gb(usable)} available to an engine on each GPU"
     )
     if share <= usable:
         return MemoryFit(fits=True, reason=sizes)
-    enough = next((parts for parts in (2, 4, 8, 16) if (weights + sample) / parts <= usable), None)
+    room = usable - GPU_OVERHEAD_BYTES
+    enough = next((parts for parts in (2, 4, 8, 16) if (weights + sample) / parts <= room), None)
     hint = f"use --tensor-parallel-size {enough}" if enough else "use a quantized or smaller model"
     return MemoryFit(fits=False, reason=f"{sizes}: does not fit; {hint}")
 

@@ -25,6 +25,7 @@ from synthia_batch.runner.generate import generate, start_pool
 from synthia_batch.runner.monitoring.lifecycle import follow_run, open_drain
 from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resolve import resolve_job
+from synthia_batch.runner.resolve.engine_spec import describe_job_cost
 from synthia_batch.runner.subset import SampleSubset
 from synthia_batch.scheduler.events import AttemptEnded, CommandTyped
 from synthia_batch.storage.atomic import make_directory, sync_directory
@@ -60,6 +61,8 @@ def run_job(job: Job, *, progress: bool = False, display: Display | None = None)
 def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
     """Generate every sample of `job` that its run directory does not have yet."""
     started = time.monotonic()
+    if (cost := describe_job_cost(job.engine)) is not None:
+        _log.info(cost)
     run_dir = RunDir(job.output)
     refuse_other_identity(job, run_dir)
     manifest = read_manifest(run_dir.manifest)

@@ -5,6 +5,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from synthia_batch.workers.engine import Reduction
+
 STRIKES = 5
 """Deaths in a row, with no sample generated between, after which a worker is given up. A death that
 narrows down which sample crashes engines does not count."""
@@ -17,7 +19,9 @@ STUCK_LOADS = 2
 SHARE_UNHEARD = 4
 """Between two looks at the workers, at most a quarter of the watchdog's time counts as silence."""
 MOST_HALVINGS = 6
-"""How often an engine's memory is halved before running out of it counts like any other death."""
+"""How often an engine's batch is halved before running out of memory counts like any other death."""
+MOST_LOAD_FAILURES = 2
+"""How often an engine that ran out of memory while loading is loaded with less; then the worker is lost."""
 
 
 class WorkerStatus(NamedTuple):
@@ -31,7 +35,8 @@ class WorkerStatus(NamedTuple):
 class _WorkerState:
     """The state of one worker. `epoch` is None while it is not ready; `last_epoch` is that of its
     latest death. `load_failures` counts deaths in a row before it was ready. `loading` is the epoch
-    that has been loading since `loading_since`, None while it waits for room or is ready.
+    that has been loading since `loading_since`, None while it waits for room or is ready. `batch_halvings`,
+    `memory_failures` and `max_num_seqs` are those of its `Reduction`.
     """
 
     epoch: int | None = None
@@ -41,7 +46,9 @@ class _WorkerState:
     loading: int | None = None
     loading_since: float = 0.0
     stuck_loads: int = 0
-    halvings: int = 0
+    batch_halvings: int = 0
+    memory_failures: int = 0
+    max_num_seqs: int | None = None
     restarts: int = 0
     restart_at: float | None = None
     is_given_up: bool = False
@@ -101,10 +108,12 @@ class RestartPolicy:
         state = self._states[worker]
         state.loading, state.loading_since = epoch, now
 
-    def mark_ready(self, worker: int, epoch: int, now: float) -> None:
-        """Note that `worker` can be given requests."""
+    def mark_ready(self, worker: int, epoch: int, now: float, max_num_seqs: int = 0) -> None:
+        """Note that `worker` can be given requests. `max_num_seqs` is its batch, 0 if unknown."""
         self.has_loaded_any = True
         state = self._states[worker]
+        if not state.batch_halvings:
+            state.max_num_seqs = max_num_seqs or None
         state.epoch, state.steps, state.stepped_at = epoch, -1, now
         state.loading = None
         state.load_failures = state.stuck_loads = 0
@@ -157,14 +166,19 @@ class RestartPolicy:
             if state.loading is not None and now - state.loading_since >= self.load_timeout_seconds
         ]
 
-    def mark_dead(self, worker: int, epoch: int, *, is_strike: bool, now: float) -> float | None:
-        """Note a death; return the seconds until `worker` is restarted, None if it never is."""
+    def mark_dead(
+        self, worker: int, epoch: int, *, is_strike: bool, now: float, is_last: bool = False
+    ) -> float | None:
+        """Note a death; return the seconds until `worker` is restarted, None if it never is.
+
+        `is_last`: another start would fail as well.
+        """
         state = self._states[worker]
         state.stuck_loads += (worker, epoch) in self.find_stuck_loads(now)
         state.load_failures += state.epoch is None
         state.epoch, state.loading, state.last_epoch = None, None, epoch
         state.strikes += is_strike
-        state.is_given_up = state.strikes > STRIKES or state.stuck_loads >= STUCK_LOADS
+        state.is_given_up = is_last or state.strikes > STRIKES or state.stuck_loads >= STUCK_LOADS
         if state.is_given_up:
             return None
         state.restarts += 1
@@ -181,17 +195,35 @@ class RestartPolicy:
         state = self._states[worker]
         return state.epoch is None and state.load_failures >= 1
 
-    def halve(self, worker: int) -> bool:
-        """Restart `worker` with half the memory from now on; False if that was done often enough."""
+    def is_ready(self, worker: int) -> bool:
+        """Whether `worker` has loaded its engine and is not known to be dead."""
+        return self._states[worker].epoch is not None
+
+    def reduce(self, worker: int) -> bool:
+        """Restart `worker` with less memory from now on; False if that was done often enough.
+
+        Call it before `mark_dead`: an engine that dies while loading gets less memory, others a smaller
+        batch.
+        """
         state = self._states[worker]
-        if state.halvings == MOST_HALVINGS:
+        if state.epoch is None:
+            if state.memory_failures == MOST_LOAD_FAILURES:
+                return False
+            state.memory_failures += 1
+            return True
+        if state.batch_halvings == MOST_HALVINGS:
             return False
-        state.halvings += 1
+        state.batch_halvings += 1
         return True
 
-    def count_halvings(self, worker: int) -> int:
-        """Return how many times the memory of `worker` was halved."""
-        return self._states[worker].halvings
+    def get_reduction(self, worker: int) -> Reduction:
+        """Return how much less memory than by default `worker` is started with."""
+        state = self._states[worker]
+        return Reduction(
+            batch_halvings=state.batch_halvings,
+            load_failures=state.memory_failures,
+            max_num_seqs=state.max_num_seqs,
+        )
 
     def take_due(self, now: float) -> list[int]:
         """Return the workers whose pause is over, once."""

@@ -78,12 +78,12 @@ class WorkerSupervisor:
             limit = policy.load_timeout_seconds
             self._kill(worker, epoch, f"its engine did not load in {limit:g} s (pool.load_timeout_seconds)")
         for worker in policy.take_due(self.clock()):
-            self.pool.restart(worker, policy.count_halvings(worker))
+            self.pool.restart(worker, policy.get_reduction(worker))
 
     def _mark_ready(self, event: WorkerReady) -> None:
         self.check_canary(event)
-        self.policy.mark_ready(event.worker, event.epoch, self.clock())
         facts = event.facts
+        self.policy.mark_ready(event.worker, event.epoch, self.clock(), facts.max_num_seqs)
         self.dispatcher.add_worker(event.worker, facts.capacity)
         self.publish(
             EngineReady(
@@ -103,11 +103,16 @@ class WorkerSupervisor:
         is_short = event.cause is Cause.OUT_OF_MEMORY
         dies_at_start = event.cause is Cause.DIED and self.policy.fails_to_load(event.worker)
         tries_less = is_short or (dies_at_start and event.refused is None)
-        has_less = tries_less and self.policy.halve(event.worker)
+        is_loading = not self.policy.is_ready(event.worker)
+        has_less = tries_less and self.policy.reduce(event.worker)
         is_innocent = (is_short and has_less) or event.cause is Cause.NODE_LOST
         removal = self.dispatcher.remove_worker(event.worker, suspects_samples=not is_innocent)
         pause = self.policy.mark_dead(
-            event.worker, event.epoch, is_strike=not (is_innocent or removal.narrowed), now=self.clock()
+            event.worker,
+            event.epoch,
+            is_strike=not (is_innocent or removal.narrowed),
+            now=self.clock(),
+            is_last=is_short and is_loading and not has_less,
         )
         self._report_loss(event, removal.unfinished, pause, has_less)
         if event.refused is not None and self._ends_run(event.worker, event.refused):
@@ -121,9 +126,9 @@ class WorkerSupervisor:
         """Whether the error with which `worker` refused to start would stop every worker.
 
         Settings with which another engine has loaded are not wrong. Nor are they wrong if this
-        worker's own memory was halved so often that the model does not fit.
+        worker's own memory was reduced so often that the model does not fit.
         """
-        is_workers_own = self.policy.has_loaded_any or self.policy.count_halvings(worker) > 0
+        is_workers_own = self.policy.has_loaded_any or self.policy.get_reduction(worker).total > 0
         return isinstance(refusal, DeterminismBroken) or not is_workers_own
 
     def _report_loss(self, event: WorkerLost, unfinished: int, pause: float | None, has_less: bool) -> None:
@@ -151,7 +156,7 @@ def describe_loss(event: WorkerLost, unfinished: int, pause: float | None, has_l
     """
     following = "is given up" if pause is None else f"starts again in {pause:.1f} s"
     if has_less and pause is not None:
-        following += " with less memory: half the batch, or a smaller KV cache"
+        following += " with less memory: a smaller KV cache, or half the batch"
     cause = event.cause.value
     if event.refused is not None:
         reason, _, _ = str(event.refused).partition("\n")

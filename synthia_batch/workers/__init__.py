@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import Engine, Placement
 from synthia_batch.workers.environment import compiles, prepare_environment
+from synthia_batch.workers.vllm.policy import check_files
 
 if TYPE_CHECKING:
     from synthia_batch.workers.vllm.engine import VllmEngine
@@ -26,6 +27,7 @@ def load_engine(spec: EngineSpec, placement: Placement) -> Engine:
         from synthia_batch.workers.openai.engine import OpenAIEngine
 
         return OpenAIEngine(spec, placement)
+    check_files(spec)
     prepare_environment(spec, placement)
     return import_vllm_engine(spec)(spec, placement)
 

@@ -11,19 +11,42 @@ from synthia_batch.errors import SampleRefused, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """How much less memory than by default an engine is started with.
+
+    `batch_halvings` counts how often it has run out of memory while generating, `load_failures` while
+    loading. `max_num_seqs` is the batch that it had before, None if it has never loaded.
+    """
+
+    batch_halvings: int = 0
+    load_failures: int = 0
+    max_num_seqs: int | None = None
+
+    @property
+    def total(self) -> int:
+        """How often the engine has run out of memory."""
+        return self.batch_halvings + self.load_failures
+
+
+NO_REDUCTION = Reduction()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """Where an engine runs and how much memory it may use.
 
     `core` is the CPU core to pin the engine's thread to, None for no pinning. `neighbours` is the number
-    of engines on the machine, itself included: they share its memory. `halvings` counts how often the
-    engine has run out of memory: each halves the batch or the KV cache. `spans_nodes`: its GPUs are on
-    several machines, each a bundle of its worker's Ray placement group.
+    of engines on the machine, itself included: they share its memory. `spans_nodes`: its GPUs are on
+    several machines, each a bundle of its worker's Ray placement group. `user_threads` is the user's own
+    OMP_NUM_THREADS, None if not set. `engines_per_gpu` engines share its GPU.
     """
 
     core: int | None = None
     neighbours: int = 1
-    halvings: int = 0
+    reduction: Reduction = NO_REDUCTION
     spans_nodes: bool = False
+    user_threads: str | None = None
+    engines_per_gpu: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +56,7 @@ class EngineFacts:
     `capacity` is the number of requests that keep it busy: its batch, plus enough to replace a finished
     request without a round trip. `device` is the name of the hardware. `numerics` lists, by readable names,
     everything else that may affect the last bits of a logit. `ends_with_process`: ending the process frees
-    all its resources, so it need not be closed first.
+    all its resources, so it need not be closed first. `max_num_seqs` is its largest batch, 0 if unknown.
     """
 
     engine: str
@@ -43,6 +66,7 @@ class EngineFacts:
     max_model_len: int
     numerics: Mapping[str, str] = field(default_factory=dict)
     ends_with_process: bool = False
+    max_num_seqs: int = 0
 
     def describe(self) -> dict[str, str]:
         """Return everything that may affect which token is chosen, by readable names."""

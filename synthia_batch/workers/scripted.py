@@ -50,7 +50,7 @@ class ScriptedEngine:
 
     def __init__(self, spec: EngineSpec, placement: Placement) -> None:
         self._options = parse_options(spec.settings)
-        self._max_num_seqs = max(1, self._options.max_num_seqs >> placement.halvings)
+        self._max_num_seqs = max(1, self._options.max_num_seqs >> placement.reduction.total)
         self._max_tokens = spec.sampling.max_tokens
         self._structure = spec.structure
         self._logprobs = spec.sampling.logprobs

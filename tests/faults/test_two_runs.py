@@ -17,7 +17,7 @@ from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Finished, Outcome, Request
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.driver import Driver
-from synthia_batch.workers.engine import EngineFacts
+from synthia_batch.workers.engine import NO_REDUCTION, EngineFacts, Reduction
 from synthia_batch.workers.pools.base import Cause, PoolEvent, SamplesEnded, WorkerLost, WorkerReady
 from synthia_batch.workers.pools.startup import StartedPool
 
@@ -129,7 +129,7 @@ class ZombiePool:
                 [WorkerLost(worker=0, epoch=1, reason="not heard of for a while", cause=Cause.NODE_LOST)]
             ]
 
-    def restart(self, worker: int, halvings: int = 0) -> None:
+    def restart(self, worker: int, reduction: Reduction = NO_REDUCTION) -> None:
         self.restarted = True
         self.events = [
             [SamplesEnded(worker=0, epoch=1, outcomes=(finish(0, "zombie, before its heir was ready"),))],

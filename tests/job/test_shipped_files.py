@@ -139,7 +139,7 @@ def test_the_70b_asks_vllm_for_two_cards(tmp_path: Path) -> None:
     here = {"model": {"name": str(model)}, "engine": {"device": "cuda"}}
     layers = [Layer(origin="flag", values=here), read_job_file(ROOT / "jobs" / "synthia-70b.yaml")]
     job = resolve_job(layers, uses_tuned=False)
-    asked = engine_arguments(job.engine, Placement(halvings=0))
+    asked = engine_arguments(job.engine, Placement())
     assert (asked["tensor_parallel_size"], asked["max_model_len"]) == (2, 4096)
     assert (job.preset, job.prompt.format, job.engine.sampling.stop) == (
         "synthia-70b-v1.1",

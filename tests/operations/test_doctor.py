@@ -44,6 +44,10 @@ def test_the_cards_placements_fit_and_smaller_ones_do_not() -> None:
     assert "--tensor-parallel-size 2" in alone.reason
     assert check_memory(need(36.61), on_gpus(48)).fits
     assert check_memory(need(36.61), on_gpus(24)).fits is False
+    # What the engine needs besides weights and cache counts, too: 3 GB of context, graphs and activations.
+    assert check_memory(need(70, sample_bytes=0), on_gpus(80)).fits
+    full = check_memory(need(72, sample_bytes=0), on_gpus(80))
+    assert (full.fits, "3.00 GB context, graphs and activations" in full.reason) == (False, True)
     missing = check_memory(need(138, parts=2), on_gpus(80))
     assert (missing.fits, "needs 2 GPUs, but this machine has 1" in missing.reason) == (False, True)
 
@@ -94,7 +98,7 @@ def test_a_job_is_examined_by_its_files_and_its_preset(
     monkeypatch.setattr(examining, "list_gpu_memory", lambda: (80 * GB, 80 * GB))
     split = examine(preset="synthia-70b", engine={"device": "cuda"})
     assert find(split, "fit")[0] == "ok"
-    assert "/ 2 =" in find(split, "fit")[1]
+    assert "/ 2 + " in find(split, "fit")[1]
     nowhere = examine(model={"name": str(tmp_path / "nowhere")})
     assert find(nowhere, "model")[0] == "bad"
 

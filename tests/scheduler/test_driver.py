@@ -164,6 +164,17 @@ def test_a_worker_that_is_refused_for_its_own_want_of_memory_leaves_the_run_to_t
     assert "worker 1 could not load its engine (too small) and starts again" in caplog.text
 
 
+def test_an_engine_that_never_has_the_memory_to_load_ends_the_run_after_three_loads() -> None:
+    short = WorkerLost(worker=0, epoch=0, reason="CUDA out of memory", cause=Cause.OUT_OF_MEMORY)
+    starts: list[int] = []
+    pool = SimulatedPool(size=1, load=lambda worker, start: starts.append(start) or short)
+    sink = MemorySink()
+    with pytest.raises(PoolFailed, match="CUDA out of memory"):
+        drive(pool, sink, ask(4))
+    assert starts == [0, 1, 2]
+    assert list_made(pool) == []
+
+
 def test_settings_that_no_engine_takes_end_the_run_at_once() -> None:
     pool = SimulatedPool(size=1, load=lambda worker, start: refuse(UsageError("no such setting")))
     with pytest.raises(UsageError, match="no such setting"):

@@ -1,6 +1,7 @@
 """Restarts, giving up and the watchdog, on a clock of the test's own."""
 
 from synthia_batch.scheduler.restart_policy import MOST_HALVINGS, STRIKES, STUCK_LOADS, RestartPolicy
+from synthia_batch.workers.engine import Reduction
 
 
 def make_policy(watchdog_seconds: float = 10) -> RestartPolicy:
@@ -72,10 +73,28 @@ def test_messages_from_the_dead_are_known_as_such() -> None:
     assert policy.is_news(0, 2)
 
 
-def test_memory_is_halved_only_so_often() -> None:
+def test_a_batch_is_halved_only_so_often() -> None:
     policy = make_policy()
-    assert [policy.halve(0) for _ in range(MOST_HALVINGS + 1)] == [True] * MOST_HALVINGS + [False]
-    assert policy.count_halvings(0) == MOST_HALVINGS
+    assert [policy.reduce(0) for _ in range(MOST_HALVINGS + 1)] == [True] * MOST_HALVINGS + [False]
+    assert policy.get_reduction(0).batch_halvings == MOST_HALVINGS
+
+
+def test_an_engine_too_large_for_the_memory_is_loaded_three_times_at_most() -> None:
+    policy = RestartPolicy(watchdog_seconds=100)
+    policy.register(0)
+    assert [policy.reduce(0) for _ in range(3)] == [True, True, False]
+    assert policy.get_reduction(0) == Reduction(load_failures=2)
+
+
+def test_the_batch_is_halved_from_the_one_that_the_engine_really_had() -> None:
+    policy = RestartPolicy(watchdog_seconds=100)
+    policy.register(0)
+    policy.mark_ready(0, 1, 0, max_num_seqs=1024)
+    policy.reduce(0)
+    policy.mark_dead(0, 1, is_strike=False, now=0)
+    policy.mark_ready(0, 2, 1, max_num_seqs=512)
+    policy.reduce(0)
+    assert policy.get_reduction(0) == Reduction(batch_halvings=2, max_num_seqs=1024)
 
 
 def test_an_engine_that_dies_twice_while_loading_may_be_short_of_memory() -> None:

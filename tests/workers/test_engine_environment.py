@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import Command, write_jsonl
@@ -17,9 +18,16 @@ from synthia_batch.job.sampling import Sampling
 from synthia_batch.models.prompts.formats import ChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
 from synthia_batch.runner.directory.canary_record import make_canaries
+from synthia_batch.workers import load_engine
 from synthia_batch.workers.engine import Placement
-from synthia_batch.workers.environment import preferred_environment, prepare_environment, required_environment
+from synthia_batch.workers.environment import (
+    describe_environment,
+    preferred_environment,
+    prepare_environment,
+    required_environment,
+)
 from synthia_batch.workers.vllm.arguments import engine_arguments
+from synthia_batch.workers.vllm.policy import check_files
 from synthia_batch.workers.vllm.settings import check_processes
 
 SPEC = EngineSpec(
@@ -69,11 +77,79 @@ def test_adapters_on_cpus_stay_in_the_process_that_keeps_them_apart() -> None:
 
 def test_batch_invariance_is_asked_for_on_gpus_and_only_where_it_is_meant() -> None:
     on_gpu = dataclasses.replace(SPEC, device="cuda")
-    assert required_environment(on_gpu) == {"VLLM_BATCH_INVARIANT": "1"}
-    assert required_environment(dataclasses.replace(on_gpu, determinism="fast")) == {
-        "VLLM_BATCH_INVARIANT": "0"
-    }
+    fast = dataclasses.replace(on_gpu, determinism="fast")
+    assert required_environment(on_gpu)["VLLM_BATCH_INVARIANT"] == "1"
+    assert required_environment(fast)["VLLM_BATCH_INVARIANT"] == "0"
     assert "VLLM_BATCH_INVARIANT" not in required_environment(SPEC)
+
+
+@pytest.mark.parametrize("determinism", ["fast", "strict"])
+def test_flashinfers_sampler_is_never_compiled_for_requests_that_all_have_seeds(determinism: Any) -> None:
+    on_gpu = dataclasses.replace(SPEC, device="cuda", determinism=determinism)
+    assert required_environment(on_gpu)["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    assert "VLLM_USE_FLASHINFER_SAMPLER" not in required_environment(SPEC)
+
+
+def test_the_hub_is_left_out_only_on_machines_that_have_the_model(tmp_path: Path) -> None:
+    here = dataclasses.replace(SPEC.model, path=tmp_path, repo_id="org/m")
+    assert preferred_environment(dataclasses.replace(SPEC, model=here))["HF_HUB_OFFLINE"] == "1"
+    elsewhere = dataclasses.replace(here, path=tmp_path / "other-machine")
+    assert "HF_HUB_OFFLINE" not in preferred_environment(dataclasses.replace(SPEC, model=elsewhere))
+
+
+def test_a_file_that_only_a_path_names_is_missed_before_the_engine_starts(tmp_path: Path) -> None:
+    away, there = tmp_path / "away", tmp_path / "there"
+    there.touch()
+    hub = dataclasses.replace(SPEC.model, path=away, repo_id="org/m")
+    check_files(dataclasses.replace(SPEC, model=hub))
+    gguf = dataclasses.replace(hub, path=there, gguf=there)
+    check_files(dataclasses.replace(SPEC, model=gguf))
+    adapter = LoraAdapter(name="a", path=away, rank=8, digest="")
+    for missing in (
+        dataclasses.replace(SPEC, model=dataclasses.replace(gguf, gguf=away)),
+        dataclasses.replace(SPEC, model=dataclasses.replace(gguf, path=away)),
+        dataclasses.replace(SPEC, model=dataclasses.replace(hub, repo_id=None)),
+        dataclasses.replace(SPEC, model=hub, adapters=(adapter,)),
+    ):
+        with pytest.raises(UsageError, match=rf"{away}: not found on .*all machines of the cluster"):
+            load_engine(missing, Placement())
+
+
+@pytest.mark.parametrize(
+    ("device", "before", "users", "after"),
+    [
+        ("cuda", "1", None, None),  # Ray's, for an actor of one CPU.
+        ("cuda", "1", "1", "1"),
+        ("cuda", "8", None, "8"),  # The environment of the machine.
+        ("cpu", "1", None, "1"),
+    ],
+)
+def test_vllms_threads_on_gpus_are_not_limited_by_rays_one_cpu(
+    device: Any, before: str, users: str | None, after: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": before})
+    prepare_environment(dataclasses.replace(SPEC, device=device), Placement(user_threads=users))
+    assert os.environ.get("OMP_NUM_THREADS") == after
+
+
+def test_variables_that_change_tokens_are_cleared_in_strict_and_named_in_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shell = {"VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_CPU_INT4_W4A8": "1", "VLLM_HOST_IP": "10.0.0.1"}
+    on_gpu = dataclasses.replace(SPEC, device="cuda")
+    monkeypatch.setattr(os, "environ", {**shell, "VLLM_BATCH_INVARIANT": "0"})
+    prepare_environment(on_gpu, Placement())
+    assert "VLLM_USE_V2_MODEL_RUNNER" not in os.environ
+    assert os.environ["VLLM_HOST_IP"] == "10.0.0.1"
+    assert os.environ["VLLM_BATCH_INVARIANT"] == "1"
+    assert describe_environment(on_gpu) == "cleared VLLM_CPU_INT4_W4A8 VLLM_USE_V2_MODEL_RUNNER"
+    fast = dataclasses.replace(on_gpu, determinism="fast")
+    monkeypatch.setattr(os, "environ", dict(shell))
+    prepare_environment(fast, Placement())
+    assert describe_environment(fast) == "VLLM_CPU_INT4_W4A8=1, VLLM_USE_V2_MODEL_RUNNER=0"
+    monkeypatch.setattr(os, "environ", {})
+    prepare_environment(on_gpu, Placement())
+    assert describe_environment(on_gpu) == "", "what this package sets is no leftover"
 
 
 def test_strict_determinism_keeps_a_cpu_engine_in_one_process_and_fast_leaves_it_to_the_user() -> None:

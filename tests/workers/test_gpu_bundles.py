@@ -2,7 +2,13 @@
 
 import pytest
 
-from synthia_batch.workers.pools.gpu_bundles import EngineShape, count_engines, lay_out, splits_a_stage
+from synthia_batch.workers.pools.gpu_bundles import (
+    EngineShape,
+    count_cpus,
+    count_engines,
+    lay_out,
+    splits_a_stage,
+)
 
 
 def shape(tensor_parallel: int, stages: int) -> EngineShape:
@@ -53,3 +59,29 @@ def test_a_stage_on_two_machines_is_told_from_whole_ones() -> None:
     assert not splits_a_stage(["a", "b", "a", "b"], 2)
     assert not splits_a_stage(["a"] * 8 + ["b"] * 4, 4)
     assert splits_a_stage(["a"] * 6 + ["b"] * 2, 4)
+
+
+def test_engines_that_share_a_gpu_take_a_fraction_of_it() -> None:
+    shared = EngineShape(tensor_parallel=1, stages=1, per_gpu=3)
+    assert count_engines([2, 1], shared) == 9
+    layout = lay_out([2], shared)
+    assert layout.bundles == ({"GPU": 0.3333, "CPU": 1},)
+    assert 3 * layout.bundles[0]["GPU"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("machines", "per_gpu", "cpus"),
+    [
+        ([(8, 64)], 1, 1),
+        ([(8, 4)], 1, 0),  # Slurm's --cpus-per-task may be smaller than --gpus.
+        ([(4, 4)], 2, 0),
+        ([(0, 1), (2, 2)], 1, 1),  # Machines without GPUs do not count.
+        ([(2, 8), (2, 1)], 1, 0),
+    ],
+)
+def test_fewer_cores_than_gpus_leave_no_gpu_idle(
+    machines: list[tuple[int, int]], per_gpu: int, cpus: int
+) -> None:
+    one = EngineShape(tensor_parallel=1, stages=1, per_gpu=per_gpu)
+    assert count_cpus(machines, one) == cpus
+    assert ("CPU" in lay_out([8], one, cpus).bundles[0]) == bool(cpus)

@@ -21,7 +21,7 @@ from synthia_batch.inputs.readers.jsonl import JsonlSource
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.driver import Driver
-from synthia_batch.workers.engine import EngineFacts
+from synthia_batch.workers.engine import NO_REDUCTION, EngineFacts, Reduction
 from synthia_batch.workers.pools.base import (
     PoolEvent,
     SamplesEnded,
@@ -61,7 +61,7 @@ class WaitingPool:
     def stop(self, at_once: bool = False) -> None:
         self.calls.append("stop at once" if at_once else "stop")
 
-    def restart(self, worker: int, halvings: int = 0) -> None: ...
+    def restart(self, worker: int, reduction: Reduction = NO_REDUCTION) -> None: ...
     def kill(self, worker: int) -> None: ...
     def feed(self, worker: int, requests: Sequence[object]) -> None: ...
     def abort(self) -> None: ...

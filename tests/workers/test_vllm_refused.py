@@ -26,6 +26,7 @@ ON_BOTH = [
     ("diffusion_config", {"steps": 4}, None),
     ("attention_backend", "FLASH_ATTN", "TRITON_ATTN"),
     ("attention_backend", None, "triton_attn"),
+    ("attention_backend", "FLASHMLA", "TRITON_MLA"),
     ("hf_overrides", {"text_config": {"quantization_config": {}}}, {"rope_theta": 1e6}),
     ("hf_overrides", {"compression_config": {}}, {}),
 ]

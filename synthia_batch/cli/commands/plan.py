@@ -104,6 +104,8 @@ def _list_facts(forecast: "Forecast") -> list[str]:
     )
     if forecast.later_turns:
         lines.append(f"later turns: {forecast.later_turns}; {LATER_TURNS}")
+    if forecast.strict_cost is not None:
+        lines.append(f"determinism: {forecast.strict_cost}")
     for name, found in (("too long", forecast.rows_too_long), ("repeated", forecast.rows_repeated)):
         lines.append(f"rows {name}: {_describe_rows(found)}")
     return [*lines, _describe_disk(forecast.disk), *(f"warning: {text}" for text in forecast.warnings)]

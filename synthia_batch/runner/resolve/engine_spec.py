@@ -1,11 +1,13 @@
 """The resolved engine: its specification, and everything that its numerical results depend on."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from synthia_batch.core.hardware import installed_vllm, list_capabilities, name_cpu, name_gpus
+from synthia_batch.core.strict_cost import describe_strict_cost
 from synthia_batch.errors import UsageError
 from synthia_batch.job.identity import Numerics
 from synthia_batch.job.loading.layer import find_layer
@@ -14,10 +16,13 @@ from synthia_batch.job.loading.secrets import reveal_settings
 from synthia_batch.job.loading.trust import OTHERS_FILE
 from synthia_batch.job.resolved import UNKNOWN_LENGTH, EngineSpec, PromptSpec
 from synthia_batch.job.sampling import Sampling
+from synthia_batch.job.schema import Job
 from synthia_batch.models.prompts.tokenizer import open_format
+from synthia_batch.models.weights import weigh_model
 from synthia_batch.runner.resolve.answers import check_logprobs, read_structure
 from synthia_batch.runner.resolve.model_selection import FoundModel, choose_device
 from synthia_batch.workers.openai import settings as openai_settings
+from synthia_batch.workers.vllm.compat import check_cpu_patches
 from synthia_batch.workers.vllm.policy import check_capability, check_quantization
 from synthia_batch.workers.vllm.sampling import (
     check_budget,
@@ -26,6 +31,8 @@ from synthia_batch.workers.vllm.sampling import (
     name_structures_backend,
 )
 from synthia_batch.workers.vllm.settings import check_processes, check_settings
+
+_log = logging.getLogger(__name__)
 
 SCRIPTED_MODEL_LEN = 8192
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -45,6 +52,13 @@ def specify_engine(merged: Merged, found: FoundModel, prompt: PromptSpec) -> Eng
     if spec.kind == "vllm":
         _check_vllm_spec(spec, found, is_elsewhere=bool(merged.job.pool.ray_address))
     return spec
+
+
+def describe_job_cost(engine: EngineSpec) -> str | None:
+    """Return what strict determinism costs on a GPU, None if `engine` is not strict or not on one."""
+    if engine.kind != "vllm" or engine.device != "cuda" or engine.determinism != "strict":
+        return None
+    return describe_strict_cost(next(iter(name_gpus()), ""))
 
 
 def add_settings(engine: EngineSpec, settings: Mapping[str, Any]) -> EngineSpec:
@@ -117,12 +131,22 @@ def _specify_local(merged: Merged, found: FoundModel, prompt: PromptSpec, length
         settings=reveal_settings(job.engine.settings, os.environ),
         adapters=found.adapters,
         structure=read_structure(merged),
+        uses_mla=bool(found.facts and found.facts.uses_mla),
+        weights_bytes=_weigh(job, found) if job.pool.engines_per_gpu > 1 else None,
     )
+
+
+def _weigh(job: Job, found: FoundModel) -> int | None:
+    path = found.ref.gguf or found.ref.path
+    return weigh_model(str(path), None, choose_device(job)).weights_bytes if path is not None else None
 
 
 def _check_vllm_spec(spec: EngineSpec, found: FoundModel, *, is_elsewhere: bool) -> None:
     """Return if this machine and the checkpoint allow it; on a cluster each worker checks its own GPUs."""
     check_processes(spec)
+    warning = check_cpu_patches(spec, (installed_vllm() or ("", ""))[1])
+    if warning is not None:
+        _log.warning(warning)
     of_model = found.facts.quantization if found.facts else None
     check_quantization(spec, of_model.method if of_model else None)
     if spec.device == "cuda" and spec.determinism == "strict" and not is_elsewhere:

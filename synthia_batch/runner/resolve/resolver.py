@@ -252,6 +252,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             ray_address=job.pool.ray_address or None,
             watchdog_seconds=job.pool.watchdog_seconds,
             load_timeout_seconds=job.pool.load_timeout_seconds,
+            engines_per_gpu=job.pool.engines_per_gpu if engine.device == "cuda" else 1,
         ),
         identity=identity,
         fingerprint=mark,

@@ -9,7 +9,7 @@ from typing import Protocol
 from synthia_batch.core.types import Outcome, Request
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.canary import Canaries, CanaryAnswer
-from synthia_batch.workers.engine import EngineFacts
+from synthia_batch.workers.engine import NO_REDUCTION, EngineFacts, Reduction
 from synthia_batch.workers.worker import Delivery
 
 REPORTS_PER_WATCHDOG = 4
@@ -167,8 +167,8 @@ class Pool(Protocol):
     def unplaced(self) -> int:
         """Number of workers that have waited long for resources; no samples are kept for them."""
 
-    def restart(self, worker: int, halvings: int = 0) -> None:
-        """Start the lost `worker` again without waiting, under a new epoch and with its memory halved."""
+    def restart(self, worker: int, reduction: Reduction = NO_REDUCTION) -> None:
+        """Start the lost `worker` again without waiting, under a new epoch and with less memory."""
 
     def kill(self, worker: int) -> None:
         """End `worker` at once, whatever it is doing. No event reports it.

@@ -7,13 +7,20 @@ stages exchange data only once each, so an engine too large for any machine is s
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+_PARTS_OF_A_GPU = 10_000
+"""Ray counts in ten-thousandths of a resource."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineShape:
-    """The parts of a model: `tensor_parallel` in each of `stages` pipeline stages."""
+    """The parts of a model: `tensor_parallel` in each of `stages` pipeline stages.
+
+    `per_gpu` engines share a GPU if each has only one part.
+    """
 
     tensor_parallel: int
     stages: int
+    per_gpu: int = 1
 
     @property
     def gpus(self) -> int:
@@ -34,23 +41,33 @@ class Layout:
     spans_nodes: bool
 
 
-def lay_out(gpus: Sequence[int], shape: EngineShape) -> Layout:
-    """Return the bundles of an engine of `shape`; `gpus` lists the GPUs of each machine.
+def lay_out(gpus: Sequence[int], shape: EngineShape, cpus: int = 1) -> Layout:
+    """Return the bundles of an engine of `shape` with `cpus` CPUs; `gpus` lists the GPUs of each machine.
 
     The engine gets one machine if any is large enough, or if it does not fit at all yet: Ray then waits for
     a large enough machine.
     """
     if _fits_machine(gpus, shape) or not _count_spread(gpus, shape):
-        return Layout(bundles=({"GPU": shape.gpus, "CPU": 1},), strategy="STRICT_PACK", spans_nodes=False)
+        share = shape.gpus if shape.per_gpu == 1 else _PARTS_OF_A_GPU // shape.per_gpu / _PARTS_OF_A_GPU
+        first = {"GPU": share, **_some("CPU", cpus)}
+        return Layout(bundles=(first,), strategy="STRICT_PACK", spans_nodes=False)
     rest = ({"GPU": 1.0},) * (shape.gpus - 1)
-    return Layout(bundles=({"GPU": 1.0, "CPU": 1.0}, *rest), strategy="PACK", spans_nodes=True)
+    return Layout(bundles=({"GPU": 1.0, **_some("CPU", cpus)}, *rest), strategy="PACK", spans_nodes=True)
 
 
 def count_engines(gpus: Sequence[int], shape: EngineShape) -> int:
     """Return how many engines of `shape` fit; `gpus` lists the GPUs of each machine."""
     if _fits_machine(gpus, shape):
-        return sum(count // shape.gpus for count in gpus)
+        return sum(count // shape.gpus for count in gpus) * shape.per_gpu
     return _count_spread(gpus, shape)
+
+
+def count_cpus(machines: Sequence[tuple[int, int]], shape: EngineShape) -> int:
+    """Return the CPUs to reserve for an engine: 1, or 0 if machines with GPUs have fewer CPUs than engines.
+
+    `machines` lists (GPUs, CPUs). A batch system may grant fewer cores than GPUs; no GPU must idle for that.
+    """
+    return int(all(cpus >= count_engines([gpus], shape) for gpus, cpus in machines if gpus))
 
 
 def splits_a_stage(nodes: Sequence[str], tensor_parallel: int) -> bool:
@@ -59,6 +76,10 @@ def splits_a_stage(nodes: Sequence[str], tensor_parallel: int) -> bool:
     vLLM assigns GPUs machine by machine, so no stage is split if each machine has whole stages.
     """
     return any(nodes.count(node) % tensor_parallel for node in set(nodes))
+
+
+def _some(kind: str, count: int) -> dict[str, float]:
+    return {kind: count} if count else {}
 
 
 def _fits_machine(gpus: Sequence[int], shape: EngineShape) -> bool:

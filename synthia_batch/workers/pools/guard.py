@@ -1,10 +1,12 @@
-"""Ends a job's own Ray together with the job, even if the job is killed with SIGKILL.
+"""Ends the processes of another together with it, even if that is killed with SIGKILL: those of a job's
+own Ray with the job, and those of an engine with its worker.
 
-Ray's agents outlive their raylet by a minute or more. The guard is a process that waits until its input
-closes, which the kernel does however the job ends. It then kills every process that has the job's mark in
-its environment or writes to files of the Ray session (some of Ray's processes overwrite their environment
-with their title), and removes their shared memory, which none of them is left to remove. It runs this file
-as a script to import as little as possible. It needs Linux: elsewhere there is no guard.
+Ray's agents outlive their raylet by a minute or more, and an engine's core keeps its GPU if its worker is
+gone. The guard is a process that waits until its input closes, which the kernel does however the other
+ends. It then kills every process that has the mark in its environment or writes to files of the Ray session
+(some of Ray's processes overwrite their environment with their title), and removes their shared memory, which
+none of them is left to remove. It runs this file as a script to import as little as possible. It needs Linux:
+elsewhere there is no guard.
 """
 
 import contextlib
@@ -19,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "SYNTHIA_BATCH_RAY"
+ENGINE_MARK = "SYNTHIA_ENGINE_MARK"
+"""The variables that hold the mark of a job, and of a worker."""
 _PROC = Path("/proc")
 _SWEEP_SECONDS = 0.3
 _SHARED_MEMORY = Path("/dev/shm")
@@ -29,9 +33,10 @@ _QUIET_SWEEPS = 3
 
 
 class Guard:
-    """Marks the processes started within `marked`, and ends them when closed."""
+    """Marks the processes started within `marked` by the variable `name`, and ends them when closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = MARK) -> None:
+        self._name = name
         self._mark = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -41,7 +46,7 @@ class Guard:
             return
         # In its own session, so that Ctrl-C in the terminal does not end it.
         self._process = subprocess.Popen(
-            [sys.executable, "-I", __file__, self._mark, str(os.getpid())],
+            [sys.executable, "-I", __file__, f"{self._name}={self._mark}", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -51,11 +56,11 @@ class Guard:
     @contextlib.contextmanager
     def marked(self) -> Iterator[None]:
         """Mark the processes started in the block."""
-        os.environ[MARK] = self._mark
+        os.environ[self._name] = self._mark
         try:
             yield
         finally:
-            del os.environ[MARK]
+            del os.environ[self._name]
 
     def watch_session(self, name: str) -> None:
         """Send the guard the name of the Ray session, which is part of its files' paths."""
@@ -71,15 +76,16 @@ class Guard:
 
 
 def main(mark: str, job: int) -> None:
-    """Wait for the end of the input, which names the session, then kill its processes.
+    """Wait for the end of the input, which names the session, then kill its processes and the marked ones.
 
-    Spares the process `job`, which may continue without Ray and keep the session's files open.
+    `mark` is NAME=VALUE. Spares the process `job`, which may continue without Ray and keep the session's
+    files open.
     """
     session = sys.stdin.buffer.read().decode()
     shared: set[Path] = set()
     quiet = 0
     while quiet < _QUIET_SWEEPS:
-        pids = _find_processes(f"{MARK}={mark}".encode(), session) - {os.getpid(), job}
+        pids = _find_processes(mark.encode(), session) - {os.getpid(), job}
         for pid in pids:
             shared |= _list_shared(_PROC / str(pid))
             with contextlib.suppress(ProcessLookupError, PermissionError):

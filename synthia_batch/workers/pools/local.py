@@ -16,7 +16,7 @@ from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchErro
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.workers import load_engine
 from synthia_batch.workers.canary import run_canaries
-from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.engine import NO_REDUCTION, Placement, Reduction
 from synthia_batch.workers.pools.base import (
     REPORTS_PER_WATCHDOG,
     Cause,
@@ -42,6 +42,7 @@ class LocalPool:
     def __init__(self, spec: PoolSpec, worker_spec: WorkerSpec) -> None:
         self.size = spec.workers or 1
         self._worker_spec = worker_spec
+        self._shares_gpus = spec.engines_per_gpu > 1
         self._collect_seconds = min(_COLLECT_SECONDS, spec.watchdog_seconds / REPORTS_PER_WATCHDOG)
         self._events: queue.SimpleQueue[PoolEvent] = queue.SimpleQueue()
         self._workers: dict[int, Worker] = {}
@@ -54,15 +55,17 @@ class LocalPool:
         """Start a thread for each worker."""
         if self._worker_spec.engine.kind == "vllm" and self.size > 1:
             raise UsageError("--pool local holds one vLLM engine; leave out --workers, or use --pool ray")
+        if self._shares_gpus:
+            raise UsageError("--pool local has one engine; leave out pool.engines_per_gpu, or use --pool ray")
         for worker in range(self.size):
             self.restart(worker)
 
-    def restart(self, worker: int, halvings: int = 0) -> None:
+    def restart(self, worker: int, reduction: Reduction = NO_REDUCTION) -> None:
         """Start a thread for `worker`."""
         with self._changing:
             epoch = self._present[worker] = next(self._epochs)
         name = f"worker-{worker}"
-        placement = Placement(halvings=halvings)
+        placement = Placement(reduction=reduction, user_threads=os.environ.get("OMP_NUM_THREADS"))
         threading.Thread(target=self._run, args=(worker, epoch, placement), name=name, daemon=True).start()
 
     def kill(self, worker: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers import load_engine
 from synthia_batch.workers.canary import Canaries, CanaryAnswer, run_canaries
 from synthia_batch.workers.engine import EngineFacts, Placement
+from synthia_batch.workers.environment import starts_processes
+from synthia_batch.workers.pools.guard import ENGINE_MARK, Guard
 from synthia_batch.workers.worker import Delivery, Worker
 
 STOP_SECONDS = 10.0
@@ -22,11 +25,12 @@ STOP_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Location:
-    """Where Ray has placed a worker. `cores` are those that its process may use."""
+    """Where Ray has placed a worker. `cores` are those that its process may use, `gpus` those assigned."""
 
     node: str
     pid: int
     cores: tuple[int, ...]
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +47,13 @@ class EngineActor:
     def __init__(self) -> None:
         self._worker: Worker | None = None
         self._ends_with_process = False
+        self._guard = Guard(ENGINE_MARK)
 
     def locate(self) -> Location:
         """Return the location of this process."""
-        return Location(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), cores=list_cores())
+        context = ray.get_runtime_context()
+        gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", ())))
+        return Location(node=context.get_node_id(), pid=os.getpid(), cores=list_cores(), gpus=gpus)
 
     def load(
         self, spec: EngineSpec, placement: Placement, canaries: Canaries | None, log: Path | None
@@ -57,7 +64,8 @@ class EngineActor:
         if placement.spans_nodes:
             # vLLM's core is a child process that joins the cluster itself.
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        engine = load_engine(spec, placement)
+        with self._open_guard(spec):
+            engine = load_engine(spec, placement)
         canary = run_canaries(engine, canaries) if canaries else None
         facts = engine.facts
         self._ends_with_process = facts.ends_with_process
@@ -89,6 +97,16 @@ class EngineActor:
         """
         if self._worker is not None and not self._ends_with_process:
             self._worker.stop(STOP_SECONDS)
+
+    def _open_guard(self, spec: EngineSpec) -> AbstractContextManager[None]:
+        """Return the block in which the engine's processes start, so that they end with this one.
+
+        Ray ends an actor whose driver is gone, also on a cluster, but not what the actor has started.
+        """
+        if not starts_processes(spec):
+            return nullcontext()
+        self._guard.start()
+        return self._guard.marked()
 
     def _loaded(self) -> Worker:
         if self._worker is None:

@@ -11,7 +11,9 @@ import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
 
 from synthia_batch.errors import EngineOutOfMemory, SynthiaBatchError
+from synthia_batch.workers.engine import Reduction
 from synthia_batch.workers.pools.base import Cause, WorkerLost
+from synthia_batch.workers.pools.process_tree import kill_descendants
 from synthia_batch.workers.pools.ray_actor import Location
 from synthia_batch.workers.pools.ray_placement import Reservation
 from synthia_batch.workers.pools.ray_session import RaySession
@@ -25,13 +27,14 @@ _PROBE_SECONDS = 0.5
 class ActorHandle:
     """One start of one worker.
 
-    `location` is None while it waits for resources. `_pid` is that of its process while it is known to
+    `location` is None while it waits for resources. It `waits_to_load` while another engine on its GPU is
+    loading. `_pid` is that of its process while it is known to
     live. `_doubt` is set from when the actor stops answering until Ray knows why.
     """
 
     index: int
     epoch: int
-    halvings: int
+    reduction: Reduction
     reservation: Reservation
     session: RaySession
     actor: Any = field(init=False)
@@ -40,6 +43,8 @@ class ActorHandle:
     core: int | None = None
     since: float = field(default_factory=time.monotonic)
     is_wait_reported: bool = False
+    waits_to_load: bool = False
+    is_loading: bool = False
     _pid: int | None = None
     _doubt: Exception | None = None
     _doubted_at: float = 0.0
@@ -95,7 +100,12 @@ class ActorHandle:
         return None
 
     def discard(self) -> None:
-        """End the actor's process at once and release its resources."""
+        """End the actor's process at once, its descendants first, and release its resources.
+
+        A GPU engine's core is one of them, and keeps its memory if it outlives the actor.
+        """
+        if self._pid is not None and self.is_here:
+            kill_descendants(self._pid)
         ray.kill(self.actor)
         if self._pid is not None and self.is_here:
             # Ray makes the process end itself, which a stopped process does not do.

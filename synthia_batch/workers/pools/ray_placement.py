@@ -17,6 +17,7 @@ from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.pools.gpu_bundles import (
     EngineShape,
     Layout,
+    count_cpus,
     count_engines,
     lay_out,
     splits_a_stage,
@@ -52,8 +53,8 @@ class Reservation:
     def start_actor(self) -> Any:
         """Return the handle of a new actor with these resources. Ray starts it once they are free."""
         options: dict[str, Any] = {
-            "num_cpus": 1,
-            "num_gpus": 0 if self.layout is None or self.spans_nodes else self.shape.gpus,
+            "num_cpus": 1 if self.layout is None else self.layout.bundles[0].get("CPU", 0),
+            "num_gpus": 0 if self.layout is None or self.spans_nodes else self.layout.bundles[0]["GPU"],
             # A poll, a feed and a stop at the same time.
             "max_concurrency": 4,
             # The driver restarts workers itself, under a new epoch.
@@ -78,18 +79,22 @@ class Reservation:
 class Placer:
     """Places the engines of one job."""
 
-    def __init__(self, spec: EngineSpec, session: RaySession) -> None:
+    def __init__(self, spec: EngineSpec, session: RaySession, engines_per_gpu: int = 1) -> None:
         self._session = session
         self._takes_gpus = spec.kind == "vllm" and spec.device != "cpu"
         self._pins_cores = spec.kind == "vllm" and spec.device == "cpu"
         self._shape = EngineShape(
-            tensor_parallel=spec.tensor_parallel_size, stages=spec.pipeline_parallel_size
+            tensor_parallel=spec.tensor_parallel_size,
+            stages=spec.pipeline_parallel_size,
+            per_gpu=engines_per_gpu,
         )
 
     @property
     def needs(self) -> str:
         """The resources of one engine, as text."""
-        return f"{self._shape.gpus} GPU and 1 CPU" if self._takes_gpus else "1 CPU"
+        if not self._takes_gpus:
+            return "1 CPU"
+        return f"{self._shape.gpus} GPU" if self._shape.per_gpu == 1 else f"1/{self._shape.per_gpu} GPU"
 
     @property
     def has(self) -> str:
@@ -109,7 +114,8 @@ class Placer:
         """Reserve the resources of one engine. Does not wait for them."""
         if not self._takes_gpus:
             return Reservation(shape=self._shape)
-        layout = lay_out(self._session.list_counts("GPU"), self._shape)
+        cpus = count_cpus(self._session.list_machines("GPU", "CPU"), self._shape)
+        layout = lay_out(self._session.list_counts("GPU"), self._shape, cpus)
         group: PlacementGroup = placement_group(
             [dict(bundle) for bundle in layout.bundles], strategy=layout.strategy
         )

@@ -6,6 +6,7 @@ the canaries) and running (`collect`, a long poll for outcomes).
 
 import itertools
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import ray
 from synthia_batch.core.types import Request
 from synthia_batch.errors import PoolFailed
 from synthia_batch.job.resolved import PoolSpec
-from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.engine import NO_REDUCTION, Placement, Reduction
 from synthia_batch.workers.pools.base import (
     REPORTS_PER_WATCHDOG,
     PoolEvent,
@@ -54,7 +55,7 @@ class RayPool:
         self._handles: dict[int, ActorHandle] = {}
         self._epochs = itertools.count(1)
         self._session = RaySession(spec)
-        self._placer = Placer(worker_spec.engine, self._session)
+        self._placer = Placer(worker_spec.engine, self._session, spec.engines_per_gpu)
         self._checked_at = 0.0
         self.size = spec.workers or 0  # Known once started.
 
@@ -77,13 +78,13 @@ class RayPool:
         limit = time.monotonic() - _SPARE_SECONDS
         return sum(handle.location is None and handle.since < limit for handle in self._handles.values())
 
-    def restart(self, worker: int, halvings: int = 0) -> None:
+    def restart(self, worker: int, reduction: Reduction = NO_REDUCTION) -> None:
         """Place `worker` in a new actor. Ray waits for resources if necessary."""
         self.kill(worker)
         self._handles[worker] = ActorHandle(
             index=worker,
             epoch=next(self._epochs),
-            halvings=halvings,
+            reduction=reduction,
             reservation=self._placer.reserve(),
             session=self._session,
         )
@@ -104,7 +105,7 @@ class RayPool:
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
         """Return the events of all answered calls, and start the next call of each of these workers."""
-        events = self._grow()
+        events = self._grow() + self._start_loads()
         events += [lost for handle in self._handles.values() if (lost := handle.settle_doubt()) is not None]
         handles = {handle.pending: handle for handle in self._handles.values() if handle.pending is not None}
         answered: list[Any] = []
@@ -158,10 +159,11 @@ class RayPool:
         match handle.take_answer():
             case WorkerLost() as lost:
                 return [lost]
-            case Location() as location:
-                handle.pending = self._load(handle, location)
-                return [WorkerLoading(worker=worker, epoch=epoch)]
+            case Location():
+                handle.waits_to_load = True
+                return self._start_loads()
             case Loaded() as loaded:
+                handle.is_loading = False
                 handle.pending = handle.actor.collect.remote(self._collect_seconds)
                 return [WorkerReady(worker=worker, epoch=epoch, facts=loaded.facts, canary=loaded.canary)]
             case Delivery() as delivery:
@@ -172,6 +174,29 @@ class RayPool:
                 return []
             case answer:
                 raise TypeError(f"a worker answered {answer!r}")
+
+    def _start_loads(self) -> list[PoolEvent]:
+        """Start to load the engines that are placed, on each shared GPU one after the other.
+
+        vLLM measures the GPU's free memory while loading, which another engine that loads would change.
+        """
+        events: list[PoolEvent] = []
+        for handle in self._handles.values():
+            location = handle.location
+            if not handle.waits_to_load or location is None or self._is_gpu_busy(location):
+                continue
+            handle.waits_to_load, handle.is_loading = False, True
+            handle.pending = self._load(handle, location)
+            events.append(WorkerLoading(worker=handle.index, epoch=handle.epoch))
+        return events
+
+    def _is_gpu_busy(self, location: Location) -> bool:
+        """Whether another engine is loading on the shared GPU at `location`."""
+        return self._spec.engines_per_gpu > 1 and any(
+            (other.location.node, other.location.gpus) == (location.node, location.gpus)
+            for other in self._handles.values()
+            if other.is_loading and other.location is not None
+        )
 
     def _load(self, handle: ActorHandle, location: Location) -> Any:
         neighbours = [
@@ -188,8 +213,10 @@ class RayPool:
         placement = Placement(
             core=handle.core,
             neighbours=max(1, min(self.size, len(location.cores))),
-            halvings=handle.halvings,
+            reduction=handle.reduction,
             spans_nodes=handle.reservation.spans_nodes,
+            engines_per_gpu=self._spec.engines_per_gpu,
+            user_threads=os.environ.get("OMP_NUM_THREADS"),
         )
         # On other machines Ray's own logs contain the output.
         log = self._worker_spec.log_path(handle.index) if handle.is_here else None

@@ -12,27 +12,27 @@ from contextlib import nullcontext
 import torch
 import vllm
 from vllm import LLM, SamplingParams
-from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
 
 from synthia_batch.core.hardware import name_cpu, name_driver, name_gpus
 from synthia_batch.core.types import Failed, Finished, Outcome, Request
 from synthia_batch.errors import DeterminismBroken
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import EngineFacts, Placement, check_prompt_length
+from synthia_batch.workers.environment import describe_environment
+from synthia_batch.workers.process_log import ProcessLog
 from synthia_batch.workers.vllm.admission import StepBudget, open_kv_budget
 from synthia_batch.workers.vllm.arguments import engine_arguments
-from synthia_batch.workers.vllm.batch_invariance import make_gemms_batch_invariant
+from synthia_batch.workers.vllm.compat import client_errors, patch_cpu
 from synthia_batch.workers.vllm.core_process import has_own_process, watch_core
-from synthia_batch.workers.vllm.cpu_patches import lazy_zeros, skip_rows_without_adapter
-from synthia_batch.workers.vllm.errors import memory_errors, setting_errors
+from synthia_batch.workers.vllm.errors import core_errors, memory_errors, setting_errors
 from synthia_batch.workers.vllm.outputs import convert_answer, open_splitter
 from synthia_batch.workers.vllm.params import check_params, count_kept_logprobs, make_params
 from synthia_batch.workers.vllm.policy import check_capability
 from synthia_batch.workers.vllm.prefix_cache import PrefixCache, name_taken
-from synthia_batch.workers.vllm.sampler import patch_sampler
 from synthia_batch.workers.vllm.segments import Segment
 from synthia_batch.workers.vllm.tool_calls import open_call_reader
 
@@ -46,14 +46,11 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec, placement: Placement) -> None:
         self._spec = spec
         self._spans_nodes = placement.spans_nodes
-        if spec.determinism == "strict":
-            _prepare_strict(spec, placement)
-        if spec.device == "cpu":
-            patch_sampler()
-            if spec.adapters:
-                skip_rows_without_adapter()
-        zeroing = lazy_zeros() if spec.device == "cpu" else nullcontext()
-        with memory_errors(), setting_errors(), zeroing:
+        if spec.device == "cuda" and spec.determinism == "strict" and not placement.spans_nodes:
+            _check_gpu()  # On several machines vLLM's own workers check their GPUs.
+        zeroing = patch_cpu(spec, vllm.__version__) if spec.device == "cpu" else nullcontext()
+        self._log = ProcessLog()
+        with core_errors(self._log, is_loading=True), memory_errors(), setting_errors(), zeroing:
             arguments = engine_arguments(spec, placement)
             check_params(spec)
             self._splitter = open_splitter(arguments)
@@ -64,6 +61,7 @@ class VllmEngine:
         watch_core(self._engine.engine_core)
         config = self._engine.vllm_config
         self._max_num_seqs = config.scheduler_config.max_num_seqs
+        self._vocabulary = config.model_config.get_vocab_size()
         self._budget = StepBudget(self._max_num_seqs) if spec.device == "cpu" else None
         is_strict = spec.determinism == "strict"
         self._kv_budget = open_kv_budget(config.cache_config, spec) if is_strict else None
@@ -95,6 +93,7 @@ class VllmEngine:
             max_model_len=self._engine.model_config.max_model_len,
             numerics=self._describe_numerics(),
             ends_with_process=self._ends_with_process(),
+            max_num_seqs=self._max_num_seqs,
         )
 
     def add(self, request: Request) -> None:
@@ -108,7 +107,7 @@ class VllmEngine:
         outcomes, self._refused = self._refused, []
         if not self._running:
             return outcomes
-        with memory_errors():
+        with core_errors(self._log, is_loading=False), memory_errors():
             outputs = self._engine.step()
         for output in outputs:
             if isinstance(output, RequestOutput) and output.finished:
@@ -152,12 +151,15 @@ class VllmEngine:
     def _name_device(self) -> str:
         if self._spec.device == "cpu":
             return name_cpu()
-        # If other actors hold the GPUs, torch may use none in this process.
-        return next(iter(name_gpus()), "") if self._spans_nodes else torch.cuda.get_device_name(0)
+        # Not by torch: it would initialize CUDA in this process. If other actors hold the GPUs, this process
+        # may see none.
+        return next(iter(name_gpus()), "") if self._spans_nodes else current_platform.get_device_name(0)
 
     def _describe_numerics(self) -> dict[str, str]:
         # str: torch's own version class would import torch where it is unpickled.
         numerics = {"torch": str(torch.__version__), "dtype": str(self._engine.model_config.dtype)}
+        if leftovers := describe_environment(self._spec):
+            numerics["environment"] = leftovers
         if self._spec.device == "cpu":
             return numerics | {
                 "threads": str(torch.get_num_threads()),
@@ -199,7 +201,7 @@ class VllmEngine:
             self._engine.add_request(
                 name, tokens_input(list(request.token_ids)), params, lora_request=adapter
             )
-        except (VLLMClientError, ValueError) as exc:
+        except client_errors() as exc:
             self._release(request)
             self._refused.append(Failed(ordinal=request.ordinal, code="refused_by_engine", message=str(exc)))
             return 0
@@ -251,7 +253,7 @@ class VllmEngine:
         return min(len(request.token_ids) + limit, self._spec.max_model_len)
 
     def _make_params(self, request: Request) -> SamplingParams:
-        params = make_params(self._spec, request, self._max_answer_tokens(request))
+        params = make_params(self._spec, request, self._max_answer_tokens(request), self._vocabulary)
         if self._call_reader is not None and request.tools:
             skips = params.skip_special_tokens
             params.skip_special_tokens = self._call_reader.skips_special_tokens(request, skips=skips)
@@ -271,12 +273,11 @@ def _name(request: Request) -> str:
     return f"{request.ordinal}.{request.turn}" if request.turn else str(request.ordinal)
 
 
-def _prepare_strict(spec: EngineSpec, placement: Placement) -> None:
-    """Prepare or check the device for strict determinism, before the model loads."""
-    if spec.device == "cpu":
-        make_gemms_batch_invariant()
-    elif not placement.spans_nodes:  # Then vLLM's own workers check their GPUs.
-        check_capability(torch.cuda.get_device_capability(0), torch.cuda.get_device_name(0))
+def _check_gpu() -> None:
+    """Check that this process's first GPU can be strictly deterministic, without initializing CUDA here."""
+    name = current_platform.get_device_name(0)
+    capability = current_platform.get_device_capability(0) if current_platform.is_cuda() else None
+    check_capability((capability.major, capability.minor) if capability else None, name)
 
 
 def _check_threads(spec: EngineSpec) -> None:

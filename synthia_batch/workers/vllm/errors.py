@@ -1,4 +1,8 @@
-"""Converts the errors of torch and vLLM to those of this package."""
+"""Converts the errors of torch and vLLM to those of this package.
+
+An engine core in a process of its own reports only that it failed ("Engine core initialization failed",
+EngineDeadError): its reason is in the log that it shares with this process.
+"""
 
 import functools
 import re
@@ -6,19 +10,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from vllm.exceptions import VLLMClientError
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from synthia_batch.errors import EngineOutOfMemory, UsageError
+from synthia_batch.workers.process_log import ProcessLog
+from synthia_batch.workers.vllm.compat import client_errors
 
+_SHORTAGE = re.compile(
+    r"OutOfMemoryError|CUDA out of memory|Free memory on device|No available memory for the cache blocks"
+    r"|cudaErrorMemoryAllocation|NCCL.*out of memory"
+)
+"""Messages of torch, CUDA, NCCL and vLLM (v1/worker/utils.py, v1/core/kv_cache_utils.py) about too little
+memory on a GPU. Those of vLLM are ValueErrors, which have no type of their own."""
+_SETTING = re.compile(r"(?:\bValueError|\bValidationError): (?P<message>.*(?:\n.*){0,2})")
+"""The last line of the traceback of an invalid setting; Pydantic's messages have two more."""
 _MORE_THAN_ANY_MACHINE_HAS = 2**62
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Convert the out-of-memory errors of torch and Python to EngineOutOfMemory.
-
-    An engine core in its own process dies of one without reporting it.
-    """
+    """Convert the out-of-memory errors of torch and Python to EngineOutOfMemory."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as exc:
@@ -32,13 +43,55 @@ def memory_errors() -> Iterator[None]:
 @contextmanager
 def setting_errors() -> Iterator[None]:
     """Convert vLLM's errors about invalid arguments to UsageError: loading again would not help."""
+    refusals: tuple[type[Exception], ...] = (TypeError, *client_errors())
     try:
         yield
-    except (TypeError, ValueError, VLLMClientError) as exc:  # Pydantic's are ValueErrors, vLLM's not always.
-        raise UsageError(
-            f"vLLM cannot start with these settings: {exc}\n"
-            "change the setting named above, with --set engine.KEY=VALUE or the flags of model and sampling"
-        ) from exc
+    except refusals as exc:
+        if is_gpu_shortage(str(exc)):
+            raise EngineOutOfMemory(str(exc)) from exc
+        raise UsageError(_explain_setting(str(exc))) from exc
+
+
+@contextmanager
+def core_errors(log: ProcessLog, *, is_loading: bool) -> Iterator[None]:
+    """Convert the errors of an engine core in other processes according to what these have printed to `log`.
+
+    Errors whose cause is not found there remain unchanged.
+
+    Raises:
+        EngineOutOfMemory: It ran out of memory.
+        UsageError: While loading, it rejected a setting.
+    """
+    try:
+        yield
+    except (RuntimeError, EngineDeadError) as exc:
+        error = explain_core(log.read(), is_loading=is_loading)
+        if error is None:
+            raise
+        raise error from exc
+
+
+def explain_core(printed: str, *, is_loading: bool) -> EngineOutOfMemory | UsageError | None:
+    """Return the error behind what a failed engine core has `printed`, None if it is of another kind."""
+    if found := _SHORTAGE.search(printed):
+        line = printed[printed.rfind("\n", 0, found.start()) + 1 :].partition("\n")[0]
+        return EngineOutOfMemory(line.strip())
+    *_, last = [None, *_SETTING.finditer(printed)]
+    if last is None or not is_loading:
+        return None
+    return UsageError(_explain_setting(last["message"].strip()))
+
+
+def is_gpu_shortage(message: str) -> bool:
+    """Whether `message` reports that a GPU has too little memory."""
+    return _SHORTAGE.search(message) is not None
+
+
+def _explain_setting(message: str) -> str:
+    return (
+        f"vLLM cannot start with these settings: {message}\n"
+        "change the setting named above, with --set engine.KEY=VALUE or the flags of model and sampling"
+    )
 
 
 def is_cpu_shortage(error: RuntimeError) -> bool:

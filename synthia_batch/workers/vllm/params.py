@@ -5,14 +5,19 @@ import re
 from typing import Any
 
 from vllm import SamplingParams
-from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind, StructuredOutputsParams
 
 from synthia_batch.core.types import Request, Structure
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.job.sampling import Sampling
-from synthia_batch.workers.vllm.arguments import override_sampling, sampling_arguments, structures_config
+from synthia_batch.workers.vllm.arguments import (
+    limit_top_k,
+    override_sampling,
+    sampling_arguments,
+    structures_config,
+)
+from synthia_batch.workers.vllm.compat import client_errors
 
 
 def check_params(spec: EngineSpec) -> None:
@@ -30,7 +35,7 @@ def check_params(spec: EngineSpec) -> None:
 
     try:
         validate_xgrammar_grammar(params)
-    except (VLLMClientError, ValueError) as exc:
+    except client_errors() as exc:
         # The library's message begins with the time and a line of its source.
         reason = re.sub(r"^\[[^]]*\] \S+: ", "", str(exc.__cause__ or exc).strip())
         raise UsageError(
@@ -40,9 +45,11 @@ def check_params(spec: EngineSpec) -> None:
         ) from exc
 
 
-def make_params(spec: EngineSpec, request: Request, max_tokens: int) -> SamplingParams:
-    """Return the parameters of `request`, whose answer has at most `max_tokens`."""
+def make_params(spec: EngineSpec, request: Request, max_tokens: int, vocabulary: int) -> SamplingParams:
+    """Return the parameters of `request`, with at most `max_tokens` in its answer, of `vocabulary` kinds."""
     sampling = override_sampling(spec.sampling, request)
+    if spec.device == "cuda" and spec.determinism == "strict":
+        sampling = limit_top_k(sampling, vocabulary)
     structure = request.structure or spec.structure
     if structure is not None:  # The structure alone determines where the answer ends.
         sampling = sampling.model_copy(update={"min_tokens": 0, "ignore_eos": False})

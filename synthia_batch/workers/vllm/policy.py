@@ -7,6 +7,7 @@ benchmarks/results/2026-11-21-determinism.md; for GPUs, vLLM's documentation,
 https://docs.vllm.ai/en/v0.32.0/features/batch_invariance/, not measured on a GPU yet.
 """
 
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import Device, EngineSpec
 from synthia_batch.job.schema import Determinism
-from synthia_batch.workers.vllm.arguments import CLEAN_ATTENTION_BACKENDS
+from synthia_batch.workers.vllm.arguments import CLEAN_ATTENTION_BACKENDS, MLA_ATTENTION_BACKEND
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,9 @@ def check_not_refused(name: str, value: Any, device: Device, determinism: Determ
     remedy = "leave it out, or use --determinism fast"
     _check(_IN_STRICT, name, value, remedy)
     _check(_IN_STRICT_ON[device], name, value, remedy)
-    if name == "attention_backend" and str(value).upper() not in CLEAN_ATTENTION_BACKENDS:
-        known = ", ".join(CLEAN_ATTENTION_BACKENDS)
+    known_backends = (*CLEAN_ATTENTION_BACKENDS, MLA_ATTENTION_BACKEND)
+    if name == "attention_backend" and str(value).upper() not in known_backends:
+        known = ", ".join(known_backends)
         raise UsageError(
             f"engine.{name}: {value} is not known to be batch invariant (known: {known}); {remedy}"
         )
@@ -135,16 +137,40 @@ def check_quantization(spec: EngineSpec, configured: str | None) -> None:
     )
 
 
-def check_capability(capability: tuple[int, int], name: str) -> None:
-    """Check that a GPU of this compute capability can be strictly deterministic.
+def check_capability(capability: tuple[int, int] | None, name: str) -> None:
+    """Check that a GPU of this compute capability, None if it is not NVIDIA's, can be strictly deterministic.
 
     Raises:
         UsageError: It cannot.
     """
+    if capability is None:
+        raise UsageError(f"{name} is no NVIDIA GPU; strict determinism is known only for those\n  {_FAST}")
     if capability < MIN_CAPABILITY:
         have, need = (".".join(map(str, pair)) for pair in (capability, MIN_CAPABILITY))
         raise UsageError(
             f"{name} has compute capability {have}; strict determinism needs {need} or higher\n  {_FAST}"
+        )
+
+
+def check_files(spec: EngineSpec) -> None:
+    """Check that this machine has the files that only a path names: GGUF files, adapters, local models.
+
+    Other models are downloaded on a machine that lacks them.
+
+    Raises:
+        UsageError: It lacks one, as a cluster's machines do whose disks are not shared.
+    """
+    model = spec.model
+    needed = [adapter.path for adapter in spec.adapters]
+    if model.gguf is not None:
+        needed += [model.gguf, *([model.path] if model.path is not None else [])]
+    elif model.repo_id is None and model.path is not None:
+        needed.append(model.path)
+    missing = next((path for path in needed if not path.exists()), None)
+    if missing is not None:
+        raise UsageError(
+            f"{missing}: not found on {socket.gethostname()}, where the engine was started; put it on a "
+            "disk that all machines of the cluster see under this path, or name a model on the Hub"
         )
 
 

@@ -21,9 +21,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from vllm.config.model import PROCESSED_LOGPROBS_MODES
 from vllm.v1.sample.ops import topk_topp_sampler as vllm_sampler
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+
+from synthia_batch.workers.vllm.compat import processed_logprobs_modes
 
 BLOCK = 64
 """Tokens in a block. Smaller blocks slow down the first pass, larger ones the second."""
@@ -93,7 +94,7 @@ def can_draw_from_top(
 ) -> bool:
     """Whether top-k or top-p may leave few tokens, and no caller needs the masked `logits`."""
     rows, vocabulary = logits.shape
-    needs_logits = sampler.use_fp64_gumbel or sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
+    needs_logits = sampler.use_fp64_gumbel or sampler.logprobs_mode in processed_logprobs_modes()
     is_limited = k is not None or p is not None
     return is_limited and not needs_logits and rows > 0 and vocabulary >= MIN_VOCABULARY
 
