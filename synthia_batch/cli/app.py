@@ -49,9 +49,7 @@ def main() -> None:
         with show_log():
             code = app(standalone_mode=False)
     except TyperException as exc:
-        shown = io.StringIO()
-        exc.show(file=shown)
-        show(shown.getvalue(), end="", file=sys.stderr)
+        show(_describe_usage(exc), end="", file=sys.stderr)
         sys.exit(exc.exit_code)
     except SynthiaBatchError as exc:
         show(f"error: {exc}", file=sys.stderr)
@@ -65,6 +63,16 @@ def main() -> None:
         show(traceback.format_exc(), end="", file=sys.stderr)
         sys.exit(EXIT_BUG)
     sys.exit(code)
+
+
+def _describe_usage(exc: TyperException) -> str:
+    """Return what Typer prints about a wrong command line."""
+    write = getattr(exc, "show", None)  # The base class has none.
+    if write is None:
+        return f"Error: {exc.format_message()}\n"
+    shown = io.StringIO()
+    write(file=shown)
+    return shown.getvalue()
 
 
 def show_version(is_requested: bool) -> None:
