@@ -28,6 +28,7 @@ from synthia_batch.cli.commands.tune import tune
 from synthia_batch.cli.commands.verify import verify
 from synthia_batch.cli.help import WIDTH, CommandTable, GroupedCommands
 from synthia_batch.cli.process import reports_interrupts, tolerates_closed_output
+from synthia_batch.cli.streams import guard_streams
 from synthia_batch.core.log import show_log
 from synthia_batch.errors import SynthiaBatchError
 
@@ -38,6 +39,7 @@ _RESTART = "start again with"
 
 def main() -> None:
     """Run the command line. Errors become a message and an exit code."""
+    guard_streams()
     try:
         with show_log():
             app()
@@ -88,11 +90,11 @@ def _find_version(package: str) -> str:
 
 def _list_functions() -> dict[str, Callable[..., None]]:
     """Return every command's function by name, with what it does on Ctrl-C or if its reader is gone."""
-    printing = [tolerates_closed_output(command) for command in (status, failed, export)]
-    others: list[Callable[..., None]] = [validate, report, verify, push, tune, presets, doctor, init, schema]
+    others: list[Callable[..., None]] = [status, failed, export, validate, report, verify, push, tune]
+    others += [presets, doctor, init, schema]
     commands = [reports_interrupts(command, _RESUME) for command in (run, preview, plan, retry)]
-    commands += [reports_interrupts(command, _RESTART) for command in (*printing, *others)]
-    return {command.__name__: command for command in commands}
+    commands += [reports_interrupts(command, _RESTART) for command in others]
+    return {command.__name__: tolerates_closed_output(command) for command in commands}
 
 
 class _Commands(GroupedCommands):

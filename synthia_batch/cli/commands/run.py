@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthia_batch.cli.flags import JobFlags
+from synthia_batch.cli.streams import OutputClosed
+from synthia_batch.errors import StorageFailed
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
@@ -50,12 +52,19 @@ def run(
 
 
 def print_result(result: "RunResult", as_json: bool) -> None:
-    """Print the result: the run's directory or JSON to stdout, messages to stderr."""
+    """Print the result: the run's directory or JSON to stdout, messages to stderr.
+
+    A stdout that cannot be written does not change the result of the run.
+    """
     _print_messages(result)
-    if as_json:
-        _print_json(result)
-    elif result.drained is None:
-        print(result.place)
+    try:
+        if as_json:
+            _print_json(result)
+        elif result.drained is None:
+            print(result.place)
+        sys.stdout.flush()
+    except (OutputClosed, StorageFailed) as exc:
+        _log.info(f"{exc}; the run is not affected")
 
 
 def _print_messages(result: "RunResult") -> None:

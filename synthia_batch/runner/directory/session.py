@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from synthia_batch.core.events import EventBus
+from synthia_batch.core.log import keep_log
 from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, RunLocked
@@ -151,6 +152,7 @@ class RunSession:
         self._write_plan()
         self.writer = dataclasses.replace(self.writer, epoch=owner.epoch)
         with ExitStack() as stack:
+            stack.enter_context(keep_log(self.run_dir.run_log))
             log = stack.enter_context(closing(EventLog.open(self.run_dir.events, _now)))
             self.events.subscribe(log.write)
             stack.callback(self.events.unsubscribe, log.write)
