@@ -36,13 +36,19 @@ class RetryResult:
 
 
 def retry_failed(
-    place: Path | str, choice: FailureChoice, explicit: Sequence[Layer], display: Display
+    place: Path | str,
+    choice: FailureChoice,
+    explicit: Sequence[Layer],
+    display: Display,
+    *,
+    force: bool = False,
 ) -> RetryResult:
     """Regenerate the failed samples that `choice` selects, and publish their parts anew.
 
     `place` is the run's directory, or the URL of its output in an object store. `explicit` overrides the
     job as it was run. A run that is not complete is completed as well. A complete run stays complete, as
     it was, if no sample ends: if the engines do not load, or fail the canary check.
+    `force` is that of `run_job`.
     """
     if isinstance(place, str) and "://" in place:
         job = resolve_remote_job(place, explicit)
@@ -50,16 +56,16 @@ def retry_failed(
         job = resolve_kept_job(Path(place), "retry", explicit)
     events = EventBus()
     with follow_run(job, events) as report_end:
-        result = _reopen_and_run(job, choice, display, events)
+        result = _reopen_and_run(job, choice, display, events, force=force)
         if result.run is not None:
             report_end(result.run.ending)
         return result
 
 
 def _reopen_and_run(
-    job: ResolvedJob, choice: FailureChoice, display: Display, events: EventBus
+    job: ResolvedJob, choice: FailureChoice, display: Display, events: EventBus, *, force: bool
 ) -> RetryResult:
-    with open_session(job, display, events) as session:
+    with open_session(job, display, events, force=force) as session:
         chosen = session.reopener.count_chosen(session.states, choice)
         # Without a manifest this may be a retry that was killed after it reopened its samples.
         if not chosen and read_manifest(session.run_dir.manifest) is not None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from synthia_batch.cli.commands.run import ForceFlag
 from synthia_batch.cli.run_location import RunLocation
 
 _log = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ def retry(
         typer.Option("--set", metavar="KEY=VALUE", help="A job key outside the job's identity. Repeatable."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    force: ForceFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Regenerate failed samples, optionally with other settings, and republish their files.
@@ -41,7 +43,7 @@ def retry(
     set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
     layers = [Layer(origin="flag", values=values), read_environment(os.environ)]
-    result = retry_failed(directory, FailureChoice(code=code), layers, display)
+    result = retry_failed(directory, FailureChoice(code=code), layers, display, force=force)
     if result.run is None:
         which = f"with the code {code}" if code else "failed"
         _log.info(f"{directory}: there are no samples {which}; nothing was changed")

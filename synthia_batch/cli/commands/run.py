@@ -21,11 +21,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+ForceFlag = Annotated[
+    bool, typer.Option("--force", help="Start the engines though this machine is too small for them.")
+]
+
 
 def run(
     flags: JobFlags,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    force: ForceFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Log the job's identity and the events of each worker.")
@@ -46,7 +51,7 @@ def run(
     display = Display(quiet=quiet)
     job = resolve_job(flags.read_layers())
     with _log_details(job) if verbose else nullcontext():
-        result = run_resolved_job(job, display)
+        result = run_resolved_job(job, display, force=force)
     print_result(result, as_json)
     raise typer.Exit(result.exit_code)
 
