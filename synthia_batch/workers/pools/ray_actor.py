@@ -1,6 +1,7 @@
 """The worker's side of the Ray pool: an actor, which is one process with one engine."""
 
 import os
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,12 @@ class EngineActor:
         if placement.spans_nodes:
             # vLLM's core is a child process that joins the cluster itself.
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        engine = load_engine(spec, placement)
-        canary = run_canaries(engine, canaries) if canaries else None
+        try:
+            engine = load_engine(spec, placement)
+            canary = run_canaries(engine, canaries) if canaries else None
+        except BaseException:
+            traceback.print_exc()  # The driver's message has one line of it.
+            raise
         facts = engine.facts
         self._ends_with_process = facts.ends_with_process
         self._worker = Worker(engine)

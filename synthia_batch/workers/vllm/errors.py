@@ -9,6 +9,7 @@ import torch
 from vllm.exceptions import VLLMClientError
 
 from synthia_batch.errors import EngineOutOfMemory, UsageError
+from synthia_batch.workers.engine import describe_refusal
 
 _MORE_THAN_ANY_MACHINE_HAS = 2**62
 
@@ -36,7 +37,7 @@ def setting_errors() -> Iterator[None]:
         yield
     except (TypeError, ValueError, VLLMClientError) as exc:  # Pydantic's are ValueErrors, vLLM's not always.
         raise UsageError(
-            f"vLLM cannot start with these settings: {exc}\n"
+            f"vLLM cannot start with these settings: {describe_refusal(exc)}\n"
             "change the setting named above, with --set engine.KEY=VALUE or the flags of model and sampling"
         ) from exc
 
