@@ -98,8 +98,12 @@ def open_session(
     if not force:
         refuse_without_room(job)
     drain = open_drain(job.declared)
-    with drain.listen(), lock_run(job, claims_remote=True) as session, start_pool(job) as starter:
-        session.drain, session.starter = drain, starter
+    with (
+        drain.listen(),
+        lock_run(job, claims_remote=True, drain=drain) as session,
+        start_pool(job) as starter,
+    ):
+        session.starter = starter
         session.events = events or session.events
         run_dir = session.run_dir
         is_new = not run_dir.plan.exists()

@@ -82,8 +82,9 @@ class EngineActor:
         return self._loaded().collect(wait_seconds)
 
     def abort(self) -> None:
-        """Drop all unfinished requests."""
-        self._loaded().abort()
+        """Drop all unfinished requests; an engine that is still loading has none."""
+        if self._worker is not None:
+            self._worker.abort()
 
     def stop(self) -> None:
         """End the loop and free the device, unless ending this process is enough.
