@@ -3,11 +3,12 @@
 Heavy imports wait until a command needs them, so that `--help` stays fast.
 """
 
+import os
 import platform
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -30,7 +31,7 @@ from synthia_batch.cli.help import WIDTH, CommandTable, GroupedCommands
 from synthia_batch.cli.process import reports_interrupts, tolerates_closed_output
 from synthia_batch.cli.streams import guard_streams
 from synthia_batch.core.log import show_log
-from synthia_batch.errors import SynthiaBatchError
+from synthia_batch.errors import SynthiaBatchError, UsageError
 
 EXIT_BUG = 1
 _RESUME = "finished samples are kept, resume with"
@@ -46,14 +47,25 @@ def main() -> None:
     except SynthiaBatchError as exc:
         print(f"error: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)
-    except Exception:
+    except OSError as exc:
+        if exc.filename is None:
+            _report_bug()
         print(
-            "this is a bug in synthia-batch: please report it with the traceback below; "
-            "finished samples are kept",
-            file=sys.stderr,
+            f"error: {os.fsdecode(exc.filename)}: {exc.strerror}; check path and permissions", file=sys.stderr
         )
-        traceback.print_exc()
-        sys.exit(EXIT_BUG)
+        sys.exit(UsageError.exit_code)
+    except Exception:
+        _report_bug()
+
+
+def _report_bug() -> NoReturn:
+    print(
+        "this is a bug in synthia-batch: please report it with the traceback below; "
+        "finished samples are kept",
+        file=sys.stderr,
+    )
+    traceback.print_exc()
+    sys.exit(EXIT_BUG)
 
 
 def show_version(is_requested: bool) -> None:

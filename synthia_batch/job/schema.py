@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from synthia_batch.job.fields import (
+    LONGEST_NAME,
     STORE_URL,
     Day,
     HomePath,
@@ -18,6 +19,7 @@ from synthia_batch.job.fields import (
     StoreUrl,
     Whole,
     anchor_file_reference,
+    check_names,
 )
 from synthia_batch.job.input_section import Input
 from synthia_batch.job.markers import Anchored, Flag, always, never
@@ -29,6 +31,8 @@ from synthia_batch.job.units import ClockTime, Duration, FailureLimit
 Determinism = Literal["strict", "fast"]
 PromptFormat = Literal["auto", "chat", "synthia", "synthia-card"]
 OnOverflow = Literal["fail", "truncate-oldest", "stop"]
+MARK_LENGTH = 9
+"""Of a run directory's name, after the job's: a hyphen and eight digits."""
 TEMPLATE_DATE = "2024-07-26"
 """The default day of chat templates: the one that Llama 3's template writes if it has no clock."""
 FlagName = Literal["repetition", "empty", "refusal", "language", "duplicate"]
@@ -39,7 +43,7 @@ class Job(Section):
 
     name: Annotated[
         str | None,
-        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME - MARK_LENGTH),
         never("it is in the output: a run keeps the name that it started with"),
     ] = None
     """Names the run directory. Default: the input's file name without its suffix."""
@@ -210,6 +214,8 @@ class Job(Section):
         is_lost = isinstance(value, Path) and str(value).startswith(("s3:/", "gs:/"))
         if is_lost or (is_url and re.match(STORE_URL, value) is None):
             raise ValueError("Input should be a directory, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
+        if isinstance(value, str | Path) and not is_url:
+            check_names(str(value))
         return value
 
     @field_validator("system", "notify", "flags", mode="before")
