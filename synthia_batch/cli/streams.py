@@ -18,8 +18,10 @@ def guard_streams() -> None:
     """Make stderr drop what cannot be written, and stdout raise one error that says so.
 
     A closed descriptor is opened on the null device: otherwise the next file that is opened would get its
-    number, and the messages of C libraries.
+    number, and the messages of C libraries. Streams that a caller has replaced are left alone.
     """
+    if sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
+        return
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -76,7 +76,9 @@ def _print_messages(result: "RunResult") -> None:
     counts = f"{result.finished} of {result.samples} samples finished"
     if result.failed:
         counts += f", {result.failed} failed"
-    if result.drained is None:
+    if result.drained is None and not result.is_complete:
+        lines = [f"not complete: {counts}; `synthia-batch run` with the job's flags generates the others"]
+    elif result.drained is None:
         lines = [f"{'already complete' if result.made == 0 else 'complete'}: {counts}"]
         if not result.finished:
             lines.append("every sample failed: there is no dataset to load")
@@ -106,17 +108,17 @@ def _format_loading(result: "RunResult") -> str:
 def _explain_failures(result: "RunResult") -> list[str]:
     """Return the most common reasons with examples, and what to do next."""
     from synthia_batch.core.formatting import shorten
-    from synthia_batch.results.read.failures import COMMONEST, find_reasons
+    from synthia_batch.results.read.failures import COMMONEST, advise_on_failures, find_reasons
 
-    here = shlex.quote(str(result.directory))
     lines = []
     if result.max_failures is not None and result.failed > result.max_failures:
         lines.append(f"{result.failed} samples failed, and --max-failures allows {result.max_failures}")
     lines.append("most common reasons:")
-    for reason in find_reasons(result.directory)[:COMMONEST]:
+    reasons = find_reasons(result.directory)
+    for reason in reasons[:COMMONEST]:
         example = f"{shorten(reason.example.place)}: {shorten(reason.example.message)}"
         lines.append(f"  {reason.count:>7,} {reason.code}, such as {example}")
-    lines.append(f"fix the cause, then retry them: synthia-batch retry {here}")
+    lines += advise_on_failures(str(result.directory), [reason.code for reason in reasons])
     if result.drained is not None:
         lines.append("or continue: the same command with a higher --max-failures")
     return lines
@@ -141,7 +143,7 @@ def _print_json(result: "RunResult") -> None:
 
 def _name_state(result: "RunResult") -> str:
     if result.drained is None:
-        return "complete"
+        return "complete" if result.is_complete else "incomplete"
     return "too_many_failures" if result.drained.name == "FAILURES" else "drained"
 
 
