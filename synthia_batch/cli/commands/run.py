@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -100,7 +101,12 @@ def _print_messages(result: "RunResult") -> None:
 
 def _format_loading(result: "RunResult") -> str:
     if result.remote is None:
-        return f"datasets.load_dataset({str(result.directory)!r})"
+        where = str(result.directory)
+        if find_spec("datasets") is not None:
+            return f"datasets.load_dataset({where!r})"
+        if find_spec("pandas") is not None:
+            return f"pandas.read_parquet({where + '/data'!r})"
+        return f"pyarrow.parquet.read_table({where + '/data'!r})"
     # Unlike other readers, pyarrow needs no add-on for stores.
     return f"pyarrow.dataset.dataset({result.remote + '/data'!r}).to_table()"
 
