@@ -69,7 +69,7 @@ class Display:
         self._remember(now, snapshot)
         if self._quiet:
             return
-        if self.stream.isatty():
+        if self.stream.isatty() or _is_notebook(self.stream):
             self._draw(snapshot)
         elif now - self._last_line >= LINE_SECONDS:
             self._last_line = now
@@ -141,6 +141,11 @@ class Display:
         self._history.append((now, snapshot))
         while len(self._history) > 2 and now - self._history[1][0] > _RATE_SECONDS:
             self._history.pop(0)
+
+
+def _is_notebook(stream: TextIO) -> bool:
+    """Whether `stream` is that of a notebook's cell, which draws a bar as a terminal does."""
+    return type(stream).__module__.startswith("ipykernel.")
 
 
 def _measure_width(stream: TextIO) -> int | None:

@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
+from synthia_batch.errors import UsageError
 from synthia_batch.job.fields import (
     LONGEST_NAME,
     STORE_URL,
@@ -38,7 +39,24 @@ TEMPLATE_DATE = "2024-07-26"
 FlagName = Literal["repetition", "empty", "refusal", "language", "duplicate"]
 
 
-class Job(Section):
+class _ReportingFaults(type(Section)):  # type: ignore[misc]
+    """Makes `Job(...)` report its faults as this package does. Layers are validated another way."""
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        """Return the job of these values.
+
+        Raises:
+            UsageError: A field is unknown or missing, or its value does not fit; names all of them.
+        """
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as exc:
+            from synthia_batch.job.loading.errors import explain_call
+
+            raise UsageError(explain_call(exc, values)) from exc
+
+
+class Job(Section, metaclass=_ReportingFaults):
     """One job. `Job(input={"path": "questions.parquet"})` is the smallest."""
 
     name: Annotated[
