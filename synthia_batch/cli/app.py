@@ -3,6 +3,7 @@
 Heavy imports wait until a command needs them, so that `--help` stays fast.
 """
 
+import io
 import os
 import platform
 import sys
@@ -11,7 +12,9 @@ from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
+from synthia_batch.cli.commands.demo import demo
 from synthia_batch.cli.commands.doctor import doctor
 from synthia_batch.cli.commands.export import export
 from synthia_batch.cli.commands.failed import failed
@@ -31,7 +34,10 @@ from synthia_batch.cli.help import WIDTH, CommandTable, GroupedCommands
 from synthia_batch.cli.process import reports_interrupts, tolerates_closed_output
 from synthia_batch.cli.streams import guard_streams
 from synthia_batch.core.log import show_log
+from synthia_batch.core.process_title import hide_arguments
+from synthia_batch.core.terminal import show
 from synthia_batch.errors import SynthiaBatchError, UsageError
+from synthia_batch.job.loading.command_line import mask_arguments
 
 EXIT_BUG = 1
 _RESUME = "finished samples are kept, resume with"
@@ -41,30 +47,36 @@ _RESTART = "start again with"
 def main() -> None:
     """Run the command line. Errors become a message and an exit code."""
     guard_streams()
+    hide_arguments(mask_arguments(sys.argv[1:]))
     try:
         with show_log():
-            app()
+            code = app(standalone_mode=False)
+    except TyperException as exc:
+        shown = io.StringIO()
+        exc.show(file=shown)
+        show(shown.getvalue(), end="", file=sys.stderr)
+        sys.exit(exc.exit_code)
     except SynthiaBatchError as exc:
-        print(f"error: {exc}", file=sys.stderr)
+        show(f"error: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)
     except OSError as exc:
         if exc.filename is None:
             _report_bug()
-        print(
-            f"error: {os.fsdecode(exc.filename)}: {exc.strerror}; check path and permissions", file=sys.stderr
-        )
+        name = os.fsdecode(exc.filename)
+        show(f"error: {name}: {exc.strerror}; check path and permissions", file=sys.stderr)
         sys.exit(UsageError.exit_code)
     except Exception:
         _report_bug()
+    sys.exit(code)
 
 
 def _report_bug() -> NoReturn:
-    print(
+    show(
         "this is a bug in synthia-batch: please report it with the traceback below; "
         "finished samples are kept",
         file=sys.stderr,
     )
-    traceback.print_exc()
+    show(traceback.format_exc(), end="", file=sys.stderr)
     sys.exit(EXIT_BUG)
 
 
@@ -75,8 +87,8 @@ def show_version(is_requested: bool) -> None:
     from synthia_batch.core.hardware import installed_vllm
 
     vllm = " ".join(installed_vllm() or ("vllm", "not installed"))
-    print(f"synthia-batch {_find_version('synthia-batch')}")
-    print(f"{vllm}, ray {_find_version('ray')}, Python {platform.python_version()}")
+    show(f"synthia-batch {_find_version('synthia-batch')}")
+    show(f"{vllm}, ray {_find_version('ray')}, Python {platform.python_version()}")
     raise typer.Exit
 
 
@@ -104,7 +116,7 @@ def _list_functions() -> dict[str, Callable[..., None]]:
     """Return every command's function by name, with what it does on Ctrl-C or if its reader is gone."""
     others: list[Callable[..., None]] = [status, failed, export, validate, report, verify, push, tune]
     others += [presets, doctor, init, schema]
-    commands = [reports_interrupts(command, _RESUME) for command in (run, preview, plan, retry)]
+    commands = [reports_interrupts(command, _RESUME) for command in (run, demo, preview, plan, retry)]
     commands += [reports_interrupts(command, _RESTART) for command in others]
     return {command.__name__: tolerates_closed_output(command) for command in commands}
 

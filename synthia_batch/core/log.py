@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from synthia_batch.core.terminal import clean_message
 from synthia_batch.errors import SynthiaBatchError
 
 PACKAGE = "synthia_batch"
@@ -32,7 +33,7 @@ class _AboveTheBar(logging.Handler):
         stream = self._stream or sys.stderr
         with suppress(OSError, ValueError):  # A terminal that is gone is no reason to stop.
             if stream is not None:
-                tqdm.write(self.format(record), file=stream)
+                tqdm.write(clean_message(self.format(record)), file=stream)
                 stream.flush()
 
 

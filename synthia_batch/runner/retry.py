@@ -43,17 +43,20 @@ def retry_failed(
     display: Display,
     *,
     force: bool = False,
+    trusts: bool = False,
 ) -> RetryResult:
     """Regenerate the failed samples that `choice` selects, and publish their parts anew.
 
     `place` is the run's directory, or the URL of its output in an object store. `explicit` overrides the
     job as it was run. Of an interrupted run, only they are generated. A complete run stays complete, as it
     was, if no sample ends: if the engines do not load, or fail the canary check. `force`: see `run_job`.
+    Unless the caller `trusts` the run, addresses, keys, notifications and code that its saved job names are
+    not used.
     """
     if isinstance(place, str) and "://" in place:
-        job = resolve_remote_job(place, explicit)
+        job = resolve_remote_job(place, explicit, trusts=trusts)
     else:
-        job = resolve_kept_job(Path(place), "retry", explicit)
+        job = resolve_kept_job(Path(place), "retry", explicit, trusts=trusts)
     events = EventBus()
     with follow_run(job, events) as report_end:
         result = _reopen_and_run(job, choice, display, events, force=force)

@@ -58,8 +58,9 @@ def test_a_complete_run_lists_what_failed_with_its_place(
         "failed: 13, by code:",
         "  prompt_too_long                  8",
         "  scripted_failure                 5",
-        "fix the cause, then retry them: synthia-batch retry out",
-        "or only one code: synthia-batch retry out --code prompt_too_long",
+        "fix the cause, then retry them: synthia-batch retry out --code scripted_failure",
+        "too long in this run, whose settings stay as they are; run those rows by themselves: "
+        "synthia-batch run out/failed --set model.max_model_len=TOKENS",
     ]
 
 
@@ -197,7 +198,7 @@ def test_a_hopeless_run_ends_early_with_its_reasons(tmp_path: Path, synthia: Com
     reason = next(line for line in lines if "scripted_failure, such as" in line)
     assert "q.jsonl:" in reason
     assert "failed as scripted" in reason
-    assert "fix the cause, then retry them: synthia-batch retry out" in lines
+    assert "fix the cause, then retry them: synthia-batch retry out --code scripted_failure" in lines
     status = read_status(tmp_path / "out")
     assert (status.finished, status.failed) == (told["finished"], told["failed"]), "all that ended is kept"
     assert status.next == f"synthia-batch failed {tmp_path / 'out'}"

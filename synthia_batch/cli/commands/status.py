@@ -1,6 +1,5 @@
 """`synthia-batch status`: the progress of a run, as a page or as one line per update."""
 
-import json
 import os
 import shutil
 import sys
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from synthia_batch.cli.run_location import is_url
-from synthia_batch.core.formatting import format_bytes, format_seconds
+from synthia_batch.core.formatting import encode_json, format_bytes, format_seconds
+from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
     from synthia_batch.results.read.attempt import WorkerActivity
@@ -79,7 +79,7 @@ def _list_runs(as_json: bool) -> None:
 
     runs = list_runs(Path(OUTPUTS))
     if not runs:
-        print(
+        show(
             f"no runs in {OUTPUTS}/; name a run's directory, or begin one with synthia-batch run",
             file=sys.stderr,
         )
@@ -87,12 +87,12 @@ def _list_runs(as_json: bool) -> None:
         try:
             found = read_status(path)
         except SynthiaBatchError as exc:
-            print(f"{path}: {str(exc).splitlines()[0]}", file=sys.stderr)
+            show(f"{path}: {str(exc).splitlines()[0]}", file=sys.stderr)
             continue
         if as_json:
             _print(found, as_json)
         else:
-            print(f"{path}  {describe_briefly(found)}")
+            show(f"{path}  {describe_briefly(found)}")
 
 
 def _print_remote(url: str, as_json: bool) -> None:
@@ -100,14 +100,14 @@ def _print_remote(url: str, as_json: bool) -> None:
 
     found = read_remote_status(url)
     if as_json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False))
+        show(encode_json(found.to_dict()))
         return
     ended = found.finished + found.failed
-    print(f"{found.name}  {found.state}  {found.url}")
-    print(f"samples   {ended} of {found.samples} stored: {found.finished} finished, {found.failed} failed")
-    print(f"shards    {found.shards_published} of {found.shards}")
+    show(f"{found.name}  {found.state}  {found.url}")
+    show(f"samples   {ended} of {found.samples} stored: {found.finished} finished, {found.failed} failed")
+    show(f"shards    {found.shards_published} of {found.shards}")
     if found.owner is not None:
-        print(f"writer    {found.owner.describe(found.url)}")
+        show(f"writer    {found.owner.describe(found.url)}")
 
 
 def _show_update(found: "RunStatus", page: "_Page", as_json: bool) -> None:
@@ -118,12 +118,12 @@ def _show_update(found: "RunStatus", page: "_Page", as_json: bool) -> None:
         page.draw(describe_status(found))
     else:
         time_of_day = datetime.now().strftime("%H:%M:%S")
-        print(f"{time_of_day} {describe_briefly(found)}", flush=True)
+        show(f"{time_of_day} {describe_briefly(found)}", flush=True)
 
 
 def _print(found: "RunStatus", as_json: bool) -> None:
-    text = json.dumps(found.to_dict(), ensure_ascii=False) if as_json else "\n".join(describe_status(found))
-    print(text, flush=True)
+    text = encode_json(found.to_dict()) if as_json else "\n".join(describe_status(found))
+    show(text, flush=True)
 
 
 def describe_status(status: "RunStatus") -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.core.types import Failed, Finished, Outcome, Record, Shard, Turn
+from synthia_batch.core.types import Failed, Finished, Message, Outcome, Record, Shard, Turn
 from synthia_batch.errors import JournalCorrupt
 from synthia_batch.storage.atomic import storage_errors
 from synthia_batch.storage.journal.append_file import UNSYNCED
@@ -242,6 +242,7 @@ def _decode_outcome(value: dict[str, Any]) -> Outcome:
         completion_tokens=value["completion_tokens"],
         earlier=earlier,
         logprobs=decode_logprobs_json(value["logprobs"]) if "logprobs" in value else None,
+        called=Message.from_dict(value["called"]) if "called" in value else None,
     )
 
 
