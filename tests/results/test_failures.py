@@ -236,8 +236,11 @@ def test_retry_after_failed_makes_them_again_whatever_ended_the_run(tmp_path: Pa
     (tmp_path / "mended").touch()
     done = synthia("retry", "out")
     assert done.returncode == 0, done.stderr
-    assert "complete: 98 of 100 samples finished, 2 failed" in done.stderr
-    assert "list them with: synthia-batch failed out" in done.stderr
+    assert "not complete: " in done.stderr, "only the failed samples are made"
+    rest = synthia("run", "q.jsonl", *flags)
+    assert rest.returncode == 0, rest.stderr
+    assert "complete: 98 of 100 samples finished, 2 failed" in rest.stderr
+    assert "list them with: synthia-batch failed out" in rest.stderr
 
 
 def test_the_advice_is_a_way_that_can_help() -> None:
