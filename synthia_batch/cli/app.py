@@ -4,11 +4,12 @@ Heavy imports wait until a command needs them, so that `--help` stays fast.
 """
 
 import io
+import os
 import platform
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -31,10 +32,11 @@ from synthia_batch.cli.commands.tune import tune
 from synthia_batch.cli.commands.verify import verify
 from synthia_batch.cli.help import WIDTH, CommandTable, GroupedCommands
 from synthia_batch.cli.process import reports_interrupts, tolerates_closed_output
+from synthia_batch.cli.streams import guard_streams
 from synthia_batch.core.log import show_log
 from synthia_batch.core.process_title import hide_arguments
 from synthia_batch.core.terminal import show
-from synthia_batch.errors import SynthiaBatchError
+from synthia_batch.errors import SynthiaBatchError, UsageError
 from synthia_batch.job.loading.command_line import mask_arguments
 
 EXIT_BUG = 1
@@ -44,6 +46,7 @@ _RESTART = "start again with"
 
 def main() -> None:
     """Run the command line. Errors become a message and an exit code."""
+    guard_streams()
     hide_arguments(mask_arguments(sys.argv[1:]))
     try:
         with show_log():
@@ -54,14 +57,14 @@ def main() -> None:
     except SynthiaBatchError as exc:
         show(f"error: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)
+    except OSError as exc:
+        if exc.filename is None:
+            _report_bug()
+        name = os.fsdecode(exc.filename)
+        show(f"error: {name}: {exc.strerror}; check path and permissions", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
     except Exception:
-        show(
-            "this is a bug in synthia-batch: please report it with the traceback below; "
-            "finished samples are kept",
-            file=sys.stderr,
-        )
-        show(traceback.format_exc(), end="", file=sys.stderr)
-        sys.exit(EXIT_BUG)
+        _report_bug()
     sys.exit(code)
 
 
@@ -73,6 +76,16 @@ def _describe_usage(exc: TyperException) -> str:
     shown = io.StringIO()
     write(file=shown)
     return shown.getvalue()
+
+
+def _report_bug() -> NoReturn:
+    show(
+        "this is a bug in synthia-batch: please report it with the traceback below; "
+        "finished samples are kept",
+        file=sys.stderr,
+    )
+    show(traceback.format_exc(), end="", file=sys.stderr)
+    sys.exit(EXIT_BUG)
 
 
 def show_version(is_requested: bool) -> None:
@@ -109,11 +122,11 @@ def _find_version(package: str) -> str:
 
 def _list_functions() -> dict[str, Callable[..., None]]:
     """Return every command's function by name, with what it does on Ctrl-C or if its reader is gone."""
-    printing = [tolerates_closed_output(command) for command in (status, failed, export)]
-    others: list[Callable[..., None]] = [validate, report, verify, push, tune, presets, doctor, init, schema]
+    others: list[Callable[..., None]] = [status, failed, export, validate, report, verify, push, tune]
+    others += [presets, doctor, init, schema]
     commands = [reports_interrupts(command, _RESUME) for command in (run, demo, preview, plan, retry)]
-    commands += [reports_interrupts(command, _RESTART) for command in (*printing, *others)]
-    return {command.__name__: command for command in commands}
+    commands += [reports_interrupts(command, _RESTART) for command in others]
+    return {command.__name__: tolerates_closed_output(command) for command in commands}
 
 
 class _Commands(GroupedCommands):

@@ -1,13 +1,13 @@
 """How commands end early: on Ctrl-C, and when the reader of their output closes it, as `head` does."""
 
 import functools
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import typer
 
+from synthia_batch.cli.streams import OutputClosed
 from synthia_batch.core.terminal import show
 from synthia_batch.job.loading.command_line import describe_command
 
@@ -32,16 +32,14 @@ def reports_interrupts(command: Callable[..., None], advice: str) -> Callable[..
 
 
 def tolerates_closed_output(command: Callable[..., None]) -> Callable[..., None]:
-    """Return `command`, which only prints, such that it exits with 0 once its output is closed."""
+    """Return `command` such that it exits with 0 once the reader of its output closes it."""
 
     @functools.wraps(command)
     def guarded(**values: Any) -> None:
         try:
             command(**values)
             sys.stdout.flush()
-        except BrokenPipeError:
-            # Otherwise flushing the buffer would fail again when the interpreter exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OutputClosed:
             raise typer.Exit(0) from None
 
     return guarded

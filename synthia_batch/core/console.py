@@ -1,9 +1,11 @@
 """Progress of a running job on stderr: a bar on a terminal, else a line every 30 seconds."""
 
+import io
 import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Never, Self, TextIO
 
 from tqdm import tqdm
@@ -32,7 +34,7 @@ class Display:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write to `stream`, stderr if None. `quiet` shows no progress."""
-        self.stream = stream or sys.stderr
+        self.stream = stream or sys.stderr or io.StringIO()
         self._quiet = quiet
         self._clock = clock
         self._bar: tqdm[Never] | None = None
@@ -44,7 +46,8 @@ class Display:
     def observe(self, event: Event) -> None:
         """Show `event` if it is a snapshot of the progress."""
         if isinstance(event, ProgressSnapshot):
-            self.show(event)
+            with suppress(OSError, ValueError):  # A terminal that is gone is no reason to stop.
+                self.show(event)
 
     def show_scan(self, rows: int) -> None:
         """Show how many rows of the input have been read; called often, prints rarely."""
@@ -67,7 +70,7 @@ class Display:
         self._remember(now, snapshot)
         if self._quiet:
             return
-        if self.stream.isatty():
+        if self.stream.isatty() or _is_notebook(self.stream):
             self._draw(snapshot)
         elif now - self._last_line >= LINE_SECONDS:
             self._last_line = now
@@ -76,11 +79,13 @@ class Display:
     def close(self) -> None:
         """Keep the bar as it is and end its line."""
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError, ValueError):
+                self._bar.close()
             self._bar = None
 
     def _print(self, text: str) -> None:
-        show(text, file=self.stream, flush=True)
+        with suppress(OSError, ValueError):
+            show(text, file=self.stream, flush=True)
 
     def _draw(self, snapshot: ProgressSnapshot) -> None:
         if self._bar is None:
@@ -137,6 +142,11 @@ class Display:
         self._history.append((now, snapshot))
         while len(self._history) > 2 and now - self._history[1][0] > _RATE_SECONDS:
             self._history.pop(0)
+
+
+def _is_notebook(stream: TextIO) -> bool:
+    """Whether `stream` is that of a notebook's cell, which draws a bar as a terminal does."""
+    return type(stream).__module__.startswith("ipykernel.")
 
 
 def _measure_width(stream: TextIO) -> int | None:

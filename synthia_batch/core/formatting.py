@@ -24,6 +24,11 @@ def format_bytes(count: int) -> str:
     return f"{count / 1e12:.3g} TB"
 
 
+def format_count(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: 1 row, 2,000 rows. `plural`: without it, an s is added."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def make_printable(text: str, keeps: str = "") -> str:
     """Return `text` with unprintable characters escaped, except those in `keeps`.
 

@@ -5,12 +5,15 @@ PER_SAMPLE is for failed samples, which `--quiet` hides. DEBUG is for what `--ve
 """
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TextIO
 
 from synthia_batch.core.terminal import clean_message
+from synthia_batch.errors import SynthiaBatchError
 
 PACKAGE = "synthia_batch"
 PER_SAMPLE = 15
@@ -28,8 +31,10 @@ class _AboveTheBar(logging.Handler):
         from tqdm import tqdm  # 30 ms that `--help` does without
 
         stream = self._stream or sys.stderr
-        tqdm.write(clean_message(self.format(record)), file=stream)
-        stream.flush()
+        with suppress(OSError, ValueError):  # A terminal that is gone is no reason to stop.
+            if stream is not None:
+                tqdm.write(clean_message(self.format(record)), file=stream)
+                stream.flush()
 
 
 @contextmanager
@@ -50,6 +55,36 @@ def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
     """Choose which messages are shown: `quiet` hides those about samples, `verbose` adds details."""
     level = logging.INFO if quiet else logging.DEBUG if verbose else PER_SAMPLE
     logging.getLogger(PACKAGE).setLevel(level)
+
+
+@contextmanager
+def keep_log(path: Path) -> Iterator[None]:
+    """Append the package's messages during the block to the file at `path`, and the error that ends it.
+
+    A log that cannot be written is no error: the disk that refuses it will refuse the run's own files.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError:
+        yield
+        return
+    logger = logging.getLogger(PACKAGE)
+    with open(descriptor, "a", encoding="utf-8", errors="backslashreplace") as file:
+        handler = _InFile(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.addHandler(handler)
+        try:
+            yield
+        except SynthiaBatchError as exc:
+            handler.emit(logging.makeLogRecord({"msg": f"error: {exc}"}))
+            raise
+        finally:
+            logger.removeHandler(handler)
+
+
+class _InFile(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop the message."""
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import jinja2
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from synthia_batch.core.template_limits import LimitedEnvironment
+
 CHANCE_FILTERS = frozenset({"random"})
 CHANCE_GLOBALS = frozenset({"lipsum"})
 _ADDRESS = re.compile(r"\bat (0x[0-9a-f]{6,})", re.IGNORECASE)
@@ -16,7 +18,7 @@ _ADDRESS = re.compile(r"\bat (0x[0-9a-f]{6,})", re.IGNORECASE)
 
 def make_sandbox(**options: Any) -> ImmutableSandboxedEnvironment:
     """Return an environment with `options` of Jinja's, in which nothing is left to chance."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, **options)
+    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, **options)
     for name in CHANCE_FILTERS:
         del environment.filters[name]
     for name in CHANCE_GLOBALS:

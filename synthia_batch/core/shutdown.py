@@ -1,4 +1,7 @@
-"""Requests to drain: from Ctrl-C, SIGTERM, a deadline or too many failures. A second Ctrl-C ends at once."""
+"""Requests to drain: by Ctrl-C, SIGTERM, SIGHUP, a deadline or too many failures.
+
+A second Ctrl-C ends at once.
+"""
 
 import math
 import signal
@@ -15,12 +18,20 @@ class DrainReason(Enum):
 
     INTERRUPT = ("Ctrl-C", 130)
     TERMINATE = ("SIGTERM", 75)
+    HANGUP = ("SIGHUP", 75)
     DEADLINE = ("the deadline", 75)
     FAILURES = ("too many failures", 3)
 
     def __init__(self, label: str, exit_code: int) -> None:
         self.label = label
         self.exit_code = exit_code
+
+
+_REASONS = {
+    signal.SIGINT: DrainReason.INTERRUPT,
+    signal.SIGTERM: DrainReason.TERMINATE,
+    signal.SIGHUP: DrainReason.HANGUP,
+}
 
 
 class DrainRequest:
@@ -45,6 +56,12 @@ class DrainRequest:
         self._stop_time = math.inf if stop_time is None else stop_time
         self._reserved_seconds = 0.0
         self._requested: DrainReason | None = None
+        self._signalled_at: float | None = None
+
+    @property
+    def signalled_seconds(self) -> float:
+        """Seconds since a signal first asked to drain; 0 if none has."""
+        return 0.0 if self._signalled_at is None else self._clock() - self._signalled_at
 
     @property
     def seconds_left(self) -> float:
@@ -70,20 +87,26 @@ class DrainRequest:
         """
         if reason is DrainReason.INTERRUPT and self._requested is not None:
             raise KeyboardInterrupt
+        if reason in _REASONS.values() and self._signalled_at is None:
+            self._signalled_at = self._clock()
         if self._requested in (None, DrainReason.DEADLINE, DrainReason.FAILURES):
             self._requested = reason
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into drain requests during the block; in the main thread only."""
+        """Turn SIGINT, SIGTERM and SIGHUP into drain requests during the block; in the main thread only.
+
+        A SIGHUP that is ignored, as under nohup, stays ignored.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def on_signal(number: int, frame: FrameType | None) -> None:
-            self.ask(DrainReason.INTERRUPT if number == signal.SIGINT else DrainReason.TERMINATE)
+            self.ask(_REASONS[signal.Signals(number)])
 
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [number for number in _REASONS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, on_signal) for number in numbers}
         try:
             yield
         finally:

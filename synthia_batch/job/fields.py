@@ -23,6 +23,7 @@ from synthia_batch.job.units import refuse_bool
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 """Start of an input that is not on this machine."""
 STDIN = "-"
+LONGEST_NAME = 255
 
 
 def anchor_path(path: str, folder: Path) -> str:
@@ -39,12 +40,24 @@ def _anchor_input(path: str, folder: Path) -> str:
     return path if path in ("", STDIN) or ADDRESS.match(path) else anchor_path(path, folder)
 
 
+def check_names(path: str) -> str:
+    """Return `path` if a file system can hold every name in it.
+
+    Raises:
+        ValueError: One has more than 255 bytes, the limit of nearly every file system.
+    """
+    if any(len(os.fsencode(name)) > LONGEST_NAME for name in path.split("/")):
+        raise ValueError(f"Input should be a path whose names have at most {LONGEST_NAME} bytes each")
+    return path
+
+
 def _read_paths(value: Any) -> str | tuple[str, ...]:
     """Return one path or several as text: an address is no Path, and a file name may not be UTF-8."""
     if isinstance(value, str | Path):
         if not os.fspath(value):
             raise ValueError("Input should be a path, and is empty")
-        return os.path.expanduser(value)
+        is_address = isinstance(value, str) and ADDRESS.match(value)
+        return os.path.expanduser(value if is_address else check_names(os.fspath(value)))
     if not isinstance(value, list | tuple) or not value:
         raise ValueError("Input should be a path, or a list of paths")
     paths = [_read_paths(path) if isinstance(path, str | Path) else None for path in value]
@@ -72,7 +85,9 @@ InputPath = Annotated[
 
 Whole = Annotated[int, BeforeValidator(refuse_bool)]
 Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(refuse_bool)]
-HomePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path))), Anchored(anchor_path)]
+HomePath = Annotated[
+    Path, AfterValidator(lambda path: Path(os.path.expanduser(check_names(str(path))))), Anchored(anchor_path)
+]
 """A path that may start with `~`, the home directory."""
 
 

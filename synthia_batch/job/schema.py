@@ -8,9 +8,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
+from synthia_batch.errors import UsageError
 from synthia_batch.job.fields import (
+    LONGEST_NAME,
     STORE_URL,
     Day,
     HomePath,
@@ -18,6 +20,7 @@ from synthia_batch.job.fields import (
     StoreUrl,
     Whole,
     anchor_file_reference,
+    check_names,
 )
 from synthia_batch.job.input_section import Input
 from synthia_batch.job.markers import Anchored, Flag, Outward, always, never
@@ -29,17 +32,36 @@ from synthia_batch.job.units import ClockTime, Duration, FailureLimit
 Determinism = Literal["strict", "fast"]
 PromptFormat = Literal["auto", "chat", "synthia", "synthia-card"]
 OnOverflow = Literal["fail", "truncate-oldest", "stop"]
+MARK_LENGTH = 9
+"""Of a run directory's name, after the job's: a hyphen and eight digits."""
 TEMPLATE_DATE = "2024-07-26"
 """The default day of chat templates: the one that Llama 3's template writes if it has no clock."""
 FlagName = Literal["repetition", "empty", "refusal", "language", "duplicate"]
 
 
-class Job(Section):
+class _ReportingFaults(type(Section)):  # type: ignore[misc]
+    """Makes `Job(...)` report its faults as this package does. Layers are validated another way."""
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        """Return the job of these values.
+
+        Raises:
+            UsageError: A field is unknown or missing, or its value does not fit; names all of them.
+        """
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as exc:
+            from synthia_batch.job.loading.errors import explain_call
+
+            raise UsageError(explain_call(exc, values)) from exc
+
+
+class Job(Section, metaclass=_ReportingFaults):
     """One job. `Job(input={"path": "questions.parquet"})` is the smallest."""
 
     name: Annotated[
         str | None,
-        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME - MARK_LENGTH),
         never("it is in the output: a run keeps the name that it started with"),
     ] = None
     """Names the run directory. Default: the input's file name without its suffix."""
@@ -212,6 +234,8 @@ class Job(Section):
         is_lost = isinstance(value, Path) and str(value).startswith(("s3:/", "gs:/"))
         if is_lost or (is_url and re.match(STORE_URL, value) is None):
             raise ValueError("Input should be a directory, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
+        if isinstance(value, str | Path) and not is_url:
+            check_names(str(value))
         return value
 
     @field_validator("system", "notify", "flags", mode="before")

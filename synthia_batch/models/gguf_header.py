@@ -15,6 +15,7 @@ _MAGIC = b"GGUF"
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """The struct format of each numeric value type, by its number."""
 _STRING, _ARRAY = 8, 9
+_DEEPEST_ARRAY = 8
 _LONGEST_STRING = 2**24
 """In bytes, to detect damage: no name, template or token comes near it."""
 _KEPT = ("general.", "tokenizer.chat_template", "split.")
@@ -107,7 +108,9 @@ class _Reader:
             return text if keep else None
         return self._number(_find_format(kind))
 
-    def _skip_array(self) -> None:
+    def _skip_array(self, depth: int = 1) -> None:
+        if depth > _DEEPEST_ARRAY:
+            raise ValueError(f"arrays in arrays, more than {_DEEPEST_ARRAY} deep")
         kind, length = self._number("I"), self._number("Q")
         if kind not in (_STRING, _ARRAY):
             self._skip(length * struct.calcsize("<" + _find_format(kind)))
@@ -116,7 +119,7 @@ class _Reader:
             if kind == _STRING:
                 self._skip(self._number("Q"))
             else:
-                self._skip_array()
+                self._skip_array(depth + 1)
 
     def _string(self) -> str:
         length = self._number("Q")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache
 from synthia_batch.core.hub_blob import find_blob_damage
+from synthia_batch.core.hub_network import find_network_fault
 from synthia_batch.errors import ModelUnavailable
 
 DESCRIPTION_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.py", "README.md")
@@ -34,8 +35,13 @@ def look_up(name: str, revision: str | None) -> Repository:
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
+        validate_repo_id(name)
+        fault = find_network_fault()
+        if fault is not None:
+            return Repository(name=name, revision=revision, files=None, reason=fault)
         files = tuple(HfApi().list_repo_files(name, revision=revision))
     except HFValidationError as exc:
         raise ModelUnavailable(f"--model {name}: no such directory, and not a Hub name: {exc}") from exc

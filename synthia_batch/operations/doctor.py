@@ -30,7 +30,15 @@ from synthia_batch.job.schema import Job
 from synthia_batch.models.weights import ModelWeight, weigh_model
 from synthia_batch.operations.disk_usage import find_existing
 from synthia_batch.operations.gpu_machine import examine_gpu_machine, name_other_gpus, read_torch_build
-from synthia_batch.operations.memory_fit import EngineNeed, MachineMemory, check_memory
+from synthia_batch.runner.memory_fit import (
+    EngineNeed,
+    MachineMemory,
+    MemoryFit,
+    check_memory,
+    check_processes,
+    count_engines,
+    list_shares,
+)
 from synthia_batch.runner.resolve import find_directory, select_rows
 from synthia_batch.runner.resolve.kept_columns import check_kept_columns
 from synthia_batch.runner.resolve.model_selection import add_preset, choose_device, preview_by_card
@@ -84,6 +92,8 @@ def examine_job(layers: Sequence[Layer]) -> Diagnosis:
         checks.append(_try("input", lambda: _check_input(job)))
     if job.engine.kind == "vllm":
         checks += _list_model_checks(job, chosen.preset)
+    elif job.pool.ray_address in (None, "local"):
+        checks.append(_judge_fit(check_processes(job.pool.kind, job.pool.workers)))
     return Diagnosis(checks=tuple(checks))
 
 
@@ -217,13 +227,20 @@ def _check_fit(job: Job, weight: ModelWeight) -> Check:
         sample_bytes=None if values is None or length is None else values * length * value_bytes,
         parts=job.pool.tensor_parallel_size * job.pool.pipeline_parallel_size,
     )
+    device = choose_device(job)
+    cache_bytes = job.engine.settings.get("kv_cache_memory_bytes")
     memory = MachineMemory(
-        device=choose_device(job),
+        device=device,
         memory_bytes=total_memory_bytes(),
-        gpu_bytes=[size // job.pool.engines_per_gpu for size in list_gpu_memory()],
-        engines=job.pool.workers or (1 if job.pool.kind == "local" else len(list_cores())),
+        gpu_bytes=list_shares(job.pool.engines_per_gpu),
+        engines=count_engines(job.pool.kind, job.pool.workers, device),
+        cores=len(list_cores()),
+        cache_bytes=cache_bytes if isinstance(cache_bytes, int) else None,
     )
-    result = check_memory(need, memory)
+    return _judge_fit(check_memory(need, memory))
+
+
+def _judge_fit(result: MemoryFit) -> Check:
     states: dict[bool | None, CheckState] = {True: "ok", False: "bad", None: "unknown"}
     return Check(name="fit", state=states[result.fits], text=result.reason)
 

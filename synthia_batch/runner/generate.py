@@ -38,12 +38,13 @@ LOGGED_OF_EACH = 3
 def start_pool(job: ResolvedJob) -> PoolStarter:
     """Return a starter of the job's pool, which begins on request and stops the pool in the end."""
 
+    log_path = RunDir(job.output).worker_log
+
     def make_pool() -> Pool:
-        log_path = RunDir(job.output).worker_log
         worker_spec = WorkerSpec(engine=job.engine, canaries=list_canaries(job), log_path=log_path)
         return open_pool(job.pool, worker_spec)
 
-    return PoolStarter(make_pool)
+    return PoolStarter(make_pool, log_path=log_path)
 
 
 def generate(session: RunSession, display: Display, subset: SampleSubset | None = None) -> DrainReason | None:

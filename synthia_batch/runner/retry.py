@@ -17,6 +17,7 @@ from synthia_batch.runner.monitoring.lifecycle import follow_run
 from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resume import resolve_kept_job, resolve_remote_job
 from synthia_batch.runner.run import open_session, report_if_complete, run_attempt
+from synthia_batch.runner.subset import SampleSubset
 from synthia_batch.storage.manifest import read_manifest
 
 _log = logging.getLogger(__name__)
@@ -41,14 +42,16 @@ def retry_failed(
     explicit: Sequence[Layer],
     display: Display,
     *,
+    force: bool = False,
     trusts: bool = False,
 ) -> RetryResult:
     """Regenerate the failed samples that `choice` selects, and publish their parts anew.
 
     `place` is the run's directory, or the URL of its output in an object store. `explicit` overrides the
-    job as it was run. A run that is not complete is completed as well. A complete run stays complete, as
-    it was, if no sample ends: if the engines do not load, or fail the canary check. Unless the caller
-    `trusts` the run, addresses, keys, notifications and code that its saved job names are not used.
+    job as it was run. Of an interrupted run, only they are generated. A complete run stays complete, as it
+    was, if no sample ends: if the engines do not load, or fail the canary check. `force`: see `run_job`.
+    Unless the caller `trusts` the run, addresses, keys, notifications and code that its saved job names are
+    not used.
     """
     if isinstance(place, str) and "://" in place:
         job = resolve_remote_job(place, explicit, trusts=trusts)
@@ -56,23 +59,29 @@ def retry_failed(
         job = resolve_kept_job(Path(place), "retry", explicit, trusts=trusts)
     events = EventBus()
     with follow_run(job, events) as report_end:
-        result = _reopen_and_run(job, choice, display, events)
+        result = _reopen_and_run(job, choice, display, events, force=force)
         if result.run is not None:
             report_end(result.run.ending)
         return result
 
 
 def _reopen_and_run(
-    job: ResolvedJob, choice: FailureChoice, display: Display, events: EventBus
+    job: ResolvedJob, choice: FailureChoice, display: Display, events: EventBus, *, force: bool
 ) -> RetryResult:
-    with open_session(job, display, events) as session:
-        chosen = session.reopener.count_chosen(session.states, choice)
+    with open_session(job, display, events, force=force) as session:
+        ordinals = session.reopener.list_chosen(session.states, choice)
+        chosen = len(ordinals)
+        is_complete = read_manifest(session.run_dir.manifest) is not None
         # Without a manifest this may be a retry that was killed after it reopened its samples.
-        if not chosen and read_manifest(session.run_dir.manifest) is not None:
+        if not chosen and is_complete:
             session.complete_mirror()  # That retry may not have come so far.
             return RetryResult(directory=job.output, chosen=0, run=None)
         with _rollback(session):
-            result = run_attempt(session, display, reopen=choice)
+            # Of an interrupted run the failed samples alone: the others are for the run to generate. Only a
+            # run that was complete has a card: its retry was killed, and generates what that one reopened.
+            is_interrupted = not is_complete and not session.run_dir.readme.exists()
+            subset = SampleSubset(ordinals) if chosen and is_interrupted else None
+            result = run_attempt(session, display, subset=subset, reopen=choice)
     report_if_complete(job)
     return RetryResult(directory=job.output, chosen=chosen, run=result)
 

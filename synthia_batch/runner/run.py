@@ -22,6 +22,7 @@ from synthia_batch.runner.directory.reopen import FailureChoice
 from synthia_batch.runner.directory.run_store import RunStore
 from synthia_batch.runner.directory.session import RunSession, lock_run, tidy_complete_run
 from synthia_batch.runner.generate import generate, start_pool
+from synthia_batch.runner.memory_fit import refuse_without_room
 from synthia_batch.runner.monitoring.lifecycle import follow_run, open_drain
 from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resolve import resolve_job
@@ -42,12 +43,15 @@ LARGE_SAMPLES = 50_000
 """From this many samples on, writing the report takes seconds, and is announced."""
 
 
-def run_job(job: Job, *, progress: bool = False, display: Display | None = None) -> RunResult:
+def run_job(
+    job: Job, *, progress: bool = False, display: Display | None = None, force: bool = False
+) -> RunResult:
     """Generate every missing sample of `job`, and return the result of the run.
 
     The same job again resumes its run. `progress` shows progress on stderr; messages such as a lost engine
     are written there in any case, or to the stream of `display`. In the main thread Ctrl-C and SIGTERM drain
-    the run as they do for the command, and the result says so: nothing is raised.
+    the run as they do for the command, and the result says so: nothing is raised. `force` starts the engines
+    even if this machine has too little memory, or too few cores or GPUs, for them.
 
     Raises:
         SynthiaBatchError: See `errors`; each message says what to do next. Finished samples are kept.
@@ -55,10 +59,11 @@ def run_job(job: Job, *, progress: bool = False, display: Display | None = None)
     display = display or Display(quiet=not progress)
     with show_log(display.stream, quiet=not progress):
         explicit = Layer(origin="argument", values=job.model_dump(exclude_unset=True))
-        return run_resolved_job(resolve_job([explicit, read_ray_address(os.environ)]), display)
+        resolved = resolve_job([explicit, read_ray_address(os.environ)])
+        return run_resolved_job(resolved, display, force=force)
 
 
-def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
+def run_resolved_job(job: ResolvedJob, display: Display, *, force: bool = False) -> RunResult:
     """Generate every sample of `job` that its run directory does not have yet."""
     started = time.monotonic()
     if (cost := describe_job_cost(job.engine)) is not None:
@@ -75,7 +80,7 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
         return _make_result(job, manifest, started, made=0, drained=None)
     events = EventBus()
     with follow_run(job, events) as report_end:
-        with open_session(job, display, events) as session:
+        with open_session(job, display, events, force=force) as session:
             result = run_attempt(session, display)
         report_if_complete(job)
         report_end(result.ending)
@@ -83,14 +88,25 @@ def run_resolved_job(job: ResolvedJob, display: Display) -> RunResult:
 
 
 @contextmanager
-def open_session(job: ResolvedJob, display: Display, events: EventBus | None = None) -> Iterator[RunSession]:
+def open_session(
+    job: ResolvedJob, display: Display, events: EventBus | None = None, *, force: bool = False
+) -> Iterator[RunSession]:
     """Lock and inspect the job's run directory during the block, with a pool that is ready to be started.
 
     Run, retry and partial runs all begin here. Subscribers of `events` get the run's events.
+
+    Raises:
+        UsageError: This machine is too small for the engines, and not `force`.
     """
+    if not force:
+        refuse_without_room(job)
     drain = open_drain(job.declared)
-    with drain.listen(), lock_run(job, claims_remote=True) as session, start_pool(job) as starter:
-        session.drain, session.starter = drain, starter
+    with (
+        drain.listen(),
+        lock_run(job, claims_remote=True, drain=drain) as session,
+        start_pool(job) as starter,
+    ):
+        session.starter = starter
         session.events = events or session.events
         run_dir = session.run_dir
         is_new = not run_dir.plan.exists()

@@ -16,6 +16,7 @@ from synthia_batch.core.events import Subscriber, ignore_event
 from synthia_batch.core.formatting import format_seconds
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request
+from synthia_batch.errors import PoolFailed
 from synthia_batch.scheduler.crash_bisection import fail_quarantined
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.events import OutcomesRecorded, SampleQuarantined
@@ -94,7 +95,12 @@ class Driver:
         """
         self._dispatcher = dispatcher
         dispatcher.read_ahead()
-        started = take_over()
+        try:
+            started = take_over()
+        except PoolFailed:
+            if self.drain.reason is None:
+                raise
+            return self.drain.reason  # A signal to the whole group ends a pool that starts.
         self._pool = started.pool
         self._supervisor = WorkerSupervisor(
             pool=self._pool,

@@ -17,6 +17,7 @@ from synthia_batch.workers.pools.base import (
     WorkerLoading,
     WorkerLost,
     WorkerReady,
+    log_refusal,
 )
 
 _log = logging.getLogger(__name__)
@@ -114,8 +115,9 @@ class WorkerSupervisor:
             now=self.clock(),
             is_last=is_short and is_loading and not has_less,
         )
-        self._report_loss(event, removal.unfinished, pause, has_less)
-        if event.refused is not None and self._ends_run(event.worker, event.refused):
+        ends_run = event.refused is not None and self._ends_run(event.worker, event.refused)
+        self._report_loss(event, removal.unfinished, None if ends_run else pause, has_less, ends_run=ends_run)
+        if event.refused is not None and ends_run:
             raise event.refused
         if pause is None or event.cause is Cause.NODE_LOST:
             self.dispatcher.give_up(event.worker)
@@ -131,7 +133,9 @@ class WorkerSupervisor:
         is_workers_own = self.policy.has_loaded_any or self.policy.get_reduction(worker).total > 0
         return isinstance(refusal, DeterminismBroken) or not is_workers_own
 
-    def _report_loss(self, event: WorkerLost, unfinished: int, pause: float | None, has_less: bool) -> None:
+    def _report_loss(
+        self, event: WorkerLost, unfinished: int, pause: float | None, has_less: bool, *, ends_run: bool
+    ) -> None:
         """Log which worker died and what comes next; the event also has the evidence."""
         log = self.log_path(event.worker)
         self.publish(
@@ -145,7 +149,10 @@ class WorkerSupervisor:
                 log_tail=read_tail(log),
             )
         )
-        _log.info(describe_loss(event, unfinished, pause, has_less, log))
+        if ends_run:
+            log_refusal(event, log)
+        else:
+            _log.info(describe_loss(event, unfinished, pause, has_less, log))
 
 
 def describe_loss(event: WorkerLost, unfinished: int, pause: float | None, has_less: bool, log: Path) -> str:

@@ -57,6 +57,8 @@ class RunDir:
     """The directory of the journals of unfinished shards."""
     logs = _Place(".synthia/logs")
     """The directory of the workers' logs."""
+    run_log = _Place(".synthia/logs/run.log")
+    """The messages of every attempt, also if no terminal shows them."""
 
     def create(self) -> None:
         """Create the directories that every run has, if they are missing."""

@@ -21,6 +21,8 @@ from synthia_batch.storage.layout import RunDir
 
 _LOCKS = Path("/proc/locks")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux: a new UUID at every boot
+_READER_SECONDS = 0.05
+"""A `status` that asks whether the lock is held has it for less than this."""
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 """Errors of flock on file systems without it: FUSE, NFS without its lock service, 9p."""
 
@@ -73,7 +75,7 @@ class RunLock:
             RunLocked: Another process has it, or the file system has no working locks.
         """
         try:
-            self._lock.acquire()
+            self._lock.acquire(blocking=True, timeout=_READER_SECONDS, poll_interval=0.01)
         except Timeout as exc:
             raise RunLocked(self._describe_owner()) from exc
         except OSError as exc:
@@ -185,7 +187,7 @@ def _refuse(path: Path, what: str) -> IntegrityError:
 
 
 def find_running(run_dir: RunDir) -> Owner | None:
-    """Return the owner that is writing to the run now, or None. Never tries the lock: that would take it.
+    """Return the owner that is writing to the run now, or None.
 
     An owner on another host cannot be checked and is assumed to be running.
     """
@@ -195,9 +197,16 @@ def find_running(run_dir: RunDir) -> Owner | None:
     return owner
 
 
+def is_visible(owner: Owner, run_dir: RunDir) -> bool:
+    """Whether `owner` is a process that can be seen here: not on another host, nor in another container."""
+    if owner.host != socket.gethostname():
+        return False
+    return not _LOCKS.exists() or _find_holder(run_dir.lock) is not None
+
+
 def _is_running(owner: Owner, run_dir: RunDir) -> bool:
     if _LOCKS.exists():
-        return _find_holder(run_dir.lock) is not None
+        return _find_holder(run_dir.lock) is not None or _is_held(run_dir.lock)
     # Without the kernel's list, only the process id can be checked, and it may have been reused.
     try:
         os.kill(owner.pid, 0)
@@ -206,6 +215,26 @@ def _is_running(owner: Owner, run_dir: RunDir) -> bool:
     except PermissionError:
         pass  # it runs, as another user
     return True
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process holds the lock at `path`, also one that /proc/locks does not show here.
+
+    Tries a shared lock, and returns it at once: only where the kernel's list has no holder.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False
 
 
 def _find_holder(path: Path) -> int | None:

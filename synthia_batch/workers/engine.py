@@ -136,3 +136,11 @@ def read_settings(model: type[Model], settings: Mapping[str, Any], engine: str) 
         faults = "; ".join(f"engine.{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in exc.errors())
         known = ", ".join(model.model_fields)
         raise UsageError(f"settings of {engine}: {faults}; the known settings are {known}") from None
+
+
+def describe_refusal(error: Exception) -> str:
+    """Return one line that says what an engine does not accept, without the values: one may be a secret."""
+    if isinstance(error, ValidationError):
+        faults = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors()]
+        return "; ".join(f"{place}: {message}" if place else message for place, message in faults)
+    return " ".join(str(error).split())

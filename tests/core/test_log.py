@@ -2,10 +2,12 @@
 
 import io
 import logging
+from pathlib import Path
 
 import pytest
 
-from synthia_batch.core.log import PER_SAMPLE, mute_log, set_verbosity, show_log
+from synthia_batch.core.log import PER_SAMPLE, keep_log, mute_log, set_verbosity, show_log
+from synthia_batch.errors import PoolFailed
 
 LOG = logging.getLogger("synthia_batch.some.module")
 
@@ -50,3 +52,26 @@ def test_a_muted_logger_drops_messages_up_to_info() -> None:
         log_all()
         LOG.warning("disk full")
     assert stream.getvalue() == "disk full\n"
+
+
+def test_a_kept_log_has_the_messages_and_the_error_though_no_stream_takes_them(tmp_path: Path) -> None:
+    gone = io.StringIO()
+    gone.close()
+    path = tmp_path / "run.log"
+
+    def end_with_an_error() -> None:
+        with show_log(gone), keep_log(path):
+            log_all()
+            raise PoolFailed("no worker is left")
+
+    with pytest.raises(PoolFailed):
+        end_with_an_error()
+    told = [line.split(" ", 2)[2] for line in path.read_text().splitlines()]
+    assert told == ["worker 0 lost", "q.jsonl:3: refused", "error: no worker is left"]
+
+
+def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "run.log").symlink_to(tmp_path / "other")
+    with keep_log(tmp_path / "run.log"):
+        LOG.info("worker 0 lost")
+    assert not (tmp_path / "other").exists()

@@ -54,3 +54,30 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert during == [before]
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGTERM, DrainReason.TERMINATE), (signal.SIGHUP, DrainReason.HANGUP)]
+)
+def test_the_end_of_a_session_asks_as_the_end_of_a_machine_does(
+    number: signal.Signals, reason: DrainReason
+) -> None:
+    now = 10.0
+    request = DrainRequest(clock=lambda: now)
+    assert request.signalled_seconds == 0
+    with request.listen():
+        os.kill(os.getpid(), number)
+    now = 13.0
+    assert (request.reason, request.signalled_seconds) == (reason, 3.0)
+    assert reason.exit_code == 75
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        request = DrainRequest()
+        with request.listen():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert request.reason is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

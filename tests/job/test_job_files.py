@@ -99,7 +99,7 @@ def test_faults_of_a_job_file_and_of_flags_are_told_together() -> None:
         ),
         (
             "input:questions.jsonl\nname: x\n",
-            "x.yaml:2:5: not valid YAML: mapping values are not allowed here; "
+            "x.yaml:2:5: not valid YAML: a key cannot stand here; "
             "put a space behind a key's colon, quote a text that has ': ' in it, "
             "indent a section's keys alike",
         ),

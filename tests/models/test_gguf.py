@@ -62,6 +62,10 @@ def test_the_head_of_the_embedded_models_file() -> None:
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 2**40), "a string of"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1), "ends within its header"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q1sI", 1, b"k", 99), "type 99"),
+        (
+            b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"k", 9) + struct.pack("<IQ", 9, 1) * 5000,
+            "arrays in arrays",
+        ),
     ],
 )
 def test_a_damaged_head_is_named(tmp_path: Path, content: bytes, words: str) -> None:

@@ -12,7 +12,7 @@ from synthia_batch.job.loading.merge import Layer
 from synthia_batch.models.weights import count_kv_values, weigh_model
 from synthia_batch.operations import doctor as examining
 from synthia_batch.operations.doctor import Diagnosis, examine_job
-from synthia_batch.operations.memory_fit import PROCESS_BYTES, EngineNeed, MachineMemory, check_memory
+from synthia_batch.runner.memory_fit import PROCESS_BYTES, EngineNeed, MachineMemory, check_memory
 
 GB = 10**9
 LLAMA_70B = {

@@ -14,7 +14,7 @@ from inside import call
 from synthia_batch.core.formatting import shorten
 from synthia_batch.core.log import PER_SAMPLE
 from synthia_batch.core.types import Failed, Finished, Record
-from synthia_batch.results.read.failures import find_reasons, list_failures
+from synthia_batch.results.read.failures import advise_on_failures, find_reasons, list_failures
 from synthia_batch.results.read.status import read_status
 from synthia_batch.runner.generate import FailureLog
 from synthia_batch.scheduler.events import OutcomesRecorded
@@ -58,8 +58,9 @@ def test_a_complete_run_lists_what_failed_with_its_place(
         "failed: 13, by code:",
         "  prompt_too_long                  8",
         "  scripted_failure                 5",
-        "fix the cause, then retry them: synthia-batch retry out",
-        "or only one code: synthia-batch retry out --code prompt_too_long",
+        "fix the cause, then retry them: synthia-batch retry out --code scripted_failure",
+        "too long in this run, whose settings stay as they are; run those rows by themselves: "
+        "synthia-batch run out/failed --set model.max_model_len=TOKENS",
     ]
 
 
@@ -197,7 +198,7 @@ def test_a_hopeless_run_ends_early_with_its_reasons(tmp_path: Path, synthia: Com
     reason = next(line for line in lines if "scripted_failure, such as" in line)
     assert "q.jsonl:" in reason
     assert "failed as scripted" in reason
-    assert "fix the cause, then retry them: synthia-batch retry out" in lines
+    assert "fix the cause, then retry them: synthia-batch retry out --code scripted_failure" in lines
     status = read_status(tmp_path / "out")
     assert (status.finished, status.failed) == (told["finished"], told["failed"]), "all that ended is kept"
     assert status.next == f"synthia-batch failed {tmp_path / 'out'}"
@@ -235,5 +236,34 @@ def test_retry_after_failed_makes_them_again_whatever_ended_the_run(tmp_path: Pa
     (tmp_path / "mended").touch()
     done = synthia("retry", "out")
     assert done.returncode == 0, done.stderr
-    assert "complete: 98 of 100 samples finished, 2 failed" in done.stderr
-    assert "list them with: synthia-batch failed out" in done.stderr
+    assert "not complete: " in done.stderr, "only the failed samples are made"
+    rest = synthia("run", "q.jsonl", *flags)
+    assert rest.returncode == 0, rest.stderr
+    assert "complete: 98 of 100 samples finished, 2 failed" in rest.stderr
+    assert "list them with: synthia-batch failed out" in rest.stderr
+
+
+def test_the_advice_is_a_way_that_can_help() -> None:
+    assert advise_on_failures("out", ["engine_crash"]) == [
+        "fix the cause, then retry them: synthia-batch retry out --code engine_crash"
+    ]
+    (too_long,) = advise_on_failures("my out/", ["prompt_too_long"])
+    assert too_long.endswith("synthia-batch run 'my out/failed' --set model.max_model_len=TOKENS")
+    (bad,) = advise_on_failures("out", ["bad_row", "prompt_empty"])
+    assert "in a file of their own" in bad
+    (flagged,) = advise_on_failures("out", ["flagged_empty"])
+    assert flagged.endswith("synthia-batch run out/failed --seed 1")
+    several = advise_on_failures("out", ["engine_error", "prompt_too_long", "engine_crash"])
+    assert several[0] == "fix the cause, then retry them: synthia-batch retry out"
+    assert len(several) == 2
+
+
+def test_rows_that_were_too_long_are_run_by_themselves_as_advised(synthia: Command, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "q.jsonl", [{"question": "short"}, {"question": "long " * 60}])
+    job = ("--engine", "scripted", "--pool", "local")
+    assert synthia("run", "q.jsonl", *job, "--set", "model.max_model_len=200", "-o", "out").returncode == 0
+    told = synthia("failed", "out")
+    assert "retry" not in told.stderr
+    assert "synthia-batch run out/failed --set model.max_model_len=TOKENS" in told.stderr
+    done = synthia("run", "out/failed", *job, "--set", "model.max_model_len=4K", "-o", "rest")
+    assert "complete: 1 of 1 samples finished" in done.stderr

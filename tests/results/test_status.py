@@ -12,13 +12,17 @@ from typing import Any
 import pytest
 from conftest import Command, command_of, make_environment, write_jsonl
 
+from synthia_batch.cli.commands import status as status_command
 from synthia_batch.cli.commands.status import describe_briefly, describe_status
 from synthia_batch.errors import IntegrityError
 from synthia_batch.results.read import snapshot
 from synthia_batch.results.read.attempt import AttemptHistory, Rate, WorkerActivity
 from synthia_batch.results.read.snapshot import open_snapshots
 from synthia_batch.results.read.status import StatusReader, read_status
+from synthia_batch.storage import lock
 from synthia_batch.storage.events import EventReader
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.lock import RunLock
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-o", "out")
 BEGIN = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
@@ -243,3 +247,54 @@ def test_a_complete_run_names_what_comes_next(tmp_path: Path, synthia: Command) 
     assert status["next"] == "synthia-batch report out"
     watched = synthia("status", "out", "--watch")
     assert watched.stdout.splitlines()[0] == "q  complete, attempt 1", "there is nothing to wait for"
+
+
+@pytest.fixture
+def home(tmp_path: Path, synthia: Command) -> Path:
+    """The directory of a complete run in "out"."""
+    write_jsonl(tmp_path / "q.jsonl", [{"question": "Why?"}])
+    assert synthia("run", "q.jsonl", *SCRIPTED).returncode == 0
+    return tmp_path
+
+
+def test_a_held_lock_that_the_kernels_list_does_not_show_is_no_interruption(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_find_holder", lambda path: None)  # as in another PID namespace
+    out = RunDir(home / "out")
+    out.manifest.unlink(missing_ok=True)
+    assert read_status(out.root).state == "interrupted"
+    holder = RunLock(out, datetime.now().astimezone())
+    holder.take()
+    try:
+        found = read_status(out.root)
+        assert found.state == "unknown: its lock is held by a process that is not visible here"
+        assert found.is_going_on
+    finally:
+        holder.release()
+    assert read_status(out.root).state == "interrupted"
+
+
+def test_no_worker_is_loading_once_the_run_has_ended(home: Path) -> None:
+    with RunDir(home / "out").events.open("a") as history:
+        history.write(json.dumps(event("worker_loading", 0, worker=7, epoch=9)) + "\n")
+    assert {worker.worker: worker.state for worker in read_status(home / "out").workers}[7] == "ended"
+
+
+def test_without_a_directory_the_runs_are_listed_the_newest_first(synthia: Command, tmp_path: Path) -> None:
+    assert "no runs in outputs/" in synthia("status").stderr
+    write_jsonl(tmp_path / "q.jsonl", [{"question": "Why?"}])
+    for name in ("older", "newer"):
+        job = ("--engine", "scripted", "--pool", "local", "-o", f"outputs/{name}")
+        assert synthia("run", "q.jsonl", *job).returncode == 0
+    listed = synthia("status").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == ["outputs/newer", "outputs/older"]
+    assert "complete 1/1 (100%)" in listed[0]
+
+
+def test_a_page_is_erased_with_the_rows_that_its_lines_take_now() -> None:
+    page = status_command._Page()
+    page._lines = ["x" * 69, "y" * 10, "\u6f22" * 30]
+    assert page._erase(70) == "\x1b[3F\x1b[J"
+    assert page._erase(40) == "\x1b[5F\x1b[J"
+    assert status_command._cut("\u6f22" * 5, 7) == "\u6f22" * 3

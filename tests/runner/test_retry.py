@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import read_bytes_of_data, read_call_log, write_jsonl
+from conftest import Command, read_bytes_of_data, read_call_log, write_jsonl
 from inside import Killed, call, dying_at, snapshot
 
 from synthia_batch.storage.checksummed_json import encode_checksummed
@@ -267,3 +267,25 @@ def test_the_job_that_is_kept_names_its_files_from_anywhere(home: Path, finished
     assert kept is not None
     assert kept.values["engine"]["fail_while_missing"] == str(finished / "mended")
     assert kept.values["input"]["path"] == str(finished / "q.jsonl")
+
+
+def test_a_retry_of_an_interrupted_run_makes_the_failed_samples_alone(
+    tmp_path: Path, synthia: Command
+) -> None:
+    write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(40)])
+    job = (
+        "--engine", "scripted", "--pool", "local", "--set", "engine.fail_every=4",
+        "--set", "engine.fail_while_missing=mended", "-o", "out",
+    )  # fmt: skip
+    assert synthia("plan", "q.jsonl", *job, "--probe", "8", "--json").returncode == 0
+    failed = len(synthia("failed", "out").stdout.splitlines())
+    assert 0 < failed < 8
+    (tmp_path / "mended").touch()
+    retried = synthia("retry", "out", "--json")
+    assert retried.returncode == 0, retried.stderr
+    result = json.loads(retried.stdout)
+    assert (result["made_now"], result["finished"], result["failed"]) == (failed, 8, 0)
+    assert "not complete: 8 of 40 samples finished" in retried.stderr
+    assert not (tmp_path / "out/manifest.json").exists()
+    rest = synthia("run", "q.jsonl", *job, "--json")
+    assert json.loads(rest.stdout)["made_now"] == 32

@@ -1,10 +1,12 @@
 """Engines that hang or run out of memory, in threads of one process: no Ray, so quick."""
 
+import importlib.util
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command, read_bytes_of_data, read_call_log, write_jsonl
+from conftest import NEEDS_VLLM, Command, read_bytes_of_data, read_call_log, write_jsonl
 
 LOCAL = ("--engine", "scripted", "--pool", "local")
 
@@ -69,3 +71,36 @@ def test_engines_that_never_end_loading_end_the_run_with_the_reason(synthia: Com
     assert done.returncode == 69, done.stderr
     assert done.stderr.count("worker 0 hung") == 2
     assert "did not load in 0.5 s (pool.load_timeout_seconds)" in done.stderr
+
+
+@NEEDS_VLLM
+@pytest.mark.parametrize(
+    "broken",
+    ['raise RuntimeError("operator torchvision::nms does not exist")', "import torch.no_such_module"],
+    ids=["operator", "module"],
+)
+def test_an_engine_that_cannot_be_imported_ends_the_run_at_once(
+    synthia: Command, tmp_path: Path, broken: str
+) -> None:
+    """Its settings are read from the source, so only the import itself is broken."""
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    copy = tmp_path / "broken/vllm"
+    copy.mkdir(parents=True)
+    for file in Path(spec.origin).parent.iterdir():
+        (copy / file.name).symlink_to(file)
+    (copy / "__init__.py").unlink()
+    (copy / "__init__.py").write_text(broken)
+    source = write_questions(tmp_path / "q.jsonl", 3)
+    path = os.pathsep.join([str(tmp_path / "broken"), os.environ.get("PYTHONPATH", "")])
+    done = synthia("run", source, "--pool", "local", "-o", "out", PYTHONPATH=path)
+    assert done.returncode == 69, done.stderr
+    log = "out/.synthia/logs/worker-0.log"
+    assert done.stderr.count("worker 0") == 1, "no restart"
+    assert f"worker 0 could not load its engine, and no other could (log: {log})" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: the engine cannot be imported: ")
+    assert "torchvision::nms does not exist" in last or "No module named 'torch.no_such_module'" in last
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in (tmp_path / log).read_text()

@@ -205,3 +205,21 @@ def test_an_engine_that_never_ends_loading_is_replaced_while_the_others_go_on(tm
     assert "did not load in 10 s (pool.load_timeout_seconds)" in str(lost["reason"])
     assert len(read_events(tmp_path, "worker_ready")) == 2, "the other, and the hung one's successor"
     assert sorted(read_call_log(log)) == list(range(400))
+
+
+def test_a_signal_while_engines_load_drains_and_shows_nothing_of_rays(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "q.jsonl", [{"question": "Why?"}])
+    flags = ("--engine", "scripted", "--workers", "1", "--set", "engine.load_seconds=600", "-o", "out")
+    command = command_of("run", "q.jsonl", *flags)
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=make_environment(), stderr=subprocess.PIPE, text=True
+    ) as run:
+        history = tmp_path / "out/.synthia/events.jsonl"
+        while not (history.exists() and "worker_loading" in history.read_text()):
+            assert run.poll() is None
+            time.sleep(0.1)
+        run.send_signal(signal.SIGTERM)
+        _, told = run.communicate(timeout=100)
+    assert run.returncode == 75, told
+    assert "drained on SIGTERM: 0 of 1 samples finished" in told
+    assert not [mark for mark in ("***", "Traceback", "ray", "@") if mark in told.replace(str(tmp_path), "")]

@@ -6,11 +6,12 @@ import time
 from collections.abc import Sequence
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from synthia_batch.core.types import Failed, Finished, Outcome, Request
 from synthia_batch.errors import DeterminismBroken, SampleRefused, UsageError
 from synthia_batch.workers.canary import Canaries, run_canaries
-from synthia_batch.workers.engine import EngineFacts
+from synthia_batch.workers.engine import EngineFacts, describe_refusal
 from synthia_batch.workers.worker import Delivery, Worker
 
 
@@ -228,3 +229,15 @@ def test_every_prompt_is_asked_alone() -> None:
     engine = Counting()
     run_canaries(engine, CANARIES)
     assert engine.batches == [1, 1, 5]
+
+
+def test_what_an_engine_does_not_accept_is_one_line_without_values() -> None:
+    class Settings(BaseModel):
+        max_num_seqs: int
+
+    with pytest.raises(ValidationError) as refused:
+        Settings.model_validate({"max_num_seqs": "a secret"})
+    line = describe_refusal(refused.value)
+    assert line.startswith("max_num_seqs: Input should be a valid integer")
+    assert "secret" not in line
+    assert describe_refusal(ValueError("no such\n  dtype")) == "no such dtype"

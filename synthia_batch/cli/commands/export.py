@@ -25,9 +25,14 @@ def export(
     drop_truncated: Annotated[
         bool, typer.Option("--drop-truncated", help="Omit answers that were cut off.")
     ] = False,
+    reader: Annotated[
+        str | None,
+        typer.Option("--for", metavar="spreadsheet", help="With csv: marked as UTF-8, formulas disarmed."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
 ) -> None:
     """Write a finished dataset for TRL, Axolotl, LLaMA-Factory, OpenAI's batch readers or a spreadsheet."""
+    from synthia_batch.core.formatting import format_count
     from synthia_batch.results.export.kept import name_kept_columns, rename_kept
     from synthia_batch.results.export.recipes import describe_use
     from synthia_batch.results.export.writer import write_records
@@ -36,6 +41,8 @@ def export(
     chosen = FORMATS.get(to)
     if chosen is None:
         raise typer.BadParameter(f"--to {to}: unknown format; choose one of {', '.join(FORMATS)}")
+    if reader is not None and (reader != "spreadsheet" or chosen.name != "csv"):
+        raise typer.BadParameter(f"--for {reader}: expected --to csv --for spreadsheet")
     names = name_kept_columns(
         chosen,
         split_names(keep_columns or ""),
@@ -48,9 +55,14 @@ def export(
             samples = (sample for sample in samples if not sample.is_cut_off)
         records = chosen.convert(samples, **({"failed": finished.failed()} if chosen.takes_failed else {}))
         count = write_records(
-            records, (*chosen.columns, *names.values()), output, as_csv=chosen.name == "csv", replaces=force
+            records,
+            (*chosen.columns, *names.values()),
+            output,
+            as_csv=chosen.name == "csv",
+            replaces=force,
+            for_spreadsheet=reader is not None,
         )
     where = f" to {output}" if output else ""
-    show(f"{count} records{where}", file=sys.stderr)
+    show(f"{format_count(count, 'record')}{where}", file=sys.stderr)
     if output is not None:
         show(describe_use(chosen.name, output), file=sys.stderr)

@@ -1,6 +1,5 @@
 """`synthia-batch failed`: list failed samples, and what to do about them."""
 
-import shlex
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
@@ -49,15 +48,11 @@ def _describe(sample: "FailedSample") -> str:
 def _summarize(directory: str, code: str | None, counts: Counter[str]) -> str:
     if not counts:
         return f"{directory}: no sample has failed"
-    here = shlex.quote(directory)
+    from synthia_batch.results.read.failures import advise_on_failures
+
     lines = [f"failed: {counts.total():,}, by code:"]
     lines += [f"  {name:<24} {count:>9,}" for name, count in counts.most_common()]
     if code is not None and code not in counts:
         lines.append(f"none with the code {code}")
         return "\n".join(lines)
-    only = code or (next(iter(counts)) if len(counts) == 1 else None)
-    flag = "" if only is None else f" --code {only}"
-    lines.append(f"fix the cause, then retry them: synthia-batch retry {here}{flag}")
-    if only is None:
-        lines.append(f"or only one code: synthia-batch retry {here} --code {counts.most_common(1)[0][0]}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *advise_on_failures(directory, [code] if code is not None else list(counts))])

@@ -39,6 +39,7 @@ def plan(
 
 def validate(flags: JobFlags) -> None:
     """Check a job and every row of its input; list all faults."""
+    from synthia_batch.core.formatting import format_count
     from synthia_batch.operations.forecast import check_input
     from synthia_batch.runner.resolve import resolve_job
 
@@ -46,7 +47,8 @@ def validate(flags: JobFlags) -> None:
     rows = check_input(job)
     names = [str(file.shown).encode(errors="backslashreplace").decode() for file in job.inputs]
     name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-    show(f"{name}: {rows} rows, no faults{f'; {LATER_TURNS}' if job.plan.plays_turns else ''}")
+    later = f"; {LATER_TURNS}" if job.plan.plays_turns else ""
+    show(f"{name}: {format_count(rows, 'row')}, no faults{later}")
 
 
 def print_plan(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from synthia_batch.cli.commands.run import ForceFlag
 from synthia_batch.cli.run_location import RunLocation
 from synthia_batch.core.terminal import show
 
@@ -25,6 +26,7 @@ def retry(
         bool, typer.Option("--trust", help="The run is yours: use addresses, keys and code it names.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    force: ForceFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Regenerate failed samples, optionally with other settings, and republish their files.
@@ -45,7 +47,7 @@ def retry(
     set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
     layers = [Layer(origin="flag", values=values), read_environment(os.environ)]
-    result = retry_failed(directory, FailureChoice(code=code), layers, display, trusts=trust)
+    result = retry_failed(directory, FailureChoice(code=code), layers, display, force=force, trusts=trust)
     if result.run is None:
         which = f"with the code {code}" if code else "failed"
         _log.info(f"{directory}: there are no samples {which}; nothing was changed")

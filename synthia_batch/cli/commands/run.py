@@ -5,13 +5,16 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from synthia_batch.cli.flags import JobFlags
+from synthia_batch.cli.streams import OutputClosed
 from synthia_batch.core.formatting import encode_json
 from synthia_batch.core.terminal import show
+from synthia_batch.errors import StorageFailed
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
@@ -20,11 +23,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+ForceFlag = Annotated[
+    bool, typer.Option("--force", help="Start the engines though this machine is too small for them.")
+]
+
 
 def run(
     flags: JobFlags,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    force: ForceFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Log the job's identity and the events of each worker.")
@@ -45,25 +53,34 @@ def run(
     display = Display(quiet=quiet)
     job = resolve_job(flags.read_layers())
     with _log_details(job) if verbose else nullcontext():
-        result = run_resolved_job(job, display)
+        result = run_resolved_job(job, display, force=force)
     print_result(result, as_json)
     raise typer.Exit(result.exit_code)
 
 
 def print_result(result: "RunResult", as_json: bool) -> None:
-    """Print the result: the run's directory or JSON to stdout, messages to stderr."""
+    """Print the result: the run's directory or JSON to stdout, messages to stderr.
+
+    A stdout that cannot be written does not change the result of the run.
+    """
     _print_messages(result)
-    if as_json:
-        _print_json(result)
-    elif result.drained is None:
-        show(result.place)
+    try:
+        if as_json:
+            _print_json(result)
+        elif result.drained is None:
+            show(result.place)
+        sys.stdout.flush()
+    except (OutputClosed, StorageFailed) as exc:
+        _log.info(f"{exc}; the run is not affected")
 
 
 def _print_messages(result: "RunResult") -> None:
     counts = f"{result.finished} of {result.samples} samples finished"
     if result.failed:
         counts += f", {result.failed} failed"
-    if result.drained is None:
+    if result.drained is None and not result.is_complete:
+        lines = [f"not complete: {counts}; `synthia-batch run` with the job's flags generates the others"]
+    elif result.drained is None:
         lines = [f"{'already complete' if result.made == 0 else 'complete'}: {counts}"]
         if not result.finished:
             lines.append("every sample failed: there is no dataset to load")
@@ -85,7 +102,12 @@ def _print_messages(result: "RunResult") -> None:
 
 def _format_loading(result: "RunResult") -> str:
     if result.remote is None:
-        return f"datasets.load_dataset({str(result.directory)!r})"
+        where = str(result.directory)
+        if find_spec("datasets") is not None:
+            return f"datasets.load_dataset({where!r})"
+        if find_spec("pandas") is not None:
+            return f"pandas.read_parquet({where + '/data'!r})"
+        return f"pyarrow.parquet.read_table({where + '/data'!r})"
     # Unlike other readers, pyarrow needs no add-on for stores.
     return f"pyarrow.dataset.dataset({result.remote + '/data'!r}).to_table()"
 
@@ -93,17 +115,17 @@ def _format_loading(result: "RunResult") -> str:
 def _explain_failures(result: "RunResult") -> list[str]:
     """Return the most common reasons with examples, and what to do next."""
     from synthia_batch.core.formatting import shorten
-    from synthia_batch.results.read.failures import COMMONEST, find_reasons
+    from synthia_batch.results.read.failures import COMMONEST, advise_on_failures, find_reasons
 
-    here = shlex.quote(str(result.directory))
     lines = []
     if result.max_failures is not None and result.failed > result.max_failures:
         lines.append(f"{result.failed} samples failed, and --max-failures allows {result.max_failures}")
     lines.append("most common reasons:")
-    for reason in find_reasons(result.directory)[:COMMONEST]:
+    reasons = find_reasons(result.directory)
+    for reason in reasons[:COMMONEST]:
         example = f"{shorten(reason.example.place)}: {shorten(reason.example.message)}"
         lines.append(f"  {reason.count:>7,} {reason.code}, such as {example}")
-    lines.append(f"fix the cause, then retry them: synthia-batch retry {here}")
+    lines += advise_on_failures(str(result.directory), [reason.code for reason in reasons])
     if result.drained is not None:
         lines.append("or continue: the same command with a higher --max-failures")
     return lines
@@ -128,7 +150,7 @@ def _print_json(result: "RunResult") -> None:
 
 def _name_state(result: "RunResult") -> str:
     if result.drained is None:
-        return "complete"
+        return "complete" if result.is_complete else "incomplete"
     return "too_many_failures" if result.drained.name == "FAILURES" else "drained"
 
 

@@ -1,8 +1,10 @@
 """`synthia-batch status`: the progress of a run, as a page or as one line per update."""
 
+import os
 import shutil
 import sys
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from synthia_batch.cli.run_location import RunLocation, is_url
+from synthia_batch.cli.run_location import is_url
 from synthia_batch.core.formatting import encode_json, format_bytes, format_seconds
 from synthia_batch.core.terminal import show
 
@@ -20,14 +22,20 @@ if TYPE_CHECKING:
     from synthia_batch.results.read.status import RunStatus
 
 _LABEL = 10
+OUTPUTS = "outputs"
+"""The parent of run directories that nobody named."""
 _MOST_WORKERS = 16
 """Up to this many workers get a line each; beyond, only those that are not ready."""
+_WIDTHS = {"W": 2, "F": 2}
 UPDATE_SECONDS = 2.0
 """Interval of --watch, equal to that at which a run records its progress."""
 
 
 def status(
-    directory: RunLocation,
+    directory: Annotated[
+        str | None,
+        typer.Argument(metavar="[DIR|URL]", help="A run directory, or s3:// or gs://... [lists outputs/]"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one line per update.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Update every 2 s until the run ends; Ctrl-C exits with 0.")
@@ -36,8 +44,12 @@ def status(
     """Show the progress of a run. Only reads; works from any terminal while the run is in progress.
 
     For a run in a store, shows once what the store has. With --watch a terminal shows a page that is
-    updated in place; other outputs get one line per update.
+    updated in place; other outputs get one line per update. Without DIR, lists the runs in outputs/, the
+    newest first.
     """
+    if directory is None:
+        _list_runs(as_json)
+        return
     if is_url(directory):
         _print_remote(directory, as_json)
         return
@@ -58,6 +70,29 @@ def status(
             raise typer.Exit(0) from None
     page.clear()
     _print(found, as_json)
+
+
+def _list_runs(as_json: bool) -> None:
+    """Print the runs in OUTPUTS, the newest first, one line each."""
+    from synthia_batch.errors import SynthiaBatchError
+    from synthia_batch.results.read.status import list_runs, read_status
+
+    runs = list_runs(Path(OUTPUTS))
+    if not runs:
+        show(
+            f"no runs in {OUTPUTS}/; name a run's directory, or begin one with synthia-batch run",
+            file=sys.stderr,
+        )
+    for path in runs:
+        try:
+            found = read_status(path)
+        except SynthiaBatchError as exc:
+            show(f"{path}: {str(exc).splitlines()[0]}", file=sys.stderr)
+            continue
+        if as_json:
+            _print(found, as_json)
+        else:
+            show(f"{path}  {describe_briefly(found)}")
 
 
 def _print_remote(url: str, as_json: bool) -> None:
@@ -202,26 +237,50 @@ class _Page:
     """Lines on a terminal that are updated in place."""
 
     def __init__(self) -> None:
-        self._lines = 0
+        self._lines: list[str] = []
 
     def draw(self, lines: list[str]) -> None:
         """Replace the page with `lines`, cut to the terminal's width and height."""
-        size = shutil.get_terminal_size()
+        size = _measure_terminal()
         # Lines that wrap and pages that scroll cannot be replaced in place.
-        shown = [line[: size.columns - 1] for line in lines[: size.lines - 1]]
-        self.clear()
-        sys.stdout.write("".join(f"{line}\n" for line in shown))
+        shown = [_cut(line, size.columns - 1) for line in lines[: size.lines - 1]]
+        # One write: a busy machine may stop this process between two.
+        sys.stdout.write(self._erase(size.columns) + "".join(f"{line}\n" for line in shown))
         sys.stdout.flush()
-        self._lines = len(shown)
+        self._lines = shown
 
     def clear(self) -> None:
         """Remove the page; the next output takes its place."""
-        if self._lines:
-            sys.stdout.write(f"\x1b[{self._lines}F\x1b[J")
-            self._lines = 0
+        sys.stdout.write(self._erase(_measure_terminal().columns))
+        self._lines = []
 
     def leave(self) -> None:
         """Keep the page as it is."""
         if self._lines:
             sys.stdout.write("\r\x1b[K")
             sys.stdout.flush()
+
+    def _erase(self, columns: int) -> str:
+        """Return what removes the page from a terminal of `columns`, in which its lines may have wrapped."""
+        rows = sum(max(1, -(-_measure(line) // max(1, columns))) for line in self._lines)
+        return f"\x1b[{rows}F\x1b[J" if rows else ""
+
+
+def _measure_terminal() -> os.terminal_size:
+    """Return the terminal's own size: COLUMNS and LINES may be those of another."""
+    try:
+        size = os.get_terminal_size(sys.stdout.fileno())
+    except (OSError, ValueError):
+        return shutil.get_terminal_size()
+    return size if size.columns and size.lines else shutil.get_terminal_size()
+
+
+def _measure(text: str) -> int:
+    """Return how many columns a terminal shows `text` in."""
+    return sum(_WIDTHS.get(unicodedata.east_asian_width(char), 1) for char in text)
+
+
+def _cut(text: str, columns: int) -> str:
+    while _measure(text) > columns:
+        text = text[:-1]
+    return text

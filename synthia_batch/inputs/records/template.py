@@ -12,6 +12,7 @@ from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from synthia_batch.core.sandbox import make_sandbox, refuse_addresses
+from synthia_batch.core.template_limits import render_limited
 from synthia_batch.core.types import Message
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.faults import RowFault
@@ -56,12 +57,12 @@ class PromptTemplate:
         """
         values = {name: record[name] for name in self.columns if name in record}
         try:
-            text = self._template.render(values, **{ROW: values})
+            text = render_limited(self._template, values, **{ROW: values})
             refuse_addresses(text, self._source, [str(value) for value in values.values()])
         except jinja2.UndefinedError as exc:
             raise RowFault(f"{_place(exc.__traceback__)}: {exc}{_suggest(exc, record)}") from exc
         except Exception as exc:  # A template can raise anything, such as ZeroDivisionError.
-            what = "infinite recursion" if isinstance(exc, RecursionError) else str(exc)
+            what = "infinite recursion" if isinstance(exc, RecursionError) else str(exc) or type(exc).__name__
             raise RowFault(f"{_place(exc.__traceback__)}: {what}") from exc
         if not text or text.isspace():
             raise RowFault("the prompt template renders a blank prompt")

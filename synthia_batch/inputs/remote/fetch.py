@@ -20,6 +20,7 @@ from synthia_batch.inputs.fetch.cache import find_copy, keep_copy, report_disk
 from synthia_batch.inputs.fetch.file_types import LocatedFile, choose_row_files
 from synthia_batch.inputs.fetch.normalize import VERSION
 from synthia_batch.inputs.remote.transport import Broken, Changed, EndUnknown, RemoteFile, RemoteStore
+from synthia_batch.job.fields import LONGEST_NAME
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +71,10 @@ def _open_store(scheme: str, rest: str, url: str) -> tuple[RemoteStore, str, str
     if scheme in ("http", "https"):
         from synthia_batch.inputs.remote.http import WebStore
 
-        return WebStore(), url, strip_address(url)
+        try:
+            return WebStore(), url, strip_address(url)
+        except ValueError as exc:
+            raise UsageError(f"{scheme}://...: not a valid address: {exc}; check its host") from exc
     from synthia_batch.inputs.remote.bucket import open_bucket
 
     bucket, _, path = rest.partition("/")
@@ -104,12 +108,20 @@ def _fetch(store: RemoteStore, file: RemoteFile, digest: str | None) -> LocatedF
     version = file.version if file.version and trusted is None else f"fetched {time.time_ns()}"
     # `key` has the query, which `url` lacks.
     key = digest_json([VERSION, "remote", file.url, file.key, file.size, version])[:32]
-    name = file.url.rpartition("/")[2] or "rows"
+    name = name_copy(file.url)
     directory = find_copy(key)
     if directory is None:
         directory = keep_copy(key, lambda target: _download(store, file, target / name, trusted))
         _log.info(f"{file.url}: downloaded, {(directory / name).stat().st_size:,} bytes, to {directory}")
     return LocatedFile(path=directory / name, shown=file.url)
+
+
+def name_copy(url: str) -> str:
+    """Return a file name for the copy of `url`: the end of its path, if that is a file's name."""
+    name = url.rpartition("/")[2]
+    if name in ("", ".", ".."):
+        return "rows"
+    return name.encode(errors="replace")[-LONGEST_NAME:].decode(errors="ignore")
 
 
 def _download(store: RemoteStore, file: RemoteFile, path: Path, digest: str | None) -> None:

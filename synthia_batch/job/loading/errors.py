@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from synthia_batch.core.formatting import clip
@@ -25,6 +25,13 @@ _WORDS = {
     "string_type": "Input should be text",
     "path_type": "Input should be a path",
     "finite_number": "Input should be a finite number",
+    "int_parsing": "Input should be a whole number",
+    "int_type": "Input should be a whole number",
+    "int_from_float": "Input should be a whole number",
+    "float_parsing": "Input should be a number",
+    "float_type": "Input should be a number",
+    "bool_parsing": "Input should be true or false",
+    "bool_type": "Input should be true or false",
 }
 """Replacements for Pydantic's messages in terms of Python."""
 
@@ -44,6 +51,14 @@ def refuse_faults(faults: Sequence[str]) -> None:
 def explain_faults(exc: ValidationError, layers: Sequence[Layer]) -> list[str]:
     """Return a line for each value that does not fit the schema."""
     return [_explain(fault, layers) for fault in exc.errors()]
+
+
+def explain_call(exc: ValidationError, values: Mapping[str, Any]) -> str:
+    """Return the message for `values` that were passed to `Job` and do not fit it."""
+    given = {key: value for key, value in values.items() if not isinstance(value, BaseModel)}
+    layer = Layer(origin="argument", values=given)
+    lines = [f"  {fault}" for fault in explain_faults(exc, [layer])]
+    return "\n".join(["the job cannot be used:", *lines, "help(synthia_batch.Job) lists the fields"])
 
 
 def find_references(layers: Sequence[Layer]) -> list[str]:

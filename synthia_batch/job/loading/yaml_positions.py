@@ -39,6 +39,16 @@ _HINTS = {
 """Remedies by the character at which YAML parsing failed."""
 
 
+_PLAIN = {
+    "mapping values are not allowed": "a key cannot stand here; put a space behind a key's colon, quote a "
+    "text that has ': ' in it, indent a section's keys alike",
+    "expected <block end>": "the line is not indented like those before it; indent the keys of a section "
+    "alike, and the keys of the file not at all",
+    "could not find expected ':'": "a key without a colon; write `key: value`, and quote a longer text",
+}
+"""What the parser's own words mean, by how they begin, and the remedy."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkedYaml:
     """A file's values, their places by dotted key with list entries by number, and its faults."""
@@ -99,6 +109,9 @@ def _explain(exc: MarkedYAMLError, text: str, file: str) -> str:
         begun = f" in what begins at line {exc.context_mark.line + 1}"
     hint = _HINTS.get(at, "close what was opened, a quote or a bracket" if begun else "fix it and run again")
     what = str(exc.problem).replace("\t", "\\t")
+    plain = next((words for start, words in _PLAIN.items() if what.startswith(start)), None)
+    if plain is not None:
+        return f"{_point(file, mark)}: not valid YAML: {plain}"
     return f"{_point(file, mark)}: not valid YAML: {what}{begun}; {hint}"
 
 

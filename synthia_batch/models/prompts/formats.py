@@ -9,6 +9,7 @@ import jinja2
 from jinja2 import meta, nodes
 
 from synthia_batch.core.sandbox import refuse_addresses, refuse_chance
+from synthia_batch.core.template_limits import render_limited
 from synthia_batch.core.types import Message
 from synthia_batch.errors import SampleRefused, UsageError
 from synthia_batch.job.schema import TEMPLATE_DATE
@@ -190,7 +191,8 @@ class ChatFormat:
         merged = {**self._kwargs, **kwargs}
         turns = [message.to_dict() for message in messages]
         try:
-            text = self._template.render(
+            text = render_limited(
+                self._template,
                 messages=turns,
                 # Templates check whether these are None, as transformers passes them.
                 tools=list(tools) or None,

@@ -15,6 +15,10 @@ from synthia_batch.core.files import create_file
 from synthia_batch.errors import StorageFailed, UsageError
 from synthia_batch.storage.atomic import temporary_path
 
+_MARK = "\ufeff"
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""First characters at which spreadsheets compute a cell (OWASP, CSV injection)."""
+
 
 def write_records(
     records: Iterable[Mapping[str, Any]],
@@ -23,23 +27,31 @@ def write_records(
     *,
     as_csv: bool,
     replaces: bool,
+    for_spreadsheet: bool = False,
 ) -> int:
     """Write `records` to `path`, or to stdout if it is None; return their number.
 
     The format is CSV with `columns`, or JSON lines. With `replaces` an existing file is replaced once the new
-    one is complete.
+    one is complete. The file's directory is created. CSV `for_spreadsheet` begins with a byte order mark, by
+    which Excel knows UTF-8, and has no cell that a spreadsheet would compute.
 
     Raises:
-        UsageError: The file exists, its directory does not, or a value cannot be written.
+        UsageError: The file exists, or a value cannot be written.
         StorageFailed: The file could not be written.
     """
+    if for_spreadsheet:
+        records = ({key: _disarm(value) for key, value in record.items()} for record in records)
     if path is None:
+        sys.stdout.write(_MARK if for_spreadsheet else "")
         return _write(records, columns, sys.stdout, as_csv=as_csv)
     if path.exists() and not replaces:
         raise UsageError(f"{path} exists; use another name, or replace it with --force")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is not a directory; create it first")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise UsageError(f"{path.parent}: cannot be created: {exc.strerror}; name another file") from exc
     with _open_atomic(path) as file:
+        file.write(_MARK if for_spreadsheet else "")
         return _write(records, columns, file, as_csv=as_csv)
 
 
@@ -90,6 +102,11 @@ def _open_text(path: Path, *, is_compressed: bool) -> Iterator[TextIO]:
         io.TextIOWrapper(compressed, encoding="utf-8", newline="") as text,
     ):
         yield text
+
+
+def _disarm(value: Any) -> Any:
+    """Return text that a spreadsheet would compute with an apostrophe before it, which makes it text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
 def _flatten(value: Any) -> Any:

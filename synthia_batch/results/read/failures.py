@@ -4,8 +4,9 @@ The input is read only for the lines and ids of rows that failed in unpublished 
 """
 
 import glob
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from synthia_batch.storage.parts.schema import FAILED_NAMES
 from synthia_batch.storage.recovery import Published, ShardState
 from synthia_batch.storage.saved_job import read_job
 
+_BAD_ROWS = frozenset({"bad_row", "prompt_empty", "prompt_not_expressible", "adapter_unknown"})
+"""Codes whose cause is in the row itself."""
+_BY_IDENTITY = frozenset({"prompt_too_long", "context_overflow"})
+"""Codes whose cause is a setting of the run's identity: a retry, which keeps that, fails again."""
 COMMONEST = 3
 """Number of reasons listed if a run had too many failures."""
 _COLUMNS = tuple(name for name in FAILED_NAMES if name != "messages")
@@ -84,6 +89,33 @@ def find_reasons(directory: Path) -> list[FailureReason]:
     return [
         FailureReason(code=code, count=count, example=examples[code]) for code, count in counts.most_common()
     ]
+
+
+def advise_on_failures(place: str, codes: Collection[str]) -> list[str]:
+    """Return what helps against failures with these codes: the one place that says it.
+
+    A run keeps its identity, so that every sample of a dataset was made alike. What only other settings or
+    other rows can change is a run of its own, of the failed rows alone.
+    """
+    here = shlex.quote(place)
+    again = [code for code in codes if not (code in _BAD_ROWS | _BY_IDENTITY or code.startswith("flagged_"))]
+    lines = []
+    if again:
+        flag = f" --code {again[0]}" if len(again) == 1 else ""
+        lines.append(f"fix the cause, then retry them: synthia-batch retry {here}{flag}")
+    if _BY_IDENTITY.intersection(codes):
+        lines.append(
+            "too long in this run, whose settings stay as they are; run those rows by themselves: "
+            f"synthia-batch run {shlex.quote(place.rstrip('/') + '/failed')} --set model.max_model_len=TOKENS"
+        )
+    if _BAD_ROWS.intersection(codes):
+        lines.append("bad rows fail again: correct them in a file of their own, and run that")
+    if any(code.startswith("flagged_") for code in codes):
+        lines.append(
+            "flagged answers come out the same again: run those rows by themselves with another --seed: "
+            f"synthia-batch run {shlex.quote(place.rstrip('/') + '/failed')} --seed 1"
+        )
+    return lines
 
 
 class _Reader:

@@ -6,7 +6,7 @@ import shutil
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.results.read.attempt import AttemptHistory, WorkerActivity
 from synthia_batch.results.read.snapshot import open_snapshots
 from synthia_batch.storage.events import EventReader
-from synthia_batch.storage.lock import Owner, find_running, read_owner
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.lock import Owner, find_running, is_visible, read_owner
 from synthia_batch.storage.manifest import read_manifest
 from synthia_batch.storage.recovery import Published, ShardState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """Status of a run. `state` is complete, running, interrupted, or unknown if started on another host.
+    """Status of a run. `state` is complete, running, interrupted, or unknown if it cannot be seen.
 
     `owner` is the current writer as `pid@host`. `failures` counts failed samples by code, most common
     first; `truncated` finished samples were cut off at max_tokens. `determinism` is the class and its
@@ -93,8 +94,8 @@ class StatusReader:
         self._apply_events()
         states = snapshots.read()
         counts = sum((snapshots.count(state) for state in states), Tally())
-        owner = read_owner(run_dir.owner)
-        state = "complete" if is_complete else _describe_state(running)
+        owner, workers = read_owner(run_dir.owner), history.list_workers()
+        state = "complete" if is_complete else _describe_state(running, run_dir)
         return RunStatus(
             directory=str(self._directory),
             name=snapshots.plan["name"],
@@ -115,7 +116,7 @@ class StatusReader:
             ended=history.ended.get("drained") if history.ended else None,
             **_measure_speed(history, snapshots.shards[-1].stop - counts.finished - counts.failed),
             restarts=history.restarts,
-            workers=history.list_workers(),
+            workers=workers if running and not is_complete else _end_workers(workers),
             published_bytes=_count_bytes(states),
             free_bytes=shutil.disk_usage(run_dir.root).free,
             next=_choose_next(self._directory, state, counts, history),
@@ -142,10 +143,20 @@ def _describe_determinism(identity: Mapping[str, Any]) -> str:
     return f"strict: the same bytes for any workers and kills, with {engine['kind']} {where}"
 
 
-def _describe_state(owner: Owner | None) -> str:
+def _describe_state(owner: Owner | None, run_dir: RunDir) -> str:
     if owner is None:
         return "interrupted"
-    return "running" if owner.host == socket.gethostname() else f"unknown: started on {owner.host}"
+    if is_visible(owner, run_dir):
+        return "running"
+    if owner.host != socket.gethostname():
+        return f"unknown: started on {owner.host}"
+    return "unknown: its lock is held by a process that is not visible here"
+
+
+def _end_workers(workers: tuple[WorkerActivity, ...]) -> tuple[WorkerActivity, ...]:
+    """Return the workers of a run that has ended: none of them is still coming."""
+    coming = ("starting", "loading", "restarting")
+    return tuple(replace(one, state="ended") if one.state in coming else one for one in workers)
 
 
 def _measure_speed(history: AttemptHistory, missing: int) -> dict[str, float | None]:
@@ -183,3 +194,14 @@ def _choose_next(directory: Path, state: str, counts: Tally, history: AttemptHis
     command = shlex.join(history.command["command"])
     place = history.command["directory"]
     return command if place == os.getcwd() else f"cd {shlex.quote(place)} && {command}"
+
+
+def list_runs(parent: Path) -> list[Path]:
+    """Return the run directories in `parent`, the one that was written to last first."""
+    found = [path for path in parent.iterdir() if RunDir(path).plan.exists()] if parent.is_dir() else []
+    return sorted(found, key=lambda path: (-_find_last_write(RunDir(path)), path))
+
+
+def _find_last_write(run_dir: RunDir) -> float:
+    times = [path.stat().st_mtime for path in (run_dir.events, run_dir.plan) if path.exists()]
+    return max(times, default=0.0)

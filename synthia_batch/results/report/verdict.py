@@ -101,7 +101,7 @@ def _describe_failures(report: Report) -> Iterator[Sentence]:
         yield Sentence(
             level="bad" if total > ended / 2 else "warn",
             text=f"{_count(total, ended, 'samples')} failed: {named}{more}. "
-            "To generate them again: synthia-batch retry DIR.",
+            "What helps: synthia-batch failed DIR.",
         )
 
 

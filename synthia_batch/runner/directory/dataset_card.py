@@ -6,6 +6,7 @@ from typing import Any
 
 from synthia_batch.job.presets import read_preset
 from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.job.sections import DEMO_MODEL
 from synthia_batch.models.checkpoint import read_licence
 from synthia_batch.results.report.card import CardFacts, Licence, write_card
 from synthia_batch.runner.directory.session import RunSession
@@ -59,11 +60,14 @@ def _spell_command(job: ResolvedJob, source_files: Sequence[str]) -> Iterator[st
     if len(source_files) > MOST_NAMES:
         yield "..."
     if job.model.path is not None or job.engine.is_elsewhere:
-        yield from ("--model", job.model.name)
+        is_demo = job.declared.model.name == DEMO_MODEL
+        yield from ("--model", DEMO_MODEL if is_demo else job.model.name)
     if identity["engine"]["kind"] != "vllm":
         yield from ("--engine", identity["engine"]["kind"])
     if job.engine.is_elsewhere:  # Where it was is no part of the output.
         yield from ("--base-url", "URL")
+    if job.explicit.model.max_model_len is not None:
+        yield from ("--set", f"model.max_model_len={job.explicit.model.max_model_len}")
     columns = identity["input"]["columns"]
     if columns.get("shape") is not None:
         yield from ("--input-format", columns["shape"])

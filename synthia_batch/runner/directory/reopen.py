@@ -42,9 +42,17 @@ class Reopener:
 
     def count_chosen(self, states: Sequence[ShardState], choice: FailureChoice) -> int:
         """Return how many samples `choice` selects. Changes nothing."""
-        return sum(
-            sum(map(choice.takes, self.read_outcomes(state).values())) for state in states if state.failed
-        )
+        return len(self.list_chosen(states, choice))
+
+    def list_chosen(self, states: Sequence[ShardState], choice: FailureChoice) -> list[int]:
+        """Return the ordinals of the samples that `choice` selects, in order. Changes nothing."""
+        return [
+            ordinal
+            for state in states
+            if state.failed
+            for ordinal, outcome in sorted(self.read_outcomes(state).items())
+            if choice.takes(outcome)
+        ]
 
     def reopen(self, states: Sequence[ShardState], choice: FailureChoice) -> list[ShardState]:
         """Drop the samples that `choice` selects from their shards; return the new states.

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -54,9 +55,11 @@ class RunStore:
     finished: int = 0
     failed: int = 0
     _open: dict[int, _OpenShard] = field(default_factory=dict)
+    _place: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Count the samples that ended in earlier attempts."""
+        self._place = _find_place(self.run_dir.journals)
         self.finished = sum(state.finished for state in self.states)
         self.failed = sum(state.failed for state in self.states)
 
@@ -114,8 +117,13 @@ class RunStore:
         return list_parts(self.shards, self.ledger.latest)
 
     def tick(self) -> None:
-        """Sync journals that are due."""
+        """Sync journals that are due.
+
+        Raises:
+            StorageFailed: The run directory was moved or removed.
+        """
         self.check()
+        self._check_place()
         for current in self._open.values():
             current.journal.sync_if_due(self.clock())
 
@@ -149,6 +157,7 @@ class RunStore:
         # From the journal, not from memory: a resumed run then writes its parts on the same path
         # as an undisturbed one, and memory does not grow with the shard.
         current.journal.sync()
+        self._check_place()
         outcomes = replay(current.journal.path, current.shard, self.writer)
         assembled = self.assembler.encode(current.shard, outcomes)
         shard_entry = publish_shard(self.run_dir, assembled.encoded, current.journal, self.ledger)
@@ -171,6 +180,23 @@ class RunStore:
                 failures=dict(tally.failures),
             )
         )
+
+    def _check_place(self) -> None:
+        """Return if the journals are where they were opened: open files go on after a move or a removal."""
+        if self._place is not None and _find_place(self.run_dir.journals) != self._place:
+            raise StorageFailed(
+                f"{self.run_dir.root} was moved or removed while the run wrote to it; the run has stopped\n"
+                "  if it was moved, move it back; then run the same command again"
+            )
+
+
+def _find_place(path: Path) -> tuple[int, int] | None:
+    """Return the device and inode of `path`, None if it does not exist."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _hide_secrets(record: Record) -> Record:

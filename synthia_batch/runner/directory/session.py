@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from synthia_batch.core.events import EventBus
+from synthia_batch.core.log import keep_log
 from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, RunLocked
@@ -151,6 +152,7 @@ class RunSession:
         self._write_plan()
         self.writer = dataclasses.replace(self.writer, epoch=owner.epoch)
         with ExitStack() as stack:
+            stack.enter_context(keep_log(self.run_dir.run_log))
             log = stack.enter_context(closing(EventLog.open(self.run_dir.events, _now)))
             self.events.subscribe(log.write)
             stack.callback(self.events.unsubscribe, log.write)
@@ -201,12 +203,16 @@ class RunSession:
 
 
 @contextmanager
-def lock_run(job: ResolvedJob, *, claims_remote: bool = False) -> Iterator[RunSession]:
+def lock_run(
+    job: ResolvedJob, *, claims_remote: bool = False, drain: DrainRequest | None = None
+) -> Iterator[RunSession]:
     """Lock the job's run directory during the block; create it if it does not exist.
 
     With `claims_remote`, an output in an object store is claimed there too, for writing. A directory
-    that was created here is removed again if no run has begun in it: a refused input leaves nothing.
+    that was created here is removed again if no run has begun in it: a refused input leaves nothing. A signal
+    that `drain` has got limits the wait for the store.
     """
+    drain = drain or DrainRequest()
     started = time.monotonic()
     run_dir = RunDir(job.output)
     # The innermost first.
@@ -219,8 +225,13 @@ def lock_run(job: ResolvedJob, *, claims_remote: bool = False) -> Iterator[RunSe
         with ExitStack() as stack:
             mirror = None
             if job.remote is not None and claims_remote:
-                mirror = stack.enter_context(claim_remote(job.remote, run_dir, lock, job.identity))
-            yield RunSession(job=job, run_dir=run_dir, lock=lock, mirror=mirror, started=started)
+                claimed = claim_remote(
+                    job.remote, run_dir, lock, job.identity, lambda: drain.signalled_seconds
+                )
+                mirror = stack.enter_context(claimed)
+            session = RunSession(job=job, run_dir=run_dir, lock=lock, mirror=mirror, started=started)
+            session.drain = drain
+            yield session
     finally:
         if run_dir.hidden in made and not run_dir.plan.exists():
             remove_unbegun(run_dir, made)

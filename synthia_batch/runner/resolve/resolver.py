@@ -21,11 +21,12 @@ from synthia_batch.inputs import (
     resolve_inputs,
 )
 from synthia_batch.job.dotted import flatten
+from synthia_batch.job.fields import LONGEST_NAME
 from synthia_batch.job.identity import IdentityParts, InputIdentity, fingerprint, identify
 from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
 from synthia_batch.job.loading.secrets import reveal
 from synthia_batch.job.resolved import PlanSpec, PoolSpec, Remote, ResolvedJob
-from synthia_batch.job.schema import Job
+from synthia_batch.job.schema import MARK_LENGTH, Job
 from synthia_batch.job.sections import Engine
 from synthia_batch.models.prompts.tokenizer import open_format
 from synthia_batch.results.quality.flags import identify_flags
@@ -280,4 +281,4 @@ def _find_remote(job: Job) -> Remote | None:
 
 def _name_after(stem: str) -> str:
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).lstrip("._-")
-    return name or "job"
+    return name.encode()[: LONGEST_NAME - MARK_LENGTH].decode(errors="ignore") or "job"

@@ -1,7 +1,7 @@
 """Claims a prefix in an object store for one run, after checking its owner and content."""
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,17 +24,25 @@ from synthia_batch.storage.remote.restore import (
 
 @contextmanager
 def claim_remote(
-    remote: Remote, run_dir: RunDir, lock: RunLock, identity: Mapping[str, Any]
+    remote: Remote,
+    run_dir: RunDir,
+    lock: RunLock,
+    identity: Mapping[str, Any],
+    signalled_seconds: Callable[[], float],
 ) -> Iterator[Mirror]:
-    """Claim the prefix for the block, under the lock of the state directory, which is restored if lost."""
-    store = open_remote(remote)
+    """Claim the prefix for the block, under the lock of the state directory, which is restored if lost.
+
+    `signalled_seconds` returns for how long the run has been asked to stop: no store is waited for then.
+    """
+    store, of_lease = open_remote(remote), _open_for_lease(remote)
+    store.signalled_seconds = of_lease.signalled_seconds = signalled_seconds
     state = _name_state(run_dir)
     # Also checked before the lease, so that a refusal changes nothing.
     plan = read_remote_plan(store)
     if plan is not None:
         refuse_other_remote_identity(store, plan, identity)
         _refuse_outdated(store, run_dir, state, read_lease(store))
-    with Lease.acquire(_open_for_lease(remote), state, remote.lease_seconds) as lease:
+    with Lease.acquire(of_lease, state, remote.lease_seconds) as lease:
         plan = _check_again(store, run_dir, lease, identity)
         if plan is not None and not run_dir.plan.exists():
             restore_run(store, run_dir, plan, lock.begin_epoch(after=0).epoch)

@@ -20,6 +20,7 @@ from synthia_batch.errors import IntegrityError, LeaseLost, RunLocked, StorageFa
 from synthia_batch.storage.remote.object_store import ObjectStore, Version
 
 KEY = ".synthia/lease.json"
+_LOOK_SECONDS = 0.2
 RENEWALS = 3
 """Number of renewals within the duration of a lease."""
 
@@ -139,8 +140,10 @@ class Lease:
     def release(self) -> None:
         """Release the lease if it is still ours and the store answers; otherwise it expires."""
         self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        while self._thread.is_alive():
+            self._thread.join(_LOOK_SECONDS)
+            if self._store.is_given_up:
+                return
         try:
             with self._mutex:
                 self.check()

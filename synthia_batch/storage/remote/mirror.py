@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from synthia_batch.core.types import Shard
-from synthia_batch.errors import IntegrityError, StorageFailed, SynthiaBatchError
+from synthia_batch.errors import IntegrityError, StorageFailed, StoreUnreachable, SynthiaBatchError
 from synthia_batch.storage.atomic import read_file
 from synthia_batch.storage.layout import PART_FOLDERS, RunDir
 from synthia_batch.storage.ledger import PartEntry, ShardEntry
@@ -110,6 +110,11 @@ class Mirror:
             self._changed.notify_all()
             while (self._waiting or self._busy) and self._error is None:
                 self._changed.wait(WAIT_SECONDS)
+                if self.store.is_given_up:
+                    raise StoreUnreachable(
+                        f"{self.store.url} does not answer, and the run was asked to stop\n"
+                        f"  nothing finished is lost: {self.run_dir.root} has it; run the same command again"
+                    )
         if self._error is not None:
             raise self._error
 

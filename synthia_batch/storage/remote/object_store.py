@@ -8,7 +8,9 @@ client's own retries are off: this module and the lease decide whether a request
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +27,9 @@ CONNECT_SECONDS = 10
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
 TOLD_AT_PAUSE_SECONDS = 1.0
+SIGNALLED_SECONDS = 5.0
+"""A store that answers nothing for this long after a signal asked the run to stop is not waited for."""
+_LOOK_SECONDS = 0.2
 _T = TypeVar("_T")
 
 
@@ -79,6 +84,14 @@ class ObjectStore:
         self._patience = patience
         self._closing = threading.Event()
         self._is_told = False
+        self._answered_at = time.monotonic()
+        self.signalled_seconds: Callable[[], float] = lambda: 0.0
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether a signal asked to stop, as `signalled_seconds` tells, and no request was answered since."""
+        silent_seconds = time.monotonic() - self._answered_at
+        return min(self.signalled_seconds(), silent_seconds) > SIGNALLED_SECONDS
 
     def read(self, key: str) -> StoredObject | None:
         """Return the object with its content, or None if there is none."""
@@ -183,8 +196,8 @@ class ObjectStore:
         )
         while True:
             try:
-                answer = call()
-                self._is_told = False
+                answer = self._call(call)
+                self._is_told, self._answered_at = False, time.monotonic()
                 return answer
             except (PermissionDeniedError, UnauthenticatedError) as exc:
                 raise StorageFailed(
@@ -197,16 +210,38 @@ class ObjectStore:
             # A timeout, a reset connection, 500, 503, 429: the library has one error for them all, and
             # for what will never work, such as a name that is no bucket's, too.
             except (BaseError, OSError) as exc:
-                pause = None if self._closing.is_set() else backoff.next_pause()
+                pause = None if self._closing.is_set() or self.is_given_up else backoff.next_pause()
                 if pause is None:
                     raise StoreUnreachable(
-                        f"could not {doing} {self._name(key)}, tried for {self._patience.seconds:.0f} s: "
-                        f"{_shorten(exc)}\n"
+                        f"could not {doing} {self._name(key)}, {self._describe_limit()}: {_shorten(exc)}\n"
                         "  nothing finished is lost: see to the network, the endpoint and the credentials, "
                         "and run the same command again"
                     ) from exc
                 self._tell_of_waiting(exc, pause)
-            self._closing.wait(pause)
+            end = time.monotonic() + pause
+            while time.monotonic() < end and not self.is_given_up and not self._closing.wait(_LOOK_SECONDS):
+                continue
+
+    def _call(self, call: Callable[[], _T]) -> _T:
+        """Return the answer of one request, or raise TimeoutError if the store is given up meanwhile.
+
+        A request blocks in native code, where the main thread would notice no signal until its end.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return call()
+        answer: Future[_T] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(call())
+            except BaseException as exc:  # Whatever it is, the waiting thread gets it.
+                answer.set_exception(exc)
+
+        threading.Thread(target=ask, name="store-request", daemon=True).start()
+        while not wait([answer], _LOOK_SECONDS).done:
+            if self.is_given_up:
+                raise TimeoutError("the run was asked to stop, and the store has not answered since")
+        return answer.result()
 
     def _tell_of_waiting(self, error: Exception, pause: float) -> None:
         # Once, until it answers again; a hiccup is not worth a line.
@@ -215,6 +250,9 @@ class ObjectStore:
             _log.info(
                 f"{self.url} does not answer, trying for {self._patience.seconds:.0f} s: {_shorten(error)}"
             )
+
+    def _describe_limit(self) -> str:
+        return "stopped on request" if self.is_given_up else f"tried for {self._patience.seconds:.0f} s"
 
     def _name(self, key: str) -> str:
         return f"{self.url}/{key}" if key else self.url

@@ -1,5 +1,6 @@
 """The contract of pools, and the events that they report."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -11,6 +12,8 @@ from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.canary import Canaries, CanaryAnswer
 from synthia_batch.workers.engine import NO_REDUCTION, EngineFacts, Reduction
 from synthia_batch.workers.worker import Delivery
+
+_log = logging.getLogger(__name__)
 
 REPORTS_PER_WATCHDOG = 4
 """A worker reports this many times within the watchdog's limit."""
@@ -106,6 +109,12 @@ class WorkerLost:
     reason: str
     cause: Cause = Cause.DIED
     refused: Exception | None = None
+
+
+def log_refusal(lost: WorkerLost, log: Path | None) -> None:
+    """Log which worker's refusal to start ends the run; the error itself says why. `log` is the worker's."""
+    where = f" (log: {log})" if log is not None and log.exists() else ""
+    _log.info(f"worker {lost.worker} could not load its engine, and no other could{where}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,6 +129,8 @@ class LocalPool:
         except BaseException as exc:  # Whatever ended it, the driver must learn of it.
             refused = exc if isinstance(exc, SynthiaBatchError) else None
             reason = traceback.format_exc()
+            if self._worker_spec.engine.kind == "vllm":
+                logging.getLogger("vllm").error(reason)
             self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, refused=refused))
 
     def _load(self, index: int, epoch: int, placement: Placement) -> Worker | None:

@@ -1,6 +1,7 @@
 """The worker's side of the Ray pool: an actor, which is one process with one engine."""
 
 import os
+import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -64,9 +65,13 @@ class EngineActor:
         if placement.spans_nodes:
             # vLLM's core is a child process that joins the cluster itself.
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        with self._open_guard(spec):
-            engine = load_engine(spec, placement)
-        canary = run_canaries(engine, canaries) if canaries else None
+        try:
+            with self._open_guard(spec):
+                engine = load_engine(spec, placement)
+            canary = run_canaries(engine, canaries) if canaries else None
+        except BaseException:
+            traceback.print_exc()  # The driver's message has one line of it.
+            raise
         facts = engine.facts
         self._ends_with_process = facts.ends_with_process
         self._worker = Worker(engine)
@@ -86,8 +91,9 @@ class EngineActor:
         return self._loaded().collect(wait_seconds)
 
     def abort(self) -> None:
-        """Drop all unfinished requests."""
-        self._loaded().abort()
+        """Drop all unfinished requests; an engine that is still loading has none."""
+        if self._worker is not None:
+            self._worker.abort()
 
     def stop(self) -> None:
         """End the loop and free the device, unless ending this process is enough.

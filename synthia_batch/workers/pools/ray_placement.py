@@ -77,11 +77,11 @@ class Reservation:
 
 
 class Placer:
-    """Places the engines of one job."""
+    """Places the engines of one job. `takes_gpus`: they run on GPUs."""
 
     def __init__(self, spec: EngineSpec, session: RaySession, engines_per_gpu: int = 1) -> None:
         self._session = session
-        self._takes_gpus = spec.kind == "vllm" and spec.device != "cpu"
+        self.takes_gpus = spec.kind == "vllm" and spec.device != "cpu"
         self._pins_cores = spec.kind == "vllm" and spec.device == "cpu"
         self._shape = EngineShape(
             tensor_parallel=spec.tensor_parallel_size,
@@ -92,27 +92,27 @@ class Placer:
     @property
     def needs(self) -> str:
         """The resources of one engine, as text."""
-        if not self._takes_gpus:
+        if not self.takes_gpus:
             return "1 CPU"
         return f"{self._shape.gpus} GPU" if self._shape.per_gpu == 1 else f"1/{self._shape.per_gpu} GPU"
 
     @property
     def has(self) -> str:
         """The matching resources of the cluster, as text."""
-        kind = "GPU" if self._takes_gpus else "CPU"
+        kind = "GPU" if self.takes_gpus else "CPU"
         counts = self._session.list_counts(kind)
         nodes = f" on {len(counts)} machines" if len(counts) > 1 else ""
         return f"{sum(counts)} {kind}{nodes}"
 
     def count_engines(self) -> int:
         """Return how many engines fit on all machines together."""
-        if self._takes_gpus:
+        if self.takes_gpus:
             return count_engines(self._session.list_counts("GPU"), self._shape)
         return sum(self._session.list_counts("CPU"))
 
     def reserve(self) -> Reservation:
         """Reserve the resources of one engine. Does not wait for them."""
-        if not self._takes_gpus:
+        if not self.takes_gpus:
             return Reservation(shape=self._shape)
         cpus = count_cpus(self._session.list_machines("GPU", "CPU"), self._shape)
         layout = lay_out(self._session.list_counts("GPU"), self._shape, cpus)

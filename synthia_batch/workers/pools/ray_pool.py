@@ -69,6 +69,12 @@ class RayPool:
                 "lists the visible GPUs. Use fewer GPUs per engine (--tensor-parallel-size, within one "
                 "machine, or --pipeline-parallel-size, over several), or a larger cluster (--ray-address)"
             )
+        most = self._placer.count_engines()
+        if self.size > most and self._placer.takes_gpus and not self._session.can_grow:
+            raise PoolFailed(
+                f"{self.size} engines need {self._placer.needs} each, and Ray has {self._placer.has}; "
+                f"some would wait for ever: use --workers {most}"
+            )
         for worker in range(self.size):
             self.restart(worker)
 

@@ -5,9 +5,11 @@ clusters need. A cluster is joined and left unchanged: the job detaches nothing,
 killed job leaves there.
 """
 
+import ctypes
 import logging
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,10 +20,9 @@ from ray._private import worker as ray_worker
 from ray._private.node import Node
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled
-from ray.exceptions import RayError
 
 from synthia_batch.core.hardware import list_cores
-from synthia_batch.errors import PoolFailed
+from synthia_batch.errors import PoolFailed, SynthiaBatchError
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.workers.pools.guard import Guard
 from synthia_batch.workers.pools.ray_address import check_form, probe_head
@@ -33,6 +34,9 @@ _TOKEN_VARIABLES = (_TOKEN, "RAY_AUTH_TOKEN_PATH")
 """Where a user says which token Ray is to use."""
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Ray would reserve a third of the memory; prompts and answers are sent inside the calls."""
+_OWN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGACTION_BYTES = 1024
+"""More than any C library's `struct sigaction` takes; Linux's has about 150."""
 
 
 class RaySession:
@@ -57,11 +61,14 @@ class RaySession:
         if ray.is_initialized():
             return
         try:
-            if self._spec.ray_address in (None, "local"):
-                self._start()
-            else:
-                self._join(str(self._spec.ray_address))
-        except (RayError, OSError, RuntimeError, ConnectionError, ValueError) as exc:
+            with _own_signals():
+                if self._spec.ray_address in (None, "local"):
+                    self._start()
+                else:
+                    self._join(str(self._spec.ray_address))
+        except SynthiaBatchError:
+            raise
+        except Exception as exc:  # Ray raises plain ones too, such as for a start that times out.
             raise PoolFailed(self._explain(exc)) from exc
         self._is_ours = True
         # Ray prints a paragraph on stderr for each process that dies, even without log_to_driver. The
@@ -172,3 +179,24 @@ def _without_cluster_processes() -> Iterator[None]:
     finally:
         for name, method in methods.items():
             setattr(Node, name, method)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's signal handlers, which `ray.init` replaces, and Ray's processes from a hangup.
+
+    Ray's handler prints a stack for SIGTERM before it calls ours. Python sets handlers in the main thread
+    only, so the C library is called. A process started in the block inherits the blocked SIGHUP: else the
+    terminal's end would end the engines while the run drains.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    actions = {number: ctypes.create_string_buffer(_SIGACTION_BYTES) for number in _OWN_SIGNALS}
+    for number, action in actions.items():
+        libc.sigaction(number, None, action)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, action in actions.items():
+            libc.sigaction(number, action, None)

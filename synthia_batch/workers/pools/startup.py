@@ -4,10 +4,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from synthia_batch.workers.pools.base import Pool, PoolEvent, WorkerLost
+from synthia_batch.workers.pools.base import Pool, PoolEvent, WorkerLost, log_refusal
 
 POLL_SECONDS = 0.02
 """Short, since the pool can only be taken over between two polls."""
@@ -31,8 +32,14 @@ class PoolStarter:
     together with the thread that started them.
     """
 
-    def __init__(self, make_pool: Callable[[], Pool], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        make_pool: Callable[[], Pool],
+        clock: Callable[[], float] = time.monotonic,
+        log_path: Callable[[int], Path] | None = None,
+    ) -> None:
         self._make_pool = make_pool
+        self._log_path = log_path
         self._clock = clock
         self._created_at = clock()
         self._pool: Pool | None = None
@@ -53,6 +60,7 @@ class PoolStarter:
             raise self._error
         for event in list(self._events):  # The other thread appends to it.
             if isinstance(event, WorkerLost) and event.refused is not None:
+                log_refusal(event, self._log_path and self._log_path(event.worker))
                 raise event.refused
         if self._clock() - self._created_at >= GRACE_SECONDS:
             self.begin()

@@ -13,6 +13,7 @@ import torch
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from synthia_batch.errors import EngineOutOfMemory, UsageError
+from synthia_batch.workers.engine import describe_refusal
 from synthia_batch.workers.process_log import ProcessLog
 from synthia_batch.workers.vllm.compat import client_errors
 
@@ -49,7 +50,7 @@ def setting_errors() -> Iterator[None]:
     except refusals as exc:
         if is_gpu_shortage(str(exc)):
             raise EngineOutOfMemory(str(exc)) from exc
-        raise UsageError(_explain_setting(str(exc))) from exc
+        raise UsageError(_explain_setting(describe_refusal(exc))) from exc
 
 
 @contextmanager
