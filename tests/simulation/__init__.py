@@ -1,0 +1,1 @@
+"""Whole runs under one seed, with everything around them simulated: see README in `__main__`."""
