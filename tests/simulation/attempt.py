@@ -14,7 +14,7 @@ from synthia_batch.runner.directory.plan import refuse_other_identity
 from synthia_batch.runner.directory.reopen import FailureChoice
 from synthia_batch.runner.directory.session import RunSession, lock_run, tidy_complete_run
 from synthia_batch.runner.retry import _rollback
-from synthia_batch.runner.run import run_attempt
+from synthia_batch.runner.run import _complete_remote, run_attempt
 from synthia_batch.runner.subset import pick_probe
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest
@@ -26,6 +26,9 @@ class NoDisplay:
     """A display that shows nothing."""
 
     def observe(self, event: Event) -> None:
+        """Show nothing."""
+
+    def show_check(self, done: int, total: int) -> None:
         """Show nothing."""
 
     def close(self) -> None:
@@ -82,8 +85,9 @@ def _run(world: World, attempt: Attempt, draw: Random) -> bool:
     if attempt.kind != "retry" and manifest is not None and run_dir.plan.exists():
         check_complete(run_dir, manifest, lambda done, total: None)
         tidy_complete_run(job)
+        _complete_remote(job, NoDisplay())  # type: ignore[arg-type]
         return True
-    with lock_run(job) as session:
+    with lock_run(job, claims_remote=True) as session:
         _equip(session, world, attempt, draw)
         session.inspect()
         if attempt.kind == "retry":
@@ -105,6 +109,7 @@ def _retry(session: RunSession, world: World) -> None:
     ]
     chosen = {outcome.ordinal for outcome in outcomes if choice.takes(outcome)}
     if not chosen and read_manifest(session.run_dir.manifest) is not None:
+        session.complete_mirror()
         return
     world.forget(chosen)
     with _rollback(session):

@@ -94,6 +94,7 @@ class SimulatedDisk:
         self.fault = fault
         self.calls = 0
         self.is_dead = False
+        self.has_owner = False
         self._has_failed = False
 
     def end(self) -> None:
@@ -132,6 +133,24 @@ class SimulatedDisk:
             file.synced if synced or self._model.file_at(path) in self.distrusted else bytes(file.content)
             for path, file in self._model.list_journals().items()
         ]
+
+    def forget(self) -> None:
+        """Be an empty disk: that of another machine."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        self._model = _Model(self._prefix)
+        self.distrusted.clear()
+
+    def make_request(self, apply: Callable[[], Any]) -> Any:
+        """Send a request to a store: at this call, too, the process may end, before or after it arrives."""
+        if self.is_dead:
+            raise Killed
+        self.calls += 1
+        is_last = self.fault.ending in ("kill", "power loss") and self.calls >= self.fault.at > 0
+        result = apply() if not is_last or self.fault.half > 0.5 else None
+        if is_last:
+            self.is_dead = True
+            raise Killed
+        return result
 
     def call(self, name: str, args: tuple[Any, ...]) -> Any:
         """Make the call `name`, or whatever comes of it here."""
@@ -235,6 +254,7 @@ class SimulatedDisk:
             self._apply("truncate", file=file, size=args[1])
 
     def _note_rename(self, path: str, args: tuple[Any, ...], result: None, existed: bool) -> None:
+        self.has_owner |= os.path.basename(args[1]) == "owner.json"
         self._apply("rename", path=path, target=os.fspath(args[1]))
 
     def _note_unlink(self, path: str, args: tuple[Any, ...], result: None, existed: bool) -> None:

@@ -13,7 +13,8 @@ def published_files_are_final(world: World) -> None:
     """Every part that is visible has the bytes that it has in the undisturbed run."""
     if world.has_transient_failures:
         return
-    for name, content in read_output(world.directory).items():
+    found = [*read_output(world.directory).items(), *world.store.read_dataset().items()]
+    for name, content in found:
         if content != world.simulated.expected.get(name):
             raise Violation("published_files_are_final", f"{name} has other bytes, or should not be there")
 
@@ -23,7 +24,7 @@ def only_a_cause_ends_an_attempt(attempt: Attempt, ended: Ended) -> None:
     match ended.error:
         case None:
             return
-        case StorageFailed() if attempt.ending in ("full disk", "failed sync"):
+        case StorageFailed() if attempt.ending in ("full disk", "failed sync") or attempt.weather.store:
             return
         case KeyboardInterrupt() if attempt.ending == "interrupt":
             return
@@ -42,7 +43,12 @@ def a_calm_attempt_completes_the_run(ended: Ended) -> None:
 
 def bytes_equal_the_undisturbed_run(world: World) -> None:
     """Every sample once, in data/ or failed/, and only fatal ones blamed: the files are those of that run."""
-    found, expected = read_output(world.directory), world.simulated.expected
+    _compare(read_output(world.directory), world.simulated.expected)
+    if world.shape.is_remote:
+        _compare(world.store.read_dataset(), world.simulated.expected)
+
+
+def _compare(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             what = (

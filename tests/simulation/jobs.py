@@ -1,5 +1,6 @@
 """The job of a shape, as resolved from real input, and the files that its undisturbed run writes."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from simulation.schedule import Shape
+from simulation.store import LEASE_SECONDS, URL
 from synthia_batch.job.loading.merge import Layer
-from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.job.resolved import Remote, ResolvedJob
 from synthia_batch.job.schema import Job
 from synthia_batch.runner.resolve import resolve_job
 
@@ -44,9 +46,10 @@ def write_job(shape: Shape, directory: Path) -> ResolvedJob:
     }
     if shape.turns:
         values["input"]["turns_column"] = "turns"
-    return resolve_job(
-        [Layer(origin="argument", values=Job.model_validate(values).model_dump(exclude_unset=True))]
-    )
+    explicit = Job.model_validate(values).model_dump(exclude_unset=True)
+    job = resolve_job([Layer(origin="argument", values=explicit)])
+    remote = Remote(url=URL, lease_seconds=LEASE_SECONDS, request_seconds=10.0, patience_seconds=300.0)
+    return dataclasses.replace(job, remote=remote) if shape.is_remote else job
 
 
 def _list_rows(shape: Shape) -> list[dict[str, Any]]:

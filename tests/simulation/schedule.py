@@ -17,6 +17,7 @@ class Shape:
     """A job: its rows, what each is asked, and which samples end an engine (`fatal`, by ordinal).
 
     `turns` is the number of questions of a row, 0 for prompts. `bad_row` is a row that cannot be asked.
+    `is_remote`: the output is in an object store.
     """
 
     number: int
@@ -29,6 +30,7 @@ class Shape:
     drops: bool
     bad_row: int | None
     fatal: frozenset[int]
+    is_remote: bool = False
 
     @property
     def total(self) -> int:
@@ -48,6 +50,7 @@ class Weather:
     late: float = 0.0
     lost: float = 0.0
     transient: float = 0.0
+    store: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,7 @@ class Attempt:
 
     `at` is the disk call, counted from 1, at which `ending` comes, or the second for a drain; `half` is the
     share of a write that a kill lets through. `intruder_at` is the disk call at which somebody else tries to
-    start the same run.
+    start the same run. `loses_machine`: it comes after the loss of the machine with the state directory.
     """
 
     kind: Kind
@@ -68,6 +71,7 @@ class Attempt:
     half: float
     intruder_at: int | None = None
     reader_at: int | None = None
+    loses_machine: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +114,7 @@ def draw_shape(number: int) -> Shape:
         drops=bool(flags) and draw.random() < 0.5,
         bad_row=draw.randrange(rows) if rows > 1 and draw.random() < 0.2 else None,
         fatal=frozenset(fatal),
+        is_remote=draw.random() < 0.25,
     )
 
 
@@ -129,6 +134,7 @@ def _draw_attempt(draw: Random, shape: Shape, number: int) -> Attempt:
         half=draw.random(),
         intruder_at=draw.randint(1, calls) if draw.random() < 0.2 else None,
         reader_at=draw.randint(1, calls) if draw.random() < 0.1 else None,
+        loses_machine=shape.is_remote and number > 0 and draw.random() < 0.4,
     )
 
 
