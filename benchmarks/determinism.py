@@ -3,6 +3,7 @@
     python -m benchmarks.determinism -o benchmarks/results/DATE-determinism.md     # half an hour
     python -m benchmarks.determinism --prompts 32 --subset 16 -o small.md          # ten minutes on a core
     python -m benchmarks.determinism --only strict,float16 --keep DIRECTORY        # some of it now
+    python -m benchmarks.determinism --dtype float32     # where bfloat16 is slow
 
 Prompts of 8 to 1,500 tokens, every second one greedy, the others sampled with seeds of their own. Each
 pass lets them in in an order of its own and compares every token sequence with the reference pass. What
@@ -55,8 +56,9 @@ def list_comparisons(model: str, awq: str, prompts: int, subset: int) -> list[Co
     large = {"max_num_seqs": 256, "max_num_batched_tokens": 16384}
     narrow = replace(wide, prompts=subset, new_tokens=32, passes=_at(16))
     small_cache = {"kv_cache_memory_bytes": SMALL_CACHE_BYTES}
-    cached = {"enable_prefix_caching": True}
-    both = (Pass(name="cold", batch=16), Pass(name="warm", batch=16))
+    uncached = {"enable_prefix_caching": False}
+    both = (Pass(name="cold", batch=16), Pass(name="warm", batch=16, is_warm=True))
+    shared = replace(narrow, name="shared", prompts=prompts, new_tokens=16, shares=True)
     main, base, awq_base = "strict-16", "reference-16", "awq-16"
     return [
         Comparison(setup=wide, title="bfloat16", reference=main),
@@ -89,6 +91,21 @@ def list_comparisons(model: str, awq: str, prompts: int, subset: int) -> list[Co
             reference="awq-float16-16",
         ),
         Comparison(
+            setup=replace(
+                shared, passes=(*_at(16), Pass(name="warm", batch=16, is_warm=True), *_at(1, 3, 64, 256))
+            ),
+            title="shared prefixes of 0 to 3,000 tokens, n = 1 and 8",
+            reference="shared-16",
+        ),
+        Comparison(
+            setup=replace(
+                shared, name="shared-small-cache", settings={"kv_cache_memory_bytes": 2 * SMALL_CACHE_BYTES},
+                passes=(*_at(64), Pass(name="warm", batch=64, is_warm=True)),
+            ),
+            title="the same, and a KV cache of 192 MiB",
+            reference="shared-16",
+        ),
+        Comparison(
             setup=replace(narrow, name="unpadded", pads=False, passes=_at(1, 3, 64)),
             title="small GEMMs not padded",
             reference=base,
@@ -96,16 +113,16 @@ def list_comparisons(model: str, awq: str, prompts: int, subset: int) -> list[Co
         ),
         Comparison(
             setup=replace(
-                narrow, name="preempted", settings=small_cache, reserves=False, passes=_at(64)
+                narrow, name="preempted", settings=small_cache | uncached, reserves=False, passes=_at(64)
             ),
             title="a KV cache of 96 MiB, and vLLM left to preempt",
             reference=base,
             is_contrast=True,
         ),
         Comparison(
-            setup=replace(narrow, name="prefix-cache", settings=cached, passes=both),
-            title="prefix cache",
-            reference=base,
+            setup=replace(shared, name="left-alone", cuts=False, passes=both),
+            title="shared prefixes, and the cache left to itself",
+            reference="shared-16",
             is_contrast=True,
         ),
     ]  # fmt: skip
@@ -121,6 +138,7 @@ def main() -> None:
     )
     parser.add_argument("--prompts", type=int, default=256, help="of the main question [256]")
     parser.add_argument("--subset", type=int, default=64, help="of the others [64]")
+    parser.add_argument("--dtype", default="auto", help="where a setup has none of its own [the model's]")
     parser.add_argument("--only", help="setups by name: a,b,c; --list shows them")
     parser.add_argument("--list", action="store_true", help="print the setups' names")
     parser.add_argument("--engines", type=int, default=1, help="at the same time, a core each [1]")
@@ -133,7 +151,12 @@ def main() -> None:
         model = prepare_demo_model()
         # Always at one place: its path is in the setups that are kept.
         awq = directory / "awq"
-        comparisons = list_comparisons(str(model), str(awq), arguments.prompts, arguments.subset)
+        comparisons = [
+            replace(one, setup=replace(one.setup, dtype=arguments.dtype))
+            if one.setup.dtype == "auto"
+            else one
+            for one in list_comparisons(str(model), str(awq), arguments.prompts, arguments.subset)
+        ]
         if arguments.list:
             print("\n".join(comparison.setup.name for comparison in comparisons))
             return
@@ -162,7 +185,7 @@ def run_setups(setups: Sequence[Setup], directory: Path, engines: int) -> None:
         core = cores.get()
         said = directory / f"{setup.name}.setup"
         # A warm pass needs the cold one before it, in the same engine.
-        passes = setup.passes if setup.name == "prefix-cache" else missing
+        passes = setup.passes if any(one.is_warm for one in setup.passes) else missing
         said.write_text(json.dumps(asdict(replace(setup, core=core, passes=passes))))
         try:
             command = [sys.executable, "-m", "benchmarks.determinism_pass", str(said), str(directory)]
@@ -181,6 +204,7 @@ def describe(comparisons: Sequence[Comparison], directory: Path, flags: str) -> 
         "at most at once",
         "seen",
         "preempted",
+        "tokens from the cache",
         "prompts",
         "greedy differ",
         "sampled differ",
@@ -225,7 +249,8 @@ def _list_rows(comparison: Comparison, directory: Path) -> list[list[str]]:
         greedy = sum(int(n) % 2 for n in differ)
         counts = ["reference"] * 2 if is_reference else [str(greedy), str(len(differ) - greedy)]
         at_once = str(one.batch) if one.name == str(one.batch) else f"{one.batch}, {one.name}"
-        seen = [str(found["largest"]), str(found["preempted"]), str(len(found["tokens"]))]
+        seen = [str(found[name]) for name in ("largest", "preempted", "cached")]
+        seen.append(str(len(found["tokens"])))
         rows.append([comparison.title, at_once, *seen, *counts, f"{found['seconds']:.0f}"])
     return rows
 

@@ -27,15 +27,21 @@ from synthia_batch.workers.vllm import admission as vllm_admission
 SHORTEST, LONGEST = 8, 1500
 """Tokens of a prompt; lengths in between are spread evenly over their logarithm."""
 MAX_MODEL_LEN = 2048
+PREFIX_TOKENS = (1100, 3000, 300, 0, 100)
+"""Lengths of the prefixes that prompts share."""
 _TEXTS = ("synthia", "tree-of-thoughts", "tree-of-thoughts-v3", "superintelligence")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """One time through all prompts, at most `batch` of them at once, in an order of its own."""
+    """One time through all prompts, at most `batch` of them at once, in an order of its own.
+
+    `is_warm`: the prefix cache keeps what the pass before left there; otherwise it is empty.
+    """
 
     name: str
     batch: int
+    is_warm: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +50,9 @@ class Setup:
     may let in, None for as much as ever.
 
     `pads`: small GEMMs are padded, as strict has it. `reserves`: only what fits the KV cache at its
-    longest is let in, as strict has it; otherwise vLLM preempts.
+    longest is let in, as strict has it; otherwise vLLM preempts. `shares`: prompts share prefixes, and some
+    are asked eight times. `cuts`: prefixes are cut where the prompts say, as strict has it; otherwise vLLM
+    takes what it finds.
     """
 
     name: str
@@ -58,15 +66,20 @@ class Setup:
     prefill_tokens: int | None = None
     pads: bool = True
     reserves: bool = True
+    shares: bool = False
+    cuts: bool = True
 
 
 def main() -> None:
     said = json.loads(Path(sys.argv[1]).read_text())
     setup = Setup(**{**said, "passes": [Pass(**one) for one in said["passes"]]})
     directory = Path(sys.argv[2])
-    requests = make_requests(Path(setup.model), setup.prompts)
+    make = make_sharing_requests if setup.shares else make_requests
+    requests = make(Path(setup.model), setup.prompts)
     engine = load(setup)
     for number, one in enumerate(setup.passes):
+        if not one.is_warm:
+            engine.empty_prefix_cache()
         result = engine.run(requests, one.batch, random.Random(f"{setup.name} {number}"))
         path = directory / f"{setup.name}-{one.name}.json"
         path.write_text(json.dumps({"setup": asdict(setup), "batch": one.batch, **result}))
@@ -87,6 +100,25 @@ def make_requests(model: Path, count: int) -> list[Request]:
     return requests
 
 
+def make_sharing_requests(model: Path, count: int) -> list[Request]:
+    """Return `count` requests under prefixes of PREFIX_TOKENS, every second eight of them the same prompt."""
+    base = make_requests(model, count + 100)
+    words = [token for request in base for token in request.token_ids]
+    requests: list[Request] = []
+    while len(requests) < count:
+        chance = random.Random(f"shared {len(requests)}")
+        group, eight = divmod(len(requests) // 8, 2)
+        opening = PREFIX_TOKENS[group % len(PREFIX_TOKENS)]
+        for _ in range(8):
+            if not eight or len(requests) % 8 == 0:
+                start, length = chance.randrange(5000), chance.randint(10, 300)
+                prompt = [*words[:opening], *words[start : start + length]]
+            cuts = [opening, len(prompt) - 1] if eight else [opening]
+            number = len(requests)
+            requests.append(Request(ordinal=number, token_ids=prompt, seed=7000 + number, cuts=tuple(cuts)))
+    return requests[:count]
+
+
 def load(setup: Setup) -> Any:
     """Return the engine of `setup`, which tells tokens instead of text."""
     spec = EngineSpec(
@@ -97,7 +129,7 @@ def load(setup: Setup) -> Any:
         device="cpu",
         dtype=setup.dtype,
         quantization=None,
-        max_model_len=MAX_MODEL_LEN,
+        max_model_len=2 * MAX_MODEL_LEN if setup.shares else MAX_MODEL_LEN,
         sampling=Sampling(max_tokens=setup.new_tokens),
         determinism="strict",
         tensor_parallel_size=1,
@@ -110,6 +142,7 @@ def load(setup: Setup) -> Any:
     from vllm import SamplingParams
 
     from synthia_batch.workers.vllm import engine as vllm_engine
+    from synthia_batch.workers.vllm import prefix_cache
 
     if not setup.pads:
         vars(vllm_engine)["make_gemms_batch_invariant"] = lambda: None
@@ -124,7 +157,10 @@ def load(setup: Setup) -> Any:
             self._budget = vllm_admission.StepBudget(batch)
             if not setup.reserves:
                 self._kv_budget = None
+            if not setup.cuts:
+                self._prefixes = None
             preempted = self._count_preemptions()
+            cached = self.cached_prompt_tokens
             begun, ended, largest = time.monotonic(), 0, 0
             for request in chance.sample(list(requests), len(requests)):
                 self.add(request)
@@ -138,11 +174,20 @@ def load(setup: Setup) -> Any:
                 "seconds": round(time.monotonic() - begun, 1),
                 "largest": largest,
                 "preempted": preempted[0],
+                "cached": self.cached_prompt_tokens - cached,
             }
 
+        def empty_prefix_cache(self) -> None:
+            """Leave nothing of earlier passes."""
+            self._engine.reset_prefix_cache()
+            if self._prefixes is not None:
+                self._prefixes = prefix_cache.PrefixCache(self._engine, self._engine.vllm_config.cache_config)
+
         def _finish(self, output: Any) -> list[Outcome]:
-            self.tokens[int(output.request_id)] = list(output.outputs[0].token_ids)
-            return super()._finish(output)
+            ended = super()._finish(output)
+            if ended:  # Neither a segment nor a request that is made again.
+                self.tokens[int(output.request_id)] = list(output.outputs[0].token_ids)
+            return ended
 
         def _make_params(self, request: Request) -> SamplingParams:
             params = super()._make_params(request)

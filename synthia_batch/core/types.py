@@ -198,7 +198,8 @@ class Request:
     A negative ordinal marks a canary, not a sample. `turn` counts the turns of a conversation from 0.
     `adapter` names the LoRA adapter to use. `template_kwargs` are the arguments that the chat template got:
     reasoning parsers read them too. `wants_logprob` requests the answer's log-probability, which
-    engines return if they compute a reliable one.
+    engines return if they compute a reliable one. In strict determinism a prefix cache cuts the prompt
+    after so many tokens as `cuts` says, ascending.
     """
 
     ordinal: int
@@ -212,6 +213,7 @@ class Request:
     structure: Structure | None = None
     messages: tuple[Message, ...] = ()
     template_kwargs: Mapping[str, Any] | None = None
+    cuts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 It must be equal for a run to be resumed. The class of each key stands on its field in the schema.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from synthia_batch.core.digest import digest_json
 from synthia_batch.job.dotted import flatten
 from synthia_batch.job.keys import walk_keys
 from synthia_batch.job.markers import IdentityClass, always, strict
-from synthia_batch.job.resolved import EngineSpec, PlanSpec, PromptSpec
+from synthia_batch.job.resolved import CPU_BLOCK_SIZE, PREFIX_CUTS, EngineSpec, PlanSpec, PromptSpec
 from synthia_batch.job.sampling import identify_sampling
 from synthia_batch.job.schema import TEMPLATE_DATE, OnOverflow
 
@@ -41,6 +41,12 @@ BESIDE_KEYS: Mapping[str, IdentityClass] = {
     ),
     "this package's format": always(
         "output_format", "columns, encoding, seeds, rendering and shards of this version"
+    ),
+    "where prompts are cut for the prefix cache": strict(
+        "engine.prefix_cuts", "the version of the rule; not with `engine.enable_prefix_caching` false"
+    ),
+    "the blocks of the KV cache": strict(
+        "engine.block_size", "their size in tokens: prompts are cut at blocks; only if prompts are cut"
     ),
     "vLLM's build and version": strict(
         "engine.version", "other kernels round differently; in fast it may change, and texts with it"
@@ -82,6 +88,16 @@ def compare_identities(before: Mapping[str, Any], now: Mapping[str, Any]) -> tup
         for field in sorted(old.keys() | new.keys())
         if old.get(field) != new.get(field)
     )
+
+
+def describe_differences(differences: Sequence[Difference]) -> list[str]:
+    """Return a line for each of `differences`, and for what can be set as it was before."""
+    lines = [f"  {difference}" for difference in differences]
+    if any(one.field == "engine.prefix_cuts" and one.before is None for one in differences):
+        lines.append(
+            "the run began without a prefix cache: it goes on with --set engine.enable_prefix_caching=false"
+        )
+    return lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +215,11 @@ def digest_text(text: str) -> str:
 
 def _identify_engine(engine: EngineSpec, numerics: Numerics) -> dict[str, Any]:
     identity: dict[str, Any] = {"kind": engine.kind, **select_identity_settings(engine.settings)}
+    if engine.kind == "vllm" and engine.determinism == "strict":
+        # Whether it is set or the default, and absent without the cache, as in runs that began before it.
+        identity.pop("enable_prefix_caching", None)
+        if engine.cuts_prefixes:
+            identity = {"block_size": CPU_BLOCK_SIZE, "prefix_cuts": PREFIX_CUTS} | identity
     if engine.parses_reasoning:  # Formerly a setting of vLLM only, which changed no column.
         identity["parses_reasoning"] = True
     if engine.determinism == "fast":

@@ -13,6 +13,10 @@ from synthia_batch.job.sections import EngineKind, PoolKind
 Device = Literal["cpu", "cuda"]
 FormatName = Literal["chat", "synthia", "synthia-card", "plain"]
 
+PREFIX_CUTS = 1
+"""The version of the rule where prompts are cut for a prefix cache: scheduler/prompt_cuts.py."""
+CPU_BLOCK_SIZE = 32
+"""Tokens of a block of a CPU engine's KV cache if prompts are cut. vLLM's default, 128, shares less."""
 UNKNOWN_LENGTH = 2**31 - 1
 """The maximum sequence length if only a server knows it: more than any model has."""
 
@@ -82,9 +86,17 @@ class EngineSpec:
 
     @property
     def caches_prefixes(self) -> bool:
-        """Whether the engine caches computed prompt prefixes: vLLM's default."""
+        """Whether the engine caches computed prompt prefixes: vLLM's default.
+
+        In strict determinism not on GPUs: their kernels have not been shown to allow it.
+        """
         is_off = self.settings.get("enable_prefix_caching") is False
-        return self.kind == "vllm" and self.determinism == "fast" and not is_off
+        return self.kind == "vllm" and not is_off and (self.determinism == "fast" or self.device == "cpu")
+
+    @property
+    def cuts_prefixes(self) -> bool:
+        """Whether the prefixes that it caches are cut where the prompts say: `Request.cuts`."""
+        return self.caches_prefixes and self.determinism == "strict"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from synthia_batch.runner.ad_hoc import AdHocRun, run_requests
 from synthia_batch.runner.directory.plan import scan_input
 from synthia_batch.runner.resolve.tuned import Tuned, keep_tuned
 from synthia_batch.scheduler.events import EngineLost, Progress
+from synthia_batch.scheduler.prompt_cuts import open_cutter
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def select_requests(job: ResolvedJob, count: int) -> list[Request]:
     source = open_files(job.inputs)
     scan = scan_input(job, source)
     renderer = open_renderer(job.prompt)
+    cutter = open_cutter(job, renderer)
     rows = -(-count // job.plan.samples_per_row)
     requests: list[Request] = []
     for first, stop in _spread(scan.rows, rows):
@@ -121,7 +123,10 @@ def select_requests(job: ResolvedJob, count: int) -> list[Request]:
                     token_ids = renderer.render(sample.messages, row.tools, row.template_kwargs)
                 except SampleRefused:
                     continue
-                requests.append(Request(ordinal=len(requests), token_ids=token_ids, seed=sample.seed))
+                cuts = cutter.cut(sample, token_ids, None, is_last=True).cuts if cutter else ()
+                requests.append(
+                    Request(ordinal=len(requests), token_ids=token_ids, seed=sample.seed, cuts=cuts)
+                )
     if not requests:
         raise UsageError("none of the prompts can be rendered; see `synthia-batch plan`")
     return requests[:count]

@@ -273,7 +273,13 @@ class Dispatcher:
         """Return the queue that `slot` draws from: its own, a new one, or another's; empty at the end."""
         if not slot.queue and self._partition(workers):
             slot.queue = self._queues.popleft()
-        return slot.queue or max((other.queue for other in self._slots.values()), key=len)
+        if not slot.queue:
+            longest = max((other.queue for other in self._slots.values()), key=len)
+            shared = self._order.share(longest)
+            if shared is longest:
+                return longest
+            slot.queue = shared
+        return slot.queue
 
     def _partition(self, workers: int) -> bool:
         """Partition the next window into `workers` queues once the last is taken; False at the end."""

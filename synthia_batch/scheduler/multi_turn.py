@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request, Row, Sample, Structure, Turn
 from synthia_batch.errors import SampleRefused
 from synthia_batch.job.plan import choose_row_adapter, derive_turn_seed, limit_answer
@@ -20,15 +19,15 @@ from synthia_batch.job.schema import OnOverflow
 from synthia_batch.models.prompts.formats import NO_ARGUMENTS, Arguments
 from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
 from synthia_batch.scheduler.answer_check import validate_answer
-
-PROMPT_TOO_LONG = "prompt_too_long"
-"""The code with which an engine refuses a prompt that leaves no room for an answer."""
-CONTEXT_OVERFLOW = "context_overflow"
-"""The next prompt had no room for an answer: finish_reason of a stopped, code of a failed conversation."""
-CONTEXT_TRUNCATED = "context_truncated"
-"""The finish_reason of a conversation in which a prompt lacked the oldest turns."""
-REASONS_BY_PRIORITY = (CONTEXT_OVERFLOW, CONTEXT_TRUNCATED, CUT_OFF)
-"""A conversation's finish_reason is the first of these that one of its turns has, else its last turn's."""
+from synthia_batch.scheduler.conversation import (
+    CONTEXT_OVERFLOW,
+    CONTEXT_TRUNCATED,
+    PROMPT_TOO_LONG,
+    Conversation,
+    fail_turn,
+    sum_up,
+)
+from synthia_batch.scheduler.prompt_cuts import PromptCutter, open_cutter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,23 +63,6 @@ def record_as_it_is(outcome: Outcome) -> Step:
     return Step(record=outcome)
 
 
-@dataclass(slots=True)
-class _Conversation:
-    """An unfinished conversation. `is_truncated`: the prompt of its current turn lacks old turns."""
-
-    sample: Sample
-    turns: list[Turn]
-    is_truncated: bool = False
-
-    @property
-    def questions(self) -> int:
-        return 1 + len(self.sample.row.follow_ups)
-
-    @property
-    def previous_answers(self) -> tuple[str, ...]:
-        return tuple(turn.response for turn in self.turns)
-
-
 def _choose_none(row: Row) -> None:
     """Return no adapter, for the base model."""
 
@@ -91,7 +73,7 @@ class MultiTurnSession:
     `choose_adapter` returns the LoRA adapter for a row, `structure` is required of answers whose row has
     none. With `sends_messages`, requests include the conversation, for engines that render prompts.
     Without `reads_reasoning`, the engine has already separated it from the answer. `template_kwargs` are
-    the job's. A sample of one
+    the job's. With a `cutter`, requests say where their prompts are cut for a prefix cache. A sample of one
     turn is not held, except for the structure and the template's arguments of its row.
     """
 
@@ -105,8 +87,10 @@ class MultiTurnSession:
         sends_messages: bool = False,
         reads_reasoning: bool = True,
         template_kwargs: Arguments = NO_ARGUMENTS,
+        cutter: PromptCutter | None = None,
     ) -> None:
         self._renderer = renderer
+        self._cutter = cutter
         self._context = context
         self._choose_adapter = choose_adapter
         self._structure = structure
@@ -115,7 +99,7 @@ class MultiTurnSession:
         self._arguments: dict[int, Arguments] = {}
         self._sends_messages = sends_messages
         self._template_kwargs = template_kwargs
-        self._conversations: dict[int, _Conversation] = {}
+        self._conversations: dict[int, Conversation] = {}
         self._continued: set[int] = set()
 
     def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:
@@ -128,7 +112,11 @@ class MultiTurnSession:
             raise SampleRefused("bad_row", sample.row.fault)
         if sample.prefill:
             self._continued.add(sample.ordinal)
-        conversation = _Conversation(sample, list(turns))
+        conversation = Conversation(sample, [])
+        for turn in turns:
+            if self._cutter is not None:  # A prompt is cut where those before it were.
+                self._write_prompt(conversation)
+            conversation.turns.append(turn)
         request = self._make_request(conversation)
         if sample.row.follow_ups:
             self._conversations[sample.ordinal] = conversation
@@ -171,7 +159,7 @@ class MultiTurnSession:
         structure = self._structures.pop(finished.ordinal, self._structure)
         return finished if structure is None else validate_answer(structure, finished)
 
-    def _answer(self, conversation: _Conversation, finished: Finished) -> Step:
+    def _answer(self, conversation: Conversation, finished: Finished) -> Step:
         turn = Turn(
             ordinal=finished.ordinal,
             number=len(conversation.turns),
@@ -182,29 +170,47 @@ class MultiTurnSession:
         )
         conversation.turns.append(turn)
         if len(conversation.turns) == conversation.questions:
-            return Step(record=_sum_up(conversation, finished.reasoning))
+            return Step(record=sum_up(conversation, finished.reasoning))
         try:
             return Step(record=turn, request=self._make_request(conversation))
         except SampleRefused as refused:
             if refused.code == CONTEXT_OVERFLOW and self._context.on_overflow == "stop":
-                stopped = _sum_up(conversation, finished.reasoning)
+                stopped = sum_up(conversation, finished.reasoning)
                 return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
             failed = Failed(ordinal=finished.ordinal, code=refused.code, message=str(refused))
-            return _fail(conversation, failed)
+            return Step(record=fail_turn(conversation, failed))
 
-    def _finish_failed(self, conversation: _Conversation, failed: Failed) -> Step:
+    def _finish_failed(self, conversation: Conversation, failed: Failed) -> Step:
         """Return the step after a failed turn. Only a server may know that a prompt is too long."""
         if not conversation.turns or failed.code != PROMPT_TOO_LONG:
-            return _fail(conversation, failed)
+            return Step(record=fail_turn(conversation, failed))
         if self._context.on_overflow == "stop":
-            stopped = _sum_up(conversation, None)
+            stopped = sum_up(conversation, None)
             return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
-        return _fail(conversation, dataclasses.replace(failed, code=CONTEXT_OVERFLOW))
+        return Step(record=fail_turn(conversation, dataclasses.replace(failed, code=CONTEXT_OVERFLOW)))
 
-    def _make_request(self, conversation: _Conversation) -> Request:
+    def _make_request(self, conversation: Conversation) -> Request:
         """Return the request for the next turn, or raise SampleRefused."""
         number, sample = len(conversation.turns), conversation.sample
-        longest, left_out = self._context.limit_prompt(sample.row), 0
+        token_ids = self._write_prompt(conversation)
+        if sample.row.template_kwargs:
+            self._arguments[sample.ordinal] = sample.row.template_kwargs
+        request = Request(
+            ordinal=sample.ordinal,
+            token_ids=token_ids,
+            seed=derive_turn_seed(sample.seed, number),
+            turn=number,
+            adapter=self._choose_adapter(sample.row),
+            template_kwargs={**self._template_kwargs, **sample.row.template_kwargs} or None,
+            messages=sample.join(conversation.previous_answers) if self._sends_messages else (),
+            cuts=conversation.prompt.cuts if conversation.prompt is not None else (),
+        )
+        return request if sample.row.sampling is None else self._set_sampling(request, sample.row)
+
+    def _write_prompt(self, conversation: Conversation) -> Sequence[int]:
+        """Return the prompt of the next turn, or raise SampleRefused."""
+        number = len(conversation.turns)
+        longest, left_out = self._context.limit_prompt(conversation.sample.row), 0
         token_ids = self._render(conversation, left_out)
         if number and self._context.on_overflow == "truncate-oldest" and len(token_ids) > longest:
             left_out = bisect_left(
@@ -217,18 +223,12 @@ class MultiTurnSession:
                 f"the prompt has {len(token_ids)} tokens; max_model_len is {self._context.max_model_len}",
             )
         conversation.is_truncated = left_out > 0
-        if sample.row.template_kwargs:
-            self._arguments[sample.ordinal] = sample.row.template_kwargs
-        request = Request(
-            ordinal=sample.ordinal,
-            token_ids=token_ids,
-            seed=derive_turn_seed(sample.seed, number),
-            turn=number,
-            adapter=self._choose_adapter(sample.row),
-            template_kwargs={**self._template_kwargs, **sample.row.template_kwargs} or None,
-            messages=sample.join(conversation.previous_answers) if self._sends_messages else (),
-        )
-        return request if sample.row.sampling is None else self._set_sampling(request, sample.row)
+        if self._cutter is not None:
+            is_last = number + 1 == conversation.questions
+            conversation.prompt = self._cutter.cut(
+                conversation.sample, token_ids, conversation.prompt, is_last=is_last
+            )
+        return token_ids
 
     def _set_sampling(self, request: Request, row: Row) -> Request:
         """Return `request` with its row's own sampling settings.
@@ -245,7 +245,7 @@ class MultiTurnSession:
             self._structures[request.ordinal] = structure
         return dataclasses.replace(request, max_tokens=limit, sampling=explicit or None, structure=structure)
 
-    def _render(self, conversation: _Conversation, left_out: int) -> Sequence[int]:
+    def _render(self, conversation: Conversation, left_out: int) -> Sequence[int]:
         """Return the prompt of the next turn without the oldest `left_out` questions and answers."""
         messages = conversation.sample.join(conversation.previous_answers)
         system = len(conversation.sample.messages) - 1
@@ -265,34 +265,14 @@ def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:
         max_tokens=job.engine.sampling.max_tokens,
         on_overflow=job.declared.on_overflow,
     )
+    renderer = open_renderer(job.prompt)
     return MultiTurnSession(
-        open_renderer(job.prompt),
+        renderer,
         context,
         partial(choose_row_adapter, job.adapter),
         job.engine.structure,
         sends_messages=job.engine.takes_messages,
         reads_reasoning=not job.engine.parses_reasoning,
         template_kwargs=job.prompt.kwargs,
-    )
-
-
-def _fail(conversation: _Conversation, failed: Failed) -> Step:
-    if not conversation.turns:
-        return Step(record=failed)
-    message = f"turn {len(conversation.turns) + 1} of {conversation.questions}: {failed.message}"
-    return Step(record=dataclasses.replace(failed, message=message, earlier=conversation.previous_answers))
-
-
-def _sum_up(conversation: _Conversation, reasoning: str | None) -> Finished:
-    """Return the sample that consists of all turns of a conversation."""
-    turns, answers = conversation.turns, conversation.previous_answers
-    reasons = [turn.finish_reason for turn in turns]
-    return Finished(
-        ordinal=conversation.sample.ordinal,
-        response=answers[-1],
-        reasoning=reasoning,
-        finish_reason=next((reason for reason in REASONS_BY_PRIORITY if reason in reasons), reasons[-1]),
-        prompt_tokens=sum(turn.prompt_tokens for turn in turns),
-        completion_tokens=sum(turn.completion_tokens for turn in turns),
-        earlier=answers[:-1],
+        cutter=open_cutter(job, renderer),
     )

@@ -25,13 +25,26 @@ class DispatchOrder:
     job the others would finish in half its time.
 
     `group` returns the window in groups, the first to dispatch first; a group stays in one queue. With
-    `starts_short`, a queue begins with its last request, if that is shorter than its first, until an
-    engine has generated a sample of the job: an answer to read comes soon, and the engine is known to
-    work.
+    `keeps_groups`, an engine without a queue is given whole groups of another's, since it would have to
+    compute their prefix too; otherwise both draw from one queue. With `starts_short`, a queue begins with
+    its last request, if that is shorter than its first, until an engine has generated a sample of the job:
+    an answer to read comes soon, and the engine is known to work.
     """
 
     group: Callable[[Sequence[Request]], list[list[Request]]]
     starts_short: bool = False
+    keeps_groups: bool = False
+
+    def share(self, queue: deque[Request]) -> deque[Request]:
+        """Return what an engine without a queue draws from: `queue`, or the half of it that it is given."""
+        if not self.keeps_groups:
+            return queue
+        requests, half = list(queue), len(queue) // 2
+        begins = (n for n in range(half, len(queue)) if not _begin_alike(requests[n - 1], requests[n]))
+        given = deque(requests[next(begins, half) :])
+        for _ in given:
+            queue.pop()
+        return given
 
     def partition(
         self, window: Sequence[Request], workers: int, *, has_generated: bool
@@ -100,4 +113,4 @@ def _put_longest_first(groups: list[list[Request]]) -> list[list[Request]]:
 
 
 LONGEST_FIRST = DispatchOrder(group=group_singly, starts_short=True)
-LONGEST_FIRST_BY_PREFIX = DispatchOrder(group=group_by_prefix, starts_short=True)
+LONGEST_FIRST_BY_PREFIX = DispatchOrder(group=group_by_prefix, starts_short=True, keeps_groups=True)

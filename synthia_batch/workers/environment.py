@@ -5,6 +5,7 @@ import os
 from synthia_batch.core.telemetry import PRIVACY
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.vllm.prefix_cuts import ASKED
 
 _IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 """0 keeps vLLM's core in the process that creates the engine."""
@@ -23,15 +24,16 @@ def prepare_environment(spec: EngineSpec, placement: Placement) -> None:
 
 def required_environment(spec: EngineSpec) -> dict[str, str]:
     """Return the variables that affect the engine's tokens; they override the user's."""
+    cuts = {ASKED: "1"} if spec.cuts_prefixes else {}
     if spec.device == "cpu":
         # With one thread per engine, tokens do not depend on the batch size.
         variables = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         # The padded GEMM and the adapter patch apply to this process only: a core in another process
         # would compute without them.
         is_patched = spec.determinism == "strict" or bool(spec.adapters)
-        return variables | ({_IN_PROCESS: "0"} if is_patched else {})
+        return variables | ({_IN_PROCESS: "0"} if is_patched else {}) | cuts
     # Set explicitly to 0 as well: a value left in the shell would change the tokens of a fast run.
-    return {"VLLM_BATCH_INVARIANT": "1" if spec.determinism == "strict" else "0"}
+    return {"VLLM_BATCH_INVARIANT": "1" if spec.determinism == "strict" else "0", **cuts}
 
 
 def preferred_environment(spec: EngineSpec) -> dict[str, str]:

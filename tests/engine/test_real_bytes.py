@@ -17,6 +17,7 @@ from conftest import NEEDS_VLLM, Command, command_of, make_environment, read_byt
 from test_ray_faults import list_descendants, list_engines, wait_until_gone
 from test_real_engine import count_journaled
 
+from synthia_batch.results.read.status import read_status
 from synthia_batch.storage.events import read_events
 
 pytestmark = [
@@ -29,22 +30,26 @@ SHORT_TOKENS = 8
 SMALL_BATCH = ("--set", "engine.max_num_seqs=8")
 """So that there is a half-way."""
 LARGER = pytest.mark.exhaustive("the same bytes of 768 samples with answers of 48 tokens")
+POET = (
+    "You are a poet. " + "You think of the sea, of a clock and of bread, and you write of none of them. " * 4
+)
+"""A prefix of some 90 tokens, which engines keep."""
 
 
 @pytest.mark.parametrize(
-    ("rows", "max_tokens"),
+    ("rows", "max_tokens", "system"),
     [
-        pytest.param(32, 16, marks=pytest.mark.timeout(900)),
-        pytest.param(128, 48, marks=[LARGER, pytest.mark.timeout(3600)]),
+        pytest.param(32, 16, POET, marks=pytest.mark.timeout(900)),
+        pytest.param(128, 48, POET * 12, marks=[LARGER, pytest.mark.timeout(3600)], id="larger"),
     ],
 )
 def test_workers_and_kills_do_not_show_in_a_single_byte(
-    synthia: Command, tmp_path: Path, rows: int, max_tokens: int
+    synthia: Command, tmp_path: Path, rows: int, max_tokens: int, system: str
 ) -> None:
     job = (
         "run", write_questions(tmp_path / "q.jsonl", rows), "--id-column", "id", "-s", "none",
-        "-s", "You are a poet.", "-n", 3, "--temperature", 0.9, "--max-tokens", max_tokens,
-        "--set", "model.max_model_len=512",
+        "-s", system, "-n", 3, "--temperature", 0.9, "--max-tokens", max_tokens,
+        "--set", "model.max_model_len=2048",
     )  # fmt: skip
     samples = rows * SAMPLES_PER_ROW
 
@@ -56,6 +61,7 @@ def test_workers_and_kills_do_not_show_in_a_single_byte(
 
     two = synthia(*job, "--workers", 2, *SMALL_BATCH, "-o", "two", timeout=1200)
     assert two.returncode == 0, two.stderr
+    assert (read_status(tmp_path / "two").cached_prompt_share or 0) > 0.3
     assert read_bytes_of_data(tmp_path / "two") == wanted
 
     for kill in (1, 2, 3):

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import deque
 from dataclasses import replace
 
 import pytest
@@ -410,3 +411,14 @@ def test_a_turn_that_crashes_engines_is_quarantined() -> None:
     (other,) = dispatcher.top_up(0, 1)
     assert dispatcher.accept(0, answer(other)), "which shows that the worker works"
     assert dispatcher.take_quarantined() == [follow(request)]
+
+
+def test_an_engine_without_a_queue_is_given_whole_groups_of_another() -> None:
+    requests = sorted(write_prompts(prefixes=3, each=8), key=lambda request: list(request.token_ids)[:65])
+    queue = deque(requests)
+    given = LONGEST_FIRST_BY_PREFIX.share(queue)
+    assert [*queue, *given] == requests
+    assert len(given) == 8, "the half would begin within the second group"
+    assert LONGEST_FIRST_BY_PREFIX.share(deque(requests[:8])) == deque(requests[4:8])
+    assert LONGEST_FIRST_BY_PREFIX.share(deque(requests[:1])) == deque(requests[:1])
+    assert LONGEST_FIRST.share(queue) is queue

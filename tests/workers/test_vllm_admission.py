@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from synthia_batch.core.types import Request
 from synthia_batch.workers.vllm.admission import (
     CPU_FIRST_PREFILL_TOKENS,
     CPU_FIRST_SEQS,
@@ -13,6 +14,7 @@ from synthia_batch.workers.vllm.admission import (
     KvBudget,
     StepBudget,
 )
+from synthia_batch.workers.vllm.segments import split_prompt
 
 PROMPT = 64
 """Tokens of each prompt here."""
@@ -90,3 +92,23 @@ def test_room_is_counted_in_whole_blocks_and_given_back() -> None:
     budget.release(17)
     assert budget.reserve(32)
     assert not budget.reserve(1)
+
+
+def test_blocks_of_a_shared_segment_are_reserved_once() -> None:
+    budget = KvBudget(blocks=10, block_size=16)
+    request = Request(ordinal=0, token_ids=range(100), seed=0, cuts=(64, 99))
+    whole = split_prompt(request, 16)
+    opening = whole[:1]
+    assert budget.reserve(112, whole), "seven blocks, six of them in segments"
+    assert budget.reserve(112, whole), "one block more"
+    assert budget.reserve(80, opening), "one block more"
+    assert budget.reserve(16)
+    assert not budget.reserve(16)
+    budget.release(112, whole)
+    assert budget.reserve(16)
+    assert not budget.reserve(16), "the other still uses the segments"
+    budget.release(112, whole)
+    assert budget.reserve(48), "its own block, and the two blocks behind the opening"
+    assert not budget.reserve(16)
+    budget.release(80, opening)
+    assert budget.reserve(80)

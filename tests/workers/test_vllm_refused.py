@@ -12,8 +12,6 @@ from synthia_batch.workers.vllm.settings import check_settings, list_fields
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3}
 ON_BOTH = [
-    ("enable_prefix_caching", True, False),
-    ("enable_prefix_caching", None, False),
     ("disable_hybrid_kv_cache_manager", False, True),
     ("disable_hybrid_kv_cache_manager", None, True),
     ("kv_transfer_config", {"kv_connector": "OffloadingConnector"}, None),
@@ -34,6 +32,8 @@ ON_BOTH = [
 """A setting, a value that strict determinism cannot be kept with, and one that it can."""
 ON_CPUS = [("enforce_eager", False, True)]
 ON_GPUS = [
+    ("enable_prefix_caching", True, False),
+    ("enable_prefix_caching", None, False),
     ("enable_chunked_prefill", True, False),
     ("enable_chunked_prefill", None, False),
     ("long_prefill_token_threshold", 512, 0),

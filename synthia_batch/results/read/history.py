@@ -47,7 +47,8 @@ class AttemptSummary:
     """One attempt of a run. `end` describes its end; `made` samples ended in it.
 
     `seconds` run from its start to its last event, `generating_seconds` from its first ready engine to its
-    last progress event. `began` is the timestamp of its first event.
+    last progress event. `began` is the timestamp of its first event. `cached_share` is the share of the
+    prompt tokens that a prefix cache served.
     """
 
     number: int
@@ -60,6 +61,7 @@ class AttemptSummary:
     seconds: float
     generating_seconds: float
     end: str
+    cached_share: float = 0.0
 
 
 def read_progress(events: Iterable[Mapping[str, Any]]) -> list[ProgressEvent]:
@@ -176,6 +178,7 @@ def _describe(number: int, events: Sequence[Mapping[str, Any]], *, is_running: b
         if ready and progress
         else 0.0,
         end=end,
+        cached_share=progress.get("cached_prompt_tokens", 0) / max(1, progress.get("prompt_tokens", 0)),
     )
 
 

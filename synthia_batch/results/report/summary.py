@@ -197,4 +197,4 @@ def _fetch_examples(
 
 def _attempt_to_dict(attempt: AttemptSummary) -> dict[str, Any]:
     rounded = {name: round(getattr(attempt, name), 1) for name in ("seconds", "generating_seconds")}
-    return {**asdict(attempt), **rounded}
+    return {**asdict(attempt), **rounded, "cached_share": round(attempt.cached_share, 3)}

@@ -32,13 +32,16 @@ def list_canaries(job: ResolvedJob) -> Canaries | None:
     """Return the canaries of `job`, None in fast determinism."""
     if job.engine.determinism == "fast":
         return None
-    return make_canaries(open_renderer(job.prompt), job.engine.max_model_len)
+    return make_canaries(
+        open_renderer(job.prompt), job.engine.max_model_len, has_cuts=job.engine.cuts_prefixes
+    )
 
 
-def make_canaries(renderer: Renderer, max_model_len: int) -> Canaries:
+def make_canaries(renderer: Renderer, max_model_len: int, *, has_cuts: bool = False) -> Canaries:
     """Return prompts of different lengths, and fillers of which some end with each step.
 
-    They are plain text, which every model and template accepts, cut to the model's length.
+    They are plain text, which every model and template accepts, cut to the model's length. With `has_cuts`,
+    the first half of a prompt is computed when it is alone, and comes from the prefix cache later.
     """
     room = max(1, max_model_len - CANARY_TOKENS)
     lengths = [*PROMPT_TOKENS, *[FILLER_PROMPT_TOKENS] * FILLERS]
@@ -49,6 +52,7 @@ def make_canaries(renderer: Renderer, max_model_len: int) -> Canaries:
             seed=n,
             max_tokens=CANARY_TOKENS if n <= len(PROMPT_TOKENS) else 1 + n % CANARY_TOKENS,
             wants_logprob=True,
+            cuts=(min(length, room) // 2,) if has_cuts else (),
         )
         for n, length in enumerate(lengths, start=1)
     ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from synthia_batch.errors import IdentityMismatch, UsageError
 from synthia_batch.inputs import Scan, Source
-from synthia_batch.job.identity import compare_identities
+from synthia_batch.job.identity import compare_identities, describe_differences
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.results.quality.flags import create_flagger
 from synthia_batch.runner.directory.assembler import Assembler
@@ -30,7 +30,7 @@ def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
         differences = compare_identities(plan["identity"], job.identity)
         if differences:
             lines = [f"{run_dir.root} belongs to another job; nothing was touched. What differs:"]
-            lines += [f"  {difference}" for difference in differences]
+            lines += describe_differences(differences)
             lines.append("run without -o for a new directory, or repeat the job as it was")
             raise IdentityMismatch("\n".join(lines))
     elif run_dir.root.exists() and not run_dir.root.is_dir():

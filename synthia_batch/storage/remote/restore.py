@@ -11,7 +11,7 @@ from typing import Any
 
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, UsageError
-from synthia_batch.job.identity import compare_identities
+from synthia_batch.job.identity import compare_identities, describe_differences
 from synthia_batch.job.plan import read_shards
 from synthia_batch.storage.atomic import make_directory, publish_bytes, remove_file
 from synthia_batch.storage.checksummed_json import decode_checksummed
@@ -57,7 +57,7 @@ def refuse_other_remote_identity(
     differences = compare_identities(plan["identity"], identity)
     if differences:
         lines = [f"{store.url} belongs to another job; nothing was touched. What differs:"]
-        lines += [f"  {difference}" for difference in differences]
+        lines += describe_differences(differences)
         lines.append("use another prefix with -o, or the job as it was")
         raise IdentityMismatch("\n".join(lines))
 

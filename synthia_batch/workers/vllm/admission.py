@@ -3,10 +3,13 @@
 Imports nothing of vLLM.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import EngineSpec
+from synthia_batch.workers.vllm.segments import Segment
 
 CPU_PREFILL_TOKENS = 1024
 """Approximate prompt tokens admitted for one step. Steps of 8,192 do not fit the CPU's caches; see
@@ -50,32 +53,46 @@ class StepBudget:
 
 
 class KvBudget:
-    """Reserves `blocks` of the KV cache, of `block_size` tokens each, for the requests that run."""
+    """Reserves `blocks` of the KV cache, of `block_size` tokens each, for the requests that run.
+
+    Blocks of a segment that several of them share are reserved once.
+    """
 
     def __init__(self, blocks: int, block_size: int) -> None:
+        self.block_size = block_size
         self._blocks = blocks
-        self._block_size = block_size
         self._free = blocks
+        self._users: Counter[bytes] = Counter()
 
     def can_hold(self, tokens: int) -> bool:
         """Whether `tokens` fit in an empty cache."""
         return self.count_blocks(tokens) <= self._blocks
 
-    def reserve(self, tokens: int) -> bool:
-        """Reserve blocks for `tokens`; False if too few are free."""
-        blocks = self.count_blocks(tokens)
+    def reserve(self, tokens: int, segments: Sequence[Segment] = ()) -> bool:
+        """Reserve blocks for `tokens`, the first of them in `segments`; False if too few are free."""
+        blocks = self._count_alone(tokens, segments)
         if blocks > self._free:
             return False
         self._free -= blocks
+        self._users.update(segment.key for segment in segments)
         return True
 
-    def release(self, tokens: int) -> None:
-        """End the reservation for `tokens`."""
-        self._free += self.count_blocks(tokens)
+    def release(self, tokens: int, segments: Sequence[Segment] = ()) -> None:
+        """End the reservation for `tokens` and `segments`."""
+        for segment in segments:
+            self._users[segment.key] -= 1
+            if not self._users[segment.key]:
+                del self._users[segment.key]
+        self._free += self._count_alone(tokens, segments)
+
+    def _count_alone(self, tokens: int, segments: Sequence[Segment]) -> int:
+        """Return the blocks of `tokens` without those of `segments` that other requests use."""
+        shared = sum(one.stop - one.start for one in segments if one.key in self._users)
+        return self.count_blocks(tokens) - shared // self.block_size
 
     def count_blocks(self, tokens: int) -> int:
         """Return the number of blocks that `tokens` occupy."""
-        return -(-tokens // self._block_size)
+        return -(-tokens // self.block_size)
 
 
 def open_kv_budget(cache: Any, spec: EngineSpec) -> KvBudget:

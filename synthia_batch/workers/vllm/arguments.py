@@ -6,7 +6,7 @@ from typing import Any
 from synthia_batch.core.hardware import total_memory_bytes
 from synthia_batch.core.types import Request
 from synthia_batch.errors import UsageError
-from synthia_batch.job.resolved import EngineSpec
+from synthia_batch.job.resolved import CPU_BLOCK_SIZE, EngineSpec
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.workers.engine import Placement
 
@@ -82,8 +82,10 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
         # group of an engine on one machine.
         arguments["distributed_executor_backend"] = "ray" if placement.spans_nodes else "mp"
     if spec.determinism == "strict":
-        # A cached prefix was computed in another batch shape than a new one would be.
-        arguments["enable_prefix_caching"] = False
+        # On GPUs a cached prefix is not known to have the bits of a newly computed one.
+        arguments["enable_prefix_caching"] = spec.cuts_prefixes
+        if spec.cuts_prefixes:
+            arguments["block_size"] = CPU_BLOCK_SIZE
         # For models with several kinds of KV cache (such as sliding windows), store all like the largest:
         # then the maximum size of a sample is known, and none is preempted.
         arguments["disable_hybrid_kv_cache_manager"] = True

@@ -31,7 +31,9 @@ from synthia_batch.workers.vllm.errors import memory_errors, setting_errors
 from synthia_batch.workers.vllm.outputs import convert_answer, open_splitter
 from synthia_batch.workers.vllm.params import check_params, make_params
 from synthia_batch.workers.vllm.policy import check_capability
+from synthia_batch.workers.vllm.prefix_cache import PrefixCache, name_taken
 from synthia_batch.workers.vllm.sampler import patch_sampler
+from synthia_batch.workers.vllm.segments import Segment
 
 ENGINE_ERROR_TRIES = 3
 """Tries of a request that vLLM ends with the reason `error`, which may be temporary."""
@@ -63,14 +65,22 @@ class VllmEngine:
         self._budget = StepBudget(self._max_num_seqs) if spec.device == "cpu" else None
         is_strict = spec.determinism == "strict"
         self._kv_budget = open_kv_budget(config.cache_config, spec) if is_strict else None
+        # For some models vLLM has no prefix cache.
+        self._prefixes = (
+            PrefixCache(self._engine, config.cache_config)
+            if spec.cuts_prefixes and config.cache_config.enable_prefix_caching
+            else None
+        )
         self._adapters = {
             adapter.name: LoRARequest(adapter.name, number, str(adapter.path))
             for number, adapter in enumerate(spec.adapters, start=1)
         }
         self._waiting: deque[Request] = deque()
         self._running: dict[str, Request] = {}
+        self._segments: dict[str, tuple[Segment, ...]] = {}  # Of those that run.
         self._errors: dict[str, int] = {}
-        self.cached_prompt_tokens = 0  # Stays 0 in strict determinism, where the cache is off.
+        self._refused: list[Outcome] = []
+        self.cached_prompt_tokens = 0
 
     @property
     def facts(self) -> EngineFacts:
@@ -92,7 +102,8 @@ class VllmEngine:
 
     def step(self) -> Sequence[Outcome]:
         """Admit the requests that fit, run one step, and return what ended with it."""
-        outcomes = self._admit()
+        self._admit()
+        outcomes, self._refused = self._refused, []
         if not self._running:
             return outcomes
         with memory_errors():
@@ -100,6 +111,9 @@ class VllmEngine:
         for output in outputs:
             if isinstance(output, RequestOutput) and output.finished:
                 outcomes += self._finish(output)
+        if self._prefixes is not None:
+            for name in self._prefixes.take_missed(self._segments):
+                self._start(self._running.pop(name))
         if self._budget is not None:
             self._budget.note_step(ended=bool(outcomes))
         return outcomes
@@ -115,6 +129,8 @@ class VllmEngine:
 
     def abort(self) -> None:
         """Drop all requests."""
+        if self._prefixes is not None:
+            self._prefixes.abort()
         self._engine.abort_request(list(self._running))
         for request in self._running.values():
             self._release(request)
@@ -147,7 +163,7 @@ class VllmEngine:
             }
         return numerics | {"CUDA": str(torch.version.cuda), "driver": name_driver()}
 
-    def _admit(self) -> list[Outcome]:
+    def _admit(self) -> None:
         """Pass waiting requests to vLLM; in strict determinism only while all fit at their maximum length.
 
         vLLM recomputes a preempted request as one prefill, which is not bitwise equal to its decode. With
@@ -155,27 +171,38 @@ class VllmEngine:
         """
         if self._budget is not None and self._waiting and not self._running:
             self._budget.begin(self._max_answer_tokens(self._waiting[0]))
-        refused: list[Outcome] = []
         prompt_tokens = 0
         while self._waiting and not self._is_step_full(prompt_tokens):
             request = self._waiting[0]
-            if self._kv_budget is not None and not self._kv_budget.reserve(self._max_tokens(request)):
+            segments = self._prefixes.split(request) if self._prefixes is not None else ()
+            tokens = self._max_tokens(request)
+            if self._kv_budget is not None and not self._kv_budget.reserve(tokens, segments):
                 break
             self._waiting.popleft()
-            prompt_tokens += len(request.token_ids)
-            try:
-                self._engine.add_request(
-                    _name(request),
-                    tokens_input(list(request.token_ids)),
-                    self._make_params(request),
-                    lora_request=self._adapters.get(request.adapter or ""),
-                )
-            except (VLLMClientError, ValueError) as exc:
-                self._release(request)
-                refused.append(Failed(ordinal=request.ordinal, code="refused_by_engine", message=str(exc)))
-            else:
-                self._running[_name(request)] = request
-        return refused
+            self._segments[_name(request)] = segments
+            prompt_tokens += self._start(request)
+
+    def _start(self, request: Request) -> int:
+        """Pass an admitted request to vLLM; return the prompt tokens to compute for it."""
+        name = _name(request)
+        adapter = self._adapters.get(request.adapter or "")
+        params = self._make_params(request)
+        tokens = len(request.token_ids)
+        if self._prefixes is not None:
+            segments = self._segments[name]
+            tokens += self._prefixes.compute_missing(request, segments, adapter)
+            tokens -= segments[-1].stop if segments else 0
+            params = name_taken(params, name, segments)
+        try:
+            self._engine.add_request(
+                name, tokens_input(list(request.token_ids)), params, lora_request=adapter
+            )
+        except (VLLMClientError, ValueError) as exc:
+            self._release(request)
+            self._refused.append(Failed(ordinal=request.ordinal, code="refused_by_engine", message=str(exc)))
+            return 0
+        self._running[name] = request
+        return tokens
 
     def _is_step_full(self, prompt_tokens: int) -> bool:
         """Whether to admit no more for this step, with `prompt_tokens` admitted already.
@@ -186,7 +213,12 @@ class VllmEngine:
         return self._budget is not None and self._budget.is_full(len(self._running), prompt_tokens)
 
     def _finish(self, output: RequestOutput) -> list[Outcome]:
+        if self._prefixes is not None and self._prefixes.end_segment(output):
+            return []
         request = self._running.pop(output.request_id)
+        if self._prefixes is not None and self._prefixes.is_missed(output, self._segments[_name(request)]):
+            self._start(request)
+            return []
         self._release(request)
         self.cached_prompt_tokens += output.num_cached_tokens or 0
         answer = output.outputs[0]
@@ -219,8 +251,9 @@ class VllmEngine:
         return self._max_tokens(request) - len(request.token_ids)
 
     def _release(self, request: Request) -> None:
+        segments = self._segments.pop(_name(request), ())
         if self._kv_budget is not None:
-            self._kv_budget.release(self._max_tokens(request))
+            self._kv_budget.release(self._max_tokens(request), segments)
 
 
 def _name(request: Request) -> str:

@@ -40,9 +40,6 @@ _ON_CPUS: _Rules = {
     "max_num_scheduled_tokens": _OVERLONG,
 }
 _IN_STRICT: _Rules = {
-    "enable_prefix_caching": _Only(
-        "a cached prefix may differ in its last bits from a newly computed one", (False,)
-    ),
     "kv_transfer_config": _FOREIGN_PREFIX,
     "kv_offloading_size": _FOREIGN_PREFIX,
     "enable_chunked_prefill": _Only("how a prompt is split depends on the rest of the batch", (False,)),
@@ -67,6 +64,9 @@ _IN_STRICT_ON: Mapping[Device, _Rules] = {
         ),
     },
     "cuda": {
+        "enable_prefix_caching": _Only(
+            "on GPUs a cached prefix is not known to have the bits of a newly computed one", (False,)
+        ),
         "attention_config": _Only("it can choose attention kernels that are not known to be batch invariant"),
         "compilation_config": _Only(_UNKNOWN_KERNELS),
         "kernel_config": _Only(_UNKNOWN_KERNELS),
