@@ -37,8 +37,8 @@ class _Model(Disk):
         self._sync_directory({"path": str(Path(path).parent)})
 
     def remove_directory(self, path: str) -> None:
+        # Its content stays known: power loss may undo the removal.
         self._name(path, None)
-        self._directories.pop(path, None)
 
     def file_at(self, path: str) -> int | None:
         found = self._names.get(path)

@@ -35,6 +35,8 @@ class Simulator:
             self._run(schedule)
         except Violation as violation:
             return violation
+        except Exception as exc:
+            return Violation("nothing_unexpected_is_raised", f"{type(exc).__name__}: {exc}")
         finally:
             disks.use_disk(None)
         return None
