@@ -24,10 +24,29 @@ REAL: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in CALLS
 
 
 class _Model(Disk):
-    """The model of the disk. Its steps hold bytes as they are."""
+    """The model of the disk. Its steps hold bytes as they are.
+
+    `_doomed` has the byte ranges of files that a failed sync left in memory alone, marked as written:
+    no later sync writes them.
+    """
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self._doomed: dict[int, list[tuple[int, int]]] = {}
+
+    def _sync(self, step: Step) -> None:
+        super()._sync(step)
+        entry = self._files[step["file"]]
+        synced = bytearray(entry.synced)
+        for start, stop in self._doomed.get(step["file"], ()):
+            synced[start:stop] = bytes(len(synced[start:stop]))
+        entry.synced = bytes(synced)
 
     def write(self, file: int, offset: int, data: bytes) -> None:
         entry = self._files[file]
+        if file in self._doomed:
+            ranges = self._doomed[file]
+            self._doomed[file] = [r for r in ranges if r[1] <= offset or r[0] >= offset + len(data)]
         _put(entry.content, offset, data)
         entry.unsynced.append({"offset": offset, "data": data})
 
@@ -53,16 +72,23 @@ class _Model(Disk):
         }
 
     def lose_writes(self, file: int, draw: Random) -> bytes:
-        """Have some of the unsynced bytes of `file` be zeros, as after a failed sync; return its content."""
+        """Have a sync of `file` fail; return what it holds from now on.
+
+        Each unsynced write is lost in part at once, or stays in memory and is lost with the power.
+        """
         entry = self._files[file]
+        doomed = self._doomed.setdefault(file, [])
         for step in entry.unsynced:
-            if "data" in step and draw.random() < 0.5:
-                start = draw.randint(0, len(step["data"]))
-                stop = draw.randint(start, len(step["data"]))
-                _put(entry.content, step["offset"] + start, bytes(stop - start))
+            if "data" not in step:
+                continue
+            start = step["offset"] + draw.randint(0, len(step["data"]))
+            stop = step["offset"] + len(step["data"])
+            if draw.random() < 0.5:
+                _put(entry.content, start, bytes(stop - start))
+            else:
+                doomed.append((start, stop))
         entry.unsynced = []
-        entry.synced = bytes(entry.content)
-        return entry.synced
+        return bytes(entry.content)
 
 
 @dataclass
@@ -216,10 +242,7 @@ class SimulatedDisk:
         file = self._model.file_at(path)
         if file is not None:
             self.distrusted.add(file)
-            synced = self._model._files[file].synced
             content = self._model.lose_writes(file, self._draw)
-            # What is certain is what was synced before.
-            self._model._files[file].synced = synced
             with open(path, "r+b") as real:
                 real.write(content)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
