@@ -15,7 +15,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "faults")]
 
 from simulation.schedule import draw_schedule  # noqa: E402
 from simulation.shrink import shrink  # noqa: E402
-from simulation.simulate import open_simulator  # noqa: E402
+from simulation.simulate import Simulator, open_simulator  # noqa: E402
 
 
 def main() -> int:
@@ -26,23 +26,32 @@ def main() -> int:
     parser.add_argument("--no-shrink", action="store_true", help="leave failing schedules as they are")
     options = parser.parse_args()
     first, _, last = options.seeds.partition("..")
+    seeds = range(int(first), int(last or int(first) + 1))
     started, done, failed = time.process_time(), 0, 0
     with open_simulator() as simulator:
-        for seed in range(int(first), int(last or int(first) + 1)):
-            done += 1
-            schedule = draw_schedule(seed)
-            violation = simulator.run(schedule)
-            if violation is None:
-                continue
-            failed += 1
-            print(f"seed {seed}: {violation}", f"  replay: make simulate SEEDS={seed}", sep="\n", flush=True)
-            if not options.no_shrink:
-                print(f"  smallest: {shrink(schedule, simulator.run)}", flush=True)
-            if options.stop:
-                break
+        try:
+            for seed in seeds:
+                failed += run_seed(simulator, seed, shrinks=not options.no_shrink)
+                done += 1
+                if failed and options.stop:
+                    break
+        except KeyboardInterrupt:
+            print(f"interrupted; go on with --seeds {seeds[0] + done}..{seeds[-1] + 1}")
     rate = done / (time.process_time() - started)
     print(f"{done} schedules, {failed} violations, {rate:.1f} a second of CPU time")
     return 1 if failed else 0
+
+
+def run_seed(simulator: Simulator, seed: int, *, shrinks: bool) -> bool:
+    """Run the schedule of `seed`; return whether it violates an invariant, and print how."""
+    schedule = draw_schedule(seed)
+    violation = simulator.run(schedule)
+    if violation is None:
+        return False
+    print(f"seed {seed}: {violation}", f"  replay: make simulate SEEDS={seed}", sep="\n", flush=True)
+    if shrinks:
+        print(f"  smallest: {shrink(schedule, simulator.run)}", flush=True)
+    return True
 
 
 if __name__ == "__main__":

@@ -64,10 +64,14 @@ def answer(request: Request) -> Outcome:
 
 @dataclass
 class _Engine:
-    """One start of a worker. `held` are the requests whose outcomes were not delivered yet."""
+    """One start of a worker: it takes `capacity` requests and works on up to `places` of them at a time.
+
+    `held` are the requests whose outcomes were not delivered yet.
+    """
 
     epoch: int
     capacity: int
+    places: int
     is_ready: bool = False
     is_silent: bool = False
     loses_messages: bool = False
@@ -115,7 +119,8 @@ class SimulatedPool:
             self.restart(worker)
 
     def restart(self, worker: int, halvings: int = 0) -> None:
-        engine = _Engine(next(self._epochs), max(1, self.attempt.capacity >> halvings))
+        capacity = max(1, self.attempt.capacity >> halvings)
+        engine = _Engine(next(self._epochs), capacity, max(1, capacity // self.draw.choice((1, 1, 2, 4))))
         self._engines[worker] = engine
         self._report(WorkerLoading(worker=worker, epoch=engine.epoch))
         self._after(self.draw.uniform(0.1, 10), lambda: self._finish_loading(worker, engine))
@@ -187,7 +192,7 @@ class SimulatedPool:
         self._report(WorkerReady(worker=worker, epoch=engine.epoch, facts=facts, canary=None))
 
     def _start_waiting(self, worker: int, engine: _Engine) -> None:
-        while engine.waiting and engine.running < engine.capacity and not engine.is_silent:
+        while engine.waiting and engine.running < engine.places and not engine.is_silent:
             request = engine.waiting.pop(0)
             engine.running += 1
             if request.ordinal in self.shape.fatal:
