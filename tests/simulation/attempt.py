@@ -67,6 +67,8 @@ def make_attempt(world: World, attempt: Attempt, draw: Random) -> Ended:
     except Killed:
         return Ended(is_killed=True)
     except (SynthiaBatchError, KeyboardInterrupt) as exc:
+        if isinstance(exc, KeyboardInterrupt) and attempt.ending != "interrupt":
+            raise  # Somebody's real Ctrl-C.
         # What a dying process raises while it unwinds is not heard.
         return Ended(is_killed=True) if world.disk.is_dead else Ended(error=exc)
     except Exception:
