@@ -19,11 +19,16 @@ SynthiaBatchError
 
 from collections.abc import Sequence
 
+from synthia_batch.core.masking import mask_known, mask_text
+
 
 class SynthiaBatchError(Exception):
-    """The base class. Messages say what happened, where, and what to do next."""
+    """The base class. Messages say what happened, where, and what to do next, and hold no secrets."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(mask_text(message))
 
 
 class UsageError(SynthiaBatchError):
@@ -39,7 +44,7 @@ class InputRefused(UsageError):
     """
 
     def __init__(self, faults: Sequence[str], *, more: bool = False) -> None:
-        self.faults = tuple(faults)
+        self.faults = tuple(map(mask_text, faults))
         self.more = more
         lines = ["the input cannot be used; nothing was started:", *(f"  {fault}" for fault in faults)]
         if more:
@@ -126,5 +131,6 @@ class SampleRefused(SynthiaBatchError):
     """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        # It becomes data: an address that it quotes from a row is no secret.
+        Exception.__init__(self, mask_known(message))
         self.code = code

@@ -64,7 +64,8 @@ def package_of(module: str) -> str:
 def test_a_module_imports_only_from_the_rows_below(module: str) -> None:
     own = package_of(module)
     row = next(number for number, packages in enumerate(ROWS) if own in packages)
-    allowed = {own}.union(*ROWS[row + 1 :]) | {"errors"}
+    # errors.py stands in the row of core, and masks its messages.
+    allowed = {own}.union(*ROWS[row + 1 :]) | {"errors"} | ({"core"} if own == "errors" else set())
     imported = {
         name.split(".")[1] for name in list_imports(MODULES[module]) if name.startswith("synthia_batch.")
     }

@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 venv=.venv
 stamp=$venv/.setup-done
-inputs=(pyproject.toml constraints.txt constraints-cpu.txt constraints-cuda.txt overrides-cpu.txt tools/setup.sh)
+inputs=(pyproject.toml constraints.txt constraints-hashes.txt constraints-cpu.txt constraints-cuda.txt overrides-cpu.txt tools/setup.sh)
 
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -77,7 +77,9 @@ pass_on_pip_settings() {
 }
 
 install() {
+    # With hashes: a file that the index has changed since is refused.
     local options=(--python "$venv/bin/python" --constraints constraints.txt --build-constraints constraints.txt)
+    options+=(--constraints constraints-hashes.txt)
     if [[ $accelerator == cpu ]]; then
         options+=(--constraints constraints-cpu.txt --overrides overrides-cpu.txt)
         # The CPU build of torch is in the given folders, or else in PyTorch's own index.
@@ -99,7 +101,8 @@ python=$(find_python)
 say "making $venv with $("$python" --version) for $accelerator (some minutes the first time)"
 rm -rf "$venv"
 "$python" -m venv "$venv" || fail "$python cannot make environments (on Debian or Ubuntu: apt install python3-venv)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+sed -n '/^uv==/,/[^\\]$/p' constraints-hashes.txt >"$venv/uv.txt"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$venv/uv.txt"
 pass_on_pip_settings
 install
 # Written last and whole: its existence says that the environment is.

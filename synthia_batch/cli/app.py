@@ -3,6 +3,7 @@
 Heavy imports wait until a command needs them, so that `--help` stays fast.
 """
 
+import io
 import platform
 import sys
 import traceback
@@ -10,7 +11,9 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
+from synthia_batch.cli.commands.demo import demo
 from synthia_batch.cli.commands.doctor import doctor
 from synthia_batch.cli.commands.export import export
 from synthia_batch.cli.commands.failed import failed
@@ -29,7 +32,10 @@ from synthia_batch.cli.commands.verify import verify
 from synthia_batch.cli.help import WIDTH, CommandTable, GroupedCommands
 from synthia_batch.cli.process import reports_interrupts, tolerates_closed_output
 from synthia_batch.core.log import show_log
+from synthia_batch.core.process_title import hide_arguments
+from synthia_batch.core.terminal import show
 from synthia_batch.errors import SynthiaBatchError
+from synthia_batch.job.loading.command_line import mask_arguments
 
 EXIT_BUG = 1
 _RESUME = "finished samples are kept, resume with"
@@ -38,20 +44,27 @@ _RESTART = "start again with"
 
 def main() -> None:
     """Run the command line. Errors become a message and an exit code."""
+    hide_arguments(mask_arguments(sys.argv[1:]))
     try:
         with show_log():
-            app()
+            code = app(standalone_mode=False)
+    except TyperException as exc:
+        shown = io.StringIO()
+        exc.show(file=shown)
+        show(shown.getvalue(), end="", file=sys.stderr)
+        sys.exit(exc.exit_code)
     except SynthiaBatchError as exc:
-        print(f"error: {exc}", file=sys.stderr)
+        show(f"error: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)
     except Exception:
-        print(
+        show(
             "this is a bug in synthia-batch: please report it with the traceback below; "
             "finished samples are kept",
             file=sys.stderr,
         )
-        traceback.print_exc()
+        show(traceback.format_exc(), end="", file=sys.stderr)
         sys.exit(EXIT_BUG)
+    sys.exit(code)
 
 
 def show_version(is_requested: bool) -> None:
@@ -61,8 +74,8 @@ def show_version(is_requested: bool) -> None:
     from synthia_batch.core.hardware import installed_vllm
 
     vllm = " ".join(installed_vllm() or ("vllm", "not installed"))
-    print(f"synthia-batch {_find_version('synthia-batch')}")
-    print(f"{vllm}, ray {_find_version('ray')}, Python {platform.python_version()}")
+    show(f"synthia-batch {_find_version('synthia-batch')}")
+    show(f"{vllm}, ray {_find_version('ray')}, Python {platform.python_version()}")
     raise typer.Exit
 
 
@@ -90,7 +103,7 @@ def _list_functions() -> dict[str, Callable[..., None]]:
     """Return every command's function by name, with what it does on Ctrl-C or if its reader is gone."""
     printing = [tolerates_closed_output(command) for command in (status, failed, export)]
     others: list[Callable[..., None]] = [validate, report, verify, push, tune, presets, doctor, init, schema]
-    commands = [reports_interrupts(command, _RESUME) for command in (run, preview, plan, retry)]
+    commands = [reports_interrupts(command, _RESUME) for command in (run, demo, preview, plan, retry)]
     commands += [reports_interrupts(command, _RESTART) for command in (*printing, *others)]
     return {command.__name__: command for command in commands}
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from synthia_batch.core.formatting import make_printable
+from synthia_batch.core.terminal import show
 
 COLUMN_WIDTH = 38
 """Minimum width for columns side by side, in characters."""
@@ -27,9 +28,9 @@ def print_columns(columns: Sequence[Column]) -> None:
         _print_side_by_side(columns)
         return
     for column in columns:
-        print(column.title)
+        show(column.title)
         for text in filter(None, column.texts):
-            print("\n".join(f"  | {line}" for line in text.split("\n")))
+            show("\n".join(f"  | {line}" for line in text.split("\n")))
 
 
 def measure_width() -> int:

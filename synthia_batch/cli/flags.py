@@ -185,14 +185,15 @@ def split_names(text: str) -> list[str]:
 def _parse(flag: Flag, value: Any) -> Any:
     """Return a flag's value in the shape of its key."""
     if flag.parts == "pairs":
-        return dict(_split_pair(flag, text) for text in value)
+        return dict(split_pair(text, flag.name or "", flag.metavar or "") for text in value)
     if flag.parts == "names":
         return [name for text in ([value] if isinstance(value, str) else value) for name in split_names(text)]
     return str(value) if isinstance(value, Path) else value
 
 
-def _split_pair(flag: Flag, text: str) -> tuple[str, str]:
+def split_pair(text: str, flag: str, metavar: str) -> tuple[str, str]:
+    """Return the name and the value of a `flag` such as OLD=NEW."""
     name, equals, value = text.partition("=")
     if not equals or not name or not value:
-        raise typer.BadParameter(f"--{flag.name} {text}: write it as {flag.metavar}")
+        raise typer.BadParameter(f"--{flag} {text}: write it as {metavar}")
     return name, value

@@ -13,7 +13,7 @@ WIDTH = 110
 """Characters of a line of help, if the terminal is that wide."""
 OTHER = "Options"
 COMMAND_GROUPS = {
-    "Before": ("init", "schema", "presets", "doctor", "validate", "plan", "preview", "tune"),
+    "Before": ("demo", "init", "schema", "presets", "doctor", "validate", "plan", "preview", "tune"),
     "Run": ("run", "status", "failed", "retry"),
     "After": ("report", "verify", "export", "push"),
 }
@@ -31,6 +31,7 @@ EXAMPLES = {
         "synthia-batch plan questions.jsonl --probe 200",
     ),
     "preview": ("synthia-batch preview questions.jsonl -s synthia -s none",),
+    "demo": ("mkdir first && cd first && synthia-batch demo",),
     "validate": ("synthia-batch validate questions.jsonl --prompt-column text",),
     "init": ("synthia-batch init questions.jsonl -o jobs/mine.yaml",),
     "schema": ("synthia-batch schema > job.schema.json",),

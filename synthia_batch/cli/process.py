@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from synthia_batch.core.terminal import show
 from synthia_batch.job.loading.command_line import describe_command
 
 EXIT_INTERRUPTED = 130
@@ -24,7 +25,7 @@ def reports_interrupts(command: Callable[..., None], advice: str) -> Callable[..
         try:
             command(**values)
         except KeyboardInterrupt:
-            print(f"stopped at once; {advice}: {describe_command()}", file=sys.stderr, flush=True)
+            show(f"stopped at once; {advice}: {describe_command()}", file=sys.stderr, flush=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return guarded

@@ -17,6 +17,8 @@ from typing import Any
 from blake3 import blake3
 from filelock import FileLock
 
+from synthia_batch.core.files import make_private_directories
+
 DIGESTS_NAME = "digests.json"
 
 _log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ class KeptDirectory:
         """
         # The lock needs a writable cache, so it waits until there is something to write.
         if self.find_damage() is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_directories(self.path.parent)
             with FileLock(self.path.with_name(f"{self.path.name}.lock")):
                 self._replace_unless_intact(build)
         return self.path
@@ -85,6 +87,7 @@ class KeptDirectory:
         workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
             build(workspace / "new")
+            (workspace / "new").chmod(0o700)  # It may hold prompts.
             _write_digests(workspace / "new")
             if path.exists():
                 path.rename(workspace / "damaged")
@@ -126,7 +129,7 @@ def replace_cached(path: Path, content: bytes, *, is_durable: bool = False) -> N
     Raises:
         OSError: It cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_directories(path.parent)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
         with os.fdopen(descriptor, "wb") as file:

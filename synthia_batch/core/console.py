@@ -11,6 +11,7 @@ from tqdm import tqdm
 from synthia_batch.core.events import Event
 from synthia_batch.core.formatting import format_seconds
 from synthia_batch.core.snapshot import ProgressSnapshot
+from synthia_batch.core.terminal import show
 
 LINE_SECONDS = 30.0
 """Between two lines if stderr is not a terminal."""
@@ -79,7 +80,7 @@ class Display:
             self._bar = None
 
     def _print(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        show(text, file=self.stream, flush=True)
 
     def _draw(self, snapshot: ProgressSnapshot) -> None:
         if self._bar is None:
@@ -216,7 +217,7 @@ class ReadingDisplay:
         elif self._clock() - self._last_line >= LINE_SECONDS:
             self._last_line = self._clock()
             rate = done_bytes / 1e6 / (self._last_line - self._started)
-            print(
+            show(
                 f"{done_bytes / 1e6:.0f}/{total_bytes / 1e6:.0f} MB read, {rate:.0f} MB/s",
                 file=self._stream,
                 flush=True,

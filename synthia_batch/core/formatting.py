@@ -1,5 +1,8 @@
 """Durations, sizes and text in a form fit for a terminal."""
 
+import json
+from typing import Any
+
 MESSAGE_LENGTH = 160
 
 
@@ -22,9 +25,29 @@ def format_bytes(count: int) -> str:
 
 
 def make_printable(text: str, keeps: str = "") -> str:
-    """Return `text` with unprintable characters escaped, except those in `keeps`."""
+    """Return `text` with unprintable characters escaped, except those in `keeps`.
+
+    Control characters would change a terminal, and marks of direction the order of what follows.
+    """
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(
         char if char in keeps or char.isprintable() else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def encode_json(value: Any, indent: int | None = None) -> str:
+    """Return `value` as JSON in which unprintable characters are escaped, and others are not."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if text.isascii():
+        return text.replace("\x7f", "\\u007f")
+    return "".join(
+        char
+        if char == "\n" or char.isprintable()
+        else f"\\u{ord(char):04x}"
+        if ord(char) < 0x10000
+        else json.dumps(char)[1:-1]
         for char in text
     )
 

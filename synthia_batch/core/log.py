@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from synthia_batch.core.terminal import clean_message
+
 PACKAGE = "synthia_batch"
 PER_SAMPLE = 15
 """The level of messages about single samples, between DEBUG and INFO."""
@@ -26,7 +28,7 @@ class _AboveTheBar(logging.Handler):
         from tqdm import tqdm  # 30 ms that `--help` does without
 
         stream = self._stream or sys.stderr
-        tqdm.write(self.format(record), file=stream)
+        tqdm.write(clean_message(self.format(record)), file=stream)
         stream.flush()
 
 

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # It imports the digests' library, which not every process needs.
     from synthia_batch.core.digest import FileStamp
 
-MAX_ROW_BYTES = 64 * 1024 * 1024
-"""The usual limit of a row; a longer one indicates another format, or lost line ends."""
-ANY_ROW_BYTES = 2**62
-"""No limit, for rows that were checked before."""
+MAX_ROW_BYTES = 64 * 1024 * 1024  # a longer row indicates another format, or lost line ends
+ANY_ROW_BYTES = 2**62  # for rows that were checked before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +21,7 @@ class InputFile:
     user's name for it, for messages; `name` is its name in the output. `digest` represents its content in
     the job's identity; None means the digest of `path`, which is `content`, once known. `stamp` was read
     before the job was resolved: the file with another one may have other content. A row of over
-    `max_row_bytes` is refused. `is_new_copy`: this process has made the copy, which does not stay if its rows
-    are refused.
+    `max_row_bytes` is bad. `is_new_copy`: this process has made the copy, and drops it if rows are refused.
     """
 
     path: Path
@@ -50,6 +47,12 @@ class Message:
     content: str
     extra: Mapping[str, Any] | None = field(default=None, hash=False)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Message":
+        """Return the message from the result of `to_dict`."""
+        extra = {key: value for key, value in values.items() if key not in ("role", "content")}
+        return cls(values["role"], values["content"], extra or None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the message as an API and a chat template take it."""
         return {"role": self.role, "content": self.content, **(self.extra or {})}
@@ -70,15 +73,19 @@ class Structure:
 class RowSampling:
     """A row's own sampling options; the job's apply to the rest.
 
-    `values` uses the keys of the job's `sampling` and is validated the same way. `seed` replaces the
-    seed derived for the row's first sample, `structure` the job's. `template_kwargs` are arguments of the
-    chat template, over those of the job.
+    `values` uses the keys of the job's `sampling` and is validated the same way. `seed` replaces the seed
+    derived for the row's first sample, `structure` the job's, `logprobs` how many of the likeliest tokens are
+    kept. `template_kwargs` are arguments of the chat template, over the job's. `tool_choice` is `auto`,
+    `none`, `required`, or `named` for the one `tool`: the last two have answers of calls as JSON text.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     structure: Structure | None = None
+    logprobs: int | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tool_choice: str = "auto"
+    tool: str | None = None
 
     @property
     def max_tokens(self) -> int | None:
@@ -122,10 +129,10 @@ class Row:
 class KeptColumn:
     """An input column that is copied to the output.
 
-    `type` is `string`, `int64`, `double`, `bool` or `json` (any JSON value, stored as
-    text), or `arrow:` followed by the base64 of a serialized Arrow schema. Its first field has the type. If
-    that holds extension types, a second one has the type of their storage, from which values are built.
-    `feature` is the datasets library's description of the column as JSON, such as the names of its classes.
+    `type` is `string`, `int64`, `double`, `bool` or `json` (any JSON value, stored as text), or `arrow:`
+    followed by the base64 of a serialized Arrow schema. Its first field has the type. If that holds extension
+    types, a second one has the type of their storage, from which values are built. `feature` is the datasets
+    library's description of the column as JSON, such as the names of its classes.
     """
 
     name: str
@@ -194,11 +201,11 @@ class Request:
     """One request to an engine. `token_ids` is the whole rendered prompt.
 
     `messages` is the same conversation for engines that render prompts themselves, empty for others.
-    `max_tokens` and `structure` replace the job's; `sampling` overrides the job's other options by name.
-    A negative ordinal marks a canary, not a sample. `turn` counts the turns of a conversation from 0.
-    `adapter` names the LoRA adapter to use. `template_kwargs` are the arguments that the chat template got:
-    reasoning parsers read them too. `wants_logprob` requests the answer's log-probability, which
-    engines return if they compute a reliable one. In strict determinism a prefix cache cuts the prompt
+    `max_tokens`, `structure` and `logprobs` replace the job's; `sampling` overrides its other options by
+    name. A negative ordinal marks a canary. `turn` counts the turns of a conversation from 0. `adapter` names
+    the LoRA adapter. `template_kwargs` are the chat template's arguments: reasoning parsers read them too.
+    `wants_logprob` requests the answer's log-probability, if the engine computes a reliable one. `tools` are
+    those whose calls the engine finds in the answer. In strict determinism a prefix cache cuts the prompt
     after so many tokens as `cuts` says, ascending.
     """
 
@@ -211,8 +218,10 @@ class Request:
     wants_logprob: bool = False
     sampling: Mapping[str, Any] | None = None
     structure: Structure | None = None
+    logprobs: int | None = None
     messages: tuple[Message, ...] = ()
     template_kwargs: Mapping[str, Any] | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
     cuts: tuple[int, ...] = ()
 
 
@@ -241,7 +250,8 @@ class Finished:
 
     `logprob` is the natural logarithm of the answer's probability if the request asked for it: for
     comparison only, never written. `logprobs` are those of the last answer's tokens if the job asks for
-    them. `flags` are set when the shard is published; journals have none.
+    them. `called` is the last answer as a message with tool calls, if it has any. `flags` are set when the
+    shard is published; journals have none.
     """
 
     ordinal: int
@@ -254,6 +264,7 @@ class Finished:
     turn: int = 0
     logprob: float | None = None
     logprobs: Logprobs | None = None
+    called: Message | None = None
     flags: tuple[str, ...] = ()
 
 
@@ -261,8 +272,7 @@ class Finished:
 class Failed:
     """A failed sample. `code` is stable; `message` is for people.
 
-    Neither may depend on time, host or worker: failed/ is part of the reproducible output. `earlier`
-    are the answers of a conversation before the failed one.
+    Neither may depend on time, host or worker: failed/ is reproducible. `earlier` are the answers before it.
     """
 
     ordinal: int

@@ -7,11 +7,11 @@ starting near that range.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from synthia_batch.core.types import KeptColumn, Row
+from synthia_batch.core.types import MAX_ROW_BYTES, KeptColumn, Row
 from synthia_batch.errors import IntegrityError
 from synthia_batch.job.input_section import BadRow, FinalAssistant
 
@@ -50,8 +50,13 @@ class Selection:
     final_assistant: FinalAssistant = "regenerate"
     message_fields: bool | None = None
     on_bad_row: BadRow = "refuse"
+    max_row_bytes: int = MAX_ROW_BYTES
     rename_columns: Mapping[str, str] = field(default_factory=dict, hash=False)
     first_rows: int | None = None
+
+
+_UNUSED: tuple[Any, ...] = (None, False, (), {}, "regenerate", "refuse", MAX_ROW_BYTES)
+"""Values of later fields of `Columns` that change no row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +65,13 @@ class Columns:
 
     `shape` is that of records from other programs, one of `shapes.SHAPES`, or `messages` for turns that
     are conversations. `reads` are the columns of a prompt that is composed of several; `template` is the
-    Jinja text that composes it. `model` is the model that the requests of an OpenAI batch name. `final` is
-    the treatment of an answer that ends a conversation. `message_fields`: messages may have other fields
-    than role and content, which the output has in a column of its own. `bad_rows` says whether rows with
-    faults are refused or fail. `renamed` are the kept columns with another name in the output. `unused` are
-    the input's other columns, as far as they were seen when these were determined: for messages, and not
-    saved.
+    Jinja text that composes it. `model` is the model that the requests of an OpenAI batch name, `choices`
+    how many answers each of them wants if that is not one, and `logprobs` whether any of them wants
+    log-probabilities. `final` is the treatment of an answer that ends a conversation. `message_fields`:
+    messages may have other fields than role and content, which the output has in a column of its own.
+    `bad_rows` says whether rows with faults are refused or fail, as rows of over `max_row_bytes` then do.
+    `renamed` are the kept columns with another name in the output. `unused` are the input's other columns,
+    as far as they were seen when these were determined: for messages, and not saved.
     """
 
     prompt: str | None
@@ -80,9 +86,12 @@ class Columns:
     reads: tuple[str, ...] = ()
     template: str | None = None
     model: str | None = None
+    choices: int | None = None
+    logprobs: bool = False
     final: FinalAssistant = "regenerate"
     message_fields: bool | None = None
     bad_rows: BadRow = "refuse"
+    max_row_bytes: int = MAX_ROW_BYTES
     renamed: Mapping[str, str] = field(default_factory=dict, hash=False)
     unused: tuple[str, ...] = field(default=(), compare=False)
 
@@ -128,37 +137,14 @@ class Columns:
             "id": self.id,
             "keep": list(self.keep),
         }
-        later = {
-            "turns": self.turns,
-            "sampling": self.sampling,
-            "tools": self.tools,
-            "shape": self.shape,
-            "reads": list(self.reads) or None,
-            "template": self.template,
-            "model": self.model,
-            "final": self.final if self.final == "continue" else None,
-            "message_fields": self.message_fields or None,
-            "bad_rows": self.bad_rows if self.bad_rows != "refuse" else None,
-            "renamed": dict(self.renamed) or None,
-        }
-        return values | {name: value for name, value in later.items() if value is not None}
+        later = {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
+        used = {name: value for name, value in later.items() if name not in values and value not in _UNUSED}
+        return values | used | ({"reads": list(self.reads)} if self.reads else {})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Columns:
         """Return the columns from the result of `to_dict`. Raises KeyError or TypeError."""
         return cls(**{**data, "keep": tuple(data["keep"]), "reads": tuple(data.get("reads", ()))})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FirstNames:
-    """The columns of the first rows of a file, each with the place of the first row that has it.
-
-    `rows` were read; `is_whole`: these are all.
-    """
-
-    places: Mapping[str, str]
-    rows: int
-    is_whole: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +223,15 @@ class Scan:
                 f"the plan's record of its input is damaged ({exc!r}); "
                 "restore the run directory, or start a new one"
             ) from exc
+
+    def keep_types(self, saved: Mapping[str, Any]) -> Scan:
+        """Return the scan with kept lists and objects as JSON text, where the `saved` one has them so.
+
+        In runs that began before such columns had types, they have none.
+        """
+        texts = {column["name"] for column in saved.get("kept", ()) if column.get("type") == "json"}
+        kept = tuple(replace(each, type="json") if each.name in texts else each for each in self.kept)
+        return replace(self, kept=kept)
 
 
 def _describe_kept(column: KeptColumn) -> dict[str, str]:

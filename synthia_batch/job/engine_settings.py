@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from synthia_batch.job.fields import HomePath
-from synthia_batch.job.markers import Flag, never
+from synthia_batch.job.markers import Flag, Outward, never
 
 Api = Literal["chat", "completions"]
 MAX_WORDS = 24
@@ -25,10 +25,14 @@ class VllmSettings(BaseModel):
     max_parallel_loading_workers: Annotated[int, never("how weights are loaded, not which")]
     use_tqdm_on_load: Annotated[bool, never("display")]
     disable_log_stats: Annotated[bool, never("display")]
-    hf_token: Annotated[str, never("who downloads the model, not which")]
+    hf_token: Annotated[str, Outward(), never("who downloads the model, not which")]
     reasoning_parser: Annotated[
         str,
         Flag("Answers", "vLLM's parser of the model's reasoning: deepseek_r1, ...", metavar="NAME"),
+    ]
+    tool_call_parser: Annotated[
+        str,
+        Flag("Answers", "vLLM's parser of the model's tool calls: hermes, ...", metavar="NAME"),
     ]
 
 
@@ -39,6 +43,7 @@ class EndpointSettings(BaseModel):
 
     base_url: Annotated[
         str,
+        Outward(),
         Flag("Engines", "Of --engine openai: http://127.0.0.1:8000/v1", metavar="URL", order=2),
         never("endpoint: where the server is, not which model it serves"),
     ]
@@ -46,7 +51,7 @@ class EndpointSettings(BaseModel):
     api: Api | None = None
     """`chat`: the server gets messages and writes the prompt. `completions`: it gets the prompt that the
     job's format writes. Default: chat, or completions if the job specifies how prompts are written."""
-    api_key: Annotated[str | None, never("endpoint: who sends the requests")] = None
+    api_key: Annotated[str | None, Outward(), never("endpoint: who sends the requests")] = None
     """`${NAME}`, an environment variable. Default: OPENAI_API_KEY; a server without a key needs none."""
     concurrency: Annotated[int, Field(ge=1, le=4096), never("endpoint: as max_num_seqs")] = 32
     """Requests in flight, per worker."""
@@ -73,7 +78,7 @@ class ScriptedOptions(BaseModel):
     """Requests that run at the same time."""
     max_words: Annotated[int, Field(ge=1, le=256)] = MAX_WORDS
     """The longest answer; every length from one word up is equally frequent."""
-    call_log: Annotated[HomePath | None, never("scripted engine: a log file")] = None
+    call_log: Annotated[HomePath | None, Outward(), never("scripted engine: a log file")] = None
     """Gets one line per generation, the sample's ordinal, written as the generation ends. Later turns of
     a conversation are ORDINAL.TURN, counted from 0."""
     fail_every: Annotated[int, Field(ge=1)] | None = None
@@ -97,7 +102,7 @@ class ScriptedOptions(BaseModel):
     without batch invariance. 1 is caught by the canary at the start, 50 only by `verify --rerun`."""
     load_seconds: Annotated[float, Field(ge=0), never("scripted engine: speed")] = 0.0
     """How long loading takes."""
-    hang_load_once: Annotated[HomePath | None, never("scripted engine: a rehearsed fault")] = None
+    hang_load_once: Annotated[HomePath | None, Outward(), never("scripted engine: a rehearsed fault")] = None
     """Never returns from loading while this file is missing; it is created first, so the next load works."""
 
 

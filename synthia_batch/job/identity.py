@@ -10,6 +10,7 @@ from typing import Any
 from blake3 import blake3
 
 from synthia_batch.core.digest import digest_json
+from synthia_batch.core.masking import change_secret_fields
 from synthia_batch.job.dotted import flatten
 from synthia_batch.job.keys import walk_keys
 from synthia_batch.job.markers import IdentityClass, always, strict
@@ -71,8 +72,13 @@ class Difference:
 
 
 def select_identity_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the engine settings that belong to the identity: all that are not excluded by name."""
-    return {name: settings[name] for name in sorted(settings) if name not in NOT_IDENTITY}
+    """Return the engine settings that belong to the identity: all but secrets and those excluded by name."""
+    chosen = {name: settings[name] for name in sorted(settings) if name not in NOT_IDENTITY}
+    if "extra_body" in chosen:
+        chosen["extra_body"] = change_secret_fields(chosen["extra_body"], lambda text: None)
+        if not chosen["extra_body"]:
+            del chosen["extra_body"]
+    return chosen
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

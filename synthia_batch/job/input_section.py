@@ -7,10 +7,10 @@ from pydantic import Field
 
 from synthia_batch.core.types import MAX_ROW_BYTES
 from synthia_batch.job.fields import HomePath, InputPath, Section
-from synthia_batch.job.markers import Flag, always, never
+from synthia_batch.job.markers import Flag, Outward, always, never
 from synthia_batch.job.units import Count
 
-InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca"]
+InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca", "ultrachat"]
 BadRow = Literal["refuse", "fail"]
 FinalAssistant = Literal["regenerate", "continue", "refuse"]
 
@@ -20,6 +20,7 @@ class Input(Section):
 
     path: Annotated[
         InputPath,
+        Outward(),
         always("input.digest", "the decompressed content of its files, in order; their paths do not count"),
     ]
     """A file, directory, pattern (`*.jsonl.gz`), address (`s3://`, `gs://`, `https://`, `hf://`) or `-` for
@@ -27,11 +28,11 @@ class Input(Section):
     the job file."""
     format: Annotated[
         InputFormat,
-        Flag("Input", "openai-batch, sharegpt, alpaca or plain. [found]", name="input-format"),
+        Flag("Input", "openai-batch, sharegpt, alpaca, ultrachat or plain. [found]", name="input-format"),
         always("input.columns", "as detected; only if records are not in this package's own shape"),
     ] = "auto"
-    """The shape of the records: `openai-batch`, `sharegpt`, `alpaca`, or `plain` for none of them. `auto`
-    detects it from the columns."""
+    """The shape of the records: `openai-batch`, `sharegpt`, `alpaca`, `ultrachat`, or `plain` for none of
+    them. `auto` detects it from the columns."""
     prompt_template: Annotated[
         HomePath | None,
         Flag("Input", "A Jinja file that writes each prompt from the row's columns.", takes=Path),
@@ -128,10 +129,10 @@ class Input(Section):
     max_row_bytes: Annotated[
         Annotated[Count, Field(ge=1)],
         Flag("Input", "Refuse rows of more bytes, such as 200M. [64 MiB]", metavar="BYTES"),
-        never("which rows are refused, not what they are"),
+        always("input.columns", "which rows fail; only with on_bad_row fail, and if it is not the default"),
     ] = MAX_ROW_BYTES
-    """Refuse rows of more bytes, in every format. A row this long mostly shows another format, or lost line
-    ends."""
+    """Refuse rows of more bytes, in every format, or fail them as other bad rows. A row this long mostly
+    shows another format, or lost line ends."""
 
     digest: Annotated[
         Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None,

@@ -12,11 +12,11 @@ from pydantic.fields import FieldInfo
 
 from synthia_batch.job.engine_settings import ENGINE_SETTINGS
 from synthia_batch.job.fields import Section
-from synthia_batch.job.markers import Anchored, Flag, IdentityClass
+from synthia_batch.job.markers import Anchored, Flag, IdentityClass, Outward
 from synthia_batch.job.schema import Job
 from synthia_batch.job.sections import Engine
 
-Marker = TypeVar("Marker", Anchored, Flag, IdentityClass)
+Marker = TypeVar("Marker", Anchored, Flag, IdentityClass, Outward)
 
 
 @dataclass(frozen=True, slots=True)

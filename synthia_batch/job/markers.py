@@ -68,3 +68,11 @@ class Anchored:
     """
 
     anchor: Callable[[str, Path], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Outward:
+    """Marks a key that sends data or secrets somewhere, writes outside of the run, or loads code.
+
+    Of a job that was saved with its run it counts only if the user trusts that run.
+    """

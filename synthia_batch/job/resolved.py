@@ -85,6 +85,11 @@ class EngineSpec:
         return self.kind == "vllm" and bool(self.settings.get("reasoning_parser"))
 
     @property
+    def parses_tool_calls(self) -> bool:
+        """Whether the engine finds the tool calls in answers to rows with tools."""
+        return self.kind == "vllm" and bool(self.settings.get("tool_call_parser"))
+
+    @property
     def caches_prefixes(self) -> bool:
         """Whether the engine caches computed prompt prefixes: vLLM's default.
 

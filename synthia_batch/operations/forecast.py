@@ -14,7 +14,7 @@ from synthia_batch.core.types import Row, Sample
 from synthia_batch.errors import SampleRefused
 from synthia_batch.inputs import Scan, Source, open_files
 from synthia_batch.job.dotted import flatten
-from synthia_batch.job.loading.secrets import SECRET_KEYS, mask
+from synthia_batch.job.loading.secrets import mask_value
 from synthia_batch.job.plan import expand_row, limit_answer, plan_shards
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, find_template_day, open_renderer
@@ -24,6 +24,7 @@ from synthia_batch.operations.disk_usage import (
     estimate_disk_usage,
     estimate_publication_memory,
 )
+from synthia_batch.operations.secret_use import SecretUse, list_secret_uses
 from synthia_batch.runner.directory.plan import scan_input
 
 SHOWN_ROWS = 5
@@ -72,6 +73,7 @@ class Forecast:
     `publication_bytes` is the memory that publishing a file, of `file_samples`, takes if answers are long.
     `longest_output_tokens` is the total if every answer has its maximum length. `settings` has, by dotted
     key, a `value` and its `origin`, and if the job runs with another value, `resolved` and `resolved_by`.
+    `secrets` says which host gets which variable of the environment.
     """
 
     directory: Path
@@ -92,6 +94,7 @@ class Forecast:
     publication_bytes: int
     template_date: str | None
     settings: Mapping[str, Mapping[str, Any]]
+    secrets: tuple[SecretUse, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -141,6 +144,7 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         publication_bytes=estimate_publication_memory(size, file_samples),
         template_date=find_template_day(job.prompt),
         settings=list_settings(job),
+        secrets=list_secret_uses(job, os.environ),
     )
 
 
@@ -155,7 +159,7 @@ def list_settings(job: ResolvedJob) -> dict[str, dict[str, Any]]:
     settings: dict[str, dict[str, Any]] = {}
     resolutions = _find_resolutions(job)
     for key, value in flatten(job.declared.model_dump()).items():
-        shown = mask(value) if key in SECRET_KEYS else _to_printable(value)
+        shown = mask_value(key, _to_printable(value))
         settings[key] = {"value": shown, "origin": job.origins.get(key, "default")}
         resolution = resolutions.get(key)
         if resolution is not None and resolution.value != shown:

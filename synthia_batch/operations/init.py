@@ -51,6 +51,7 @@ _SHAPES = {
     "openai-batch": "requests of an OpenAI batch",
     "sharegpt": "conversations in ShareGPT format",
     "alpaca": "instructions in Alpaca format",
+    "ultrachat": "conversations in UltraChat's format",
 }
 
 
@@ -69,7 +70,7 @@ class JobProposal:
     @property
     def holds(self) -> str:
         """The kind of rows, in the plural."""
-        if self.columns.shape is not None:
+        if self.columns.shape in _SHAPES:
             return _SHAPES[self.columns.shape]
         if self.columns.messages is not None:
             return "conversations in OpenAI format"
@@ -189,7 +190,7 @@ def _write_input(proposal: JobProposal, paths: Sequence[str]) -> Iterator[str]:
     columns = proposal.columns
     yield "input:"
     yield f"  path: {quote(paths[0]) if len(paths) == 1 else _quote_all(paths)}"
-    if columns.shape is not None:
+    if columns.shape in _SHAPES:
         yield f"  format: {columns.shape}"
     for kind, name in (("prompt", columns.prompt), ("messages", columns.messages), ("turns", columns.turns)):
         if name is not None:

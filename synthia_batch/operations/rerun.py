@@ -25,6 +25,8 @@ from synthia_batch.runner.directory.canary_record import compare_canary, list_ca
 from synthia_batch.runner.directory.session import RunSession, lock_run
 from synthia_batch.runner.resume import resolve_kept_job
 from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.plan_file import require_plan
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +85,12 @@ class RerunResult:
 
 
 def rerun_samples(
-    directory: Path, selection: RerunSelection, layers: Sequence[Layer], display: Display
+    directory: Path,
+    selection: RerunSelection,
+    layers: Sequence[Layer],
+    display: Display,
+    *,
+    trusts: bool = False,
 ) -> RerunResult:
     """Regenerate finished samples of the run in `directory`, and compare them with the stored ones.
 
@@ -93,9 +100,9 @@ def rerun_samples(
     Raises:
         UsageError: `directory` is not a run, has no saved job, or has no finished sample.
     """
-    job = resolve_kept_job(directory, "verify --rerun", layers)
-    if job.engine.is_elsewhere:
+    if require_plan(RunDir(directory))["identity"]["engine"]["kind"] == "openai":
         raise UsageError(f"{directory} was made by an external server, which does not promise equal texts")
+    job = resolve_kept_job(directory, "verify --rerun", layers, trusts=trusts)
     drain = DrainRequest()
     with drain.listen(), lock_run(job) as session:
         session.inspect(on_check=display.show_check)

@@ -36,18 +36,24 @@ class RetryResult:
 
 
 def retry_failed(
-    place: Path | str, choice: FailureChoice, explicit: Sequence[Layer], display: Display
+    place: Path | str,
+    choice: FailureChoice,
+    explicit: Sequence[Layer],
+    display: Display,
+    *,
+    trusts: bool = False,
 ) -> RetryResult:
     """Regenerate the failed samples that `choice` selects, and publish their parts anew.
 
     `place` is the run's directory, or the URL of its output in an object store. `explicit` overrides the
     job as it was run. A run that is not complete is completed as well. A complete run stays complete, as
-    it was, if no sample ends: if the engines do not load, or fail the canary check.
+    it was, if no sample ends: if the engines do not load, or fail the canary check. Unless the caller
+    `trusts` the run, addresses, keys, notifications and code that its saved job names are not used.
     """
     if isinstance(place, str) and "://" in place:
-        job = resolve_remote_job(place, explicit)
+        job = resolve_remote_job(place, explicit, trusts=trusts)
     else:
-        job = resolve_kept_job(Path(place), "retry", explicit)
+        job = resolve_kept_job(Path(place), "retry", explicit, trusts=trusts)
     events = EventBus()
     with follow_run(job, events) as report_end:
         result = _reopen_and_run(job, choice, display, events)

@@ -4,14 +4,17 @@ Engines enforce a structure while they sample tokens; this checks the result ind
 answer always gets the same verdict in the same words: they are part of the output.
 """
 
+import dataclasses
 import json
+from collections.abc import Callable
 
 from jsonschema.exceptions import ValidationError, best_match
 
 from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.core.formatting import clip
-from synthia_batch.core.types import Failed, Finished, Structure
+from synthia_batch.core.types import Failed, Finished, Message, RowSampling, Structure
 from synthia_batch.job.structured_check import compile_regex, open_validator
+from synthia_batch.models.prompts.formats import ParsedAnswer
 
 INVALID = "structured_output_invalid"
 """The code of an answer that ended by itself but does not have the required structure."""
@@ -35,6 +38,33 @@ def validate_answer(structure: Structure, finished: Finished) -> Finished | Fail
         cut = f"cut off after {finished.completion_tokens} tokens, before it was whole; raise max_tokens"
         return Failed(ordinal=finished.ordinal, code=CUT, message=f"{cut} ({fault}; {begins})")
     return Failed(ordinal=finished.ordinal, code=INVALID, message=f"{fault}; {begins}")
+
+
+def separate_reasoning(finished: Finished, read: Callable[[str], ParsedAnswer]) -> Finished:
+    """Return `finished` with the reasoning that `read` finds in its texts apart."""
+    if finished.called is not None:
+        content = read(finished.called.content).response
+        finished = dataclasses.replace(finished, called=dataclasses.replace(finished.called, content=content))
+    answer = read(finished.response)
+    if answer.response is finished.response and answer.reasoning is None:
+        return finished
+    # Reasoning that the engine already separated stays.
+    reasoning = finished.reasoning if answer.reasoning is None else answer.reasoning
+    return dataclasses.replace(finished, response=answer.response, reasoning=reasoning)
+
+
+def read_required_call(sampling: RowSampling, outcome: Finished | Failed) -> Finished | Failed:
+    """Return an outcome with the message of the calls that its row requires as its structure."""
+    if isinstance(outcome, Failed):
+        return outcome
+    value = json.loads(outcome.response)
+    calls = (
+        [{"name": sampling.tool, "arguments": value}]
+        if sampling.tool_choice == "named"
+        else [{"name": call["name"], "arguments": call["parameters"]} for call in value]
+    )
+    extra = {"tool_calls": [{"type": "function", "function": call} for call in calls]}
+    return dataclasses.replace(outcome, called=Message("assistant", "", extra))
 
 
 def find_fault(structure: Structure, response: str, *, is_cut: bool) -> str | None:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from synthia_batch.core.counts import CUT_OFF
-from synthia_batch.core.types import Failed, Finished, Sample, Turn
+from synthia_batch.core.types import Failed, Finished, Message, Sample, Turn
 from synthia_batch.scheduler.prompt_cuts import CutPrompt
 
 PROMPT_TOO_LONG = "prompt_too_long"
@@ -46,7 +46,7 @@ def fail_turn(conversation: Conversation, failed: Failed) -> Failed:
     return dataclasses.replace(failed, message=message, earlier=conversation.previous_answers)
 
 
-def sum_up(conversation: Conversation, reasoning: str | None) -> Finished:
+def sum_up(conversation: Conversation, reasoning: str | None, called: Message | None = None) -> Finished:
     """Return the sample that consists of all turns of a conversation."""
     turns, answers = conversation.turns, conversation.previous_answers
     reasons = [turn.finish_reason for turn in turns]
@@ -58,4 +58,5 @@ def sum_up(conversation: Conversation, reasoning: str | None) -> Finished:
         prompt_tokens=sum(turn.prompt_tokens for turn in turns),
         completion_tokens=sum(turn.completion_tokens for turn in turns),
         earlier=answers[:-1],
+        called=called,
     )

@@ -11,14 +11,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request, Row, Sample, Structure, Turn
+from synthia_batch.core.types import (
+    Failed,
+    Finished,
+    Outcome,
+    Record,
+    Request,
+    Row,
+    RowSampling,
+    Sample,
+    Structure,
+    Turn,
+)
 from synthia_batch.errors import SampleRefused
 from synthia_batch.job.plan import choose_row_adapter, derive_turn_seed, limit_answer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import OnOverflow
 from synthia_batch.models.prompts.formats import NO_ARGUMENTS, Arguments
 from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
-from synthia_batch.scheduler.answer_check import validate_answer
+from synthia_batch.scheduler.answer_check import read_required_call, separate_reasoning, validate_answer
 from synthia_batch.scheduler.conversation import (
     CONTEXT_OVERFLOW,
     CONTEXT_TRUNCATED,
@@ -72,9 +83,9 @@ class MultiTurnSession:
 
     `choose_adapter` returns the LoRA adapter for a row, `structure` is required of answers whose row has
     none. With `sends_messages`, requests include the conversation, for engines that render prompts.
-    Without `reads_reasoning`, the engine has already separated it from the answer. `template_kwargs` are
-    the job's. With a `cutter`, requests say where their prompts are cut for a prefix cache. A sample of one
-    turn is not held, except for the structure and the template's arguments of its row.
+    Without `reads_reasoning`, the engine has already separated it from the answer. With `sends_tools`, it
+    finds tool calls in answers. `template_kwargs` are the job's. With a `cutter`, requests say where their
+    prompts are cut for a prefix cache. A sample of one turn is not held, except for what its row wants.
     """
 
     def __init__(
@@ -86,6 +97,7 @@ class MultiTurnSession:
         *,
         sends_messages: bool = False,
         reads_reasoning: bool = True,
+        sends_tools: bool = False,
         template_kwargs: Arguments = NO_ARGUMENTS,
         cutter: PromptCutter | None = None,
     ) -> None:
@@ -95,7 +107,9 @@ class MultiTurnSession:
         self._choose_adapter = choose_adapter
         self._structure = structure
         self._reads_reasoning = reads_reasoning
+        self._sends_tools = sends_tools
         self._structures: dict[int, Structure] = {}
+        self._required_calls: dict[int, RowSampling] = {}
         self._arguments: dict[int, Arguments] = {}
         self._sends_messages = sends_messages
         self._template_kwargs = template_kwargs
@@ -128,6 +142,7 @@ class MultiTurnSession:
             outcome = self._validate(self._parse(outcome))
         else:
             self._structures.pop(outcome.ordinal, None)
+            self._required_calls.pop(outcome.ordinal, None)
             self._arguments.pop(outcome.ordinal, None)
         conversation = self._conversations.get(outcome.ordinal)
         if conversation is None:
@@ -148,16 +163,13 @@ class MultiTurnSession:
             return finished
         if self._renderer.thinks and not self._reads_reasoning:
             return finished
-        answer = self._renderer.read(finished.response, kwargs)
-        if answer.response is finished.response and answer.reasoning is None:
-            return finished
-        # Reasoning that the engine already separated stays.
-        reasoning = finished.reasoning if answer.reasoning is None else answer.reasoning
-        return dataclasses.replace(finished, response=answer.response, reasoning=reasoning)
+        return separate_reasoning(finished, lambda text: self._renderer.read(text, kwargs))
 
     def _validate(self, finished: Finished) -> Outcome:
         structure = self._structures.pop(finished.ordinal, self._structure)
-        return finished if structure is None else validate_answer(structure, finished)
+        required = self._required_calls.pop(finished.ordinal, None)
+        outcome = finished if structure is None else validate_answer(structure, finished)
+        return outcome if required is None else read_required_call(required, outcome)
 
     def _answer(self, conversation: Conversation, finished: Finished) -> Step:
         turn = Turn(
@@ -170,7 +182,7 @@ class MultiTurnSession:
         )
         conversation.turns.append(turn)
         if len(conversation.turns) == conversation.questions:
-            return Step(record=sum_up(conversation, finished.reasoning))
+            return Step(record=sum_up(conversation, finished.reasoning, finished.called))
         try:
             return Step(record=turn, request=self._make_request(conversation))
         except SampleRefused as refused:
@@ -203,6 +215,7 @@ class MultiTurnSession:
             adapter=self._choose_adapter(sample.row),
             template_kwargs={**self._template_kwargs, **sample.row.template_kwargs} or None,
             messages=sample.join(conversation.previous_answers) if self._sends_messages else (),
+            tools=sample.row.tools if self._sends_tools else (),
             cuts=conversation.prompt.cuts if conversation.prompt is not None else (),
         )
         return request if sample.row.sampling is None else self._set_sampling(request, sample.row)
@@ -235,15 +248,23 @@ class MultiTurnSession:
 
         Every request of such a job has its limit set, so that the dispatcher can compare them.
         """
-        explicit = dict(row.sampling.values) if row.sampling is not None else {}
+        own = row.sampling or RowSampling()
+        explicit = dict(own.values)
         if "stop" in explicit:
             explicit["stop"] = tuple(dict.fromkeys((*explicit["stop"], *self._renderer.stop)))
-        limit = limit_answer(row, self._context.max_tokens)
         explicit.pop("max_tokens", None)
-        structure = row.sampling.structure if row.sampling is not None else None
-        if structure is not None:
-            self._structures[request.ordinal] = structure
-        return dataclasses.replace(request, max_tokens=limit, sampling=explicit or None, structure=structure)
+        if own.structure is not None:
+            self._structures[request.ordinal] = own.structure
+        if own.tool_choice in ("required", "named"):
+            self._required_calls[request.ordinal] = own
+        return dataclasses.replace(
+            request,
+            max_tokens=limit_answer(row, self._context.max_tokens),
+            sampling=explicit or None,
+            structure=own.structure,
+            logprobs=own.logprobs,
+            tools=request.tools if own.tool_choice == "auto" else (),
+        )
 
     def _render(self, conversation: Conversation, left_out: int) -> Sequence[int]:
         """Return the prompt of the next turn without the oldest `left_out` questions and answers."""
@@ -273,6 +294,7 @@ def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:
         job.engine.structure,
         sends_messages=job.engine.takes_messages,
         reads_reasoning=not job.engine.parses_reasoning,
+        sends_tools=job.engine.parses_tool_calls,
         template_kwargs=job.prompt.kwargs,
         cutter=open_cutter(job, renderer),
     )

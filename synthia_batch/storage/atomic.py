@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from synthia_batch.core.files import create_file
 from synthia_batch.errors import StorageFailed
 
 Buffer = bytes | memoryview
@@ -23,6 +24,7 @@ _ADVICE = {
     errno.EROFS: f"the file system is mounted read-only: fix that; {_NOTHING_LOST}",
     errno.EACCES: f"allow this user to write there; {_NOTHING_LOST}",
     errno.EPERM: f"allow this user to write there; {_NOTHING_LOST}",
+    errno.ELOOP: f"it is a symbolic link, which a run never makes: remove it; {_NOTHING_LOST}",
     errno.EMFILE: f"raise the limit of open files (ulimit -n); {_NOTHING_LOST}",
     errno.ENOENT: "the run directory was moved or removed while it was in use: put it back, then run again",
 }
@@ -54,7 +56,7 @@ def write_all(fd: int, data: Buffer) -> None:
 def publish_bytes(path: Path, *chunks: Buffer) -> None:
     """Write `chunks` to `path` atomically: even after power loss it is the old file or the whole new one.
 
-    The temporary file has a fixed name: there is one writer, and a leftover from a crash is overwritten by
+    The temporary file has a fixed name: there is one writer, and a leftover from a crash is replaced by
     the next write or removed by recovery.
     """
     temporary = temporary_path(path)
@@ -125,7 +127,7 @@ def sync_directory(path: Path) -> None:
 
 def _write_durably(path: Path, chunks: Iterable[Buffer]) -> None:
     with storage_errors("write", path):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        fd = create_file(path)
         try:
             for chunk in chunks:
                 write_all(fd, chunk)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from synthia_batch.core.events import Event, LoggedEvent
+from synthia_batch.core.files import open_to_append
+from synthia_batch.core.masking import mask_values
 from synthia_batch.storage.atomic import storage_errors, write_all
 
 
@@ -28,14 +30,15 @@ class EventLog:
         """Open the log at `path`, or create it. `clock` returns the wall time, with its zone."""
         is_torn = _is_torn(path)
         with storage_errors("open", path):
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            fd = open_to_append(path)
             if is_torn:
                 write_all(fd, b"\n")  # keeps the next event out of the torn line
         return cls(path, fd, clock)
 
     def append(self, kind: str, **fields: Any) -> None:
         """Append an event of this kind with its fields, which must be JSON values."""
-        event = {"time": self._clock().isoformat(timespec="milliseconds"), "kind": kind, **fields}
+        time = self._clock().isoformat(timespec="milliseconds")
+        event = {"time": time, "kind": kind, **mask_values(fields)}
         with storage_errors("append to", self._path):
             write_all(self._fd, json.dumps(event).encode() + b"\n")
 

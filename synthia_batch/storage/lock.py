@@ -118,7 +118,7 @@ class RunLock:
     def _check_exclusion(self) -> None:
         # Some network and user-space file systems grant every flock. Ask the kernel directly: filelock
         # may answer from its own process's state.
-        fd = os.open(self._run_dir.lock, os.O_RDWR)
+        fd = os.open(self._run_dir.lock, os.O_RDWR | os.O_NOFOLLOW)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -3,6 +3,7 @@
 import os
 
 from synthia_batch.core.telemetry import PRIVACY
+from synthia_batch.core.vision import hide_other_builds
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import Placement
 from synthia_batch.workers.vllm.prefix_cuts import ASKED
@@ -16,6 +17,9 @@ def prepare_environment(spec: EngineSpec, placement: Placement) -> None:
     os.environ.update(required_environment(spec))
     for name, value in preferred_environment(spec).items():
         os.environ.setdefault(name, value)
+    if isinstance(token := spec.settings.get("hf_token"), str):
+        os.environ["HF_TOKEN"] = token  # As an argument vLLM would log it.
+    hide_other_builds()
     if placement.core is not None:
         # Threads inherit their creator's cores, and vLLM has not created its threads yet. By default
         # every CPU engine takes core 0.

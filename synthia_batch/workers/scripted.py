@@ -15,6 +15,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from synthia_batch.core.files import open_to_append
 from synthia_batch.core.types import Failed, Finished, Logprobs, Outcome, Request, Structure
 from synthia_batch.errors import EngineOutOfMemory, UsageError
 from synthia_batch.job.engine_settings import ScriptedOptions
@@ -142,6 +143,7 @@ class ScriptedEngine:
             words = [_WORDS[byte] for byte in digest[: min(length, room)]]
         else:
             length, words = len(structured.split(" ")), structured.split(" ")[:room]
+        logprobs = self._logprobs if request.logprobs is None else request.logprobs
         return Finished(
             ordinal=request.ordinal,
             response=" ".join(words),
@@ -150,7 +152,7 @@ class ScriptedEngine:
             prompt_tokens=len(request.token_ids),
             completion_tokens=len(words),
             turn=request.turn,
-            logprobs=None if self._logprobs is None else write_logprobs(words, self._logprobs, digest),
+            logprobs=None if logprobs is None else write_logprobs(words, logprobs, digest),
         )
 
     def _visible_batch(self) -> int:
@@ -192,7 +194,7 @@ def _encode_sampling(request: Request) -> bytes:
 def _open_call_log(path: Path | None) -> int | None:
     if path is None:
         return None
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    return open_to_append(path)
 
 
 def write_structured(structure: Structure, digest: bytes) -> str | None:

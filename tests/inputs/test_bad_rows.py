@@ -1,5 +1,6 @@
 """Rows that cannot be asked: refused with the whole input, or failed one by one."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,51 @@ def test_a_column_is_kept_under_another_name(capsys: Any) -> None:
     clash = call(capsys, "run", "q.jsonl", *keep, "--rename-column", "response=seed", *ENGINE)
     assert clash.code == 2
     assert "column 'seed' cannot be kept" in clash.err
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_bad_rows_without_an_id_in_the_same_line_of_several_files_are_several(
+    capsys: Any, suffix: str
+) -> None:
+    for number in range(3):
+        rows = [{"id": f"good-{number}", "prompt": "Why?"}, {"id": None, "prompt": "How?"}]
+        write_jsonl(Path(f"{number}.jsonl"), rows)
+        pq.write_table(pa.Table.from_pylist(rows), f"{number}.parquet")
+    names = [f"{number}.{suffix}" for number in range(3)]
+    flags = ("--id-column", "id", "--on-bad-row", "fail", "-o", "out")
+    answer = call(capsys, "run", *names, *flags, *ENGINE)
+    assert answer.code == 0, answer.err
+    failed = read("out/failed")
+    assert [row["id"] for row in failed] == ["bad-row-2", "bad-row-2-1", "bad-row-2-2"]
+    assert [row["source_file"] for row in failed] == names
+    assert call(capsys, "verify", "out", "-q").code == 0
+
+
+def test_bad_rows_with_the_same_id_are_duplicates(capsys: Any) -> None:
+    write_jsonl(Path("q.jsonl"), [{"id": "a", "prompt": " "}, {"id": "a", "prompt": ""}])
+    answer = call(capsys, "run", "q.jsonl", "--id-column", "id", "--on-bad-row", "fail", *ENGINE)
+    assert answer.code == 2
+    assert "q.jsonl:2: the id 'a' was used before, at q.jsonl:1" in answer.err
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.jsonl.gz", "q.parquet"])
+def test_a_row_over_the_limit_fails_and_the_limit_is_identity(capsys: Any, name: str) -> None:
+    rows = [{"prompt": "Why?"}, {"prompt": "x" * 5000}, {"prompt": "How?"}]
+    write_jsonl(Path("q.jsonl"), rows)
+    Path("q.jsonl.gz").write_bytes(gzip.compress(Path("q.jsonl").read_bytes()))
+    pq.write_table(pa.Table.from_pylist(rows), "q.parquet", use_dictionary=False)
+    job = ("run", name, "-o", "out", "--max-row-bytes", "2000", *ENGINE)
+    refused = call(capsys, *job)
+    assert refused.code == 2
+    assert "the row is longer than 2,000 bytes; --max-row-bytes" in refused.err
+    answer = call(capsys, *job, "--on-bad-row", "fail")
+    assert answer.code == 0, answer.err
+    assert [row["row_index"] for row in read("out/data")] == [0, 2]
+    (row,) = read("out/failed")
+    assert (row["code"], row["source_line"]) == ("bad_row", 2)
+    assert "the row is longer than 2,000 bytes" in row["message"]
+    assert "the row is longer" in call(capsys, "failed", "out").out
+    assert call(capsys, "verify", "out", "-q").code == 0
+    other = call(capsys, "run", name, "-o", "out", "--on-bad-row", "fail", *ENGINE)
+    assert other.code == 4
+    assert "max_row_bytes" in other.err

@@ -21,6 +21,9 @@ ROWS = [
         "messages": [{"role": "user", "content": f"Why {number}?"}],
         "qid": f"q{number}",
         "x": {"a": [number, 0.5, None]},
+        "data": [f"Why {number}?", "Because."],
+        "pairs": [{"human": f"Why {number}?", "assistant": None}],
+        "nested": [[{"role": "user", "content": f"Why {number}?"}]],
     }
     for number in range(40)
 ]
@@ -28,6 +31,9 @@ SELECTIONS = (
     Selection(),
     Selection(prompt_column="prompt", keep_columns=("x", "qid")),
     Selection(messages_column="messages", system_column="prompt", id_column="qid", limit=30),
+    Selection(format="ultrachat", id_column="qid", on_bad_row="fail"),
+    Selection(messages_column="pairs", keep_columns=("nested", "x"), on_bad_row="fail"),
+    Selection(turns_column="nested", final_assistant="continue"),
 )
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 LONG = settings(

@@ -40,6 +40,8 @@ FLAGS: list[tuple[str, ...]] = [
     ("--final-assistant", "continue"), ("--turns-column", "messages", "--on-bad-row", "fail"),
     ("--input-format", "sharegpt", "--on-bad-row", "fail"),
     ("--input-format", "alpaca", "--on-bad-row", "fail"),
+    ("--input-format", "ultrachat", "--on-bad-row", "fail"), ("--turns-column", "conversations"),
+    ("--on-bad-row", "fail", "--max-row-bytes", "200"),
 ]  # fmt: skip
 ODD_COLUMNS: list[Callable[[int], pa.Array]] = [
     pa.nulls,
@@ -120,6 +122,10 @@ ODD_MESSAGES: list[Any] = [
     {"from": "function_call", "value": "no"}, {"from": "function_call", "value": '{"name": "f"}'},
     {"role": "assistant", "content": " ", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
     {"role": "user", "content": [{"type": "text", "value": "a"}, "b", {"type": "image_url"}]},
+    {"role": "assistant", "content": [{"type": "reasoning", "value": "a"}, {"type": "text", "text": "b"}]},
+    {"role": "assistant", "content": [{"type": "tool_call", "value": "{"}, {"type": "thinking"}]},
+    {"human": "Hi", "assistant": "Yes"}, {"input": "Hi", "output": None, "system": "Be brief."},
+    [{"role": "user", "content": "Hi"}],
     None, [], "text",
 ]  # fmt: skip
 
@@ -131,6 +137,8 @@ def make_talk(chance: random.Random) -> list[Any]:
 SHAPED: dict[str, Callable[[random.Random], Any]] = {
     "messages": make_talk,
     "conversations": make_talk,
+    "data": lambda chance: chance.choice([["Hi"], ["Hi", "Yes"], ["Hi", ""], [], [{"prompt": "Hi"}], None]),
+    "temperature": lambda chance: chance.choice([0.5, "hot", None]),
     "turns": lambda chance: ["Hi"] if chance.random() < 0.7 else ["Hi", "", *make_talk(chance)],
     "instruction": lambda chance: chance.choice(["Add.", "Add.", " ", None, 1]),
     "input": lambda chance: chance.choice(["1, 2", "", None, []]),
@@ -190,7 +198,8 @@ def make_csv(chance: random.Random) -> bytes:
 
 def make_json(chance: random.Random) -> bytes:
     records = make_records(chance)
-    content = json.dumps(records, indent=chance.choice([None, 2])).encode()
+    whole: Any = chance.choice([records, records, records, {"rows": records}, {"a": records[0]}])
+    content = json.dumps(whole, indent=chance.choice([None, 2])).encode()
     if chance.random() < 0.3:
         content = b"\n".join(json.dumps(record).encode() for record in records)
     return mutate_bytes(content, chance) if chance.random() < 0.6 else content
@@ -226,6 +235,15 @@ def make_zstd(chance: random.Random) -> bytes:
     return mutate_bytes(content, chance) if chance.random() < 0.4 else content
 
 
+WANTED: list[dict[str, Any]] = [
+    {}, {}, {}, {"logprobs": True}, {"logprobs": True, "top_logprobs": 2}, {"top_logprobs": 1}, {"n": 2},
+    {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
+    {"tools": [{"name": "f"}], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+    {"tool_choice": {"function": None}}, {"tool_choice": []},
+]  # fmt: skip
+"""What requests want beside a text."""
+
+
 def make_batch(chance: random.Random) -> bytes:
     lines = []
     for number in range(chance.randint(1, 6)):
@@ -233,9 +251,10 @@ def make_batch(chance: random.Random) -> bytes:
         body: dict[str, Any] = {"model": "org/m", "messages": [message]}
         if chance.random() < 0.3:
             key = chance.choice(
-                ["messages", "temperature", "stop", "seed", "n", "tools", "model", "max_tokens"]
+                ["messages", "temperature", "stop", "seed", "n", "tools", "model", "max_tokens", "logprobs"]
             )
             body[key] = chance.choice(ODD_VALUES)
+        body |= chance.choice(WANTED)
         record = {"custom_id": f"r-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
         if chance.random() < 0.1:
             record[chance.choice(list(record))] = chance.choice(ODD_VALUES)

@@ -194,16 +194,13 @@ def test_every_key_of_a_body_is_honoured_or_refused() -> None:
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([request(n=2)], "b.jsonl:1: column 'body': the body sets n, which is not supported"),
         (
-            [request(n=2, logprobs=True, magic=1)],
-            "sets n, which is not supported per request; omit it, and set -n/--num-samples for the whole "
-            "job; the body sets logprobs, which is not supported per request; omit it, and set --logprobs K "
-            "for the whole job; the body sets magic",
+            [request(best_of=2, magic=1)],
+            "b.jsonl:1: column 'body': the body sets best_of, which is not supported per request; omit it, "
+            "or set it for the whole job; the body sets magic",
         ),
         ([request(), request(2, tools=[{}])], "b.jsonl:2: column 'body': tool 1 has the type None"),
         ([request(tool_choice="required")], "tool_choice must be none, auto, required or the name of one"),
-        ([request(logprobs=True)], "set --logprobs K for the whole job"),
         ([request(chat_template="{{ 1 }}")], "the body sets chat_template"),
         ([request(temperature=9)], "b.jsonl:1: column 'body': temperature: Input should be less than"),
         (

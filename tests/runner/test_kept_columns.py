@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
 from inside import call
 
 from synthia_batch import open_run
+from synthia_batch.inputs import Selection, open_source
+from synthia_batch.inputs.readers.json_shape import JsonShape
 from synthia_batch.storage.parts.schema import DATA_COLUMNS, FAILED_NAMES
 
 ENGINE = ("--engine", "scripted", "--pool", "local")
@@ -145,3 +148,54 @@ def test_init_proposes_no_column_that_would_clash(capsys: Any) -> None:
     assert "keep_columns: [topic]" in text
     assert ": [flags, seed]" in text
     assert call(capsys, "plan", "job.yaml", *ENGINE).code == 0
+
+
+NESTED = [{"tags": ["a", None], "about": {"n": 1, "at": [0.5]}}, {"tags": [], "about": {"n": None, "at": []}}]
+
+
+def write_nested() -> None:
+    write_jsonl(Path("q.jsonl"), [{"prompt": f"{n}?", **values} for n, values in enumerate(NESTED * 2)])
+
+
+def test_lists_and_objects_keep_their_types(capsys: Any) -> None:
+    write_nested()
+    done = call(capsys, "run", "q.jsonl", "-o", "out", "--keep-columns", "tags,about", *ENGINE, "-q")
+    assert done.code == 0, done.err
+    table = pq.read_table("out/data")
+    assert table.schema.field("tags").type == pa.list_(pa.string())
+    about = pa.struct([("n", pa.int64()), ("at", pa.list_(pa.float64()))])
+    assert table.schema.field("about").type == about
+    assert [{name: row[name] for name in NESTED[0]} for row in table.to_pylist()] == NESTED * 2
+    exported = call(capsys, "export", "out", "--to", "messages", "--keep-columns", "tags,about").out
+    assert [json.loads(line)["about"] for line in exported.splitlines()] == [
+        row["about"] for row in NESTED * 2
+    ]
+    assert call(capsys, "verify", "out", "-q").code == 0
+
+
+def test_a_run_begun_before_lists_had_types_goes_on_with_json_text(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nested()
+    fails = ("--set", "engine.fail_every=2", "--set", "engine.fail_while_missing=fixed")
+    job = ("run", "q.jsonl", "--keep-columns", "tags,about", *fails, *ENGINE, "-q", "-o")
+    with monkeypatch.context() as patched:
+        patched.setattr(JsonShape, "take", lambda shape, _: setattr(shape, "root", None))
+        assert call(capsys, *job, "out").code == 0
+    plan = Path("out/.synthia/plan.json").read_bytes()
+    Path("fixed").touch()
+    assert call(capsys, "retry", "out", "-q").code == 0
+    table = pq.read_table("out/data")
+    assert table["about"].to_pylist() == [
+        json.dumps(row["about"], separators=(",", ":")) for row in NESTED * 2
+    ]
+    assert Path("out/.synthia/plan.json").read_bytes() == plan
+
+
+def test_a_rescan_for_an_old_plan_has_its_types(tmp_path: Path) -> None:
+    write_nested()
+    source = open_source(Path("q.jsonl"))
+    scan = source.scan(Selection(keep_columns=("tags", "about")), tmp_path)
+    old = scan.keep_types({"kept": [{"name": "tags", "type": "json"}]})
+    assert [column.type.partition(":")[0] for column in old.kept] == ["json", "arrow"]
+    assert scan.keep_types(scan.to_dict()) == scan

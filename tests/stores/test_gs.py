@@ -144,7 +144,7 @@ def test_a_run_is_put_restored_and_retried(server: Server, synthia: Command, tmp
     assert "restored 2 of 2 shards" in done.stderr
     assert not read_call_log(log)
     (tmp_path / "mended").touch()
-    done = synthia("retry", "state", "-q", **server.environment)
+    done = synthia("retry", "state", "--trust", "-q", **server.environment)
     assert done.returncode == 0, done.stderr
     assert server.read_dataset() == read_bytes_of_data(tmp_path / "state")
     assert not [key for key in server.read_dataset() if key.startswith("failed/")]

@@ -5,17 +5,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Command, write_jsonl
 
+from synthia_batch.core import vision
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import EngineSpec, LoraAdapter, ModelRef
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.models.prompts.formats import ChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
 from synthia_batch.runner.directory.canary_record import make_canaries
-from synthia_batch.workers.environment import preferred_environment, required_environment
+from synthia_batch.workers.engine import Placement
+from synthia_batch.workers.environment import preferred_environment, prepare_environment, required_environment
+from synthia_batch.workers.vllm.arguments import engine_arguments
 from synthia_batch.workers.vllm.settings import check_processes
 
 SPEC = EngineSpec(
@@ -141,3 +145,32 @@ def test_a_very_short_model_still_runs(synthia: Command, tmp_path: Path) -> None
         "model.max_model_len=30",
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_token_of_the_hub_is_no_argument_that_vllm_would_log() -> None:
+    spec = dataclasses.replace(SPEC, settings={"hf_token": "hf_planted"})
+    assert "hf_token" not in engine_arguments(spec, Placement())
+    with pytest.MonkeyPatch.context() as patch:
+        for name in required_environment(SPEC):
+            patch.setenv(name, "")
+        patch.setattr(os, "environ", dict(os.environ))
+        prepare_environment(spec, Placement())
+        assert os.environ["HF_TOKEN"] == "hf_planted"
+
+
+@pytest.mark.parametrize(
+    ("versions", "hidden"),
+    [
+        ({"torch": "2.13.0+cpu", "torchvision": "0.28.0"}, ["torchvision"]),
+        ({"torch": "2.13.0+cpu", "torchvision": "0.28.0+cpu"}, []),
+        ({"torch": "2.13.0", "torchvision": "0.28.0"}, []),
+    ],
+)
+def test_a_torchvision_for_gpus_counts_as_missing_beside_a_torch_for_cpus(
+    monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], hidden: list[str]
+) -> None:
+    modules: dict[str, object] = {}
+    monkeypatch.setattr(vision, "sys", SimpleNamespace(modules=modules))
+    monkeypatch.setattr(vision.metadata, "version", lambda name: versions.get(name, "0.1+cpu"))
+    vision.hide_other_builds()
+    assert [name for name, module in modules.items() if module is None] == hidden

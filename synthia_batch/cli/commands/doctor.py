@@ -1,11 +1,12 @@
 """`synthia-batch doctor`: check this machine, and whether a job will fit on it."""
 
-import json
 from typing import Annotated
 
 import typer
 
 from synthia_batch.cli.flags import JobFlags
+from synthia_batch.core.formatting import encode_json
+from synthia_batch.core.terminal import show
 
 EXIT_UNHEALTHY = 2
 _MARKS = {"ok": "ok ", "unknown": " ? ", "bad": "BAD"}
@@ -20,8 +21,8 @@ def doctor(
     layers = flags.read_layers()
     found = examine_job(layers) if any(layer.values for layer in layers) else examine_machine()
     if as_json:
-        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        show(encode_json(found.to_dict(), indent=2))
     else:
         for check in found.checks:
-            print(f"{_MARKS[check.state]} {check.name}: {check.text}")
+            show(f"{_MARKS[check.state]} {check.name}: {check.text}")
     raise typer.Exit(0 if found.is_healthy else EXIT_UNHEALTHY)

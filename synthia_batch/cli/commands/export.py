@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from synthia_batch.cli.flags import split_names
+from synthia_batch.cli.flags import split_names, split_pair
 from synthia_batch.cli.run_location import RunLocation, open_location
+from synthia_batch.core.terminal import show
 from synthia_batch.results.export.formats import FORMATS
 
 
@@ -18,12 +19,16 @@ def export(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="May end in .gz. [stdout]")
     ] = None,
     keep_columns: Annotated[str | None, typer.Option(help="Kept input columns to include: a,b,c")] = None,
+    rename_column: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="Another name for a kept column. Repeatable.")
+    ] = None,
     drop_truncated: Annotated[
         bool, typer.Option("--drop-truncated", help="Omit answers that were cut off.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
 ) -> None:
     """Write a finished dataset for TRL, Axolotl, LLaMA-Factory, OpenAI's batch readers or a spreadsheet."""
+    from synthia_batch.results.export.kept import name_kept_columns, rename_kept
     from synthia_batch.results.export.recipes import describe_use
     from synthia_batch.results.export.writer import write_records
     from synthia_batch.results.read.run import open_complete_run
@@ -31,17 +36,21 @@ def export(
     chosen = FORMATS.get(to)
     if chosen is None:
         raise typer.BadParameter(f"--to {to}: unknown format; choose one of {', '.join(FORMATS)}")
-    kept = split_names(keep_columns or "")
+    names = name_kept_columns(
+        chosen,
+        split_names(keep_columns or ""),
+        dict(split_pair(text, "rename-column", "OLD=NEW") for text in rename_column or []),
+    )
     with open_location(directory) as place:
         finished = open_complete_run(place)
-        samples = finished.samples(kept, with_logprobs=chosen.takes_logprobs)
+        samples = rename_kept(finished.samples(tuple(names), with_logprobs=chosen.takes_logprobs), names)
         if drop_truncated:
             samples = (sample for sample in samples if not sample.is_cut_off)
         records = chosen.convert(samples, **({"failed": finished.failed()} if chosen.takes_failed else {}))
         count = write_records(
-            records, (*chosen.columns, *kept), output, as_csv=chosen.name == "csv", replaces=force
+            records, (*chosen.columns, *names.values()), output, as_csv=chosen.name == "csv", replaces=force
         )
     where = f" to {output}" if output else ""
-    print(f"{count} records{where}", file=sys.stderr)
+    show(f"{count} records{where}", file=sys.stderr)
     if output is not None:
-        print(describe_use(chosen.name, output), file=sys.stderr)
+        show(describe_use(chosen.name, output), file=sys.stderr)

@@ -1,6 +1,5 @@
 """`synthia-batch failed`: list failed samples, and what to do about them."""
 
-import json
 import shlex
 import sys
 from collections import Counter
@@ -9,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from synthia_batch.cli.run_location import RunLocation, open_location
+from synthia_batch.core.formatting import encode_json
+from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
     from synthia_batch.results.read.failures import FailedSample
@@ -32,9 +33,9 @@ def failed(
         for sample in list_failures(place):
             counts[sample.code] += 1
             if code in (None, sample.code):
-                print(json.dumps(sample.to_dict(), ensure_ascii=False) if as_json else _describe(sample))
+                show(encode_json(sample.to_dict()) if as_json else _describe(sample))
     sys.stdout.flush()
-    print(_summarize(directory, code, counts), file=sys.stderr)
+    show(_summarize(directory, code, counts), file=sys.stderr)
 
 
 def _describe(sample: "FailedSample") -> str:

@@ -1,5 +1,6 @@
 """`synthia-batch init`: write a job file to start from."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated
 import typer
 
 from synthia_batch.cli.flags import INPUT_HELP
+from synthia_batch.core.terminal import show
 
 STDOUT = Path("-")
 
@@ -20,6 +22,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented job file for an input's columns. It runs as written."""
+    from synthia_batch.core.files import create_file
     from synthia_batch.errors import UsageError
     from synthia_batch.inputs.fetch.file_types import split_name
     from synthia_batch.operations.init import format_proposal, propose_job
@@ -31,16 +34,18 @@ def init(
         raise UsageError(f"{file}: already exists; name another with -o FILE, or overwrite it with --force")
     proposal = propose_job(source)
     if file == STDOUT:
-        print(format_proposal(proposal, Path()), end="")
+        show(format_proposal(proposal, Path()), end="")
         return
     try:
-        file.write_text(format_proposal(proposal, file.parent), encoding="utf-8")
+        text = format_proposal(proposal, file.parent)
+        with os.fdopen(create_file(file), "w", encoding="utf-8") as target:
+            target.write(text)
     except OSError as exc:
         raise UsageError(f"{file}: cannot be written: {exc.strerror}; name another with -o FILE") from exc
     shown = shlex.quote(str(file))
-    print(
+    show(
         f"{file}: {proposal.rows:,} rows of {proposal.holds}, from the column {proposal.columns.text!r}\n"
         f"check it with: synthia-batch plan {shown}",
         file=sys.stderr,
     )
-    print(file)
+    show(file)

@@ -1,12 +1,13 @@
 """`synthia-batch plan` and `validate`: forecast and check a job without running it."""
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from synthia_batch.cli.flags import JobFlags
+from synthia_batch.core.formatting import encode_json
+from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
     from synthia_batch.operations.disk_usage import DiskUsage
@@ -45,7 +46,7 @@ def validate(flags: JobFlags) -> None:
     rows = check_input(job)
     names = [str(file.shown).encode(errors="backslashreplace").decode() for file in job.inputs]
     name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-    print(f"{name}: {rows} rows, no faults{f'; {LATER_TURNS}' if job.plan.plays_turns else ''}")
+    show(f"{name}: {rows} rows, no faults{f'; {LATER_TURNS}' if job.plan.plays_turns else ''}")
 
 
 def print_plan(
@@ -59,16 +60,16 @@ def print_plan(
     forecast = forecast_job(job)
     values = forecast.to_dict()
     if not as_json:
-        print(*_list_settings(forecast, shows_defaults), "", *_list_facts(forecast), sep="\n", flush=True)
+        show(*_list_settings(forecast, shows_defaults), "", *_list_facts(forecast), sep="\n", flush=True)
     if probe_samples is not None:
         from synthia_batch.cli.commands.probe import describe_probe, probe, probe_to_dict
 
         found = probe(job, probe_samples)
         values["probe"] = probe_to_dict(found)
         if not as_json:
-            print(f"\n{describe_probe(found)}")
+            show(f"\n{describe_probe(found)}")
     if as_json:
-        print(json.dumps(values, indent=2, ensure_ascii=False))
+        show(encode_json(values, indent=2))
 
 
 def _list_settings(forecast: "Forecast", shows_defaults: bool) -> list[str]:
@@ -89,6 +90,7 @@ def _list_facts(forecast: "Forecast") -> list[str]:
     values: dict[str, Any] = forecast.to_dict()
     names = ("directory", "fingerprint", "model", "rows", "samples", "shards", "longest_output_tokens")
     lines = [f"{name.replace('_', ' ')}: {values[name]}" for name in names]
+    lines += [f"sends {use.variable} to {use.host} ({use.key})" for use in forecast.secrets]
     if len(forecast.files) > 1:
         lines.append(f"files: {len(forecast.files)}, in this order:")
         lines += [f"  {file.name} ({file.rows} rows)" for file in forecast.files[:MOST_FILES]]

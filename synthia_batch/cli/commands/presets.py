@@ -1,9 +1,11 @@
 """`synthia-batch presets`: the settings that model cards recommend, with their sources."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from synthia_batch.core.formatting import encode_json
+from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
     from synthia_batch.job.presets import Preset, Sourced
@@ -18,16 +20,16 @@ def presets(
 
     if name is not None:
         preset = read_preset(name)
-        print(json.dumps(preset.to_dict(), indent=2, ensure_ascii=False) if as_json else _describe(preset))
+        show(encode_json(preset.to_dict(), indent=2) if as_json else _describe(preset))
         return
     known = [read_preset(other) for other in list_presets()]
     if as_json:
-        print(json.dumps([preset.to_dict() for preset in known], indent=2, ensure_ascii=False))
+        show(encode_json([preset.to_dict() for preset in known], indent=2))
         return
     width = max(len(preset.name) for preset in known)
     for preset in known:
         models = ", ".join(preset.matches) or preset.title
-        print(f"{preset.name:<{width}}  {models}")
+        show(f"{preset.name:<{width}}  {models}")
 
 
 def _describe(preset: "Preset") -> str:

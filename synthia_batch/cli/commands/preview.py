@@ -10,6 +10,8 @@ import typer
 
 from synthia_batch.cli.columns import Column, fold, make_visible, print_columns
 from synthia_batch.cli.flags import JobFlags
+from synthia_batch.core.formatting import encode_json
+from synthia_batch.core.terminal import show
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def preview(
     else:
         found = preview_prompts(job, count, scattered=scattered)
     if as_json:
-        print(json.dumps(_to_dict(job, found), indent=2, ensure_ascii=False))
+        show(encode_json(_to_dict(job, found), indent=2))
     else:
         _print_rows(job, found, full)
     if answers:
@@ -64,14 +66,14 @@ def _print_rows(job: "ResolvedJob", found: "JobPreview", full: bool) -> None:
     day = _find_day(job)
     told = [f"{name}={json.dumps(value)}" for name, value in job.prompt.kwargs.items()]
     if told or day:
-        print(f"chat template: {', '.join([*told, *([f'today is {day} (template_date)'] if day else [])])}\n")
+        show(f"chat template: {', '.join([*told, *([f'today is {day} (template_date)'] if day else [])])}\n")
     for row, samples in _group_by_row(found):
         place = make_visible(f"{job.inputs[row.file].name}:{row.line}: row {row.index}, id {row.id}")
-        print(place)
+        show(place)
         shown = [_make_column(job, sample, full) for sample in samples]
         depth = max(len(column.texts) for column in shown)
         print_columns([_pad(column, depth) for column in shown])
-        print()
+        show()
 
 
 def _find_day(job: "ResolvedJob") -> str | None:
@@ -127,12 +129,12 @@ def _list_answers(one: "SamplePreview", outcome: "Outcome") -> Iterator[str]:
 
 def _print_messages(found: "JobPreview") -> None:
     if found.drained is not None:
-        print(f"drained on {found.drained.label}; resume with: {describe_command()}", file=sys.stderr)
+        show(f"drained on {found.drained.label}; resume with: {describe_command()}", file=sys.stderr)
     elif found.is_complete:
-        print(f"the run is complete: {found.directory}", file=sys.stderr)
+        show(f"the run is complete: {found.directory}", file=sys.stderr)
     else:
         done = f"{found.ended} of {found.total} samples are done"
-        print(f"{done} in {found.directory}; `run` with the same flags generates the others", file=sys.stderr)
+        show(f"{done} in {found.directory}; `run` with the same flags generates the others", file=sys.stderr)
 
 
 def _to_dict(job: "ResolvedJob", found: "JobPreview") -> dict[str, Any]:

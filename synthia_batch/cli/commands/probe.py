@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from synthia_batch.core.formatting import format_bytes, format_seconds
+from synthia_batch.core.terminal import show
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ def probe(job: "ResolvedJob", count: int) -> "Probe":
 
     found = probe_job(job, count, Display())
     if found.drained is not None:
-        print(
+        show(
             f"drained on {found.drained.label}: {found.known} of {found.asked} samples are done",
             file=sys.stderr,
         )
-        print("no estimate, since the shortest answers finish first", file=sys.stderr)
-        print(f"resume with: {describe_command()}", file=sys.stderr)
+        show("no estimate, since the shortest answers finish first", file=sys.stderr)
+        show(f"resume with: {describe_command()}", file=sys.stderr)
         raise typer.Exit(found.drained.exit_code)
     return found
 

@@ -1,10 +1,12 @@
 """`synthia-batch report`: write a page about a run."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from synthia_batch.core.formatting import encode_json
+from synthia_batch.core.terminal import show
 
 
 def report(
@@ -24,8 +26,8 @@ def report(
     if as_json:
         from synthia_batch.results.report.summary import read_report
 
-        print(json.dumps(read_report(directory).to_dict(), ensure_ascii=False))
+        show(encode_json(read_report(directory).to_dict()))
         return
     from synthia_batch.results.report.page import write_report
 
-    print(write_report(directory, output))
+    show(write_report(directory, output))

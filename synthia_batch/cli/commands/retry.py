@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from synthia_batch.cli.run_location import RunLocation
+from synthia_batch.core.terminal import show
 
 _log = logging.getLogger(__name__)
 
@@ -20,6 +21,9 @@ def retry(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A job key outside the job's identity. Repeatable."),
     ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="The run is yours: use addresses, keys and code it names.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -41,11 +45,11 @@ def retry(
     set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
     layers = [Layer(origin="flag", values=values), read_environment(os.environ)]
-    result = retry_failed(directory, FailureChoice(code=code), layers, display)
+    result = retry_failed(directory, FailureChoice(code=code), layers, display, trusts=trust)
     if result.run is None:
         which = f"with the code {code}" if code else "failed"
         _log.info(f"{directory}: there are no samples {which}; nothing was changed")
-        print(_to_json(directory) if as_json else directory)
+        show(_to_json(directory) if as_json else directory)
         return
     _log.info(f"retried {result.chosen} failed samples")
     print_result(result.run, as_json)
@@ -53,6 +57,6 @@ def retry(
 
 
 def _to_json(directory: str) -> str:
-    import json
+    from synthia_batch.core.formatting import encode_json
 
-    return json.dumps({"directory": directory, "chosen": 0, "made_now": 0})
+    return encode_json({"directory": directory, "chosen": 0, "made_now": 0})

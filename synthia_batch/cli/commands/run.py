@@ -1,6 +1,5 @@
 """`synthia-batch run`: run or resume a job."""
 
-import json
 import logging
 import shlex
 import sys
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthia_batch.cli.flags import JobFlags
+from synthia_batch.core.formatting import encode_json
+from synthia_batch.core.terminal import show
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def print_result(result: "RunResult", as_json: bool) -> None:
     if as_json:
         _print_json(result)
     elif result.drained is None:
-        print(result.place)
+        show(result.place)
 
 
 def _print_messages(result: "RunResult") -> None:
@@ -79,7 +80,7 @@ def _print_messages(result: "RunResult") -> None:
     report = result.directory / "report.html"
     if result.drained is None and report.exists():
         lines.append(f"report: {report}")
-    print("\n".join(lines), file=sys.stderr)
+    show("\n".join(lines), file=sys.stderr)
 
 
 def _format_loading(result: "RunResult") -> str:
@@ -109,8 +110,8 @@ def _explain_failures(result: "RunResult") -> list[str]:
 
 
 def _print_json(result: "RunResult") -> None:
-    print(
-        json.dumps(
+    show(
+        encode_json(
             {
                 "directory": str(result.directory),
                 **({"output": result.remote} if result.remote else {}),

@@ -1,6 +1,7 @@
 """`synthia-batch schema`: the JSON Schema of job files, for editors."""
 
-import json
+from synthia_batch.core.formatting import encode_json
+from synthia_batch.core.terminal import show
 
 
 def schema() -> None:
@@ -11,4 +12,4 @@ def schema() -> None:
     """
     from synthia_batch.job.loading.json_schema import make_schema
 
-    print(json.dumps(make_schema(), indent=2, ensure_ascii=False))
+    show(encode_json(make_schema(), indent=2))

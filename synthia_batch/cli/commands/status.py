@@ -1,6 +1,5 @@
 """`synthia-batch status`: the progress of a run, as a page or as one line per update."""
 
-import json
 import shutil
 import sys
 import time
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from synthia_batch.cli.run_location import RunLocation, is_url
-from synthia_batch.core.formatting import format_bytes, format_seconds
+from synthia_batch.core.formatting import encode_json, format_bytes, format_seconds
+from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
     from synthia_batch.results.read.attempt import WorkerActivity
@@ -65,14 +65,14 @@ def _print_remote(url: str, as_json: bool) -> None:
 
     found = read_remote_status(url)
     if as_json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False))
+        show(encode_json(found.to_dict()))
         return
     ended = found.finished + found.failed
-    print(f"{found.name}  {found.state}  {found.url}")
-    print(f"samples   {ended} of {found.samples} stored: {found.finished} finished, {found.failed} failed")
-    print(f"shards    {found.shards_published} of {found.shards}")
+    show(f"{found.name}  {found.state}  {found.url}")
+    show(f"samples   {ended} of {found.samples} stored: {found.finished} finished, {found.failed} failed")
+    show(f"shards    {found.shards_published} of {found.shards}")
     if found.owner is not None:
-        print(f"writer    {found.owner.describe(found.url)}")
+        show(f"writer    {found.owner.describe(found.url)}")
 
 
 def _show_update(found: "RunStatus", page: "_Page", as_json: bool) -> None:
@@ -83,12 +83,12 @@ def _show_update(found: "RunStatus", page: "_Page", as_json: bool) -> None:
         page.draw(describe_status(found))
     else:
         time_of_day = datetime.now().strftime("%H:%M:%S")
-        print(f"{time_of_day} {describe_briefly(found)}", flush=True)
+        show(f"{time_of_day} {describe_briefly(found)}", flush=True)
 
 
 def _print(found: "RunStatus", as_json: bool) -> None:
-    text = json.dumps(found.to_dict(), ensure_ascii=False) if as_json else "\n".join(describe_status(found))
-    print(text, flush=True)
+    text = encode_json(found.to_dict()) if as_json else "\n".join(describe_status(found))
+    show(text, flush=True)
 
 
 def describe_status(status: "RunStatus") -> list[str]:

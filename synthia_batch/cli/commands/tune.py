@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthia_batch.cli.flags import JobFlags
+from synthia_batch.core.formatting import encode_json
+from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
     from synthia_batch.operations.tune import Tuning
@@ -36,7 +38,7 @@ def tune(
     job = resolve_job(flags.read_layers(), uses_tuned=False)
     with mute_log("synthia_batch.operations.tune") if quiet else nullcontext():
         tuning = tune_job(job, budget_seconds, prompts)
-    print(json.dumps(_to_dict(tuning), ensure_ascii=False) if as_json else _describe(tuning))
+    show(encode_json(_to_dict(tuning)) if as_json else _describe(tuning))
     _print_messages(tuning)
     if tuning.is_interrupted and tuning.stopped is not None:
         raise typer.Exit(tuning.stopped.exit_code)
@@ -83,19 +85,17 @@ def _to_dict(tuning: "Tuning") -> dict[str, Any]:
 def _print_messages(tuning: "Tuning") -> None:
     if tuning.stopped is not None:
         why = f"on {tuning.stopped.label}" if tuning.is_interrupted else "at the end of the budget"
-        print(f"stopped {why}; untried settings may be faster", file=sys.stderr)
+        show(f"stopped {why}; untried settings may be faster", file=sys.stderr)
     if tuning.kept is None:
-        print("no settings were saved", file=sys.stderr)
+        show("no settings were saved", file=sys.stderr)
         return
     if tuning.kept:
         kept = " ".join(_format_flags(tuning.kept))
-        print(f"saved: later jobs with this model on this hardware use {kept}", file=sys.stderr)
+        show(f"saved: later jobs with this model on this hardware use {kept}", file=sys.stderr)
     else:
-        print("saved: later jobs use the default batch size", file=sys.stderr)
+        show("saved: later jobs use the default batch size", file=sys.stderr)
     if tuning.kept.keys() != tuning.best.settings.keys():
-        print(
-            "the other settings are part of a job's identity: pass them as flags if wanted", file=sys.stderr
-        )
+        show("the other settings are part of a job's identity: pass them as flags if wanted", file=sys.stderr)
 
 
 def _format_flags(settings: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """`synthia-batch verify`: check that a run directory holds exactly what its run wrote."""
 
-import json
 import os
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from synthia_batch.cli.run_location import RunLocation, open_location, require_directory
+from synthia_batch.core.formatting import encode_json
+from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
-    from synthia_batch.operations.rerun import RerunResult
+    from synthia_batch.operations.rerun import RerunResult, RerunSelection
     from synthia_batch.results.verify.repair import RepairResult
     from synthia_batch.results.verify.verify import Verification
 
@@ -32,6 +33,9 @@ def verify(
         int | None, typer.Option(min=1, metavar="N", help="Regenerate N finished samples and compare.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed for the selection of --rerun.")] = 0,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="With --rerun: the run is yours; use addresses and code it names.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Check every file of a run: checksums, pages, columns, order, and one output per sample.
@@ -43,9 +47,17 @@ def verify(
     from synthia_batch.core.console import ReadingDisplay
 
     if rerun is not None:
+        from synthia_batch.operations.rerun import RerunSelection
+
         if repair:
             raise typer.BadParameter("--repair and --rerun cannot be combined; run one after the other")
-        _rerun(require_directory(directory, "--rerun"), rerun, seed, as_json, quiet)
+        _rerun(
+            require_directory(directory, "--rerun"),
+            RerunSelection(count=rerun, seed=seed),
+            as_json,
+            quiet,
+            trust,
+        )
     if repair:
         require_directory(directory, "--repair")
     with ReadingDisplay(quiet=quiet) as display, open_location(directory) as place:
@@ -60,23 +72,22 @@ def verify(
 
             found = replace(verify_run(place, display.show, decodes_rows=rows), directory=directory)
             damaged = bool(found.findings)
-            text = json.dumps(found.to_dict(), ensure_ascii=False) if as_json else _describe(found)
-    print(text)
+            text = encode_json(found.to_dict()) if as_json else _describe(found)
+    show(text)
     raise typer.Exit(EXIT_DAMAGED if damaged else 0)
 
 
-def _rerun(directory: Path, count: int, seed: int, as_json: bool, quiet: bool) -> None:
+def _rerun(directory: Path, selection: "RerunSelection", as_json: bool, quiet: bool, trusts: bool) -> None:
     from synthia_batch.core.console import Display
     from synthia_batch.core.log import set_verbosity
     from synthia_batch.job.loading.merge import read_environment
-    from synthia_batch.operations.rerun import RerunSelection, rerun_samples
+    from synthia_batch.operations.rerun import rerun_samples
 
     set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
-    selection = RerunSelection(count=count, seed=seed)
-    result = rerun_samples(directory, selection, [read_environment(os.environ)], display)
+    result = rerun_samples(directory, selection, [read_environment(os.environ)], display, trusts=trusts)
     display.close()
-    print(_rerun_to_json(result) if as_json else _describe_rerun(result))
+    show(_rerun_to_json(result) if as_json else _describe_rerun(result))
     if result.differences:
         raise typer.Exit(EXIT_DAMAGED)
     raise typer.Exit(result.stopped.exit_code if result.stopped else 0)
@@ -104,7 +115,7 @@ def _rerun_to_json(result: "RerunResult") -> str:
     values = {field.name: getattr(result, field.name) for field in fields(result)}
     values["differences"] = [one.to_dict() for one in result.differences]
     values["stopped"] = result.stopped and result.stopped.label
-    return json.dumps(values, ensure_ascii=False)
+    return encode_json(values)
 
 
 def _describe(found: "Verification") -> str:
@@ -132,12 +143,11 @@ def _describe_repair(directory: Path, repaired: "RepairResult") -> str:
 
 
 def _repair_to_json(directory: Path, repaired: "RepairResult") -> str:
-    return json.dumps(
+    return encode_json(
         {
             "directory": str(directory),
             "done": list(repaired.done),
             "remaining": [finding.to_dict() for finding in repaired.remaining],
             "is_to_run": repaired.is_to_run,
         },
-        ensure_ascii=False,
     )

@@ -16,7 +16,7 @@ from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, is_copy
 from synthia_batch.inputs.fetch.datasets_dir import is_dataset, normalize_dataset, refuse_splits
 from synthia_batch.inputs.fetch.file_types import FORMATS, LocatedFile, RowFiles, choose_row_files, split_name
-from synthia_batch.inputs.fetch.normalize import normalize_file
+from synthia_batch.inputs.fetch.normalize import NormalizedFile, normalize_file
 from synthia_batch.inputs.fetch.sniff import find_json_kind, read_start
 from synthia_batch.inputs.fetch.stamps import read_stamps, refuse_changed
 from synthia_batch.inputs.fetch.stdin import STDIN, STDIN_NAME, keep_stdin, refuse_lost
@@ -49,12 +49,13 @@ def resolve_inputs(
     digest: str | None = None,
     makes: bool = True,
     max_row_bytes: int = MAX_ROW_BYTES,
+    fails_long_rows: bool = False,
 ) -> ResolvedInput:
     """Return the files that `paths` name, in their order; those of a pattern or directory sorted by name.
 
     `digest` is what the input must have, if the job says so; it is compared elsewhere. Without `makes`,
     nothing is fetched or copied: an input that is not in the cache is refused. A row of over
-    `max_row_bytes` is refused.
+    `max_row_bytes` is refused; with `fails_long_rows`, not before its line is read.
 
     Raises:
         UsageError: An input is missing, named twice, or of an unknown format.
@@ -71,10 +72,7 @@ def resolve_inputs(
     names = name_files([str(file.shown) for file in located])
     files = []
     for file, name in zip(located, names, strict=True):
-        normalize = normalize_dataset if is_dataset(file.path) else normalize_file
-        if file.texts:
-            normalize = normalize_texts
-        rows = normalize(file, cache, makes=makes, max_row_bytes=max_row_bytes)
+        rows = _normalize(file, cache, makes=makes, limit=max_row_bytes, fails_long_rows=fails_long_rows)
         # A rewritten row was checked as it was, and may be longer as JSON.
         is_checked = rows.digest is not None and rows.kind.name != "parquet"
         files.append(
@@ -221,6 +219,16 @@ def _find_by_pattern(pattern: str) -> list[LocatedFile]:
     if not paths:
         raise UsageError(f"{pattern}: no file matches; check the path and the pattern")
     return [LocatedFile(path=Path(path), shown=Path(path)) for path in paths]
+
+
+def _normalize(
+    file: LocatedFile, cache: DigestCache, *, makes: bool, limit: int, fails_long_rows: bool
+) -> NormalizedFile:
+    if file.texts:
+        return normalize_texts(file, cache, makes=makes, max_row_bytes=limit)
+    if is_dataset(file.path):
+        return normalize_dataset(file, cache, makes=makes, max_row_bytes=limit)
+    return normalize_file(file, cache, makes=makes, max_row_bytes=limit, copies_long_lines=fails_long_rows)
 
 
 def _refuse_twice(located: Sequence[LocatedFile]) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from synthia_batch.inputs.records.faults import FaultList, RowFault, describe_long_row
+from synthia_batch.inputs.records.faults import REWRITE_LISTS, FaultList, RowFault, describe_long_row
 from synthia_batch.inputs.records.strict_json import parse_json
 
 READ_CHARACTERS = 1024 * 1024
+_BEHIND = "unexpected content after the list"
 
 
 class ByteReader(Protocol):
@@ -63,7 +64,7 @@ def _iterate_items(source: ByteReader, max_row_bytes: int) -> Iterator[str]:
             continue
         mark = text[at]
         if is_over:
-            raise RowFault("unexpected content after the list")
+            raise RowFault(f"unexpected content after the list. {REWRITE_LISTS}" if mark == "[" else _BEHIND)
         if not is_open:
             if mark != "[":
                 raise RowFault("it does not begin with [")

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from blake3 import blake3
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json
-from synthia_batch.core.types import InputFile
+from synthia_batch.core.types import ANY_ROW_BYTES, InputFile
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import FACTS_NAME, find_copy, keep_copy
 from synthia_batch.inputs.fetch.decompress import CHUNK_BYTES, open_decompressed
@@ -43,9 +43,17 @@ class NormalizedFile:
 
 
 def normalize_file(
-    found: LocatedFile, cache: DigestCache, *, makes: bool = True, max_row_bytes: int
+    found: LocatedFile,
+    cache: DigestCache,
+    *,
+    makes: bool = True,
+    max_row_bytes: int,
+    copies_long_lines: bool = False,
 ) -> NormalizedFile:
-    """Return the file to read for `found`: itself if a reader takes it, else a copy, created if missing."""
+    """Return the file to read for `found`: itself if a reader takes it, else a copy, created if missing.
+
+    `copies_long_lines`: lines of packed JSONL that are over the limit are left to the reader.
+    """
     encoding = sniff_file(found.path, found.shown)
     if encoding.compression is None and encoding.kind.reader is not None:
         return NormalizedFile(path=found.path, kind=encoding.kind)
@@ -54,7 +62,9 @@ def normalize_file(
     key = digest_json([VERSION, encoding.kind.name, packing, digest_file(found.path, cache)])[:32]
 
     def build(target: Path) -> None:
-        _build(found, encoding, target, max_row_bytes)
+        is_lines = encoding.kind.name == "jsonl"
+        limit = ANY_ROW_BYTES if is_lines and copies_long_lines else max_row_bytes
+        _build(found, encoding, target, limit)
         check_unchanged(stamps, found.shown)  # The key is the digest of what was there before.
 
     return get_normalized_copy(key, build, found, makes=makes)

@@ -20,6 +20,7 @@ from synthia_batch.inputs.fetch.file_types import (
     guess_text_kind,
     split_name,
 )
+from synthia_batch.inputs.records.documents import describe_start
 
 SNIFFED_BYTES = 64 * 1024
 _JSON_KINDS = ("jsonl", "json")
@@ -149,8 +150,8 @@ def _refuse_json(start: bytes) -> str:
     if first.startswith(b"{"):
         found = "an object that does not end on its first line"
     return (
-        f"expected one JSON object on each line, or a list [{{...}}, {{...}}], got {found}; write one row "
-        "a line, such as with `jq -c .`, or `jq -c '.NAME[]'` for rows under a name"
+        f"expected one JSON object on each line, or a list [{{...}}, {{...}}], got {found}; "
+        f"{describe_start(first.decode(errors='replace'))}"
     )
 
 

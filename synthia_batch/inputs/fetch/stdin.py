@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from blake3 import blake3
 
+from synthia_batch.core.files import make_private_directories
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copies, keep_copy, report_disk
 from synthia_batch.inputs.fetch.decompress import CHUNK_BYTES
@@ -34,7 +35,7 @@ def keep_stdin() -> Path:
     if source is None or source.isatty():
         raise UsageError("-: nothing is piped in; write `... | synthia-batch run -`, or name a file")
     with report_disk():
-        find_copies().mkdir(parents=True, exist_ok=True)
+        make_private_directories(find_copies())
         descriptor, name = tempfile.mkstemp(prefix=".stdin-", dir=find_copies())
     piped = Path(name)
     try:

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import types
 
+from synthia_batch.inputs.records.conversation_forms import PAIRS
 from synthia_batch.inputs.records.faults import RowFault
 from synthia_batch.inputs.records.strict_json import parse_json
 
@@ -28,8 +29,10 @@ def is_id(type_: pa.DataType) -> bool:
 
 def is_messages(type_: pa.DataType) -> bool:
     """Return whether values of this type can be conversations: lists of structs, or JSON text."""
-    is_list = _is_list_of(type_, "role", "content") or _is_list_of(type_, "from", "value")
-    return is_list or is_text(type_)
+    forms = (("role", "content"), ("from", "value"), *PAIRS)
+    if is_list(type_) and is_list(type_.value_type):  # Of turns that are lists of messages.
+        type_ = type_.value_type
+    return is_text(type_) or any(_is_list_of(type_, *form) for form in forms)
 
 
 def is_turns(type_: pa.DataType) -> bool:

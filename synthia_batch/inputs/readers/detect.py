@@ -8,12 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from synthia_batch.core.types import KeptColumn
-from synthia_batch.errors import InputRefused
-from synthia_batch.inputs.base import Columns, FileScan, FirstNames, Selection
+from synthia_batch.errors import InputRefused, UsageError
+from synthia_batch.inputs.base import Columns, FileScan, Selection
 from synthia_batch.inputs.records.columns import resolve_columns
 
 if TYPE_CHECKING:
     from synthia_batch.inputs.readers.scan import InputScan
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FirstNames:
+    """The columns of the first rows of a file, each with the place of the first row that has it.
+
+    `rows` were read; `is_whole`: these are all. `advice` is for a file that is no file of rows, as it seems.
+    """
+
+    places: Mapping[str, str]
+    rows: int
+    is_whole: bool
+    advice: str = ""
 
 
 class FileReader(Protocol):
@@ -59,10 +72,12 @@ def detect_columns(readers: Sequence[FileReader], selection: Selection) -> Detec
     """Return the columns that the first rows of all files lead to; see `Source.detect`."""
     places: dict[str, str] = {}
     first: FileReader | None = None
+    advice = ""
     left = selection.limit
     for reader in readers:
         names = reader.read_names(left)
         first = first or (reader if names.places else None)
+        advice = advice or names.advice
         places = {**names.places, **places}
         if left is not None:
             left -= names.rows
@@ -70,7 +85,10 @@ def detect_columns(readers: Sequence[FileReader], selection: Selection) -> Detec
                 break
     if first is None:
         raise refuse_empty(readers[0].shown, readers[0].empty_hint if len(readers) == 1 else "")
-    resolved = resolve_columns(selection, tuple(places), first.shown)
+    try:
+        resolved = resolve_columns(selection, tuple(places), first.shown)
+    except UsageError as exc:
+        raise UsageError(f"{exc}; {advice}" if advice else str(exc)) from exc
     return Detected(columns=first.refine(resolved), resolved=resolved, places=places, shown=first.shown)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from synthia_batch.core.digest import FileStamp
 from synthia_batch.core.types import MAX_ROW_BYTES, KeptColumn, Row
-from synthia_batch.inputs.base import Columns, FileScan, FirstNames, Scan, Selection
-from synthia_batch.inputs.readers.detect import detect_columns, refuse_empty
+from synthia_batch.inputs.base import Columns, FileScan, Scan, Selection
+from synthia_batch.inputs.readers.detect import FirstNames, detect_columns, refuse_empty
 from synthia_batch.inputs.readers.file_state import ReadCursor, Watched
 from synthia_batch.inputs.readers.scan import InputScan, refuse_duplicates, scan_files
 

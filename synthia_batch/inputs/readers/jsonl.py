@@ -13,17 +13,18 @@ from synthia_batch.inputs.base import (
     Checkpoint,
     Columns,
     FileScan,
-    FirstNames,
     Scan,
 )
+from synthia_batch.inputs.readers.detect import FirstNames
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed, report_unreadable
 from synthia_batch.inputs.readers.json_types import convert_kept
 from synthia_batch.inputs.readers.lines import Line, iterate_lines, open_lines, parse_line
 from synthia_batch.inputs.readers.scan import InputScan
+from synthia_batch.inputs.records.documents import describe_document
 from synthia_batch.inputs.records.faults import FaultList, RowFault
 from synthia_batch.inputs.records.messages import has_messages, has_other_fields
-from synthia_batch.inputs.records.openai_batch import read_model
+from synthia_batch.inputs.records.openai_batch import has_calls, read_choices, read_model, wants_logprobs
 from synthia_batch.inputs.records.record import RecordParser, Values
 from synthia_batch.inputs.records.shapes import TURNS_OF_MESSAGES
 from synthia_batch.inputs.records.strict_json import check_encodable, may_hold_surrogates
@@ -64,18 +65,30 @@ class JsonlSource(FileSource):
         if not places:
             faults.raise_if_any()
         self._head = head
-        return FirstNames(places=places, rows=rows, is_whole=is_whole)
+        advice = describe_document(head[0]) if is_whole and rows == len(head) == 1 else ""
+        return FirstNames(places=places, rows=rows, is_whole=is_whole, advice=advice)
 
     def refine(self, columns: Columns) -> Columns:
-        """Return `columns` with the model of the first request, the kind of turns, and of messages."""
+        """Return `columns` with what requests want, and with the kind of turns and of messages."""
         first = next(iter(self._head), {})
         if columns.shape == "openai-batch":
-            columns = dataclasses.replace(columns, model=read_model(first, columns.text or ""))
+            column = columns.text or ""
+            columns = dataclasses.replace(
+                columns,
+                model=read_model(first, column),
+                choices=read_choices(first, column),
+                logprobs=any(wants_logprobs(record, column) for record in self._head),
+            )
         turns = columns.turns if columns.shape is None else None
         if turns is not None and has_messages(first.get(turns)):
             columns = dataclasses.replace(columns, shape=TURNS_OF_MESSAGES)
         if columns.message_fields is None and columns.messages is not None:
-            found = any(has_other_fields(record.get(columns.messages)) for record in self._head)
+            name = columns.messages
+            is_batch = columns.shape == "openai-batch"
+            found = any(
+                has_calls(record, name) if is_batch else has_other_fields(record.get(name))
+                for record in self._head
+            )
             columns = dataclasses.replace(columns, message_fields=found)
         self._head = []
         return columns
@@ -147,9 +160,7 @@ class _Scanner:
             self._input_scan.index.add(self._check(record, text))
         except RowFault as fault:
             place = f"{self._shown}:{line.number}"
-            if line.content is None:  # Refused even where bad rows fail: the limit is no identity.
-                self._input_scan.faults.add(place, str(fault))
-            elif self._input_scan.add_fault(place, str(fault)):
+            if self._input_scan.add_fault(place, fault):
                 identifier = record.get(self._columns.id or "")
                 self._input_scan.index.add(self._parser.hash_bad(identifier, line.number))
         self._input_scan.count(1)

@@ -11,6 +11,7 @@ from pyarrow import types
 
 from synthia_batch.core.types import KeptColumn
 from synthia_batch.inputs.readers.arrow_types import is_list, map_leaves
+from synthia_batch.inputs.readers.json_shape import Node
 
 _PLAIN = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "double", pa.bool_(): "bool"}
 _FEATURES = b"huggingface"
@@ -31,6 +32,19 @@ def make_kept_column(field: pa.Field, feature: str | None = None) -> KeptColumn 
     return KeptColumn(
         name=field.name, type=_PLAIN.get(type_) or _serialize(field.name, type_), feature=feature
     )
+
+
+def make_nested_column(name: str, shape: Node, unknown: str) -> KeptColumn:
+    """Return the kept column for the lists or objects of a `shape` in JSON, nulls being of type `unknown`."""
+    return KeptColumn(name=name, type=_serialize(name, _convert(shape, unknown)))
+
+
+def _convert(node: Node, unknown: str) -> pa.DataType:
+    if node.kind == "list" and node.item is not None:
+        return pa.list_(_convert(node.item, unknown))
+    if node.kind == "struct":
+        return pa.struct([(name, _convert(inner, unknown)) for name, inner in node.fields.items()])
+    return pa.type_for_alias(node.kind or unknown) if node.kind != "number" else pa.float64()
 
 
 def parse_kept_type(column: KeptColumn) -> pa.DataType:

@@ -7,8 +7,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from synthia_batch.core.types import MAX_ROW_BYTES
 from synthia_batch.inputs.base import Checkpoint
-from synthia_batch.inputs.records.faults import RowFault, describe_long_row
-from synthia_batch.inputs.records.messages import describe
+from synthia_batch.inputs.records.faults import REWRITE_LISTS, RowFault, describe_long_row
+from synthia_batch.inputs.records.message_parts import describe
 from synthia_batch.inputs.records.strict_json import parse_json
 
 READ_BUFFER_BYTES = 1024 * 1024
@@ -42,7 +42,8 @@ def parse_line(line: Line) -> tuple[dict[str, Any], str]:
     except RowFault as exc:
         raise RowFault(f"{exc}{_hint_truncated(line.content)}") from exc
     if type(record) is not dict:
-        raise RowFault(f"a line must be a JSON object, not {describe(record)}")
+        hint = f". {REWRITE_LISTS}" if isinstance(record, list) else ""
+        raise RowFault(f"a line must be a JSON object, not {describe(record)}{hint}")
     return record, text
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.inputs.base import DETECT_ROWS, Columns, FileScan, FirstNames, Scan
+from synthia_batch.inputs.base import DETECT_ROWS, Columns, FileScan, Scan
 from synthia_batch.inputs.readers.arrow_types import (
     is_id,
     is_messages,
@@ -20,6 +20,7 @@ from synthia_batch.inputs.readers.arrow_types import (
     is_turns,
     list_decoded,
 )
+from synthia_batch.inputs.readers.detect import FirstNames
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed
 from synthia_batch.inputs.readers.kept_types import (
@@ -141,7 +142,7 @@ class ParquetSource(FileSource):
         try:
             file = open_parquet(self._path)
             for located in iterate_batches(self._path, file, scan.columns.used, first, scan.rows):
-                yield from make_rows(located, scan, parser)
+                yield from make_rows(located, scan, parser, self._max_row_bytes)
                 following = located.first + located.batch.num_rows
         except (RowFault, *LIBRARY_ERRORS) as exc:
             raise changed(self._shown, describe_error(exc)) from exc
@@ -162,7 +163,11 @@ class ParquetSource(FileSource):
         conversation = "a list of structs with role and content, or from and value, or JSON text"
         checks = (
             (columns.prompt, is_text, "a string"),
-            (columns.messages, is_messages, conversation),
+            (
+                columns.messages,
+                is_turns if columns.shape == "ultrachat" else is_messages,
+                "a list of texts" if columns.shape == "ultrachat" else conversation,
+            ),
             (
                 columns.turns,
                 is_messages if columns.shape else is_turns,
@@ -226,16 +231,15 @@ class _Scanner:
                 self._check_each(batch, first)
                 return
             if measure_row(batch) > self._max_row_bytes:
-                # Refused even where bad rows fail: the limit is no identity, which rows there are is.
-                fault = describe_long_row(self._max_row_bytes)
-                self._input_scan.faults.add(f"{self._shown}: row {first + 1}", fault)
+                fault = RowFault(describe_long_row(self._max_row_bytes))
+                self._input_scan.index.add(self._add_fault(first, fault))
                 return
         try:
             values = convert_batch(batch, first, self._columns)
         except ValueError as exc:
             # A value has no Python counterpart: check row by row to find it.
             if batch.num_rows == 1:
-                self._input_scan.index.add(self._add_fault(first, describe_error(exc)))
+                self._input_scan.index.add(self._add_fault(first, RowFault(describe_error(exc))))
             else:
                 self._check_each(batch, first)
             return
@@ -245,14 +249,14 @@ class _Scanner:
             try:
                 hashes.append(hash_record(record))
             except RowFault as fault:
-                hashes.append(self._add_fault(index, str(fault), record.identifier))
+                hashes.append(self._add_fault(index, fault, record.identifier))
         self._input_scan.index.add(b"".join(hashes))
 
     def _check_each(self, batch: pa.RecordBatch, first: int) -> None:
         for offset in range(batch.num_rows):
             self._check(batch.slice(offset, 1), first + offset)
 
-    def _add_fault(self, index: int, text: str, identifier: Any = None) -> bytes:
+    def _add_fault(self, index: int, fault: RowFault, identifier: Any = None) -> bytes:
         """Record a fault; return the hash of its row, if that row fails."""
-        fails = self._input_scan.add_fault(f"{self._shown}: row {index + 1}", text)
+        fails = self._input_scan.add_fault(f"{self._shown}: row {index + 1}", fault)
         return self._parser.hash_bad(identifier, index + 1) if fails else b""

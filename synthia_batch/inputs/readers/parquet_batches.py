@@ -18,7 +18,7 @@ from synthia_batch.inputs.readers.arrow_types import (
     list_values,
 )
 from synthia_batch.inputs.readers.kept_types import cast_kept
-from synthia_batch.inputs.readers.parquet_limits import READ_BUFFER_BYTES, choose_batch_rows
+from synthia_batch.inputs.readers.parquet_limits import READ_BUFFER_BYTES, choose_batch_rows, refuse_long
 from synthia_batch.inputs.records.faults import RowFault
 from synthia_batch.inputs.records.record import RecordParser, Values
 
@@ -141,7 +141,7 @@ def _join(values: Callable[[str], list[Any]], names: list[str], rows: int) -> li
     return [dict(zip(names, row, strict=True)) for row in zip(*map(values, names), strict=True)]
 
 
-def make_rows(located: LocatedBatch, scan: Scan, parser: RecordParser) -> Iterator[Row]:
+def make_rows(located: LocatedBatch, scan: Scan, parser: RecordParser, max_row_bytes: int) -> Iterator[Row]:
     """Yield the rows of a batch that a scan has checked.
 
     Raises RowFault or ValueError if a value has changed; bad rows that fail are yielded.
@@ -150,6 +150,8 @@ def make_rows(located: LocatedBatch, scan: Scan, parser: RecordParser) -> Iterat
     fails = scan.columns.bad_rows == "fail"
     numbers = scan.duplicates.list_numbers(start, start + size)
     try:
+        if fails and located.batch.nbytes > max_row_bytes:
+            refuse_long(located.batch, max_row_bytes)
         batch = convert_batch(located.batch, start, scan.columns, scan.kept)
     except ValueError as exc:
         if not fails:
@@ -161,7 +163,7 @@ def make_rows(located: LocatedBatch, scan: Scan, parser: RecordParser) -> Iterat
         else:
             for offset in range(size):
                 alone = LocatedBatch(first=start + offset, batch=located.batch.slice(offset, 1))
-                yield from make_rows(alone, scan, parser)
+                yield from make_rows(alone, scan, parser, max_row_bytes)
         return
     names = [column.name for column in scan.kept]
     kept = zip(*batch.kept, strict=True) if names else repeat((), size)

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from synthia_batch.inputs.records.faults import describe_long_row
+
 BATCH_ROWS = 1024
 """Maximum number of rows decoded at a time."""
 BATCH_BYTES = 8 * 1024 * 1024
@@ -57,6 +59,12 @@ def measure_row(batch: pa.RecordBatch) -> int:
         for column in batch.columns
     ]
     return sum(int(column.nbytes) for column in columns)
+
+
+def refuse_long(batch: pa.RecordBatch, max_bytes: int) -> None:
+    """Raise ValueError if the batch has several rows, to be looked at alone, or one of over `max_bytes`."""
+    if batch.num_rows > 1 or measure_row(batch) > max_bytes:
+        raise ValueError(describe_long_row(max_bytes))
 
 
 def _list_chunks(group: parquet.RowGroupMetaData, columns: Sequence[str]) -> Iterator[Any]:

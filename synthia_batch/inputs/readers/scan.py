@@ -13,7 +13,7 @@ from synthia_batch.inputs.base import PROGRESS_ROWS, Columns, FileScan, Scan, Se
 from synthia_batch.inputs.readers.detect import Detected, FileReader, detect_columns
 from synthia_batch.inputs.readers.json_types import KindTracker
 from synthia_batch.inputs.records.columns import TELLING, require_columns, resolve_columns, show_names
-from synthia_batch.inputs.records.faults import FaultList
+from synthia_batch.inputs.records.faults import FaultList, OtherRequest, RowFault
 from synthia_batch.inputs.records.hash_index import HashIndex
 from synthia_batch.inputs.records.record import RecordParser
 from synthia_batch.inputs.records.row_ids import find_duplicates
@@ -78,8 +78,11 @@ class InputScan:
             "--turns-column"
         )
 
-    def add_fault(self, place: str, text: str) -> bool:
+    def add_fault(self, place: str, fault: RowFault) -> bool:
         """Record the fault of a row; return whether the row fails, otherwise the input is refused."""
+        text = str(fault)
+        if isinstance(fault, OtherRequest):
+            text += f" (the first request: {self._places[self.columns.texts[0]]})"
         if self.columns.bad_rows == "refuse":
             self.faults.add(place, text)
             return False
@@ -158,7 +161,7 @@ class InputScan:
             return self.kinds.resolve()
         if not self._json_by:
             return self._typed
-        found = self.kinds.resolve()
+        found = self.kinds.resolve(beside_types=True)
         pairs = zip(self._typed, found, strict=True)
         # A column that is null in all of JSON has the type that it has elsewhere.
         kept = [now if self.kinds.has_values(now.name) else typed for typed, now in pairs]
@@ -173,8 +176,8 @@ class InputScan:
         from synthia_batch.inputs.readers.kept_types import unify_kept
 
         unified = unify_kept(before, now) if now.type != "json" else None
-        is_rounded = unified is not None and unified.type == "double" and not self.kinds.is_exact(now.name)
-        if unified is None or is_rounded:
+        changes = unified is not None and unified.type != now.type
+        if unified is None or (changes and not self.kinds.is_exact(now.name)):
             raise self.refuse_types(now, place)
         return unified
 

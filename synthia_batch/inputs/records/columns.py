@@ -6,9 +6,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from synthia_batch.core.types import MAX_ROW_BYTES
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.base import Columns, Selection
+from synthia_batch.inputs.fetch.file_types import split_name
+from synthia_batch.inputs.records.faults import REWRITE_LISTS
 from synthia_batch.inputs.records.shapes import SHAPES, Shape, find_shape
+from synthia_batch.job.sampling import RowKeys
 
 MESSAGES_COLUMN = "messages"
 TURNS_COLUMN = "turns"
@@ -27,7 +31,10 @@ TELLING = frozenset(
 
 SYSTEM_NAMES = re.compile(r"system|persona|.*system_?(prompt|message).*", re.IGNORECASE)
 ID_NAMES = re.compile(r"(.*[_-])?(id|uuid|key|hash)", re.IGNORECASE)
-TOOL_NAMES = re.compile(r"tools|functions", re.IGNORECASE)
+TOOL_NAMES = re.compile(r"tools?|functions?", re.IGNORECASE)
+SAMPLING_NAMES = re.compile(r"sampling|(generation|sampling)_?(config|kwargs|params)", re.IGNORECASE)
+SETTING_NAMES = re.compile("|".join((*RowKeys.model_fields, "n", "max_new_tokens", "do_sample")))
+CONVERSATION_NAMES = re.compile(r"conversations?|dialog(ue)?s?|chats?|message|msgs?", re.IGNORECASE)
 CONTEXT_NAMES = re.compile(
     r"history|contexts?|inputs?|passage|documents?|instances|choices|options|question|instruction",
     re.IGNORECASE,
@@ -35,6 +42,8 @@ CONTEXT_NAMES = re.compile(
 _NEAR_SYNONYMS = (
     (SYSTEM_NAMES, "--system-column {}"),
     (TOOL_NAMES, "--tools-column {}"),
+    (SAMPLING_NAMES, "--sampling-column {}"),
+    (SETTING_NAMES, "a setting; --sampling-column takes an object of them"),
     (CONTEXT_NAMES, "--prompt-template"),
     (ID_NAMES, "--id-column {}"),
 )
@@ -48,6 +57,8 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str
         final=selection.final_assistant,
         message_fields=selection.message_fields,
         bad_rows=selection.on_bad_row,
+        # Otherwise the limit decides only what is refused, which is no identity.
+        max_row_bytes=selection.max_row_bytes if selection.on_bad_row == "fail" else MAX_ROW_BYTES,
         renamed=dict(selection.rename_columns),
     )
     for name in columns.renamed:
@@ -101,6 +112,8 @@ def _choose_shape(selection: Selection, names: Sequence[str], *, is_named: bool)
     shape = find_shape(names)
     # A prompt column takes precedence, so that jobs from before shapes existed do not change.
     first = next((name for name in PROMPT_COLUMNS if name in names), None)
+    if shape is not None and shape.is_last and first is not None:
+        return None
     return None if first in PROMPT_COLUMNS[:2] else shape
 
 
@@ -127,6 +140,8 @@ def _resolve_shape(selection: Selection, shape: Shape, names: Sequence[str], pat
     # Those of a request stand in its body, whatever the column's name.
     tools = text if shape.tools == shape.text else shape.tools
     has_tools = tools is not None and (is_named or tools in names)
+    if shape.name == "openai-batch" and selection.tools_column is not None:
+        raise UsageError(f"{path}: the request bodies have their tools; omit --tools-column")
     columns = Columns(
         prompt=text if kind == "prompt" else None,
         messages=text if kind == "messages" else None,
@@ -193,16 +208,37 @@ def _detect_prompt(names: Sequence[str], path: Path | str) -> str:
     for name in PROMPT_COLUMNS:
         if name in names:
             return name
-    raise UsageError(
-        f"{path}: none of the columns {MESSAGES_COLUMN}, {TURNS_COLUMN}, {', '.join(PROMPT_COLUMNS)} "
-        f"exists; name one with --prompt-column{_suggest_prompt(names)}, --messages-column or "
-        f"--turns-column. {_show_names(names)}"
+    known = ", ".join((MESSAGES_COLUMN, TURNS_COLUMN, *PROMPT_COLUMNS))
+    prompt, messages = (
+        f"--prompt-column{_suggest_prompt(names)}",
+        f"--messages-column{_suggest_messages(names)}",
     )
+    raise UsageError(
+        f"{path}: none of the columns {known} exists; name one with {prompt}, {messages} or --turns-column. "
+        f"{_show_names(names)}{_suggest_rewrite(names, path)}"
+    )
+
+
+def _suggest_rewrite(names: Sequence[str], path: Path | str) -> str:
+    """Return how to rewrite a file whose rows are not what its columns seem to be, after a space."""
+    if {"role", "content"} <= set(names) or {"from", "value"} <= set(names):
+        return f" {REWRITE_LISTS}"
+    kind = split_name(str(path)).kind
+    if kind is not None and kind.name in ("csv", "tsv"):
+        return (
+            " If its first line is a row, write a line with the columns' names above it, such as prompt,topic"
+        )
+    return ""
 
 
 def _suggest_prompt(names: Sequence[str]) -> str:
     """Return the first name that differs from a usual one in its case, after a space."""
     return next((f" {name}" for name in names if name.lower() in PROMPT_COLUMNS), "")
+
+
+def _suggest_messages(names: Sequence[str]) -> str:
+    """Return the first name that conversations often have, after a space."""
+    return next((f" {name}" for name in names if CONVERSATION_NAMES.fullmatch(name)), "")
 
 
 def _resolve_keep(selection: Selection) -> tuple[str, ...]:

@@ -5,10 +5,16 @@ from typing import NoReturn
 from synthia_batch.errors import InputRefused
 
 MAX_FAULTS = 10
+REWRITE_LISTS = "If each line is the messages of one row, name them: `jq -c '{messages: .}' OLD > NEW.jsonl`"
+"""How to go on with lists of messages in place of rows."""
 
 
 class RowFault(Exception):
     """A fault of one value or row. The source adds its place to the text."""
+
+
+class OtherRequest(RowFault):
+    """A request that does not fit the first one, whose place is added where it is known."""
 
 
 def describe_long_row(max_row_bytes: int) -> str:

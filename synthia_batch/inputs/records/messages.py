@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from synthia_batch.core.types import Message
+from synthia_batch.inputs.records.conversation_forms import join_turns, list_items
 from synthia_batch.inputs.records.faults import RowFault
+from synthia_batch.inputs.records.message_parts import (
+    PART_SEPARATOR,
+    describe,
+    is_field,
+    parse_part,
+    read_fields,
+)
 from synthia_batch.inputs.records.strict_json import is_blank, parse_json_text
 from synthia_batch.job.input_section import FinalAssistant
 
@@ -33,8 +41,6 @@ _ASKING = ("user", "tool", "function")
 _EXTRA_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
 """Other keys of a message that chat templates read; vLLM passes these on."""
 _READ_KEYS = frozenset({"role", "content", "from", "value", "function_call", *_EXTRA_KEYS})
-PART_SEPARATOR = "\n"
-"""Between the text parts of one message, as vLLM joins them."""
 
 
 def drop_final_answers(value: Any) -> tuple[Any, bool]:
@@ -43,10 +49,9 @@ def drop_final_answers(value: Any) -> tuple[Any, bool]:
     Such answers need not be readable.
 
     Raises:
-        RowFault: It is text, but not JSON.
+        RowFault: It is text, but not JSON; or a list of several lists.
     """
-    if isinstance(value, str):
-        value = parse_json_text(value, "messages")
+    value = list_items(value)
     stop = len(value) if isinstance(value, list) else 0
     while stop and _is_answer(value[stop - 1]):
         stop -= 1
@@ -63,14 +68,14 @@ def parse_messages(value: Any, unread: set[str] | None = None) -> tuple[Message,
 
     The keys of messages that are not read are added to `unread`.
 
-    A message has role and content, or from and value. Content is a string, or a list of text parts; it
-    may be blank only beside tool calls and as a tool's result. Roles may follow each other in any order.
+    A message has role and content, or from and value; `list_items` has other forms. Content is a string, or a
+    list of parts. It may be blank only beside tool calls and as a tool's result. Roles may follow each other
+    in any order.
 
     Raises:
         RowFault: It is anything else.
     """
-    if isinstance(value, str):
-        value = parse_json_text(value, "messages")
+    value = list_items(value)
     if not isinstance(value, list):
         raise RowFault(f"messages must be a list of objects with role and content, not {describe(value)}")
     if not value:
@@ -82,8 +87,10 @@ def parse_messages(value: Any, unread: set[str] | None = None) -> tuple[Message,
     return tuple(_parse_message(item, number) for number, item in enumerate(value, start=1))
 
 
-def end_with_question(messages: tuple[Message, ...], final: FinalAssistant) -> tuple[Message, ...]:
-    """Return `messages` up to the last one that the model answers, or all if it continues its answer.
+def check_question(messages: tuple[Message, ...], final: FinalAssistant) -> None:
+    """Return if the model has something to answer, or an answer to continue.
+
+    Answers at the end that are generated anew have been dropped before, by `drop_final_answers`.
 
     Raises:
         RowFault: There is nothing to answer, or an answer that `final` refuses.
@@ -91,19 +98,19 @@ def end_with_question(messages: tuple[Message, ...], final: FinalAssistant) -> t
     stop = len(messages)
     while stop and messages[stop - 1].role == "assistant":
         stop -= 1
-    if not stop or messages[stop - 1].role not in _ASKING:
-        last = messages[max(stop, 1) - 1].role
-        raise RowFault(f"there is no message to answer: the last before the answer is from {last}")
-    if stop < len(messages) and final == "refuse":
+    if not stop:
+        raise RowFault("there is no message to answer: every message is the assistant's")
+    if messages[stop - 1].role not in _ASKING:
+        raise RowFault(f"there is no message to answer: the last one is from {messages[stop - 1].role}")
+    if stop == len(messages):
+        return
+    if final == "refuse":
         raise RowFault(
             "the last message is the assistant's, so there is nothing to answer; "
             "--final-assistant regenerate drops it and generates it anew"
         )
-    if stop < len(messages) and final == "continue":
-        if not messages[-1].content.strip() or messages[-1].extra:
-            raise RowFault("the last message is an answer without text, or with tool calls; it has no end")
-        return messages
-    return messages[:stop]
+    if not messages[-1].content.strip() or messages[-1].extra:
+        raise RowFault("the last message is an answer without text, or with tool calls; it has no end")
 
 
 def pick_questions(messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -140,9 +147,13 @@ def parse_turns(value: Any) -> tuple[Message, ...]:
 
 
 def has_messages(value: Any) -> bool:
-    """Whether `value`, of a column of turns, is a conversation instead: a list of objects, or JSON text."""
+    """Whether `value`, of a column of turns, is a conversation instead: a list of objects, or JSON text.
+
+    Each turn may be a list of its own.
+    """
     if isinstance(value, str):
-        return value.lstrip()[:1] == "[" and value.lstrip()[1:].lstrip()[:1] == "{"
+        return value.lstrip()[:1] == "[" and value.lstrip(" \t\r\n[")[:1] == "{"
+    value = join_turns(value)
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
@@ -150,27 +161,16 @@ def has_other_fields(value: Any) -> bool:
     """Whether a message of the conversation `value` has a field that `Message.extra` holds."""
     if isinstance(value, str):
         return any(key in value for key in (*_EXTRA_KEYS[:2], CALL_SPEAKER))
-    messages = value if isinstance(value, list) else []
+    messages = join_turns(value) if isinstance(value, list) else []
     return any(
         isinstance(message, dict)
         and (
             message.get("from") == CALL_SPEAKER
             or any(message.get(key) for key in (*_EXTRA_KEYS, CALL_SPEAKER))
+            or (isinstance(message.get("content"), list) and any(map(is_field, message["content"])))
         )
         for message in messages
     )
-
-
-def describe(value: Any) -> str:
-    """Return the kind of the value, in JSON's terms."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, int | float):
-        return "a number"
-    kinds: dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
-    return kinds.get(type(value)) or f"a value of type {type(value).__name__}"
 
 
 def _parse_message(item: Any, number: int) -> Message:
@@ -181,7 +181,7 @@ def _parse_message(item: Any, number: int) -> Message:
     role = item.get("role")
     if role not in ROLES:
         raise RowFault(f"message {number} has the role {_show(role)}; it must be one of {', '.join(ROLES)}")
-    extra = {key: item[key] for key in _EXTRA_KEYS if item.get(key)}
+    extra = {key: item[key] for key in _EXTRA_KEYS if item.get(key)} | read_fields(item, number)
     if item.get("function_call"):  # The predecessor of tool_calls in OpenAI's API.
         extra["tool_calls"] = [{"type": "function", "function": item["function_call"]}]
     if "tool_calls" in extra:
@@ -229,7 +229,8 @@ def _parse_calls(calls: Any, number: int) -> list[dict[str, Any]]:
 
 def _parse_content(content: Any, key: str, number: int, *, may_be_blank: bool) -> str:
     if isinstance(content, list):
-        content = PART_SEPARATOR.join(_parse_part(part, number) for part in content)
+        parts = [part for part in content if key != "content" or not is_field(part)]
+        content = PART_SEPARATOR.join(parse_part(part, number) for part in parts)
     if content is None and may_be_blank:
         return ""
     if isinstance(content, dict) and may_be_blank:  # A tool's result that was not written as text.
@@ -239,20 +240,6 @@ def _parse_content(content: Any, key: str, number: int, *, may_be_blank: bool) -
     if is_blank(content) and not may_be_blank:
         raise RowFault(f"the {key} of message {number} is blank")
     return content
-
-
-def _parse_part(part: Any, number: int) -> str:
-    if isinstance(part, str):
-        return part
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(part, dict) and kind in ("text", "input_text", "output_text"):
-        text = part.get("text") if part.get("text") is not None else part.get("value")
-        if isinstance(text, str):
-            return text
-    shown = f"of type {kind[:40]!r}" if isinstance(kind, str) else f"that is {describe(part)}"
-    raise RowFault(
-        f"message {number} has a part {shown}; only text is supported: remove the part, or the row"
-    )
 
 
 def _show(name: Any) -> str:

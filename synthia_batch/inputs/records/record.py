@@ -3,6 +3,7 @@
 A scan needs only the hash, which is computed without a Row for speed; both apply the same checks.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
@@ -12,16 +13,22 @@ from blake3 import blake3
 
 from synthia_batch.core.types import Message, Row, RowSampling
 from synthia_batch.inputs.base import Columns
+from synthia_batch.inputs.records.conversation_forms import alternate, join_turns
 from synthia_batch.inputs.records.faults import RowFault
+from synthia_batch.inputs.records.message_parts import describe
 from synthia_batch.inputs.records.messages import (
-    describe,
+    check_question,
     drop_final_answers,
-    end_with_question,
     parse_messages,
     parse_turns,
     pick_questions,
 )
-from synthia_batch.inputs.records.openai_batch import parse_request, read_sampling
+from synthia_batch.inputs.records.openai_batch import (
+    parse_request,
+    read_logprobs,
+    read_sampling,
+    read_tool_choice,
+)
 from synthia_batch.inputs.records.row_ids import HASH_BYTES
 from synthia_batch.inputs.records.row_options import parse_sampling, parse_tools
 from synthia_batch.inputs.records.shapes import add_system, parse_instruction
@@ -75,15 +82,21 @@ class RecordParser:
         row_id = self._find_bad_id(identifier, line)
         if row_id is None:
             row_id = f"{hash_bad_line(line).hex()}-{occurrence}"
+        elif occurrence and not self._has_id(identifier):  # The same line of another file.
+            row_id += f"-{occurrence}"
         return Row(index=index, id=row_id, messages=(), system=None, kept={}, line=line, fault=fault)
 
     def _find_bad_id(self, identifier: Any, line: int) -> str | None:
         if self._columns.id is None:
             return None
+        return self._parse_id(identifier) if self._has_id(identifier) else f"bad-row-{line}"
+
+    def _has_id(self, identifier: Any) -> bool:
         try:
-            return self._parse_id(identifier)
+            self._parse_id(identifier)
         except RowFault:
-            return f"bad-row-{line}"
+            return False
+        return True
 
     def make_row(
         self, values: Values, *, index: int, occurrence: int, kept: Mapping[str, Any], line: int
@@ -137,24 +150,29 @@ class RecordParser:
 
     def _parse_conversation(self, value: Any) -> tuple[Message, ...]:
         """Return the messages of a conversation, without answers at its end that are regenerated."""
+        if self._columns.shape == "ultrachat":
+            value = alternate(value, self._columns.text or "")
+        if self._columns.turns is not None:
+            value = join_turns(value)
         if self._columns.turns is None and self._columns.final == "regenerate":
             value, is_cut = drop_final_answers(value)
             self.final_answers += is_cut
         return parse_messages(value, self.unread_keys)
 
     def _cut_answer(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        """Return the part of a conversation that is asked."""
+        """Return the part of a conversation that is asked: all of it, or its questions."""
         if self._columns.turns is not None:
             return pick_questions(messages)
-        asked = end_with_question(messages, self._columns.final)
-        if self._columns.message_fields is False and any(message.extra for message in asked):
-            number = next(number for number, message in enumerate(asked, start=1) if message.extra)
+        check_question(messages, self._columns.final)
+        if not self._columns.message_fields and any(message.extra for message in messages):
+            number = next(number for number, message in enumerate(messages, start=1) if message.extra)
+            names = ", ".join(messages[number - 1].extra or ())
             raise RowFault(
-                f"message {number} has {', '.join(asked[number - 1].extra or ())}, which no message of the "
-                "first rows has; --set input.message_fields=true keeps them in the output"
+                f"message {number} has {names}, which no message of the first rows has; "
+                "--set input.message_fields=true keeps them in the output"
             )
         self.final_answers += messages[-1].role == "assistant"
-        return asked
+        return messages
 
     def _parse_prompt(self, value: Any) -> tuple[Message, ...]:
         if type(value) is not str:
@@ -181,8 +199,15 @@ class RecordParser:
     def _parse_sampling(self, value: Any) -> RowSampling | None:
         if self._columns.sampling is None:
             return None
-        parse = _parse_request_sampling if self._columns.shape == "openai-batch" else parse_sampling
+        is_request = self._columns.shape == "openai-batch"
+        parse = self._parse_request_sampling if is_request else parse_sampling
         return _parse_column(parse, self._columns.sampling, value)
+
+    def _parse_request_sampling(self, body: Any) -> RowSampling:
+        sampling = parse_sampling(read_sampling(body))
+        choice, tool = read_tool_choice(body, self._columns)
+        logprobs = read_logprobs(body, self._columns)
+        return dataclasses.replace(sampling, logprobs=logprobs, tool_choice=choice, tool=tool)
 
     def _parse_tools(self, value: Any) -> tuple[Mapping[str, Any], ...]:
         if self._columns.shape == "openai-batch" and isinstance(value, dict):
@@ -221,10 +246,6 @@ def hash_content(messages: tuple[Message, ...], system: str | None) -> bytes:
 
 def _encode_extra(extra: Mapping[str, Any]) -> str:
     return f',"extra":{json.dumps(extra, ensure_ascii=False, sort_keys=True)}'
-
-
-def _parse_request_sampling(body: Any) -> RowSampling:
-    return parse_sampling(read_sampling(body))
 
 
 def _parse_column(parse: Callable[[Any], _T], column: str | None, value: Any) -> _T:

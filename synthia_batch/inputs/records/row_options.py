@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from synthia_batch.core.types import RowSampling
 from synthia_batch.inputs.records.faults import RowFault
-from synthia_batch.inputs.records.messages import describe
+from synthia_batch.inputs.records.message_parts import describe
 from synthia_batch.inputs.records.strict_json import is_blank, parse_json_text
 from synthia_batch.job.sampling import RowKeys, explain_row_fault
 from synthia_batch.job.structured_check import check_structure

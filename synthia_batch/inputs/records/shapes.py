@@ -1,7 +1,7 @@
 """Shapes of records from other programs: how each is detected, and parsed to a conversation.
 
-ShareGPT: `conversations`, a list of messages. Alpaca, and Dolly: an instruction, and what it refers to.
-OpenAI batch requests are in openai_batch.
+ShareGPT: `conversations`, a list of messages. UltraChat: `data`, texts in turn. Alpaca, and Dolly: an
+instruction, and what it refers to. OpenAI batch requests are in openai_batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 from synthia_batch.core.types import Message
 from synthia_batch.inputs.records.faults import RowFault
-from synthia_batch.inputs.records.messages import describe
+from synthia_batch.inputs.records.message_parts import describe
 from synthia_batch.inputs.records.strict_json import is_blank
 
 SYSTEM_COLUMN = "system"
@@ -25,7 +25,8 @@ class Shape:
 
     `known_by` are the columns that indicate it, together with one of `or_by` if there are any. `text` is
     the column of its conversation, of the `kind`; a job can also name it as one of `other_kinds`. `beside`
-    are optional columns that are read with it; `tools` is that of tool definitions.
+    are optional columns that are read with it; `tools` is that of tool definitions. `is_last`: a column that
+    can be a prompt takes precedence.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Shape:
     beside: tuple[str, ...] = ()
     tools: str | None = None
     id: str | None = None
+    is_last: bool = False
 
 
 SHAPES = {
@@ -67,6 +69,13 @@ SHAPES = {
             known_by=frozenset({"instruction"}),
             or_by=frozenset({"input", "context", "history", SYSTEM_COLUMN}),
             beside=("input", "context", "history", SYSTEM_COLUMN),
+        ),
+        Shape(
+            name="ultrachat",
+            kind="messages",
+            text="data",
+            known_by=frozenset({"data"}),
+            is_last=True,
         ),
     )
 }

@@ -14,6 +14,7 @@ from typing import TypeVar
 from synthia_batch.core.backoff import Backoff, BackoffPolicy
 from synthia_batch.core.cache import measure
 from synthia_batch.core.digest import digest_json
+from synthia_batch.core.masking import remember_address, strip_address
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, keep_copy, report_disk
 from synthia_batch.inputs.fetch.file_types import LocatedFile, choose_row_files
@@ -51,6 +52,7 @@ def fetch_remote(url: str, *, digest: str | None = None, makes: bool = True) -> 
         UsageError: There are none, they cannot be downloaded, or an extra is not installed.
         StorageFailed: The copy cannot be written.
     """
+    remember_address(url)
     scheme, _, rest = url.partition("://")
     if scheme not in SCHEMES:
         raise UsageError(
@@ -66,9 +68,9 @@ def fetch_remote(url: str, *, digest: str | None = None, makes: bool = True) -> 
 def _open_store(scheme: str, rest: str, url: str) -> tuple[RemoteStore, str, str]:
     """Return the store of an address, the key in it, and the address for messages."""
     if scheme in ("http", "https"):
-        from synthia_batch.inputs.remote.http import WebStore, hide_secrets
+        from synthia_batch.inputs.remote.http import WebStore
 
-        return WebStore(), url, hide_secrets(url)
+        return WebStore(), url, strip_address(url)
     from synthia_batch.inputs.remote.bucket import open_bucket
 
     bucket, _, path = rest.partition("/")

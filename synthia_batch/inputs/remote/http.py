@@ -1,13 +1,21 @@
 """Files on web servers, read in ranges where the server supports them."""
 
+import base64
 import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 from synthia_batch.core.backoff import parse_retry_after
+from synthia_batch.core.masking import (
+    mask_address,
+    mask_text,
+    remember_address,
+    remember_secret,
+    strip_address,
+)
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.remote.transport import Broken, Changed, EndUnknown, RemoteFile
 
@@ -23,14 +31,14 @@ class WebStore:
         """Return the file at the address `key`, by a request of its first byte: some servers refuse HEAD."""
         if "*" in urlsplit(key).path:
             raise UsageError(
-                f"{hide_secrets(key)}: a web server has no listing for a pattern; name each file"
+                f"{strip_address(key)}: a web server has no listing for a pattern; name each file"
             )
         with _open(key, {"Range": "bytes=0-0"}) as answer:
             headers = answer.headers
             total = headers.get("Content-Range", "").rpartition("/")[2]
             size = total if answer.status == http.client.PARTIAL_CONTENT else headers.get("Content-Length")
         return RemoteFile(
-            url=hide_secrets(key),
+            url=strip_address(key),
             key=key,
             size=int(size) if size and size.isdigit() else None,
             version=_read_version(headers),
@@ -57,36 +65,78 @@ class WebStore:
             except (http.client.HTTPException, OSError) as exc:
                 raise Broken(str(exc) or repr(exc)) from exc
         if not has_end:
-            raise EndUnknown(hide_secrets(file.key))
+            raise EndUnknown(strip_address(file.key))
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to web servers only; user and password go to no other host."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise UsageError(
+                f"{strip_address(req.full_url)}: the server redirects to {mask_address(newurl)}, which is no "
+                "http or https address; check the address"
+            )
+        remember_address(newurl)
+        follow = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if follow is not None and urlsplit(newurl)[:2] == urlsplit(req.full_url)[:2]:
+            follow.unredirected_hdrs.update(req.unredirected_hdrs)
+        return follow
+
+
+def _make_opener() -> urllib.request.OpenerDirector:
+    """Return what opens http and https, and unlike urllib's default neither ftp nor files."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+        _Redirects(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _make_request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
+    """Return the request of `url`, with its user and password as basic authentication (RFC 7617)."""
+    parts = urlsplit(url)
+    own = {"Accept-Encoding": "identity", "User-Agent": "synthia-batch", **headers}
+    user, at, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)), headers=own)
+    if at:
+        token = base64.b64encode(unquote_to_bytes(user)).decode()
+        remember_secret(token)
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
 
 
 def _open(url: str, headers: Mapping[str, str]) -> Any:
     """Return the response. Raises Broken if the request can be retried, else UsageError."""
-    request = urllib.request.Request(
-        url, headers={"Accept-Encoding": "identity", "User-Agent": "synthia-batch", **headers}
-    )
+    shown = strip_address(url)
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+        return _make_opener().open(_make_request(url, headers), timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as exc:
         with exc:
             if exc.code in _RETRIABLE:
                 asked_seconds = parse_retry_after(exc.headers.get("Retry-After", ""))
                 raise Broken(f"the server answers {exc.code}", asked_seconds) from exc
             raise UsageError(
-                f"{hide_secrets(url)}: the server answers {exc.code} {exc.reason}; check the address and "
+                f"{shown}: the server answers {exc.code} {exc.reason}; check the address and "
                 "your access to it"
             ) from exc
     except (http.client.InvalidURL, ValueError) as exc:
-        raise UsageError(f"{hide_secrets(url)}: not a valid address: {exc}") from exc
+        # Its message quotes the address, in parts that cannot be told from a password.
+        raise UsageError(
+            f"{shown}: not a valid address; expected http(s)://HOST/PATH, a port in digits, and no spaces"
+        ) from exc
     except (http.client.HTTPException, OSError) as exc:
-        raise Broken(str(getattr(exc, "reason", None) or exc) or repr(exc)) from exc
+        raise Broken(mask_text(str(getattr(exc, "reason", None) or exc) or repr(exc))) from exc
 
 
 def _read_version(headers: Mapping[str, str]) -> str | None:
     return headers.get("ETag") or headers.get("Last-Modified")
-
-
-def hide_secrets(url: str) -> str:
-    """Return the address without the parts that can be secret: user, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -1,11 +1,13 @@
 """The command line without its secrets, for advice and for the history of a run."""
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from synthia_batch.job.loading.secrets import SECRET_KEYS, mask
+from synthia_batch.core.masking import HIDDEN, is_secret_name, mask_if_address, mask_known
+from synthia_batch.job.loading.secrets import SECRET_KEYS, is_secret_key, mask
 
 PROGRAM = "synthia-batch"
 _OWN_FLAGS = {
@@ -47,7 +49,7 @@ def describe_command() -> str:
 
 
 def mask_arguments(arguments: Sequence[str]) -> list[str]:
-    """Return the `arguments` of a command line with their secrets masked."""
+    """Return the `arguments` of a command line, one for one, with their secrets masked."""
     shown: list[str] = []
     before = ""
     for argument in arguments:
@@ -60,12 +62,20 @@ def mask_arguments(arguments: Sequence[str]) -> list[str]:
             shown.append(f"{flag}={mask(value)}")
         elif equals and flag == _SETTING:
             shown.append(f"{flag}={_mask_setting(value)}")
+        elif equals and flag.startswith("-"):
+            shown.append(f"{flag}={mask_known(mask_if_address(value))}")
         else:
-            shown.append(argument)
+            shown.append(mask_known(mask_if_address(argument)))
         before = argument
     return shown
 
 
 def _mask_setting(assignment: str) -> str:
+    """Return KEY=VALUE masked; a value with fields, one of which may be a secret, is left out whole."""
     key, equals, value = assignment.partition("=")
-    return f"{key}{equals}{mask(value)}" if key in SECRET_KEYS else assignment
+    if is_secret_key(key.strip()):
+        return f"{key}{equals}{mask(value)}"
+    words = re.findall(r"[\w-]+", value) if value.lstrip().startswith(("{", "[")) else []
+    if any(is_secret_name(word) or word == "notify" for word in words):
+        return f"{key}{equals}{HIDDEN}"
+    return f"{key}{equals}{mask_known(mask_if_address(value))}"

@@ -14,7 +14,8 @@ from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import drop_numbers, flatten, spell_key
 from synthia_batch.job.keys import suggest_key
 from synthia_batch.job.loading.layer import Layer, Place, find_layer, walk_texts
-from synthia_batch.job.loading.secrets import REFERENCE, SECRET_KEYS
+from synthia_batch.job.loading.secrets import REFERENCE, SECRET_KEYS, is_secret_key, mask_value
+from synthia_batch.job.loading.trust import OTHERS_FILE
 from synthia_batch.job.sampling import REFUSED
 
 _WORDS = {
@@ -46,12 +47,12 @@ def explain_faults(exc: ValidationError, layers: Sequence[Layer]) -> list[str]:
 
 
 def find_references(layers: Sequence[Layer]) -> list[str]:
-    """Return a line for each reference to the environment in a key that holds no secret."""
+    """Return a line for each reference to the environment in a key or a file that may not have one."""
     return [
-        _place(key, layer.find_place(key), _refuse_reference(key, found[0]))
+        _place(key, layer.find_place(key), fault)
         for layer in layers
         for key, text in walk_texts(layer.values)
-        if drop_numbers(key) not in SECRET_KEYS and (found := REFERENCE.search(text))
+        if (found := REFERENCE.search(text)) and (fault := _refuse_reference(layer, key, found[0]))
     ]
 
 
@@ -110,7 +111,9 @@ def _explain(fault: ErrorDetails, layers: Sequence[Layer]) -> str:
     if fault["input"] is None:
         return _place(key, place, "has no value; give it one, or remove the key")
     what = _WORDS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
-    got = "" if drop_numbers(key) in SECRET_KEYS else f", got {clip(repr(fault['input']), 80)}"
+    listed = drop_numbers(key)
+    shown = mask_value(listed, fault["input"])
+    got = "" if is_secret_key(listed) else f", got {clip(repr(shown), 80)}"
     return _place(key, place, what + got)
 
 
@@ -120,7 +123,10 @@ def _place(key: str, place: Place, what: str, *, of_key: bool = False) -> str:
     return f"{at}: {spelt}: {what}" if at else f"{spelt} ({place.origin}): {what}"
 
 
-def _refuse_reference(key: str, reference: str) -> str:
+def _refuse_reference(layer: Layer, key: str, reference: str) -> str | None:
+    """Return why `layer` may not have `reference` in `key`, None if it may."""
+    if is_secret_key(drop_numbers(key)):
+        return None if layer.is_own else f"{reference} is not replaced: {OTHERS_FILE}"
     instead = (
         "put the text into a file and use @FILE" if key.startswith("system") else "write the value itself"
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from synthia_batch.errors import UsageError
 from synthia_batch.job.keys import anchor_paths, is_section
 from synthia_batch.job.loading.merge import Layer
+from synthia_batch.job.loading.trust import is_own_file
 from synthia_batch.job.loading.yaml_positions import read_marked
 from synthia_batch.job.schema import Job
 
@@ -25,7 +26,13 @@ def read_job_file(path: Path) -> Layer:
         if value is not None or not is_section(Job.model_fields.get(key))
     }
     values = anchor_paths(values, path.parent)
-    return Layer(origin=f"job file {path}", values=values, places=marked.places, faults=marked.faults)
+    return Layer(
+        origin=f"job file {path}",
+        values=values,
+        places=marked.places,
+        faults=marked.faults,
+        is_own=is_own_file(path),
+    )
 
 
 def _read_text(path: Path) -> str:

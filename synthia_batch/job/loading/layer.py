@@ -24,7 +24,8 @@ class Layer:
 
     `is_explicit` is False for values that the user did not set: a preset's, the model's recommendations
     and tuned ones. `places` has the place of each dotted key, with list entries by number; `faults` are
-    the errors found while reading.
+    the errors found while reading. `is_own` is False for a file of somebody else: it gets no secrets of this
+    environment.
     """
 
     origin: str
@@ -32,6 +33,7 @@ class Layer:
     is_explicit: bool = True
     places: Mapping[str, Place] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
+    is_own: bool = True
 
     def sets(self, key: str) -> bool:
         """Whether it sets the dotted `key`."""

@@ -20,6 +20,7 @@ from synthia_batch.job.dotted import flatten, merge_values, nest
 from synthia_batch.job.keys import wants_text
 from synthia_batch.job.loading.errors import explain_faults, find_odd_values, find_references, refuse_faults
 from synthia_batch.job.loading.layer import Layer, Place, find_layer
+from synthia_batch.job.loading.secrets import mask_value
 from synthia_batch.job.schema import Job
 
 __all__ = ["Layer", "Merged", "merge_layers", "parse_assignment", "read_environment", "read_ray_address"]
@@ -144,4 +145,5 @@ def parse_value(text: str, where: str, key: str) -> Any:
         is_text = value is None or isinstance(value, str | list) or not wants_text(key)
         return _name_entries(value) if is_text else text
     except (YAMLError, ValueError, RecursionError) as exc:
-        raise UsageError(f"{where}: {text!r} is not a YAML value; quote it, as in '\"{text}\"'") from exc
+        shown = mask_value(key, text)
+        raise UsageError(f"{where}: {shown!r} is not a YAML value; quote it, as in '\"{shown}\"'") from exc

@@ -24,7 +24,8 @@ Convert = Callable[..., Iterator[dict[str, Any]]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportFormat:
     """An export format. Every record has `columns`. `takes_failed`: `convert` also gets the failed samples,
-    as `failed`. `takes_logprobs`: records include log-probabilities.
+    as `failed`. `takes_logprobs`: records include log-probabilities. `takes_columns`: records can have kept
+    columns.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ExportFormat:
     convert: Convert
     takes_failed: bool = False
     takes_logprobs: bool = False
+    takes_columns: bool = True
 
 
 def to_messages(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
@@ -63,7 +65,7 @@ def to_alpaca(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
     `history` holds the previous questions with their answers.
     """
     for sample in samples:
-        *previous, (question, answer) = _pair_turns(sample.messages)
+        *previous, (question, answer) = _pair_turns(sample)
         yield {
             "instruction": question,
             "input": "",
@@ -77,14 +79,14 @@ def to_alpaca(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
 def to_synthia(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
     """Yield `prompt` and `answer` of every question, as the loop of the Synthia model cards writes them."""
     for sample in samples:
-        for question, answer in _pair_turns(sample.messages):
+        for question, answer in _pair_turns(sample):
             yield {"prompt": question, "answer": answer, **sample.kept}
 
 
 def to_table(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
     """Yield flat rows: the last question, its answer, and their metadata."""
     for sample in samples:
-        texts = {"prompt": _pair_turns(sample.messages)[-1][0], "reasoning": sample.reasoning or ""}
+        texts = {"prompt": _pair_turns(sample)[-1][0], "reasoning": sample.reasoning or ""}
         row = {name: texts[name] if name in texts else getattr(sample, name) for name in _TABLE_COLUMNS}
         yield {**row, **sample.kept}
 
@@ -96,7 +98,7 @@ def to_openai_batch(
 
     `custom_id` is the row's id, with `:NAME` appended for the second and later system messages of a row.
     Samples become choices. `created` is 0, so that the same run gives the same file. Finish reasons are
-    reduced to OpenAI's `stop` and `length`. A row of which samples failed has the error in its first line:
+    OpenAI's `stop`, `length` and `tool_calls`. A row of which samples failed has the error in its first line:
     beside the other choices, or instead of a response if no sample of it was finished.
     """
     errors: dict[int, tuple[FailedSample, int]] = {}
@@ -151,6 +153,7 @@ FORMATS: Mapping[str, ExportFormat] = {
             convert=to_openai_batch,
             takes_failed=True,
             takes_logprobs=True,
+            takes_columns=False,
         ),
         ExportFormat(name="synthia-jsonl", columns=("prompt", "answer"), convert=to_synthia),
         ExportFormat(name="csv", columns=_TABLE_COLUMNS, convert=to_table),
@@ -177,16 +180,21 @@ def _find_system(messages: Sequence[Message]) -> str:
     return messages[0].content if messages[0].role == "system" else ""
 
 
-def _pair_turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    """Return each answer with the messages since the previous answer, without system messages."""
+def _pair_turns(sample: FinishedSample) -> list[tuple[str, str]]:
+    """Return each answer with the messages since the previous answer, without system messages.
+
+    A last answer that calls tools is its text as it was generated.
+    """
     pairs: list[tuple[str, str]] = []
     questions: list[str] = []
-    for turn in messages:
+    for turn in sample.messages:
         if turn.role == "assistant":
             pairs.append(("\n\n".join(questions), turn.content))
             questions = []
         elif turn.role != "system":
             questions.append(turn.content)
+    if (sample.messages[-1].extra or {}).get("tool_calls"):
+        pairs[-1] = (pairs[-1][0], sample.response)
     return pairs
 
 
@@ -206,6 +214,37 @@ def _convert_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"token": entry["token"], "bytes": list(entry["token"].encode()), "logprob": value}
 
 
+def _list_calls(choice: FinishedSample) -> list[dict[str, Any]]:
+    """Return the tool calls of an answer in OpenAI's shape. Their ids are the same in each export."""
+    calls = (choice.messages[-1].extra or {}).get("tool_calls", ())
+    return [
+        {
+            "id": f"call_{choice.row_index}_{choice.sample_index}_{number}",
+            "type": "function",
+            "function": {"name": call["function"]["name"], "arguments": _encode_arguments(call["function"])},
+        }
+        for number, call in enumerate(calls)
+    ]
+
+
+def _encode_arguments(function: Mapping[str, Any]) -> str:
+    arguments = function.get("arguments") or {}
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _describe_answer(choice: FinishedSample) -> dict[str, Any]:
+    calls = _list_calls(choice)
+    content = (choice.messages[-1].content or None) if calls else choice.response
+    message = {"role": "assistant", "content": content, "refusal": None}
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def _choose_finish_reason(choice: FinishedSample) -> str:
+    if choice.is_cut_off:
+        return "length"
+    return "tool_calls" if _list_calls(choice) else "stop"
+
+
 def _complete_chat(name: str, choices: Sequence[FinishedSample]) -> dict[str, Any]:
     prompt, answers = choices[0].prompt_tokens, sum(choice.completion_tokens for choice in choices)
     return {
@@ -216,9 +255,9 @@ def _complete_chat(name: str, choices: Sequence[FinishedSample]) -> dict[str, An
         "choices": [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": choice.response, "refusal": None},
+                "message": _describe_answer(choice),
                 "logprobs": _list_logprobs(choice),
-                "finish_reason": "length" if choice.is_cut_off else "stop",
+                "finish_reason": _choose_finish_reason(choice),
             }
             for index, choice in enumerate(choices)
         ],

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from synthia_batch.core.files import create_file
 from synthia_batch.errors import StorageFailed, UsageError
 from synthia_batch.storage.atomic import temporary_path
 
@@ -79,12 +80,12 @@ def _open_atomic(path: Path) -> Iterator[TextIO]:
 @contextmanager
 def _open_text(path: Path, *, is_compressed: bool) -> Iterator[TextIO]:
     if not is_compressed:
-        with path.open("w", encoding="utf-8", newline="") as text:
+        with os.fdopen(create_file(path), "w", encoding="utf-8", newline="") as text:
             yield text
         return
     # Without name and time in the header, so that the same run gives the same bytes.
     with (
-        path.open("wb") as raw,
+        os.fdopen(create_file(path), "wb") as raw,
         gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as compressed,
         io.TextIOWrapper(compressed, encoding="utf-8", newline="") as text,
     ):

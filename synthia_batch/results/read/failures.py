@@ -155,7 +155,9 @@ class _Reader:
         try:
             duplicates = DuplicateIndex.load(self._snapshots.run_dir.duplicates)
             scan = Scan.from_dict(self._snapshots.plan["scan"], duplicates)
-            files = resolve_inputs(self._inputs, makes=False, max_row_bytes=ANY_ROW_BYTES).files
+            columns = scan.columns
+            limit = columns.max_row_bytes if columns.bad_rows == "fail" else ANY_ROW_BYTES
+            files = resolve_inputs(self._inputs, makes=False, max_row_bytes=limit).files
             rows = open_files(files).read_rows(scan, min(wanted), max(wanted) + 1)
             return {row.index: row for row in rows if row.index in wanted}
         except SynthiaBatchError:

@@ -202,11 +202,7 @@ def _read_samples(path: Path, kept: Sequence[str] | None, with_logprobs: bool) -
 
 
 def _read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    return tuple(_read_message(**message) for message in messages)
-
-
-def _read_message(role: str, content: str, **extra: Any) -> Message:
-    return Message(role, content, extra or None)
+    return tuple(map(Message.from_dict, messages))
 
 
 _CONVERTERS: Mapping[str, Callable[[Any], Any]] = {"messages": _read_messages, "flags": tuple}

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
 from synthia_batch.core.events import Subscriber, ignore_event
+from synthia_batch.core.masking import mask_known
 from synthia_batch.core.types import Failed, Record, Shard, Turn
 from synthia_batch.errors import StorageFailed
 from synthia_batch.runner.directory.assembler import Assembler
@@ -86,7 +87,7 @@ class RunStore:
         """Record these samples and turns: once this returns, no later attempt generates them again."""
         size = self.shards[0].samples  # All shards but the last are of one size.
         by_shard: dict[int, list[Record]] = {}
-        for record in records:
+        for record in map(_hide_secrets, records):
             by_shard.setdefault(record.ordinal // size, []).append(record)
         for number, group in by_shard.items():
             current = self._open_shard(self.shards[number])
@@ -168,3 +169,10 @@ class RunStore:
                 failures=dict(tally.failures),
             )
         )
+
+
+def _hide_secrets(record: Record) -> Record:
+    """Return `record` without the job's secrets, which a server may repeat when it refuses a request."""
+    if isinstance(record, Failed) and (message := mask_known(record.message)) != record.message:
+        return replace(record, message=message)
+    return record

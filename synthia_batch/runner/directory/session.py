@@ -126,7 +126,7 @@ class RunSession:
         if plan is not None and run_dir.duplicates.exists():
             scan = Scan.from_dict(plan["scan"], DuplicateIndex.load(run_dir.duplicates))
         else:
-            scan = scan_input(job, source, on_rows)
+            scan = scan_input(job, source, on_rows).keep_types(plan["scan"] if plan is not None else {})
         plan = plan or make_plan(job, scan)
         if scan.to_dict() != plan["scan"]:
             raise IntegrityError(

@@ -4,7 +4,7 @@ from synthia_batch.core.types import Structure
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Merged
 from synthia_batch.job.resolved import Device, EngineSpec
-from synthia_batch.job.schema import TEMPLATE_DATE, Job
+from synthia_batch.job.schema import TEMPLATE_DATE, Determinism, Job
 from synthia_batch.job.structured import make_structure
 from synthia_batch.job.structured_check import check_structure, read_schema, read_text
 from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat, PromptFormat
@@ -40,9 +40,13 @@ def check_continued(engine: EngineSpec) -> None:
     """Return if answers that rows begin can be continued with this engine.
 
     Raises:
-        UsageError: They would be read as a whole: their reasoning, or their structure.
+        UsageError: They would be read as a whole: their reasoning, tool calls or structure.
     """
-    whole = (("engine.reasoning_parser", engine.parses_reasoning), ("structured", engine.structure))
+    whole = (
+        ("engine.reasoning_parser", engine.parses_reasoning),
+        ("engine.tool_call_parser", engine.parses_tool_calls),
+        ("structured", engine.structure),
+    )
     for what, is_set in whole:
         if is_set:
             raise UsageError(
@@ -110,8 +114,26 @@ def check_logprobs(job: Job, device: Device) -> None:
         raise UsageError(
             f"--logprobs {count}: vLLM gives {most} at most; raise that with --set engine.max_logprobs=COUNT"
         )
-    if job.determinism == "strict" and device == "cuda":
+    _check_batch_invariance("--logprobs", job.determinism, device)
+
+
+def check_requested_logprobs(engine: EngineSpec) -> None:
+    """Return if this engine can return the log-probabilities that requests of a batch file want.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if engine.is_elsewhere:
         raise UsageError(
-            "--logprobs: on GPUs their last bits were seen to depend on the batch where tokens do not "
+            "the requests set logprobs, which are not read from a server; remove them, or use --engine vllm"
+        )
+    if engine.kind == "vllm":
+        _check_batch_invariance("the requests set logprobs", engine.determinism, engine.device)
+
+
+def _check_batch_invariance(what: str, determinism: Determinism, device: Device) -> None:
+    if determinism == "strict" and device == "cuda":
+        raise UsageError(
+            f"{what}: on GPUs their last bits were seen to depend on the batch where tokens do not "
             "(vllm#51187), and strict determinism promises every byte; use --determinism fast"
         )

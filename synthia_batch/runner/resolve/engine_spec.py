@@ -8,8 +8,10 @@ from typing import Any
 from synthia_batch.core.hardware import installed_vllm, list_capabilities, name_cpu, name_gpus
 from synthia_batch.errors import UsageError
 from synthia_batch.job.identity import Numerics
+from synthia_batch.job.loading.layer import find_layer
 from synthia_batch.job.loading.merge import Merged
 from synthia_batch.job.loading.secrets import reveal_settings
+from synthia_batch.job.loading.trust import OTHERS_FILE
 from synthia_batch.job.resolved import UNKNOWN_LENGTH, EngineSpec, PromptSpec
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.models.prompts.tokenizer import open_format
@@ -26,6 +28,8 @@ from synthia_batch.workers.vllm.sampling import (
 from synthia_batch.workers.vllm.settings import check_processes, check_settings
 
 SCRIPTED_MODEL_LEN = 8192
+KEY_VARIABLE = "OPENAI_API_KEY"
+"""Read by every client of an endpoint."""
 
 
 def specify_engine(merged: Merged, found: FoundModel, prompt: PromptSpec) -> EngineSpec:
@@ -87,7 +91,7 @@ def _check_vllm(merged: Merged, found: FoundModel) -> None:
         )
     device = choose_device(job)
     # A plugin adds names of parsers, so a name cannot be checked without it.
-    plugin = {name: value for name, value in settings.items() if name == "reasoning_parser_plugin"}
+    plugin = {name: value for name, value in settings.items() if name.endswith("_parser_plugin")}
     for name, value in settings.items():
         with merged.locate_errors(f"engine.{name}"):
             check_settings({**plugin, name: value}, device, job.determinism)
@@ -134,7 +138,7 @@ def _specify_endpoint(merged: Merged, found: FoundModel, prompt: PromptSpec) -> 
     openai_settings.check_sampling(job.sampling, settings, merged.origins)
     structure = read_structure(merged)
     openai_settings.check_structure(structure, settings)
-    key = {"api_key": os.environ["OPENAI_API_KEY"]} if os.environ.get("OPENAI_API_KEY") else {}
+    key = _find_key(merged, settings.api_key is not None)
     non_defaults = openai_settings.list_non_defaults(settings, api)
     return EngineSpec(
         kind="openai",
@@ -150,6 +154,23 @@ def _specify_endpoint(merged: Merged, found: FoundModel, prompt: PromptSpec) -> 
         settings=reveal_settings({**key, **non_defaults}, os.environ),
         structure=structure,
     )
+
+
+def _find_key(merged: Merged, is_set: bool) -> dict[str, str]:
+    """Return OpenAI's own variable as a reference, unless a key `is_set`.
+
+    Raises:
+        UsageError: The address that would get it is in a file of somebody else.
+    """
+    if is_set or not os.environ.get(KEY_VARIABLE):
+        return {}
+    layer = find_layer("engine.base_url", merged.layers)
+    if layer is not None and not layer.is_own:
+        at = layer.find_place("engine.base_url")
+        raise UsageError(
+            f"{at.at_value or at.origin}: engine.base_url: {KEY_VARIABLE} is not sent there: {OTHERS_FILE}"
+        )
+    return {"api_key": f"${{{KEY_VARIABLE}}}"}
 
 
 def _add_stops(sampling: Sampling, prompt: PromptSpec) -> Sampling:

@@ -17,6 +17,10 @@ def log_columns(columns: Columns, first: Path | str) -> None:
         _log.info(f"{first}: read as Alpaca: prompts from {used} (--input-format plain: one column)")
     elif columns.shape == "sharegpt" and columns.turns is None:
         _log.info(f"{first}: read as ShareGPT (--turns-column {columns.messages}: every answer is generated)")
+    elif columns.shape == "ultrachat":
+        _log.info(
+            f"{first}: read as UltraChat: {columns.text!r} holds the user's and assistant's texts in turn"
+        )
     if columns.tools is not None and columns.tools not in columns.keep and columns.shape != "openai-batch":
         _log.info(
             f"{first}: tools of column {columns.tools!r} are in the prompts, not in the output "

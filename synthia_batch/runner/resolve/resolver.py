@@ -29,7 +29,11 @@ from synthia_batch.job.schema import Job
 from synthia_batch.job.sections import Engine
 from synthia_batch.models.prompts.tokenizer import open_format
 from synthia_batch.results.quality.flags import identify_flags
-from synthia_batch.runner.resolve.answers import check_continued, check_prompt_format
+from synthia_batch.runner.resolve.answers import (
+    check_continued,
+    check_prompt_format,
+    check_requested_logprobs,
+)
 from synthia_batch.runner.resolve.engine_spec import add_settings, find_numerics, specify_engine
 from synthia_batch.runner.resolve.kept_columns import check_kept_columns
 from synthia_batch.runner.resolve.log_input import log_columns, log_other_model
@@ -84,11 +88,18 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> Resolved
     template = _read_template(merged)
     declared = explicit.job.input
     resolved = resolve_inputs(
-        declared.paths, cache, digest=declared.digest, max_row_bytes=declared.max_row_bytes
+        declared.paths,
+        cache,
+        digest=declared.digest,
+        max_row_bytes=declared.max_row_bytes,
+        fails_long_rows=declared.on_bad_row == "fail",
     )
     with drop_refused(*resolved.files):
         columns = open_files(resolved.files).detect(select_rows(explicit.job, template))
     check_kept_columns(columns, merged.job, resolved.files[0].shown)
+    if columns.choices is not None:
+        layers = [*layers, _read_requests(merged, columns.choices)]
+        merged = merge_layers(layers)
     plan = choose_systems(merged, columns)
     log_systems(merged, columns, plan)
     log_columns(columns, resolved.files[0].shown)
@@ -150,8 +161,23 @@ def select_rows(job: Job, template: str | None) -> Selection:
         final_assistant=job.input.final_assistant,
         message_fields=job.input.message_fields,
         on_bad_row=job.input.on_bad_row,
+        max_row_bytes=job.input.max_row_bytes,
         rename_columns=job.input.rename_columns,
     )
+
+
+def _read_requests(merged: Merged, choices: int) -> Layer:
+    """Return the layer of what the requests of a batch file want together: `choices` answers each.
+
+    Raises:
+        UsageError: The user wants another number.
+    """
+    if merged.is_explicit("num_samples") and merged.job.num_samples != choices:
+        with merged.locate_errors("num_samples"):
+            raise UsageError(
+                f"-n/--num-samples {merged.job.num_samples}: the requests set n: {choices}; leave -n out"
+            )
+    return Layer(origin="the requests", values={"num_samples": choices}, is_explicit=False)
 
 
 def _read_template(merged: Merged) -> str | None:
@@ -183,6 +209,8 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     engine = specify_engine(sources.merged, found, prompt)
     if sources.columns.final == "continue":
         check_continued(engine)
+    if sources.columns.logprobs:
+        check_requested_logprobs(engine)
     numerics = find_numerics(engine, has_structures=bool(engine.structure or columns.get("sampling")))
     quantization = found.facts.quantization if found.facts else None
     identity = identify(

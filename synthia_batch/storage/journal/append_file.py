@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from synthia_batch.core.files import open_to_append
 from synthia_batch.errors import StorageFailed
 from synthia_batch.storage.atomic import storage_errors, sync_directory, sync_file_data, write_all
 from synthia_batch.storage.journal.frames import encode_frame
@@ -39,7 +40,7 @@ class AppendFile:
             StorageFailed: The file cannot be opened, created or truncated.
         """
         with storage_errors("open", path):
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            fd = open_to_append(path)
             try:
                 if os.fstat(fd).st_size > kept_bytes:
                     os.ftruncate(fd, kept_bytes)

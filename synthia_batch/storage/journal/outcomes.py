@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from synthia_batch.core.types import Failed, Finished, Outcome, Turn
+from synthia_batch.core.types import Failed, Finished, Message, Outcome, Turn
 from synthia_batch.errors import IntegrityError
 from synthia_batch.storage.journal.frames import Frame, decode_line
 from synthia_batch.storage.journal.logprobs import decode_logprobs_json
@@ -73,6 +73,7 @@ def decode_outcome(value: Mapping[str, Any]) -> Outcome:
         completion_tokens=value["completion_tokens"],
         earlier=earlier,
         logprobs=decode_logprobs_json(value["logprobs"]) if "logprobs" in value else None,
+        called=Message.from_dict(value["called"]) if "called" in value else None,
     )
 
 

@@ -187,6 +187,7 @@ def _encode_record(record: Record, shard: Shard) -> bytes:
             "prompt_tokens": record.prompt_tokens,
             "completion_tokens": record.completion_tokens,
             **earlier,
+            **({"called": record.called.to_dict()} if record.called is not None else {}),
             **({"logprobs": encode_logprobs_json(record.logprobs)} if record.logprobs is not None else {}),
         }
     )

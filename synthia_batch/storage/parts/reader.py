@@ -4,6 +4,7 @@ row_index, system and sample_index give a row's ordinal. failed/ has no system: 
 rows gives it, since the two parts of a shard together hold each of its samples exactly once.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from synthia_batch.core.types import Failed, Finished, KeptColumn, Shard
+from synthia_batch.core.types import Failed, Finished, KeptColumn, Message, Shard
 from synthia_batch.job.plan import ROW_SYSTEM
 from synthia_batch.storage.parts.columns import open_part, read_part, refuse_part
 from synthia_batch.storage.parts.logprobs import decode_logprobs
@@ -155,7 +156,8 @@ def describe_sample(grid: SampleGrid, ordinal: int) -> str:
 
 def read_made(path: Path, shard: Shard, grid: SampleGrid) -> dict[int, Finished]:
     """Return the samples of a data part by ordinal, each exactly as it was journaled."""
-    table = read_part(path, _choose_columns(_DATA_COLUMNS, grid))
+    calls = ("messages_json",) if "messages_json" in grid.optional else ()
+    table = read_part(path, (*_choose_columns(_DATA_COLUMNS, grid), *calls))
     ordinals = number_made(shard, grid, _place(path, table, grid))
     has_logprobs = "logprobs" in grid.optional
     logprobs = decode_logprobs(read_part(path, ("logprobs",))["logprobs"]) if has_logprobs else None
@@ -164,6 +166,7 @@ def read_made(path: Path, shard: Shard, grid: SampleGrid) -> dict[int, Finished]
             ordinal=ordinal,
             **{name: row[name] for name in RESULT_NAMES},
             earlier=_list_answers(row)[:-1],
+            called=_read_called(row),
             logprobs=logprobs[at] if logprobs is not None else None,
         )
         for at, (ordinal, row) in enumerate(zip(ordinals.tolist(), table.to_pylist(), strict=True))
@@ -190,6 +193,12 @@ def _choose_columns(columns: tuple[str, ...], grid: SampleGrid) -> tuple[str, ..
 def _list_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the answers of a conversation that was played turn by turn, none of any other."""
     return tuple(turn["content"] for turn in row.get("messages", ()) if turn["role"] == "assistant")
+
+
+def _read_called(row: Mapping[str, Any]) -> Message | None:
+    """Return the answer as a message with tool calls, None if it has none."""
+    last = json.loads(row["messages_json"])[-1] if row.get("messages_json") else {}
+    return Message.from_dict(last) if last.get("tool_calls") else None
 
 
 def _place_rows(path: Path, grid: SampleGrid, schema: pa.Schema, metadata: Mapping[str, str]) -> Places:

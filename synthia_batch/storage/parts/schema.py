@@ -71,7 +71,10 @@ def _join_messages(record: DataRecord) -> tuple[Message, ...]:
 
 
 def _encode_messages(record: DataRecord) -> str:
-    return json.dumps([message.to_dict() for message in _join_messages(record)], ensure_ascii=False)
+    messages, called = _join_messages(record), record.finished.called
+    if called is not None:
+        messages = (*messages[:-1], called)
+    return json.dumps([message.to_dict() for message in messages], ensure_ascii=False)
 
 
 RecordT = TypeVar("RecordT", DataRecord, FailedRecord)
@@ -81,7 +84,8 @@ RecordT = TypeVar("RecordT", DataRecord, FailedRecord)
 class OutputColumn(Generic[RecordT]):
     """One column. `get` returns a row's value; `meaning` is the column's text in the dataset card.
 
-    `present_if` is the job's setting, as a dotted key, without which there is no such column.
+    `present_if` is the job's setting, as a dotted key, without which there is no such column; `or_if` is
+    another one that suffices.
     `dictionary` is the path of the column's values that repeat, which are dictionary-encoded.
     """
 
@@ -90,6 +94,7 @@ class OutputColumn(Generic[RecordT]):
     get: Callable[[RecordT, PartFormat], object]
     meaning: str
     present_if: str | None = None
+    or_if: str | None = None
     dictionary: str | None = None
 
 
@@ -123,10 +128,10 @@ DATA_COLUMNS: tuple[OutputColumn[DataRecord], ...] = (
                  "what was found of those that were looked for; empty where nothing was", present_if="flags"),
     OutputColumn("logprobs", LOGPROBS, lambda record, _: record.finished.logprobs,
                  "log-probabilities of the last answer's tokens, and of the likeliest in their places",
-                 present_if="sampling.logprobs"),
+                 present_if="sampling.logprobs", or_if="input.columns.logprobs"),
     OutputColumn("messages_json", _TEXT, lambda record, _: _encode_messages(record),
                  "`messages` as JSON, with their other fields, such as tool calls",
-                 present_if="input.columns.message_fields"),
+                 present_if="input.columns.message_fields", or_if="engine.tool_call_parser"),
     OutputColumn("prefill", _TEXT, lambda record, _: record.sample.prefill,
                  "the start of the answer that the row gave; `response` follows it",
                  present_if="input.columns.final"),
@@ -166,7 +171,7 @@ def list_optional(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         column.name
         for column in DATA_COLUMNS
-        if column.present_if is not None and _is_set(settings, column.present_if)
+        if any(key is not None and _is_set(settings, key) for key in (column.present_if, column.or_if))
     )
 
 

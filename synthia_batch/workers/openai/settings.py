@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 from synthia_batch.core.types import Structure
 from synthia_batch.errors import UsageError
 from synthia_batch.job.engine_settings import Api, EndpointSettings
+from synthia_batch.job.loading.layer import walk_texts
 from synthia_batch.job.loading.merge import Merged
-from synthia_batch.job.loading.secrets import is_reference
+from synthia_batch.job.loading.secrets import is_reference, is_secret_key
 from synthia_batch.job.resolved import FormatName
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.job.schema import TEMPLATE_DATE, Determinism, Job
@@ -58,7 +59,7 @@ def check_job(merged: Merged) -> None:
             "--engine openai: its client is not installed; run: pip install 'synthia-batch[openai]'"
         )
     _check_determinism(job.determinism)
-    _refuse_written_key(job.engine.settings.get("api_key"))
+    _refuse_written_keys(job.engine.settings)
     parse_settings(job.engine.settings)
     if not merged.is_explicit("model.name") and not merged.is_explicit("preset"):
         raise UsageError("--engine openai: set one of the server's models with --model")
@@ -194,13 +195,20 @@ def _check_determinism(determinism: Determinism) -> None:
         )
 
 
-def _refuse_written_key(key: Any) -> None:
-    """Refuse a key that is not a reference to an environment variable."""
+def _refuse_written_keys(settings: Mapping[str, Any]) -> None:
+    """Refuse keys that are not references to an environment variable."""
+    key = settings.get("api_key")
     if key is not None and not (isinstance(key, str) and is_reference(key)):
         raise UsageError(
             "engine.api_key: a key is not written out; put it into an environment variable and use "
             "'${NAME}', or leave it out if that is OPENAI_API_KEY"
         )
+    body = settings.get("extra_body")
+    for name, text in walk_texts(body, "engine.extra_body") if isinstance(body, Mapping) else ():
+        if is_secret_key(name) and not is_reference(text):
+            raise UsageError(
+                f"{name}: a key is not written out; put it into an environment variable and use '${{NAME}}'"
+            )
 
 
 def _check_url(url: str) -> None:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from synthia_batch.core.files import open_to_append
 from synthia_batch.core.types import Request
 from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError, UsageError
 from synthia_batch.job.resolved import PoolSpec
@@ -148,7 +149,7 @@ class LocalPool:
 def _send_logs_to(path: Path) -> None:
     """Make vLLM, which is not imported yet, log to `path` instead of the terminal."""
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
-    handler = logging.FileHandler(path)
+    handler = logging.StreamHandler(os.fdopen(open_to_append(path), "a"))
     handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(name)s: %(message)s"))
     logger = logging.getLogger("vllm")
     logger.addHandler(handler)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ray
 
+from synthia_batch.core.files import open_to_append
 from synthia_batch.core.hardware import list_cores
 from synthia_batch.core.types import Request
 from synthia_batch.job.resolved import EngineSpec
@@ -97,7 +98,7 @@ class EngineActor:
 
 def _redirect_output(log: Path) -> None:
     """Redirect all output of this process to `log`, including that of libraries and crashes."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = open_to_append(log)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)

@@ -6,6 +6,8 @@ killed job leaves there.
 """
 
 import logging
+import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +17,7 @@ from ray._private import ray_constants
 from ray._private import worker as ray_worker
 from ray._private.node import Node
 from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled
 from ray.exceptions import RayError
 
 from synthia_batch.core.hardware import list_cores
@@ -25,6 +28,9 @@ from synthia_batch.workers.pools.ray_address import check_form, probe_head
 
 _CLUSTER_PROCESSES = ("start_monitor", "start_api_server", "start_log_monitor")
 """Methods of Ray's `Node`, each of which starts one process (Ray 2.60.0, _private/node.py)."""
+_TOKEN = "RAY_AUTH_TOKEN"
+_TOKEN_VARIABLES = (_TOKEN, "RAY_AUTH_TOKEN_PATH")
+"""Where a user says which token Ray is to use."""
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Ray would reserve a third of the memory; prompts and answers are sent inside the calls."""
 
@@ -66,6 +72,7 @@ class RaySession:
         """Leave the cluster, or end the job's own Ray."""
         if self._is_ours:
             ray.shutdown()
+            AuthenticationTokenLoader.instance().reset_cache()
         if self._guard is not None:
             self._guard.close()
             self._guard = None
@@ -106,7 +113,7 @@ class RaySession:
         # switch, meant for laptops, keeps it on loopback.
         before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
         try:
-            with self._guard.marked(), _without_cluster_processes():
+            with self._guard.marked(), _own_token(), _without_cluster_processes():
                 ray.init(
                     # Ignores RAY_ADDRESS and any Ray already running on this machine.
                     "local",
@@ -120,6 +127,27 @@ class RaySession:
             self._guard.watch_session(str(ray.get_runtime_context().get_session_name()))
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """Give the Ray that starts in the block a token of its own, unless the user has chosen one.
+
+    Otherwise Ray writes one to ~/.ray/auth_token, which every user of the machine may read. Its processes
+    inherit this one, and no file has it.
+    """
+    # Ray itself sets the mode to `token` when it starts.
+    is_off = os.environ.get("RAY_AUTH_MODE", "token").lower() != "token"
+    if is_off or any(os.environ.get(name) for name in _TOKEN_VARIABLES):
+        yield
+        return
+    os.environ[_TOKEN] = secrets.token_hex(32)
+    # Ray reads the token once and keeps it, also that of an earlier Ray of this process.
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        del os.environ[_TOKEN]
 
 
 @contextmanager

@@ -39,6 +39,8 @@ _UNCHANGED = (
 )  # fmt: skip
 _LISTS = ("stop", "stop_token_ids", "bad_words", "allowed_token_ids")
 
+SERVER_SETTINGS: Mapping[str, str] = {"tool_call_parser": "str", "tool_parser_plugin": "str"}
+"""Settings of vLLM's server, not of its engine, that answers.py applies; with the types of their values."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values allowed for vLLM's max_lora_rank (config/lora.py of 0.32.0)."""
 MAX_LORAS = 8
@@ -65,6 +67,8 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
         "chat_template": NO_TEMPLATE,
     }
     settings = dict(spec.settings) | {STRUCTURES: structures_config(spec.settings)}
+    if isinstance(settings.get("hf_token"), str):
+        del settings["hf_token"]  # See `prepare_environment`.
     if model.gguf is not None:
         # As vllm-gguf-plugin expects: the file as the model, its config and tokenizer beside it.
         arguments |= {
@@ -91,6 +95,7 @@ def engine_arguments(spec: EngineSpec, placement: Placement) -> dict[str, Any]:
         arguments["disable_hybrid_kv_cache_manager"] = True
         if spec.device == "cuda":
             arguments |= _strict_gpu_arguments(spec)
+    settings = {name: value for name, value in settings.items() if name not in SERVER_SETTINGS}
     return _shrink(arguments | settings, placement.halvings, on_cpu=spec.device == "cpu")
 
 

@@ -18,7 +18,7 @@ from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 
 from synthia_batch.core.hardware import name_cpu, name_driver, name_gpus
-from synthia_batch.core.types import Failed, Outcome, Request
+from synthia_batch.core.types import Failed, Finished, Outcome, Request
 from synthia_batch.errors import DeterminismBroken
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import EngineFacts, Placement, check_prompt_length
@@ -29,11 +29,12 @@ from synthia_batch.workers.vllm.core_process import has_own_process, watch_core
 from synthia_batch.workers.vllm.cpu_patches import lazy_zeros, skip_rows_without_adapter
 from synthia_batch.workers.vllm.errors import memory_errors, setting_errors
 from synthia_batch.workers.vllm.outputs import convert_answer, open_splitter
-from synthia_batch.workers.vllm.params import check_params, make_params
+from synthia_batch.workers.vllm.params import check_params, count_kept_logprobs, make_params
 from synthia_batch.workers.vllm.policy import check_capability
 from synthia_batch.workers.vllm.prefix_cache import PrefixCache, name_taken
 from synthia_batch.workers.vllm.sampler import patch_sampler
 from synthia_batch.workers.vllm.segments import Segment
+from synthia_batch.workers.vllm.tool_calls import open_call_reader
 
 ENGINE_ERROR_TRIES = 3
 """Tries of a request that vLLM ends with the reason `error`, which may be temporary."""
@@ -56,6 +57,7 @@ class VllmEngine:
             arguments = engine_arguments(spec, placement)
             check_params(spec)
             self._splitter = open_splitter(arguments)
+            self._call_reader = open_call_reader(spec.settings, arguments)
             self._llm = LLM(**arguments)
         _check_threads(spec)
         self._engine = self._llm.llm_engine
@@ -224,11 +226,15 @@ class VllmEngine:
         answer = output.outputs[0]
         if answer.finish_reason == "error":
             return self._retry(request)
-        finished = convert_answer(request, answer, self._spec.sampling.logprobs)
-        # A canary may be cut off anywhere, and only its text is compared.
-        if self._splitter is None or request.ordinal < 0:
+        finished = convert_answer(request, answer, count_kept_logprobs(self._spec, request))
+        if request.ordinal < 0:  # A canary may be cut off anywhere, and only its text is compared.
             return [finished]
-        return [self._splitter.split(finished, request.template_kwargs)]
+        outcome: Outcome = finished
+        if self._splitter is not None:
+            outcome = self._splitter.split(finished, request.template_kwargs)
+        if self._call_reader is not None and request.tools and isinstance(outcome, Finished):
+            outcome = self._call_reader.read(outcome, request)
+        return [outcome]
 
     def _retry(self, request: Request) -> list[Outcome]:
         tries = self._errors.get(_name(request), 0) + 1
@@ -245,7 +251,11 @@ class VllmEngine:
         return min(len(request.token_ids) + limit, self._spec.max_model_len)
 
     def _make_params(self, request: Request) -> SamplingParams:
-        return make_params(self._spec, request, self._max_answer_tokens(request))
+        params = make_params(self._spec, request, self._max_answer_tokens(request))
+        if self._call_reader is not None and request.tools:
+            skips = params.skip_special_tokens
+            params.skip_special_tokens = self._call_reader.skips_special_tokens(request, skips=skips)
+        return params
 
     def _max_answer_tokens(self, request: Request) -> int:
         return self._max_tokens(request) - len(request.token_ids)

@@ -57,9 +57,15 @@ def make_params(spec: EngineSpec, request: Request, max_tokens: int) -> Sampling
     )
 
 
+def count_kept_logprobs(spec: EngineSpec, request: Request) -> int | None:
+    """Return how many of the likeliest tokens are kept at each position, None for no log-probabilities."""
+    return spec.sampling.logprobs if request.logprobs is None else request.logprobs
+
+
 def _count_logprobs(spec: EngineSpec, request: Request) -> int | None:
-    if spec.sampling.logprobs is not None:
-        return spec.sampling.logprobs
+    kept = count_kept_logprobs(spec, request)
+    if kept is not None:
+        return kept
     # On GPUs log-probabilities are not batch invariant even where tokens are (vllm#51187).
     return 0 if request.wants_logprob and spec.device == "cpu" else None
 

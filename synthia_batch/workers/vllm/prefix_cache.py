@@ -68,11 +68,13 @@ class PrefixCache:
 
     def is_missed(self, output: RequestOutput, segments: Sequence[Segment]) -> bool:
         """Return whether the request of `output` took other blocks than `segments`: it does not count."""
-        found = output.num_cached_tokens or 0
-        is_missed = found != (segments[-1].stop if segments else 0)
-        if is_missed:
-            self._table.forget(segments, found)
-        return is_missed
+        taken = segments[-1].stop if segments else 0
+        cached = output.num_cached_tokens or 0
+        found = MISSES.pop(output.request_id, None)
+        if found is None and cached == taken:
+            return False
+        self._table.forget(segments, cached if found is None else found)
+        return True
 
     def take_missed(self, running: Mapping[str, Sequence[Segment]]) -> list[str]:
         """Return the names of the `running` requests that missed some of their segments, and end them."""

@@ -13,6 +13,7 @@ from typing import Any
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import Device, EngineSpec
 from synthia_batch.job.schema import Determinism
+from synthia_batch.workers.vllm.arguments import SERVER_SETTINGS
 from synthia_batch.workers.vllm.policy import check_not_refused
 
 _JOB_FLAGS = {
@@ -48,7 +49,7 @@ def check_settings(settings: Mapping[str, Any], device: Device, determinism: Det
     """
     if not settings:
         return
-    fields = list_fields()
+    fields = {**list_fields(), **SERVER_SETTINGS}
     for name, value in settings.items():
         if name in _JOB_FLAGS:
             raise UsageError(f"engine.{name}: the job needs this value too; set it with {_JOB_FLAGS[name]}")
@@ -57,18 +58,19 @@ def check_settings(settings: Mapping[str, Any], device: Device, determinism: Det
             hint = f"did you mean engine.{near[0]}?" if near else "see `vllm serve --help=all` for the list"
             raise UsageError(f"engine.{name}: vLLM has no such setting; {hint}")
         if name == "reasoning_parser" and "reasoning_parser_plugin" not in settings:
-            _check_reasoning_parser(value)
+            _check_parser(name, value, list_reasoning_parsers())
+        if name == "tool_call_parser" and "tool_parser_plugin" not in settings:
+            _check_parser(name, value, list_tool_parsers())
         if not _matches(value, fields[name]):
             raise UsageError(f"engine.{name}: expected {fields[name]}, got {value!r}")
         check_not_refused(name, value, device, determinism)
 
 
-def _check_reasoning_parser(name: Any) -> None:
-    known = list_reasoning_parsers()
+def _check_parser(setting: str, name: Any, known: list[str]) -> None:
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
-        raise UsageError(f"engine.reasoning_parser: vLLM has no parser {name!r}; {hint}")
+        raise UsageError(f"engine.{setting}: vLLM has no parser {name!r}; {hint}")
 
 
 def list_reasoning_parsers() -> list[str]:
@@ -77,12 +79,21 @@ def list_reasoning_parsers() -> list[str]:
     Raises:
         UsageError: vLLM is not installed, or lists them elsewhere.
     """
-    for node in parse_vllm("reasoning/__init__.py").body:
+    return _list_parsers("reasoning/__init__.py", "_REASONING_PARSERS_TO_REGISTER")
+
+
+def list_tool_parsers() -> list[str]:
+    """Return the names of the installed vLLM's parsers of tool calls; raises as `list_reasoning_parsers`."""
+    return _list_parsers("tool_parsers/__init__.py", "_TOOL_PARSERS_TO_REGISTER")
+
+
+def _list_parsers(file: str, table: str) -> list[str]:
+    for node in parse_vllm(file).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             names = [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
-            if ast.unparse(node.targets[0]) == "_REASONING_PARSERS_TO_REGISTER":
+            if ast.unparse(node.targets[0]) == table:
                 return sorted(map(str, names))
-    raise UsageError("the installed vLLM does not list its reasoning parsers where earlier releases did")
+    raise UsageError(f"the installed vLLM does not list its parsers in {file}, where earlier releases did")
 
 
 def check_processes(spec: EngineSpec) -> None:
