@@ -4,7 +4,7 @@ export PYTHON ACCELERATOR
 
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long bench gpu-check check clean
+.PHONY: setup demo test test-long simulate bench gpu-check check clean
 .DEFAULT_GOAL := setup
 
 setup:
@@ -19,6 +19,11 @@ test: setup
 # What `make test` says that it skips: about an hour on two cores.
 test-long: setup
 	@tools/test_long.sh $(ARGS)
+
+# Whole runs in a simulated world, a seed each; a failing one prints how to replay it.
+SEEDS ?= 0..2000
+simulate: setup
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
 # Side by side with what a user would take instead: about an hour on two cores that do nothing else.
 # A smaller one: make bench ARGS="--prompts 16 --max-tokens 16 --rounds 1 --sides ours,bare".

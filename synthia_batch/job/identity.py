@@ -187,6 +187,8 @@ def identify(parts: IdentityParts) -> dict[str, Any]:
         "sampling": identify_sampling(engine.sampling),
         "seed": plan.seed,
         "num_samples": plan.num_samples,
+        # Only if it is set, so that other jobs keep their identity.
+        **({"samples_per_file": plan.samples_per_file} if plan.samples_per_file else {}),
         **conversation,
         **({"flags": dict(parts.flags)} if parts.flags else {}),
         **_identify_structure(engine),

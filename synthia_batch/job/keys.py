@@ -66,11 +66,16 @@ def _find_markers(metadata: Any, annotation: Any, kind: type[Marker]) -> Iterato
 def anchor_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return a job's nested `values` with every relative path in them joined to `folder`."""
     anchored = dict(values)
-    for key in walk_keys():
-        marker = key.find(Anchored)
-        if marker is not None:
-            anchored = _change(anchored, key.name.split("."), marker, folder)
+    for name, marker in _list_anchored():
+        anchored = _change(anchored, name.split("."), marker, folder)
     return anchored
+
+
+@cache
+def _list_anchored() -> tuple[tuple[str, Anchored], ...]:
+    """Return the keys whose texts name something on this machine, with their markers."""
+    found = ((key.name, key.find(Anchored)) for key in walk_keys())
+    return tuple((name, marker) for name, marker in found if marker is not None)
 
 
 def _change(values: Any, parts: list[str], marker: Anchored, folder: Path) -> Any:

@@ -3,7 +3,8 @@
 Nothing here depends on workers, time or files, so a job always has the same plan.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from blake3 import blake3
 
@@ -16,9 +17,8 @@ ROWS_STEP = 1000
 PREFERRED_SHARDS = 1000
 """Beyond this, shards grow before they become more: file systems and readers prefer that, ..."""
 MAX_SHARD_SAMPLES = 4000
-"""... up to this. A shard is replayed and encoded as a whole, and so determines the driver's memory:
-4,000 answers of 1,000 tokens are some 20 MB of text, a few times over. Arrow's 2 GiB for all text of
-a column of one file are then 500 KB for each sample."""
+"""... up to this: the answers of a shard that is being filled are some 20 MB of text. `samples_per_file`
+makes larger ones, which are encoded a row group at a time."""
 NAMED_SHARDS = 99_999
 """The most that five digits can number, the pattern that dataset readers look for. From 400,000,000
 samples on, shards grow again."""
@@ -26,19 +26,30 @@ ROW_SYSTEM = "row"
 """The name of a system message that is part of the row."""
 
 
-def plan_shards(rows: int, samples_per_row: int) -> tuple[Shard, ...]:
+def read_shards(plan: Mapping[str, Any]) -> tuple[Shard, ...]:
+    """Return the shards of the run with this plan.json."""
+    return plan_shards(
+        plan["scan"]["rows"], plan["samples_per_row"], plan["identity"].get("samples_per_file")
+    )
+
+
+def plan_shards(rows: int, samples_per_row: int, samples_per_file: int | None = None) -> tuple[Shard, ...]:
     """Return the shards of `rows` rows, in order.
 
-    All but the last are of one size: 1,000 rows or a multiple of them, or fewer where 1,000 rows have
-    more than 4,000 samples. Up to 1,000 shards have 1,000 rows each; then shards grow to 4,000 samples;
-    then they become more.
+    All but the last are of one size: the whole rows of `samples_per_file` samples, at least one row. By
+    default it is 1,000 rows or a multiple of them, or fewer where 1,000 rows have more than 4,000 samples.
+    Up to 1,000 shards have 1,000 rows each; then shards grow to 4,000 samples; then they become more.
 
     Raises:
         ValueError: There are no rows.
     """
     if rows < 1:
         raise ValueError("a plan needs at least one row")
-    rows_per_shard = _choose_rows_per_shard(rows, samples_per_row)
+    rows_per_shard = (
+        _choose_rows_per_shard(rows, samples_per_row)
+        if samples_per_file is None
+        else max(1, samples_per_file // samples_per_row, _divide_up(rows, NAMED_SHARDS))
+    )
     starts = range(0, rows, rows_per_shard)
     return tuple(
         _make_shard(number, len(starts), start, min(start + rows_per_shard, rows), samples_per_row)

@@ -134,7 +134,7 @@ class PlanSpec:
     A row's own system message stays unless `replace_own_system`, which is also True if rows are prompts
     and have none. With `system_column`, `systems` holds one entry of that name and each row has the
     text; a row where it is blank keeps its own. `plays_turns`: rows are lists of questions, asked one
-    after the other.
+    after the other. `samples_per_file` is None for the default, which grows with the job.
     """
 
     systems: tuple[SystemText, ...]
@@ -143,6 +143,7 @@ class PlanSpec:
     num_samples: int
     seed: int
     plays_turns: bool = False
+    samples_per_file: int | None = None
 
     @property
     def samples_per_row(self) -> int:

@@ -183,6 +183,13 @@ class Job(Section, metaclass=_ReportingFaults):
         never("where the run is, in a directory or a store"),
     ] = None  # fmt: skip
     """The run directory, or s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. Default: outputs/NAME-FINGERPRINT."""
+    samples_per_file: Annotated[
+        Annotated[Whole, Field(ge=1, le=1_000_000)] | None,
+        Flag("Job", "Samples in each output file. [1,000 to 4,000]", takes=int, metavar="N"),
+        always("samples_per_file", "which samples share a file; only if it is set"),
+    ] = None
+    """Samples in each output file, in whole rows. Default: 1,000 rows, and up to 4,000 samples from a million
+    rows on. The driver's memory grows with it: see `plan`."""
     store: Store = Store()
     """How an object store is written to."""
     max_failures: Annotated[

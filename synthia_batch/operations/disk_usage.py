@@ -5,6 +5,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from synthia_batch.storage.layout import ROW_GROUP_ROWS
+
 TOKEN_BYTES = 4.5
 """Characters per token of English prose, by the tokenizers of Llama and SmolLM2. Other scripts have fewer
 characters per token, of more bytes each."""
@@ -14,6 +16,17 @@ SHORT_ANSWERS = 0.1
 """For the lower bound: answers have a tenth of their maximum length."""
 COMPRESSION = 3
 """Parquet's best compression ratio for prose; at worst it is 1."""
+
+
+PROCESS_BYTES = 250e6
+"""Memory of the driver before it publishes anything, with the answers that it keeps."""
+INDEX_BYTES = 250
+"""Memory of a sample in the index of a journal."""
+ROW_BYTES = 1500
+"""Memory of a sample in the row group that is being encoded, besides its texts."""
+ROW_COPIES = 5
+"""Copies of a row group in memory: as read, as columns, as pages. Measured with 100,000 samples of 4 kB each:
+tests/runner/test_samples_per_file.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +76,16 @@ def estimate_disk_usage(size: RunSize, output: Path) -> DiskUsage:
         free_bytes=shutil.disk_usage(place).free,
         place=os.fsencode(place).decode(errors="backslashreplace"),
     )
+
+
+def estimate_publication_memory(size: RunSize, file_samples: int) -> int:
+    """Return the bytes of memory that publishing a file of `file_samples` takes at most.
+
+    That is a row group a few times over, and the whole file, which is half the size of its texts.
+    """
+    text_bytes = (size.prompt_bytes + 2 * size.longest_output_tokens * TOKEN_BYTES) / max(1, size.samples)
+    group = min(file_samples, ROW_GROUP_ROWS) * (text_bytes + ROW_BYTES) * ROW_COPIES
+    return int(PROCESS_BYTES + group + file_samples * (INDEX_BYTES + text_bytes / 2))
 
 
 def find_existing(path: Path) -> Path:

@@ -18,7 +18,12 @@ from synthia_batch.job.loading.secrets import mask_value
 from synthia_batch.job.plan import expand_row, limit_answer, plan_shards
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, find_template_day, open_renderer
-from synthia_batch.operations.disk_usage import DiskUsage, RunSize, estimate_disk_usage
+from synthia_batch.operations.disk_usage import (
+    DiskUsage,
+    RunSize,
+    estimate_disk_usage,
+    estimate_publication_memory,
+)
 from synthia_batch.operations.secret_use import SecretUse, list_secret_uses
 from synthia_batch.runner.directory.plan import scan_input
 from synthia_batch.runner.resolve.engine_spec import describe_job_cost
@@ -66,6 +71,7 @@ class Forecast:
     an earlier row. `later_turns` counts the turns of all samples after the first, whose prompts are
     unknown. `prompt_unit` is the unit of `prompt_tokens`: bytes if only a server knows the tokens.
     `template_date` is the day that the chat template gets, None if it asks for none.
+    `publication_bytes` is the memory that publishing a file, of `file_samples`, takes if answers are long.
     `longest_output_tokens` is the total if every answer has its maximum length. `strict_cost` is what
     strict determinism costs on a GPU, None if the job does not use it there. `settings` has, by dotted
     key, a `value` and its `origin`, and if the job runs with another value, `resolved` and `resolved_by`.
@@ -86,6 +92,8 @@ class Forecast:
     rows_too_long: FoundRows
     rows_repeated: FoundRows
     disk: DiskUsage
+    file_samples: int
+    publication_bytes: int
     template_date: str | None
     strict_cost: str | None
     settings: Mapping[str, Mapping[str, Any]]
@@ -110,7 +118,7 @@ def forecast_job(job: ResolvedJob) -> Forecast:
     """Return the forecast of `job`. Reads and tokenizes the whole input."""
     source = open_files(job.inputs)
     scan = scan_input(job, source)
-    shards = plan_shards(scan.rows, job.plan.samples_per_row)
+    shards = plan_shards(scan.rows, job.plan.samples_per_row, job.plan.samples_per_file)
     prompts = _count_prompts(job, source, scan)
     longest_output_tokens = prompts.output_tokens * job.plan.num_samples
     size = RunSize(
@@ -119,6 +127,7 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         samples=shards[-1].stop,
         shards=len(shards),
     )
+    file_samples = shards[0].samples
     return Forecast(
         directory=job.output,
         fingerprint=job.fingerprint,
@@ -134,6 +143,8 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         rows_too_long=FoundRows(rows=prompts.too_long, first=tuple(prompts.first_too_long)),
         rows_repeated=_find_repeated(source, scan, prompts),
         disk=estimate_disk_usage(size, job.output),
+        file_samples=file_samples,
+        publication_bytes=estimate_publication_memory(size, file_samples),
         template_date=find_template_day(job.prompt),
         strict_cost=describe_job_cost(job.engine),
         settings=list_settings(job),

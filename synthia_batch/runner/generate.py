@@ -63,7 +63,7 @@ def generate(session: RunSession, display: Display, subset: SampleSubset | None 
     session.starter.begin()
     if pending.ended and subset is None:
         _log.info(f"resuming {session.run_dir.root}: {pending.ended} of {store.samples} samples are done")
-    meter = ThroughputMeter(remaining, session.started)
+    meter = ThroughputMeter(remaining, session.started, session.clock)
     failure_log = FailureLog(open_locator(job.inputs, session.scan, job.plan.samples_per_row))
     failed_before = 0 if subset is None else store.failed
     conversations = open_multi_turn(job)
@@ -83,6 +83,7 @@ def generate(session: RunSession, display: Display, subset: SampleSubset | None 
         check_canary=lambda ready: _check_engine(session, ready),
         log_path=session.run_dir.worker_log,
         advance=conversations.advance,
+        clock=session.clock,
         ended_before=pending.ended,
         count_failed=lambda: store.failed - failed_before,
     )

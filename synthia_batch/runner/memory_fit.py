@@ -109,7 +109,7 @@ def _check_model(job: ResolvedJob) -> MemoryFit:
 
 
 def list_shares(engines_per_gpu: int) -> list[int]:
-    """Return the memory in bytes of each share of this machine's GPUs, of which an engine takes one or more."""
+    """Return the memory in bytes of each share of this machine's GPUs; an engine takes one or more."""
     return [size // engines_per_gpu for size in list_gpu_memory() for _ in range(engines_per_gpu)]
 
 

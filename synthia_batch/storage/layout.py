@@ -83,6 +83,8 @@ class RunDir:
         return self.logs / f"worker-{index}.log"
 
 
+ROW_GROUP_ROWS = 10_000
+"""Rows of a part that are written, and loaded by a reader, at a time: a few megabytes to some tens."""
 PART_FOLDERS = ("data/", "failed/")
 """The directories of parts, relative to the run directory."""
 KEYS = RunDir(Path())

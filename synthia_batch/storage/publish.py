@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.types import Shard
-from synthia_batch.storage.atomic import make_directory, publish_bytes, remove_file, sync_directory
+from synthia_batch.storage.atomic import Buffer, make_directory, publish_bytes, remove_file, sync_directory
 from synthia_batch.storage.journal.writer import Journal
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.ledger import PartEntry, PartLedger, ShardEntry
@@ -20,7 +20,7 @@ from synthia_batch.storage.ledger import PartEntry, PartLedger, ShardEntry
 class EncodedPart:
     """A part as it will be on disk: the whole file, its number of rows, and their digest."""
 
-    content: bytes
+    content: Buffer
     rows: int
     rows_digest: str
 

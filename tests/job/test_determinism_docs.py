@@ -45,7 +45,7 @@ def identify_some(engine: EngineSpec) -> dict[str, Any]:
                 input=InputIdentity(digest="d", columns={"prompt": "q"}, limit=3),
                 plan=PlanSpec(
                     systems=(SystemText(name="s", text="t"),), system_column=None,
-                    replace_own_system=True, num_samples=1, seed=0,
+                    replace_own_system=True, num_samples=1, seed=0, samples_per_file=9,
                 ),
                 prompt=PromptSpec(format="chat", template="x", special_tokens={"eos": "e"}, tokenizer=None),
                 engine=dataclasses.replace(engine, adapters=(adapter,), structure=structure),

@@ -130,3 +130,15 @@ def test_another_process_derives_the_same_seed() -> None:
     code = "from synthia_batch.job.plan import derive_seed; print(derive_seed(7, 'naïve ☃', 'synthia', 3))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(other.stdout) == derive_seed(7, "naïve ☃", "synthia", 3)
+
+
+def test_samples_per_file_sets_the_size_of_every_file_but_the_last() -> None:
+    def sizes(rows: int, per_row: int, per_file: int) -> list[int]:
+        return [shard.samples for shard in plan_shards(rows, per_row, per_file)]
+
+    assert sizes(10, 1, 4) == [4, 4, 2]
+    assert sizes(10, 3, 7) == [6, 6, 6, 6, 6], "whole rows"
+    assert sizes(3, 5, 2) == [5, 5, 5], "at least one row"
+    assert len(plan_shards(100_000_000, 1, 100_000)) == 1000
+    assert len(plan_shards(100_000_000, 1)) == 25_000
+    assert len(plan_shards(1_000_000, 1, 1)) <= 99_999, "what five digits can number"

@@ -205,7 +205,8 @@ def test_a_duplicate_is_the_later_one_and_what_failed_is_none() -> None:
         for n, text in texts.items()
     }
     outcomes[1] = Failed(ordinal=1, code="engine_error", message="x")
-    settled = Flagger(names=frozenset({"duplicate"}), drops=True).apply(samples, outcomes)
+    apply = Flagger(names=frozenset({"duplicate"}), drops=True).open_shard()
+    settled = {sample.ordinal: apply(sample, outcomes[sample.ordinal]) for sample in samples}
     assert [type(settled[n]).__name__ for n in range(4)] == ["Finished", "Failed", "Failed", "Finished"]
     assert settled[1] is outcomes[1]
     assert settled[2].code == "flagged_duplicate"

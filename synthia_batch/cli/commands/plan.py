@@ -110,7 +110,8 @@ def _list_facts(forecast: "Forecast") -> list[str]:
         lines.append(f"determinism: {forecast.strict_cost}")
     for name, found in (("too long", forecast.rows_too_long), ("repeated", forecast.rows_repeated)):
         lines.append(f"rows {name}: {_describe_rows(found)}")
-    return [*lines, _describe_disk(forecast.disk), *(f"warning: {text}" for text in forecast.warnings)]
+    lines += [_describe_disk(forecast.disk), _describe_memory(forecast)]
+    return [*lines, *(f"warning: {text}" for text in forecast.warnings)]
 
 
 def _describe_rows(found: "FoundRows") -> str:
@@ -125,6 +126,13 @@ def _describe_disk(disk: "DiskUsage") -> str:
 
     least, most, free = (format_bytes(n) for n in (disk.least_bytes, disk.most_bytes, disk.free_bytes))
     return f"disk: needs {least} to {most}, {free} free at {disk.place}"
+
+
+def _describe_memory(forecast: "Forecast") -> str:
+    from synthia_batch.core.formatting import format_bytes
+
+    most = format_bytes(forecast.publication_bytes)
+    return f"driver memory: up to {most} to publish a file of {forecast.file_samples:,} samples"
 
 
 def _describe_setting(key: str, entry: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ retry publishes a single shard again.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,20 +29,20 @@ class Flagger:
     names: frozenset[FlagName]
     drops: bool
 
-    def apply(self, samples: Sequence[Sample], outcomes: Mapping[int, Outcome]) -> dict[int, Outcome]:
-        """Return the outcomes of a shard's `samples`, in order, flagged or dropped.
+    def open_shard(self) -> Callable[[Sample, Outcome], Outcome]:
+        """Return a function that flags or drops the outcomes of a shard's samples, called for each in order.
 
         Of two equal answers the later one is the duplicate, even if the first is dropped.
         """
         seen: set[int] = set()
-        flagged: dict[int, Outcome] = {}
-        for sample in samples:
-            outcome = outcomes[sample.ordinal]
-            if isinstance(outcome, Finished):
-                flags = self._find_flags(_find_question(sample), outcome.response, seen)
-                outcome = _drop(outcome, flags) if flags and self.drops else _mark(outcome, flags)
-            flagged[sample.ordinal] = outcome
-        return flagged
+
+        def apply(sample: Sample, outcome: Outcome) -> Outcome:
+            if not isinstance(outcome, Finished):
+                return outcome
+            flags = self._find_flags(_find_question(sample), outcome.response, seen)
+            return _drop(outcome, flags) if flags and self.drops else _mark(outcome, flags)
+
+        return apply
 
     def _find_flags(self, question: str, answer: str, seen: set[int]) -> tuple[FlagName, ...]:
         found: dict[FlagName, bool] = {}

@@ -87,7 +87,7 @@ class Run:
     ) -> Iterator[FinishedSample]:
         """Yield the finished samples in input order, with the columns `kept`, or all kept columns.
 
-        If the run is incomplete, only published files are read; each has at most 4,000 samples.
+        If the run is incomplete, only published files are read; each has at most 4,000 samples by default.
         `with_logprobs` includes log-probabilities if the run has them; they are most of such a file.
 
         Raises:

@@ -14,7 +14,7 @@ from typing import Any
 from synthia_batch.core.counts import CUT_OFF, Tally
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, UsageError
-from synthia_batch.job.plan import plan_shards
+from synthia_batch.job.plan import read_shards
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.ledger import ShardEntry, read_ledger
 from synthia_batch.storage.lock import WriterEpoch, find_running, read_boot_id
@@ -122,7 +122,7 @@ def open_snapshots(directory: Path) -> SnapshotReader:
         run_dir=run_dir,
         plan=plan,
         writer=WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
-        shards=plan_shards(plan["scan"]["rows"], plan["samples_per_row"]),
+        shards=read_shards(plan),
     )
 
 

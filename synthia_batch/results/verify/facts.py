@@ -9,7 +9,7 @@ from typing import Any
 from synthia_batch.core.types import KeptColumn, Shard
 from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.job.identity import OUTPUT_FORMAT
-from synthia_batch.job.plan import plan_shards
+from synthia_batch.job.plan import read_shards
 from synthia_batch.storage.atomic import storage_errors
 from synthia_batch.storage.checksummed_json import read_checksummed
 from synthia_batch.storage.events import read_events
@@ -62,7 +62,7 @@ def read_facts(directory: Path) -> RunFacts:
         plan=plan,
         fingerprint=plan["fingerprint"],
         writer=WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id()),
-        shards=plan_shards(plan["scan"]["rows"], plan["samples_per_row"]),
+        shards=read_shards(plan),
         grid=read_grid(plan["identity"]),
         kept=tuple(KeptColumn(**column) for column in plan["scan"]["kept"]),
     )

@@ -1,15 +1,16 @@
 """From the rows and outcomes of a shard to its files."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from synthia_batch.core.types import Failed, Finished, Outcome, Row, Sample, Shard
+from synthia_batch.core.counts import Tally, tally_records
+from synthia_batch.core.types import Finished, Outcome, Row, Sample, Shard
 from synthia_batch.inputs import Scan, Source
 from synthia_batch.job.plan import expand_row
 from synthia_batch.job.resolved import PlanSpec
 from synthia_batch.results.quality.flags import Flagger
 from synthia_batch.storage.parts.schema import DataRecord, FailedRecord, PartFormat
-from synthia_batch.storage.parts.writer import encode_data_part, encode_failed_part
+from synthia_batch.storage.parts.writer import open_data_part, open_failed_part
 from synthia_batch.storage.publish import EncodedShard
 
 KEPT_BYTES = 100_000_000
@@ -29,10 +30,14 @@ class _KeptSamples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembled:
-    """The files of a shard, and the outcomes in them: `--drop-flagged` turns a flagged one into a failure."""
+    """The files of a shard and the counts of their samples.
+
+    `dropped` of them had finished and were turned into failures by `--drop-flagged`.
+    """
 
     encoded: EncodedShard
-    outcomes: Mapping[int, Outcome]
+    tally: Tally
+    dropped: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,34 +94,41 @@ class Assembler:
     def encode(self, shard: Shard, outcomes: Mapping[int, Outcome]) -> Assembled:
         """Return the parts of `shard`, all of whose samples have ended with `outcomes`.
 
+        Memory is that of one row group and of the encoded files, whatever the size of the shard.
+
         Raises:
             IntegrityError: The input is no longer the one that was scanned.
         """
         self.source.check(self.scan)
-        samples = self._take_samples(shard)
-        settled = outcomes if self.flagging is None else self.flagging.apply(samples, outcomes)
-        return Assembled(encoded=self._encode(shard, samples, settled), outcomes=settled)
+        made, failed = open_data_part(self.part_format), open_failed_part(self.part_format)
+        dropped = 0
 
-    def _encode(
-        self, shard: Shard, samples: Sequence[Sample], outcomes: Mapping[int, Outcome]
-    ) -> EncodedShard:
-        made: list[DataRecord] = []
-        failed: list[FailedRecord] = []
+        def encode_samples() -> Iterator[Outcome]:
+            nonlocal dropped
+            for sample, before, outcome in self._settle(self._take_samples(shard), outcomes):
+                if isinstance(outcome, Finished):
+                    made.add(DataRecord(sample, outcome))
+                else:
+                    failed.add(FailedRecord(sample, outcome))
+                    dropped += isinstance(before, Finished)
+                yield outcome
+
+        tally = tally_records(encode_samples())
+        encoded = EncodedShard(shard=shard, data=made.finish(), failed=failed.finish())
+        return Assembled(encoded=encoded, tally=tally, dropped=dropped)
+
+    def _settle(
+        self, samples: Iterable[Sample], outcomes: Mapping[int, Outcome]
+    ) -> Iterator[tuple[Sample, Outcome, Outcome]]:
+        """Yield each sample with its outcome, before and after flags are applied."""
+        apply = self.flagging.open_shard() if self.flagging is not None else None
         for sample in samples:
-            match outcomes[sample.ordinal]:
-                case Finished() as outcome:
-                    made.append(DataRecord(sample, outcome))
-                case Failed() as outcome:
-                    failed.append(FailedRecord(sample, outcome))
-        return EncodedShard(
-            shard=shard,
-            data=encode_data_part(made, self.part_format) if made else None,
-            failed=encode_failed_part(failed, self.part_format) if failed else None,
-        )
+            outcome = outcomes[sample.ordinal]
+            yield sample, outcome, apply(sample, outcome) if apply is not None else outcome
 
-    def _take_samples(self, shard: Shard) -> Sequence[Sample]:
+    def _take_samples(self, shard: Shard) -> Iterable[Sample]:
         kept = self._kept.pop(shard.number, None)
         if kept is not None and kept.is_whole:
             return kept.samples
         rows = self.source.read_rows(self.scan, shard.first_row, shard.stop_row)
-        return [sample for row in rows for sample in expand_row(row, self.plan)]
+        return (sample for row in rows for sample in expand_row(row, self.plan))

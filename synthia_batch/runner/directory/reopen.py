@@ -6,7 +6,7 @@ crash before that moment changes nothing. Until the first sample ends, the old p
 shards can be closed as they were.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ class Reopener:
         """
         return [self._reopen(state, choice) if state.failed else state for state in states]
 
-    def read_outcomes(self, state: ShardState) -> dict[int, Outcome]:
+    def read_outcomes(self, state: ShardState) -> Mapping[int, Outcome]:
         """Return every sample of the shard that has ended, exactly as it was journaled."""
         if isinstance(state, Unfinished):
             return replay(self.run_dir.journal(state.shard), state.shard, self.writer)

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from synthia_batch.core.counts import tally_records
 from synthia_batch.core.events import Subscriber, ignore_event
 from synthia_batch.core.masking import mask_known
 from synthia_batch.core.types import Failed, Record, Shard, Turn
@@ -167,10 +166,9 @@ class RunStore:
             shard=current.shard, shard_entry=shard_entry, has_leftover_journal=False
         )
         self.on_published(current.shard, shard_entry)
-        tally = tally_records(assembled.outcomes.values())
-        flagged = tally_records(outcomes.values()).finished - tally.finished
-        self.finished -= flagged
-        self.failed += flagged
+        self.finished -= assembled.dropped
+        self.failed += assembled.dropped
+        tally = assembled.tally
         self.publish(
             ShardPublished(
                 shard=current.shard.number,

@@ -15,7 +15,7 @@ from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, RunLocked
 from synthia_batch.inputs import Scan, open_files
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
-from synthia_batch.job.plan import plan_shards
+from synthia_batch.job.plan import read_shards
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.runner.directory.assembler import Assembler
 from synthia_batch.runner.directory.plan import (
@@ -58,7 +58,7 @@ class RunSession:
     Attributes appear with the steps. `inspect` sets `plan` (that of plan.json, or the one to write there),
     `assembler`, `writer`, `shards` and `states`, what earlier attempts left of each shard. `begin` sets
     `store`. `events` gets the events of the run. A session that may generate samples also has `drain`
-    and `starter`: see run.open_session. `started` is when it began, in seconds of the monotonic clock.
+    and `starter`: see run.open_session. `started` is when it began, in seconds of `clock`.
     """
 
     job: ResolvedJob
@@ -66,6 +66,7 @@ class RunSession:
     lock: RunLock
     mirror: Mirror | None
     started: float
+    clock: Callable[[], float] = time.monotonic
     events: EventBus = field(default_factory=EventBus)
     drain: DrainRequest = field(init=False)
     starter: PoolStarter = field(init=False)
@@ -136,7 +137,7 @@ class RunSession:
         self.plan = plan
         self.assembler = make_assembler(job, source, scan, plan)
         self.writer = WriterEpoch(plan_digest=plan_digest(plan), epoch=0, boot=read_boot_id())
-        self.shards = plan_shards(scan.rows, job.plan.samples_per_row)
+        self.shards = read_shards(plan)
         latest = read_ledger(run_dir.ledger, self.writer.plan_digest).latest
         self.states = [inspect_shard(run_dir, shard, latest, self.writer) for shard in self.shards]
         check_parts(run_dir, self.states, on_check or (lambda done, total: None))
@@ -195,6 +196,7 @@ class RunSession:
             writer=self.writer,
             ledger=PartLedger.open(self.run_dir.ledger, self.writer),
             publish=self.events.publish,
+            clock=self.clock,
             assembler=self.assembler,
         )
         if self.mirror is not None:

@@ -57,6 +57,7 @@ def choose_systems(merged: Merged, columns: Columns) -> PlanSpec:
         num_samples=job.num_samples,
         seed=job.seed,
         plays_turns=columns.turns is not None,
+        samples_per_file=job.samples_per_file,
     )
 
 

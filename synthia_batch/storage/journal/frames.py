@@ -37,7 +37,7 @@ def scan_frames(file: BinaryIO) -> Iterator[Frame]:
     offset = 0
     for line in file:
         stop = offset + len(line)
-        yield Frame(offset, stop, _decode_line(line))
+        yield Frame(offset, stop, decode_line(line))
         offset = stop
 
 
@@ -45,7 +45,8 @@ def _make_line(body: bytes) -> bytes:
     return b"%08x %d %b\n" % (zlib.crc32(body), len(body), body)
 
 
-def _decode_line(line: bytes) -> dict[str, Any] | None:
+def decode_line(line: bytes) -> dict[str, Any] | None:
+    """Return the value of a whole line, None if the line is damaged."""
     body = line[line.find(b" ", 9) + 1 : -1]
     # Re-encoded and compared whole: "0A" for "0a" or "012" for "12" is damage, too.
     if line != _make_line(body):

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.core.types import Failed, Finished, Message, Outcome, Record, Shard, Turn
+from synthia_batch.core.types import Finished, Outcome, Record, Shard, Turn
 from synthia_batch.errors import JournalCorrupt
 from synthia_batch.storage.atomic import storage_errors
 from synthia_batch.storage.journal.append_file import UNSYNCED
 from synthia_batch.storage.journal.frames import Frame, scan_frames
-from synthia_batch.storage.journal.logprobs import decode_logprobs_json
+from synthia_batch.storage.journal.outcomes import JournaledOutcomes, decode_outcome, decode_turn
 from synthia_batch.storage.lock import WriterEpoch
 
 
@@ -26,7 +26,7 @@ class Replayed:
     failed, so the content may not be on disk.
     """
 
-    outcomes: dict[int, Outcome]
+    outcomes: Mapping[int, Outcome]
     turns: Mapping[int, Sequence[Turn]]
     kept_bytes: int
     dropped_bytes: int
@@ -43,8 +43,8 @@ class Damage:
     reason: str
 
 
-def replay(path: Path, shard: Shard, writer: WriterEpoch) -> dict[int, Outcome]:
-    """Return the outcomes of `shard` recorded by earlier attempts, by ordinal."""
+def replay(path: Path, shard: Shard, writer: WriterEpoch) -> Mapping[int, Outcome]:
+    """Return the outcomes of `shard` recorded by earlier attempts, by ordinal, in bounded memory."""
     return read_journal(path, shard, writer).outcomes
 
 
@@ -60,6 +60,7 @@ def read_journal(path: Path, shard: Shard, writer: WriterEpoch) -> Replayed:
                 outcomes={}, turns={}, kept_bytes=0, dropped_bytes=0, epoch=None, is_doubtful=False
             )
         with file:
+            reader.outcomes = JournaledOutcomes(file)
             frames = scan_frames(file)
             for frame in frames:
                 stop = frame.stop
@@ -119,7 +120,7 @@ class JournalReader:
     path: Path
     shard: Shard
     writer: WriterEpoch
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    outcomes: JournaledOutcomes = field(default_factory=JournaledOutcomes)
     turns: dict[int, list[Turn]] = field(default_factory=dict)
     epoch: int | None = None
     boot: str | None = None
@@ -134,9 +135,9 @@ class JournalReader:
         value = frame.value or {}
         try:
             if "finished" in value or "failed" in value:
-                self._apply_outcome(frame, _decode_outcome(value))
+                self._apply_outcome(frame, decode_outcome(value))
             elif "turn" in value:
-                self._apply_turn(frame, _decode_turn(value))
+                self._apply_turn(frame, decode_turn(value))
             elif UNSYNCED in value:
                 self.is_doubtful = True
             elif "synced" not in value:  # a mark matters only after damage
@@ -192,8 +193,9 @@ class JournalReader:
         answers = (*outcome.earlier, outcome.response) if isinstance(outcome, Finished) else outcome.earlier
         if tuple(turn.response for turn in turns) != answers[: len(turns)]:
             raise self.refuse(frame, f"sample {ordinal} ends a conversation whose recorded turns differ")
-        known = self.outcomes.setdefault(ordinal, outcome)
-        if known is not outcome and known != outcome:
+        if ordinal not in self.outcomes:
+            self.outcomes.add(frame, outcome)
+        elif self.outcomes[ordinal] != outcome:
             raise self.refuse(
                 frame,
                 f"sample {ordinal} was already finished with different content: an engine that is not "
@@ -227,31 +229,3 @@ def list_records(content: Replayed | JournalReader) -> Iterator[Record]:
     yield from content.outcomes.values()
     for conversation in content.turns.values():
         yield from conversation
-
-
-def _decode_outcome(value: dict[str, Any]) -> Outcome:
-    earlier = tuple(value.get("earlier", ()))
-    if "failed" in value:
-        return Failed(ordinal=value["failed"], code=value["code"], message=value["message"], earlier=earlier)
-    return Finished(
-        ordinal=value["finished"],
-        response=value["response"],
-        reasoning=value["reasoning"],
-        finish_reason=value["finish_reason"],
-        prompt_tokens=value["prompt_tokens"],
-        completion_tokens=value["completion_tokens"],
-        earlier=earlier,
-        logprobs=decode_logprobs_json(value["logprobs"]) if "logprobs" in value else None,
-        called=Message.from_dict(value["called"]) if "called" in value else None,
-    )
-
-
-def _decode_turn(value: dict[str, Any]) -> Turn:
-    return Turn(
-        ordinal=value["of"],
-        number=value["turn"],
-        response=value["response"],
-        finish_reason=value["finish_reason"],
-        prompt_tokens=value["prompt_tokens"],
-        completion_tokens=value["completion_tokens"],
-    )

@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from synthia_batch.errors import IntegrityError
-from synthia_batch.storage.parts.row_digest import digest_rows
+from synthia_batch.storage.parts.row_digest import digest_columns
 
 TEXT_BATCH_ROWS = 256
 """Rows whose text is in memory at a time."""
+COLUMN_BYTES = 32 << 20
+"""A column of up to this size is in memory as a whole while its rows' digest is computed."""
 _NUMBERS = ("row_index", "sample_index", "system", "finish_reason", "prompt_tokens", "completion_tokens")
 
 
@@ -72,9 +74,40 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def holds_rows(path: Path, rows_digest: str) -> bool:
     """Whether the file can be read and its rows have that digest, whatever the file's bytes."""
     try:
-        return digest_rows(read_part(path)) == rows_digest
+        return digest_file(path) == rows_digest
     except (IntegrityError, pa.ArrowException, ValueError):  # Damage may be in a name, or in text.
         return False
+
+
+def digest_file(source: Path | pa.NativeFile) -> str:
+    """Return the digest of a part's rows, with a row group of one column in memory at a time."""
+    with pq.ParquetFile(source, page_checksum_verification=True) as file:
+        columns = ((field.name, field.type, _FileColumn(file, field.name)) for field in file.schema_arrow)
+        return digest_columns(file.metadata.num_rows, columns)
+
+
+class _FileColumn:
+    """A column of a file, a row group at a time; a small one is read once."""
+
+    def __init__(self, file: pq.ParquetFile, name: str) -> None:
+        self._file = file
+        self._name = name
+        self._chunks: list[pa.Array] | None = None
+
+    def __iter__(self) -> Iterator[pa.Array]:
+        if self._chunks is not None:
+            yield from self._chunks
+            return
+        kept: list[pa.Array] | None = []
+        for number in range(self._file.num_row_groups):
+            group = self._file.read_row_group(number, [self._name], use_threads=False)
+            for chunk in group.column(self._name).chunks:
+                yield chunk
+                if kept is not None and sum(other.nbytes for other in kept) + chunk.nbytes <= COLUMN_BYTES:
+                    kept.append(chunk)
+                else:
+                    kept = None
+        self._chunks = kept
 
 
 def refuse_part(path: Path, reason: str) -> IntegrityError:

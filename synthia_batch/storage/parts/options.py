@@ -8,10 +8,8 @@ digest of its rows, see row_digest, stays the same. A changed option needs a new
 from collections.abc import Mapping
 from typing import Any
 
+from synthia_batch.storage.layout import ROW_GROUP_ROWS
 from synthia_batch.storage.parts.schema import DICTIONARY_PATHS
-
-ROW_GROUP_ROWS = 10_000
-"""Rows that a reader loads at a time: a few megabytes to some tens of them."""
 
 WRITE_OPTIONS: Mapping[str, Any] = {
     "version": "2.6",  # unsigned integers and nanoseconds as they are; 1.0 would change them

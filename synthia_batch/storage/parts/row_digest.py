@@ -12,7 +12,9 @@ The digest of a column covers its name, which values are null, and of the others
 - dictionaries and extensions: the values behind them. Anything else: Python's repr.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -22,57 +24,88 @@ from blake3 import blake3
 VERSION = 1
 """Part of every digest: a change of the method changes all digests."""
 _Feed = Callable[[Any], Any]
+Chunks = Iterable[pa.Array]
+"""A column in pieces, which is gone through several times. The digest does not depend on the pieces."""
 
 
 def digest_rows(table: pa.Table) -> str:
     """Return the digest of the rows of `table`, in order, as 32 hex digits."""
-    hasher = blake3(b"synthia-batch rows %d\0%d\0" % (VERSION, table.num_rows))
-    for name, column in zip(table.column_names, table.columns, strict=True):
+    columns = zip(table.column_names, table.columns, strict=True)
+    return digest_columns(table.num_rows, ((name, column.type, column.chunks) for name, column in columns))
+
+
+def digest_columns(rows: int, columns: Iterable[tuple[str, pa.DataType, Chunks]]) -> str:
+    """Return the same for `columns`, each by name, type and chunks. One chunk is in memory at a time."""
+    hasher = blake3(b"synthia-batch rows %d\0%d\0" % (VERSION, rows))
+    for name, kind, chunks in columns:
         _feed_text(hasher.update, name)
-        _feed_column(hasher.update, _to_array(column))
+        _feed_column(hasher.update, kind, chunks)
     return hasher.hexdigest(length=16)
 
 
-def _to_array(column: pa.ChunkedArray) -> pa.Array:
-    # The digest must not depend on a reader's chunks.
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """The results of `function` for each chunk, computed anew each time."""
+
+    function: Callable[[pa.Array], pa.Array]
+    chunks: Chunks
+
+    def __iter__(self) -> Iterator[pa.Array]:
+        return map(self.function, self.chunks)
 
 
-def _feed_column(feed: _Feed, array: pa.Array) -> None:
-    kind = array.type
+def _map(function: Callable[[pa.Array], pa.Array], chunks: Chunks) -> Chunks:
+    return list(map(function, chunks)) if isinstance(chunks, list) else _Mapped(function, chunks)
+
+
+def _feed_column(feed: _Feed, kind: pa.DataType, chunks: Chunks) -> None:
     if isinstance(kind, pa.BaseExtensionType):
-        _feed_column(feed, array.storage)
+        _feed_column(feed, kind.storage_type, _map(lambda array: array.storage, chunks))
         return
     if pa.types.is_dictionary(kind):
-        _feed_column(feed, array.dictionary_decode())
+        _feed_column(feed, kind.value_type, _map(lambda array: array.dictionary_decode(), chunks))
         return
-    _feed_buffer(feed, pc.cast(array.is_valid(), pa.uint8()), 1)
-    _feed_values(feed, array.drop_null())
+    for array in chunks:
+        _feed_buffer(feed, pc.cast(array.is_valid(), pa.uint8()), 1)
+    _feed_values(feed, kind, _map(lambda array: array.drop_null(), chunks))
 
 
-def _feed_values(feed: _Feed, array: pa.Array) -> None:
-    """Feed an array without nulls."""
-    kind = array.type
+def _feed_values(feed: _Feed, kind: pa.DataType, chunks: Chunks) -> None:
+    """Feed a column without nulls."""
     if _is_text(kind):
-        _feed_lengths(feed, pc.binary_length(array))
-        # Texts are contiguous: one buffer from the start of the first to the end of the last.
-        large = array.cast(pa.large_binary())
-        start, stop = _find_ends(large)
-        if stop > start:
-            feed(memoryview(large.buffers()[2])[start:stop])
+        for array in chunks:
+            _feed_lengths(feed, pc.binary_length(array))
+        for array in chunks:
+            _feed_texts(feed, array)
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        _feed_lengths(feed, pc.list_value_length(array))
-        _feed_column(feed, array.flatten())
+        for array in chunks:
+            _feed_lengths(feed, pc.list_value_length(array))
+        _feed_column(feed, kind.value_type, _map(lambda array: array.flatten(), chunks))
     elif pa.types.is_struct(kind):
-        for number, child in enumerate(array.flatten()):
+        for number in range(kind.num_fields):
             _feed_text(feed, kind.field(number).name)
-            _feed_column(feed, child)
+            children = _map(partial(_take_child, number), chunks)
+            _feed_column(feed, kind.field(number).type, children)
     elif pa.types.is_boolean(kind):
-        _feed_buffer(feed, pc.cast(array, pa.uint8()), 1)
+        for array in chunks:
+            _feed_buffer(feed, pc.cast(array, pa.uint8()), 1)
     elif _is_fixed_width(kind):
-        _feed_buffer(feed, array, kind.bit_width // 8)
+        for array in chunks:
+            _feed_buffer(feed, array, kind.bit_width // 8)
     elif not pa.types.is_null(kind):
-        _feed_text(feed, repr(array.to_pylist()))
+        _feed_text(feed, repr([value for array in chunks for value in array.to_pylist()]))
+
+
+def _take_child(number: int, array: pa.Array) -> pa.Array:
+    return array.flatten()[number]
+
+
+def _feed_texts(feed: _Feed, array: pa.Array) -> None:
+    # Texts are contiguous: one buffer from the start of the first to the end of the last.
+    large = array.cast(pa.large_binary())
+    start, stop = _find_ends(large)
+    if stop > start:
+        feed(memoryview(large.buffers()[2])[start:stop])
 
 
 def _is_text(kind: pa.DataType) -> bool:

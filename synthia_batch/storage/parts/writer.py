@@ -6,14 +6,17 @@ pyarrow, which the format records, decide about the bytes.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from synthia_batch.core.types import KeptColumn, Message
 from synthia_batch.errors import UsageError
+from synthia_batch.storage.layout import ROW_GROUP_ROWS
+from synthia_batch.storage.parts.columns import digest_file
 from synthia_batch.storage.parts.logprobs import LOGPROBS, encode_logprobs
 from synthia_batch.storage.parts.options import WRITE_OPTIONS
 from synthia_batch.storage.parts.row_digest import digest_rows
@@ -35,40 +38,109 @@ from synthia_batch.storage.parts.schema import (
 from synthia_batch.storage.publish import EncodedPart
 
 
-def encode_data_part(records: Sequence[DataRecord], part_format: PartFormat) -> EncodedPart:
-    """Return the Parquet file of these finished samples, in their order.
+class PartEncoder(Generic[RecordT]):
+    """Encodes a part from records in their order, a row group at a time.
 
-    The text of one column may have up to 2 GiB in total, Arrow's limit for a string column.
+    Memory: the encoded file, and the records of one row group a few times over. The text of one column
+    may have up to 2 GiB in each row group, Arrow's limit for a string column.
     """
-    arrays = [
-        *_encode_columns(list_data_columns(part_format.optional), records, part_format),
-        *(_encode_kept(records, column) for column in part_format.kept),
-    ]
-    features = describe_features(part_format.kept)
-    return _encode(arrays, data_schema(part_format.kept, part_format.optional), part_format, features)
+
+    def __init__(self, layout: "_Layout[RecordT]") -> None:
+        self.rows = 0
+        self._layout: _Layout[RecordT] = layout
+        self._waiting: list[RecordT] = []
+        self._table: Any = None
+        self._sink = pa.BufferOutputStream()
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, record: RecordT) -> None:
+        """Add the next row."""
+        self.rows += 1
+        self._waiting.append(record)
+        if len(self._waiting) == ROW_GROUP_ROWS:
+            self._write_group()
+
+    def finish(self) -> EncodedPart | None:
+        """Return the part, None if it has no rows."""
+        if self._waiting:
+            self._write_group()
+        if self._writer is None:
+            return None
+        self._writer.close()
+        content = self._sink.getvalue()
+        last, self._table = self._table, None
+        if last.num_rows == self.rows:
+            digest = digest_rows(last)
+        else:
+            del last
+            pa.default_memory_pool().release_unused()
+            digest = digest_file(pa.BufferReader(content))
+        return EncodedPart(content=memoryview(content).cast("B"), rows=self.rows, rows_digest=digest)
+
+    def _write_group(self) -> None:
+        layout = self._layout
+        if self._writer is None:
+            options = {name: value for name, value in WRITE_OPTIONS.items() if name != "row_group_size"}
+            self._writer = pq.ParquetWriter(self._sink, layout.schema, **options)
+        # One chunk: pages must not depend on how the rows arrived.
+        table = pa.Table.from_arrays(layout.encode(self._waiting), schema=layout.schema)
+        self._table, self._waiting = table.combine_chunks(), []
+        self._writer.write_table(self._table, ROW_GROUP_ROWS)
 
 
-def encode_failed_part(records: Sequence[FailedRecord], part_format: PartFormat) -> EncodedPart:
+@dataclass(frozen=True, slots=True)
+class _Layout(Generic[RecordT]):
+    """The columns of a part, and the function that encodes them."""
+
+    schema: pa.Schema
+    encode: Callable[[Sequence[RecordT]], list[pa.Array]]
+
+
+def open_data_part(part_format: PartFormat) -> PartEncoder[DataRecord]:
+    """Return an encoder of finished samples."""
+    columns = list_data_columns(part_format.optional)
+
+    def encode(records: Sequence[DataRecord]) -> list[pa.Array]:
+        kept = (_encode_kept(records, column) for column in part_format.kept)
+        return [*_encode_columns(columns, records, part_format), *kept]
+
+    schema = data_schema(part_format.kept, part_format.optional)
+    return PartEncoder(_Layout(_describe(schema, part_format, describe_features(part_format.kept)), encode))
+
+
+def open_failed_part(part_format: PartFormat) -> PartEncoder[FailedRecord]:
+    """Return an encoder of failed samples."""
+
+    def encode(records: Sequence[FailedRecord]) -> list[pa.Array]:
+        return _encode_columns(FAILED_COLUMNS, records, part_format)
+
+    return PartEncoder(_Layout(_describe(failed_schema(), part_format), encode))
+
+
+def encode_data_part(records: Iterable[DataRecord], part_format: PartFormat) -> EncodedPart:
+    """Return the Parquet file of these finished samples, in their order."""
+    return _encode(open_data_part(part_format), records)
+
+
+def encode_failed_part(records: Iterable[FailedRecord], part_format: PartFormat) -> EncodedPart:
     """Return the Parquet file of these failed samples, in their order."""
-    return _encode(_encode_columns(FAILED_COLUMNS, records, part_format), failed_schema(), part_format)
+    return _encode(open_failed_part(part_format), records)
 
 
-def _encode(
-    arrays: Sequence[pa.Array],
-    schema: pa.Schema,
-    part_format: PartFormat,
-    features: Mapping[str, str] | None = None,
-) -> EncodedPart:
-    metadata = dict(sorted({**part_format.metadata, **(features or {})}.items()))
-    table = pa.Table.from_arrays(arrays, schema=schema.with_metadata(metadata))
-    if table.num_rows == 0:
+def _encode(encoder: PartEncoder[RecordT], records: Iterable[RecordT]) -> EncodedPart:
+    for record in records:
+        encoder.add(record)
+    part = encoder.finish()
+    if part is None:
         raise ValueError("a part needs at least one row")
-    sink = pa.BufferOutputStream()
-    # One chunk, one call: row groups and pages must not depend on how the rows arrived.
-    pq.write_table(table.combine_chunks(), sink, **WRITE_OPTIONS)
-    return EncodedPart(
-        content=sink.getvalue().to_pybytes(), rows=table.num_rows, rows_digest=digest_rows(table)
-    )
+    return part
+
+
+def _describe(
+    schema: pa.Schema, part_format: PartFormat, features: Mapping[str, str] | None = None
+) -> pa.Schema:
+    metadata = dict(sorted({**part_format.metadata, **(features or {})}.items()))
+    return schema.with_metadata(metadata)
 
 
 def _encode_columns(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import IntegrityError, UsageError
-from synthia_batch.job.plan import plan_shards
+from synthia_batch.job.plan import read_shards
 from synthia_batch.storage.atomic import make_directory, publish_bytes, read_file
 from synthia_batch.storage.checksummed_json import decode_checksummed
 from synthia_batch.storage.layout import KEYS, PART_FOLDERS, RunDir
@@ -58,7 +58,7 @@ def read_remote_status(url: str) -> RemoteStatus:
     """Return the progress of the run in the store below `url`. Reads metadata of parts, never their rows."""
     store = open_object_store(url, PATIENCE)
     plan = _require_plan(store)
-    shards = plan_shards(plan["scan"]["rows"], plan["samples_per_row"])
+    shards = read_shards(plan)
     keys = store.list_keys()
     digest = plan_digest(plan)
     published = [
@@ -153,7 +153,7 @@ def _write_ledger(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any]) 
     with closing(
         PartLedger.open(run_dir.ledger, WriterEpoch(plan_digest=digest, epoch=epoch, boot=read_boot_id()))
     ) as ledger:
-        shards = plan_shards(plan["scan"]["rows"], plan["samples_per_row"])
+        shards = read_shards(plan)
         if manifest is not None:
             found = [*manifest.list_entries(shards, epoch).values()]
         else:

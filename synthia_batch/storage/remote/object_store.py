@@ -167,7 +167,7 @@ class ObjectStore:
 
         def put() -> Version | None:
             try:
-                # In one request, up to 5 GB: a part has at most 4,000 samples, and not every store
+                # In one request, up to 5 GB: a part has at most 4,000 samples by default, and not every store
                 # supports conditions on multipart uploads.
                 done = obstore.put(
                     self._client,

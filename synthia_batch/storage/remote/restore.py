@@ -12,7 +12,7 @@ from typing import Any
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, UsageError
 from synthia_batch.job.identity import compare_identities, describe_differences
-from synthia_batch.job.plan import plan_shards
+from synthia_batch.job.plan import read_shards
 from synthia_batch.storage.atomic import make_directory, publish_bytes, remove_file
 from synthia_batch.storage.checksummed_json import decode_checksummed
 from synthia_batch.storage.layout import KEYS, RunDir
@@ -66,7 +66,7 @@ def restore_run(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any], ep
     """Restore the state directory of the run in the store, under that directory's lock. Repeatable."""
     run_dir.create()
     remove_file(run_dir.ledger)
-    shards = plan_shards(plan["scan"]["rows"], plan["samples_per_row"])
+    shards = read_shards(plan)
     writer = WriterEpoch(plan_digest=plan_digest(plan), epoch=epoch, boot=read_boot_id())
     ledger = PartLedger.open(run_dir.ledger, writer)
     try:
