@@ -4,6 +4,7 @@ SynthiaBatchError
 ├── UsageError            2   a flag, a job file or an input that cannot be used
 │   └── InputRefused      2   faults found in the input, up to ten of them listed
 ├── ModelUnavailable      2   the model named cannot be found or prepared
+│   └── ModelElsewhere    2   it cannot be had on this machine, but perhaps on another
 ├── IdentityMismatch      4   the run directory belongs to another job
 ├── IntegrityError        4   a file of the run is damaged
 │   └── JournalCorrupt    4   a complete frame fails its checksum, or names another shard
@@ -58,6 +59,10 @@ class ModelUnavailable(SynthiaBatchError):
     """The model named cannot be found or prepared."""
 
     exit_code = 2
+
+
+class ModelElsewhere(ModelUnavailable):
+    """The model is too large for this machine, or the Hub cannot be reached from it."""
 
 
 class IdentityMismatch(SynthiaBatchError):

@@ -219,6 +219,11 @@ class ResolvedJob:
     remote: Remote | None = None
 
     @property
+    def lacks_model(self) -> bool:
+        """Whether the model's files are not here: such a job is only looked at."""
+        return self.engine.kind == "vllm" and self.model.path is None
+
+    @property
     def place(self) -> str:
         """The output's location, for display."""
         return str(self.output) if self.remote is None else self.remote.url

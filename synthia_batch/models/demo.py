@@ -49,6 +49,11 @@ def demo_model_path() -> Path:
     return find_user_cache() / "models" / DIRECTORY_NAME
 
 
+def has_demo_package() -> bool:
+    """Whether the embedded model is in the cache, or its package is installed."""
+    return demo_model_path().is_dir() or importlib.util.find_spec(MODULE) is not None
+
+
 def prepare_demo_model(progress: StageProgress | None = None) -> Path:
     """Return the directory of the embedded model, verified by digest.
 

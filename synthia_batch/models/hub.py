@@ -7,7 +7,7 @@ from pathlib import Path
 from synthia_batch.core.digest import DigestCache
 from synthia_batch.core.hub_blob import find_blob_damage
 from synthia_batch.core.hub_network import find_network_fault
-from synthia_batch.errors import ModelUnavailable
+from synthia_batch.errors import ModelElsewhere, ModelUnavailable
 
 DESCRIPTION_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.py", "README.md")
 """Downloaded with the weights. The card names the licence."""
@@ -25,6 +25,13 @@ class Repository:
     revision: str | None
     files: tuple[str, ...] | None
     reason: Exception | None
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether the network is the reason, and not the Hub's answer."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        return self.reason is not None and not _is_due_to(self.reason, HfHubHTTPError)
 
 
 def look_up(name: str, revision: str | None) -> Repository:
@@ -70,7 +77,8 @@ def fetch(repository: Repository, patterns: Sequence[str]) -> Path:
             )
         )
     except Exception as exc:  # As for the list of files.
-        raise ModelUnavailable(explain(repository, exc)) from exc
+        kind = ModelElsewhere if repository.is_out_of_reach else ModelUnavailable
+        raise kind(explain(repository, exc)) from exc
 
 
 def check_blob(file: Path, cache: DigestCache) -> None:

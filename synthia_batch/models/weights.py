@@ -17,7 +17,7 @@ from synthia_batch.models.gguf import (
     parse_hub_name,
 )
 from synthia_batch.models.gguf_header import read_gguf_header
-from synthia_batch.models.hub import Repository, fetch, look_up, read_sizes
+from synthia_batch.models.hub import Repository, explain, fetch, look_up, read_sizes
 from synthia_batch.models.locate import choose_weights, is_weight
 
 
@@ -72,8 +72,30 @@ def weigh_model(name: str, revision: str | None, device: Literal["cpu", "cuda"])
 def _weigh_directory(path: Path) -> ModelWeight:
     files = [file for file in path.iterdir() if file.is_file()]
     kind = choose_weights(file.name for file in files)
+    for file in files:
+        if file.suffix == ".safetensors":
+            _check_complete(file)
     weights = sum(file.stat().st_size for file in files if is_weight(file.name, kind))
     return _make_weight(weights or None, 0, _read_config(path))
+
+
+def _check_complete(file: Path) -> None:
+    """Raise ModelUnavailable if a safetensors file has another size than the tensors in its header."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(min(length, size)))
+        end = max(
+            (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
+        raise ModelUnavailable(f"{file}: not a safetensors file: {exc}; download it again") from exc
+    whole = 8 + length + end
+    if size != whole:
+        raise ModelUnavailable(
+            f"{file}: it has {size} bytes, and {whole} according to its header; download it again"
+        )
 
 
 def _weigh_gguf(parts: tuple[Path, ...], device: str) -> ModelWeight:
@@ -88,6 +110,8 @@ def _weigh_gguf(parts: tuple[Path, ...], device: str) -> ModelWeight:
 
 
 def _weigh_repository(repository: Repository, sizes: Mapping[str, int]) -> ModelWeight:
+    if repository.files is None and not repository.is_out_of_reach and repository.reason is not None:
+        raise ModelUnavailable(explain(repository, repository.reason))
     kind = choose_weights(sizes)
     weights = sum(size for name, size in sizes.items() if is_weight(name, kind)) or None
     try:

@@ -27,9 +27,16 @@ from synthia_batch.job.fields import ADDRESS, STDIN
 from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import Preset
 from synthia_batch.job.schema import Job
+from synthia_batch.job.sections import DEMO_MODEL
+from synthia_batch.models.demo import INSTALL_HINT, has_demo_package
 from synthia_batch.models.weights import ModelWeight, weigh_model
 from synthia_batch.operations.disk_usage import find_existing
-from synthia_batch.operations.gpu_machine import examine_gpu_machine, name_other_gpus, read_torch_build
+from synthia_batch.operations.gpu_machine import (
+    check_import,
+    examine_gpu_machine,
+    name_other_gpus,
+    read_torch_build,
+)
 from synthia_batch.runner.memory_fit import (
     EngineNeed,
     MachineMemory,
@@ -49,6 +56,16 @@ CheckState = Literal["ok", "unknown", "bad"]
 LOW_DISK_BYTES = 2 * 10**9
 NO_INPUT = "no input"
 """The input of a job without one: its model can still be checked."""
+
+
+CPU_IMPORT = """
+import synthia_batch.workers.vllm.engine
+import vllm
+from vllm.platforms import current_platform
+current_platform.import_kernels()
+print(vllm.__version__)
+"""
+"""All that a CPU engine imports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +131,9 @@ def _list_machine_checks(device: str, output: Path, job: Job | None) -> Iterator
         parts = job.pool.tensor_parallel_size * job.pool.pipeline_parallel_size if job else 1
         for found in examine_gpu_machine(parts):
             yield Check(name=found.name, state=found.state, text=found.text)
+    if device == "cpu" and installed is not None and (job is None or job.engine.kind == "vllm"):
+        imported = check_import(CPU_IMPORT)
+        yield Check(name=imported.name, state=imported.state, text=imported.text)
     yield Check(name="cpu", state="ok", text=f"{len(list_cores())} cores, {name_cpu()}")
     yield Check(name="memory", state="ok", text=f"{total_memory_bytes() / 1e9:.1f} GB of RAM")
     yield _try("ray", lambda: _check_ray(job))
@@ -198,6 +218,9 @@ def _list_model_checks(job: Job, preset: Preset | None) -> list[Check]:
     weights = weight.weights_bytes
     size = "size unknown" if weights is None else f"{weights / 1e9:.2f} GB {source}"
     checks = [Check(name="model", state="ok", text=f"{job.model.name}, preset {name}, {size}")]
+    if job.model.name == DEMO_MODEL and not has_demo_package():
+        text = f"the embedded model's is not installed, and downloaded on first use; {INSTALL_HINT}"
+        checks.append(Check(name="package", state="unknown", text=text))
     if weight.fetch_bytes:
         caches = (find_user_cache(), _find_hub_cache())
         free = min(shutil.disk_usage(find_existing(path)).free for path in caches)

@@ -13,10 +13,8 @@ import numpy
 from synthia_batch.core.types import Row, Sample
 from synthia_batch.errors import SampleRefused
 from synthia_batch.inputs import Scan, Source, open_files
-from synthia_batch.job.dotted import flatten
-from synthia_batch.job.loading.secrets import mask_value
 from synthia_batch.job.plan import expand_row, limit_answer, plan_shards
-from synthia_batch.job.resolved import EngineSpec, ResolvedJob
+from synthia_batch.job.resolved import UNKNOWN_LENGTH, EngineSpec, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, find_template_day, open_renderer
 from synthia_batch.operations.disk_usage import (
     DiskUsage,
@@ -25,10 +23,16 @@ from synthia_batch.operations.disk_usage import (
     estimate_publication_memory,
 )
 from synthia_batch.operations.secret_use import SecretUse, list_secret_uses
+from synthia_batch.operations.settings import list_settings, to_printable
 from synthia_batch.runner.directory.plan import scan_input
 from synthia_batch.runner.resolve.engine_spec import describe_job_cost
 
 SHOWN_ROWS = 5
+UNKNOWN_WITHOUT_MODEL = (
+    "directory and fingerprint, which depend on the model's files",
+    "prompts in tokens, and which are too long",
+    "whether the engines fit",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +79,8 @@ class Forecast:
     `longest_output_tokens` is the total if every answer has its maximum length. `strict_cost` is what
     strict determinism costs on a GPU, None if the job does not use it there. `settings` has, by dotted
     key, a `value` and its `origin`, and if the job runs with another value, `resolved` and `resolved_by`.
-    `secrets` says which host gets which variable of the environment.
+    `secrets` says which host gets which variable of the environment. `unknown` names what only a machine with
+    the model's files can tell: `fingerprint` and `directory` are then of no meaning.
     """
 
     directory: Path
@@ -98,6 +103,7 @@ class Forecast:
     strict_cost: str | None
     settings: Mapping[str, Mapping[str, Any]]
     secrets: tuple[SecretUse, ...] = ()
+    unknown: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -106,7 +112,7 @@ class Forecast:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-serializable values."""
-        return {**asdict(self), "directory": _to_printable(self.directory), "warnings": list(self.warnings)}
+        return {**asdict(self), "directory": to_printable(self.directory), "warnings": list(self.warnings)}
 
 
 def check_input(job: ResolvedJob) -> int:
@@ -139,7 +145,8 @@ def forecast_job(job: ResolvedJob) -> Forecast:
         later_turns=prompts.later_turns * job.plan.num_samples,
         longest_output_tokens=longest_output_tokens,
         prompt_tokens=_summarize(job, prompts),
-        prompt_unit="bytes" if job.engine.is_elsewhere else "tokens",
+        prompt_unit="bytes" if job.engine.is_elsewhere or job.lacks_model else "tokens",
+        unknown=UNKNOWN_WITHOUT_MODEL if job.lacks_model else (),
         rows_too_long=FoundRows(rows=prompts.too_long, first=tuple(prompts.first_too_long)),
         rows_repeated=_find_repeated(source, scan, prompts),
         disk=estimate_disk_usage(size, job.output),
@@ -156,19 +163,6 @@ def _list_files(job: ResolvedJob, scan: Scan) -> tuple[ForecastFile, ...]:
     rows = [file.rows for file in scan.files] or [scan.rows]
     names = [os.fsencode(file.shown).decode(errors="backslashreplace") for file in job.inputs]
     return tuple(ForecastFile(name=name, rows=count) for name, count in zip(names, rows, strict=True))
-
-
-def list_settings(job: ResolvedJob) -> dict[str, dict[str, Any]]:
-    """Return every key of the job with its value and origin, and the value it was resolved to."""
-    settings: dict[str, dict[str, Any]] = {}
-    resolutions = _find_resolutions(job)
-    for key, value in flatten(job.declared.model_dump()).items():
-        shown = mask_value(key, _to_printable(value))
-        settings[key] = {"value": shown, "origin": job.origins.get(key, "default")}
-        resolution = resolutions.get(key)
-        if resolution is not None and resolution.value != shown:
-            settings[key] |= {"resolved": resolution.value, "resolved_by": resolution.by}
-    return settings
 
 
 @dataclass(kw_only=True)
@@ -188,10 +182,20 @@ class _Prompts:
     too_long: int = 0
     first_too_long: list[str] = field(default_factory=list)
 
-    def add(self, row: Row, samples: Sequence[Sample], renderer: Renderer, engine: EngineSpec) -> bool:
+    def add(
+        self,
+        row: Row,
+        samples: Sequence[Sample],
+        renderer: Renderer,
+        engine: EngineSpec,
+        *,
+        lacks_model: bool,
+    ) -> bool:
         """Count the prompts of a row, one per system message; return whether any is too long."""
         self.hashes.append(hash((row.messages, row.system, row.follow_ups)))
-        before, longest = len(self.counts), engine.max_model_len
+        before = len(self.counts)
+        # Bytes are not compared with a length in tokens.
+        longest = UNKNOWN_LENGTH if lacks_model else engine.max_model_len
         if row.fault is not None:
             self.refused += len(samples)
             return False
@@ -210,60 +214,13 @@ class _Prompts:
         return any(count >= longest for count in self.counts[before:])
 
 
-@dataclass(frozen=True, slots=True)
-class _Resolution:
-    value: Any
-    by: str
-
-
-def _find_resolutions(job: ResolvedJob) -> dict[str, _Resolution]:
-    has_model, is_elsewhere = job.model.path is not None, job.engine.is_elsewhere
-    model = (
-        "the server" if is_elsewhere else "the model's config.json" if has_model else "the scripted engine"
-    )
-    format_by = "the model's chat template" if job.prompt.format == "chat" else "no chat template"
-    preset_by = "the model's name" if job.preset else "no model"
-    found = {
-        "name": _Resolution(job.name, "the input's name"),
-        "output": _Resolution(_to_printable(job.output), "name and fingerprint"),
-        "preset": _Resolution(job.preset, preset_by),
-        "model.quantization": _Resolution(job.quantization or job.engine.quantization, "the checkpoint"),
-        "model.name": _Resolution(job.model.name, "the model" if has_model else model),
-        "model.revision": _Resolution(job.model.revision, "the Hub"),
-        "model.max_model_len": _Resolution(job.engine.max_model_len, model),
-        "prompt_format": _Resolution(job.prompt.format, format_by),
-        "system": _Resolution([system.name for system in job.plan.systems], "the library, files and rows"),
-        "engine.device": _Resolution(job.engine.device, "the installed vLLM"),
-        "sampling.stop": _Resolution(list(job.engine.sampling.stop), "the prompt format"),
-        "input.digest": _Resolution(job.identity["input"]["digest"], "the input"),
-        "input.prompt_column": _Resolution(job.columns["prompt"], "the input"),
-        "input.messages_column": _Resolution(job.columns["messages"], "the input"),
-        "input.turns_column": _Resolution(job.columns.get("turns"), "the input"),
-        "input.keep_columns": _Resolution(job.columns["keep"], "the input"),
-    }
-    if is_elsewhere:
-        writer = "the server writes prompts" if job.engine.takes_messages else "written here"
-        found["prompt_format"] = _Resolution(job.prompt.format, writer)
-        del found["engine.device"], found["model.max_model_len"]
-    if job.pool.kind == "local":  # Only Ray knows the size of a Ray pool.
-        found["pool.workers"] = _Resolution(job.pool.workers or 1, "the local pool")
-    return found
-
-
-def _to_printable(value: Any) -> Any:
-    """Return `value` in a form that JSON and a terminal can show: a path need not be valid UTF-8."""
-    if isinstance(value, str | Path):
-        return os.fsencode(value).decode(errors="backslashreplace")
-    return [_to_printable(entry) for entry in value] if isinstance(value, list | tuple) else value
-
-
 def _count_prompts(job: ResolvedJob, source: Source, scan: Scan) -> _Prompts:
     renderer = open_renderer(job.prompt)
     prompts = _Prompts()
     for row in source.read_rows(scan, 0, scan.rows):
         # The samples of one prompt differ only in their seeds.
         samples = [sample for sample in expand_row(row, job.plan) if sample.index == 0]
-        if prompts.add(row, samples, renderer, job.engine):
+        if prompts.add(row, samples, renderer, job.engine, lacks_model=job.lacks_model):
             prompts.too_long += 1
             if len(prompts.first_too_long) < SHOWN_ROWS:
                 prompts.first_too_long.append(_locate(source, row))
@@ -295,5 +252,5 @@ def _summarize(job: ResolvedJob, prompts: _Prompts) -> PromptTokens:
         median=median_high(counts) if counts else 0,
         longest=max(counts, default=0),
         refused=prompts.refused * each,
-        too_long=sum(count >= job.engine.max_model_len for count in counts) * each,
+        too_long=0 if job.lacks_model else sum(n >= job.engine.max_model_len for n in counts) * each,
     )

@@ -18,7 +18,8 @@ from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.merge import Layer, merge_layers, parse_assignment, read_environment
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.prompts.formats import PlainChatFormat
-from synthia_batch.operations.forecast import forecast_job, list_settings
+from synthia_batch.operations.forecast import forecast_job
+from synthia_batch.operations.settings import list_settings
 from synthia_batch.runner.directory.reopen import FailureChoice
 from synthia_batch.runner.directory.session import lock_run
 from synthia_batch.runner.resolve import resolve_job

@@ -23,6 +23,9 @@ from synthia_batch.models.locate import digest_model, locate_model
 from synthia_batch.models.prompts.tokenizer import FastTokenizer
 from synthia_batch.models.tokenizer_file import find_tokenizer_file
 
+EMPTY_WEIGHTS = (2).to_bytes(8, "little") + b"{}"
+"""A safetensors file without tensors."""
+
 
 def make_model(path: Path, **files: Any) -> Path:
     path.mkdir(parents=True, exist_ok=True)
@@ -30,7 +33,7 @@ def make_model(path: Path, **files: Any) -> Path:
     for name, value in contents.items():
         text = value if isinstance(value, str) else json.dumps(value)
         (path / name).write_text(text)
-    (path / "model.safetensors").write_bytes(b"weights")
+    (path / "model.safetensors").write_bytes(EMPTY_WEIGHTS)
     return path
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import Command, write_jsonl
-from test_models import make_model
+from test_models import EMPTY_WEIGHTS, make_model
 
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.models.weights import count_kv_values, weigh_model
@@ -84,7 +84,7 @@ def test_a_job_is_examined_by_its_files_and_its_preset(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(examining, "total_memory_bytes", lambda: 24 * GB)
     model = make_model(tmp_path / "m", **{"config.json": {**LLAMA_70B, "max_position_embeddings": 4096}})
-    assert weigh_model(str(model), None, "cpu").weights_bytes == len(b"weights")
+    assert weigh_model(str(model), None, "cpu").weights_bytes == len(EMPTY_WEIGHTS)
     small = examine(model={"name": str(model)}, pool={"workers": 1}, engine={"device": "cpu"})
     assert find(small, "fit")[0] == "ok"
     # Out of the Hub's reach, a preset says how large its model is: 138 GB are not for 24.

@@ -23,7 +23,7 @@ from synthia_batch.job.resolved import AdapterChoice, ResolvedJob
 from synthia_batch.job.schema import Job
 from synthia_batch.models.checkpoint import read_model_facts
 from synthia_batch.models.hub import Repository, explain
-from synthia_batch.operations.forecast import list_settings
+from synthia_batch.operations.settings import list_settings
 from synthia_batch.runner.resolve import model_selection as model_choice
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.storage.saved_job import read_job, write_job

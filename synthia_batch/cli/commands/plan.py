@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 MOST_FILES = 50
 """Input files listed in a plan; --json lists all."""
+HereFlag = Annotated[
+    bool, typer.Option("--here", help="Refuse a job whose model or engines this machine has no room for.")
+]
 LATER_TURNS = "only the prompts of first turns are known, since later ones contain answers"
 
 
@@ -32,18 +35,22 @@ def plan(
             "count as done when the run starts.",
         ),
     ] = None,
+    here: HereFlag = False,
 ) -> None:
     """Show a job's settings with their origins, its size, token counts and disk usage."""
-    print_plan(flags, as_json, probe, shows_defaults=shows_all)
+    print_plan(flags, as_json, probe, shows_defaults=shows_all, here=here)
 
 
-def validate(flags: JobFlags) -> None:
+def validate(flags: JobFlags, here: HereFlag = False) -> None:
     """Check a job and every row of its input; list all faults."""
     from synthia_batch.core.formatting import format_count
     from synthia_batch.operations.forecast import check_input
+    from synthia_batch.runner.memory_fit import refuse_without_room
     from synthia_batch.runner.resolve import resolve_job
 
-    job = resolve_job(flags.read_layers())
+    job = resolve_job(flags.read_layers(), needs_model=here)
+    if here:
+        refuse_without_room(job)
     rows = check_input(job)
     names = [str(file.shown).encode(errors="backslashreplace").decode() for file in job.inputs]
     name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
@@ -52,13 +59,21 @@ def validate(flags: JobFlags) -> None:
 
 
 def print_plan(
-    flags: JobFlags, as_json: bool, probe_samples: int | None = None, *, shows_defaults: bool = False
+    flags: JobFlags,
+    as_json: bool,
+    probe_samples: int | None = None,
+    *,
+    shows_defaults: bool = False,
+    here: bool = False,
 ) -> None:
     """Print the forecast of the job in `flags`, and an estimate from `probe_samples` of its samples."""
     from synthia_batch.operations.forecast import forecast_job
+    from synthia_batch.runner.memory_fit import refuse_without_room
     from synthia_batch.runner.resolve import resolve_job
 
-    job = resolve_job(flags.read_layers())
+    job = resolve_job(flags.read_layers(), needs_model=here or probe_samples is not None)
+    if here:
+        refuse_without_room(job)
     forecast = forecast_job(job)
     values = forecast.to_dict()
     if not as_json:
@@ -91,7 +106,9 @@ def _is_informative(entry: Mapping[str, Any]) -> bool:
 def _list_facts(forecast: "Forecast") -> list[str]:
     values: dict[str, Any] = forecast.to_dict()
     names = ("directory", "fingerprint", "model", "rows", "samples", "shards", "longest_output_tokens")
-    lines = [f"{name.replace('_', ' ')}: {values[name]}" for name in names]
+    shown = names[2:] if forecast.unknown else names
+    lines = [f"{name.replace('_', ' ')}: {values[name]}" for name in shown]
+    lines += [f"unknown here: {text}" for text in forecast.unknown]
     lines += [f"sends {use.variable} to {use.host} ({use.key})" for use in forecast.secrets]
     if len(forecast.files) > 1:
         lines.append(f"files: {len(forecast.files)}, in this order:")
@@ -109,6 +126,8 @@ def _list_facts(forecast: "Forecast") -> list[str]:
     if forecast.strict_cost is not None:
         lines.append(f"determinism: {forecast.strict_cost}")
     for name, found in (("too long", forecast.rows_too_long), ("repeated", forecast.rows_repeated)):
+        if name == "too long" and forecast.unknown:
+            continue
         lines.append(f"rows {name}: {_describe_rows(found)}")
     lines += [_describe_disk(forecast.disk), _describe_memory(forecast)]
     return [*lines, *(f"warning: {text}" for text in forecast.warnings)]

@@ -45,7 +45,8 @@ def specify_engine(merged: Merged, found: FoundModel, prompt: PromptSpec) -> Eng
         return _specify_endpoint(merged, found, prompt)
     length = _choose_length(merged, found)
     if merged.job.engine.kind == "vllm":
-        _check_vllm(merged, found)
+        if found.facts is not None or installed_vllm() is not None:
+            _check_vllm(merged, found)
     else:
         _parse_scripted(merged.job.engine.settings)
     spec = _specify_local(merged, found, prompt, length)
@@ -205,11 +206,15 @@ def _add_stops(sampling: Sampling, prompt: PromptSpec) -> Sampling:
 
 def _choose_length(merged: Merged, found: FoundModel) -> int:
     job = merged.job
-    known = found.facts.max_model_len if found.facts else SCRIPTED_MODEL_LEN
+    known = found.facts.max_model_len if found.facts else None
+    if job.engine.kind == "scripted" and found.facts is None:
+        known = SCRIPTED_MODEL_LEN
     wanted = job.model.max_model_len
     if wanted is not None and known is not None and not merged.is_explicit("model.max_model_len"):
         return min(wanted, known)  # The preset's length, limited to the model's own.
     length = wanted or known
+    if length is None and found.facts is None:
+        return UNKNOWN_LENGTH
     if length is None:
         raise UsageError(
             f"{found.ref.name}: its config.json has no maximum sequence length; "

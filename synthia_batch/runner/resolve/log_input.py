@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from synthia_batch.errors import ModelElsewhere
 from synthia_batch.inputs import Columns
 from synthia_batch.inputs.records.columns import describe_unused
 from synthia_batch.job.resolved import ModelRef
@@ -28,6 +29,14 @@ def log_columns(columns: Columns, first: Path | str) -> None:
         )
     if columns.unused:
         _log.info(f"{first}: columns not used: {describe_unused(columns.unused)}")
+
+
+def log_lacking_model(lacking: ModelElsewhere) -> None:
+    """Log why the model is not here, in the first sentence of the error."""
+    reason = str(lacking).splitlines()[0].partition("; ")[0]
+    _log.info(
+        f"{reason}: what depends on its files is unknown here (--here refuses what this machine cannot run)"
+    )
 
 
 def log_other_model(columns: Columns, first: Path | str, model: ModelRef) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache
 from synthia_batch.core.hardware import detect_device, list_gpu_memory, total_memory_bytes
-from synthia_batch.errors import ModelUnavailable, UsageError
+from synthia_batch.errors import ModelElsewhere, UsageError
 from synthia_batch.job.loading.merge import Layer, Merged
 from synthia_batch.job.presets import Preset, find_preset, list_presets, read_preset
 from synthia_batch.job.resolved import (
@@ -117,6 +117,18 @@ def find_model(merged: Merged, preset: Preset | None, cache: DigestCache) -> Fou
     )
     digests = digest_model(located.path, cache, gguf=located.gguf)
     return FoundModel(ref=ref, facts=facts, digests=digests, adapters=adapters)
+
+
+def assume_model(job: Job) -> FoundModel:
+    """Return the model of `job` without its files: for a look at a job that another machine will run."""
+    ref = ModelRef(
+        name=job.model.name,
+        path=None,
+        repo_id=job.model.name,
+        revision=job.model.revision,
+        trust_remote_code=job.model.trust_remote_code,
+    )
+    return FoundModel(ref=ref, facts=None, digests={}, adapters=())
 
 
 def choose_format(job: Job, found: FoundModel) -> PromptSpec:
@@ -229,7 +241,7 @@ def _refuse_without_room(job: Job, preset: Preset | None, preview: ModelPreview)
     if preset is not None and preset.memory_table:
         lines.append("sizes from its model card (RAM as used by llama.cpp, without a GPU):")
         lines += [f"  {row}" for row in preset.memory_table]
-    raise ModelUnavailable("\n".join(lines))
+    raise ModelElsewhere("\n".join(lines))
 
 
 def _refuse_beyond_memory(job: Job, preset: Preset | None) -> None:
@@ -246,7 +258,7 @@ def _refuse_beyond_memory(job: Job, preset: Preset | None) -> None:
         return
     facts = {name: entry.value for name, entry in preset.facts.items()}
     gpus = f"{facts.get('gpus_per_engine', 1)} GPU(s) of {facts.get('gpu_memory_gb', '?')} GB"
-    raise ModelUnavailable(
+    raise ModelElsewhere(
         f"{job.model.name}: its weights take {known.value:.0f} GB, this machine has "
         f"{total_memory_bytes() / 1e9:.0f} GB of memory and no GPU that the installed vLLM computes on; "
         f"nothing was fetched. Run it on {gpus}, take a smaller or quantized model (`synthia-batch "

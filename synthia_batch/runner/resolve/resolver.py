@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, open_digest_cache
-from synthia_batch.errors import UsageError
+from synthia_batch.errors import ModelElsewhere, UsageError
 from synthia_batch.inputs import (
     Columns,
     ResolvedInput,
@@ -37,10 +37,11 @@ from synthia_batch.runner.resolve.answers import (
 )
 from synthia_batch.runner.resolve.engine_spec import add_settings, find_numerics, specify_engine
 from synthia_batch.runner.resolve.kept_columns import check_kept_columns
-from synthia_batch.runner.resolve.log_input import log_columns, log_other_model
+from synthia_batch.runner.resolve.log_input import log_columns, log_lacking_model, log_other_model
 from synthia_batch.runner.resolve.model_selection import (
     FoundModel,
     add_preset,
+    assume_model,
     choose_adapter,
     choose_format,
     find_model,
@@ -66,10 +67,11 @@ class _Sources:
     found: FoundModel
 
 
-def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> ResolvedJob:
+def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True, needs_model: bool = True) -> ResolvedJob:
     """Return the resolved job of `layers`, the strongest first. Reads files; changes none but caches.
 
-    With `uses_tuned`, settings that `tune` found for its model and hardware are the weakest layer.
+    With `uses_tuned`, settings that `tune` found for its model and hardware are the weakest layer. Without
+    `needs_model`, a model that cannot be had here leaves a job to look at: `ResolvedJob.lacks_model`.
     """
     cache = open_digest_cache()
     explicit = merge_layers(layers)
@@ -107,7 +109,15 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True) -> Resolved
     resolved = dataclasses.replace(resolved, files=digest_contents(resolved.files, cache))
     with merged.locate_errors("input.digest"):
         check_digest(resolved.files, merged.job.input.digest)
-    found = find_model(merged, chosen.preset, cache)
+    try:
+        found = find_model(merged, chosen.preset, cache)
+    except ModelElsewhere as lacking:
+        if needs_model:
+            raise
+        log_lacking_model(lacking)
+        layers = [*layers, Layer(origin="another machine", values={"engine": {"device": "cuda"}})]
+        merged = merge_layers(layers)
+        found = assume_model(merged.job)
     log_other_model(columns, resolved.files[0].shown, found.ref)
     if found.facts is not None and found.facts.generation:
         # Only the merged job names the model whose files these are, so this takes a merge of its own.
