@@ -188,6 +188,7 @@ def test_the_real_file_split_on_a_hub_is_fetched_joined_and_converted_to_the_emb
         fetched.append(allow_patterns)
         return str(snapshot)
 
+    monkeypatch.setattr("synthia_batch.models.hub.find_network_fault", lambda: None)
     monkeypatch.setattr(
         "huggingface_hub.HfApi.list_repo_files", lambda *args, **options: [*files, "m.Q8_0.gguf", "README.md"]
     )

@@ -88,6 +88,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
             path.write_bytes(files[file])
         return str(tmp_path / "snapshot")
 
+    monkeypatch.setattr("synthia_batch.models.hub.find_network_fault", lambda: None)
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *args, **options: list(files))
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     return files

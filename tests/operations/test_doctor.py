@@ -12,6 +12,7 @@ from synthia_batch.job.loading.merge import Layer
 from synthia_batch.models.weights import count_kv_values, weigh_model
 from synthia_batch.operations import doctor as examining
 from synthia_batch.operations.doctor import Diagnosis, examine_job
+from synthia_batch.runner import memory_fit
 from synthia_batch.runner.memory_fit import PROCESS_BYTES, EngineNeed, MachineMemory, check_memory
 
 GB = 10**9
@@ -95,7 +96,7 @@ def test_a_job_is_examined_by_its_files_and_its_preset(
     assert not large.is_healthy
     gguf = examine(model={"name": "TheBloke/Synthia-70B-GGUF:Q4_K_M"}, engine={"device": "cpu"})
     assert "110.35 GB according to its preset" in find(gguf, "model")[1]
-    monkeypatch.setattr(examining, "list_gpu_memory", lambda: (80 * GB, 80 * GB))
+    monkeypatch.setattr(memory_fit, "list_gpu_memory", lambda: (80 * GB, 80 * GB))
     split = examine(preset="synthia-70b", engine={"device": "cuda"})
     assert find(split, "fit")[0] == "ok"
     assert "/ 2 + " in find(split, "fit")[1]

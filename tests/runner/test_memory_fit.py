@@ -39,7 +39,7 @@ def make_job(
 ) -> ResolvedJob:
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text("{}")
-    with (model / "model.safetensors").open("wb") as file:
+    with (model / "pytorch_model.bin").open("wb") as file:
         file.truncate(2 * GB)  # takes no room on the disk
     of_model = dataclasses.replace(SPEC.model, path=model)
     engine = dataclasses.replace(SPEC, model=of_model, device=device, tensor_parallel_size=parts)
