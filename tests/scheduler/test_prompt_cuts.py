@@ -98,10 +98,6 @@ def test_a_template_that_renders_no_single_question_is_not_cut() -> None:
     template = "{{ messages[2].content }}{% for m in messages %}{{ m.content }}{% endfor %}"
     form = ChatFormat(template, {})
     row = make_long_sample("x").row
-    messages = (
-        *[Message("system", LONG), Message("user", LONG)],
-        Message("assistant", "y"),
-        Message("user", "z"),
-    )
-    (sample,) = expand_row(dataclasses.replace(row, messages=messages[1:]), PLAN)
+    messages = (Message("user", LONG), Message("assistant", "y"), Message("user", "z"))
+    (sample,) = expand_row(dataclasses.replace(row, messages=messages), PLAN)
     assert open_session(form=form).begin(sample).cuts == ()
