@@ -31,7 +31,7 @@ EXAMPLES = {
         "synthia-batch plan questions.jsonl --probe 200",
     ),
     "preview": ("synthia-batch preview questions.jsonl -s synthia -s none",),
-    "demo": ("mkdir first && cd first && synthia-batch demo",),
+    "demo": ("synthia-batch demo      # in an empty directory",),
     "validate": ("synthia-batch validate questions.jsonl --prompt-column text",),
     "init": ("synthia-batch init questions.jsonl -o jobs/mine.yaml",),
     "schema": ("synthia-batch schema > job.schema.json",),

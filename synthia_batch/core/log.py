@@ -69,17 +69,19 @@ def keep_log(path: Path) -> Iterator[None]:
         yield
         return
     logger = logging.getLogger(PACKAGE)
-    with open(descriptor, "a", encoding="utf-8", errors="backslashreplace") as file:
-        handler = _InFile(file)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logger.addHandler(handler)
-        try:
-            yield
-        except SynthiaBatchError as exc:
-            handler.emit(logging.makeLogRecord({"msg": f"error: {exc}"}))
-            raise
-        finally:
-            logger.removeHandler(handler)
+    file = os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+    handler = _InFile(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    except SynthiaBatchError as exc:
+        handler.emit(logging.makeLogRecord({"msg": f"error: {exc}"}))
+        raise
+    finally:
+        logger.removeHandler(handler)
+        with suppress(OSError):  # What a full disk refused is written again.
+            file.close()
 
 
 class _InFile(logging.StreamHandler[TextIO]):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from synthia_batch.core.backoff import Backoff, BackoffPolicy
 from synthia_batch.core.cache import measure
@@ -72,6 +73,7 @@ def _open_store(scheme: str, rest: str, url: str) -> tuple[RemoteStore, str, str
         from synthia_batch.inputs.remote.http import WebStore
 
         try:
+            urlsplit(url)
             return WebStore(), url, strip_address(url)
         except ValueError as exc:
             raise UsageError(f"{scheme}://...: not a valid address: {exc}; check its host") from exc
