@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from synthia_batch.core.files import open_to_append
 from synthia_batch.core.terminal import clean_message
 from synthia_batch.errors import SynthiaBatchError
 
@@ -64,12 +65,11 @@ def keep_log(path: Path) -> Iterator[None]:
     A log that cannot be written is no error: the disk that refuses it will refuse the run's own files.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        file = os.fdopen(open_to_append(path), "a", encoding="utf-8", errors="backslashreplace")
     except OSError:
         yield
         return
     logger = logging.getLogger(PACKAGE)
-    file = os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
     handler = _InFile(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(handler)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from synthia_batch.core.cache import find_user_cache
+from synthia_batch.core.cache import find_user_cache, replace_cached
 
 MEASURED_NAME = "strict-cost.json"
 """In the user's cache: for each card, what `make gpu-check` measured on it here."""
@@ -51,6 +51,5 @@ def save_measured(card: str, cost: StrictCost) -> None:
         known = json.loads(path.read_bytes())
     except (OSError, ValueError):
         known = {}
-    path.parent.mkdir(parents=True, exist_ok=True)
     known[card] = {"factor": round(cost.factor, 2), "day": cost.day}
-    path.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+    replace_cached(path, (json.dumps(known, indent=2, sort_keys=True) + "\n").encode())
