@@ -74,7 +74,8 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def holds_rows(path: Path, rows_digest: str) -> bool:
     """Whether the file can be read and its rows have that digest, whatever the file's bytes."""
     try:
-        return digest_file(path) == rows_digest
+        with _reading(path):
+            return digest_file(path) == rows_digest
     except (IntegrityError, pa.ArrowException, ValueError):  # Damage may be in a name, or in text.
         return False
 
