@@ -95,11 +95,11 @@ def test_what_is_flagged_is_set_aside_where_that_is_asked_for(synthia: Command, 
 
         # Made again, they come to the same; of a cause that is gone, they are samples.
         before = read_bytes_of_data(tmp_path / "out")
-        again = synthia("retry", "out")
+        again = synthia("retry", "out", "--trust")
         assert again.returncode == 0, again.stderr
         assert read_bytes_of_data(tmp_path / "out") == before
         server.behave = lambda call, before: complete(call, message={"content": f"{PLAIN} {call.text}"})
-        mended = synthia("retry", "out", "--code", "flagged_refusal")
+        mended = synthia("retry", "out", "--trust", "--code", "flagged_refusal")
         assert mended.returncode == 0, mended.stderr
     assert set(read_flags(tmp_path / "out")) == {"plain", "refusal", "code"}
     too_many = synthia("run", *job, "--base-url", server.url, "--max-failures", "1")

@@ -320,7 +320,7 @@ def test_a_retry_of_an_unfinished_run_keeps_the_turns_of_the_others(synthia: Com
     """Sample 0 has failed and sample 1 is in the middle of its conversation when the run drains."""
     counts = [2, 60]
     source = write_conversations(tmp_path / "q.jsonl", counts)
-    first, second = tmp_path / "first", tmp_path / "second"
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     job = ("run", source, *LOCAL, "--set", "engine.fail_every=5", *FAILING[2:])
     drain_within(tmp_path, *job, "--set", "engine.latency_ms=100", "-o", "out", log=first, turns=6)
     assert (0, 0) in read_turn_calls(first)
@@ -329,7 +329,10 @@ def test_a_retry_of_an_unfinished_run_keeps_the_turns_of_the_others(synthia: Com
         "retry", "out", "-q", "--set", f"engine.call_log={second}", "--set", "engine.latency_ms=0"
     )
     assert retried.returncode == 0, retried.stderr
-    turns = sorted([*read_turn_calls(first), *read_turn_calls(second)])
+    assert {sample for sample, _ in read_turn_calls(second)} == {0}, "the other is left to the run"
+    done = synthia(*job, "--set", f"engine.call_log={third}", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    turns = sorted(turn for log in (first, second, third) for turn in read_turn_calls(log))
     assert turns == sorted([(0, 0), *list_turns(counts)]), "only what failed is made twice"
     plain = synthia(*job, "-o", "plain")
     assert plain.returncode == 0

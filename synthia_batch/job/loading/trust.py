@@ -71,7 +71,7 @@ def require_trust(found: Untrusted, directory: Path | str) -> None:
     if needed:
         raise UsageError(
             f"{directory}: its saved job has {found.describe()}; a run directory may come from somebody "
-            "else, so this is not used by itself: add --trust if the run is yours, or set "
+            "else, so this is not used by itself: add --trust if the run is yours, or give "
             f"{' and '.join(f'--set {key}=...' for key in needed)}"
         )
 
