@@ -77,9 +77,9 @@ def _reopen_and_run(
             session.complete_mirror()  # That retry may not have come so far.
             return RetryResult(directory=job.output, chosen=0, run=None)
         with _rollback(session):
-            # Of an interrupted run the failed samples alone: the others are for the run to generate. Only a
-            # run that was complete has a card: its retry was killed, and generates what that one reopened.
-            is_interrupted = not is_complete and not session.run_dir.readme.exists()
+            # Of an interrupted run the failed samples alone: the others are for the run to generate. In a run
+            # of which all was published before, others are missing after a killed retry: this completes it.
+            is_interrupted = not is_complete and not session.was_published
             subset = SampleSubset(ordinals) if chosen and is_interrupted else None
             result = run_attempt(session, display, subset=subset, reopen=choice)
     report_if_complete(job)

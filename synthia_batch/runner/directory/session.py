@@ -56,8 +56,8 @@ class RunSession:
     """A run directory that this process has locked: first locked, then inspected, then open for writing.
 
     Attributes appear with the steps. `inspect` sets `plan` (that of plan.json, or the one to write there),
-    `assembler`, `writer`, `shards` and `states`, what earlier attempts left of each shard. `begin` sets
-    `store`. `events` gets the events of the run. A session that may generate samples also has `drain`
+    `assembler`, `writer`, `shards` and `states`, what earlier attempts left of each shard, and
+    `was_published`: all of them were published before. `begin` sets `store`. `events` gets the events of the run. A session that may generate samples also has `drain`
     and `starter`: see run.open_session. `started` is when it began, in seconds of `clock`.
     """
 
@@ -75,6 +75,7 @@ class RunSession:
     writer: WriterEpoch = field(init=False)
     shards: Sequence[Shard] = field(init=False)
     states: Sequence[ShardState] = field(init=False)
+    was_published: bool = field(init=False)
     store: RunStore = field(init=False)
     ended_before: int | None = None
 
@@ -140,6 +141,7 @@ class RunSession:
         self.shards = read_shards(plan)
         latest = read_ledger(run_dir.ledger, self.writer.plan_digest).latest
         self.states = [inspect_shard(run_dir, shard, latest, self.writer) for shard in self.shards]
+        self.was_published = all(shard.number in latest for shard in self.shards)
         check_parts(run_dir, self.states, on_check or (lambda done, total: None))
 
     @contextmanager
