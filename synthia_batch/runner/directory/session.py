@@ -57,8 +57,9 @@ class RunSession:
 
     Attributes appear with the steps. `inspect` sets `plan` (that of plan.json, or the one to write there),
     `assembler`, `writer`, `shards` and `states`, what earlier attempts left of each shard, and
-    `was_published`: all of them were published before. `begin` sets `store`. `events` gets the events of the run. A session that may generate samples also has `drain`
-    and `starter`: see run.open_session. `started` is when it began, in seconds of `clock`.
+    `was_published`: all of them were published before. `begin` sets `store`. `events` gets the events of the
+    run. A session that may generate samples also has `drain` and `starter`: see run.open_session. `started`
+    is when it began, in seconds of `clock`.
     """
 
     job: ResolvedJob
