@@ -368,7 +368,7 @@ def test_a_kill_while_a_copy_is_made_leaves_none_that_is_not_whole(tmp_path: Pat
             break
     assert kills == 4
     done = subprocess.run(validate, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout == "big.jsonl.gz: 60000 rows, no faults\n", done.stderr
+    assert done.stdout == "big.jsonl.gz: 60,000 rows, no faults\n", done.stderr
     assert not list(find_copies().glob(".*")), "what killed processes left is gone"
 
 

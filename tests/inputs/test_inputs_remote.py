@@ -144,7 +144,7 @@ def test_a_download_that_breaks_is_taken_up_and_whole_in_the_end(
 ) -> None:
     web.faults, web.has_ranges = faults, has_ranges
     done = synthia("validate", f"{web.url}/q.jsonl", *ENGINE[:-3])
-    assert (done.returncode, f"{web.url}/q.jsonl: 2000 rows, no faults" in done.stdout) == (0, True), (
+    assert (done.returncode, f"{web.url}/q.jsonl: 2,000 rows, no faults" in done.stdout) == (0, True), (
         done.stderr
     )
     (kept,) = find_copies().glob("*/q.jsonl")
@@ -230,7 +230,7 @@ def test_a_download_that_does_not_say_its_length_is_compared_with_a_second_one(
 ) -> None:
     web.has_lengths = web.has_ranges = False
     done = synthia("validate", f"{web.url}/q.jsonl", *ENGINE[:-3])
-    assert (done.returncode, "2000 rows, no faults" in done.stdout) == (0, True), done.stderr
+    assert (done.returncode, "2,000 rows, no faults" in done.stdout) == (0, True), done.stderr
     assert "the server does not say how long it is; two downloads are equal" in done.stderr
     (kept,) = find_copies().glob("*/q.jsonl")
     assert kept.read_bytes() == TEXT

@@ -46,7 +46,7 @@ def test_every_fault_of_a_job_in_python_is_an_error_of_this_package(
         (
             "input: {path: q}\nsampling:\n  seed: 1\n   top_p: 0.9\n",
             "4:9",
-            "a key cannot stand here; indent it",
+            "a key cannot stand here; put a space",
         ),
         (
             "input:\n  path: q\n sampling:\n  seed: 1\n",
@@ -72,7 +72,7 @@ def test_without_a_network_a_model_is_refused_in_one_line_and_no_retries(
     synthia: Command, tmp_path: Path
 ) -> None:
     write_jsonl(tmp_path / "q.jsonl", [{"question": "Why?"}])
-    done = synthia("plan", "q.jsonl", "-m", "llama3", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
+    done = synthia("run", "q.jsonl", "-m", "llama3", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if "llama3" in line] == done.stderr.splitlines()[-1:]
     assert "Retrying" not in done.stderr
