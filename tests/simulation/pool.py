@@ -11,7 +11,7 @@ from random import Random
 from simulation.faults import Violation
 from simulation.schedule import Attempt, Shape
 from synthia_batch.core.types import Failed, Finished, Outcome, Request
-from synthia_batch.workers.engine import EngineFacts
+from synthia_batch.workers.engine import NO_REDUCTION, EngineFacts, Reduction
 from synthia_batch.workers.pools.base import (
     Cause,
     PoolEvent,
@@ -118,8 +118,8 @@ class SimulatedPool:
         for worker in range(self.size):
             self.restart(worker)
 
-    def restart(self, worker: int, halvings: int = 0) -> None:
-        capacity = max(1, self.attempt.capacity >> halvings)
+    def restart(self, worker: int, reduction: Reduction = NO_REDUCTION) -> None:
+        capacity = max(1, self.attempt.capacity >> reduction.total)
         engine = _Engine(next(self._epochs), capacity, max(1, capacity // self.draw.choice((1, 1, 2, 4))))
         self._engines[worker] = engine
         self._report(WorkerLoading(worker=worker, epoch=engine.epoch))
