@@ -12,7 +12,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from simulation.pool import Clock
 from synthia_batch.errors import StorageFailed
-from synthia_batch.storage.remote import claim, download, lease, mirror
+from synthia_batch.storage.remote import claim, download, lease, mirror, object_store
 from synthia_batch.storage.remote.object_store import ObjectStore, Patience
 
 URL = "s3://bucket/run"
@@ -152,6 +152,8 @@ def use_store(store: SimulatedStore) -> None:
     lease.time = SimpleNamespace(  # type: ignore[assignment]
         time=lambda: 1e9 + clock.now, clock_gettime=lambda which: clock.now, CLOCK_BOOTTIME=0
     )
+    # Pauses between tries are waited for on the same clock that they are counted on.
+    object_store.time = SimpleNamespace(monotonic=lambda: clock.now)  # type: ignore[assignment]
     for module in (claim, download):
         module.open_object_store = open_store  # type: ignore[attr-defined]
     mirror.threading = SimpleNamespace(Thread=_NoThread, Condition=_Condition)  # type: ignore[assignment]
