@@ -14,7 +14,7 @@ from synthia_batch.core.types import Row, Sample
 from synthia_batch.errors import SampleRefused
 from synthia_batch.inputs import Scan, Source, open_files
 from synthia_batch.job.plan import expand_row, limit_answer, plan_shards
-from synthia_batch.job.resolved import UNKNOWN_LENGTH, EngineSpec, ResolvedJob
+from synthia_batch.job.resolved import UNKNOWN_LENGTH, ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, find_template_day, open_renderer
 from synthia_batch.operations.disk_usage import (
     DiskUsage,
@@ -187,19 +187,16 @@ class _Prompts:
         row: Row,
         samples: Sequence[Sample],
         renderer: Renderer,
-        engine: EngineSpec,
-        *,
-        lacks_model: bool,
+        max_tokens: int,
+        longest: int,
     ) -> bool:
-        """Count the prompts of a row, one per system message; return whether any is too long."""
+        """Count the prompts of a row, one per system message; return whether any reaches `longest`."""
         self.hashes.append(hash((row.messages, row.system, row.follow_ups)))
         before = len(self.counts)
-        # Bytes are not compared with a length in tokens.
-        longest = UNKNOWN_LENGTH if lacks_model else engine.max_model_len
         if row.fault is not None:
             self.refused += len(samples)
             return False
-        most = limit_answer(row, engine.sampling.max_tokens)
+        most = limit_answer(row, max_tokens)
         for sample in samples:
             try:
                 count = len(renderer.render(sample.messages, row.tools, row.template_kwargs))
@@ -214,13 +211,19 @@ class _Prompts:
         return any(count >= longest for count in self.counts[before:])
 
 
+def _find_length(job: ResolvedJob) -> int:
+    """Return the maximum length of a prompt and its answer; bytes are not compared with one in tokens."""
+    return UNKNOWN_LENGTH if job.lacks_model else job.engine.max_model_len
+
+
 def _count_prompts(job: ResolvedJob, source: Source, scan: Scan) -> _Prompts:
     renderer = open_renderer(job.prompt)
+    max_tokens, longest = job.engine.sampling.max_tokens, _find_length(job)
     prompts = _Prompts()
     for row in source.read_rows(scan, 0, scan.rows):
         # The samples of one prompt differ only in their seeds.
         samples = [sample for sample in expand_row(row, job.plan) if sample.index == 0]
-        if prompts.add(row, samples, renderer, job.engine, lacks_model=job.lacks_model):
+        if prompts.add(row, samples, renderer, max_tokens, longest):
             prompts.too_long += 1
             if len(prompts.first_too_long) < SHOWN_ROWS:
                 prompts.first_too_long.append(_locate(source, row))
@@ -252,5 +255,5 @@ def _summarize(job: ResolvedJob, prompts: _Prompts) -> PromptTokens:
         median=median_high(counts) if counts else 0,
         longest=max(counts, default=0),
         refused=prompts.refused * each,
-        too_long=0 if job.lacks_model else sum(n >= job.engine.max_model_len for n in counts) * each,
+        too_long=sum(count >= _find_length(job) for count in counts) * each,
     )

@@ -6,9 +6,14 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import command_of, make_environment, write_jsonl
+
+from synthia_batch.errors import StoreUnreachable
+from synthia_batch.storage.remote import object_store
+from synthia_batch.storage.remote.object_store import ObjectStore, Patience
 
 STORAGE = 74
 FLAGS = ("--engine", "scripted", "--pool", "local", "-o", "s3://bucket/night", "--state", "state")
@@ -68,3 +73,22 @@ def test_a_signal_ends_a_run_that_waits_for_a_silent_store(
     assert "could not read s3://bucket/night/.synthia/plan.json, stopped on request: " in told
     assert "run the same command again" in told
     assert "Traceback" not in told
+
+
+def test_a_store_that_was_asked_nothing_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(object_store, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    store = ObjectStore("s3://bucket", None, Patience(request_seconds=1, seconds=60))  # type: ignore[arg-type]
+    store.signalled_seconds = lambda: 60.0
+    now[0] += 60
+    assert store._try("read", "key", lambda: store.is_given_up) is False
+
+    def say_nothing() -> None:
+        now[0] += 6
+        raise OSError("no answer")
+
+    with pytest.raises(StoreUnreachable, match="stopped on request: no answer"):
+        store._try("read", "key", say_nothing)
+    assert store.is_given_up
+    assert store._try("read", "key", lambda: "back") == "back"
+    assert not store.is_given_up

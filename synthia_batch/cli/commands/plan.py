@@ -10,6 +10,7 @@ from synthia_batch.core.formatting import encode_json
 from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
+    from synthia_batch.job.resolved import ResolvedJob
     from synthia_batch.operations.disk_usage import DiskUsage
     from synthia_batch.operations.forecast import Forecast, FoundRows
 
@@ -45,12 +46,8 @@ def validate(flags: JobFlags, here: HereFlag = False) -> None:
     """Check a job and every row of its input; list all faults."""
     from synthia_batch.core.formatting import format_count
     from synthia_batch.operations.forecast import check_input
-    from synthia_batch.runner.memory_fit import refuse_without_room
-    from synthia_batch.runner.resolve import resolve_job
 
-    job = resolve_job(flags.read_layers(), needs_model=here)
-    if here:
-        refuse_without_room(job)
+    job = _resolve(flags, here=here, needs_model=here)
     rows = check_input(job)
     names = [str(file.shown).encode(errors="backslashreplace").decode() for file in job.inputs]
     name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
@@ -68,12 +65,8 @@ def print_plan(
 ) -> None:
     """Print the forecast of the job in `flags`, and an estimate from `probe_samples` of its samples."""
     from synthia_batch.operations.forecast import forecast_job
-    from synthia_batch.runner.memory_fit import refuse_without_room
-    from synthia_batch.runner.resolve import resolve_job
 
-    job = resolve_job(flags.read_layers(), needs_model=here or probe_samples is not None)
-    if here:
-        refuse_without_room(job)
+    job = _resolve(flags, here=here, needs_model=here or probe_samples is not None)
     forecast = forecast_job(job)
     values = forecast.to_dict()
     if not as_json:
@@ -87,6 +80,17 @@ def print_plan(
             show(f"\n{describe_probe(found)}")
     if as_json:
         show(encode_json(values, indent=2))
+
+
+def _resolve(flags: JobFlags, *, here: bool, needs_model: bool) -> "ResolvedJob":
+    """Return the job, refused if it asks to fit `here` and does not."""
+    from synthia_batch.runner.memory_fit import refuse_without_room
+    from synthia_batch.runner.resolve import resolve_job
+
+    job = resolve_job(flags.read_layers(), needs_model=needs_model)
+    if here:
+        refuse_without_room(job)
+    return job
 
 
 def _list_settings(forecast: "Forecast", shows_defaults: bool) -> list[str]:

@@ -25,6 +25,7 @@ from synthia_batch.job.fields import LONGEST_NAME
 from synthia_batch.job.identity import IdentityParts, InputIdentity, fingerprint, identify
 from synthia_batch.job.loading.merge import Layer, Merged, merge_layers
 from synthia_batch.job.loading.secrets import reveal
+from synthia_batch.job.presets import Preset
 from synthia_batch.job.resolved import PlanSpec, PoolSpec, Remote, ResolvedJob
 from synthia_batch.job.schema import MARK_LENGTH, Job
 from synthia_batch.job.sections import Engine
@@ -109,24 +110,8 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True, needs_model
     resolved = dataclasses.replace(resolved, files=digest_contents(resolved.files, cache))
     with merged.locate_errors("input.digest"):
         check_digest(resolved.files, merged.job.input.digest)
-    try:
-        found = find_model(merged, chosen.preset, cache)
-    except ModelElsewhere as lacking:
-        if needs_model:
-            raise
-        log_lacking_model(lacking)
-        layers = [*layers, Layer(origin="another machine", values={"engine": {"device": "cuda"}})]
-        merged = merge_layers(layers)
-        found = assume_model(merged.job)
+    merged, found = _find_model(merged, chosen.preset, cache, needs_model=needs_model)
     log_other_model(columns, resolved.files[0].shown, found.ref)
-    if found.facts is not None and found.facts.generation:
-        # Only the merged job names the model whose files these are, so this takes a merge of its own.
-        recommended = Layer(
-            origin="the model's generation_config",
-            values={"sampling": dict(found.facts.generation)},
-            is_explicit=False,
-        )
-        merged = merge_layers([*layers, recommended])
     sources = _Sources(
         explicit=_name_copies(explicit.job, resolved),
         merged=merged,
@@ -140,6 +125,27 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True, needs_model
     job = _resolve(sources, cache)
     tuned = read_tuned(job.tuning_place) if uses_tuned else None
     return _add_tuned(job, tuned) if tuned else job
+
+
+def _find_model(
+    merged: Merged, preset: Preset | None, cache: DigestCache, *, needs_model: bool
+) -> tuple[Merged, FoundModel]:
+    """Return the model, and the job with the layer that only the model, or its lack, shows."""
+    try:
+        found = find_model(merged, preset, cache)
+    except ModelElsewhere as lacking:
+        if needs_model:
+            raise
+        log_lacking_model(lacking)
+        elsewhere = Layer(origin="another machine", values={"engine": {"device": "cuda"}})
+        merged = merge_layers([*merged.layers, elsewhere])
+        return merged, assume_model(merged.job)
+    if found.facts is not None and found.facts.generation:
+        # Only the merged job names the model whose files these are, so this takes a merge of its own.
+        values = {"sampling": dict(found.facts.generation)}
+        recommended = Layer(origin="the model's generation_config", values=values, is_explicit=False)
+        merged = merge_layers([*merged.layers, recommended])
+    return merged, found
 
 
 def _add_tuned(job: ResolvedJob, tuned: Layer) -> ResolvedJob:

@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from typing import Self
 
 from synthia_batch.errors import IntegrityError, LeaseLost, RunLocked, StorageFailed, UsageError
-from synthia_batch.storage.remote.object_store import ObjectStore, Version
+from synthia_batch.storage.remote.object_metadata import Version
+from synthia_batch.storage.remote.object_store import ObjectStore
 
 KEY = ".synthia/lease.json"
 _LOOK_SECONDS = 0.2

@@ -1,11 +1,37 @@
-"""The metadata of an object: stored with it, and read without its content."""
+"""What a store says of an object, and the metadata stored with it, which is read without its content."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from synthia_batch.storage.ledger import ShardEntry, decode_entry
-from synthia_batch.storage.remote.object_store import StoredObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """Identifies the content that a later write replaces: S3 checks the tag, GCS the number."""
+
+    e_tag: str | None
+    number: str | None
+
+    @property
+    def condition(self) -> dict[str, str]:
+        """The version in obstore's form."""
+        pairs = {"e_tag": self.e_tag, "version": self.number}
+        return {name: value for name, value in pairs.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """An object and the metadata stored with it. `content` is empty after `head`."""
+
+    key: str
+    size_bytes: int
+    version: Version
+    metadata: Mapping[str, str]
+    content: bytes
+
 
 _PLAN = "synthia-plan"
 _SHA256 = "synthia-sha256"

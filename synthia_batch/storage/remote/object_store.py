@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from synthia_batch.core.backoff import Backoff, BackoffPolicy
 from synthia_batch.errors import StorageFailed, StoreUnreachable, UsageError
+from synthia_batch.storage.remote.object_metadata import StoredObject, Version
 
 _log = logging.getLogger(__name__)
 
@@ -31,31 +32,6 @@ SIGNALLED_SECONDS = 5.0
 """A store that answers nothing for this long after a signal asked the run to stop is not waited for."""
 _LOOK_SECONDS = 0.2
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
-    """Identifies the content that a later write replaces: S3 checks the tag, GCS the number."""
-
-    e_tag: str | None
-    number: str | None
-
-    @property
-    def condition(self) -> dict[str, str]:
-        """The version in obstore's form."""
-        pairs = {"e_tag": self.e_tag, "version": self.number}
-        return {name: value for name, value in pairs.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredObject:
-    """An object and the metadata stored with it. `content` is empty after `head`."""
-
-    key: str
-    size_bytes: int
-    version: Version
-    metadata: Mapping[str, str]
-    content: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +60,15 @@ class ObjectStore:
         self._patience = patience
         self._closing = threading.Event()
         self._is_told = False
-        self._answered_at = time.monotonic()
+        self._silent_since: float | None = None
         self.signalled_seconds: Callable[[], float] = lambda: 0.0
 
     @property
     def is_given_up(self) -> bool:
-        """Whether a signal asked to stop, as `signalled_seconds` tells, and no request was answered since."""
-        silent_seconds = time.monotonic() - self._answered_at
-        return min(self.signalled_seconds(), silent_seconds) > SIGNALLED_SECONDS
+        """Whether a signal asked to stop, as `signalled_seconds` tells, and a request has no answer since."""
+        if self._silent_since is None:
+            return False
+        return min(self.signalled_seconds(), time.monotonic() - self._silent_since) > SIGNALLED_SECONDS
 
     def read(self, key: str) -> StoredObject | None:
         """Return the object with its content, or None if there is none."""
@@ -194,10 +171,12 @@ class ObjectStore:
                 max_seconds=self._patience.seconds,
             )
         )
+        if self._silent_since is None:
+            self._silent_since = time.monotonic()
         while True:
             try:
                 answer = self._call(call)
-                self._is_told, self._answered_at = False, time.monotonic()
+                self._is_told, self._silent_since = False, None
                 return answer
             except (PermissionDeniedError, UnauthenticatedError) as exc:
                 raise StorageFailed(
@@ -218,9 +197,9 @@ class ObjectStore:
                         "and run the same command again"
                     ) from exc
                 self._tell_of_waiting(exc, pause)
-            end = time.monotonic() + pause
-            while time.monotonic() < end and not self.is_given_up and not self._closing.wait(_LOOK_SECONDS):
-                continue
+            left = pause
+            while left > 0 and not self.is_given_up and not self._closing.wait(min(left, _LOOK_SECONDS)):
+                left -= _LOOK_SECONDS
 
     def _call(self, call: Callable[[], _T]) -> _T:
         """Return the answer of one request, or raise TimeoutError if the store is given up meanwhile.

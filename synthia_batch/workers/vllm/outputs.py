@@ -100,9 +100,13 @@ def open_splitter(arguments: Mapping[str, Any]) -> ReasoningSplitter | None:
         return None
     if arguments.get("reasoning_parser_plugin"):
         ReasoningParserManager.import_reasoning_parser(arguments["reasoning_parser_plugin"])
-    tokenizer: Any = get_tokenizer(
+    return ReasoningSplitter(ReasoningParserManager.get_reasoning_parser(name), load_tokenizer(arguments))
+
+
+def load_tokenizer(arguments: Mapping[str, Any]) -> Any:
+    """Return the tokenizer that vLLM loads for these arguments of `vllm.LLM`, as its parsers take it."""
+    return get_tokenizer(
         arguments.get("tokenizer") or arguments["model"],
         trust_remote_code=arguments["trust_remote_code"],
         revision=arguments["revision"],
     )
-    return ReasoningSplitter(ReasoningParserManager.get_reasoning_parser(name), tokenizer)

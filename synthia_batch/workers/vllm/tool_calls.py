@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.tokenizers import get_tokenizer
 from vllm.tool_parsers import ToolParser, ToolParserManager
 
 from synthia_batch.core.types import Failed, Finished, Message, Request
 from synthia_batch.errors import UsageError
+from synthia_batch.workers.vllm.outputs import load_tokenizer
 
 NOT_PARSED = "tool_calls_not_parsed"
 """Failure code of an answer in which the parser failed."""
@@ -75,13 +75,11 @@ def open_call_reader(settings: Mapping[str, Any], arguments: Mapping[str, Any]) 
         return None
     if settings.get("tool_parser_plugin"):
         ToolParserManager.import_tool_parser(settings["tool_parser_plugin"])
-    tokenizer: Any = get_tokenizer(
-        arguments.get("tokenizer") or arguments["model"],
-        trust_remote_code=arguments["trust_remote_code"],
-        revision=arguments["revision"],
+    return ToolCallReader(
+        ToolParserManager.get_tool_parser(name),
+        load_tokenizer(arguments),
+        reads_reasoning=bool(arguments.get("reasoning_parser")),
     )
-    kind = ToolParserManager.get_tool_parser(name)
-    return ToolCallReader(kind, tokenizer, reads_reasoning=bool(arguments.get("reasoning_parser")))
 
 
 def _describe(request: Request, *, skips: bool = True) -> ChatCompletionRequest:
