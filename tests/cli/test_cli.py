@@ -162,11 +162,14 @@ def test_a_second_ctrl_c_stops_at_once_and_says_how_to_resume(
     journals = tmp_path / "out/.synthia/journal"
     # What an engine has made is on its way for a moment, and a second Ctrl-C waits for nothing.
     while sum(path.read_bytes().count(b'{"finished":') for path in journals.glob("*.wal")) < 4:
-        assert child.poll() is None
+        assert child.poll() is None, f"ended before four samples were kept: {child.stderr.read()}"
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
-    while "Ctrl-C stops at once" not in child.stderr.readline():
-        assert child.poll() is None
+    told = ""
+    while "Ctrl-C stops at once" not in told:
+        line = child.stderr.readline()
+        assert line, f"ended with {child.wait()} after Ctrl-C, having said: {told}"
+        told += line
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 130, errors
