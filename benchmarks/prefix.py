@@ -177,10 +177,11 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="the table [standard output]")
     options = parser.parse_args()
     jobs = [JOBS[name](options.share) for name in options.jobs.split(",")]
+    sides = dict.fromkeys(("strict", *options.sides.split(",")))  # The others are compared with it.
     measured: dict[tuple[str, str], list[Measured]] = {}
     for _ in range(options.rounds):
         for job in jobs:
-            for side in options.sides.split(","):
+            for side in sides:
                 if side != "run_batch" or job.bodies:
                     measured.setdefault((job.name, side), []).append(measure(job, side, options.dtype))
     text = describe(jobs, measured, " ".join(sys.argv[1:]))

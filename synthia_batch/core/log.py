@@ -21,11 +21,18 @@ PER_SAMPLE = 15
 """The level of messages about single samples, between DEBUG and INFO."""
 
 
+class _CleanFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message without secrets and unprintable characters."""
+        return clean_message(super().format(record))
+
+
 class _AboveTheBar(logging.Handler):
     """Writes messages to `stream`, stderr if None, without breaking a progress bar there."""
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__()
+        self.setFormatter(_CleanFormatter())
         self._stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -34,7 +41,7 @@ class _AboveTheBar(logging.Handler):
         stream = self._stream or sys.stderr
         with suppress(OSError, ValueError):  # A terminal that is gone is no reason to stop.
             if stream is not None:
-                tqdm.write(clean_message(self.format(record)), file=stream)
+                tqdm.write(self.format(record), file=stream)
                 stream.flush()
 
 
@@ -71,7 +78,7 @@ def keep_log(path: Path) -> Iterator[None]:
         return
     logger = logging.getLogger(PACKAGE)
     handler = _InFile(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(_CleanFormatter("%(asctime)s %(message)s"))
     logger.addHandler(handler)
     try:
         yield

@@ -21,6 +21,7 @@ from synthia_batch.core.hardware import (
     name_gpus,
     total_memory_bytes,
 )
+from synthia_batch.core.masking import mask_if_address
 from synthia_batch.errors import SynthiaBatchError
 from synthia_batch.inputs import open_files, resolve_inputs
 from synthia_batch.job.fields import ADDRESS, STDIN
@@ -119,7 +120,7 @@ def _list_machine_checks(device: str, output: Path, job: Job | None) -> Iterator
     if job is not None and job.engine.kind == "scripted":
         yield Check(name="engine", state="ok", text="scripted: no weights, no GPU")
     elif job is not None and job.engine.kind == "openai":
-        where = job.engine.settings.get("base_url", "no --base-url is set")
+        where = mask_if_address(str(job.engine.settings.get("base_url", "no --base-url is set")))
         yield Check(name="engine", state="ok", text=f"openai: a server, {where}; not contacted")
     elif installed is None:
         hint = "pip install 'synthia-batch[cuda]' on a GPU machine, 'synthia-batch[cpu]' elsewhere"
@@ -193,13 +194,18 @@ def _check_disk(name: str, path: Path) -> Check:
 
 def _check_input(job: Job) -> Check:
     paths = job.input.paths
-    first = f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}"
+    first = f"{mask_if_address(paths[0])}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}"
     if any(path == STDIN or ADDRESS.match(path) for path in paths):
         text = f"{first}: not checked; `synthia-batch validate` downloads it and reads every row"
         return Check(name="input", state="unknown", text=text)
     template = job.input.prompt_template
     declared = job.input
-    files = resolve_inputs(paths, digest=declared.digest, max_row_bytes=declared.max_row_bytes).files
+    files = resolve_inputs(
+        paths,
+        digest=declared.digest,
+        max_row_bytes=declared.max_row_bytes,
+        fails_long_rows=declared.on_bad_row == "fail",
+    ).files
     columns = open_files(files).detect(select_rows(job, template.read_text() if template else None))
     check_kept_columns(columns, job, files[0].shown)
     size = sum(file.path.stat().st_size for file in files)

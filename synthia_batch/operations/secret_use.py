@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from synthia_batch.core.masking import strip_address
+from synthia_batch.core.store_endpoints import find_endpoint
 from synthia_batch.job.loading.layer import walk_texts
 from synthia_batch.job.loading.secrets import REFERENCE
 from synthia_batch.job.resolved import ResolvedJob
@@ -13,11 +14,10 @@ from synthia_batch.runner.resolve.engine_spec import KEY_VARIABLE
 _HUB = "https://huggingface.co"
 _HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _STORES = {
-    "s3": (("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN"), ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
-           "s3.amazonaws.com"),
-    "gs": (("GOOGLE_APPLICATION_CREDENTIALS",), ("GOOGLE_BASE_URL",), "storage.googleapis.com"),
-}  # fmt: skip
-"""The credentials of each kind of store, the variables with its address, and its own host."""
+    "s3": (("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN"), "https://s3.amazonaws.com"),
+    "gs": (("GOOGLE_APPLICATION_CREDENTIALS",), "https://storage.googleapis.com"),
+}
+"""The credentials of each kind of store, and its own address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +63,14 @@ def _list_of_stores(job: ResolvedJob, environment: Mapping[str, str]) -> Iterato
     addresses = [("input.path", path) for path in job.declared.input.paths]
     addresses.append(("output", str(job.declared.output)))
     for key, address in addresses:
-        if (known := _STORES.get(address.partition("://")[0])) is None:
+        scheme = address.partition("://")[0]
+        if scheme not in _STORES:
             continue
-        variables, endpoints, own = known
-        host = next((environment[name] for name in endpoints if environment.get(name)), f"https://{own}")
+        variables, own = _STORES[scheme]
+        host = _find_host(find_endpoint(scheme, environment) or own)
         for variable in variables:
             if environment.get(variable):
-                yield SecretUse(variable=variable, host=_find_host(host), key=key)
+                yield SecretUse(variable=variable, host=host, key=key)
 
 
 def _reads_hub(job: ResolvedJob) -> bool:

@@ -92,9 +92,11 @@ def check_processes(pool_kind: str, workers: int | None) -> MemoryFit:
 def _check_model(job: ResolvedJob) -> MemoryFit:
     engine, pool = job.engine, job.pool
     files = engine.model.gguf or engine.model.path
-    weight = weigh_model(str(files), None, engine.device) if files is not None else None
+    weights = engine.weights_bytes
+    if weights is None and files is not None:
+        weights = weigh_model(str(files), None, engine.device).weights_bytes
     need = EngineNeed(
-        weights_bytes=weight.weights_bytes if weight else None,
+        weights_bytes=weights,
         sample_bytes=None,
         parts=engine.tensor_parallel_size * engine.pipeline_parallel_size,
     )

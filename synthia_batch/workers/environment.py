@@ -87,9 +87,8 @@ def starts_processes(spec: EngineSpec) -> bool:
     if spec.kind != "vllm":
         return False
     parts = spec.tensor_parallel_size * spec.pipeline_parallel_size
-    default = required_environment(spec).get(_IN_PROCESS) or os.environ.get(_IN_PROCESS)
-    is_in_process = (default or ("0" if spec.device == "cpu" else "1")) == "0"
-    return parts > 1 or not is_in_process
+    variables = {**preferred_environment(spec), **os.environ, **required_environment(spec)}
+    return parts > 1 or variables.get(_IN_PROCESS, "1") != "0"
 
 
 def compiles(spec: EngineSpec) -> bool:

@@ -15,6 +15,8 @@ import pytest
 from conftest import Command, command_of, make_environment, write_jsonl
 from endpoints import MODEL, Call, Endpoint, Reply, fail
 
+from synthia_batch.core.store_endpoints import find_endpoint
+
 PLANTED = {
     "password of the input": "in-pass-1f0a9c",
     "signature of the input": "in-sign-8c11d2aa",
@@ -182,12 +184,32 @@ def test_a_plan_says_which_host_gets_which_variable(synthia: Command, tmp_path: 
     ]
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"])
+def test_credentials_go_to_the_endpoint_whatever_variable_names_it(name: str) -> None:
+    assert (
+        find_endpoint("s3", {name: "http://store:9", "GOOGLE_BASE_URL": "http://other"}) == "http://store:9"
+    )
+    assert find_endpoint("gs", {name: "http://store:9"}) == ""
+
+
+def test_doctor_shows_no_secret_of_an_address(synthia: Command, tmp_path: Path) -> None:
+    address = f"https://me:{S}@example.org/q.jsonl?sig={S}"
+    job = ("--engine", "openai", "-m", "m", "--base-url", f"http://example.org/v1?key={S}")
+    done = synthia("doctor", address, *job, "--determinism", "fast", "--json")
+    assert "example.org/q.jsonl" in done.stdout
+    assert S not in done.stdout + done.stderr
+
+
 S = "hunter2-planted"
 WRONG: dict[str, tuple[str, ...]] = {
     "a written key": ("q.jsonl", "--engine", "openai", "-m", "m", "--set", f"engine.api_key={S}"),
     "a written key in the body": (
         "q.jsonl", "--engine", "openai", "-m", "m", "--base-url", "http://h/v1",
         "--set", f"engine.extra_body.api_key={S}",
+    ),
+    "a written key in a list of the body": (
+        "q.jsonl", "--engine", "openai", "-m", "m", "--base-url", "http://h/v1",
+        "--set", f"engine.extra_body={{authorization: ['Bearer {S}']}}",
     ),
     "a password in the endpoint's address": (
         "q.jsonl", "--engine", "openai", "-m", "m", "--base-url", f"http://me:{S}@h/v1",
@@ -289,7 +311,7 @@ def test_an_address_in_a_run_directory_is_asked_for(
     assert done.returncode == 2
     dotted = key.replace("__", ".")
     assert f"its saved job has {dotted} ({value})" in done.stderr
-    assert f"--trust if the run is yours, or set --set {dotted}=..." in done.stderr
+    assert f"add --trust if the run is yours, or give --set {dotted}=..." in done.stderr
 
 
 def test_the_process_list_shows_no_secret_of_the_command_line(tmp_path: Path) -> None:

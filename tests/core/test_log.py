@@ -75,3 +75,13 @@ def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
     with keep_log(tmp_path / "run.log"):
         LOG.info("worker 0 lost")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_kept_log_has_no_secrets_and_no_control_characters(tmp_path: Path) -> None:
+    path = tmp_path / "run.log"
+    with keep_log(path):
+        LOG.warning("https://me:hunter2@example.org/x does not answer: \x1b[31mno")
+    told = path.read_text()
+    assert "hunter2" not in told
+    assert "\x1b" not in told
+    assert "example.org/x does not answer: " in told

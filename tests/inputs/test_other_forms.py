@@ -98,11 +98,13 @@ def test_reasoning_and_calls_in_parts_are_fields_of_the_message(capsys: Any) -> 
     }
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_nested_turns_are_asked_one_by_one(capsys: Any, suffix: str) -> None:
+@pytest.mark.parametrize(("suffix", "is_text"), [("jsonl", False), ("jsonl", True), ("parquet", False)])
+def test_nested_turns_are_asked_one_by_one(capsys: Any, suffix: str, is_text: bool) -> None:
     first = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     row = {"question": [first, [{"role": "user", "content": "And?"}]]}
     write_jsonl(Path("t.jsonl"), [row])
+    if suffix == "jsonl" and is_text:
+        write_jsonl(Path("t.jsonl"), [{"question": json.dumps(row["question"])}])
     pq.write_table(pa.Table.from_pylist([row]), "t.parquet")
     refused = call(capsys, "run", f"t.{suffix}", "--messages-column", "question", *ENGINE)
     assert refused.code == 2

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from synthia_batch.core.types import Request
-from synthia_batch.workers.vllm.prefix_cuts import ARGUMENT, name_cuts, name_segment
-from synthia_batch.workers.vllm.segments import SegmentTable, split_prompt
+from synthia_batch.workers.vllm.prefix_cuts import ARGUMENT, name_cuts
+from synthia_batch.workers.vllm.segments import SegmentTable, count_taken, split_prompt
 
 
 def make_request(length: int, *cuts: int, first: int = 0, adapter: str | None = None) -> Request:
@@ -66,7 +66,8 @@ def test_the_table_forgets_what_was_used_longest_ago() -> None:
 
 
 def test_a_request_takes_all_its_cuts_and_a_segment_those_before_it() -> None:
-    assert name_cuts("7", [64, 96])[ARGUMENT] == {"name": "7", "cuts": [64, 96], "taken": 96}
-    assert name_cuts("7", [])[ARGUMENT]["taken"] == 0
-    assert name_segment("s", [64, 96])[ARGUMENT]["taken"] == 64
-    assert name_segment("s", [64])[ARGUMENT]["taken"] == 0
+    first, second = split_prompt(make_request(100, 64, 96), 32)
+    assert count_taken((first, second)) == 96
+    assert count_taken(()) == 0
+    assert (first.start, second.start) == (0, 64)
+    assert name_cuts("7", [64, 96], 96)[ARGUMENT] == {"name": "7", "cuts": [64, 96], "taken": 96}

@@ -37,7 +37,7 @@ from synthia_batch.inputs.readers.parquet_batches import (
     make_rows,
     open_parquet,
 )
-from synthia_batch.inputs.readers.parquet_limits import find_long_group, measure_row
+from synthia_batch.inputs.readers.parquet_limits import find_long_group, refuse_long
 from synthia_batch.inputs.readers.scan import InputScan
 from synthia_batch.inputs.records.columns import require_columns
 from synthia_batch.inputs.records.faults import FaultList, RowFault, describe_long_row
@@ -226,18 +226,11 @@ class _Scanner:
         self._input_scan.count(located.batch.num_rows)
 
     def _check(self, batch: pa.RecordBatch, first: int) -> None:
-        if batch.nbytes > self._max_row_bytes:
-            if batch.num_rows > 1:
-                self._check_each(batch, first)
-                return
-            if measure_row(batch) > self._max_row_bytes:
-                fault = RowFault(describe_long_row(self._max_row_bytes))
-                self._input_scan.index.add(self._add_fault(first, fault))
-                return
         try:
+            refuse_long(batch, self._max_row_bytes)
             values = convert_batch(batch, first, self._columns)
         except ValueError as exc:
-            # A value has no Python counterpart: check row by row to find it.
+            # A row is too long, or a value has no Python counterpart: check row by row to find it.
             if batch.num_rows == 1:
                 self._input_scan.index.add(self._add_fault(first, RowFault(describe_error(exc))))
             else:

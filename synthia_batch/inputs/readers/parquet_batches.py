@@ -150,7 +150,7 @@ def make_rows(located: LocatedBatch, scan: Scan, parser: RecordParser, max_row_b
     fails = scan.columns.bad_rows == "fail"
     numbers = scan.duplicates.list_numbers(start, start + size)
     try:
-        if fails and located.batch.nbytes > max_row_bytes:
+        if fails:
             refuse_long(located.batch, max_row_bytes)
         batch = convert_batch(located.batch, start, scan.columns, scan.kept)
     except ValueError as exc:

@@ -62,8 +62,8 @@ def measure_row(batch: pa.RecordBatch) -> int:
 
 
 def refuse_long(batch: pa.RecordBatch, max_bytes: int) -> None:
-    """Raise ValueError if the batch has several rows, to be looked at alone, or one of over `max_bytes`."""
-    if batch.num_rows > 1 or measure_row(batch) > max_bytes:
+    """Raise ValueError if a batch of over `max_bytes` has a long row, or several, to be looked at alone."""
+    if batch.nbytes > max_bytes and (batch.num_rows > 1 or measure_row(batch) > max_bytes):
         raise ValueError(describe_long_row(max_bytes))
 
 

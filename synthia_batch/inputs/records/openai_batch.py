@@ -138,9 +138,7 @@ def read_tool_choice(body: Mapping[str, Any], columns: Columns) -> tuple[str, st
 
 def has_calls(record: Mapping[str, Any], column: str) -> bool:
     """Return whether a request has tool calls, or its answer must be one."""
-    body = record.get(column)
-    if not isinstance(body, dict):
-        return False
+    body = _find_body(record, column)
     return body.get("tool_choice") not in (None, "auto", "none") or has_other_fields(body.get("messages"))
 
 
@@ -179,22 +177,25 @@ def _is_neutral(name: str, value: Any) -> bool:
 
 def wants_logprobs(record: Mapping[str, Any], column: str) -> bool:
     """Return whether a request wants log-probabilities."""
-    body = record.get(column)
-    return isinstance(body, dict) and body.get("logprobs") is True
+    return _find_body(record, column).get("logprobs") is True
 
 
 def read_choices(record: Mapping[str, Any], column: str) -> int | None:
     """Return how many answers a request wants, None for one."""
-    body = record.get(column)
-    wanted = body.get("n") if isinstance(body, dict) else None
+    wanted = _find_body(record, column).get("n")
     return wanted if type(wanted) is int and wanted > 1 else None
 
 
 def read_model(record: Mapping[str, Any], column: str) -> str | None:
     """Return the model that a request names, or None."""
-    body = record.get(column)
-    model = body.get("model") if isinstance(body, dict) else None
+    model = _find_body(record, column).get("model")
     return model if isinstance(model, str) else None
+
+
+def _find_body(record: Mapping[str, Any], column: str) -> Mapping[str, Any]:
+    """Return the body of a request, empty if it is none."""
+    body = record.get(column)
+    return body if isinstance(body, dict) else {}
 
 
 def _read_structure(name: str, value: Any) -> dict[str, Any]:

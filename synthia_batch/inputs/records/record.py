@@ -32,6 +32,7 @@ from synthia_batch.inputs.records.openai_batch import (
 from synthia_batch.inputs.records.row_ids import HASH_BYTES
 from synthia_batch.inputs.records.row_options import parse_sampling, parse_tools
 from synthia_batch.inputs.records.shapes import add_system, parse_instruction
+from synthia_batch.inputs.records.strict_json import parse_json_text
 
 _T = TypeVar("_T")
 
@@ -153,7 +154,7 @@ class RecordParser:
         if self._columns.shape == "ultrachat":
             value = alternate(value, self._columns.text or "")
         if self._columns.turns is not None:
-            value = join_turns(value)
+            value = join_turns(parse_json_text(value, "messages") if isinstance(value, str) else value)
         if self._columns.turns is None and self._columns.final == "regenerate":
             value, is_cut = drop_final_answers(value)
             self.final_answers += is_cut

@@ -4,11 +4,11 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from synthia_batch.core.store_endpoints import find_endpoint
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.remote.transport import Broken, RemoteFile
 
 CHUNK_BYTES = 16 * 1024 * 1024
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL")
 _EXTRAS = {"s3": "s3", "gs": "gcs"}
 _T = TypeVar("_T")
 
@@ -27,7 +27,7 @@ def open_bucket(scheme: str, bucket: str, url: str) -> "BucketStore":
             f"{url}: reading from object stores needs the extra {_EXTRAS[scheme]!r}: "
             f"pip install 'synthia-batch[{_EXTRAS[scheme]}]'"
         ) from exc
-    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
+    endpoint = find_endpoint(scheme, os.environ)
     # Retries are left to inputs.remote.fetch.
     shared: dict[str, Any] = {
         "client_options": {

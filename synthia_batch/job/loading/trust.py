@@ -14,7 +14,7 @@ from synthia_batch.core.masking import is_masked
 from synthia_batch.errors import UsageError
 from synthia_batch.job.fields import ADDRESS
 from synthia_batch.job.keys import walk_keys
-from synthia_batch.job.loading.layer import Layer, find_layer, look_up
+from synthia_batch.job.loading.layer import Layer, find_layer, look_up, walk_texts
 from synthia_batch.job.loading.secrets import ADDRESS_KEYS, mask_value
 from synthia_batch.job.markers import Outward
 
@@ -84,7 +84,7 @@ def refuse_masked(layers: Sequence[Layer]) -> None:
     """
     for key in sorted(ADDRESS_KEYS):
         layer = find_layer(key, layers)
-        for address in _list_texts(look_up(layer.values, key) if layer else None):
+        for _, address in walk_texts(look_up(layer.values, key) if layer else None):
             if is_masked(address):
                 raise UsageError(
                     f"{key}: {address} was saved without its secrets; set it with --set {key}=ADDRESS"
@@ -105,13 +105,8 @@ def _list_outward() -> Iterator[str]:
 def _points_outward(key: str, value: Any) -> bool:
     """Whether the value does: an input or an output may as well be a path, and a switch may be off."""
     if key in ("input.path", "output"):
-        return any(ADDRESS.match(text) for text in _list_texts(value))
+        return any(ADDRESS.match(text) for _, text in walk_texts(value))
     return value not in (None, False)
-
-
-def _list_texts(value: Any) -> list[str]:
-    entries = value if isinstance(value, list | tuple) else [value]
-    return [entry for entry in entries if isinstance(entry, str)]
 
 
 def _remove(values: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:

@@ -165,11 +165,15 @@ def _list_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [turn.to_dict() for turn in messages]
 
 
+def _find_calls(turn: Message) -> Sequence[Mapping[str, Any]]:
+    return (turn.extra or {}).get("tool_calls") or ()
+
+
 def _list_spoken(turn: Message) -> list[dict[str, str]]:
     """Return a message in ShareGPT's shape, each of its tool calls as a message of its own."""
-    calls = (turn.extra or {}).get("tool_calls", ())
     spoken = [
-        {"from": "function_call", "value": json.dumps(call["function"], ensure_ascii=False)} for call in calls
+        {"from": "function_call", "value": json.dumps(call["function"], ensure_ascii=False)}
+        for call in _find_calls(turn)
     ]
     if spoken and not turn.content:
         return spoken
@@ -193,7 +197,7 @@ def _pair_turns(sample: FinishedSample) -> list[tuple[str, str]]:
             questions = []
         elif turn.role != "system":
             questions.append(turn.content)
-    if (sample.messages[-1].extra or {}).get("tool_calls"):
+    if _find_calls(sample.messages[-1]):
         pairs[-1] = (pairs[-1][0], sample.response)
     return pairs
 
@@ -216,14 +220,13 @@ def _convert_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _list_calls(choice: FinishedSample) -> list[dict[str, Any]]:
     """Return the tool calls of an answer in OpenAI's shape. Their ids are the same in each export."""
-    calls = (choice.messages[-1].extra or {}).get("tool_calls", ())
     return [
         {
             "id": f"call_{choice.row_index}_{choice.sample_index}_{number}",
             "type": "function",
             "function": {"name": call["function"]["name"], "arguments": _encode_arguments(call["function"])},
         }
-        for number, call in enumerate(calls)
+        for number, call in enumerate(_find_calls(choice.messages[-1]))
     ]
 
 
@@ -242,7 +245,7 @@ def _describe_answer(choice: FinishedSample) -> dict[str, Any]:
 def _choose_finish_reason(choice: FinishedSample) -> str:
     if choice.is_cut_off:
         return "length"
-    return "tool_calls" if _list_calls(choice) else "stop"
+    return "tool_calls" if _find_calls(choice.messages[-1]) else "stop"
 
 
 def _complete_chat(name: str, choices: Sequence[FinishedSample]) -> dict[str, Any]:

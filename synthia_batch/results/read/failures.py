@@ -16,6 +16,7 @@ from synthia_batch.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.inputs import Scan, open_files, resolve_inputs
 from synthia_batch.inputs.fetch.cache import is_copy
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
+from synthia_batch.results.quality.flags import CODE_PREFIX
 from synthia_batch.results.read.snapshot import MAX_READS, SnapshotReader, open_snapshots
 from synthia_batch.storage.journal.reader import replay
 from synthia_batch.storage.parts.columns import read_part
@@ -97,8 +98,9 @@ def advise_on_failures(place: str, codes: Collection[str]) -> list[str]:
     A run keeps its identity, so that every sample of a dataset was made alike. What only other settings or
     other rows can change is a run of its own, of the failed rows alone.
     """
-    here = shlex.quote(place)
-    again = [code for code in codes if not (code in _BAD_ROWS | _BY_IDENTITY or code.startswith("flagged_"))]
+    here, rows = shlex.quote(place), shlex.quote(place.rstrip("/") + "/failed")
+    flagged = [code for code in codes if code.startswith(CODE_PREFIX)]
+    again = [code for code in codes if code not in _BAD_ROWS | _BY_IDENTITY and code not in flagged]
     lines = []
     if again:
         flag = f" --code {again[0]}" if len(again) == 1 else ""
@@ -106,14 +108,14 @@ def advise_on_failures(place: str, codes: Collection[str]) -> list[str]:
     if _BY_IDENTITY.intersection(codes):
         lines.append(
             "too long in this run, whose settings stay as they are; run those rows by themselves: "
-            f"synthia-batch run {shlex.quote(place.rstrip('/') + '/failed')} --set model.max_model_len=TOKENS"
+            f"synthia-batch run {rows} --set model.max_model_len=TOKENS"
         )
     if _BAD_ROWS.intersection(codes):
         lines.append("bad rows fail again: correct them in a file of their own, and run that")
-    if any(code.startswith("flagged_") for code in codes):
+    if flagged:
         lines.append(
             "flagged answers come out the same again: run those rows by themselves with another --seed: "
-            f"synthia-batch run {shlex.quote(place.rstrip('/') + '/failed')} --seed 1"
+            f"synthia-batch run {rows} --seed 1"
         )
     return lines
 

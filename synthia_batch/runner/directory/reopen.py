@@ -40,18 +40,15 @@ class Reopener:
     grid: SampleGrid
     writer: WriterEpoch
 
-    def count_chosen(self, states: Sequence[ShardState], choice: FailureChoice) -> int:
-        """Return how many samples `choice` selects. Changes nothing."""
-        return len(self.list_chosen(states, choice))
-
     def list_chosen(self, states: Sequence[ShardState], choice: FailureChoice) -> list[int]:
         """Return the ordinals of the samples that `choice` selects, in order. Changes nothing."""
         return [
             ordinal
             for state in states
             if state.failed
-            for ordinal, outcome in sorted(self.read_outcomes(state).items())
-            if choice.takes(outcome)
+            for ordinal in sorted(
+                n for n, outcome in self.read_outcomes(state).items() if choice.takes(outcome)
+            )
         ]
 
     def reopen(self, states: Sequence[ShardState], choice: FailureChoice) -> list[ShardState]:

@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from synthia_batch.core.backoff import Backoff, BackoffPolicy
+from synthia_batch.core.store_endpoints import find_endpoint
 from synthia_batch.errors import StorageFailed, StoreUnreachable, UsageError
 from synthia_batch.storage.remote.object_metadata import StoredObject, Version
 
@@ -260,7 +261,7 @@ def open_object_store(url: str, patience: Patience) -> ObjectStore:
         "timeout": timedelta(seconds=patience.request_seconds),
         "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, patience.request_seconds)),
         # Only if such an endpoint is configured, such as a server on this machine.
-        "allow_http": _find_endpoint().startswith("http://"),
+        "allow_http": find_endpoint(scheme, os.environ).startswith("http://"),
     }
     shared: dict[str, Any] = {"client_options": client_options, "retry_config": {"max_retries": 0}}
     try:
@@ -271,11 +272,6 @@ def open_object_store(url: str, patience: Patience) -> ObjectStore:
         return ObjectStore(url, s3, patience)
     except (BaseError, ValueError) as exc:
         raise UsageError(f"{url}: {_shorten(exc)}") from exc
-
-
-def _find_endpoint() -> str:
-    names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL")
-    return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
 
 def _name_type(key: str) -> str:

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from synthia_batch.core.types import Structure
 from synthia_batch.errors import UsageError
+from synthia_batch.job.dotted import drop_numbers
 from synthia_batch.job.engine_settings import Api, EndpointSettings
 from synthia_batch.job.loading.layer import walk_texts
 from synthia_batch.job.loading.merge import Merged
@@ -209,7 +210,7 @@ def _refuse_written_keys(settings: Mapping[str, Any]) -> None:
         )
     body = settings.get("extra_body")
     for name, text in walk_texts(body, "engine.extra_body") if isinstance(body, Mapping) else ():
-        if is_secret_key(name) and not is_reference(text):
+        if is_secret_key(drop_numbers(name)) and not is_reference(text):
             raise UsageError(
                 f"{name}: a key is not written out; put it into an environment variable and use '${{NAME}}'"
             )

@@ -114,8 +114,9 @@ class Placer:
         """Reserve the resources of one engine. Does not wait for them."""
         if not self.takes_gpus:
             return Reservation(shape=self._shape)
-        cpus = count_cpus(self._session.list_machines("GPU", "CPU"), self._shape)
-        layout = lay_out(self._session.list_counts("GPU"), self._shape, cpus)
+        machines = self._session.list_machines("GPU", "CPU")
+        gpus = [count for count, _ in machines if count]
+        layout = lay_out(gpus, self._shape, count_cpus(machines, self._shape))
         group: PlacementGroup = placement_group(
             [dict(bundle) for bundle in layout.bundles], strategy=layout.strategy
         )

@@ -62,14 +62,14 @@ class RayPool:
     def start(self) -> None:
         """Join or start Ray, then place every worker."""
         self._session.open()
-        self.size = self._spec.workers or self._placer.count_engines()
+        most = self._placer.count_engines()
+        self.size = self._spec.workers or most
         if self.size < 1:
             raise PoolFailed(
                 f"an engine needs {self._placer.needs}, Ray has {self._placer.has}; `synthia-batch doctor` "
                 "lists the visible GPUs. Use fewer GPUs per engine (--tensor-parallel-size, within one "
                 "machine, or --pipeline-parallel-size, over several), or a larger cluster (--ray-address)"
             )
-        most = self._placer.count_engines()
         if self.size > most and self._placer.takes_gpus and not self._session.can_grow:
             raise PoolFailed(
                 f"{self.size} engines need {self._placer.needs} each, and Ray has {self._placer.has}; "

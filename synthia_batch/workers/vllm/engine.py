@@ -33,7 +33,7 @@ from synthia_batch.workers.vllm.outputs import convert_answer, open_splitter
 from synthia_batch.workers.vllm.params import check_params, count_kept_logprobs, make_params
 from synthia_batch.workers.vllm.policy import check_capability
 from synthia_batch.workers.vllm.prefix_cache import PrefixCache, name_taken
-from synthia_batch.workers.vllm.segments import Segment
+from synthia_batch.workers.vllm.segments import Segment, count_taken
 from synthia_batch.workers.vllm.tool_calls import open_call_reader
 
 ENGINE_ERROR_TRIES = 3
@@ -192,12 +192,12 @@ class VllmEngine:
         adapter = self._adapters.get(request.adapter or "")
         params = self._make_params(request)
         tokens = len(request.token_ids)
-        if self._prefixes is not None:
-            segments = self._segments[name]
-            tokens += self._prefixes.compute_missing(request, segments, adapter)
-            tokens -= segments[-1].stop if segments else 0
-            params = name_taken(params, name, segments)
         try:
+            if self._prefixes is not None:
+                segments = self._segments[name]
+                tokens += self._prefixes.compute_missing(request, segments, adapter)
+                tokens -= count_taken(segments)
+                params = name_taken(params, name, segments)
             self._engine.add_request(
                 name, tokens_input(list(request.token_ids)), params, lora_request=adapter
             )

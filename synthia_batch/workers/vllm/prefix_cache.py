@@ -1,7 +1,6 @@
 """Requests and their prefix segments in vLLM's engine: what is missing is computed first; see `segments`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from vllm import SamplingParams
 from vllm.config import CacheConfig
@@ -12,8 +11,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from synthia_batch.core.types import Request
-from synthia_batch.workers.vllm.prefix_cuts import MISSES, install, name_cuts, name_segment
-from synthia_batch.workers.vllm.segments import Segment, SegmentTable, split_prompt
+from synthia_batch.workers.vllm.prefix_cuts import MISSES, install, name_cuts
+from synthia_batch.workers.vllm.segments import Segment, SegmentTable, count_taken, split_prompt
 
 
 class PrefixCache:
@@ -49,7 +48,7 @@ class PrefixCache:
                 temperature=0.0,
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
-                extra_args=name_segment(name, [one.stop for one in chain]),
+                extra_args=name_cuts(name, [one.stop for one in chain], segment.start),
             )
             tokens = tokens_input(list(request.token_ids[: segment.stop]))
             self._engine.add_request(name, tokens, params, lora_request=adapter)
@@ -68,7 +67,7 @@ class PrefixCache:
 
     def is_missed(self, output: RequestOutput, segments: Sequence[Segment]) -> bool:
         """Return whether the request of `output` took other blocks than `segments`: it does not count."""
-        taken = segments[-1].stop if segments else 0
+        taken = count_taken(segments)
         cached = output.num_cached_tokens or 0
         found = MISSES.pop(output.request_id, None)
         if found is None and cached == taken:
@@ -98,6 +97,6 @@ class PrefixCache:
 
 def name_taken(params: SamplingParams, name: str, segments: Sequence[Segment]) -> SamplingParams:
     """Return `params` for the request `name`, which takes `segments` from the cache."""
-    arguments: dict[str, Any] = name_cuts(name, [segment.stop for segment in segments])
-    params.extra_args = {**(params.extra_args or {}), **arguments}
+    cuts = [segment.stop for segment in segments]
+    params.extra_args = {**(params.extra_args or {}), **name_cuts(name, cuts, count_taken(segments))}
     return params

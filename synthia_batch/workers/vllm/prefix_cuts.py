@@ -28,14 +28,9 @@ Only where the engine core runs in this process. Elsewhere the output of a reque
 """
 
 
-def name_cuts(name: str, cuts: Sequence[int]) -> dict[str, Any]:
-    """Return the `extra_args` of the request `name` that takes the blocks before the last of `cuts`."""
-    return {ARGUMENT: {"name": name, "cuts": list(cuts), "taken": cuts[-1] if cuts else 0}}
-
-
-def name_segment(name: str, cuts: Sequence[int]) -> dict[str, Any]:
-    """Return the `extra_args` of the request `name` that computes the blocks between the last two `cuts`."""
-    return {ARGUMENT: {"name": name, "cuts": list(cuts), "taken": cuts[-2] if len(cuts) > 1 else 0}}
+def name_cuts(name: str, cuts: Sequence[int], taken: int) -> dict[str, Any]:
+    """Return the `extra_args` of the request `name`, cut at `cuts`, that takes the first `taken` tokens."""
+    return {ARGUMENT: {"name": name, "cuts": list(cuts), "taken": taken}}
 
 
 def install_if_asked() -> None:

@@ -33,6 +33,7 @@ MAX_TOP_TOKENS = 256
 MAX_BLOCKS, MAX_CANDIDATES = 2 * MAX_TOP_TOKENS, 16 * MAX_TOP_TOKENS
 """A row with more blocks to search, or more tokens in them, is left to vLLM: mostly equal logits, which would
 take memory in all rows."""
+_PROCESSED_MODES = frozenset(processed_logprobs_modes())
 MIN_VOCABULARY = MAX_TOP_TOKENS * BLOCK
 """Smaller vocabularies have fewer blocks than the tokens searched for."""
 # SplitMix64 (Steele, Lea, Flood 2014), its constants as signed numbers.
@@ -94,7 +95,7 @@ def can_draw_from_top(
 ) -> bool:
     """Whether top-k or top-p may leave few tokens, and no caller needs the masked `logits`."""
     rows, vocabulary = logits.shape
-    needs_logits = sampler.use_fp64_gumbel or sampler.logprobs_mode in processed_logprobs_modes()
+    needs_logits = sampler.use_fp64_gumbel or sampler.logprobs_mode in _PROCESSED_MODES
     is_limited = k is not None or p is not None
     return is_limited and not needs_logits and rows > 0 and vocabulary >= MIN_VOCABULARY
 

@@ -46,6 +46,11 @@ def split_prompt(request: Request, block_size: int) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
+def count_taken(segments: Sequence[Segment]) -> int:
+    """Return the tokens that a prompt with these segments takes from the cache."""
+    return segments[-1].stop if segments else 0
+
+
 @dataclass(slots=True)
 class SegmentTable:
     """The segments that an engine's cache has, as far as known: the `capacity` used last.
