@@ -96,7 +96,8 @@ class DrainRequest:
     def listen(self) -> Iterator[None]:
         """Turn SIGINT, SIGTERM and SIGHUP into drain requests during the block; in the main thread only.
 
-        A SIGHUP that is ignored, as under nohup, stays ignored.
+        A SIGHUP that is ignored, as under nohup, stays ignored. A SIGINT does not: shells ignore it in
+        what a script starts with `&`, where it is meant to drain as well.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -105,7 +106,9 @@ class DrainRequest:
         def on_signal(number: int, frame: FrameType | None) -> None:
             self.ask(_REASONS[signal.Signals(number)])
 
-        numbers = [number for number in _REASONS if signal.getsignal(number) is not signal.SIG_IGN]
+        numbers = set(_REASONS)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            numbers.remove(signal.SIGHUP)
         before = {number: signal.signal(number, on_signal) for number in numbers}
         try:
             yield

@@ -81,3 +81,15 @@ def test_a_hangup_that_is_ignored_stays_ignored() -> None:
         assert request.reason is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_an_interrupt_asks_also_where_the_shell_had_it_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # As in what a script starts with `&`.
+    try:
+        request = DrainRequest()
+        with request.listen():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert request.reason is DrainReason.INTERRUPT
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
