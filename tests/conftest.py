@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,9 @@ settings.load_profile("untimed")
 
 TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills", "[ray]")
 """Tests with engines or clusters of their own, of which two cores have room for one at a time."""
+
+THIRDS = 3
+"""One file of so many waits for the tests that take the machine, so that both cores are busy to the end."""
 
 NEED_AVX512 = {
     "test_cards_method",
@@ -92,6 +96,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if any(word in item.nodeid for word in TAKE_THE_MACHINE):  # tools/test.sh: one after the other
             item.add_marker(pytest.mark.machine)
+        if zlib.crc32(item.path.name.encode()) % THIRDS == 0:
+            item.add_marker(pytest.mark.later)
         if item.path.stem in NEED_AVX512 and lacks_avx512():
             reason = "no AVX512 here: vLLM lacks kernels, and an engine takes over a minute to start"
             item.add_marker(pytest.mark.exhaustive(reason))
