@@ -54,6 +54,12 @@ class Selection:
     rename_columns: Mapping[str, str] = field(default_factory=dict, hash=False)
     first_rows: int | None = None
 
+    @property
+    def names_prompt(self) -> bool:
+        """Whether the job says where the prompts come from."""
+        named = (self.prompt_column, self.messages_column, self.turns_column, self.template)
+        return any(name is not None for name in named)
+
 
 _UNUSED: tuple[Any, ...] = (None, False, (), {}, "regenerate", "refuse", MAX_ROW_BYTES)
 """Values of later fields of `Columns` that change no row."""

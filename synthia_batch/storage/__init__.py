@@ -17,11 +17,11 @@ After a crash before 4 the journal is still there, and the same bytes are regene
 crash past 5 the journal may be left over, and recovery removes it. Between the two, power loss may leave
 either state.
 
-    layout             every path of a run directory       lock         one owner per directory, and the epoch
-    atomic             write, fsync, rename                plan_file    the run's identity, written once
-    checksummed_json   JSON files that carry a digest      manifest     the run's result, written last
-    ledger             expected content of each part       publish      steps 1 to 6
-    journal/           finished samples of a shard         recovery     finds and resolves crash leftovers
-    parts/             Parquet: same rows, same bytes      events       the history, for people
-    saved_job          the job as last run, for retries    remote/      the same run in an object store
+    layout      every path of a run directory         lock         one owner per directory, and the epoch
+    atomic      write, fsync, rename                  plan_file    the run's identity, written once
+    ledger      expected content of each part         manifest     the run's result, written last
+    journal/    finished samples of a shard           publish      steps 1 to 6
+    parts/      Parquet: same rows, same bytes        recovery     finds and resolves crash leftovers
+    saved_job   the job as last run, for retries      events       the history, for people
+    remote/     the same run in an object store
 """

@@ -6,13 +6,13 @@ It is not part of the run's identity or output: it holds paths and speeds, and f
 from contextlib import suppress
 from pathlib import Path
 
+from synthia_batch.core.checksummed_json import encode_checksummed, read_checksummed
 from synthia_batch.errors import IntegrityError
 from synthia_batch.job.keys import anchor_paths
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.loading.secrets import drop_written_secrets
 from synthia_batch.job.schema import Job
 from synthia_batch.storage.atomic import publish_bytes
-from synthia_batch.storage.checksummed_json import encode_checksummed, read_checksummed
 
 
 def write_job(path: Path, job: Job) -> None:

@@ -263,7 +263,7 @@ def test_a_job_file_of_somebody_else_gets_no_secret(synthia: Command, tmp_path: 
 
 def plant(directory: Path, **changes: Any) -> None:
     """Change the saved job of a run, as somebody can who hands on a run directory."""
-    from synthia_batch.storage.checksummed_json import encode_checksummed, read_checksummed
+    from synthia_batch.core.checksummed_json import encode_checksummed, read_checksummed
 
     path = directory / ".synthia/job.json"
     job = (read_checksummed(path) or {})["job"]

@@ -14,12 +14,12 @@ import pytest
 from conftest import command_of, read_bytes_of_data, write_jsonl
 from inside import Answer, Killed, call, dying_at, snapshot
 
+from synthia_batch.core.checksummed_json import encode_checksummed, read_checksummed
 from synthia_batch.core.console import Display
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError
 from synthia_batch.job.identity import OUTPUT_FORMAT
 from synthia_batch.results.verify.facts import read_facts
-from synthia_batch.storage.checksummed_json import encode_checksummed, read_checksummed
 from synthia_batch.storage.journal.writer import write_journal
 from synthia_batch.storage.lock import read_owner
 from synthia_batch.storage.manifest import FORMAT_VERSION, read_manifest, write_manifest

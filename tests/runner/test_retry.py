@@ -10,7 +10,7 @@ import pytest
 from conftest import Command, read_bytes_of_data, read_call_log, write_jsonl
 from inside import Killed, call, dying_at, snapshot
 
-from synthia_batch.storage.checksummed_json import encode_checksummed
+from synthia_batch.core.checksummed_json import encode_checksummed
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.lock import RunLock
 from synthia_batch.storage.manifest import read_manifest

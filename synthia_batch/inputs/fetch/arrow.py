@@ -1,16 +1,19 @@
-"""Input files that need pyarrow: zstd streams, and datasets written by `save_to_disk`."""
+"""Inputs that need pyarrow: zstd streams, datasets written by `save_to_disk`, and the samples of runs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from synthia_batch.errors import InputRefused
 
 ROWS_PER_GROUP = 10_000
+ROWS_PER_BATCH = 1000
+"""Samples of a run in memory at a time."""
 _ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
@@ -40,14 +43,64 @@ def write_dataset(files: Sequence[Path], target: Path, shown: Path | str) -> Non
         InputRefused: One of them cannot be read, or is damaged.
         OSError: The target cannot be written.
     """
+    _write_batches((batch for file in files for batch in _read_batches(file, shown)), target, shown)
+
+
+def write_samples(
+    files: Sequence[Path],
+    target: Path,
+    shown: Path | str,
+    *,
+    name: str,
+    kept: Sequence[str],
+    has_systems: bool,
+    has_numbers: bool,
+) -> None:
+    """Write the samples in a run's parts as one Parquet file: `id`, the `kept` columns, and structs `name`.
+
+    Raises:
+        InputRefused: A part cannot be read, or is damaged.
+        OSError: The target cannot be written.
+    """
+
+    def convert(batch: pa.RecordBatch) -> pa.RecordBatch:
+        column = dict(zip(batch.schema.names, batch.columns, strict=True))
+        own = [each for each in column if each not in kept]
+        ids = [column["id"]]
+        ids += [column["system"]] if has_systems else []
+        ids += [column["sample_index"].cast(pa.string())] if has_numbers else []
+        made = pa.StructArray.from_arrays([column[each] for each in own], own)
+        columns = {
+            "id": pc.binary_join_element_wise(*ids, "/"),
+            **{each: column[each] for each in kept if each != "id"},
+            name: made,
+        }
+        # The features of kept columns stay with them.
+        fields = [
+            batch.schema.field(each) if each in kept else pa.field(each, columns[each].type)
+            for each in columns
+        ]
+        return pa.RecordBatch.from_arrays(list(columns.values()), schema=pa.schema(fields))
+
+    def read() -> Iterator[pa.RecordBatch]:
+        for file in files:
+            try:
+                part = parquet.ParquetFile(file, page_checksum_verification=True)
+                yield from map(convert, part.iter_batches(batch_size=ROWS_PER_BATCH, use_threads=False))
+            except _ERRORS as exc:
+                raise InputRefused([f"{file}: not a readable part of a run, or damaged: {exc}"]) from exc
+
+    _write_batches(read(), target, shown)
+
+
+def _write_batches(batches: Iterator[pa.RecordBatch], target: Path, shown: Path | str) -> None:
     writer: parquet.ParquetWriter | None = None
     sink = pa.OSFile(str(target), "wb")
     try:
-        for file in files:
-            for batch in _read_batches(file, shown):
-                if writer is None:
-                    writer = parquet.ParquetWriter(sink, batch.schema, write_page_checksum=True)
-                writer.write_batch(batch, row_group_size=ROWS_PER_GROUP)
+        for batch in batches:
+            if writer is None:
+                writer = parquet.ParquetWriter(sink, batch.schema, write_page_checksum=True)
+            writer.write_batch(batch, row_group_size=ROWS_PER_GROUP)
     finally:
         if writer is not None:
             writer.close()

@@ -17,6 +17,7 @@ from synthia_batch.inputs.fetch.cache import find_copy, is_copy
 from synthia_batch.inputs.fetch.datasets_dir import is_dataset, normalize_dataset, refuse_splits
 from synthia_batch.inputs.fetch.file_types import FORMATS, LocatedFile, RowFiles, choose_row_files, split_name
 from synthia_batch.inputs.fetch.normalize import NormalizedFile, normalize_file
+from synthia_batch.inputs.fetch.run_directory import is_run, normalize_run
 from synthia_batch.inputs.fetch.sniff import find_json_kind, read_start
 from synthia_batch.inputs.fetch.stamps import read_stamps, refuse_changed
 from synthia_batch.inputs.fetch.stdin import STDIN, STDIN_NAME, keep_stdin, refuse_lost
@@ -177,7 +178,7 @@ def name_files(shown: Sequence[str]) -> list[str]:
 
 
 def _find_in_directory(directory: Path, *, reports: bool) -> list[LocatedFile]:
-    if is_dataset(directory):
+    if is_dataset(directory) or is_run(directory):
         return [LocatedFile(path=directory, shown=directory)]
     refuse_splits(directory)
     found = choose_row_files(_list_files(directory), lambda name: _may_hold_rows(directory / name))
@@ -226,6 +227,8 @@ def _normalize(
 ) -> NormalizedFile:
     if file.texts:
         return normalize_texts(file, cache, makes=makes, max_row_bytes=limit)
+    if is_run(file.path):
+        return normalize_run(file, makes=makes)
     if is_dataset(file.path):
         return normalize_dataset(file, cache, makes=makes, max_row_bytes=limit)
     return normalize_file(file, cache, makes=makes, max_row_bytes=limit, copies_long_lines=fails_long_rows)

@@ -79,6 +79,13 @@ KINDS = (
     InputKind(
         name="txt", label="folders of .txt", suffixes=(), reader="readers.text_folder:TextFolderSource"
     ),
+    InputKind(
+        name="run",
+        label="directories of complete runs",
+        suffixes=(),
+        reader="readers.run_samples:RunSource",
+        rows_name="rows.parquet",
+    ),
 )
 METADATA_NAMES = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 """Files of the datasets library that hold no rows."""

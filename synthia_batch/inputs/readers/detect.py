@@ -21,12 +21,14 @@ class FirstNames:
     """The columns of the first rows of a file, each with the place of the first row that has it.
 
     `rows` were read; `is_whole`: these are all. `advice` is for a file that is no file of rows, as it seems.
+    `needs_prompt`: the job must say what is asked; no column is taken by its name.
     """
 
     places: Mapping[str, str]
     rows: int
     is_whole: bool
     advice: str = ""
+    needs_prompt: bool = False
 
 
 class FileReader(Protocol):
@@ -78,6 +80,12 @@ def detect_columns(readers: Sequence[FileReader], selection: Selection) -> Detec
         names = reader.read_names(left)
         first = first or (reader if names.places else None)
         advice = advice or names.advice
+        if names.needs_prompt and not selection.names_prompt:
+            raise UsageError(
+                f"{reader.shown}: say what is asked of a run's samples: --prompt-template FILE sees "
+                f"{', '.join(f'{{{{ {name} }}}}' for name in names.places)}; or name a column with "
+                "--prompt-column or --messages-column"
+            )
         places = {**names.places, **places}
         if left is not None:
             left -= names.rows

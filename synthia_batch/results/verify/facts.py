@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.checksummed_json import read_checksummed
 from synthia_batch.core.types import KeptColumn, Shard
 from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.job.identity import OUTPUT_FORMAT
 from synthia_batch.job.plan import read_shards
 from synthia_batch.storage.atomic import storage_errors
-from synthia_batch.storage.checksummed_json import read_checksummed
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.journal.frames import scan_frames
 from synthia_batch.storage.journal.reader import find_last_epoch

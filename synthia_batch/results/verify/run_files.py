@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from synthia_batch.core.checksummed_json import read_checksummed
 from synthia_batch.errors import IntegrityError
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
 from synthia_batch.results.verify.facts import RunFacts
 from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error
 from synthia_batch.results.verify.shard import ShardCheck
 from synthia_batch.storage.atomic import temporary_path
-from synthia_batch.storage.checksummed_json import read_checksummed
 from synthia_batch.storage.journal.frames import scan_frames
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.ledger import ShardEntry, read_ledger

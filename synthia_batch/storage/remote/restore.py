@@ -9,12 +9,12 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from synthia_batch.core.checksummed_json import decode_checksummed
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IdentityMismatch, IntegrityError, UsageError
 from synthia_batch.job.identity import compare_identities, describe_differences
 from synthia_batch.job.plan import read_shards
 from synthia_batch.storage.atomic import make_directory, publish_bytes, remove_file
-from synthia_batch.storage.checksummed_json import decode_checksummed
 from synthia_batch.storage.layout import KEYS, RunDir
 from synthia_batch.storage.ledger import PartLedger, ShardEntry
 from synthia_batch.storage.lock import WriterEpoch, read_boot_id

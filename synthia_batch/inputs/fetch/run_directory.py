@@ -1,0 +1,107 @@
+"""Directories of complete runs: each finished sample is a row.
+
+A row has the columns that the run kept of its input, and all others in one column of structs, named after
+the run's job: `topic`, `questions.response`. Its id is that of the sample's row, with the system message's
+name and the sample's number behind it where there are several: `7/synthia/0`.
+"""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.core.checksummed_json import read_checksummed
+from synthia_batch.core.digest import digest_json
+from synthia_batch.errors import InputRefused, IntegrityError, UsageError
+from synthia_batch.inputs.fetch.file_types import LocatedFile, get_kind
+from synthia_batch.inputs.fetch.normalize import NormalizedFile, get_normalized_copy, write_facts
+
+_log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Increased when the same run would give other rows."""
+PLAN, MANIFEST = ".synthia/plan.json", "manifest.json"
+
+
+def is_run(path: Path) -> bool:
+    """Return whether `path` is the directory of a run, complete or not."""
+    return (path / PLAN).is_file()
+
+
+def normalize_run(found: LocatedFile, *, makes: bool = True) -> NormalizedFile:
+    """Return a Parquet file of the run's finished samples, created if missing.
+
+    Its digest is that of the samples' values, not of the run's files or their place.
+
+    Raises:
+        UsageError: The run is not complete, or another version made it.
+        InputRefused: It was altered, or has no finished sample.
+    """
+    kind = get_kind("run")
+    try:
+        plan, manifest = read_checksummed(found.path / PLAN), read_checksummed(found.path / MANIFEST)
+        if plan is None or manifest is None:
+            raise UsageError(
+                f"{found.shown}: the run is not complete, so its samples are no input yet; "
+                f"`synthia-batch status {found.shown}` shows how to finish it"
+            )
+        rows = _describe_rows(plan, manifest, found.shown)
+        parts = [part for part in manifest["parts"] if part["path"].startswith("data/")]
+        digest = digest_json(["run", VERSION, rows, [part["rows_digest"] for part in parts]])
+    except IntegrityError as exc:
+        raise InputRefused([f"{found.shown}: {exc}"]) from exc
+    except (KeyError, TypeError) as exc:
+        raise UsageError(
+            f"{found.shown}: another version of synthia-batch made this run ({exc!r}); "
+            f"name its files instead: {found.shown}/data"
+        ) from exc
+    if not parts:
+        raise InputRefused([f"{found.shown}: all samples of the run failed: there are no rows"])
+    if manifest["failed"]:
+        _log.info(
+            f"{found.shown}: {manifest['failed']} failed samples of the run are no rows; "
+            f"`synthia-batch retry {found.shown}` makes them again"
+        )
+
+    def build(target: Path) -> None:
+        from synthia_batch.inputs.fetch.arrow import write_samples
+
+        target.mkdir()
+        for part in parts:
+            _check_part(found.path / part["path"], part["sha256"], found.shown)
+        files = [found.path / part["path"] for part in parts]
+        write_samples(files, target / kind.rows_name, found.shown, **rows)
+        write_facts(target, kind.rows_name, digest)
+
+    copy = get_normalized_copy(digest[:32], build, found, makes=makes)
+    return dataclasses.replace(copy, kind=kind)
+
+
+def _describe_rows(plan: Mapping[str, Any], manifest: Mapping[str, Any], shown: Path | str) -> dict[str, Any]:
+    """Return the arguments of `write_samples` that decide what the rows are."""
+    name, kept = plan["name"], [column["name"] for column in plan["scan"]["kept"]]
+    if name in ("id", *kept):
+        raise UsageError(
+            f"{shown}: the run kept a column {name!r}, which is also the name of its job; name its files "
+            f"instead: {shown}/data"
+        )
+    return {
+        "name": name,
+        "kept": kept,
+        "has_systems": len(plan["identity"]["system"]) > 1,
+        "has_numbers": plan["identity"]["num_samples"] > 1,
+    }
+
+
+def _check_part(path: Path, sha256: str, shown: Path | str) -> None:
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise UsageError(f"{path}: cannot be read: {exc.strerror}") from exc
+    if found != sha256:
+        raise InputRefused(
+            [f"{path}: changed since the run was complete; `synthia-batch verify {shown} --repair` mends it"]
+        )
