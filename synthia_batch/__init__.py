@@ -17,19 +17,24 @@ __all__ = [
     "Run",
     "RunResult",
     "RunStatistics",
+    "Select",
+    "SelectResult",
     "SynthiaBatchError",
     "open_run",
     "run_job",
+    "select_samples",
 ]
 
 if TYPE_CHECKING:
     from synthia_batch.errors import SynthiaBatchError
     from synthia_batch.job.schema import Job
+    from synthia_batch.job.select import Select
     from synthia_batch.results.read.failures import FailedSample
     from synthia_batch.results.read.run import Run, RunStatistics, open_run
     from synthia_batch.results.read.samples import FinishedSample
     from synthia_batch.runner.monitoring.result import RunResult
     from synthia_batch.runner.run import run_job
+    from synthia_batch.runner.selection import SelectResult, select_samples
 
 _HOMES = {
     "FailedSample": "synthia_batch.results.read.failures",
@@ -38,9 +43,12 @@ _HOMES = {
     "Run": "synthia_batch.results.read.run",
     "RunResult": "synthia_batch.runner.monitoring.result",
     "RunStatistics": "synthia_batch.results.read.run",
+    "Select": "synthia_batch.job.select",
+    "SelectResult": "synthia_batch.runner.selection",
     "SynthiaBatchError": "synthia_batch.errors",
     "open_run": "synthia_batch.results.read.run",
     "run_job": "synthia_batch.runner.run",
+    "select_samples": "synthia_batch.runner.selection",
 }
 
 

@@ -27,6 +27,7 @@ from synthia_batch.cli.commands.report import report
 from synthia_batch.cli.commands.retry import retry
 from synthia_batch.cli.commands.run import run
 from synthia_batch.cli.commands.schema import schema
+from synthia_batch.cli.commands.select import select
 from synthia_batch.cli.commands.status import status
 from synthia_batch.cli.commands.tune import tune
 from synthia_batch.cli.commands.verify import verify
@@ -122,7 +123,7 @@ def _find_version(package: str) -> str:
 
 def _list_functions() -> dict[str, Callable[..., None]]:
     """Return every command's function by name, with what it does on Ctrl-C or if its reader is gone."""
-    others: list[Callable[..., None]] = [status, failed, export, validate, report, verify, push, tune]
+    others: list[Callable[..., None]] = [status, failed, select, export, validate, report, verify, push, tune]
     others += [presets, doctor, init, schema]
     commands = [reports_interrupts(command, _RESUME) for command in (run, demo, preview, plan, retry)]
     commands += [reports_interrupts(command, _RESTART) for command in others]

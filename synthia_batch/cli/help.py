@@ -15,7 +15,7 @@ OTHER = "Options"
 COMMAND_GROUPS = {
     "Before": ("demo", "init", "schema", "presets", "doctor", "validate", "plan", "preview", "tune"),
     "Run": ("run", "status", "failed", "retry"),
-    "After": ("report", "verify", "export", "push"),
+    "After": ("report", "verify", "select", "export", "push"),
 }
 EXAMPLES = {
     "run": (
@@ -45,6 +45,10 @@ EXAMPLES = {
     "export": (
         "synthia-batch export outputs/questions-1a2b3c4d --to messages -o train.jsonl.gz",
         "synthia-batch export outputs/questions-1a2b3c4d --to csv > table.csv",
+    ),
+    "select": (
+        "synthia-batch select outputs/judged-1a2b3c4d --where 'judged.json.score >= 7' --limit 1000",
+        "synthia-batch select outputs/questions-1a2b3c4d --dedup questions.response --sample 1000",
     ),
     "push": ("synthia-batch push outputs/questions-1a2b3c4d me/questions --private",),
     "verify": ("synthia-batch verify outputs/questions-1a2b3c4d --rows",),

@@ -16,9 +16,11 @@ _ADDRESS = re.compile(r"\bat (0x[0-9a-f]{6,})", re.IGNORECASE)
 """As Python writes an object that has no text of its own: `<generator object do_map at 0x7f3c2a1b4d60>`."""
 
 
-def make_sandbox(**options: Any) -> ImmutableSandboxedEnvironment:
+def make_sandbox(
+    kind: type[LimitedEnvironment] = LimitedEnvironment, **options: Any
+) -> ImmutableSandboxedEnvironment:
     """Return an environment with `options` of Jinja's, in which nothing is left to chance."""
-    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, **options)
+    environment = kind(trim_blocks=True, lstrip_blocks=True, **options)
     for name in CHANCE_FILTERS:
         del environment.filters[name]
     for name in CHANCE_GLOBALS:

@@ -1,4 +1,4 @@
-"""Limits of one rendering of a template: steps, processor time, memory, and the length of its text.
+"""Limits of a template or an expression: steps, processor time, memory, and the length of its text.
 
 A template is foreign code. Steps and lengths are the same in every process; time and memory are the last
 resort, for what few steps can take long.
@@ -65,6 +65,16 @@ def render_limited(template: jinja2.Template, *args: Any, **values: Any) -> str:
                 raise TemplateTooLong
             parts.append(part)
         return "".join(parts)
+
+
+def evaluate_limited(expression: Callable[..., Any], *args: Any, **values: Any) -> Any:
+    """Return the value of a compiled expression of a `LimitedEnvironment` for these values.
+
+    Raises:
+        TemplateTooLong: It exceeds a limit.
+    """
+    with _measured():
+        return expression(*args, **values)
 
 
 @contextmanager

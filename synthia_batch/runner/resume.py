@@ -30,7 +30,12 @@ def resolve_kept_job(
             trust.
     """
     run_dir = RunDir(directory)
-    require_plan(run_dir)
+    plan = require_plan(run_dir)
+    if "select" in plan["identity"]:
+        raise UsageError(
+            f"{directory} is a selection, which generates nothing; {command} the run that it is of, and "
+            "select from that again"
+        )
     kept = read_job(run_dir.job, directory)
     if kept is None:
         raise UsageError(f"{directory} has no saved job; run the command that began it once, then {command}")

@@ -31,7 +31,7 @@ REFUSED = "error: the input cannot be used; nothing was started:\n"
 FIX = "fix the input, then run the same command again; --on-bad-row fail sets bad rows aside\n"
 FORMATS = (
     "supported formats: JSONL (.jsonl, .ndjson), Parquet (.parquet), CSV (.csv), TSV (.tsv), "
-    "JSON (.json), Excel (.xlsx, .xlsm), folders of .txt; compressed: .gz, .zst"
+    "JSON (.json), Excel (.xlsx, .xlsm), folders of .txt, directories of complete runs; compressed: .gz, .zst"
 )
 TMPFS_KIB = 64
 ON_CPUS = pytest.mark.skipif(detect_device() == "cuda", reason="this machine has GPUs")

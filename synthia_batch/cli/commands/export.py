@@ -1,8 +1,9 @@
 """`synthia-batch export`: convert a finished dataset to the formats of other programs."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,11 +30,20 @@ def export(
         str | None,
         typer.Option("--for", metavar="spreadsheet", help="With csv: marked as UTF-8, formulas disarmed."),
     ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(metavar="EXPRESSION", help="With preference: the number by which answers are paired."),
+    ] = None,
+    min_gap: Annotated[float, typer.Option(help="Leave out pairs whose scores are not more apart.")] = 0,
+    per: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of which run the answers are. [the earliest kept]")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
 ) -> None:
     """Write a finished dataset for TRL, Axolotl, LLaMA-Factory, OpenAI's batch readers or a spreadsheet."""
     from synthia_batch.core.formatting import format_count
     from synthia_batch.results.export.kept import name_kept_columns, rename_kept
+    from synthia_batch.results.export.pairs import open_pairer
     from synthia_batch.results.export.recipes import describe_use
     from synthia_batch.results.export.writer import write_records
     from synthia_batch.results.read.run import open_complete_run
@@ -43,6 +53,10 @@ def export(
         raise typer.BadParameter(f"--to {to}: unknown format; choose one of {', '.join(FORMATS)}")
     if reader is not None and (reader != "spreadsheet" or chosen.name != "csv"):
         raise typer.BadParameter(f"--for {reader}: expected --to csv --for spreadsheet")
+    if chosen.takes_pairs and score is None:
+        raise typer.BadParameter(f"--to {to}: expected --score EXPRESSION, such as judge.json.score")
+    if score is not None and not chosen.takes_pairs:
+        raise typer.BadParameter(f"--score: --to {to} has no pairs; choose --to preference")
     names = name_kept_columns(
         chosen,
         split_names(keep_columns or ""),
@@ -50,10 +64,14 @@ def export(
     )
     with open_location(directory) as place:
         finished = open_complete_run(place)
-        samples = rename_kept(finished.samples(tuple(names), with_logprobs=chosen.takes_logprobs), names)
+        pairer = open_pairer(place, score, per, min_gap) if score is not None else None
+        columns = tuple(names) if pairer is None else pairer.list_kept()
+        samples = finished.samples(columns, with_logprobs=chosen.takes_logprobs)
+        samples = rename_kept(samples, names) if pairer is None else samples
         if drop_truncated:
             samples = (sample for sample in samples if not sample.is_cut_off)
-        records = chosen.convert(samples, **({"failed": finished.failed()} if chosen.takes_failed else {}))
+        rows: Iterable[Any] = samples if pairer is None else pairer.pair(samples)
+        records = chosen.convert(rows, **({"failed": finished.failed()} if chosen.takes_failed else {}))
         count = write_records(
             records,
             (*chosen.columns, *names.values()),
@@ -62,6 +80,9 @@ def export(
             replaces=force,
             for_spreadsheet=reader is not None,
         )
+    if pairer is not None and pairer.left_out:
+        left = format_count(pairer.left_out, "prompt")
+        show(f"{left} left out: fewer than two scores, or not more than {min_gap:g} apart", file=sys.stderr)
     where = f" to {output}" if output else ""
     show(f"{format_count(count, 'record')}{where}", file=sys.stderr)
     if output is not None:

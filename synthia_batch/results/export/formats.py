@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from synthia_batch.core.types import Message
 from synthia_batch.results.read.samples import FinishedSample
 
-if TYPE_CHECKING:  # it loads pyarrow, and --help lists the formats
+if TYPE_CHECKING:  # they load pyarrow and Jinja, and --help lists the formats
+    from synthia_batch.results.export.pairs import Pair
     from synthia_batch.results.read.failures import FailedSample
 
 _TABLE_COLUMNS = (
@@ -25,7 +26,7 @@ Convert = Callable[..., Iterator[dict[str, Any]]]
 class ExportFormat:
     """An export format. Every record has `columns`. `takes_failed`: `convert` also gets the failed samples,
     as `failed`. `takes_logprobs`: records include log-probabilities. `takes_columns`: records can have kept
-    columns.
+    columns. `takes_pairs`: `convert` gets pairs instead of samples.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ExportFormat:
     takes_failed: bool = False
     takes_logprobs: bool = False
     takes_columns: bool = True
+    takes_pairs: bool = False
 
 
 def to_messages(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
@@ -127,6 +129,38 @@ def to_openai_batch(
         yield {"id": f"batch_req_{row}", "custom_id": sample.id, "response": None, "error": error}
 
 
+def to_preference(pairs: Iterable["Pair"]) -> Iterator[dict[str, Any]]:
+    """Yield `prompt`, `chosen` and `rejected` as TRL reads conversations, and the scores."""
+    for pair in pairs:
+        yield {
+            "prompt": _list_messages(pair.chosen.prompt),
+            "chosen": _list_messages([pair.chosen.answer]),
+            "rejected": _list_messages([pair.rejected.answer]),
+            "score_chosen": pair.chosen.score,
+            "score_rejected": pair.rejected.score,
+        }
+
+
+def to_preference_messages(pairs: Iterable["Pair"]) -> Iterator[dict[str, Any]]:
+    """Yield `messages`, and `chosen` and `rejected` as a message each: Axolotl's chat_template.default."""
+    for pair in pairs:
+        yield {
+            "messages": _list_messages(pair.chosen.prompt),
+            "chosen": pair.chosen.answer.to_dict(),
+            "rejected": pair.rejected.answer.to_dict(),
+        }
+
+
+def to_preference_sharegpt(pairs: Iterable["Pair"]) -> Iterator[dict[str, Any]]:
+    """Yield `conversations`, and `chosen` and `rejected` as a turn each: LLaMA-Factory's ranking form."""
+    for pair in pairs:
+        yield {
+            "conversations": [spoken for turn in pair.chosen.prompt for spoken in _list_spoken(turn)],
+            "chosen": {"from": "gpt", "value": pair.chosen.answer.content},
+            "rejected": {"from": "gpt", "value": pair.rejected.answer.content},
+        }
+
+
 def _describe_error(sample: "FailedSample", count: int) -> dict[str, str]:
     more = f" ({count} samples of this request failed)" if count > 1 else ""
     return {"code": sample.code, "message": f"{sample.message}{more}"}
@@ -154,6 +188,27 @@ FORMATS: Mapping[str, ExportFormat] = {
             takes_failed=True,
             takes_logprobs=True,
             takes_columns=False,
+        ),
+        ExportFormat(
+            name="preference",
+            columns=("prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
+            convert=to_preference,
+            takes_columns=False,
+            takes_pairs=True,
+        ),
+        ExportFormat(
+            name="preference-messages",
+            columns=("messages", "chosen", "rejected"),
+            convert=to_preference_messages,
+            takes_columns=False,
+            takes_pairs=True,
+        ),
+        ExportFormat(
+            name="preference-sharegpt",
+            columns=("conversations", "chosen", "rejected"),
+            convert=to_preference_sharegpt,
+            takes_columns=False,
+            takes_pairs=True,
         ),
         ExportFormat(name="synthia-jsonl", columns=("prompt", "answer"), convert=to_synthia),
         ExportFormat(name="csv", columns=_TABLE_COLUMNS, convert=to_table),

@@ -5,7 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_AXOLOTL = {"messages": "chat_template", "sharegpt": "chat_template", "alpaca": "alpaca"}
+_AXOLOTL = {
+    "messages": "chat_template",
+    "sharegpt": "chat_template",
+    "alpaca": "alpaca",
+    "preference-messages": "chat_template.default",
+}
 _LLAMA_FACTORY: Mapping[str, Mapping[str, Any]] = {
     "messages": {
         "formatting": "sharegpt",
@@ -28,6 +33,11 @@ _LLAMA_FACTORY: Mapping[str, Mapping[str, Any]] = {
             "history": "history",
         }
     },
+    "preference-sharegpt": {
+        "formatting": "sharegpt",
+        "ranking": True,
+        "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
+    },
 }
 """Entries of LLaMA-Factory's data/dataset_info.json, by format. Default tags are ShareGPT's."""
 
@@ -37,6 +47,8 @@ def describe_use(name: str, path: Path) -> str:
     recipes = [load_with_datasets(name, path)]
     if name in ("messages", "prompt-completion"):
         recipes.append(f"TRL:\n{train_with_trl(path)}")
+    if name == "preference":
+        recipes.append(f"TRL:\n{train_with_trl(path, 'DPO')}")
     if name in _AXOLOTL:
         recipes.append(f"Axolotl, in the config:\n{list_for_axolotl(name, path)}")
     if name in _LLAMA_FACTORY:
@@ -50,14 +62,10 @@ def load_with_datasets(name: str, path: Path) -> str:
     return f'datasets.load_dataset("{kind}", data_files={str(path)!r}, split="train")'
 
 
-def train_with_trl(path: Path) -> str:
-    """Return the Python that trains on a conversational file."""
-    return "\n".join(
-        [
-            f"dataset = {load_with_datasets('messages', path)}",
-            "SFTTrainer(model=MODEL, train_dataset=dataset, args=SFTConfig(output_dir=DIRECTORY)).train()",
-        ]
-    )
+def train_with_trl(path: Path, method: str = "SFT") -> str:
+    """Return the Python that trains on a conversational file by TRL's `method`."""
+    arguments = f"model=MODEL, train_dataset=dataset, args={method}Config(output_dir=DIRECTORY)"
+    return f"dataset = {load_with_datasets('messages', path)}\n{method}Trainer({arguments}).train()"
 
 
 def list_for_axolotl(name: str, path: Path) -> str:
@@ -68,8 +76,11 @@ def list_for_axolotl(name: str, path: Path) -> str:
         "    ds_type: json",
         f"    type: {_AXOLOTL[name]}",
     ]
-    if name == "messages":
-        lines += ["    field_messages: messages", *_map_fields("role", "content")]
+    if name == "preference-messages":
+        lines = ["rl: dpo", *lines, "    field_messages: messages"]
+        lines += ["    field_chosen: chosen", "    field_rejected: rejected"]
+    if name in ("messages", "preference-messages"):
+        lines += ["    field_messages: messages"] * (name == "messages") + _map_fields("role", "content")
     if name == "sharegpt":
         lines += ["    field_messages: conversations", *_map_fields("from", "value")]
     return "\n".join(lines)

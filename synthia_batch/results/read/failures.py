@@ -16,6 +16,7 @@ from synthia_batch.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.inputs import Scan, open_files, resolve_inputs
 from synthia_batch.inputs.fetch.cache import is_copy
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
+from synthia_batch.job.select import EXPRESSION_FAILED, NOT_SELECTED
 from synthia_batch.results.quality.flags import CODE_PREFIX
 from synthia_batch.results.read.snapshot import MAX_READS, SnapshotReader, open_snapshots
 from synthia_batch.storage.journal.reader import replay
@@ -28,6 +29,7 @@ _BAD_ROWS = frozenset({"bad_row", "prompt_empty", "prompt_not_expressible", "ada
 """Codes whose cause is in the row itself."""
 _BY_IDENTITY = frozenset({"prompt_too_long", "context_overflow"})
 """Codes whose cause is a setting of the run's identity: a retry, which keeps that, fails again."""
+SELECT_CODES = frozenset({NOT_SELECTED, EXPRESSION_FAILED})
 COMMONEST = 3
 """Number of reasons listed if a run had too many failures."""
 _COLUMNS = tuple(name for name in FAILED_NAMES if name != "messages")
@@ -102,6 +104,8 @@ def advise_on_failures(place: str, codes: Collection[str]) -> list[str]:
     flagged = [code for code in codes if code.startswith(CODE_PREFIX)]
     again = [code for code in codes if code not in _BAD_ROWS | _BY_IDENTITY and code not in flagged]
     lines = []
+    if SELECT_CODES.intersection(codes):
+        return ["a selection: what it does not keep stays in the run that it is of; select from that again"]
     if again:
         flag = f" --code {again[0]}" if len(again) == 1 else ""
         lines.append(f"fix the cause, then retry them: synthia-batch retry {here}{flag}")

@@ -60,6 +60,11 @@ class CardFacts:
     identity: Mapping[str, Any]
     licence: Licence | None
 
+    @property
+    def fate(self) -> str:
+        """What became of the samples in failed/."""
+        return "were not kept" if "select" in self.identity else "could not be made"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardData:
@@ -94,9 +99,9 @@ def describe_dataset(facts: CardFacts, manifest: Manifest, data: CardData) -> st
     sections = (
         _describe_head(manifest),
         _describe_contents(facts, manifest),
-        _describe_statistics(data.counts),
+        _describe_statistics(facts, data.counts),
         _describe_columns(data.facts),
-        _describe_loading(manifest),
+        _describe_loading(facts, manifest),
         _describe_generation(facts, manifest),
         _describe_licence(facts),
     )
@@ -134,7 +139,7 @@ def _describe_contents(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
     yield ""
     yield (
         f"{manifest.finished:,} samples that {_escape(facts.model)} made from {manifest.rows:,} rows of "
-        f"{_escape(facts.source)}; {manifest.failed:,} could not be made. Written by synthia-batch."
+        f"{_escape(facts.source)}; {manifest.failed:,} {facts.fate}. Written by synthia-batch."
     )
     yield ""
     yield "| config | files | rows | size |"
@@ -147,7 +152,7 @@ def _describe_contents(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
             yield f"| {config} | {len(parts):,} | {rows:,} | {format_bytes(size)} |"
 
 
-def _describe_statistics(counts: RunCounts) -> Iterator[str]:
+def _describe_statistics(facts: CardFacts, counts: RunCounts) -> Iterator[str]:
     whole = counts.total
     if whole.finished:
         yield from ("## Statistics", "")
@@ -161,7 +166,7 @@ def _describe_statistics(counts: RunCounts) -> Iterator[str]:
         yield from ("", f"The answers' lengths are in tokens. They ended by: {reasons}.")
     if counts.failures:
         failures = ", ".join(f"{_code(code)} {count:,}" for code, count in counts.failures_by_count.items())
-        yield from ("", f"What could not be made, by code: {failures}.")
+        yield from ("", f"Those that {facts.fate}, by code: {failures}.")
 
 
 def _describe_group(name: str, group: SystemCounts) -> str:
@@ -181,7 +186,7 @@ def _describe_columns(facts: PartFacts | None) -> Iterator[str]:
         yield f"| {_escape(name)} | {_code(kind)} | {meanings.get(name, 'kept from the input')} |"
 
 
-def _describe_loading(manifest: Manifest) -> Iterator[str]:
+def _describe_loading(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
     yield from ("## Loading", "", "In this directory; elsewhere, with its path in front:")
     if manifest.finished:
         yield from _fence(
@@ -191,7 +196,7 @@ def _describe_loading(manifest: Manifest) -> Iterator[str]:
         yield from _fence("import polars", 'frame = polars.read_parquet("data/*.parquet")')
         yield from _fence("import duckdb", "relation = duckdb.sql(\"from 'data/*.parquet'\")")
     if manifest.failed:
-        yield from ("", "The samples that could not be made, each with its code and message:")
+        yield from ("", f"The samples that {facts.fate}, each with its code and message:")
         yield from _fence(
             "import datasets, os",
             'failed = datasets.load_dataset(os.getcwd(), "failed", split="failed")',
@@ -206,6 +211,8 @@ def _describe_generation(facts: CardFacts, manifest: Manifest) -> Iterator[str]:
     yield f"- sampling: {_list_values(identity['sampling'])}"
     yield f"- seed {identity['seed']}, {identity['num_samples']} samples per row and system message"
     yield f"- prompt format: {identity['prompt']['format']}"
+    if "select" in identity:
+        yield f"- selected by: {_list_values(identity['select'])}"
     if "flags" in identity:
         yield f"- flags: {_list_values(identity['flags'])}"
     yield f"- determinism {identity['determinism']}, fingerprint `{manifest.fingerprint}`"

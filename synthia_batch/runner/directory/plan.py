@@ -25,9 +25,14 @@ def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
         IdentityMismatch: It belongs to another job; every field that differs is named.
         UsageError: It is a file, or a directory with other files.
     """
+    refuse_identity(job.identity, run_dir)
+
+
+def refuse_identity(identity: Mapping[str, Any], run_dir: RunDir) -> None:
+    """Return if `run_dir` belongs to what has this identity or is free; otherwise as above."""
     plan = read_plan(run_dir.plan)
     if plan is not None:
-        differences = compare_identities(plan["identity"], job.identity)
+        differences = compare_identities(plan["identity"], identity)
         if differences:
             lines = [f"{run_dir.root} belongs to another job; nothing was touched. What differs:"]
             lines += describe_differences(differences)

@@ -1,0 +1,38 @@
+"""Which samples of a complete run are kept: the section `select`."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from synthia_batch.job.fields import Section
+from synthia_batch.job.units import Count
+
+NOT_SELECTED, EXPRESSION_FAILED = "not_selected", "expression_failed"
+"""The codes of samples that a selection does not keep."""
+Positive = Annotated[Count, Field(ge=1)]
+
+
+class Select(Section):
+    """Steps that each drop samples, in the order of these fields. Expressions are Jinja's."""
+
+    where: str | None = None
+    """Keeps samples for which this expression is true."""
+    best: str | None = None
+    """Keeps of each row the samples with the highest values of this expression, a number."""
+    per: str | None = None
+    """The run whose rows `best` is about: the job's name, or a kept column with samples of an earlier run.
+    Default: the earlier run if there is one, else the run itself."""
+    top: Positive = 1
+    """How many samples of each row `best` keeps. Of equal ones it keeps the earlier."""
+    dedup: str | None = None
+    """Keeps of samples with equal values of this expression the first one of the run."""
+    limit: Positive | None = None
+    """Keeps the first so many samples."""
+    sample: Positive | None = None
+    """Keeps so many samples, drawn by `seed` and their ids."""
+    seed: int = 0
+    """Decides what `sample` draws."""
+
+    def identify(self) -> dict[str, Any]:
+        """Return the steps that are set, as JSON values for the identity."""
+        return self.model_dump(exclude_defaults=True)

@@ -1,0 +1,237 @@
+"""Expressions about a sample, in Jinja's language and sandbox: `judge.json.score >= 7 and topic == 'x'`.
+
+Names are `id`, the columns that the run kept, and the name of its job with any of its other columns behind
+it, as behind a kept column that is the sample of an earlier run; `NAME.json` is the response parsed. A name
+that is no identifier is written `row["NAME"]`. A value that is missing or null is nothing: comparing with it
+is false, and what is computed or read from it is nothing, too.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from synthia_batch.core.sandbox import make_sandbox, refuse_chance
+from synthia_batch.core.template_limits import LimitedEnvironment, evaluate_limited
+from synthia_batch.errors import UsageError
+from synthia_batch.inputs.records.faults import RowFault
+from synthia_batch.inputs.records.strict_json import parse_json
+
+JSON, ID, ROW = "json", "id", "row"
+
+
+class ExpressionFailed(Exception):
+    """An expression has no value for a sample."""
+
+
+class Nothing(jinja2.ChainableUndefined):
+    """A value that is missing or null."""
+
+    __slots__ = ()
+
+    def _is_false(self, other: object) -> Any:
+        return False
+
+    def _stay(self, *others: object) -> Any:
+        return self
+
+    # Jinja's own raise an error.
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _is_false
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _stay
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = __pos__ = _stay
+    __hash__ = object.__hash__
+
+
+NOTHING = Nothing()
+"""The value that is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleNames:
+    """The names in the expressions of a run: of its `job`, and of the columns that it kept.
+
+    `runs` has the columns behind the name of each run: of the job its own, and of a kept column that is a
+    sample of an earlier run its fields. `plain` are the other kept columns.
+    """
+
+    job: str
+    runs: Mapping[str, Sequence[str]]
+    plain: Sequence[str]
+
+    @property
+    def top(self) -> tuple[str, ...]:
+        """Every name that an expression can begin with."""
+        return tuple(dict.fromkeys((ID, *self.plain, *self.runs)))
+
+    def locate(self, run: str, column: str) -> str:
+        """Return the path of the column of `run` in a part."""
+        column = "response" if column == JSON else column
+        return column if run == self.job else f"{run}.{column}"
+
+
+class _Sample:
+    """A sample of a run. Not a dict, whose methods would hide columns of their names."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+        self._json: Any = None
+
+    def __getitem__(self, name: str) -> Any:
+        if name != JSON:
+            return self._values[name]
+        if self._json is None:
+            self._json = _parse(self._values["response"])
+        return self._json
+
+
+class Expression:
+    """The compiled expression of `key`, such as `where`. `columns` are those of the run that it reads."""
+
+    def __init__(self, key: str, text: str, names: SampleNames) -> None:
+        """Compile `text`.
+
+        Raises:
+            UsageError: It is no expression, or names what a sample does not have.
+        """
+        self.text = text
+        self._names = names
+        environment = _make_environment()
+        try:
+            tree = environment.parse("{{ (" + text + "\n) }}")
+            refuse_chance(tree)
+            self._compiled = environment.compile_expression(text, undefined_to_none=False)
+        except jinja2.TemplateError as exc:
+            raise UsageError(f"{key}: {text}: {exc.message}; write an expression of Jinja") from exc
+        try:
+            self.columns = tuple(sorted(_list_columns(tree, names)))
+        except UsageError as exc:
+            raise UsageError(f"{key}: {text}: {exc}") from exc
+
+    def evaluate(self, values: Mapping[str, Any]) -> Any:
+        """Return the value for a sample with these `columns`.
+
+        Raises:
+            ExpressionFailed: It has none, for the reason in the message.
+        """
+        names = self._names
+        known = {name: NOTHING if (value := values.get(name)) is None else value for name in names.plain}
+        known |= {name: _Sample(values.get(name) or {}) for name in names.runs}
+        known |= {names.job: _Sample(values), ID: values.get(ID)}
+        try:
+            return evaluate_limited(self._compiled, known, **{ROW: known})
+        except Exception as exc:  # An expression can raise anything, such as ZeroDivisionError.
+            raise ExpressionFailed(f"{self.text}: {exc or type(exc).__name__}") from exc
+
+
+class _Environment(LimitedEnvironment):
+    """A sandbox in which null, like a missing value, is nothing."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        value = super().getattr(obj, attribute)
+        return NOTHING if value is None else value
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        value = super().getitem(obj, argument)
+        return NOTHING if value is None else value
+
+
+def _make_environment() -> ImmutableSandboxedEnvironment:
+    environment = make_sandbox(_Environment, undefined=Nothing)
+    environment.filters.update(FILTERS)
+    return environment
+
+
+def _list_columns(tree: nodes.Template, names: SampleNames) -> set[str]:
+    """Return the run's columns that the expression reads."""
+    columns, behind = set(), set()
+    looked_up: list[Any] = list(tree.find_all((nodes.Getattr, nodes.Getitem)))
+    for node in looked_up:
+        run = _find_top(node.node)
+        if run is not None and run in names.runs:
+            name, own = _find_key(node), [*names.runs[run], JSON]
+            if name not in own:
+                raise UsageError(f"{run} has no {name}{_suggest(str(name), own)}")
+            columns.add(names.locate(run, str(name)))
+            behind.add(id(node.node))
+    rows = {id(node.node) for node in looked_up if _is_row(node.node) and _find_top(node) is not None}
+    for found in [*looked_up, *tree.find_all(nodes.Name)]:
+        top = _find_top(found)
+        if _is_row(found) and id(found) not in rows:
+            raise UsageError(f'{ROW} can only be used as {ROW}["NAME"]')
+        if top is None or _is_row(found):
+            continue
+        if top not in names.top:
+            raise UsageError(f"there is no {top}{_suggest(top, names.top)}")
+        if top in names.runs and id(found) not in behind:
+            raise UsageError(f"{top} is no value: write {top}.COLUMN, one of {_join(names.runs[top])}")
+        if top not in names.runs:
+            columns.add(top)
+    if not columns:
+        raise UsageError(f"it reads no column; there are {_join(names.top)}")
+    return columns
+
+
+def _is_row(node: Any) -> bool:
+    return isinstance(node, nodes.Name) and node.name == ROW
+
+
+def _find_key(node: Any) -> Any:
+    """Return what is looked up: the name behind a dot, or the constant in brackets."""
+    return node.attr if isinstance(node, nodes.Getattr) else getattr(node.arg, "value", None)
+
+
+def _find_top(node: Any) -> str | None:
+    """Return the name that `node` is: itself, or as row["NAME"]; None for anything else."""
+    if isinstance(node, nodes.Name):
+        return node.name
+    is_item = isinstance(node, nodes.Getitem) and _is_row(node.node)
+    return _find_key(node) if is_item and isinstance(_find_key(node), str) else None
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {_join(known)}"
+
+
+def _join(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+def _search(text: Any, pattern: str) -> Any:
+    """Return what the pattern finds in a text: its first group if it has any."""
+    found = re.search(pattern, text) if isinstance(text, str) else None
+    return NOTHING if found is None or (value := found[min(1, found.re.groups)]) is None else value
+
+
+def _read_number(text: Any) -> Any:
+    """Return the number that a text is, with or without commas between thousands."""
+    try:
+        return float(text.replace(",", "") if isinstance(text, str) else text)
+    except (TypeError, ValueError):
+        return NOTHING
+
+
+def _parse(text: Any) -> Any:
+    try:
+        return parse_json(text) if isinstance(text, str) else NOTHING
+    except RowFault:
+        return NOTHING
+
+
+def _split(text: Any) -> list[str]:
+    """Return the words of a text."""
+    return text.split() if isinstance(text, str) else []
+
+
+FILTERS: Mapping[str, Callable[..., Any]] = {
+    "regex_search": _search,
+    "number": _read_number,
+    "json": _parse,
+    "words": _split,
+}
+"""Filters of expressions beside Jinja's own."""

@@ -1,0 +1,164 @@
+"""Parts of a selection: rows of another run's parts, unchanged, in files of its own.
+
+What is not kept of data/ is in failed/, with its code and message, among what had failed before.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from synthia_batch.core.types import KeptColumn, Shard
+from synthia_batch.storage.layout import ROW_GROUP_ROWS, RunDir
+from synthia_batch.storage.parts.columns import digest_file, open_part, read_part
+from synthia_batch.storage.parts.options import WRITE_OPTIONS
+from synthia_batch.storage.parts.reader import (
+    SampleGrid,
+    list_missing,
+    number_made,
+    place_data_rows,
+)
+from synthia_batch.storage.parts.schema import (
+    DATA_NAMES,
+    data_schema,
+    describe_features,
+    failed_schema,
+    kept_type,
+)
+from synthia_batch.storage.publish import EncodedPart, EncodedShard
+
+_COPIED = ("id", "row_index", "sample_index", "messages")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectedRun:
+    """The run that is selected from, and the `source_file` and `metadata` of the selection's files."""
+
+    run_dir: RunDir
+    grid: SampleGrid
+    kept: Sequence[KeptColumn]
+    fingerprint: str
+    source_file: str
+    metadata: Mapping[str, str]
+
+
+def list_runs(kept: Sequence[KeptColumn]) -> dict[str, tuple[str, ...]]:
+    """Return the fields of each kept column that is the sample of an earlier run."""
+    structs = {column.name: kind for column in kept if pa.types.is_struct(kind := kept_type(column))}
+    fields = {name: tuple(field.name for field in kind) for name, kind in structs.items()}
+    return {name: names for name, names in fields.items() if {*DATA_NAMES} <= {*names}}
+
+
+def iterate_samples(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield `columns` of the rows of a part, in order, a thousand rows in memory at a time.
+
+    Of a struct, only the fields that are named with a dot are read.
+    """
+    with open_part(path) as file:
+        for batch in file.iter_batches(ROW_GROUP_ROWS // 10, columns=list(columns), use_threads=False):
+            values = [column.to_pylist() for column in batch.columns]
+            for row in zip(*values, strict=True):
+                yield dict(zip(batch.schema.names, row, strict=True))
+
+
+def encode_selection(
+    run: SelectedRun,
+    shard: Shard,
+    is_kept: NDArray[np.bool_],
+    explain: Callable[[int], tuple[str, str]],
+) -> EncodedShard:
+    """Return the parts of `shard` in a selection.
+
+    `is_kept` has an entry for each row of the shard's data part; `explain` returns code and message of one
+    that is not kept. The memory is that of a row group of data/, and of all that is not kept.
+    """
+    data, failed = run.run_dir.data_part(shard), run.run_dir.failed_part(shard)
+    schema = data_schema(run.kept, run.grid.optional).with_metadata(
+        dict(sorted({**run.metadata, **describe_features(run.kept)}.items()))
+    )
+    made = encode_tables(_filter(data, is_kept), schema) if data.exists() else None
+    dropped = _list_dropped(data, is_kept, explain, run.source_file)
+    tables = [dropped] if dropped is not None else []
+    tables += [read_part(failed)] if failed.exists() else []
+    if not tables:
+        return EncodedShard(shard=shard, data=made, failed=None)
+    ordinals = _number_failed(run, shard, data, is_kept)
+    rows = pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
+    rows = rows.take(pa.array(np.argsort(ordinals, kind="stable")))
+    failed_format = failed_schema().with_metadata(dict(sorted(run.metadata.items())))
+    return EncodedShard(shard=shard, data=made, failed=encode_tables([rows], failed_format))
+
+
+def encode_tables(tables: Iterable[pa.Table], schema: pa.Schema) -> EncodedPart | None:
+    """Return the part with the rows of `tables`, whose columns are those of `schema`; None without rows."""
+    options = {name: value for name, value in WRITE_OPTIONS.items() if name != "row_group_size"}
+    sink, rows = pa.BufferOutputStream(), 0
+    with pq.ParquetWriter(sink, schema, **options) as writer:
+        for group in _regroup(tables):
+            # One chunk: pages must not depend on how the rows arrived.
+            writer.write_table(
+                group.replace_schema_metadata(schema.metadata).combine_chunks(), ROW_GROUP_ROWS
+            )
+            rows += group.num_rows
+    if not rows:
+        return None
+    content = sink.getvalue()
+    digest = digest_file(pa.BufferReader(content))
+    return EncodedPart(content=memoryview(content).cast("B"), rows=rows, rows_digest=digest)
+
+
+def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the rows of `tables` in tables of ROW_GROUP_ROWS, the last one of fewer."""
+    waiting: pa.Table | None = None
+    for table in tables:
+        plain = table.replace_schema_metadata(None)
+        waiting = plain if waiting is None else pa.concat_tables([waiting, plain])
+        while waiting.num_rows >= ROW_GROUP_ROWS:
+            yield waiting.slice(0, ROW_GROUP_ROWS)
+            waiting = waiting.slice(ROW_GROUP_ROWS)
+    if waiting is not None and waiting.num_rows:
+        yield waiting
+
+
+def _filter(path: Path, is_kept: NDArray[np.bool_]) -> Iterator[pa.Table]:
+    first = 0
+    with open_part(path) as file:
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number, use_threads=False)
+            yield table.filter(pa.array(is_kept[first : first + table.num_rows]))
+            first += table.num_rows
+
+
+def _list_dropped(
+    path: Path, is_kept: NDArray[np.bool_], explain: Callable[[int], tuple[str, str]], source_file: str
+) -> pa.Table | None:
+    """Return the rows of failed/ for those of the data part at `path` that are not kept."""
+    numbers = np.flatnonzero(~is_kept)
+    if not len(numbers):
+        return None
+    copied = read_part(path, _COPIED).filter(pa.array(~is_kept))
+    codes, messages = zip(*map(explain, numbers.tolist()), strict=True)
+    columns = {
+        **{column: copied[column] for column in _COPIED},
+        "code": pa.array(codes, pa.string()),
+        "message": pa.array(messages, pa.string()),
+        "source_file": pa.array([source_file] * len(numbers), pa.string()),
+        "source_line": pa.nulls(len(numbers), pa.int64()),  # data/ does not have it.
+    }
+    return pa.table([columns[field.name] for field in failed_schema()], schema=failed_schema())
+
+
+def _number_failed(
+    run: SelectedRun, shard: Shard, data: Path, is_kept: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Return the ordinals of what was dropped, then of what had failed before."""
+    if not data.exists():
+        return list_missing(shard, np.array([], np.int64))
+    metadata = {"synthia_batch.fingerprint": run.fingerprint}
+    made = number_made(shard, run.grid, place_data_rows(data, run.grid, run.kept, metadata))
+    return np.concatenate([made[~is_kept], list_missing(shard, made)])

@@ -1,0 +1,287 @@
+"""Selections of a complete run: what is kept, why the rest is not, and a run directory like any other."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import write_jsonl
+from inside import call
+
+from synthia_batch.core.digest import digest_json
+from synthia_batch.errors import IdentityMismatch, UsageError
+from synthia_batch.job.select import Select
+from synthia_batch.results.select.expressions import Expression, ExpressionFailed, SampleNames
+from synthia_batch.runner.selection import NothingSelected, select_samples
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.manifest import read_manifest
+
+ENGINE = ("--engine", "scripted", "--pool", "local", "-q")
+ROWS = 6
+NAMES = SampleNames(
+    job="judged",
+    runs={"answers": ("response", "row_index"), "judged": ("response", "system", "completion_tokens")},
+    plain=("topic", "score"),
+)
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Path:
+    """A complete run named `q`: six rows, two samples each, three of which failed, in three files."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": f"r{n}", "prompt": f"Say {n}", "topic": "xy"[n % 2]} for n in range(ROWS)]
+    write_jsonl(tmp_path / "q.jsonl", rows)
+    options = ("--id-column", "id", "--keep-columns", "topic", "-n", "2", "--samples-per-file", "4")
+    failing = ("--set", "engine.fail_every=5")
+    assert call(capsys, "run", "q.jsonl", *ENGINE, *options, *failing, "-o", "answers").code == 0
+    return tmp_path / "answers"
+
+
+def read(directory: Path, folder: str = "data") -> list[dict[str, Any]]:
+    rows = [pq.read_table(path).to_pylist() for path in sorted((directory / folder).glob("*.parquet"))]
+    return [row for part in rows for row in part]
+
+
+def name(row: dict[str, Any]) -> tuple[str, int]:
+    return row["id"], row["sample_index"]
+
+
+def select(answers: Path, output: str = "kept", **steps: Any) -> list[dict[str, Any]]:
+    select_samples(answers, Select(**steps), Path(output))
+    return read(Path(output))
+
+
+def test_what_is_kept_is_as_it_was_and_the_rest_is_in_failed_with_its_reason(answers: Path) -> None:
+    before = read(answers)
+    kept = select(answers, where="topic == 'x' and q.completion_tokens > 5")
+    assert kept == [row for row in before if row["topic"] == "x" and row["completion_tokens"] > 5]
+    others = read(Path("kept"), "failed")
+    assert len(kept) + len(others) == 2 * ROWS
+    assert [(row["row_index"], row["sample_index"]) for row in others] == sorted(
+        (row["row_index"], row["sample_index"]) for row in others
+    )
+    old = {name(row): row for row in read(answers, "failed")}
+    for row in others:
+        if name(row) in old:
+            assert row == old[name(row)]
+        else:
+            assert (row["code"], row["message"]) == (
+                "not_selected",
+                "where: topic == 'x' and q.completion_tokens > 5",
+            )
+            (made,) = (one for one in before if name(one) == name(row))
+            assert (row["messages"], row["source_file"], row["source_line"]) == (
+                made["messages"],
+                "q.jsonl",
+                None,
+            )
+
+
+def test_the_best_of_each_row_stay_and_of_equal_ones_the_earlier(answers: Path) -> None:
+    before = read(answers)
+    best: dict[str, dict[str, Any]] = {}
+    for row in before:
+        if row["id"] not in best or row["completion_tokens"] > best[row["id"]]["completion_tokens"]:
+            best[row["id"]] = row
+    assert select(answers, best="q.completion_tokens") == list(best.values())
+    assert select(answers, "first", best="1 if q.response else 0") == [
+        next(row for row in before if row["id"] == one) for one in dict.fromkeys(row["id"] for row in before)
+    ]
+    assert select(answers, "both", best="q.completion_tokens", top=2) == before
+    with pytest.raises(NothingSelected, match=r"none of its 9 samples is kept: no score 9"):
+        select(answers, "none", best="q.json.score")
+    assert not Path("none").exists()
+
+
+def test_of_equal_values_the_first_of_the_whole_run_stays(answers: Path) -> None:
+    before = read(answers)
+    kept = select(answers, dedup="topic")
+    assert kept == [next(row for row in before if row["topic"] == topic) for topic in ("x", "y")]
+    messages = {row["message"] for row in read(Path("kept"), "failed") if row["code"] == "not_selected"}
+    assert messages == {
+        f"duplicate of {row['id']}/{row['system']}/{row['sample_index']}: topic" for row in kept
+    }
+    assert select(answers, "all", dedup="q.json.nothing") == before
+
+
+def test_a_limit_takes_the_first_and_a_sample_is_drawn_by_its_seed(answers: Path) -> None:
+    before = read(answers)
+    assert select(answers, limit=3) == before[:3]
+    drawn = [select(answers, f"drawn {seed}", sample=4, seed=seed) for seed in range(5)]
+    assert all(len(rows) == 4 and [row for row in before if row in rows] == rows for rows in drawn)
+    assert len({digest_json([name(row) for row in rows]) for rows in drawn}) > 1
+    assert select(answers, "again", sample=4, seed=1) == drawn[1]
+    assert (
+        select(answers, "steps", where="topic == 'x'", limit=3, sample=2)
+        in (
+            [row for row in before if row["topic"] == "x"][:3][first:last] for first, last in ((0, 2), (1, 3))
+        )
+        or len(read(Path("steps"))) == 2
+    )
+
+
+def test_a_sample_on_which_an_expression_fails_is_named_with_the_fault(answers: Path, capsys: Any) -> None:
+    kept = select(answers, where="1 / (q.sample_index) > 0")
+    assert {row["sample_index"] for row in kept} == {1}
+    failed = [row for row in read(Path("kept"), "failed") if row["code"] == "expression_failed"]
+    assert {row["sample_index"] for row in failed} == {0}
+    assert {row["message"] for row in failed} == {"1 / (q.sample_index) > 0: division by zero"}
+    with pytest.raises(NothingSelected) as found:
+        select(answers, "none", where="q.response.foo() > 1")
+    assert "kept: failed 9; first: q.response.foo() > 1: " in str(found.value)
+
+
+def test_the_directory_is_a_run_that_the_other_commands_take(answers: Path, capsys: Any) -> None:
+    made = call(capsys, "select", "answers", "--best", "q.completion_tokens", "-o", "kept")
+    assert made.code == 0
+    assert made.out == "kept\n"
+    assert "kept 6 of 12 samples (not best 3)" in made.err
+    verified = call(capsys, "verify", "kept", "--rows")
+    assert (verified.code, "no findings: complete" in verified.out) == (0, True), verified
+    assert "6 finished, 6 failed" in call(capsys, "status", "kept").out
+    listed = call(capsys, "failed", "kept", "--code", "not_selected")
+    assert "q.jsonl: row 1: not_selected: not the best of its row: q.completion_tokens (id r1" in listed.out
+    assert "select from that again" in listed.err
+    assert len(call(capsys, "export", "kept", "--to", "messages").out.splitlines()) == 6
+    refused = call(capsys, "retry", "kept")
+    assert refused.code == 2
+    assert "kept is a selection, which generates nothing; retry the run that it is of" in refused.err
+    card = Path("kept/README.md").read_text()
+    assert "synthia-batch select answers --best q.completion_tokens" in card
+    assert "6 were not kept" in card
+    Path("ask.j2").write_text("{{ q.response }}")
+    asked = call(capsys, "run", "kept", *ENGINE, "--prompt-template", "ask.j2", "-o", "judged")
+    assert asked.code == 0, asked.err
+    assert len(read(Path("judged"))) == 6
+
+
+def test_the_best_answers_of_a_row_are_found_by_what_a_later_run_says_of_them(
+    answers: Path, capsys: Any
+) -> None:
+    Path("judge.j2").write_text("{{ topic }}: {{ q.response }}")
+    Path("again.j2").write_text("{{ judge.response }}")
+    kept = ("--keep-columns", "topic,q")
+    judge = ("--prompt-template", "judge.j2", "--set", "name=judge", "-o", "judged")
+    assert call(capsys, "run", "answers", *ENGINE, *kept, *judge).code == 0
+    best: dict[int, dict[str, Any]] = {}
+    for row in read(Path("judged")):
+        at = row["q"]["row_index"]
+        if at not in best or row["completion_tokens"] > best[at]["completion_tokens"]:
+            best[at] = row
+    options = {"best": "judge.completion_tokens", "where": "q.finish_reason == 'stop'"}
+    assert select(Path("judged"), **options) == list(best.values())
+    assert select(Path("judged"), "alone", per="judge", **options) == read(Path("judged"))
+    with pytest.raises(UsageError, match="per: there is no run x; there are q, judge"):
+        select(Path("judged"), "x", per="x", **options)
+    more = (
+        "--keep-columns",
+        "q,judge",
+        "--prompt-template",
+        "again.j2",
+        "--set",
+        "name=again",
+        "-o",
+        "third",
+    )
+    assert call(capsys, "run", "kept", *ENGINE, *more).code == 0
+    with pytest.raises(UsageError, match="Say per, one of q, judge, again"):
+        select(Path("third"), "x", best="again.completion_tokens")
+    assert len(select(Path("third"), "fourth", best="again.completion_tokens", per="q")) == 6
+
+
+def test_the_same_selection_again_changes_nothing_and_another_is_refused(answers: Path) -> None:
+    select(answers, limit=3)
+    stamps = {path: path.stat().st_mtime_ns for path in Path("kept").glob("*/*.parquet")}
+    assert len(select(answers, limit=3)) == 3
+    assert {path: path.stat().st_mtime_ns for path in Path("kept").glob("*/*.parquet")} == stamps
+    with pytest.raises(IdentityMismatch, match=r"select\.limit: 3 before, 4 now"):
+        select(answers, limit=4)
+    with pytest.raises(UsageError, match="nothing is selected: set where, best, dedup, limit or sample"):
+        select(answers)
+    (answers / "manifest.json").unlink()
+    with pytest.raises(UsageError, match="is not complete"):
+        select(answers, "other", limit=4)
+
+
+def test_a_selection_that_is_killed_anywhere_ends_in_the_same_bytes(answers: Path) -> None:
+    from inside import Killed, dying_at
+
+    def run() -> None:
+        select_samples(answers, Select(where="topic == 'x'", best="q.completion_tokens"), Path("kept"))
+
+    def content(root: Path) -> dict[str, bytes]:
+        files = [*root.glob("*/*.parquet"), root / "manifest.json", root / "README.md"]
+        return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+    select_samples(answers, Select(where="topic == 'x'", best="q.completion_tokens"), Path("whole"))
+    whole = content(Path("whole"))
+    number = 1
+    while True:
+        try:
+            with dying_at(number):
+                run()
+        except Killed:
+            number += 1
+            continue
+        break
+    assert number > 20
+    assert content(Path("kept")) == whole
+    assert read_manifest(RunDir(Path("kept")).manifest) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("judged.json.score >= 7", True),
+        ("judged.json.score >= 9 or topic == 'x'", True),
+        ("judged.json.nothing >= 0", False),
+        ("judged.json.nothing != 0", False),
+        ("judged.json.nothing.deeper + 1 > 0", False),
+        ("score > 0", False),
+        ("judged.json.note | lower", "good"),
+        ("judged.json['score'] * 2", 16),
+        ("judged.response | regex_search('score\": (.)')", "8"),
+        ("(judged.response | regex_search('score\": (.)') | number) == 8", True),
+        ("topic | words | length", 1),
+        ("'1,024.5' | number + judged.completion_tokens", 1027.5),
+        ('row["topic"] == "x" and row["judged"].json.score == 8', True),
+        ("'{\"a\": [1]}' | json == topic", False),
+        ("judged.system is defined", True),
+        ("answers.response == 'So.' and answers.json.x is not defined", True),
+        ('row["answers"].row_index', 7),
+    ],
+)
+def test_expressions(text: str, value: Any) -> None:
+    response = json.dumps({"score": 8, "note": "GOOD", "nothing": None})
+    row: dict[str, Any] = {"id": "1", "topic": "x", "score": None, "response": response, "system": "none"}
+    row |= {"completion_tokens": 3, "answers": {"response": "So.", "row_index": 7}}
+    assert Expression("where", text, NAMES).evaluate(row) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("judgd.response", "where: judgd.response: there is no judgd; did you mean judged?"),
+        ("judged.respons", "where: judged.respons: judged has no respons; did you mean response?"),
+        ("judged", "where: judged: judged is no value: write judged.COLUMN, one of response, system"),
+        ("1 > 2", "where: 1 > 2: it reads no column; there are id, topic, score, answers, judged"),
+        ("topic >", "where: topic >: "),
+        ("row.topic()", "where: row.topic(): row can only be used as row"),
+        ("topic | random", "where: topic | random: "),
+        ('row["topc"]', "did you mean topic"),
+    ],
+)
+def test_a_wrong_expression_is_refused_with_what_is_meant(text: str, fault: str) -> None:
+    with pytest.raises(UsageError) as found:
+        Expression("where", text, NAMES)
+    assert fault in str(found.value)
+
+
+def test_a_response_that_is_no_json_has_none() -> None:
+    expression = Expression("where", "judged.json.score >= 0", NAMES)
+    assert expression.columns == ("response",)
+    assert Expression("where", "answers.json == topic", NAMES).columns == ("answers.response", "topic")
+    assert not expression.evaluate({"response": "I think 8."})
+    with pytest.raises(ExpressionFailed, match="not supported between"):
+        Expression("where", "judged.json.score >= 7", NAMES).evaluate({"response": '{"score": "8"}'})
