@@ -23,6 +23,7 @@ from synthia_batch.inputs.records.faults import RowFault
 from synthia_batch.inputs.records.strict_json import parse_json
 
 JSON, ID, ROW = "json", "id", "row"
+_VALUE = "value_of_expression"
 
 
 class ExpressionFailed(Exception):
@@ -68,6 +69,10 @@ class SampleNames:
         """Every name that an expression can begin with."""
         return tuple(dict.fromkeys((ID, *self.plain, *self.runs)))
 
+    def is_of(self, run: str, column: str) -> bool:
+        """Return whether the column, by its path in a part, is one of `run`."""
+        return column in self.runs[run] if run == self.job else column.startswith(f"{run}.")
+
     def locate(self, run: str, column: str) -> str:
         """Return the path of the column of `run` in a part."""
         column = "response" if column == JSON else column
@@ -83,7 +88,7 @@ class _Sample:
 
     def __getitem__(self, name: str) -> Any:
         if name != JSON:
-            return self._values[name]
+            return self._values.get(name)
         if self._json is None:
             self._json = _parse(self._values["response"])
         return self._json
@@ -99,18 +104,26 @@ class Expression:
             UsageError: It is no expression, or names what a sample does not have.
         """
         self.text = text
-        self._names = names
         environment = _make_environment()
         try:
-            tree = environment.parse("{{ (" + text + "\n) }}")
+            environment.compile_expression(text)  # Nothing but an expression.
+            tree = environment.parse(f"{{{{ ({text}\n) }}}}")
             refuse_chance(tree)
-            self._compiled = environment.compile_expression(text, undefined_to_none=False)
+            template = environment.from_string(f"{{% set {_VALUE} = ({text}\n) %}}")
         except jinja2.TemplateError as exc:
             raise UsageError(f"{key}: {text}: {exc.message}; write an expression of Jinja") from exc
         try:
             self.columns = tuple(sorted(_list_columns(tree, names)))
         except UsageError as exc:
             raise UsageError(f"{key}: {text}: {exc}") from exc
+        self._job = names.job
+        self._plain = [name for name in (ID, *names.plain) if name in self.columns]
+        self._runs = [run for run in names.runs if any(names.is_of(run, column) for column in self.columns)]
+        # One context for all samples: making one takes as long as the expression.
+        self._names: dict[str, Any] = dict(environment.globals)
+        self._names[ROW] = self._names
+        self._context = template.new_context(self._names, shared=True)
+        self._run = template.root_render_func
 
     def evaluate(self, values: Mapping[str, Any]) -> Any:
         """Return the value for a sample with these `columns`.
@@ -119,13 +132,19 @@ class Expression:
             ExpressionFailed: It has none, for the reason in the message.
         """
         names = self._names
-        known = {name: NOTHING if (value := values.get(name)) is None else value for name in names.plain}
-        known |= {name: _Sample(values.get(name) or {}) for name in names.runs}
-        known |= {names.job: _Sample(values), ID: values.get(ID)}
+        for name in self._plain:
+            names[name] = NOTHING if (value := values[name]) is None else value
+        for name in self._runs:
+            names[name] = _Sample(values if name == self._job else values[name] or {})
         try:
-            return evaluate_limited(self._compiled, known, **{ROW: known})
+            return evaluate_limited(self._evaluate)
         except Exception as exc:  # An expression can raise anything, such as ZeroDivisionError.
             raise ExpressionFailed(f"{self.text}: {exc or type(exc).__name__}") from exc
+
+    def _evaluate(self) -> Any:
+        for _ in self._run(self._context):
+            pass
+        return self._context.vars.pop(_VALUE)
 
 
 class _Environment(LimitedEnvironment):
