@@ -19,6 +19,7 @@ from synthia_batch.job.markers import Flag, Panel
 if TYPE_CHECKING:
     from synthia_batch.job.keys import Key
     from synthia_batch.job.loading.merge import Layer
+    from synthia_batch.job.loading.pipeline_file import Pipeline
 
 INPUT_HELP = (
     "Files, directories, patterns, addresses (s3://, gs://, https://, hf://) or - for stdin: JSONL, Parquet, "
@@ -53,6 +54,21 @@ class JobFlags:
             explicit = merge_values(explicit, parse_assignment(assignment))
         layers = [Layer(origin="flag", values=explicit), read_environment(os.environ)]
         return [*layers, read_job_file(job_file)] if job_file else layers
+
+    def read_pipeline(self) -> "tuple[Pipeline, list[Layer]] | None":
+        """Return the pipeline that is named and the layers for its stages, None if it is a job."""
+        from synthia_batch.job.loading.pipeline_file import read_pipeline
+
+        paths, job_file = self._split_arguments()
+        pipeline = read_pipeline(job_file) if job_file else None
+        if pipeline is None:
+            return None
+        if paths is not None:
+            raise typer.BadParameter(
+                f"{job_file} is a pipeline: its first stage names its input; omit {paths}"
+            )
+        layers = JobFlags({**self.values, "input_or_job": None, "job": None}).read_layers()
+        return pipeline, layers
 
     def _split_arguments(self) -> tuple[str | list[str] | None, Path | None]:
         """Return the input's paths and the job file, which may be an argument or a flag."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from synthia_batch.job.fields import Section
 from synthia_batch.job.units import Count
@@ -32,6 +32,13 @@ class Select(Section):
     """Keeps so many samples, drawn by `seed` and their ids."""
     seed: int = 0
     """Decides what `sample` draws."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Select":
+        for name, needed in (("top", "best"), ("per", "best"), ("seed", "sample")):
+            if name in self.model_fields_set and getattr(self, needed) is None:
+                raise ValueError(f"{name} belongs to {needed}, which is not set")
+        return self
 
     def identify(self) -> dict[str, Any]:
         """Return the steps that are set, as JSON values for the identity."""

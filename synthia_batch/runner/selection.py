@@ -8,7 +8,7 @@ publishes the shards that it lacks.
 import logging
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -22,7 +22,9 @@ from synthia_batch.core.events import EventBus
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, SynthiaBatchError, UsageError
 from synthia_batch.job.identity import digest_text, fingerprint
+from synthia_batch.job.loading.command_line import read_command
 from synthia_batch.job.select import Select
+from synthia_batch.results.read.counts import RunCounts, find_limit
 from synthia_batch.results.read.run import open_complete_run
 from synthia_batch.results.report.card import CardFacts, write_card
 from synthia_batch.results.report.page import try_report
@@ -33,14 +35,23 @@ from synthia_batch.runner.directory.plan import refuse_identity
 from synthia_batch.scheduler.events import AttemptEnded, AttemptStarted, CommandTyped, ShardPublished
 from synthia_batch.storage.atomic import make_directory, sync_directory
 from synthia_batch.storage.events import EventLog
-from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.ledger import PartLedger, ShardEntry, read_ledger
-from synthia_batch.storage.lock import RunLock
+from synthia_batch.storage.journal.writer import Journal
+from synthia_batch.storage.layout import PART_FOLDERS, RunDir
+from synthia_batch.storage.ledger import PartLedger, read_ledger
+from synthia_batch.storage.lock import RunLock, WriterEpoch
 from synthia_batch.storage.manifest import Manifest, list_parts, read_manifest, write_manifest
+from synthia_batch.storage.parts.columns import read_codes, read_numbers
 from synthia_batch.storage.parts.selection import SelectedRun, encode_selection, iterate_samples
 from synthia_batch.storage.plan_file import write_plan_once
 from synthia_batch.storage.publish import publish_shard
-from synthia_batch.storage.recovery import check_complete, check_part, remove_leftovers
+from synthia_batch.storage.recovery import (
+    Published,
+    ShardState,
+    check_complete,
+    check_parts,
+    inspect_shard,
+    remove_leftovers,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -61,10 +72,18 @@ class SelectResult:
     dropped: Mapping[str, int]
 
 
-def select_samples(source: Path, select: Select, output: Path | None = None) -> SelectResult:
+def select_samples(
+    source: Path,
+    select: Select,
+    output: Path | None = None,
+    *,
+    within: Path = Path("outputs"),
+    called: str | None = None,
+) -> SelectResult:
     """Write the samples of the complete run in `source` that `select` keeps, as a run in `output`.
 
-    The default is outputs/NAME-FINGERPRINT. The same selection again completes one that was interrupted.
+    The default is a directory in `within`, whose name begins as it is `called`, or else as the run is. The
+    same selection again completes one that was interrupted.
 
     Raises:
         UsageError: The run is not complete, or an expression is wrong; nothing was written.
@@ -74,36 +93,32 @@ def select_samples(source: Path, select: Select, output: Path | None = None) -> 
     """
     if not select.identify():
         raise UsageError("nothing is selected: set where, best, dedup, limit or sample")
+    for flag, place in (("DIR", source), ("-o", output)):
+        if place is not None and ":/" in str(place):
+            raise UsageError(f"{flag} {place}: select reads and writes directories; copy the run here")
     open_complete_run(source)
     facts = read_facts(source)
-    if (manifest := read_manifest(facts.run_dir.manifest)) is None:
-        raise UsageError(f"{source} is not complete")
-    check_complete(facts.run_dir, manifest, lambda done, total: None)
+    before = read_manifest(facts.run_dir.manifest)
+    if before is None:  # A retry has begun in the meantime.
+        raise UsageError(f"{source} is not complete any more; select when it is")
+    check_complete(facts.run_dir, before, lambda done, total: None)
     selector = Selector(select, name_samples(facts))
-    plan = _make_plan(facts.plan, manifest, select)
-    run_dir = RunDir(output or Path("outputs") / f"{plan['name']}-{plan['fingerprint'][:8]}")
+    plan = _make_plan(facts.plan, before, select)
+    run_dir = RunDir(output or within / f"{called or plan['name']}-{plan['fingerprint'][:8]}")
+    if run_dir.root.absolute().is_relative_to(source.absolute()):
+        raise UsageError(f"-o {run_dir.root}: it would be in the run that is selected from; name another")
     refuse_identity(plan["identity"], run_dir)
     decisions = selector.decide(_iterate_finished(facts, selector.columns))
+    dropped = {name: count for name, count in decisions.count().items() if name != "kept"}
     if not decisions.kept:
+        steps = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in dropped.items())
+        first = "".join(f"; first: {fault}" for fault in list(decisions.faults.values())[:1])
         raise NothingSelected(
-            f"{source}: none of its {len(decisions.verdicts)} samples is kept: {describe_counts(decisions)}"
+            f"{source}: none of its {len(decisions.verdicts)} samples is kept: {steps}{first}"
         )
-    _write_run(run_dir, plan, facts, decisions, manifest)
+    _Selection(run_dir=run_dir, plan=plan, facts=facts, decisions=decisions, before=before).write()
     try_report(run_dir.root)
-    return SelectResult(
-        directory=run_dir.root,
-        samples=manifest.samples,
-        kept=decisions.kept,
-        dropped={name: count for name, count in decisions.count().items() if name != "kept"},
-    )
-
-
-def describe_counts(decisions: Decisions) -> str:
-    """Return how many samples each step has dropped."""
-    names = {verdict.name.lower(): verdict.name.lower().replace("_", " ") for verdict in Verdict}
-    found = [(names[name], count) for name, count in decisions.count().items() if name != "kept"]
-    first = next(iter(decisions.faults.values()), None)
-    return ", ".join(f"{name} {count}" for name, count in found) + (f"; first: {first}" if first else "")
+    return SelectResult(directory=run_dir.root, samples=before.samples, kept=decisions.kept, dropped=dropped)
 
 
 def _make_plan(plan: Mapping[str, Any], manifest: Manifest, select: Select) -> dict[str, Any]:
@@ -120,109 +135,114 @@ def _iterate_finished(facts: RunFacts, columns: tuple[str, ...]) -> Iterator[dic
             yield from iterate_samples(path, columns)
 
 
-def _write_run(
-    run_dir: RunDir, plan: Mapping[str, Any], facts: RunFacts, decisions: Decisions, before: Manifest
-) -> None:
-    """Publish every shard that is missing, then the card and the manifest."""
-    make_directory(run_dir.hidden)
-    with RunLock(run_dir, _now()) as owner:
-        run_dir.create()
-        digest = write_plan_once(run_dir.plan, plan)
-        writer = replace(facts.writer, plan_digest=digest, epoch=owner.epoch)
-        latest = read_ledger(run_dir.ledger, digest).latest
-        is_done = [_is_published(run_dir, shard, latest.get(shard.number)) for shard in facts.shards]
-        remove_leftovers(run_dir, ())
-        events = EventBus()
-        with (
-            closing(EventLog.open(run_dir.events, _now)) as log,
-            closing(PartLedger.open(run_dir.ledger, writer)) as ledger,
-        ):
-            events.subscribe(log.write)
-            events.publish(AttemptStarted(epoch=owner.epoch, pid=owner.pid, host=owner.host))
-            command = _spell_command(facts.run_dir.root, decisions.select)
-            events.publish(CommandTyped(command=command, directory=os.getcwd()))
-            made = _publish(run_dir, plan, facts, decisions, is_done, ledger, events)
-            events.publish(AttemptEnded(made=made, drained=None, exit_code=0))
-            parts = list_parts(facts.shards, ledger.latest)
-        manifest = replace(
-            before,
-            plan_digest=digest,
-            fingerprint=plan["fingerprint"],
-            finished=decisions.kept,
-            failed=before.samples - decisions.kept,
-            parts=parts,
-        )
-        if read_manifest(facts.run_dir.manifest) != before:
-            raise IntegrityError(
-                f"{facts.run_dir.root} was changed while samples of it were selected; run the command again"
+@dataclass(slots=True, kw_only=True)
+class _Selection:
+    """The selection in `run_dir`, by `decisions` on the run of `facts`, whose manifest was `before`."""
+
+    run_dir: RunDir
+    plan: Mapping[str, Any]
+    facts: RunFacts
+    decisions: Decisions
+    before: Manifest
+
+    def write(self) -> None:
+        """Publish every shard that is missing, then the card and the manifest."""
+        run_dir, facts, before = self.run_dir, self.facts, self.before
+        make_directory(run_dir.hidden)
+        with RunLock(run_dir, _now()) as owner:
+            run_dir.create()
+            digest = write_plan_once(run_dir.plan, self.plan)
+            writer = replace(facts.writer, plan_digest=digest, epoch=owner.epoch)
+            latest = read_ledger(run_dir.ledger, digest).latest
+            states = [inspect_shard(run_dir, shard, latest, writer) for shard in facts.shards]
+            check_parts(run_dir, states, lambda done, total: None)
+            remove_leftovers(run_dir, states)
+            events = EventBus()
+            with (
+                closing(EventLog.open(run_dir.events, _now)) as log,
+                closing(PartLedger.open(run_dir.ledger, writer)) as ledger,
+            ):
+                events.subscribe(log.write)
+                events.publish(AttemptStarted(epoch=owner.epoch, pid=owner.pid, host=owner.host))
+                command = read_command() or _spell_command(facts.run_dir.root, self.decisions.select)
+                events.publish(CommandTyped(command=command, directory=os.getcwd()))
+                made = self._publish(states, ledger, writer, events)
+                events.publish(AttemptEnded(made=made, drained=None, exit_code=0))
+                parts = list_parts(facts.shards, ledger.latest)
+            manifest = replace(
+                before,
+                plan_digest=digest,
+                fingerprint=self.plan["fingerprint"],
+                finished=self.decisions.kept,
+                failed=before.samples - self.decisions.kept,
+                parts=parts,
             )
-        write_card(run_dir, _make_card(plan, facts, decisions.select), manifest)
-        sync_directory(run_dir.journals)
-        write_manifest(run_dir.manifest, manifest)
+            finished = sum(part.rows for part in parts if part.path.startswith(PART_FOLDERS[0]))
+            if read_manifest(facts.run_dir.manifest) != before or finished != self.decisions.kept:
+                raise IntegrityError(
+                    f"{facts.run_dir.root} was changed while samples of it were selected; "
+                    f"remove {run_dir.root} and run the command again"
+                )
+            write_card(run_dir, _make_card(self.plan, facts, self.decisions.select), manifest)
+            sync_directory(run_dir.journals)
+            write_manifest(run_dir.manifest, manifest)
 
-
-def _is_published(run_dir: RunDir, shard: Shard, entry: ShardEntry | None) -> bool:
-    """Return whether the parts of `shard` are there. One that is missing was not yet written, or is again.
-
-    Raises:
-        IntegrityError: One was altered, or is of something else.
-    """
-    parts = (
-        (run_dir.failed_part(shard), None if entry is None else entry.failed),
-        (run_dir.data_part(shard), None if entry is None else entry.data),
-    )
-    there = [(path, expected) for path, expected in parts if path.exists()]
-    for path, expected in there:
-        check_part(path, expected)
-    return entry is not None and len(there) == len(entry.parts)
-
-
-def _publish(
-    run_dir: RunDir,
-    plan: Mapping[str, Any],
-    facts: RunFacts,
-    decisions: Decisions,
-    is_done: list[bool],
-    ledger: PartLedger,
-    events: EventBus,
-) -> int:
-    """Publish the shards that are not done; return how many samples they keep."""
-    names = _name_originals(facts, decisions)
-    metadata = {
-        "synthia_batch.fingerprint": plan["fingerprint"],
-        **{f"synthia_batch.system.{name}": digest for name, digest in plan["identity"]["system"]},
-    }
-    source = SelectedRun(
-        run_dir=facts.run_dir,
-        grid=facts.grid,
-        kept=facts.kept,
-        fingerprint=facts.fingerprint,
-        source_file=plan["source_file"] if "source_files" not in plan else facts.run_dir.root.name,
-        metadata=metadata,
-    )
-    first, made = 0, 0
-    entries = read_ledger(facts.run_dir.ledger, facts.writer.plan_digest).latest
-    for shard, done in zip(facts.shards, is_done, strict=True):
-        data = entries[shard.number].data
-        rows = data.rows if data is not None else 0
-        is_kept = decisions.verdicts[first : first + rows] == Verdict.KEPT
-        if not done:
-            begin = first
+    def _publish(
+        self, states: Sequence[ShardState], ledger: PartLedger, writer: WriterEpoch, events: EventBus
+    ) -> int:
+        """Publish the shards that are not; return how many samples they keep."""
+        names = _name_originals(self.facts, self.decisions)
+        source, first, made = self._describe_source(), 0, 0
+        entries = read_ledger(self.facts.run_dir.ledger, self.facts.writer.plan_digest).latest
+        for state in states:
+            shard, data = state.shard, entries[state.shard.number].data
+            begin, first = first, first + (data.rows if data is not None else 0)
+            if isinstance(state, Published):
+                continue
 
             def explain(number: int, begin: int = begin) -> tuple[str, str]:
-                return decisions.explain(begin + number, names.__getitem__)
+                return self.decisions.explain(begin + number, names.__getitem__)
 
+            is_kept = self.decisions.verdicts[begin:first] == Verdict.KEPT
             encoded = encode_selection(source, shard, is_kept, explain)
-            publish_shard(run_dir, encoded, None, ledger)
-            kept = int(np.count_nonzero(is_kept))
-            made += kept
-            events.publish(
-                ShardPublished(
-                    shard=shard.number, finished=kept, failed=shard.samples - kept, truncated=0, failures={}
-                )
-            )
-        first += rows
-    return made
+            # Empty: it says that the shard is being published, whatever interrupts that.
+            journal = Journal.open(self.run_dir.journal(shard), shard, writer)
+            publish_shard(self.run_dir, encoded, journal, ledger)
+            made += int(np.count_nonzero(is_kept))
+            events.publish(self._count(shard))
+        return made
+
+    def _describe_source(self) -> SelectedRun:
+        plan, facts = self.plan, self.facts
+        return SelectedRun(
+            run_dir=facts.run_dir,
+            grid=facts.grid,
+            kept=facts.kept,
+            fingerprint=facts.fingerprint,
+            # Of several files, data/ does not say which has the row.
+            source_file=plan["name"] if "source_files" in plan else plan["source_file"],
+            metadata={
+                "synthia_batch.fingerprint": plan["fingerprint"],
+                **{f"synthia_batch.system.{name}": digest for name, digest in plan["identity"]["system"]},
+            },
+        )
+
+    def _count(self, shard: Shard) -> ShardPublished:
+        """Return the event of a shard that was published, with the numbers in its parts."""
+        counts = RunCounts(max_tokens=find_limit(self.plan["identity"]))
+        data, failed = self.run_dir.data_part(shard), self.run_dir.failed_part(shard)
+        if data.exists():
+            counts.add_finished(read_numbers(data))
+        if failed.exists():
+            counts.add_failed(read_codes(failed))
+        total = counts.total
+        return ShardPublished(
+            shard=shard.number,
+            finished=total.finished,
+            failed=counts.failed,
+            truncated=total.truncated,
+            failures=dict(counts.failures_by_count),
+        )
 
 
 def _name_originals(facts: RunFacts, decisions: Decisions) -> dict[int, str]:
@@ -239,13 +259,14 @@ def _name_originals(facts: RunFacts, decisions: Decisions) -> dict[int, str]:
 
 
 def _make_card(plan: Mapping[str, Any], facts: RunFacts, select: Select) -> CardFacts:
-    source = facts.run_dir.root.name
+    # Not where it is: the same selection has the same card.
+    source = f"{facts.plan['name']}-{facts.fingerprint[:8]}"
     systems = plan["identity"]["system"]
     return CardFacts(
         name=plan["name"],
         model=plan["identity"]["model"]["name"],
         source=source,
-        command=shlex.join(_spell_command(Path(source), select)),
+        command=shlex.join(_spell_command(Path("outputs") / source, select)),
         systems={name: "" if digest == digest_text("") else f"as in {source}" for name, digest in systems},
         identity=plan["identity"],
         licence=None,
@@ -253,11 +274,9 @@ def _make_card(plan: Mapping[str, Any], facts: RunFacts, select: Select) -> Card
 
 
 def _spell_command(source: Path, select: Select) -> list[str]:
-    """Return the words of the command that makes this selection."""
-    words = ["synthia-batch", "select", str(source)]
-    for name, value in select.identify().items():
-        words += [f"--{name}", str(value)]
-    return words
+    """Return the words of a command that makes this selection."""
+    steps = [f"--{name}={value}" for name, value in select.identify().items()]
+    return ["synthia-batch", "select", str(source), *steps]
 
 
 def _now() -> datetime:

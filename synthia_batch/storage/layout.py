@@ -57,6 +57,8 @@ class RunDir:
     """The directory of the journals of unfinished shards."""
     logs = _Place(".synthia/logs")
     """The directory of the workers' logs."""
+    stages = _Place("stages")
+    """The runs of a pipeline's earlier stages, beside that of its last."""
     run_log = _Place(".synthia/logs/run.log")
     """The messages of every attempt, also if no terminal shows them."""
 

@@ -34,18 +34,12 @@ class EncodedShard:
     failed: EncodedPart | None
 
 
-def publish_shard(
-    run_dir: RunDir, encoded: EncodedShard, journal: Journal | None, ledger: PartLedger
-) -> ShardEntry:
-    """Make the parts of a shard visible, durably, and remove its journal.
-
-    A selection has no journals: its parts can be encoded again.
-    """
+def publish_shard(run_dir: RunDir, encoded: EncodedShard, journal: Journal, ledger: PartLedger) -> ShardEntry:
+    """Make the parts of a shard visible, durably, and remove its journal."""
     shard = encoded.shard
     _check_rows(encoded)
     # Once the ledger has the entry, the next run relies on these samples: they must be on disk.
-    if journal is not None:
-        journal.sync()
+    journal.sync()
     shard_entry = ShardEntry(
         shard=shard.number,
         epoch=ledger.epoch,
@@ -56,8 +50,6 @@ def publish_shard(
     # Failed samples first: once the data part of a shard is visible, the shard is complete.
     _put_part(run_dir.failed_part(shard), encoded.failed)
     _put_part(run_dir.data_part(shard), encoded.data)
-    if journal is None:
-        return shard_entry
     journal.close()
     # Only after the directories of the parts are synced. The journal's own need not be: if power loss
     # restores the journal, recovery finds the parts as expected and removes it again.

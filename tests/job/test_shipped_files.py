@@ -20,6 +20,7 @@ from synthia_batch.workers.vllm.arguments import engine_arguments
 
 INPUTS = ROOT / "inputs"
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+PIPELINES = sorted((ROOT / "jobs" / "pipelines").glob("*.yaml"))
 SCRIPTED = ("--engine", "scripted", "--pool", "local")
 
 
@@ -51,6 +52,15 @@ def test_every_job_file_is_a_valid_job_whose_input_is_there(path: Path) -> None:
     )
     paths = merge_layers([layer, *presets]).job.input.paths
     assert all(Path(name).is_file() for name in paths)
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.name)
+def test_every_pipeline_runs_as_it_stands_but_for_its_engine(
+    synthia: Command, tmp_path: Path, path: Path
+) -> None:
+    done = synthia("run", path, *SCRIPTED, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(tmp_path / "out" / "data").num_rows == 4
 
 
 def test_conversations_keep_their_own_system_messages(synthia: Command, tmp_path: Path) -> None:

@@ -62,7 +62,10 @@ def test_the_best_and_the_worst_answer_to_a_prompt_are_a_pair(answers: Path, cap
 def test_prompts_without_a_pair_are_counted(answers: Path, capsys: Any) -> None:
     done = call(capsys, "export", "answers", "--to", "preference", *SCORE, "--min-gap", "1000")
     assert (done.code, done.out) == (0, "")
-    assert "8 prompts left out: fewer than two scores, or not more than 1000 apart" in done.err
+    assert (
+        "8 prompts left out: fewer than two different answers with a score, or not more than 1000 apart"
+        in done.err
+    )
     one_score = "1 if q.sample_index == 0 else q.json.nothing"
     done = call(capsys, "export", "answers", "--to", "preference", "--score", one_score)
     assert "8 prompts left out" in done.err
@@ -80,6 +83,53 @@ def test_answers_are_paired_by_what_a_later_run_says_of_them(answers: Path, caps
         rows, "score"
     )
     assert {one["prompt"][-1]["content"] for one in records} <= {f"Say {n}" for n in range(4)}
+
+
+def test_an_answer_that_several_samples_rate_has_their_mean_and_is_no_pair_with_itself(
+    answers: Path, capsys: Any
+) -> None:
+    Path("judge.j2").write_text("Rate {{ q.response }}")
+    judge = ("--prompt-template", "judge.j2", "--keep-columns", "q", "-n", "3", "--set", "name=judge")
+    assert call(capsys, "run", "answers", *ENGINE, *judge, "-o", "judged").code == 0
+    scores: dict[tuple[Any, ...], dict[int, list[int]]] = {}
+    for row in pq.read_table("judged/data").to_pylist():
+        of_row = scores.setdefault((row["q"]["row_index"], row["q"]["system"]), {})
+        of_row.setdefault(row["q"]["sample_index"], []).append(row["completion_tokens"])
+    records = export(capsys, "judged", "--to", "preference", "--score", "judge.completion_tokens")
+    means = [[sum(one) / 3 for one in of_row.values()] for of_row in scores.values()]
+    wanted = [(max(of_row), min(of_row)) for of_row in means if max(of_row) > min(of_row)]
+    for one, (best, worst) in zip(records, wanted, strict=True):
+        assert (one["score_chosen"], one["score_rejected"]) == (pytest.approx(best), pytest.approx(worst))
+    assert all(one["chosen"] != one["rejected"] for one in records)
+
+
+def test_answers_to_other_earlier_turns_are_no_pair(answers: Path, capsys: Any) -> None:
+    write_jsonl(Path("t.jsonl"), [{"turns": ["Hi", "And?"]}, {"turns": ["Ho", "So?"]}])
+    assert call(capsys, "run", "t.jsonl", *ENGINE, "-n", "4", "-o", "talks").code == 0
+    rows = {row["response"]: row["messages"] for row in pq.read_table("talks/data").to_pylist()}
+    for one in export(capsys, "talks", "--to", "preference", "--score", "t.completion_tokens"):
+        for side in ("chosen", "rejected"):
+            assert rows[one[side][0]["content"]][:-1] == one["prompt"]
+
+
+def test_truncated_answers_are_left_out_by_what_they_are_not_by_their_judge(
+    answers: Path, capsys: Any
+) -> None:
+    Path("judge.j2").write_text("Rate {{ q.response }}")
+    cut = ("-n", "3", "--max-tokens", "8", "--set", "name=q", "-o", "cut")
+    assert call(capsys, "run", "q.jsonl", *ENGINE, *cut).code == 0
+    judge = ("--prompt-template", "judge.j2", "--keep-columns", "q", "--set", "name=judge", "-o", "judged")
+    assert call(capsys, "run", "cut", *ENGINE, *judge).code == 0
+    reasons = {row["response"]: row["finish_reason"] for row in pq.read_table("cut/data").to_pylist()}
+    assert set(reasons.values()) == {"stop", "length"}
+    flags = ("--to", "preference", "--score", "judge.completion_tokens")
+    for one in export(capsys, "judged", *flags, "--drop-truncated"):
+        assert reasons[one["chosen"][0]["content"]] == reasons[one["rejected"][0]["content"]] == "stop"
+
+
+def test_a_score_that_fails_is_counted_with_its_fault(answers: Path, capsys: Any) -> None:
+    done = call(capsys, "export", "answers", "--to", "preference", "--score", "1 / (q.sample_index * 0)")
+    assert "the score failed on 24 samples, such as 1 / (q.sample_index * 0): division by zero" in done.err
 
 
 def test_trl_takes_the_pairs_and_renders_them(answers: Path, capsys: Any) -> None:
@@ -131,6 +181,11 @@ def test_axolotl_and_llama_factory_get_the_forms_that_they_read(answers: Path, c
         (("--to", "preference"), "--to preference: expected --score EXPRESSION, such as judge.json.score"),
         (("--to", "messages", *SCORE), "--score: --to messages has no pairs; choose --to preference"),
         (("--to", "preference", "--score", "q.tokens"), "q has no tokens"),
+        (
+            ("--to", "preference", *SCORE, "--min-gap", "-1"),
+            "--min-gap -1.0: expected a number of at least 0",
+        ),
+        (("--to", "preference", *SCORE, "--min-gap", "nan"), "--min-gap nan: expected a number"),
         (("--to", "preference", *SCORE, "--per", "p"), "per: there is no run p; there are q"),
     ],
 )

@@ -1,18 +1,28 @@
 """Selections of a complete run: what is kept, why the rest is not, and a run directory like any other."""
 
 import json
+import math
+import re
+import shutil
+from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
-from inside import call
+from inside import Killed, call, dying_at
 
 from synthia_batch.core.digest import digest_json
 from synthia_batch.errors import IdentityMismatch, UsageError
 from synthia_batch.job.select import Select
-from synthia_batch.results.select.expressions import Expression, ExpressionFailed, SampleNames
+from synthia_batch.results.select.expressions import (
+    Expression,
+    ExpressionFailed,
+    SampleNames,
+    read_number,
+)
 from synthia_batch.runner.selection import NothingSelected, select_samples
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest
@@ -22,7 +32,7 @@ ROWS = 6
 NAMES = SampleNames(
     job="judged",
     runs={"answers": ("response", "row_index"), "judged": ("response", "system", "completion_tokens")},
-    plain=("topic", "score"),
+    plain=("topic", "score", "row", "my col"),
 )
 
 
@@ -137,6 +147,9 @@ def test_the_directory_is_a_run_that_the_other_commands_take(answers: Path, caps
     assert made.code == 0
     assert made.out == "kept\n"
     assert "kept 6 of 12 samples (not best 3)" in made.err
+    told = json.loads(call(capsys, "select", "answers", "--best", "q.completion_tokens", "--json").out)
+    assert (told["samples"], told["kept"], told["dropped"]) == (12, 6, {"not_best": 3})
+    assert Path(told["directory"]).parent == Path("outputs")
     verified = call(capsys, "verify", "kept", "--rows")
     assert (verified.code, "no findings: complete" in verified.out) == (0, True), verified
     assert "6 finished, 6 failed" in call(capsys, "status", "kept").out
@@ -148,7 +161,7 @@ def test_the_directory_is_a_run_that_the_other_commands_take(answers: Path, caps
     assert refused.code == 2
     assert "kept is a selection, which generates nothing; retry the run that it is of" in refused.err
     card = Path("kept/README.md").read_text()
-    assert "synthia-batch select answers --best q.completion_tokens" in card
+    assert re.search(r"synthia-batch select outputs/q-[0-9a-f]{8} --best=q.completion_tokens", card)
     assert "6 were not kept" in card
     Path("ask.j2").write_text("{{ q.response }}")
     asked = call(capsys, "run", "kept", *ENGINE, "--prompt-template", "ask.j2", "-o", "judged")
@@ -185,9 +198,99 @@ def test_the_best_answers_of_a_row_are_found_by_what_a_later_run_says_of_them(
         "third",
     )
     assert call(capsys, "run", "kept", *ENGINE, *more).code == 0
-    with pytest.raises(UsageError, match="Say per, one of q, judge, again"):
+    with pytest.raises(UsageError, match="Name one of q, judge, again"):
         select(Path("third"), "x", best="again.completion_tokens")
     assert len(select(Path("third"), "fourth", best="again.completion_tokens", per="q")) == 6
+
+
+def test_rows_of_runs_that_were_read_together_are_told_apart(answers: Path, capsys: Any) -> None:
+    Path("judge.j2").write_text("{{ ans.response }}")
+    for name in ("a", "b"):
+        rows = [{"id": f"{name}{n}", "prompt": f"Say {name}{n}"} for n in range(2)]
+        write_jsonl(Path(f"{name}.jsonl"), rows)
+        options = ("--id-column", "id", "-n", "2", "--set", "name=ans", "-o", f"run {name}")
+        assert call(capsys, "run", f"{name}.jsonl", *ENGINE, *options).code == 0
+    judge = ("--prompt-template", "judge.j2", "--keep-columns", "ans", "--set", "name=judge", "-o", "both")
+    assert call(capsys, "run", "run a", "run b", *ENGINE, *judge).code == 0
+    kept = select(Path("both"), best="judge.completion_tokens")
+    assert [row["ans"]["id"] for row in kept] == ["a0", "a1", "b0", "b1"]
+
+
+def test_a_job_with_the_name_of_the_run_that_it_keeps_is_refused(answers: Path, capsys: Any) -> None:
+    Path("judge.j2").write_text("{{ q.response }}")
+    options = ("--prompt-template", "judge.j2", "--keep-columns", "q", "--set", "name=q", "-o", "judged")
+    refused = call(capsys, "run", "answers", *ENGINE, *options)
+    assert refused.code == 2
+    assert "the kept column 'q' has the name of the job" in refused.err
+    assert not Path("judged").exists()
+    write_jsonl(Path("topic.jsonl"), [{"prompt": "Hi", "topic": "x"}])
+    call(capsys, "run", "topic.jsonl", *ENGINE, "--keep-columns", "topic", "-o", "twice")
+    with pytest.raises(UsageError, match="the run kept a column 'topic', which is also its job's name"):
+        select(Path("twice"), limit=1)
+
+
+def test_a_fault_of_dedup_counts_only_where_the_sample_is_still_there(answers: Path) -> None:
+    # Without a value for the best sample of a row, no worse one takes its place.
+    fails = "1 // 0 if q.sample_index == {} else q.id"
+    before = read(answers)
+    best = select(answers, best="0 - q.sample_index")
+    for index in (0, 1):
+        kept = select(answers, f"dedup {index}", best="0 - q.sample_index", dedup=fails.format(index))
+        assert kept == [row for row in best if row["sample_index"] != index]
+    assert select(answers, "lists", dedup="[q.json.nothing, q.id, q.sample_index]") == before
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ({"top": 2}, "top belongs to best, which is not set"),
+        ({"per": "q", "limit": 3}, "per belongs to best"),
+        ({"seed": 3, "where": "topic"}, "seed belongs to sample"),
+        ({"limit": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_a_step_without_effect_is_refused(
+    answers: Path, capsys: Any, steps: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        Select(**steps)
+    flags = [text for name, value in steps.items() for text in (f"--{name}", str(value))]
+    refused = call(capsys, "select", "answers", *flags, "-o", "x")
+    assert refused.code == 2
+    assert said in refused.err
+
+
+def test_the_selection_is_the_same_wherever_the_run_is(answers: Path) -> None:
+    select(answers, limit=3)
+    shutil.move("answers", "elsewhere")
+    select(Path("elsewhere"), "again", limit=3)
+    for name in ("README.md", "manifest.json"):
+        assert Path("kept", name).read_bytes() == Path("again", name).read_bytes()
+    with pytest.raises(UsageError, match="it would be in the run that is selected from"):
+        select(Path("elsewhere"), "elsewhere/kept", limit=3)
+    for arguments in ((Path("s3://b/x"), "y"), (Path("again"), "s3://b/x")):
+        with pytest.raises(UsageError, match="select reads and writes directories"):
+            select(*arguments, limit=3)
+
+
+def test_what_a_kill_leaves_of_a_selection_is_no_damage(answers: Path, capsys: Any) -> None:
+    for number in count(1):
+        shutil.rmtree("kept", ignore_errors=True)
+        try:
+            with dying_at(number):
+                select(answers, limit=3)
+            break
+        except Killed:
+            if Path("kept/.synthia/plan.json").exists():
+                verified = call(capsys, "verify", "kept")
+                assert verified.code == 0, (number, verified)
+                assert call(capsys, "status", "kept").code == 0
+    (part,) = Path("kept/data").glob("*-00000-*")
+    part.unlink()
+    assert call(capsys, "verify", "kept").code == 4
+    assert call(capsys, "verify", "kept", "--repair").code == 0
+    assert len(select(answers, limit=3)) == 3
+    assert call(capsys, "verify", "kept").code == 0
 
 
 def test_the_same_selection_again_changes_nothing_and_another_is_refused(answers: Path) -> None:
@@ -205,8 +308,6 @@ def test_the_same_selection_again_changes_nothing_and_another_is_refused(answers
 
 
 def test_a_selection_that_is_killed_anywhere_ends_in_the_same_bytes(answers: Path) -> None:
-    from inside import Killed, dying_at
-
     def run() -> None:
         select_samples(answers, Select(where="topic == 'x'", best="q.completion_tokens"), Path("kept"))
 
@@ -216,17 +317,16 @@ def test_a_selection_that_is_killed_anywhere_ends_in_the_same_bytes(answers: Pat
 
     select_samples(answers, Select(where="topic == 'x'", best="q.completion_tokens"), Path("whole"))
     whole = content(Path("whole"))
-    number = 1
-    while True:
+    for number in count(1):
+        shutil.rmtree("kept", ignore_errors=True)
         try:
             with dying_at(number):
                 run()
+            break
         except Killed:
-            number += 1
-            continue
-        break
-    assert number > 20
-    assert content(Path("kept")) == whole
+            run()
+        assert content(Path("kept")) == whole, number
+    assert number > 30
     assert read_manifest(RunDir(Path("kept")).manifest) is not None
 
 
@@ -250,12 +350,13 @@ def test_a_selection_that_is_killed_anywhere_ends_in_the_same_bytes(answers: Pat
         ("judged.system is defined", True),
         ("answers.response == 'So.' and answers.json.x is not defined", True),
         ('row["answers"].row_index', 7),
+        ('row["row"] == "R" and row["topic"] == "x" and row["my col"] == 1', True),
     ],
 )
 def test_expressions(text: str, value: Any) -> None:
     response = json.dumps({"score": 8, "note": "GOOD", "nothing": None})
     row: dict[str, Any] = {"id": "1", "topic": "x", "score": None, "response": response, "system": "none"}
-    row |= {"completion_tokens": 3, "answers": {"response": "So.", "row_index": 7}}
+    row |= {"row": "R", "my col": 1, "completion_tokens": 3, "answers": {"response": "So.", "row_index": 7}}
     assert Expression("where", text, NAMES).evaluate(row) == value
 
 
@@ -265,7 +366,10 @@ def test_expressions(text: str, value: Any) -> None:
         ("judgd.response", "where: judgd.response: there is no judgd; did you mean judged?"),
         ("judged.respons", "where: judged.respons: judged has no respons; did you mean response?"),
         ("judged", "where: judged: judged is no value: write judged.COLUMN, one of response, system"),
-        ("1 > 2", "where: 1 > 2: it reads no column; there are id, topic, score, answers, judged"),
+        ("self.x == topic", 'self means the template here: write row["self"]'),
+        (" or ".join(f"topic == 'v{n}'" for n in range(1000)), "no expression that can be used"),
+        ("(" * 400 + "topic" + ")" * 400, "no expression that can be used: it is too long"),
+        ("1 > 2", 'it reads no column; there are id, topic, score, row["row"], row["my col"], answers'),
         ("topic >", "where: topic >: "),
         ("row.topic()", "where: row.topic(): row can only be used as row"),
         ("topic | random", "where: topic | random: "),
@@ -276,6 +380,12 @@ def test_a_wrong_expression_is_refused_with_what_is_meant(text: str, fault: str)
     with pytest.raises(UsageError) as found:
         Expression("where", text, NAMES)
     assert fault in str(found.value)
+
+
+@pytest.mark.parametrize("score", [10**400, float("inf"), float("nan"), "8", [8], None])
+def test_what_is_no_finite_number_is_no_score(score: Any) -> None:
+    assert math.isnan(read_number(score))
+    assert (read_number(True), read_number(Decimal("1.5")), read_number(-3)) == (1.0, 1.5, -3.0)
 
 
 def test_a_response_that_is_no_json_has_none() -> None:

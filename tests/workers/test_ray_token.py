@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import Command, write_jsonl
+from conftest import Command, run_probe, write_jsonl
 
 from synthia_batch.workers.pools.ray_session import _own_token
 
@@ -44,3 +44,21 @@ def test_a_run_leaves_no_token_behind(synthia: Command, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / ".ray").exists()
+
+
+@pytest.mark.machine
+def test_another_ray_starts_in_the_process_of_one_that_has_ended(tmp_path: Path) -> None:
+    code = (
+        "import os\n"
+        "from ray.cluster_utils import Cluster\n"
+        "from synthia_batch.job.resolved import PoolSpec\n"
+        "from synthia_batch.workers.pools.ray_session import RaySession\n"
+        "session = RaySession(PoolSpec(kind='ray', workers=1, ray_address=None, watchdog_seconds=60,\n"
+        "    load_timeout_seconds=60))\n"
+        "session.open()\n"
+        "session.close()\n"
+        "print([name for name in os.environ if name.startswith('RAY_AUTH')])\n"
+        "options = {'num_cpus': 1, 'include_dashboard': False}\n"
+        "Cluster(initialize_head=True, head_node_args=options).shutdown()\n"
+    )
+    assert run_probe(code, HOME=str(tmp_path)) == ["[]"]

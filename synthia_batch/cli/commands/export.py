@@ -1,9 +1,10 @@
 """`synthia-batch export`: convert a finished dataset to the formats of other programs."""
 
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,9 @@ from synthia_batch.cli.flags import split_names, split_pair
 from synthia_batch.cli.run_location import RunLocation, open_location
 from synthia_batch.core.terminal import show
 from synthia_batch.results.export.formats import FORMATS
+
+if TYPE_CHECKING:
+    from synthia_batch.results.export.pairs import Pairer
 
 
 def export(
@@ -36,7 +40,7 @@ def export(
     ] = None,
     min_gap: Annotated[float, typer.Option(help="Leave out pairs whose scores are not more apart.")] = 0,
     per: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of which run the answers are. [the earliest kept]")
+        str | None, typer.Option(metavar="NAME", help="Of which run the answers are. [the earlier one]")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
 ) -> None:
@@ -55,6 +59,8 @@ def export(
         raise typer.BadParameter(f"--for {reader}: expected --to csv --for spreadsheet")
     if chosen.takes_pairs and score is None:
         raise typer.BadParameter(f"--to {to}: expected --score EXPRESSION, such as judge.json.score")
+    if not 0 <= min_gap < math.inf:
+        raise typer.BadParameter(f"--min-gap {min_gap}: expected a number of at least 0")
     if score is not None and not chosen.takes_pairs:
         raise typer.BadParameter(f"--score: --to {to} has no pairs; choose --to preference")
     names = name_kept_columns(
@@ -64,11 +70,14 @@ def export(
     )
     with open_location(directory) as place:
         finished = open_complete_run(place)
-        pairer = open_pairer(place, score, per, min_gap) if score is not None else None
+        pairer = None
+        if score is not None:
+            pairer = open_pairer(place, score, per, min_gap=min_gap, drops_truncated=drop_truncated)
         columns = tuple(names) if pairer is None else pairer.list_kept()
-        samples = finished.samples(columns, with_logprobs=chosen.takes_logprobs)
+        with_logprobs = pairer.needs_logprobs if pairer is not None else chosen.takes_logprobs
+        samples = finished.samples(columns, with_logprobs=with_logprobs)
         samples = rename_kept(samples, names) if pairer is None else samples
-        if drop_truncated:
+        if drop_truncated and pairer is None:
             samples = (sample for sample in samples if not sample.is_cut_off)
         rows: Iterable[Any] = samples if pairer is None else pairer.pair(samples)
         records = chosen.convert(rows, **({"failed": finished.failed()} if chosen.takes_failed else {}))
@@ -80,10 +89,22 @@ def export(
             replaces=force,
             for_spreadsheet=reader is not None,
         )
-    if pairer is not None and pairer.left_out:
-        left = format_count(pairer.left_out, "prompt")
-        show(f"{left} left out: fewer than two scores, or not more than {min_gap:g} apart", file=sys.stderr)
+    if pairer is not None:
+        _tell_left_out(pairer)
     where = f" to {output}" if output else ""
     show(f"{format_count(count, 'record')}{where}", file=sys.stderr)
     if output is not None:
         show(describe_use(chosen.name, output), file=sys.stderr)
+
+
+def _tell_left_out(pairer: "Pairer") -> None:
+    """Say how many prompts have no pair, and on how many samples the score failed."""
+    from synthia_batch.core.formatting import format_count
+
+    if pairer.left_out:
+        left = format_count(pairer.left_out, "prompt")
+        why = f"fewer than two different answers with a score, or not more than {pairer.min_gap:g} apart"
+        show(f"{left} left out: {why}", file=sys.stderr)
+    if pairer.faults:
+        failed = format_count(pairer.faults, "sample")
+        show(f"the score failed on {failed}, such as {pairer.first_fault}", file=sys.stderr)

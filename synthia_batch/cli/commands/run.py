@@ -3,7 +3,7 @@
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from synthia_batch.job.loading.command_line import describe_command
 if TYPE_CHECKING:
     from synthia_batch.job.resolved import ResolvedJob
     from synthia_batch.runner.monitoring.result import RunResult
+    from synthia_batch.runner.pipeline import StageResult
 
 _log = logging.getLogger(__name__)
 
@@ -50,12 +51,32 @@ def run(
         print_plan(flags, as_json)
         return
     set_verbosity(quiet=quiet, verbose=verbose)
+    if (pipeline := flags.read_pipeline()) is not None:
+        from synthia_batch.runner.pipeline import run_pipeline
+
+        results = run_pipeline(*pipeline, lambda: Display(quiet=quiet), force=force)
+        _print_stages(results, as_json)
+        raise typer.Exit(max(stage.exit_code for stage in results))
     display = Display(quiet=quiet)
     job = resolve_job(flags.read_layers())
     with _log_details(job) if verbose else nullcontext():
         result = run_resolved_job(job, display, force=force)
     print_result(result, as_json)
     raise typer.Exit(result.exit_code)
+
+
+def _print_stages(stages: "Sequence[StageResult]", as_json: bool) -> None:
+    """Print what became of each stage, and the directory of the last one."""
+    for stage in stages:
+        _log.info(f"{stage.name}: {stage.describe()}, {stage.result.directory}")
+    last = stages[-1]
+    if not last.is_complete:
+        _log.info(f"the pipeline ended in {last.name}; resume with: {describe_command()}")
+    if as_json:
+        told = [stage.to_dict() for stage in stages]
+        show(encode_json({"directory": str(last.result.directory), "stages": told}))
+    elif last.is_complete:
+        show(last.result.directory)
 
 
 def print_result(result: "RunResult", as_json: bool) -> None:

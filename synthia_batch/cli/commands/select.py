@@ -20,9 +20,11 @@ def select(
         str | None, typer.Option(metavar="EXPRESSION", help="Keep of each row the sample with the highest.")
     ] = None,
     per: Annotated[
-        str | None, typer.Option(metavar="NAME", help="With --best: of which run's rows. [the earliest kept]")
+        str | None, typer.Option(metavar="NAME", help="With --best: of which run's rows. [the earlier one]")
     ] = None,
-    top: Annotated[int | None, typer.Option(help="With --best: keep so many of each row. [1]")] = None,
+    top: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="With --best: keep so many of each row. [1]")
+    ] = None,
     dedup: Annotated[
         str | None, typer.Option(metavar="EXPRESSION", help="Keep of equal values the first sample.")
     ] = None,
@@ -48,19 +50,18 @@ def select(
     from synthia_batch.job.select import Select
     from synthia_batch.runner.selection import select_samples
 
-    given = {"where": where, "best": best, "per": per, "top": top, "dedup": dedup}
-    given |= {"limit": limit, "sample": sample, "seed": seed}
+    given: dict[str, str | int | None] = {"where": where, "best": best, "per": per, "top": top}
+    given |= {"dedup": dedup, "limit": limit, "sample": sample, "seed": seed}
     try:
         steps = Select.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as exc:
         fault = exc.errors()[0]
+        if not fault["loc"]:
+            raise UsageError(f"--{fault['msg'].partition(', ')[2]}") from exc
         raise UsageError(f"--{fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}") from exc
-    for name, value in (("top", top), ("per", per)):
-        if value is not None and best is None:
-            raise UsageError(f"--{name}: it belongs to --best; add that")
     result = select_samples(directory, steps, output)
     if as_json:
-        values = {"directory": result.directory, "samples": result.samples, "kept": result.kept}
+        values = {"directory": str(result.directory), "samples": result.samples, "kept": result.kept}
         show(encode_json({**values, "dropped": result.dropped}))
         return
     dropped = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in result.dropped.items())

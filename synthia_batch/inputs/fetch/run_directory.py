@@ -59,7 +59,11 @@ def normalize_run(found: LocatedFile, *, makes: bool = True) -> NormalizedFile:
         ) from exc
     if not parts:
         raise InputRefused([f"{found.shown}: all samples of the run failed: there are no rows"])
-    if manifest["failed"]:
+    for part in parts:
+        _check_size(found.path / part["path"], part["bytes"], found.shown)
+    if manifest["failed"] and "select" in plan["identity"]:
+        _log.info(f"{found.shown}: {manifest['failed']} samples that it has not kept are no rows")
+    elif manifest["failed"]:
         _log.info(
             f"{found.shown}: {manifest['failed']} failed samples of the run are no rows; "
             f"`synthia-batch retry {found.shown}` makes them again"
@@ -95,13 +99,23 @@ def _describe_rows(plan: Mapping[str, Any], manifest: Mapping[str, Any], shown: 
     }
 
 
-def _check_part(path: Path, sha256: str, shown: Path | str) -> None:
+def _check_size(path: Path, size: int, shown: Path | str) -> None:
+    """Refuse a part of another size. Its content is checked when its rows are copied."""
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = path.stat().st_size
     except OSError as exc:
         raise UsageError(f"{path}: cannot be read: {exc.strerror}") from exc
-    if found != sha256:
-        raise InputRefused(
-            [f"{path}: changed since the run was complete; `synthia-batch verify {shown} --repair` mends it"]
-        )
+    if found != size:
+        raise _refuse_altered(path, shown)
+
+
+def _check_part(path: Path, sha256: str, shown: Path | str) -> None:
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise _refuse_altered(path, shown)
+
+
+def _refuse_altered(path: Path, shown: Path | str) -> InputRefused:
+    return InputRefused(
+        [f"{path}: changed since the run was complete; `synthia-batch verify {shown} --repair` mends it"]
+    )

@@ -81,10 +81,10 @@ def detect_columns(readers: Sequence[FileReader], selection: Selection) -> Detec
         first = first or (reader if names.places else None)
         advice = advice or names.advice
         if names.needs_prompt and not selection.names_prompt:
+            seen = ", ".join(f"{{{{ {spell_variable(name)} }}}}" for name in names.places)
             raise UsageError(
-                f"{reader.shown}: say what is asked of a run's samples: --prompt-template FILE sees "
-                f"{', '.join(f'{{{{ {name} }}}}' for name in names.places)}; or name a column with "
-                "--prompt-column or --messages-column"
+                f"{reader.shown}: say what is asked of a run's samples: --prompt-template FILE sees {seen}; "
+                "or name a column with --prompt-column or --messages-column"
             )
         places = {**names.places, **places}
         if left is not None:
@@ -98,6 +98,11 @@ def detect_columns(readers: Sequence[FileReader], selection: Selection) -> Detec
     except UsageError as exc:
         raise UsageError(f"{exc}; {advice}" if advice else str(exc)) from exc
     return Detected(columns=first.refine(resolved), resolved=resolved, places=places, shown=first.shown)
+
+
+def spell_variable(name: str) -> str:
+    """Return the name of a column as a prompt template has it."""
+    return name if name.isidentifier() else f'row["{name}"]'
 
 
 def refuse_empty(place: Path | str, what: str) -> InputRefused:

@@ -13,12 +13,16 @@ MOST_BYTES = 1_000_000
 """A larger file is data that was mistaken for a job file."""
 
 
-def read_job_file(path: Path) -> Layer:
+def read_job_file(path: Path, *, allows_stages: bool = False) -> Layer:
     """Return the layer of the job file at `path`, its relative paths joined to the file's directory.
 
-    Faults of single keys are in the layer: `merge_layers` reports them with all others.
+    Faults of single keys are in the layer: `merge_layers` reports them with all others. A pipeline is refused
+    unless `allows_stages`.
     """
     marked = read_marked(_read_text(path), str(path))
+    stages = marked.values.get("stages")
+    if stages is not None and not allows_stages:
+        raise UsageError(f"{path}: a pipeline of stages, which only `synthia-batch run` takes")
     values = {
         key: value
         for key, value in marked.values.items()
@@ -26,6 +30,10 @@ def read_job_file(path: Path) -> Layer:
         if value is not None or not is_section(Job.model_fields.get(key))
     }
     values = anchor_paths(values, path.parent)
+    if isinstance(stages, list):
+        values["stages"] = [
+            anchor_paths(stage, path.parent) if isinstance(stage, dict) else stage for stage in stages
+        ]
     return Layer(
         origin=f"job file {path}",
         values=values,

@@ -134,8 +134,8 @@ def to_preference(pairs: Iterable["Pair"]) -> Iterator[dict[str, Any]]:
     for pair in pairs:
         yield {
             "prompt": _list_messages(pair.chosen.prompt),
-            "chosen": _list_messages([pair.chosen.answer]),
-            "rejected": _list_messages([pair.rejected.answer]),
+            "chosen": _list_messages([pair.chosen.message]),
+            "rejected": _list_messages([pair.rejected.message]),
             "score_chosen": pair.chosen.score,
             "score_rejected": pair.rejected.score,
         }
@@ -146,8 +146,8 @@ def to_preference_messages(pairs: Iterable["Pair"]) -> Iterator[dict[str, Any]]:
     for pair in pairs:
         yield {
             "messages": _list_messages(pair.chosen.prompt),
-            "chosen": pair.chosen.answer.to_dict(),
-            "rejected": pair.rejected.answer.to_dict(),
+            "chosen": pair.chosen.message.to_dict(),
+            "rejected": pair.rejected.message.to_dict(),
         }
 
 
@@ -156,8 +156,8 @@ def to_preference_sharegpt(pairs: Iterable["Pair"]) -> Iterator[dict[str, Any]]:
     for pair in pairs:
         yield {
             "conversations": [spoken for turn in pair.chosen.prompt for spoken in _list_spoken(turn)],
-            "chosen": {"from": "gpt", "value": pair.chosen.answer.content},
-            "rejected": {"from": "gpt", "value": pair.rejected.answer.content},
+            "chosen": {"from": "gpt", "value": pair.chosen.message.content},
+            "rejected": {"from": "gpt", "value": pair.rejected.message.content},
         }
 
 

@@ -1,6 +1,6 @@
-"""Selects samples of a complete run, in three steps.
+"""Selects samples of a complete run; runner/selection.py writes what is kept.
 
-expressions   compiles the job's expressions, and evaluates them for one sample
+names         what an expression can name of a run
+expressions   compiles expressions, and evaluates them for one sample
 decide        which samples are kept, and why each of the others is not
-run           the run directory of the selection: the same columns, files and guarantees
 """

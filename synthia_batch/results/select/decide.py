@@ -3,6 +3,7 @@
 Memory is some fifty bytes for each sample, whatever the size of its text.
 """
 
+import json
 import math
 from array import array
 from collections import Counter
@@ -13,11 +14,17 @@ from typing import Any
 
 import numpy as np
 from blake3 import blake3
+from jinja2 import Undefined
 from numpy.typing import NDArray
 
-from synthia_batch.core.digest import canonical_json
 from synthia_batch.job.select import EXPRESSION_FAILED, NOT_SELECTED, Select
-from synthia_batch.results.select.expressions import ID, NOTHING, Expression, ExpressionFailed, SampleNames
+from synthia_batch.results.select.expressions import (
+    ID,
+    Expression,
+    ExpressionFailed,
+    SampleNames,
+    read_number,
+)
 from synthia_batch.results.select.names import choose_run
 
 DIGEST_BYTES = 16
@@ -88,13 +95,14 @@ class Decisions:
 
 @dataclass(frozen=True, slots=True)
 class _Noted:
-    """What the pass notes of each sample: `digests` of the value of `dedup`, `draws` for `sample`."""
+    """What the pass notes of each sample: digests of its row and of what `dedup` compares, and its draw."""
 
     verdicts: bytearray = field(default_factory=bytearray)
-    rows: "array[int]" = field(default_factory=lambda: array("q"))
+    rows: bytearray = field(default_factory=bytearray)
     scores: "array[float]" = field(default_factory=lambda: array("d"))
     digests: bytearray = field(default_factory=bytearray)
     draws: bytearray = field(default_factory=bytearray)
+    dedup_faults: dict[int, str] = field(default_factory=dict)
 
 
 class Selector:
@@ -109,9 +117,8 @@ class Selector:
         used = [one for one in (self._where, self._best, self._dedup) if one is not None]
         self._run = choose_run(names, select.per) if self._best is not None else names.job
         self._is_own = self._run == names.job
-        self.columns = tuple(
-            sorted({*PLACE, names.locate(self._run, ROW_INDEX)}.union(*(one.columns for one in used)))
-        )
+        row = {names.locate(self._run, ROW_INDEX), names.locate(self._run, ID)}
+        self.columns = tuple(sorted({*PLACE, *row}.union(*(one.columns for one in used))))
 
     def decide(self, samples: Iterable[Mapping[str, Any]]) -> Decisions:
         """Return the verdicts on `samples`, the finished ones of a run in their order, with `columns`."""
@@ -126,9 +133,12 @@ class Selector:
         verdicts = np.frombuffer(noted.verdicts, np.uint8).copy()
         original = np.full(len(verdicts), -1, np.int64)
         if self._best is not None:
-            rows, scores = np.frombuffer(noted.rows, np.int64), np.frombuffer(noted.scores, np.float64)
+            rows, scores = np.frombuffer(noted.rows, np.uint64), np.frombuffer(noted.scores, np.float64)
             _drop_worse(verdicts, rows, scores, self._select.top)
         if self._dedup is not None:
+            for number, fault in noted.dedup_faults.items():
+                if verdicts[number] == Verdict.KEPT:
+                    verdicts[number], faults[number] = Verdict.FAILED, fault
             _drop_duplicates(verdicts, np.frombuffer(noted.digests, np.uint64).reshape(-1, 2), original)
         kept = np.flatnonzero(verdicts == Verdict.KEPT)
         if self._select.limit is not None:
@@ -144,14 +154,19 @@ class Selector:
         if self._where is not None and not self._where.evaluate(values):
             return Verdict.WHERE
         if self._best is not None:
-            score = self._best.evaluate(values)
-            if not isinstance(score, int | float) or math.isnan(score):
-                return Verdict.NO_SCORE
+            score = read_number(self._best.evaluate(values))
             sample = values if self._is_own else values[self._run]
-            noted.rows.append(sample[ROW_INDEX])
+            if math.isnan(score) or sample is None:
+                return Verdict.NO_SCORE
+            # Runs that were read together may have other rows of equal numbers.
+            row = f"{sample[ROW_INDEX]}/{sample[ID]}".encode()
+            noted.rows.extend(blake3(row).digest(length=8))
             noted.scores.append(score)
         if self._dedup is not None:
-            noted.digests.extend(_digest(self._dedup, values))
+            try:
+                noted.digests.extend(_digest(self._dedup.evaluate(values)))
+            except ExpressionFailed as exc:  # It counts only if the sample is still there then.
+                noted.dedup_faults[len(noted.verdicts)] = str(exc)
         if self._select.sample is not None:
             place = "/".join(str(values[name]) for name in PLACE)
             noted.draws.extend(blake3(f"{self._select.seed}/{place}".encode()).digest(length=8))
@@ -160,26 +175,27 @@ class Selector:
 
 def _fill(noted: _Noted, count: int) -> None:
     """Note zeros for a sample that is not compared, so that each column has `count` entries."""
-    if len(noted.rows) < count:
-        noted.rows.append(-1)
+    if len(noted.scores) < count:
         noted.scores.append(math.nan)
+    noted.rows.extend(bytes(8 * count - len(noted.rows)))
     noted.digests.extend(bytes(DIGEST_BYTES * count - len(noted.digests)))
     noted.draws.extend(bytes(8 * count - len(noted.draws)))
 
 
-def _digest(expression: Expression, values: Mapping[str, Any]) -> bytes:
+def _digest(value: Any) -> bytes:
     """Return what equal values have in common; zeros for nothing, which equals nothing."""
-    value = expression.evaluate(values)
-    if value is NOTHING:
+    if isinstance(value, Undefined):
         return bytes(DIGEST_BYTES)
-    try:
-        return blake3(canonical_json(value)).digest(length=DIGEST_BYTES)
-    except (TypeError, ValueError) as exc:
-        raise ExpressionFailed(f"{expression.text}: its value is no text, number, list or object") from exc
+    return blake3(json.dumps(value, sort_keys=True, default=_spell).encode()).digest(length=DIGEST_BYTES)
+
+
+def _spell(value: Any) -> Any:
+    """Return a value that JSON has no form for, such as a date, as its type and text; nothing as null."""
+    return None if isinstance(value, Undefined) else [type(value).__name__, str(value)]
 
 
 def _drop_worse(
-    verdicts: NDArray[np.uint8], rows: NDArray[np.int64], scores: NDArray[np.float64], top: int
+    verdicts: NDArray[np.uint8], rows: NDArray[np.uint64], scores: NDArray[np.float64], top: int
 ) -> None:
     """Keep of each row the `top` samples of the highest scores, of equal ones the earlier."""
     kept = np.flatnonzero(verdicts == Verdict.KEPT)

@@ -7,9 +7,11 @@ is false, and what is computed or read from it is nothing, too.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import jinja2
@@ -112,6 +114,9 @@ class Expression:
             template = environment.from_string(f"{{% set {_VALUE} = ({text}\n) %}}")
         except jinja2.TemplateError as exc:
             raise UsageError(f"{key}: {text}: {exc.message}; write an expression of Jinja") from exc
+        except (RecursionError, SyntaxError, ValueError, OverflowError) as exc:
+            why = "it is too long" if isinstance(exc, RecursionError) else exc
+            raise UsageError(f"{key}: {text[:200]}: no expression that can be used: {why}") from exc
         try:
             self.columns = tuple(sorted(_list_columns(tree, names)))
         except UsageError as exc:
@@ -119,9 +124,11 @@ class Expression:
         self._job = names.job
         self._plain = [name for name in (ID, *names.plain) if name in self.columns]
         self._runs = [run for run in names.runs if any(names.is_of(run, column) for column in self.columns)]
+        self.kept = tuple(name for name in (*self._plain, *self._runs) if name not in (ID, names.job))
+        """The kept columns that it reads."""
         # One context for all samples: making one takes as long as the expression.
-        self._names: dict[str, Any] = dict(environment.globals)
-        self._names[ROW] = self._names
+        self._row: dict[str, Any] = {}
+        self._names: dict[str, Any] = {**environment.globals, ROW: self._row}
         self._context = template.new_context(self._names, shared=True)
         self._run = template.root_render_func
 
@@ -131,11 +138,13 @@ class Expression:
         Raises:
             ExpressionFailed: It has none, for the reason in the message.
         """
-        names = self._names
+        row = self._row
         for name in self._plain:
-            names[name] = NOTHING if (value := values[name]) is None else value
+            row[name] = NOTHING if (value := values[name]) is None else value
         for name in self._runs:
-            names[name] = _Sample(values if name == self._job else values[name] or {})
+            row[name] = _Sample(values if name == self._job else values[name] or {})
+        self._names.update(row)
+        self._names[ROW] = row  # A column of that name is row["row"].
         try:
             return evaluate_limited(self._evaluate)
         except Exception as exc:  # An expression can raise anything, such as ZeroDivisionError.
@@ -174,7 +183,7 @@ def _list_columns(tree: nodes.Template, names: SampleNames) -> set[str]:
         if run is not None and run in names.runs:
             name, own = _find_key(node), [*names.runs[run], JSON]
             if name not in own:
-                raise UsageError(f"{run} has no {name}{_suggest(str(name), own)}")
+                raise UsageError(f"{run} has no {name}{suggest(str(name), own)}")
             columns.add(names.locate(run, str(name)))
             behind.add(id(node.node))
     rows = {id(node.node) for node in looked_up if _is_row(node.node) and _find_top(node) is not None}
@@ -184,10 +193,13 @@ def _list_columns(tree: nodes.Template, names: SampleNames) -> set[str]:
             raise UsageError(f'{ROW} can only be used as {ROW}["NAME"]')
         if top is None or _is_row(found):
             continue
+        if isinstance(found, nodes.Name) and top == "self":
+            raise UsageError(f'self means the template here: write {ROW}["self"]')
         if top not in names.top:
-            raise UsageError(f"there is no {top}{_suggest(top, names.top)}")
+            raise UsageError(f"there is no {top}{suggest(top, names.top)}")
         if top in names.runs and id(found) not in behind:
-            raise UsageError(f"{top} is no value: write {top}.COLUMN, one of {_join(names.runs[top])}")
+            where = f"{spell_name(top)}.COLUMN, one of {_join(names.runs[top])}"
+            raise UsageError(f"{top} is no value: write {where}")
         if top not in names.runs:
             columns.add(top)
     if not columns:
@@ -212,13 +224,28 @@ def _find_top(node: Any) -> str | None:
     return _find_key(node) if is_item and isinstance(_find_key(node), str) else None
 
 
-def _suggest(name: str, known: Sequence[str]) -> str:
+def suggest(name: str, known: Sequence[str]) -> str:
+    """Return what an unknown name may have meant, to stand behind it."""
     near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {_join(known)}"
+    return f"; did you mean {spell_name(near[0])}?" if near else f"; there are {_join(known)}"
+
+
+def spell_name(name: str) -> str:
+    """Return the name as a template or an expression has it."""
+    return name if name.isidentifier() and name not in (ROW, "self") else f'{ROW}["{name}"]'
 
 
 def _join(names: Sequence[str]) -> str:
-    return ", ".join(names)
+    return ", ".join(map(spell_name, names))
+
+
+def read_number(value: Any) -> float:
+    """Return the finite number that a value is, NaN for any other."""
+    try:
+        number = float(value) if isinstance(value, int | float | Decimal) else math.nan
+    except OverflowError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def _search(text: Any, pattern: str) -> Any:

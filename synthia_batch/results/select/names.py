@@ -10,6 +10,11 @@ from synthia_batch.storage.parts.selection import list_runs
 def name_samples(facts: RunFacts) -> SampleNames:
     """Return the names in the expressions of the run."""
     job, earlier = facts.plan["name"], list_runs(facts.kept)
+    if job in [column.name for column in facts.kept]:
+        raise UsageError(
+            f"the run kept a column {job!r}, which is also its job's name: no expression can tell the two "
+            "apart; run it again with another name: --set name=NAME"
+        )
     own = [column.name for column in list_data_columns(facts.grid.optional)]
     plain = [column.name for column in facts.kept if column.name not in earlier]
     return SampleNames(job=job, runs={**earlier, job: own}, plain=plain)
@@ -25,5 +30,5 @@ def choose_run(names: SampleNames, named: str | None) -> str:
         raise UsageError(f"per: there is no run {named}; there are {', '.join(names.runs)}")
     earlier = [name for name in names.runs if name != names.job]
     if named is None and len(earlier) > 1:
-        raise UsageError(f"best: of which run's rows? Say per, one of {', '.join(names.runs)}")
+        raise UsageError(f"per: of which run's rows? Name one of {', '.join(names.runs)}")
     return named or (earlier or [names.job])[0]

@@ -40,8 +40,12 @@ def refuse_identity(identity: Mapping[str, Any], run_dir: RunDir) -> None:
             raise IdentityMismatch("\n".join(lines))
     elif run_dir.root.exists() and not run_dir.root.is_dir():
         raise UsageError(f"-o {run_dir.root}: expected a directory, got a file; name a directory")
-    elif run_dir.root.exists() and not run_dir.hidden.exists() and any(run_dir.root.iterdir()):
+    elif run_dir.root.exists() and not run_dir.hidden.exists() and _has_other_files(run_dir):
         raise UsageError(f"-o {run_dir.root}: expected a run or an empty directory, got other files")
+
+
+def _has_other_files(run_dir: RunDir) -> bool:
+    return any(path != run_dir.stages for path in run_dir.root.iterdir())
 
 
 def scan_input(
@@ -57,6 +61,16 @@ def scan_input(
 
 
 def make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:
+    """Return what plan.json has of a new run.
+
+    Raises:
+        UsageError: It keeps samples of an earlier run under its own name: they could not be told apart.
+    """
+    if job.name in scan.columns.kept_names and any(file.kind == "run" for file in job.inputs):
+        raise UsageError(
+            f"{job.inputs[0].shown}: the kept column {job.name!r} has the name of the job, which stands for "
+            "the new samples; name the job otherwise: --set name=NAME"
+        )
     names = [file.name for file in job.inputs]
     return {
         "name": job.name,

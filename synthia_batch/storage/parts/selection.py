@@ -75,7 +75,7 @@ def encode_selection(
     """Return the parts of `shard` in a selection.
 
     `is_kept` has an entry for each row of the shard's data part; `explain` returns code and message of one
-    that is not kept. The memory is that of a row group of data/, and of all that is not kept.
+    that is not kept. The memory is that of the encoded parts, a row group of data/, and all that is not kept.
     """
     data, failed = run.run_dir.data_part(shard), run.run_dir.failed_part(shard)
     schema = data_schema(run.kept, run.grid.optional).with_metadata(

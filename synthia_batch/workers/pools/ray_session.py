@@ -19,7 +19,7 @@ from ray._private import ray_constants
 from ray._private import worker as ray_worker
 from ray._private.node import Node
 from ray._private.services import canonicalize_bootstrap_address
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
 from synthia_batch.core.hardware import list_cores
 from synthia_batch.errors import PoolFailed, SynthiaBatchError
@@ -29,7 +29,7 @@ from synthia_batch.workers.pools.ray_address import check_form, probe_head
 
 _CLUSTER_PROCESSES = ("start_monitor", "start_api_server", "start_log_monitor")
 """Methods of Ray's `Node`, each of which starts one process (Ray 2.60.0, _private/node.py)."""
-_TOKEN = "RAY_AUTH_TOKEN"
+_TOKEN, _MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"
 _TOKEN_VARIABLES = (_TOKEN, "RAY_AUTH_TOKEN_PATH")
 """Where a user says which token Ray is to use."""
 _OBJECT_STORE_BYTES = 128 * 2**20
@@ -46,6 +46,7 @@ class RaySession:
         self._spec = spec
         self._guard: Guard | None = None
         self._is_ours = False
+        self._turns_tokens_on = _MODE not in os.environ
 
     @property
     def can_grow(self) -> bool:
@@ -79,10 +80,17 @@ class RaySession:
         """Leave the cluster, or end the job's own Ray."""
         if self._is_ours:
             ray.shutdown()
-            AuthenticationTokenLoader.instance().reset_cache()
+            self._forget_token()
         if self._guard is not None:
             self._guard.close()
             self._guard = None
+
+    def _forget_token(self) -> None:
+        """Leave the process as it was: Ray turns tokens on, and the next one here would need ours."""
+        if self._guard is not None and self._turns_tokens_on:
+            os.environ.pop(_MODE, None)
+            Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
 
     def list_counts(self, kind: str) -> list[int]:
         """Return the number of CPUs or GPUs of each machine that has any."""
@@ -149,7 +157,7 @@ def _own_token() -> Iterator[None]:
     inherit this one, and no file has it.
     """
     # Ray itself sets the mode to `token` when it starts.
-    is_off = os.environ.get("RAY_AUTH_MODE", "token").lower() != "token"
+    is_off = os.environ.get(_MODE, "token").lower() != "token"
     if is_off or any(os.environ.get(name) for name in _TOKEN_VARIABLES):
         yield
         return
