@@ -19,7 +19,6 @@ from synthia_batch.job.markers import Flag, Panel
 if TYPE_CHECKING:
     from synthia_batch.job.keys import Key
     from synthia_batch.job.loading.merge import Layer
-    from synthia_batch.job.loading.pipeline_file import Pipeline
 
 INPUT_HELP = (
     "Files, directories, patterns, addresses (s3://, gs://, https://, hf://) or - for stdin: JSONL, Parquet, "
@@ -38,8 +37,11 @@ class JobFlags:
 
     values: Mapping[str, Any]
 
-    def read_layers(self) -> "list[Layer]":
-        """Return the layers of flags, environment and job file, the strongest first."""
+    def read_layers(self, *, allows_stages: bool = False) -> "list[Layer]":
+        """Return the layers of flags, environment and job file, the strongest first.
+
+        The job file may be a pipeline if the caller `allows_stages`.
+        """
         from synthia_batch.job.dotted import merge_values, nest
         from synthia_batch.job.loading.job_file import read_job_file
         from synthia_batch.job.loading.merge import Layer, parse_assignment, read_environment
@@ -53,22 +55,15 @@ class JobFlags:
         for assignment in self.values["settings"] or []:
             explicit = merge_values(explicit, parse_assignment(assignment))
         layers = [Layer(origin="flag", values=explicit), read_environment(os.environ)]
-        return [*layers, read_job_file(job_file)] if job_file else layers
+        return [*layers, read_job_file(job_file, allows_stages=allows_stages)] if job_file else layers
 
-    def read_pipeline(self) -> "tuple[Pipeline, list[Layer]] | None":
-        """Return the pipeline that is named and the layers for its stages, None if it is a job."""
-        from synthia_batch.job.loading.pipeline_file import read_pipeline
-
-        paths, job_file = self._split_arguments()
-        pipeline = read_pipeline(job_file) if job_file else None
-        if pipeline is None:
-            return None
-        if paths is not None:
-            raise typer.BadParameter(
-                f"{job_file} is a pipeline: its first stage names its input; omit {paths}"
-            )
-        layers = JobFlags({**self.values, "input_or_job": None, "job": None}).read_layers()
-        return pipeline, layers
+    @property
+    def job_file(self) -> Path:
+        """The job file that is named. Raises ValueError if there is none."""
+        _, job_file = self._split_arguments()
+        if job_file is None:
+            raise ValueError("no job file is named")
+        return job_file
 
     def _split_arguments(self) -> tuple[str | list[str] | None, Path | None]:
         """Return the input's paths and the job file, which may be an argument or a flag."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from types import FrameType
+from typing import ClassVar
 
 
 class DrainReason(Enum):
@@ -92,9 +93,14 @@ class DrainRequest:
         if self._requested in (None, DrainReason.DEADLINE, DrainReason.FAILURES):
             self._requested = reason
 
+    _listening: "ClassVar[DrainRequest | None]" = None
+    """The one that hears signals now."""
+
     @contextmanager
     def listen(self) -> Iterator[None]:
         """Turn SIGINT, SIGTERM and SIGHUP into drain requests during the block; in the main thread only.
+
+        A signal in a block within another's is passed on to that one when the inner block ends.
 
         A SIGHUP that is ignored, as under nohup, stays ignored. A SIGINT does not: shells ignore it in
         what a script starts with `&`, where it is meant to drain as well.
@@ -110,8 +116,12 @@ class DrainRequest:
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
             numbers.remove(signal.SIGHUP)
         before = {number: signal.signal(number, on_signal) for number in numbers}
+        outer, DrainRequest._listening = DrainRequest._listening, self
         try:
             yield
         finally:
+            DrainRequest._listening = outer
+            if outer is not None and self._signalled_at is not None and outer.reason is None:
+                outer._requested, outer._signalled_at = self._requested, self._signalled_at
             for number, handler in before.items():
                 signal.signal(number, handler)

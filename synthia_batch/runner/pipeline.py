@@ -3,8 +3,10 @@
 A stage's rows are the finished samples of a complete run, whose digest is in the stage's identity. So the
 guarantees hold by induction: the same command goes on with the stage that is not complete.
 
-    outputs/judged-1a2b3c4d/            the last stage's run directory
-      stages/answer-9c8b7a6d/           those of the stages before it
+    outputs/judged-9c8b7a6d/            named after the first stage's identity
+      pipeline.json                     which stages there are, and what each reads
+      stages/answer-9c8b7a6d/           the stages' run directories, each named after its own identity
+      stages/keep-1a2b3c4d/
 """
 
 import dataclasses
@@ -12,17 +14,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from blake3 import blake3
 
 from synthia_batch.core.console import Display
-from synthia_batch.core.digest import digest_json
+from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.template import PromptTemplate
-from synthia_batch.job.dotted import merge_values
 from synthia_batch.job.loading.layer import Layer
-from synthia_batch.job.loading.merge import merge_layers
 from synthia_batch.job.loading.pipeline_file import Pipeline, Stage
 from synthia_batch.job.schema import Job
 from synthia_batch.job.select import Select
@@ -35,16 +32,16 @@ from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.runner.run import run_resolved_job
 from synthia_batch.runner.selection import SelectResult, select_samples
 from synthia_batch.storage.layout import RunDir
-from synthia_batch.storage.parts.schema import list_data_columns, list_optional
+from synthia_batch.storage.parts.schema import DATA_COLUMNS
+from synthia_batch.storage.pipeline_file import StageRecord, write_stages
 from synthia_batch.storage.plan_file import require_plan
 
 _log = logging.getLogger(__name__)
 
-FOLDER = "stages"
 OF_EACH_STAGE = frozenset(
     {"engine", "pool", "output", "report", "stop_at", "max_failures", "notify", "metrics_port"}
 )
-"""The keys that flags may set for all stages of a pipeline."""
+"""The keys that flags and the environment may set for all stages of a pipeline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,134 +57,177 @@ class StageResult:
         return self.result.exit_code if isinstance(self.result, RunResult) else 0
 
     @property
-    def is_complete(self) -> bool:
-        """Whether the stage after it can begin."""
-        return self.exit_code == 0
-
-    @property
     def kept(self) -> int:
         """The number of its samples that are the next stage's rows."""
         return self.result.finished if isinstance(self.result, RunResult) else self.result.kept
 
-    def describe(self) -> str:
-        """Return its numbers in words."""
-        what = "finished" if isinstance(self.result, RunResult) else "kept"
-        return f"{self.kept} of {self.result.samples} samples {what}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        where = str(self.result.directory)
-        return {"name": self.name, "directory": where, "samples": self.result.samples, "kept": self.kept}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineResult:
+    """The stages that were played, of `total`. `stopped`: a signal came when no stage could be drained."""
+
+    directory: Path
+    stages: tuple[StageResult, ...]
+    total: int
+    stopped: DrainReason | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every stage is complete."""
+        return self.stopped.exit_code if self.stopped else self.stages[-1].exit_code
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last stage is."""
+        return len(self.stages) == self.total and self.exit_code == 0
 
 
 def run_pipeline(
-    pipeline: Pipeline,
-    flags: Sequence[Layer],
-    make_display: Callable[[], Display],
-    *,
-    force: bool = False,
-) -> list[StageResult]:
-    """Run the stages in order up to the first that does not become complete, and return their results.
+    pipeline: Pipeline, flags: Sequence[Layer], make_display: Callable[[], Display], *, force: bool = False
+) -> PipelineResult:
+    """Run the stages in order, up to the first that does not become complete.
 
     Raises:
-        UsageError: A stage cannot be run; of what a stage's own keys say, before any engine starts.
+        UsageError: A stage cannot be run. Names that its templates and expressions misspell, and templates
+            that are not there, are refused before any engine starts.
         SynthiaBatchError: As for `run_job` and `select_samples`.
     """
     _check_flags(flags)
+    given = _find_output(pipeline, flags)
     _check_names(pipeline, flags)
     directories: dict[str, Path] = {}
+    records: list[StageRecord] = []
     results: list[StageResult] = []
-    root: Path | None = None
-    for number, stage in enumerate(pipeline.stages, start=1):
-        _log.info(f"stage {number} of {len(pipeline.stages)}, {stage.name}")
-        is_last = number == len(pipeline.stages)
-        if stage.select is not None:
-            source = directories[stage.reads or ""]
-            steps = _complete_steps(stage.select, name_samples(read_facts(source)), pipeline)
-            output = root if is_last else None
-            found: RunResult | SelectResult = select_samples(
-                source, steps, output, within=(root or Path()) / FOLDER, called=stage.name
-            )
-        else:
-            job = resolve_job([*flags, _complete(stage, directories)])
-            root = root or _find_root(pipeline, flags, job.identity)
-            name = root / FOLDER / f"{stage.name}-{job.fingerprint[:8]}"
-            job = dataclasses.replace(job, output=root if is_last else name)
-            found = run_resolved_job(job, make_display(), force=force)
-        directories[stage.name] = found.directory
-        results.append(StageResult(name=stage.name, result=found))
-        if not results[-1].is_complete:
-            break
-    return results
+    drain, root = DrainRequest(), given or Path()
+    reports = next((layer.values["report"] for layer in flags if "report" in layer.values), pipeline.report)
+    with drain.listen():
+        for number, stage in enumerate(pipeline.stages, start=1):
+            _log.info(f"stage {number} of {len(pipeline.stages)}, {stage.name}")
+            result: RunResult | SelectResult
+            if stage.select is not None and stage.reads is not None:
+                source = directories[stage.reads]
+                steps = _complete_steps(stage.select, name_samples(read_facts(source)), pipeline)
+                within = RunDir(root).stages
+                result = select_samples(source, steps, within=within, called=stage.name, reports=reports)
+            else:
+                job = resolve_job([*flags, _add_input(stage, directories)])
+                if number == 1:
+                    root = given or Path("outputs") / f"{pipeline.name}-{job.fingerprint[:8]}"
+                place = RunDir(root).stages / f"{stage.name}-{job.fingerprint[:8]}"
+                result = run_resolved_job(dataclasses.replace(job, output=place), make_display(), force=force)
+            directories[stage.name] = result.directory
+            results.append(StageResult(name=stage.name, result=result))
+            records.append(StageRecord(name=stage.name, directory=result.directory.name, reads=stage.reads))
+            write_stages(RunDir(root).pipeline, records)
+            if results[-1].exit_code or drain.reason is not None:
+                break
+    is_stopped = drain.reason is not None and len(results) < len(pipeline.stages)
+    return PipelineResult(
+        directory=root,
+        stages=tuple(results),
+        total=len(pipeline.stages),
+        stopped=drain.reason if is_stopped and not results[-1].exit_code else None,
+    )
 
 
 def _check_flags(flags: Sequence[Layer]) -> None:
     for layer in flags:
         for key in layer.values:
-            if layer.origin == "flag" and key not in OF_EACH_STAGE:
+            if key not in OF_EACH_STAGE:
+                origins = [place.origin for at, place in layer.places.items() if at.split(".")[0] == key]
                 raise UsageError(
-                    f"{key}: each stage of a pipeline says its own; set it in the file. Flags can set "
-                    f"{', '.join(sorted(OF_EACH_STAGE))}"
+                    f"{(origins or [layer.origin])[0]}: {key}: each stage of a pipeline says its own; set it "
+                    f"in the file. All stages can be given {', '.join(sorted(OF_EACH_STAGE))}"
                 )
+
+
+def _find_output(pipeline: Pipeline, flags: Sequence[Layer]) -> Path | None:
+    """Return the directory that is named for the pipeline, if it can be one."""
+    output = next((layer.values["output"] for layer in flags if "output" in layer.values), pipeline.output)
+    if output is None:
+        return None
+    if "://" in str(output):
+        raise UsageError(f"-o {output}: a pipeline's output is a directory on this machine")
+    root = Path(output).expanduser()
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"-o {root}: expected a directory, got a file; name a directory")
+    if root.is_dir() and any(root.iterdir()) and not RunDir(root).stages.is_dir():
+        raise UsageError(f"-o {root}: expected a pipeline's or an empty directory, got other files")
+    return root
 
 
 def _check_names(pipeline: Pipeline, flags: Sequence[Layer]) -> None:
     """Refuse expressions and templates that name what no stage before theirs has."""
-    known: dict[str, SampleNames] = {}
+    known: dict[str, SampleNames | None] = {}
     for stage in pipeline.stages:
-        before = known.get(stage.reads or "")
+        before = known[stage.reads] if stage.reads is not None else None
         if stage.select is not None:
-            if before is None:  # It reads a selection of a path, of which only the run itself knows.
-                continue
-            try:
-                Selector(_complete_steps(stage.select, before, pipeline), before)
-            except UsageError as exc:
-                key = str(exc).partition(":")[0]
-                raise stage.refuse(f"select.{key}", exc) from exc
+            if before is not None:
+                try:
+                    Selector(_complete_steps(stage.select, before, pipeline), before)
+                except UsageError as exc:
+                    raise stage.refuse(f"select.{str(exc).partition(':')[0]}", exc) from exc
             known[stage.name] = before
             continue
-        given = {"input": {"path": "rows"}} if stage.reads is not None else {}
-        layer = dataclasses.replace(stage.layer, values=merge_values(given, stage.layer.values))
-        job = merge_layers([*flags, layer]).job
-        kept = list(job.input.keep_columns)
-        runs: dict[str, Sequence[str]] = {}
-        if before is not None:
-            _check_template(stage, job, before)
-            if "keep_columns" not in stage.layer.values["input"]:
-                kept = [*before.plain, *before.runs]
-            runs = {name: columns for name, columns in before.runs.items() if name in kept}
-        renamed = [job.input.rename_columns.get(name, name) for name in kept]
-        own = [column.name for column in list_data_columns(list_optional(job.model_dump()))]
-        known[stage.name] = SampleNames(
-            job=stage.name,
-            runs={**runs, stage.name: own},
-            plain=[name for name in renamed if name not in runs],
-        )
+        job: Job = stage.declare(flags)
+        if stage.reads is not None:
+            _check_prompt(stage, job, before)
+        known[stage.name] = _name_made(stage, job, before)
 
 
-def _check_template(stage: Stage, job: Job, before: SampleNames) -> None:
-    path = job.input.prompt_template
+def _name_made(stage: Stage, job: Job, before: SampleNames | None) -> SampleNames | None:
+    """Return the names of what a stage makes; None if it keeps columns of a run that is not a stage."""
+    if before is None and (stage.reads is not None or any(Path(path).is_dir() for path in job.input.paths)):
+        return None
+    kept, runs = list(job.input.keep_columns), dict(before.runs) if before is not None else {}
+    if before is not None and "keep_columns" not in stage.layer.values["input"]:
+        kept = [*before.plain, *before.runs]
+    for name in kept:
+        if before is not None and name not in before.top:
+            raise stage.refuse("input.keep_columns", f"there is no {name}{suggest(name, before.top)}")
+    renamed = {name: job.input.rename_columns.get(name, name) for name in kept}
+    if stage.name in renamed.values():
+        raise stage.refuse("name", f"a kept column is named {stage.name}, too; name the stage otherwise")
+    # Some columns depend on the rows: that they are there is checked when the stage is.
+    columns = [column.name for column in DATA_COLUMNS]
+    return SampleNames(
+        job=stage.name,
+        runs={**{renamed[name]: runs[name] for name in kept if name in runs}, stage.name: columns},
+        plain=[renamed[name] for name in kept if name not in runs],
+    )
+
+
+def _check_prompt(stage: Stage, job: Job, before: SampleNames | None) -> None:
+    """Refuse a stage that does not say what is asked of samples, or by names that they do not have."""
+    path, columns = job.input.prompt_template, job.input
+    named = (columns.prompt_column, columns.messages_column, columns.turns_column)
     if path is None:
+        if all(name is None for name in named):
+            raise stage.refuse(
+                "input", "say what is asked of the samples: `input: {prompt_template: FILE}`, or a column"
+            )
         return
     try:
-        columns = PromptTemplate(path.read_text(encoding="utf-8")).columns
-    except (OSError, UnicodeDecodeError):
-        return  # Refused with its reason when the stage is resolved.
-    for name in columns:
-        if name not in before.top:
-            fault = UsageError(f"{path.name}: there is no {name}{suggest(name, before.top)}")
-            raise stage.refuse("input.prompt_template", fault)
+        names = PromptTemplate(path.read_text(encoding="utf-8")).columns
+    except (OSError, UnicodeDecodeError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+        raise stage.refuse("input.prompt_template", f"{path}: cannot be read: {why}") from exc
+    except UsageError as exc:
+        raise stage.refuse("input.prompt_template", exc) from exc
+    for name in names if before is not None else ():
+        if before is not None and name not in before.top:
+            what = f"{path.name}: there is no {name}{suggest(name, before.top)}"
+            raise stage.refuse("input.prompt_template", what)
 
 
-def _complete(stage: Stage, directories: Mapping[str, Path]) -> Layer:
+def _add_input(stage: Stage, directories: Mapping[str, Path]) -> Layer:
     """Return the stage's layer with its input: the run that it reads, of which it keeps every column."""
     if stage.reads is None:
         return stage.layer
     source = directories[stage.reads]
     plan = require_plan(RunDir(source))
     kept = [column["name"] for column in plan["scan"]["kept"]]
-    given = {"input": {"path": str(source), "keep_columns": [*kept, plan["name"]]}}
-    return dataclasses.replace(stage.layer, values=merge_values(given, stage.layer.values))
+    return stage.complete({"input": {"path": str(source), "keep_columns": [*kept, plan["name"]]}})
 
 
 def _complete_steps(select: Select, names: SampleNames, pipeline: Pipeline) -> Select:
@@ -196,26 +236,3 @@ def _complete_steps(select: Select, names: SampleNames, pipeline: Pipeline) -> S
     if select.best is None or select.per is not None or first not in names.runs:
         return select
     return select.model_copy(update={"per": first})
-
-
-def _find_root(pipeline: Pipeline, flags: Sequence[Layer], identity: Mapping[str, Any]) -> Path:
-    """Return the pipeline's directory: named after its first stage's identity and all that the others say."""
-    output = next((layer.values["output"] for layer in flags if "output" in layer.values), pipeline.output)
-    if output is not None:
-        if "://" in str(output):
-            raise UsageError(f"-o {output}: a pipeline's output is a directory on this machine")
-        return Path(output)
-    later = [[stage.name, stage.reads, _replace_files(stage.layer.values)] for stage in pipeline.stages[1:]]
-    mark = digest_json([identity, later])[:8]
-    return Path("outputs") / f"{pipeline.name}-{mark}"
-
-
-def _replace_files(value: Any) -> Any:
-    """Return a stage's values with the digest of each file that they name in place of its path."""
-    if isinstance(value, Mapping):
-        return {name: _replace_files(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replace_files(entry) for entry in value]
-    if isinstance(value, str) and value.startswith(("/", "@/")) and Path(value.removeprefix("@")).is_file():
-        return blake3(Path(value.removeprefix("@")).read_bytes()).hexdigest()
-    return value if isinstance(value, bool | int | float | None) else str(value)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from synthia_batch.core.digest import digest_json
 from synthia_batch.core.events import EventBus
 from synthia_batch.core.types import Shard
 from synthia_batch.errors import IntegrityError, SynthiaBatchError, UsageError
@@ -31,6 +30,7 @@ from synthia_batch.results.report.page import try_report
 from synthia_batch.results.select.decide import PLACE, Decisions, Selector, Verdict
 from synthia_batch.results.select.names import name_samples
 from synthia_batch.results.verify.facts import RunFacts, read_facts
+from synthia_batch.results.verify.stages import digest_parts
 from synthia_batch.runner.directory.plan import refuse_identity
 from synthia_batch.scheduler.events import AttemptEnded, AttemptStarted, CommandTyped, ShardPublished
 from synthia_batch.storage.atomic import make_directory, sync_directory
@@ -79,11 +79,12 @@ def select_samples(
     *,
     within: Path = Path("outputs"),
     called: str | None = None,
+    reports: bool = True,
 ) -> SelectResult:
     """Write the samples of the complete run in `source` that `select` keeps, as a run in `output`.
 
     The default is a directory in `within`, whose name begins as it is `called`, or else as the run is. The
-    same selection again completes one that was interrupted.
+    same selection again completes one that was interrupted. It has a report if `reports`.
 
     Raises:
         UsageError: The run is not complete, or an expression is wrong; nothing was written.
@@ -117,14 +118,14 @@ def select_samples(
             f"{source}: none of its {len(decisions.verdicts)} samples is kept: {steps}{first}"
         )
     _Selection(run_dir=run_dir, plan=plan, facts=facts, decisions=decisions, before=before).write()
-    try_report(run_dir.root)
+    if reports:
+        try_report(run_dir.root)
     return SelectResult(directory=run_dir.root, samples=before.samples, kept=decisions.kept, dropped=dropped)
 
 
 def _make_plan(plan: Mapping[str, Any], manifest: Manifest, select: Select) -> dict[str, Any]:
     """Return the plan of a selection: that of its run, with the run's rows and the steps in the identity."""
-    rows = digest_json([[part.path, part.rows_digest] for part in manifest.parts])[:32]
-    identity = {**plan["identity"], "select": {"rows": rows, **select.identify()}}
+    identity = {**plan["identity"], "select": {"rows": digest_parts(manifest), **select.identify()}}
     return {**plan, "fingerprint": fingerprint(identity), "identity": identity}
 
 

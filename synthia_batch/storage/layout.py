@@ -57,8 +57,10 @@ class RunDir:
     """The directory of the journals of unfinished shards."""
     logs = _Place(".synthia/logs")
     """The directory of the workers' logs."""
+    pipeline = _Place("pipeline.json")
+    """In a pipeline's directory, which is no run's: its stages."""
     stages = _Place("stages")
-    """The runs of a pipeline's earlier stages, beside that of its last."""
+    """In a pipeline's directory: the stages' runs."""
     run_log = _Place(".synthia/logs/run.log")
     """The messages of every attempt, also if no terminal shows them."""
 

@@ -1,6 +1,7 @@
 """Stages in one file: each a run, the next one's input the one before, whatever happens on the way."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Command, command_of, make_environment, write_jsonl
 from inside import Killed, call, dying_at
+
+from synthia_batch.core.console import Display
+from synthia_batch.job.loading.job_file import read_job_file
+from synthia_batch.job.loading.pipeline_file import read_pipeline
+from synthia_batch.runner.pipeline import run_pipeline
 
 FILE = """\
 name: judged
@@ -62,14 +68,14 @@ def test_stages_are_runs_of_which_each_reads_the_one_before(pipeline: Path, caps
     assert done.code == 0, done.err
     told = json.loads(done.out)
     root = Path(told["directory"])
-    assert root.parent == Path("outputs")
-    assert [(stage["name"], stage["samples"], stage["kept"]) for stage in told["stages"]] == [
-        ("answer", 8, 8),
-        ("judge", 8, 8),
-        ("keep", 8, 3),
+    assert (root.parent, told["state"]) == (Path("outputs"), "complete")
+    assert [(one["name"], one["state"], one["samples"], one["kept"]) for one in told["stages"]] == [
+        ("answer", "complete", 8, 8),
+        ("judge", "complete", 8, 8),
+        ("keep", "complete", 8, 3),
     ]
-    answered, judged = (read(Path(stage["directory"])) for stage in told["stages"][:2])
-    assert {Path(stage["directory"]).parent for stage in told["stages"][:2]} == {root / "stages"}
+    assert {Path(stage["directory"]).parent for stage in told["stages"]} == {root / "stages"}
+    answered, judged, kept = (read(Path(stage["directory"])) for stage in told["stages"])
     for before, after in zip(answered, judged, strict=True):
         topic = before.pop("topic")
         assert (after["answer"], after["topic"]) == (before, topic)
@@ -80,9 +86,13 @@ def test_stages_are_runs_of_which_each_reads_the_one_before(pipeline: Path, caps
         is_kept = row["topic"] != "z" and row["answer"]["finish_reason"] == "stop"
         if is_kept and (at not in best or tokens > best[at]["completion_tokens"]):
             best[at] = row
-    assert read(root) == list(best.values())
-    for directory in (root, *(root / "stages").iterdir()):
-        assert call(capsys, "verify", directory).code == 0
+    assert kept == list(best.values())
+    verified = call(capsys, "verify", root, "--json")
+    assert verified.code == 0
+    assert [one["state"] for one in json.loads(verified.out)["stages"]] == ["complete"] * 3
+    refused = call(capsys, "status", root)
+    assert refused.code == 2
+    assert f"{root}: a pipeline, whose stages are runs; name one in {root}/stages: answer-" in refused.err
 
 
 def test_the_same_command_makes_nothing_again(pipeline: Path, capsys: Any) -> None:
@@ -151,17 +161,74 @@ def test_a_pipeline_killed_by_sigkill_with_other_workers_makes_no_sample_again(
 def count_finished(root: Path) -> int:
     """Return how many samples are in the journals and parts of all stages."""
     journaled = sum(path.read_bytes().count(b'{"finished":') for path in root.glob("**/*.wal"))
-    parts = [*root.glob("stages/*/data/*.parquet"), *root.glob("data/*.parquet")]
+    parts = root.glob("stages/*/data/*.parquet")
     return journaled + sum(pq.read_metadata(path).num_rows for path in parts)
 
 
-def test_another_template_is_another_stage_beside_the_old_one(pipeline: Path, capsys: Any) -> None:
-    first = Path(call(capsys, "run", "judged.yaml").out.strip())
+def test_verify_finds_a_stage_that_is_not_made_of_the_one_before(pipeline: Path, capsys: Any) -> None:
+    failing = "    num_samples: 2\n    engine: {fail_every: 3, fail_while_missing: mended}\n"
+    Path("judged.yaml").write_text(FILE.replace("    num_samples: 2\n", failing))
+    assert call(capsys, "run", "judged.yaml", "-q", "-o", "out").code == 0
+    assert call(capsys, "verify", "out").out.count("no findings") == 3
+    (answer,), (judge,) = Path("out/stages").glob("answer-*"), Path("out/stages").glob("judge-*")
+    (part,) = (judge / "data").iterdir()
+    whole = part.read_bytes()
+    part.write_bytes(whole + b"x")
+    found = call(capsys, "verify", "out")
+    assert found.code == 4
+    assert f"out/stages/{judge.name}: 1 findings" in found.out
+    part.write_bytes(whole)
+    Path("mended").touch()
+    assert call(capsys, "retry", str(answer), "-q").code == 0
+    found = call(capsys, "verify", "out")
+    assert found.code == 4
+    assert "its rows are not the samples that answer has now: run the pipeline again" in found.out
+
+
+def test_what_is_changed_in_a_stage_leaves_those_before_it_as_they_are(pipeline: Path, capsys: Any) -> None:
+    first = call(capsys, "run", "judged.yaml")
+    (answer,) = Path("outputs").glob("*/stages/answer-*/data/*.parquet")
+    stamp = answer.stat()
     Path("judge.j2").write_text("Say what {{ answer.response }} means")
-    second = Path(call(capsys, "run", "judged.yaml").out.strip())
-    assert first != second
+    second = call(capsys, "run", "judged.yaml")
+    Path("judged.yaml").write_text(FILE.replace("topic != 'z'", "topic != 'y'"))
+    third = call(capsys, "run", "judged.yaml", "--set", "pool.workers=2")
+    assert [done.code for done in (first, second, third)] == [0, 0, 0]
+    assert len({done.out for done in (first, second, third)}) == 3
+    assert [path.stat() for path in Path("outputs").glob("*/stages/answer-*/data/*.parquet")] == [stamp]
+    assert len(list(Path("outputs").glob("*/stages/judge-*"))) == 2
     Path("judge.j2").write_text("{{ topic }}: rate {{ answer.response }}")
-    assert Path(call(capsys, "run", "judged.yaml").out.strip()) == first
+    Path("judged.yaml").write_text(FILE)
+    assert call(capsys, "run", "judged.yaml").out == first.out
+
+
+def test_what_a_retry_has_changed_goes_through_the_stages_behind_it(pipeline: Path, capsys: Any) -> None:
+    failing = "    num_samples: 2\n    engine: {fail_every: 3, fail_while_missing: mended}\n"
+    Path("judged.yaml").write_text(FILE.replace("    num_samples: 2\n", failing))
+    before = call(capsys, "run", "judged.yaml", "-q", "-o", "out", "--json")
+    assert json.loads(before.out)["stages"][1]["samples"] == 5
+    (answer,) = Path("out/stages").glob("answer-*")
+    Path("mended").touch()
+    assert call(capsys, "retry", str(answer), "-q").code == 0
+    assert call(capsys, "verify", "out").code == 4
+    after = call(capsys, "run", "judged.yaml", "-q", "-o", "out", "--json")
+    assert after.code == 0, after.err
+    assert json.loads(after.out)["stages"][1]["samples"] == 8
+    assert call(capsys, "verify", "out").code == 0
+    assert len(list(Path("out/stages").glob("judge-*"))) == 2
+
+
+def test_a_signal_at_the_end_of_a_stage_ends_the_pipeline(pipeline: Path, capsys: Any) -> None:
+    class Stopping(Display):
+        def close(self) -> None:
+            super().close()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    layer = read_job_file(pipeline, allows_stages=True)
+    done = run_pipeline(read_pipeline(layer, pipeline), [], lambda: Stopping(quiet=True))
+    assert [stage.name for stage in done.stages] == ["answer"]
+    assert (done.exit_code, done.is_complete) == (75, False)
+    assert call(capsys, "run", "judged.yaml", "-q").code == 0
 
 
 def test_a_stage_may_read_another_than_the_one_before(pipeline: Path, capsys: Any) -> None:
@@ -187,10 +254,9 @@ def test_a_stage_that_ends_early_ends_the_pipeline_with_its_name(pipeline: Path,
     done = call(capsys, "run", "judged.yaml", "-o", "out")
     assert done.code == 3
     assert "the pipeline ended in judge" in done.err
-    assert not Path("out/data").exists()
-    refused = call(capsys, "status", "out")
-    assert refused.code == 2
-    assert "out: the last stage of this pipeline has not begun; name one in out/stages" in refused.err
+    assert "samples failed, and --max-failures allows 0" in done.err
+    told = call(capsys, "run", "judged.yaml", "-o", "out", "--json")
+    assert [stage["state"] for stage in json.loads(told.out)["stages"]] == ["complete", "too_many_failures"]
 
 
 def test_a_selection_of_nothing_ends_with_3_and_says_what_each_step_dropped(
@@ -200,7 +266,7 @@ def test_a_selection_of_nothing_ends_with_3_and_says_what_each_step_dropped(
     done = call(capsys, "run", "judged.yaml", "-o", "out")
     assert done.code == 3
     assert "none of its 8 samples is kept: where 8" in done.err
-    assert [path.name for path in Path("out").iterdir()] == ["stages"]
+    assert not list(Path("out/stages").glob("keep-*"))
 
 
 WRONG = {
@@ -215,10 +281,30 @@ WRONG = {
     "two of a name": ("name: keep", "name: judge", "two stages are named judge"),
     "no name": ("- name: keep\n    select:", "- select:", "a stage needs a name of letters, digits and _"),
     "no input": ("path: q.jsonl, ", "", "the first stage needs an input"),
+    "an input that is no section": ("{prompt_template: judge.j2}", "judge.j2",
+                                    "judged.yaml:9:12: input is a section"),
+    "a stage and a path": ("{prompt_template: judge.j2}", "{stage: answer, path: q.jsonl}",
+                           "input names a stage and a path; name one"),
+    "an output of a stage": ("    num_samples", "    output: mine\n    num_samples",
+                             "judged.yaml:7:13: a stage has no output of its own"),
     "a selection with a key of a job": ("    select:", "    num_samples: 3\n    select:",
                                         "judged.yaml:11:5: a stage that selects generates nothing"),
+    "a selection with a key of an input": ("    select:", "    input: {limit: 3}\n    select:",
+                                           "it has no input.limit"),
+    "a selection of a path": ("    select:", "    input: {path: q.jsonl}\n    select:",
+                              "a stage that selects reads a stage before it, not a path"),
+    "a selection that is no section": (FILE[FILE.index("    select:") :], "    select: topic\n",
+                                       "judged.yaml:11:13: select is a section"),
+    "a step without effect": ("best: judge.completion_tokens", "top: 2", "top belongs to best"),
     "an empty selection": (FILE[FILE.index("    select:") :], "    select: {}\n", "nothing is selected"),
     "no stages": (FILE[FILE.index("stages:") :], "stages: []\n", "judged.yaml:4:9: stages is a list"),
+    "nothing to ask": ("    input: {prompt_template: judge.j2}", "    num_samples: 1",
+                       "judged.yaml:8:5: say what is asked of the samples"),
+    "a template that is not there": ("judge.j2", "jugde.j2", "jugde.j2: cannot be read: No such file"),
+    "a kept column that is not there": ("{prompt_template: judge.j2}",
+                                        "{prompt_template: judge.j2, keep_columns: [topik]}",
+                                        "there is no topik; did you mean topic?"),
+    "a kept column of the stage's name": ("name: judge\n", "name: topic\n", "a kept column is named topic"),
 }  # fmt: skip
 
 
@@ -248,8 +334,8 @@ def test_a_template_that_names_what_is_not_there_is_refused_before_anything_star
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("run", "judged.yaml", "-n", "3"), "num_samples: each stage of a pipeline says its own"),
-        (("run", "judged.yaml", "q.jsonl"), "is a pipeline: its first stage names its input"),
+        (("run", "judged.yaml", "-n", "3"), "flag: num_samples: each stage of a pipeline says its own"),
+        (("run", "judged.yaml", "q.jsonl"), "flag: input: each stage of a pipeline says its own"),
         (("run", "judged.yaml", "-o", "s3://b/x"), "a pipeline's output is a directory on this machine"),
         (("plan", "judged.yaml"), "a pipeline of stages, which only `synthia-batch run` takes"),
         (("run", "judged.yaml", "--dry-run"), "a pipeline of stages, which only `synthia-batch run` takes"),
@@ -262,3 +348,40 @@ def test_what_a_pipeline_does_not_take_is_refused(
     assert done.code == 2
     assert said in done.err
     assert not Path("outputs").exists()
+
+
+def test_the_environment_sets_no_more_than_flags(
+    pipeline: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNTHIA_BATCH_INPUT__LIMIT", "2")
+    done = call(capsys, "run", "judged.yaml")
+    assert done.code == 2
+    assert "environment SYNTHIA_BATCH_INPUT__LIMIT: input: each stage of a pipeline says its own" in done.err
+
+
+def test_a_place_that_cannot_be_a_pipelines_is_refused_before_anything_starts(
+    pipeline: Path, capsys: Any
+) -> None:
+    Path("file").touch()
+    Path("other").mkdir()
+    Path("other/notes.txt").touch()
+    for output, said in (("file", "expected a directory, got a file"), ("other", "got other files")):
+        done = call(capsys, "run", "judged.yaml", "-o", output)
+        assert done.code == 2
+        assert said in done.err
+    assert [path.name for path in Path("other").iterdir()] == ["notes.txt"]
+
+
+def test_a_stage_reads_what_yaml_means_as_a_job_does(pipeline: Path, capsys: Any) -> None:
+    more = "    sampling:\n    model: {revision: 1234}\n    num_samples: 2"
+    text = FILE.replace("    num_samples: 2", more)
+    Path("judged.yaml").write_text(text.replace("    model: {revision: 1234}\n", ""))
+    assert call(capsys, "run", "judged.yaml", "-q").code == 0
+    layer = read_job_file(write(text), allows_stages=True)
+    assert layer.values["stages"][0]["model"]["revision"] == "1234"
+
+
+def write(text: str) -> Path:
+    path = Path("other.yaml")
+    path.write_text(text)
+    return path

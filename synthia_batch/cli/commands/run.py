@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -18,6 +18,9 @@ from synthia_batch.errors import StorageFailed
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from synthia_batch.job.loading.layer import Layer
     from synthia_batch.job.resolved import ResolvedJob
     from synthia_batch.runner.monitoring.result import RunResult
     from synthia_batch.runner.pipeline import StageResult
@@ -51,32 +54,55 @@ def run(
         print_plan(flags, as_json)
         return
     set_verbosity(quiet=quiet, verbose=verbose)
-    if (pipeline := flags.read_pipeline()) is not None:
-        from synthia_batch.runner.pipeline import run_pipeline
-
-        results = run_pipeline(*pipeline, lambda: Display(quiet=quiet), force=force)
-        _print_stages(results, as_json)
-        raise typer.Exit(max(stage.exit_code for stage in results))
+    layers = flags.read_layers(allows_stages=True)
+    if layers[-1].sets("stages"):
+        _run_stages(layers, flags.job_file, quiet=quiet, as_json=as_json, force=force)
     display = Display(quiet=quiet)
-    job = resolve_job(flags.read_layers())
+    job = resolve_job(layers)
     with _log_details(job) if verbose else nullcontext():
         result = run_resolved_job(job, display, force=force)
     print_result(result, as_json)
     raise typer.Exit(result.exit_code)
 
 
-def _print_stages(stages: "Sequence[StageResult]", as_json: bool) -> None:
-    """Print what became of each stage, and the directory of the last one."""
-    for stage in stages:
-        _log.info(f"{stage.name}: {stage.describe()}, {stage.result.directory}")
-    last = stages[-1]
-    if not last.is_complete:
-        _log.info(f"the pipeline ended in {last.name}; resume with: {describe_command()}")
+def _run_stages(
+    layers: "Sequence[Layer]", path: "Path", *, quiet: bool, as_json: bool, force: bool
+) -> NoReturn:
+    """Run the pipeline in the last of `layers`, print what became of each stage, and exit."""
+    from synthia_batch.core.console import Display
+    from synthia_batch.job.loading.pipeline_file import read_pipeline
+    from synthia_batch.runner.monitoring.result import RunResult
+    from synthia_batch.runner.pipeline import run_pipeline
+
+    pipeline = read_pipeline(layers[-1], path)
+    done = run_pipeline(pipeline, layers[:-1], lambda: Display(quiet=quiet), force=force)
+    for stage in done.stages:
+        counts = f"{stage.kept} of {stage.result.samples} samples kept"
+        _log.info(f"{stage.name}: {counts}, {stage.result.directory}")
+    last = done.stages[-1]
+    if not done.is_complete:
+        if isinstance(last.result, RunResult) and last.exit_code:
+            _print_messages(last.result)
+        why = f", on {done.stopped.label}" if done.stopped else ""
+        _log.info(f"the pipeline ended in {last.name}{why}; resume with: {describe_command()}")
     if as_json:
-        told = [stage.to_dict() for stage in stages]
-        show(encode_json({"directory": str(last.result.directory), "stages": told}))
-    elif last.is_complete:
+        stages = [_describe_stage(stage) for stage in done.stages]
+        state = "complete" if done.is_complete else "incomplete"
+        show(encode_json({"directory": str(done.directory), "state": state, "stages": stages}))
+    elif done.is_complete:
         show(last.result.directory)
+    raise typer.Exit(done.exit_code)
+
+
+def _describe_stage(stage: "StageResult") -> dict[str, Any]:
+    from synthia_batch.runner.monitoring.result import RunResult
+
+    result = stage.result
+    state = "complete"
+    if isinstance(result, RunResult):
+        state = "too_many_failures" if result.has_too_many_failures else _name_state(result)
+    counts = {"samples": result.samples, "kept": stage.kept, "failed": result.samples - stage.kept}
+    return {"name": stage.name, "directory": str(result.directory), "state": state, **counts}
 
 
 def print_result(result: "RunResult", as_json: bool) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from synthia_batch.operations.rerun import RerunResult, RerunSelection
     from synthia_batch.results.verify.repair import RepairResult
     from synthia_batch.results.verify.verify import Verification
+    from synthia_batch.storage.recovery import OnProgress
 
 EXIT_DAMAGED = 4
 SHOWN_DIFFERENCES = 10
@@ -40,7 +41,8 @@ def verify(
 ) -> None:
     """Check every file of a run: checksums, pages, columns, order, and one output per sample.
 
-    For a run in a store, every byte is downloaded and checked.
+    For a run in a store, every byte is downloaded and checked. Of a pipeline every stage is, and that each is
+    made of the one before.
 
     With --rerun N, regenerate N of its samples in different batches instead, and compare them.
     """
@@ -68,13 +70,28 @@ def verify(
             damaged = bool(repaired.remaining)
             text = _repair_to_json(place, repaired) if as_json else _describe_repair(place, repaired)
         else:
-            from synthia_batch.results.verify.verify import verify_run
-
-            found = replace(verify_run(place, display.show, decodes_rows=rows), directory=directory)
-            damaged = bool(found.findings)
-            text = encode_json(found.to_dict()) if as_json else _describe(found)
+            found = _verify_all(place, directory, display.show, rows)
+            damaged = any(one.findings for one in found)
+            told = [one.to_dict() for one in found]
+            as_object = told[0] if len(told) == 1 else {"directory": directory, "stages": told}
+            text = encode_json(as_object) if as_json else "\n".join(map(_describe, found))
     show(text)
     raise typer.Exit(EXIT_DAMAGED if damaged else 0)
+
+
+def _verify_all(
+    place: Path, shown: str, on_progress: "OnProgress", decodes_rows: bool
+) -> "list[Verification]":
+    """Return what is found of a run, or of each stage of a pipeline."""
+    from synthia_batch.results.verify.stages import verify_stages
+    from synthia_batch.results.verify.verify import verify_run
+    from synthia_batch.storage.layout import RunDir
+    from synthia_batch.storage.pipeline_file import read_stages
+
+    stages = read_stages(RunDir(place).pipeline)
+    if stages is not None:
+        return verify_stages(place, stages, on_progress, decodes_rows=decodes_rows)
+    return [replace(verify_run(place, on_progress, decodes_rows=decodes_rows), directory=shown)]
 
 
 def _rerun(directory: Path, selection: "RerunSelection", as_json: bool, quiet: bool, trusts: bool) -> None:

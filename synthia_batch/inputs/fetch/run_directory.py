@@ -40,23 +40,9 @@ def normalize_run(found: LocatedFile, *, makes: bool = True) -> NormalizedFile:
         InputRefused: It was altered, or has no finished sample.
     """
     kind = get_kind("run")
-    try:
-        plan, manifest = read_checksummed(found.path / PLAN), read_checksummed(found.path / MANIFEST)
-        if plan is None or manifest is None:
-            raise UsageError(
-                f"{found.shown}: the run is not complete, so its samples are no input yet; "
-                f"`synthia-batch status {found.shown}` shows how to finish it"
-            )
-        rows = _describe_rows(plan, manifest, found.shown)
-        parts = [part for part in manifest["parts"] if part["path"].startswith("data/")]
-        digest = digest_json(["run", VERSION, rows, [part["rows_digest"] for part in parts]])
-    except IntegrityError as exc:
-        raise InputRefused([f"{found.shown}: {exc}"]) from exc
-    except (KeyError, TypeError) as exc:
-        raise UsageError(
-            f"{found.shown}: another version of synthia-batch made this run ({exc!r}); "
-            f"name its files instead: {found.shown}/data"
-        ) from exc
+    plan, manifest, rows = _read_records(found)
+    parts = [part for part in manifest["parts"] if part["path"].startswith("data/")]
+    digest = _digest(rows, manifest)
     if not parts:
         raise InputRefused([f"{found.shown}: all samples of the run failed: there are no rows"])
     for part in parts:
@@ -81,6 +67,38 @@ def normalize_run(found: LocatedFile, *, makes: bool = True) -> NormalizedFile:
 
     copy = get_normalized_copy(digest[:32], build, found, makes=makes)
     return dataclasses.replace(copy, kind=kind)
+
+
+def digest_run(directory: Path) -> str:
+    """Return the digest of a complete run as an input. Raises as `normalize_run`."""
+    _, manifest, rows = _read_records(LocatedFile(path=directory, shown=directory))
+    return _digest(rows, manifest)
+
+
+def _digest(rows: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    digests = [part["rows_digest"] for part in manifest["parts"] if part["path"].startswith("data/")]
+    return digest_json(["run", VERSION, rows, digests])
+
+
+def _read_records(found: LocatedFile) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the run's plan and manifest, and the arguments of `write_samples` that make its rows."""
+    try:
+        plan, manifest = read_checksummed(found.path / PLAN), read_checksummed(found.path / MANIFEST)
+        if plan is None or manifest is None:
+            raise UsageError(
+                f"{found.shown}: the run is not complete, so its samples are no input yet; "
+                f"`synthia-batch status {found.shown}` shows how to finish it"
+            )
+        rows = _describe_rows(plan, manifest, found.shown)
+        _digest(rows, manifest)
+    except IntegrityError as exc:
+        raise InputRefused([f"{found.shown}: {exc}"]) from exc
+    except (KeyError, TypeError) as exc:
+        raise UsageError(
+            f"{found.shown}: another version of synthia-batch made this run ({exc!r}); "
+            f"name its files instead: {found.shown}/data"
+        ) from exc
+    return plan, manifest, rows
 
 
 def _describe_rows(plan: Mapping[str, Any], manifest: Mapping[str, Any], shown: Path | str) -> dict[str, Any]:

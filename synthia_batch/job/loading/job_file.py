@@ -1,6 +1,8 @@
 """Read a job file as a layer whose relative paths are joined to the file's directory."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.keys import anchor_paths, is_section
@@ -23,16 +25,10 @@ def read_job_file(path: Path, *, allows_stages: bool = False) -> Layer:
     stages = marked.values.get("stages")
     if stages is not None and not allows_stages:
         raise UsageError(f"{path}: a pipeline of stages, which only `synthia-batch run` takes")
-    values = {
-        key: value
-        for key, value in marked.values.items()
-        # A section with all its lines commented out sets nothing.
-        if value is not None or not is_section(Job.model_fields.get(key))
-    }
-    values = anchor_paths(values, path.parent)
+    values = _read_values(marked.values, path.parent)
     if isinstance(stages, list):
         values["stages"] = [
-            anchor_paths(stage, path.parent) if isinstance(stage, dict) else stage for stage in stages
+            _read_values(stage, path.parent) if isinstance(stage, dict) else stage for stage in stages
         ]
     return Layer(
         origin=f"job file {path}",
@@ -41,6 +37,17 @@ def read_job_file(path: Path, *, allows_stages: bool = False) -> Layer:
         faults=marked.faults,
         is_own=is_own_file(path),
     )
+
+
+def _read_values(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the values of a job with paths joined to `folder`; an empty section sets nothing."""
+    filled = {
+        key: value
+        for key, value in values.items()
+        # A section with all its lines commented out sets nothing.
+        if value is not None or not is_section(Job.model_fields.get(key))
+    }
+    return anchor_paths(filled, folder)
 
 
 def _read_text(path: Path) -> str:

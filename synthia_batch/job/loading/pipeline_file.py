@@ -1,10 +1,11 @@
-"""Read a pipeline: a job file with `stages`, each a job or a selection of its own.
+"""A pipeline: a job file with `stages`, each a job or a selection of its own.
 
-The keys beside `stages` are defaults of every stage that generates.
+The keys beside `stages` are defaults of every stage that generates; those of `input`, only of a stage that
+reads no other.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,129 +15,153 @@ from pydantic import ValidationError
 from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import merge_values
 from synthia_batch.job.loading.errors import explain_faults, refuse_faults
-from synthia_batch.job.loading.job_file import read_job_file
-from synthia_batch.job.loading.layer import Layer, Place
+from synthia_batch.job.loading.layer import Layer
 from synthia_batch.job.loading.merge import merge_layers
 from synthia_batch.job.select import Select
 
 STAGES = "stages"
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_RESERVED = ("id", "row")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
+_RESERVED = ("id", "row", "self")
+_PLACEHOLDER = {"input": {"path": "rows.jsonl"}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """A stage. `layer` has its keys; a stage that selects has `select` instead of those of a job.
 
-    `reads` is the stage whose samples are its rows, None if it names a path.
+    `reads` is the stage whose samples are its rows, None if it names a path. `at` is its place in the file.
     """
 
     name: str
     layer: Layer
     select: Select | None
     reads: str | None
+    at: str
 
-    def refuse(self, key: str, exc: UsageError) -> UsageError:
+    def refuse(self, key: str, exc: UsageError | str) -> UsageError:
         """Return the error about the value of `key`, with its place in the file."""
-        return UsageError(f"{self.layer.find_place(key).at_value or self.layer.origin}: {exc}")
+        return UsageError(f"{self.layer.find_place(key).at_value or self.at}: {exc}")
+
+    def complete(self, given: Mapping[str, Any]) -> Layer:
+        """Return its layer with values for what it does not say."""
+        return replace(self.layer, values=merge_values(given, self.layer.values))
+
+    def declare(self, flags: Sequence[Layer] = ()) -> Any:
+        """Return its job, with an input that stands for what it reads. Raises UsageError."""
+        given = {} if self.reads is None else _PLACEHOLDER
+        return merge_layers([*flags, self.complete(given)]).job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """The stages of a file, in order. `output` is its directory, None for the default."""
+    """The stages of a file, in order. `output` is its directory, None for the default.
+
+    `report`: selections have a report, as runs do.
+    """
 
     name: str
     stages: tuple[Stage, ...]
     output: str | None
+    report: bool = True
 
 
-def read_pipeline(path: Path) -> Pipeline | None:
-    """Return the pipeline in the file at `path`, None if it is a single job.
+def read_pipeline(whole: Layer, path: Path) -> Pipeline:
+    """Return the pipeline of the job file at `path`, whose layer sets STAGES.
 
     Raises:
-        UsageError: The file cannot be read, or is no pipeline that can be run; with file:line:col.
+        UsageError: It cannot be run as it is; with file:line:col.
     """
-    whole = read_job_file(path, allows_stages=True)
-    if STAGES not in whole.values:
-        return None
     listed = whole.values[STAGES]
     if not isinstance(listed, list) or not listed:
         at = whole.find_place(STAGES).at_value
         raise UsageError(f"{at}: stages is a list of stages, each with a name, and is not empty")
-    defaults = {key: value for key, value in whole.values.items() if key not in (STAGES, "name", "output")}
     stages: list[Stage] = []
     for number, values in enumerate(listed):
-        stages.append(_read_stage(whole, number, values, defaults, stages, path.parent))
+        stages.append(_read_stage(whole, number, values, [stage.name for stage in stages]))
     output = whole.values.get("output")
     return Pipeline(
         name=str(whole.values.get("name") or path.stem),
         stages=tuple(stages),
         output=None if output is None else str(output),
+        report=whole.values.get("report") is not False,
     )
 
 
-def _read_stage(
-    whole: Layer,
-    number: int,
-    values: Any,
-    defaults: Mapping[str, Any],
-    before: list[Stage],
-    folder: Path,
-) -> Stage:
+def _read_stage(whole: Layer, number: int, values: Any, known: list[str]) -> Stage:
+    layer, at = _cut_layer(whole, number, values)
+    name = values.get("name") if isinstance(values, dict) else None
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED:
+        raise UsageError(
+            f"{at}: a stage needs a name of letters, digits and _, such as `name: judge`, for its samples"
+        )
+    if name in known:
+        raise UsageError(f"{at}: two stages are named {name}; give each a name of its own")
+    source = values.get("input") or {}
+    if not isinstance(source, dict):
+        raise _refuse(layer, "input", at, "input is a section: `input: {path: FILE}`")
+    if "output" in values:
+        raise _refuse(layer, "output", at, "a stage has no output of its own; set it beside stages, or -o")
+    reads = source.get("stage")
+    if reads is not None and reads not in known:
+        there = ", ".join(known) or "none"
+        what = f"input.stage: there is no stage {reads} before this one; there are {there}"
+        raise _refuse(layer, "input.stage", at, what)
+    if reads is not None and "path" in source:
+        raise _refuse(layer, "input.path", at, "input names a stage and a path; name one")
+    if reads is None and "path" not in source and known:
+        reads = known[-1]
+    is_selection = "select" in values
+    if is_selection:
+        select = _read_selection(layer, at, known)
+    own = {key: value for key, value in source.items() if key != "stage"}
+    defaults = {key: value for key, value in whole.values.items() if key not in (STAGES, "name", "output")}
+    inherited = {} if is_selection else {k: v for k, v in defaults.items() if k != "input" or reads is None}
+    layer = replace(layer, values=merge_values(inherited, {**values, "input": own}))
+    if reads is None and not is_selection and "path" not in layer.values["input"]:
+        raise UsageError(f"{at}: the first stage needs an input: `input: {{path: questions.jsonl}}`")
+    stage = Stage(name=name, layer=layer, select=select if is_selection else None, reads=reads, at=at)
+    if not is_selection:
+        stage.declare()
+    return stage
+
+
+def _cut_layer(whole: Layer, number: int, values: Any) -> tuple[Layer, str]:
+    """Return the layer of a stage alone, with the places of the defaults behind its own, and its place."""
     prefix = f"{STAGES}.{number}."
     places = {key: place for key, place in whole.places.items() if not key.startswith(f"{STAGES}.")}
     places |= {
         key.removeprefix(prefix): place for key, place in whole.places.items() if key.startswith(prefix)
     }
     at = whole.find_place(prefix.rstrip(".")).at_value or whole.origin
-    name = values.get("name") if isinstance(values, dict) else None
-    known = [stage.name for stage in before]
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED:
-        raise UsageError(f"{at}: a stage needs a name of letters, digits and _, such as `name: judge`")
-    if name in known:
-        raise UsageError(f"{at}: two stages are named {name}; give each a name of its own")
-    source = values.get("input") or {}
-    reads = source.get("stage") if isinstance(source, dict) else None
-    if reads is not None and reads not in known:
-        raise UsageError(
-            f"{places.get('input.stage', Place(origin='', at_value=at)).at_value}: input.stage: there is no "
-            f"stage {reads} before this one; there are {', '.join(known) or 'none'}"
-        )
-    has_path = isinstance(source, dict) and "path" in source
-    if reads is None and not has_path and before:
-        reads = known[-1]
-    values = {**values, "input": {key: value for key, value in source.items() if key != "stage"}}
-    layer = replace(whole, values=values, places=places, faults=() if before else whole.faults)
-    if "select" in values:
-        return _read_selection(name, layer, reads, at)
-    if reads is None and not has_path and "path" not in (defaults.get("input") or {}):
-        raise UsageError(f"{at}: the first stage needs an input: `input: {{path: questions.jsonl}}`")
-    inherited = {key: value for key, value in defaults.items() if key != "input" or reads is None}
-    layer = replace(layer, values=merge_values(inherited, values))
-    with_input = {"input": {"path": str(folder)}} if reads is not None else {}
-    merge_layers([replace(layer, values=merge_values(with_input, layer.values))])
-    return Stage(name=name, layer=layer, select=None, reads=reads)
+    own = values if isinstance(values, dict) else {}
+    return replace(whole, values=own, places=places, faults=whole.faults if number == 0 else ()), at
 
 
-def _read_selection(name: str, layer: Layer, reads: str | None, at: str) -> Stage:
-    if reads is None:
-        raise UsageError(f"{at}: a stage that selects needs a stage before it")
+def _read_selection(layer: Layer, at: str, known: list[str]) -> Select:
+    source = layer.values.get("input") or {}
+    if not known or "path" in source:
+        raise _refuse(layer, "input", at, "a stage that selects reads a stage before it, not a path")
     others = [key for key in layer.values if key not in ("name", "input", "select")]
+    others += [f"input.{key}" for key in source if key != "stage"]
     if others:
-        place = layer.find_place(others[0]).at_key or at
-        raise UsageError(
-            f"{place}: a stage that selects generates nothing and has no {others[0]}; leave it out"
-        )
+        what = f"a stage that selects generates nothing: it has no {others[0]}"
+        raise UsageError(f"{layer.find_place(others[0]).at_key or at}: {what}")
+    steps = layer.values["select"] or {}
+    if not isinstance(steps, dict):
+        raise _refuse(layer, "select", at, "select is a section: `select: {where: EXPRESSION}`")
     try:
-        select = Select.model_validate(layer.values["select"] or {})
+        select = Select.model_validate(steps)
     except ValidationError as exc:
-        nested = replace(
-            layer,
-            values=layer.values["select"],
-            places={key.removeprefix("select."): place for key, place in layer.places.items()},
-        )
-        refuse_faults(explain_faults(exc, [nested]))
+        first = exc.errors()[0]
+        if not first["loc"]:
+            raise _refuse(layer, "select", at, first["msg"].partition(", ")[2]) from exc
+        places = {key.removeprefix("select."): place for key, place in layer.places.items()}
+        refuse_faults(explain_faults(exc, [replace(layer, values=steps, places=places)]))
         raise
     if not select.identify():
-        raise UsageError(f"{at}: nothing is selected: set where, best, dedup, limit or sample")
-    return Stage(name=name, layer=layer, select=select, reads=reads)
+        raise _refuse(layer, "select", at, "nothing is selected: set where, best, dedup, limit or sample")
+    return select
+
+
+def _refuse(layer: Layer, key: str, at: str, what: str) -> UsageError:
+    return UsageError(f"{layer.find_place(key).at_value or at}: {what}")

@@ -21,6 +21,8 @@ from synthia_batch.job.loading.layer import Place
 
 MOST_VALUES = 10_000
 """More than this is not a job file: aliases of aliases, or data."""
+_STAGE = re.compile(r"^stages\.\d+\.")
+"""Before a key of a pipeline's stage, which is that of a job."""
 _NULL = "tag:yaml.org,2002:null"
 _STRING = "tag:yaml.org,2002:str"
 _DATE = "tag:yaml.org,2002:timestamp"
@@ -185,7 +187,8 @@ class _Reader:
         if node.tag not in _SCALARS:
             self._fault(node.start_mark, key, f"the tag {_name_tag(node)} is not supported; remove it")
             return None
-        is_text = node.tag in (_STRING, _DATE) or (node.tag != _NULL and wants_text(drop_numbers(key)))
+        name = drop_numbers(_STAGE.sub("", key))
+        is_text = node.tag in (_STRING, _DATE) or (node.tag != _NULL and wants_text(name))
         if is_text:
             return text
         if node.tag.endswith(":int") and _AMBIGUOUS.fullmatch(text):

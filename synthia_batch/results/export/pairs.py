@@ -62,9 +62,10 @@ class Pairer:
     """Pairs the answers of `run`, one of `names.runs`, by the mean of their scores.
 
     Answers to one prompt are compared: of one row and one system message, and with equal turns before them.
-    Of equal scores the earlier answer is chosen, or rejected. `left_out` counts the prompts without a pair:
-    fewer than two different answers have a number as their score, or the scores are not more than `min_gap`
-    apart. `faults` counts the samples on which the expression failed, `first_fault` says how.
+    Of equal scores the earlier answer is chosen, or rejected; one with the chosen one's text is not rejected.
+    `left_out` counts the prompts without a pair: fewer than two different answers have a number as their
+    score, or the scores are not more than `min_gap` apart. `faults` counts the samples on which the
+    expression failed, `first_fault` says how.
     """
 
     score: Expression
@@ -123,7 +124,7 @@ class Pairer:
         for one in answers.values():
             key = json.dumps([message.to_dict() for message in one.prompt])
             prompts.setdefault(key, []).append(one)
-        yield from prompts.values()
+        yield from prompts.values() or [[]]  # Every answer of the row was cut off.
 
     def _read_answer(self, sample: FinishedSample) -> tuple[int, Answer] | None:
         """Return the answer that `sample` is, or is about, with its number; None if it is left out."""
@@ -156,6 +157,6 @@ class Pairer:
         if not rated:
             return None
         chosen = max(rated, key=lambda answer: answer.score)
-        rejected = min(rated, key=lambda answer: answer.score)
-        is_far = chosen.score - rejected.score > self.min_gap
-        return Pair(chosen, rejected) if is_far and chosen.message != rejected.message else None
+        others = [answer for answer in rated if answer.message != chosen.message]
+        rejected = min(others, key=lambda answer: answer.score, default=chosen)
+        return Pair(chosen, rejected) if chosen.score - rejected.score > self.min_gap else None

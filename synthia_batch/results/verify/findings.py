@@ -29,6 +29,8 @@ class FindingKind(StrEnum):
     """The record of the last epoch is damaged. Other files name their epochs."""
     CANARY = "canary"
     """The expected canary answers are damaged, and samples exist that depend on them."""
+    LINK = "link"
+    """A stage of a pipeline is not made of what the stage before it has now. The pipeline can be run anew."""
     PLAN = "plan"
     """The plan is damaged. Nothing else can be checked without it."""
 
@@ -46,6 +48,7 @@ REMEDIES = {
         "restore it from a copy; or remove it, if you know that the engines are the same as at the start "
         "of the run: their next answers then become the expected ones"
     ),
+    FindingKind.LINK: "run the pipeline again: it makes the stage anew, beside this one",
     FindingKind.PLAN: (
         "restore it from a copy; or let `verify --repair` remove it, and run the original job on the same "
         "input to rewrite it: the run resumes only if the plan is the same"

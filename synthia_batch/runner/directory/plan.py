@@ -40,12 +40,8 @@ def refuse_identity(identity: Mapping[str, Any], run_dir: RunDir) -> None:
             raise IdentityMismatch("\n".join(lines))
     elif run_dir.root.exists() and not run_dir.root.is_dir():
         raise UsageError(f"-o {run_dir.root}: expected a directory, got a file; name a directory")
-    elif run_dir.root.exists() and not run_dir.hidden.exists() and _has_other_files(run_dir):
+    elif run_dir.root.exists() and not run_dir.hidden.exists() and any(run_dir.root.iterdir()):
         raise UsageError(f"-o {run_dir.root}: expected a run or an empty directory, got other files")
-
-
-def _has_other_files(run_dir: RunDir) -> bool:
-    return any(path != run_dir.stages for path in run_dir.root.iterdir())
 
 
 def scan_input(
