@@ -7,17 +7,21 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from synthia_batch.core.types import Message
+from synthia_batch.results.export.preference import (
+    to_preference,
+    to_preference_messages,
+    to_preference_sharegpt,
+)
+from synthia_batch.results.export.turns import find_calls, list_messages, list_spoken
 from synthia_batch.results.read.samples import FinishedSample
 
-if TYPE_CHECKING:  # they load pyarrow and Jinja, and --help lists the formats
-    from synthia_batch.results.export.pairs import Pair
+if TYPE_CHECKING:  # it loads pyarrow, and --help lists the formats
     from synthia_batch.results.read.failures import FailedSample
 
 _TABLE_COLUMNS = (
     "id", "row_index", "sample_index", "system", "prompt", "response", "reasoning", "finish_reason",
     "prompt_tokens", "completion_tokens",
 )  # fmt: skip
-_SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 Convert = Callable[..., Iterator[dict[str, Any]]]
 
@@ -41,15 +45,15 @@ class ExportFormat:
 def to_messages(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
     """Yield `messages` in OpenAI's format, as TRL, Axolotl and LLaMA-Factory read conversations."""
     for sample in samples:
-        yield {"messages": _list_messages(sample.messages), **sample.kept}
+        yield {"messages": list_messages(sample.messages), **sample.kept}
 
 
 def to_prompt_completion(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
     """Yield `prompt` and `completion`, the last answer: TRL trains on the completion alone."""
     for sample in samples:
         yield {
-            "prompt": _list_messages(sample.messages[:-1]),
-            "completion": _list_messages(sample.messages[-1:]),
+            "prompt": list_messages(sample.messages[:-1]),
+            "completion": list_messages(sample.messages[-1:]),
             **sample.kept,
         }
 
@@ -57,7 +61,7 @@ def to_prompt_completion(samples: Iterable[FinishedSample]) -> Iterator[dict[str
 def to_sharegpt(samples: Iterable[FinishedSample]) -> Iterator[dict[str, Any]]:
     """Yield `conversations` of `from` (system, human, gpt) and `value`."""
     for sample in samples:
-        turns = [spoken for turn in sample.messages for spoken in _list_spoken(turn)]
+        turns = [spoken for turn in sample.messages for spoken in list_spoken(turn)]
         yield {"conversations": turns, **sample.kept}
 
 
@@ -129,38 +133,6 @@ def to_openai_batch(
         yield {"id": f"batch_req_{row}", "custom_id": sample.id, "response": None, "error": error}
 
 
-def to_preference(pairs: Iterable["Pair"]) -> Iterator[dict[str, Any]]:
-    """Yield `prompt`, `chosen` and `rejected` as TRL reads conversations, and the scores."""
-    for pair in pairs:
-        yield {
-            "prompt": _list_messages(pair.chosen.prompt),
-            "chosen": _list_messages([pair.chosen.message]),
-            "rejected": _list_messages([pair.rejected.message]),
-            "score_chosen": pair.chosen.score,
-            "score_rejected": pair.rejected.score,
-        }
-
-
-def to_preference_messages(pairs: Iterable["Pair"]) -> Iterator[dict[str, Any]]:
-    """Yield `messages`, and `chosen` and `rejected` as a message each: Axolotl's chat_template.default."""
-    for pair in pairs:
-        yield {
-            "messages": _list_messages(pair.chosen.prompt),
-            "chosen": pair.chosen.message.to_dict(),
-            "rejected": pair.rejected.message.to_dict(),
-        }
-
-
-def to_preference_sharegpt(pairs: Iterable["Pair"]) -> Iterator[dict[str, Any]]:
-    """Yield `conversations`, and `chosen` and `rejected` as a turn each: LLaMA-Factory's ranking form."""
-    for pair in pairs:
-        yield {
-            "conversations": [spoken for turn in pair.chosen.prompt for spoken in _list_spoken(turn)],
-            "chosen": {"from": "gpt", "value": pair.chosen.message.content},
-            "rejected": {"from": "gpt", "value": pair.rejected.message.content},
-        }
-
-
 def _describe_error(sample: "FailedSample", count: int) -> dict[str, str]:
     more = f" ({count} samples of this request failed)" if count > 1 else ""
     return {"code": sample.code, "message": f"{sample.message}{more}"}
@@ -216,25 +188,6 @@ FORMATS: Mapping[str, ExportFormat] = {
 }  # fmt: skip
 
 
-def _list_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [turn.to_dict() for turn in messages]
-
-
-def _find_calls(turn: Message) -> Sequence[Mapping[str, Any]]:
-    return (turn.extra or {}).get("tool_calls") or ()
-
-
-def _list_spoken(turn: Message) -> list[dict[str, str]]:
-    """Return a message in ShareGPT's shape, each of its tool calls as a message of its own."""
-    spoken = [
-        {"from": "function_call", "value": json.dumps(call["function"], ensure_ascii=False)}
-        for call in _find_calls(turn)
-    ]
-    if spoken and not turn.content:
-        return spoken
-    return [{"from": _SHAREGPT_NAMES.get(turn.role, turn.role), "value": turn.content}, *spoken]
-
-
 def _find_system(messages: Sequence[Message]) -> str:
     return messages[0].content if messages[0].role == "system" else ""
 
@@ -252,7 +205,7 @@ def _pair_turns(sample: FinishedSample) -> list[tuple[str, str]]:
             questions = []
         elif turn.role != "system":
             questions.append(turn.content)
-    if _find_calls(sample.messages[-1]):
+    if find_calls(sample.messages[-1]):
         pairs[-1] = (pairs[-1][0], sample.response)
     return pairs
 
@@ -281,7 +234,7 @@ def _list_calls(choice: FinishedSample) -> list[dict[str, Any]]:
             "type": "function",
             "function": {"name": call["function"]["name"], "arguments": _encode_arguments(call["function"])},
         }
-        for number, call in enumerate(_find_calls(choice.messages[-1]))
+        for number, call in enumerate(find_calls(choice.messages[-1]))
     ]
 
 
@@ -300,7 +253,7 @@ def _describe_answer(choice: FinishedSample) -> dict[str, Any]:
 def _choose_finish_reason(choice: FinishedSample) -> str:
     if choice.is_cut_off:
         return "length"
-    return "tool_calls" if _find_calls(choice.messages[-1]) else "stop"
+    return "tool_calls" if find_calls(choice.messages[-1]) else "stop"
 
 
 def _complete_chat(name: str, choices: Sequence[FinishedSample]) -> dict[str, Any]:
