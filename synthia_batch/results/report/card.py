@@ -166,7 +166,8 @@ def _describe_statistics(facts: CardFacts, counts: RunCounts) -> Iterator[str]:
         yield from ("", f"The answers' lengths are in tokens. They ended by: {reasons}.")
     if counts.failures:
         failures = ", ".join(f"{_code(code)} {count:,}" for code, count in counts.failures_by_count.items())
-        yield from ("", f"Those that {facts.fate}, by code: {failures}.")
+        what = "was not kept" if "select" in facts.identity else "could not be made"
+        yield from ("", f"What {what}, by code: {failures}.")
 
 
 def _describe_group(name: str, group: SystemCounts) -> str:
