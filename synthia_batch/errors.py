@@ -5,6 +5,7 @@ SynthiaBatchError
 │   └── InputRefused      2   faults found in the input, up to ten of them listed
 ├── ModelUnavailable      2   the model named cannot be found or prepared
 │   └── ModelElsewhere    2   it cannot be had on this machine, but perhaps on another
+├── NothingSelected       3   a selection would keep no sample
 ├── IdentityMismatch      4   the run directory belongs to another job
 ├── IntegrityError        4   a file of the run is damaged
 │   └── JournalCorrupt    4   a complete frame fails its checksum, or names another shard
@@ -63,6 +64,12 @@ class ModelUnavailable(SynthiaBatchError):
 
 class ModelElsewhere(ModelUnavailable):
     """The model is too large for this machine, or the Hub cannot be reached from it."""
+
+
+class NothingSelected(SynthiaBatchError):
+    """A selection would keep no sample: there is no such dataset."""
+
+    exit_code = 3
 
 
 class IdentityMismatch(SynthiaBatchError):

@@ -214,9 +214,10 @@ def _check_prompt(stage: Stage, job: Job, before: SampleNames | None) -> None:
         raise stage.refuse("input.prompt_template", f"{path}: cannot be read: {why}") from exc
     except UsageError as exc:
         raise stage.refuse("input.prompt_template", exc) from exc
-    for name in names if before is not None else ():
-        if before is not None and name not in before.top:
-            what = f"{path.name}: there is no {name}{suggest(name, before.top)}"
+    known = names if before is None else before.top
+    for name in names:
+        if name not in known:
+            what = f"{path.name}: there is no {name}{suggest(name, known)}"
             raise stage.refuse("input.prompt_template", what)
 
 

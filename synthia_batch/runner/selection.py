@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from synthia_batch.core.events import EventBus
 from synthia_batch.core.types import Shard
-from synthia_batch.errors import IntegrityError, SynthiaBatchError, UsageError
+from synthia_batch.errors import IntegrityError, NothingSelected, UsageError
 from synthia_batch.job.identity import digest_text, fingerprint
 from synthia_batch.job.loading.command_line import read_command
 from synthia_batch.job.select import Select
@@ -31,7 +30,8 @@ from synthia_batch.results.select.decide import PLACE, Decisions, Selector, Verd
 from synthia_batch.results.select.names import name_samples
 from synthia_batch.results.verify.facts import RunFacts, read_facts
 from synthia_batch.results.verify.stages import digest_parts
-from synthia_batch.runner.directory.plan import refuse_identity
+from synthia_batch.runner.directory.plan import describe_parts, refuse_identity
+from synthia_batch.runner.directory.session import read_time
 from synthia_batch.scheduler.events import AttemptEnded, AttemptStarted, CommandTyped, ShardPublished
 from synthia_batch.storage.atomic import make_directory, sync_directory
 from synthia_batch.storage.events import EventLog
@@ -54,12 +54,6 @@ from synthia_batch.storage.recovery import (
 )
 
 _log = logging.getLogger(__name__)
-
-
-class NothingSelected(SynthiaBatchError):
-    """No sample is kept: there is no such dataset."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +144,7 @@ class _Selection:
         """Publish every shard that is missing, then the card and the manifest."""
         run_dir, facts, before = self.run_dir, self.facts, self.before
         make_directory(run_dir.hidden)
-        with RunLock(run_dir, _now()) as owner:
+        with RunLock(run_dir, read_time()) as owner:
             run_dir.create()
             digest = write_plan_once(run_dir.plan, self.plan)
             writer = replace(facts.writer, plan_digest=digest, epoch=owner.epoch)
@@ -160,7 +154,7 @@ class _Selection:
             remove_leftovers(run_dir, states)
             events = EventBus()
             with (
-                closing(EventLog.open(run_dir.events, _now)) as log,
+                closing(EventLog.open(run_dir.events, read_time)) as log,
                 closing(PartLedger.open(run_dir.ledger, writer)) as ledger,
             ):
                 events.subscribe(log.write)
@@ -222,10 +216,7 @@ class _Selection:
             fingerprint=facts.fingerprint,
             # Of several files, data/ does not say which has the row.
             source_file=plan["name"] if "source_files" in plan else plan["source_file"],
-            metadata={
-                "synthia_batch.fingerprint": plan["fingerprint"],
-                **{f"synthia_batch.system.{name}": digest for name, digest in plan["identity"]["system"]},
-            },
+            metadata=describe_parts(plan["fingerprint"], plan["identity"]),
         )
 
     def _count(self, shard: Shard) -> ShardPublished:
@@ -278,7 +269,3 @@ def _spell_command(source: Path, select: Select) -> list[str]:
     """Return the words of a command that makes this selection."""
     steps = [f"--{name}={value}" for name, value in select.identify().items()]
     return ["synthia-batch", "select", str(source), *steps]
-
-
-def _now() -> datetime:
-    return datetime.now().astimezone()

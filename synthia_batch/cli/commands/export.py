@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +11,11 @@ import typer
 from synthia_batch.cli.flags import split_names, split_pair
 from synthia_batch.cli.run_location import RunLocation, open_location
 from synthia_batch.core.terminal import show
-from synthia_batch.results.export.formats import FORMATS
+from synthia_batch.results.export.formats import FORMATS, ExportFormat
 
 if TYPE_CHECKING:
     from synthia_batch.results.export.pairs import Pairer
+    from synthia_batch.results.read.run import Run
 
 
 def export(
@@ -46,23 +47,13 @@ def export(
 ) -> None:
     """Write a finished dataset for TRL, Axolotl, LLaMA-Factory, OpenAI's batch readers or a spreadsheet."""
     from synthia_batch.core.formatting import format_count
-    from synthia_batch.results.export.kept import name_kept_columns, rename_kept
+    from synthia_batch.results.export.kept import name_kept_columns
     from synthia_batch.results.export.pairs import open_pairer
     from synthia_batch.results.export.recipes import describe_use
     from synthia_batch.results.export.writer import write_records
     from synthia_batch.results.read.run import open_complete_run
 
-    chosen = FORMATS.get(to)
-    if chosen is None:
-        raise typer.BadParameter(f"--to {to}: unknown format; choose one of {', '.join(FORMATS)}")
-    if reader is not None and (reader != "spreadsheet" or chosen.name != "csv"):
-        raise typer.BadParameter(f"--for {reader}: expected --to csv --for spreadsheet")
-    if chosen.takes_pairs and score is None:
-        raise typer.BadParameter(f"--to {to}: expected --score EXPRESSION, such as judge.json.score")
-    if not 0 <= min_gap < math.inf:
-        raise typer.BadParameter(f"--min-gap {min_gap}: expected a number of at least 0")
-    if score is not None and not chosen.takes_pairs:
-        raise typer.BadParameter(f"--score: --to {to} has no pairs; choose --to preference")
+    chosen = _choose_format(to, reader, score, min_gap)
     names = name_kept_columns(
         chosen,
         split_names(keep_columns or ""),
@@ -71,16 +62,12 @@ def export(
     with open_location(directory) as place:
         finished = open_complete_run(place)
         pairer = None
-        if score is not None:
+        if score is None:
+            records = _convert(chosen, finished, names, drop_truncated)
+        else:
             pairer = open_pairer(place, score, per, min_gap=min_gap, drops_truncated=drop_truncated)
-        columns = tuple(names) if pairer is None else pairer.list_kept()
-        with_logprobs = pairer.needs_logprobs if pairer is not None else chosen.takes_logprobs
-        samples = finished.samples(columns, with_logprobs=with_logprobs)
-        samples = rename_kept(samples, names) if pairer is None else samples
-        if drop_truncated and pairer is None:
-            samples = (sample for sample in samples if not sample.is_cut_off)
-        rows: Iterable[Any] = samples if pairer is None else pairer.pair(samples)
-        records = chosen.convert(rows, **({"failed": finished.failed()} if chosen.takes_failed else {}))
+            samples = finished.samples(pairer.list_kept(), with_logprobs=pairer.needs_logprobs)
+            records = chosen.convert(pairer.pair(samples))
         count = write_records(
             records,
             (*chosen.columns, *names.values()),
@@ -95,6 +82,34 @@ def export(
     show(f"{format_count(count, 'record')}{where}", file=sys.stderr)
     if output is not None:
         show(describe_use(chosen.name, output), file=sys.stderr)
+
+
+def _choose_format(to: str, reader: str | None, score: str | None, min_gap: float) -> ExportFormat:
+    """Return the format named `to`, if the flags beside it belong to it."""
+    chosen = FORMATS.get(to)
+    if chosen is None:
+        raise typer.BadParameter(f"--to {to}: unknown format; choose one of {', '.join(FORMATS)}")
+    if reader is not None and (reader != "spreadsheet" or chosen.name != "csv"):
+        raise typer.BadParameter(f"--for {reader}: expected --to csv --for spreadsheet")
+    if chosen.takes_pairs and score is None:
+        raise typer.BadParameter(f"--to {to}: expected --score EXPRESSION, such as judge.json.score")
+    if not 0 <= min_gap < math.inf:
+        raise typer.BadParameter(f"--min-gap {min_gap}: expected a number of at least 0")
+    if score is not None and not chosen.takes_pairs:
+        raise typer.BadParameter(f"--score: --to {to} has no pairs; choose --to preference")
+    return chosen
+
+
+def _convert(
+    chosen: ExportFormat, finished: "Run", names: Mapping[str, str], drops_truncated: bool
+) -> Iterator[dict[str, Any]]:
+    """Return the records of single samples, with the kept columns `names`."""
+    from synthia_batch.results.export.kept import rename_kept
+
+    samples = rename_kept(finished.samples(tuple(names), with_logprobs=chosen.takes_logprobs), names)
+    if drops_truncated:
+        samples = (sample for sample in samples if not sample.is_cut_off)
+    return chosen.convert(samples, **({"failed": finished.failed()} if chosen.takes_failed else {}))
 
 
 def _tell_left_out(pairer: "Pairer") -> None:

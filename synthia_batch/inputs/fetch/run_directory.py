@@ -41,8 +41,7 @@ def normalize_run(found: LocatedFile, *, makes: bool = True) -> NormalizedFile:
     """
     kind = get_kind("run")
     plan, manifest, rows = _read_records(found)
-    parts = [part for part in manifest["parts"] if part["path"].startswith("data/")]
-    digest = _digest(rows, manifest)
+    parts, digest = _list_parts(manifest), _digest(rows, manifest)
     if not parts:
         raise InputRefused([f"{found.shown}: all samples of the run failed: there are no rows"])
     for part in parts:
@@ -76,8 +75,11 @@ def digest_run(directory: Path) -> str:
 
 
 def _digest(rows: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
-    digests = [part["rows_digest"] for part in manifest["parts"] if part["path"].startswith("data/")]
-    return digest_json(["run", VERSION, rows, digests])
+    return digest_json(["run", VERSION, rows, [part["rows_digest"] for part in _list_parts(manifest)]])
+
+
+def _list_parts(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [part for part in manifest["parts"] if part["path"].startswith("data/")]
 
 
 def _read_records(found: LocatedFile) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

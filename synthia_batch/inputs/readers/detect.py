@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from synthia_batch.core.types import KeptColumn
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.base import Columns, FileScan, Selection
-from synthia_batch.inputs.records.columns import resolve_columns
+from synthia_batch.inputs.records.columns import resolve_columns, spell_name
 
 if TYPE_CHECKING:
     from synthia_batch.inputs.readers.scan import InputScan
@@ -81,7 +81,7 @@ def detect_columns(readers: Sequence[FileReader], selection: Selection) -> Detec
         first = first or (reader if names.places else None)
         advice = advice or names.advice
         if names.needs_prompt and not selection.names_prompt:
-            seen = ", ".join(f"{{{{ {spell_variable(name)} }}}}" for name in names.places)
+            seen = ", ".join(f"{{{{ {spell_name(name)} }}}}" for name in names.places)
             raise UsageError(
                 f"{reader.shown}: say what is asked of a run's samples: --prompt-template FILE sees {seen}; "
                 "or name a column with --prompt-column or --messages-column"
@@ -98,11 +98,6 @@ def detect_columns(readers: Sequence[FileReader], selection: Selection) -> Detec
     except UsageError as exc:
         raise UsageError(f"{exc}; {advice}" if advice else str(exc)) from exc
     return Detected(columns=first.refine(resolved), resolved=resolved, places=places, shown=first.shown)
-
-
-def spell_variable(name: str) -> str:
-    """Return the name of a column as a prompt template has it."""
-    return name if name.isidentifier() else f'row["{name}"]'
 
 
 def refuse_empty(place: Path | str, what: str) -> InputRefused:

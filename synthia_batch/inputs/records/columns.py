@@ -265,6 +265,11 @@ def _find_flag(name: str) -> str:
     return next((hint for names, hint in _NEAR_SYNONYMS if names.fullmatch(name)), "").format(name)
 
 
+def spell_name(name: str) -> str:
+    """Return the name of a column as a template or an expression has it."""
+    return name if name.isidentifier() and name not in ("row", "self") else f'row["{name}"]'
+
+
 def show_names(names: Sequence[str]) -> str:
     """Return the names in one line, the first 30 of them."""
     shown = ", ".join(ascii(name) if not name.isprintable() else name for name in names[:MAX_NAMES_SHOWN])

@@ -115,11 +115,9 @@ class Pairer:
             if answer is None:
                 continue
             index, made = answer
-            score = self._rate(sample)
+            known, score = answers.setdefault(index, made), self._rate(sample)
             if not math.isnan(score):
-                answers.setdefault(index, made).scores.append(score)
-            else:
-                answers.setdefault(index, made)
+                known.scores.append(score)
         prompts: dict[str, list[Answer]] = {}
         for one in answers.values():
             key = json.dumps([message.to_dict() for message in one.prompt])

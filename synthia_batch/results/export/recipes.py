@@ -76,11 +76,11 @@ def list_for_axolotl(name: str, path: Path) -> str:
         "    ds_type: json",
         f"    type: {_AXOLOTL[name]}",
     ]
+    if name == "messages":
+        lines += ["    field_messages: messages", *_map_fields("role", "content")]
     if name == "preference-messages":
-        lines = ["rl: dpo", *lines, "    field_messages: messages"]
-        lines += ["    field_chosen: chosen", "    field_rejected: rejected"]
-    if name in ("messages", "preference-messages"):
-        lines += ["    field_messages: messages"] * (name == "messages") + _map_fields("role", "content")
+        fields = ["messages: messages", "chosen: chosen", "rejected: rejected"]
+        lines = ["rl: dpo", *lines, *(f"    field_{one}" for one in fields), *_map_fields("role", "content")]
     if name == "sharegpt":
         lines += ["    field_messages: conversations", *_map_fields("from", "value")]
     return "\n".join(lines)

@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from synthia_batch.core.sandbox import make_sandbox, refuse_chance
 from synthia_batch.core.template_limits import LimitedEnvironment, evaluate_limited
 from synthia_batch.errors import UsageError
+from synthia_batch.inputs.records.columns import spell_name
 from synthia_batch.inputs.records.faults import RowFault
 from synthia_batch.inputs.records.strict_json import parse_json
 
@@ -228,11 +229,6 @@ def suggest(name: str, known: Sequence[str]) -> str:
     """Return what an unknown name may have meant, to stand behind it."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {spell_name(near[0])}?" if near else f"; there are {_join(known)}"
-
-
-def spell_name(name: str) -> str:
-    """Return the name as a template or an expression has it."""
-    return name if name.isidentifier() and name not in (ROW, "self") else f'{ROW}["{name}"]'
 
 
 def _join(names: Sequence[str]) -> str:

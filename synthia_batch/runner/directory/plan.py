@@ -91,9 +91,12 @@ def make_assembler(job: ResolvedJob, source: Source, scan: Scan, plan: Mapping[s
             source_files=tuple(plan.get("source_files", ())),
             kept=scan.kept,
             optional=list_optional(job.identity),
-            metadata={
-                "synthia_batch.fingerprint": job.fingerprint,
-                **{f"synthia_batch.system.{name}": digest for name, digest in job.identity["system"]},
-            },
+            metadata=describe_parts(job.fingerprint, job.identity),
         ),
     )
+
+
+def describe_parts(fingerprint: str, identity: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metadata of every part of the run with this identity."""
+    systems = {f"synthia_batch.system.{name}": digest for name, digest in identity["system"]}
+    return {"synthia_batch.fingerprint": fingerprint, **systems}

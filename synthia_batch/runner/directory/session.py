@@ -157,7 +157,7 @@ class RunSession:
         self.writer = dataclasses.replace(self.writer, epoch=owner.epoch)
         with ExitStack() as stack:
             stack.enter_context(keep_log(self.run_dir.run_log))
-            log = stack.enter_context(closing(EventLog.open(self.run_dir.events, _now)))
+            log = stack.enter_context(closing(EventLog.open(self.run_dir.events, read_time)))
             self.events.subscribe(log.write)
             stack.callback(self.events.unsubscribe, log.write)
             self.events.publish(AttemptStarted(epoch=owner.epoch, pid=owner.pid, host=owner.host))
@@ -223,7 +223,7 @@ def lock_run(
     # The innermost first.
     made = [path for path in (run_dir.hidden, *run_dir.hidden.parents) if not path.exists()]
     make_directory(run_dir.hidden)
-    lock = RunLock(run_dir, _now())
+    lock = RunLock(run_dir, read_time())
     lock.take()
     try:
         refuse_other_identity(job, run_dir)  # Another process may have begun a run in the meantime.
@@ -265,5 +265,6 @@ def tidy_complete_run(job: ResolvedJob) -> None:
             write_job(run_dir.job, job.explicit)
 
 
-def _now() -> datetime:
+def read_time() -> datetime:
+    """Return the wall time with its zone."""
     return datetime.now().astimezone()

@@ -10,26 +10,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from synthia_batch.core.types import KeptColumn, Shard
 from synthia_batch.storage.layout import ROW_GROUP_ROWS, RunDir
 from synthia_batch.storage.parts.columns import digest_file, open_part, read_part
-from synthia_batch.storage.parts.options import WRITE_OPTIONS
 from synthia_batch.storage.parts.reader import (
     SampleGrid,
     list_missing,
     number_made,
     place_data_rows,
 )
-from synthia_batch.storage.parts.schema import (
-    DATA_NAMES,
-    data_schema,
-    describe_features,
-    failed_schema,
-    kept_type,
-)
+from synthia_batch.storage.parts.schema import DATA_NAMES, failed_schema, kept_type
+from synthia_batch.storage.parts.writer import describe_data, describe_failed, open_writer
 from synthia_batch.storage.publish import EncodedPart, EncodedShard
 
 _COPIED = ("id", "row_index", "sample_index", "messages")
@@ -78,9 +71,7 @@ def encode_selection(
     that is not kept. The memory is that of the encoded parts, a row group of data/, and all that is not kept.
     """
     data, failed = run.run_dir.data_part(shard), run.run_dir.failed_part(shard)
-    schema = data_schema(run.kept, run.grid.optional).with_metadata(
-        dict(sorted({**run.metadata, **describe_features(run.kept)}.items()))
-    )
+    schema = describe_data(run.kept, run.grid.optional, run.metadata)
     made = encode_tables(_filter(data, is_kept), schema) if data.exists() else None
     dropped = _list_dropped(data, is_kept, explain, run.source_file)
     tables = [dropped] if dropped is not None else []
@@ -90,15 +81,13 @@ def encode_selection(
     ordinals = _number_failed(run, shard, data, is_kept)
     rows = pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
     rows = rows.take(pa.array(np.argsort(ordinals, kind="stable")))
-    failed_format = failed_schema().with_metadata(dict(sorted(run.metadata.items())))
-    return EncodedShard(shard=shard, data=made, failed=encode_tables([rows], failed_format))
+    return EncodedShard(shard=shard, data=made, failed=encode_tables([rows], describe_failed(run.metadata)))
 
 
 def encode_tables(tables: Iterable[pa.Table], schema: pa.Schema) -> EncodedPart | None:
     """Return the part with the rows of `tables`, whose columns are those of `schema`; None without rows."""
-    options = {name: value for name, value in WRITE_OPTIONS.items() if name != "row_group_size"}
     sink, rows = pa.BufferOutputStream(), 0
-    with pq.ParquetWriter(sink, schema, **options) as writer:
+    with open_writer(sink, schema) as writer:
         for group in _regroup(tables):
             # One chunk: pages must not depend on how the rows arrived.
             writer.write_table(

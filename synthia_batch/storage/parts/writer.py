@@ -80,8 +80,7 @@ class PartEncoder(Generic[RecordT]):
     def _write_group(self) -> None:
         layout = self._layout
         if self._writer is None:
-            options = {name: value for name, value in WRITE_OPTIONS.items() if name != "row_group_size"}
-            self._writer = pq.ParquetWriter(self._sink, layout.schema, **options)
+            self._writer = open_writer(self._sink, layout.schema)
         # One chunk: pages must not depend on how the rows arrived.
         table = pa.Table.from_arrays(layout.encode(self._waiting), schema=layout.schema)
         self._table, self._waiting = table.combine_chunks(), []
@@ -104,8 +103,8 @@ def open_data_part(part_format: PartFormat) -> PartEncoder[DataRecord]:
         kept = (_encode_kept(records, column) for column in part_format.kept)
         return [*_encode_columns(columns, records, part_format), *kept]
 
-    schema = data_schema(part_format.kept, part_format.optional)
-    return PartEncoder(_Layout(_describe(schema, part_format, describe_features(part_format.kept)), encode))
+    schema = describe_data(part_format.kept, part_format.optional, part_format.metadata)
+    return PartEncoder(_Layout(schema, encode))
 
 
 def open_failed_part(part_format: PartFormat) -> PartEncoder[FailedRecord]:
@@ -114,7 +113,7 @@ def open_failed_part(part_format: PartFormat) -> PartEncoder[FailedRecord]:
     def encode(records: Sequence[FailedRecord]) -> list[pa.Array]:
         return _encode_columns(FAILED_COLUMNS, records, part_format)
 
-    return PartEncoder(_Layout(_describe(failed_schema(), part_format), encode))
+    return PartEncoder(_Layout(describe_failed(part_format.metadata), encode))
 
 
 def encode_data_part(records: Iterable[DataRecord], part_format: PartFormat) -> EncodedPart:
@@ -136,11 +135,23 @@ def _encode(encoder: PartEncoder[RecordT], records: Iterable[RecordT]) -> Encode
     return part
 
 
-def _describe(
-    schema: pa.Schema, part_format: PartFormat, features: Mapping[str, str] | None = None
+def open_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a part in `sink`, to be written a row group at a time."""
+    options = {name: value for name, value in WRITE_OPTIONS.items() if name != "row_group_size"}
+    return pq.ParquetWriter(sink, schema, **options)
+
+
+def describe_data(
+    kept: Sequence[KeptColumn], optional: Sequence[str], metadata: Mapping[str, str]
 ) -> pa.Schema:
-    metadata = dict(sorted({**part_format.metadata, **(features or {})}.items()))
-    return schema.with_metadata(metadata)
+    """Return the schema of data/ with `metadata` and the features of the `kept` columns."""
+    described = {**metadata, **describe_features(kept)}
+    return data_schema(kept, optional).with_metadata(dict(sorted(described.items())))
+
+
+def describe_failed(metadata: Mapping[str, str]) -> pa.Schema:
+    """Return the schema of failed/ with `metadata`."""
+    return failed_schema().with_metadata(dict(sorted(metadata.items())))
 
 
 def _encode_columns(
