@@ -1,7 +1,7 @@
 """The resolved job: the input of plan, engines and store."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +71,10 @@ class EngineSpec:
     structure: Structure | None = None
     uses_mla: bool = False
     weights_bytes: int | None = None
+
+    def loads_like(self, other: "EngineSpec") -> bool:
+        """Whether an engine loaded for `other` can serve this: they differ in what is asked of it alone."""
+        return replace(self, sampling=other.sampling, structure=other.structure) == other
 
     @property
     def is_elsewhere(self) -> bool:

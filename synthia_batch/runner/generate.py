@@ -13,9 +13,8 @@ from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.core.types import Failed, Finished, InputFile, Request
 from synthia_batch.errors import SampleRefused, SynthiaBatchError
 from synthia_batch.inputs import Scan, open_files
-from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.units import count_allowed
-from synthia_batch.runner.directory.canary_record import check_canary, find_change, list_canaries
+from synthia_batch.runner.directory.canary_record import check_canary, find_change
 from synthia_batch.runner.directory.session import RunSession
 from synthia_batch.runner.subset import PendingSamples, SampleSubset
 from synthia_batch.scheduler.dispatcher import Dispatcher
@@ -24,27 +23,12 @@ from synthia_batch.scheduler.events import EngineChanged, OutcomesRecorded
 from synthia_batch.scheduler.multi_turn import MultiTurnSession, open_multi_turn
 from synthia_batch.scheduler.order import choose_order
 from synthia_batch.scheduler.throughput import ThroughputMeter
-from synthia_batch.storage.layout import RunDir
-from synthia_batch.workers.pools import open_pool
-from synthia_batch.workers.pools.base import Pool, WorkerReady, WorkerSpec
-from synthia_batch.workers.pools.startup import PoolStarter
+from synthia_batch.workers.pools.base import WorkerReady
 
 _log = logging.getLogger(__name__)
 
 LOGGED_OF_EACH = 3
 """So many of each kind are logged with their place in the input, then only their number: 10, 100, ..."""
-
-
-def start_pool(job: ResolvedJob) -> PoolStarter:
-    """Return a starter of the job's pool, which begins on request and stops the pool in the end."""
-
-    log_path = RunDir(job.output).worker_log
-
-    def make_pool() -> Pool:
-        worker_spec = WorkerSpec(engine=job.engine, canaries=list_canaries(job), log_path=log_path)
-        return open_pool(job.pool, worker_spec)
-
-    return PoolStarter(make_pool, log_path=log_path)
 
 
 def generate(session: RunSession, display: Display, subset: SampleSubset | None = None) -> DrainReason | None:

@@ -27,6 +27,7 @@ from synthia_batch.results.select.decide import Selector
 from synthia_batch.results.select.expressions import SampleNames, suggest
 from synthia_batch.results.select.names import name_samples
 from synthia_batch.results.verify.facts import read_facts
+from synthia_batch.runner.engines import KeptEngines
 from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.runner.run import run_resolved_job
@@ -100,7 +101,7 @@ def run_pipeline(
     results: list[StageResult] = []
     drain, root = DrainRequest(), given or Path()
     reports = next((layer.values["report"] for layer in flags if "report" in layer.values), pipeline.report)
-    with drain.listen():
+    with drain.listen(), KeptEngines() as engines:
         for number, stage in enumerate(pipeline.stages, start=1):
             _log.info(f"stage {number} of {len(pipeline.stages)}, {stage.name}")
             result: RunResult | SelectResult
@@ -114,7 +115,8 @@ def run_pipeline(
                 if number == 1:
                     root = given or Path("outputs") / f"{pipeline.name}-{job.fingerprint[:8]}"
                 place = RunDir(root).stages / f"{stage.name}-{job.fingerprint[:8]}"
-                result = run_resolved_job(dataclasses.replace(job, output=place), make_display(), force=force)
+                job = dataclasses.replace(job, output=place)
+                result = run_resolved_job(job, make_display(), force=force, engines=engines)
             directories[stage.name] = result.directory
             results.append(StageResult(name=stage.name, result=result))
             records.append(StageRecord(name=stage.name, directory=result.directory.name, reads=stage.reads))

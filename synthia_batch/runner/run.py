@@ -21,7 +21,8 @@ from synthia_batch.runner.directory.plan import refuse_other_identity
 from synthia_batch.runner.directory.reopen import FailureChoice
 from synthia_batch.runner.directory.run_store import RunStore
 from synthia_batch.runner.directory.session import RunSession, lock_run, tidy_complete_run
-from synthia_batch.runner.generate import generate, start_pool
+from synthia_batch.runner.engines import KeptEngines, start_pool
+from synthia_batch.runner.generate import generate
 from synthia_batch.runner.memory_fit import refuse_without_room
 from synthia_batch.runner.monitoring.lifecycle import follow_run, open_drain
 from synthia_batch.runner.monitoring.result import RunResult
@@ -63,8 +64,10 @@ def run_job(
         return run_resolved_job(resolved, display, force=force)
 
 
-def run_resolved_job(job: ResolvedJob, display: Display, *, force: bool = False) -> RunResult:
-    """Generate every sample of `job` that its run directory does not have yet."""
+def run_resolved_job(
+    job: ResolvedJob, display: Display, *, force: bool = False, engines: KeptEngines | None = None
+) -> RunResult:
+    """Generate every sample of `job` that its run directory does not have yet, with `engines` if given."""
     started = time.monotonic()
     if (cost := describe_job_cost(job.engine)) is not None:
         _log.info(cost)
@@ -80,7 +83,7 @@ def run_resolved_job(job: ResolvedJob, display: Display, *, force: bool = False)
         return _make_result(job, manifest, started, made=0, drained=None)
     events = EventBus()
     with follow_run(job, events) as report_end:
-        with open_session(job, display, events, force=force) as session:
+        with open_session(job, display, events, force=force, engines=engines) as session:
             result = run_attempt(session, display)
         report_if_complete(job)
         report_end(result.ending)
@@ -89,11 +92,17 @@ def run_resolved_job(job: ResolvedJob, display: Display, *, force: bool = False)
 
 @contextmanager
 def open_session(
-    job: ResolvedJob, display: Display, events: EventBus | None = None, *, force: bool = False
+    job: ResolvedJob,
+    display: Display,
+    events: EventBus | None = None,
+    *,
+    force: bool = False,
+    engines: KeptEngines | None = None,
 ) -> Iterator[RunSession]:
     """Lock and inspect the job's run directory during the block, with a pool that is ready to be started.
 
-    Run, retry and partial runs all begin here. Subscribers of `events` get the run's events.
+    Run, retry and partial runs all begin here. Subscribers of `events` get the run's events. `engines` may
+    be loaded already, and outlive the block.
 
     Raises:
         UsageError: This machine is too small for the engines, and not `force`.
@@ -104,7 +113,7 @@ def open_session(
     with (
         drain.listen(),
         lock_run(job, claims_remote=True, drain=drain) as session,
-        start_pool(job) as starter,
+        engines.lend(job) if engines is not None else start_pool(job) as starter,
     ):
         session.starter = starter
         session.events = events or session.events

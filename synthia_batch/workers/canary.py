@@ -19,6 +19,7 @@ from blake3 import blake3
 
 from synthia_batch.core.types import Failed, Finished, Outcome, Request
 from synthia_batch.errors import DeterminismBroken, UsageError
+from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import Engine, EngineFacts
 
 
@@ -66,6 +67,12 @@ def run_canaries(engine: Engine, canaries: Canaries) -> CanaryAnswer:
         texts=_digest({ordinal: _describe(answer) for ordinal, answer in together.items()}),
         bits=_digest({ordinal: _format_logprob(answer) for ordinal, answer in together.items()}),
     )
+
+
+def adopt_spec(engine: Engine, spec: EngineSpec, canaries: Canaries | None) -> CanaryAnswer | None:
+    """Use `engine` for `spec`, and return its answer to the canaries, as of one that was loaded for it."""
+    engine.adopt(spec)
+    return run_canaries(engine, canaries) if canaries else None
 
 
 def _answer(engine: Engine, requests: Sequence[Request]) -> dict[int, Finished]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from synthia_batch.core.types import Outcome, Request
 from synthia_batch.errors import SampleRefused, UsageError
+from synthia_batch.job.resolved import EngineSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,13 @@ class Engine(Protocol):
 
     def abort(self) -> None:
         """Drop all unfinished requests. They yield no outcome."""
+
+    def adopt(self, spec: EngineSpec) -> None:
+        """Answer from now on as `spec` says, which loads like the engine's own. There are no requests.
+
+        Raises:
+            UsageError: The engine does not accept it.
+        """
 
     def close(self) -> None:
         """Free the device. The engine is not used afterwards."""

@@ -51,9 +51,7 @@ class ScriptedEngine:
     def __init__(self, spec: EngineSpec, placement: Placement) -> None:
         self._options = parse_options(spec.settings)
         self._max_num_seqs = max(1, self._options.max_num_seqs >> placement.reduction.total)
-        self._max_tokens = spec.sampling.max_tokens
-        self._structure = spec.structure
-        self._logprobs = spec.sampling.logprobs
+        self.adopt(spec)
         self._max_model_len = spec.max_model_len
         self._waiting: deque[Request] = deque()
         self._running: deque[tuple[float, Request]] = deque()
@@ -72,6 +70,12 @@ class ScriptedEngine:
             capacity=2 * self._max_num_seqs,
             max_model_len=self._max_model_len,
         )
+
+    def adopt(self, spec: EngineSpec) -> None:
+        """Answer with the limits and the structure of `spec`."""
+        self._max_tokens = spec.sampling.max_tokens
+        self._structure = spec.structure
+        self._logprobs = spec.sampling.logprobs
 
     def add(self, request: Request) -> None:
         """Queue `request`; refuse it if its prompt leaves no room for an answer."""

@@ -9,11 +9,15 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from synthia_batch.core.types import Failed, Outcome, Request
 from synthia_batch.errors import EngineOutOfMemory, SampleRefused
 from synthia_batch.workers.engine import Engine
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +41,20 @@ class Delivery:
     returned: tuple[int, ...] = ()
 
 
-class Worker:
-    """Runs one engine and delivers outcomes as they arrive."""
+NOTHING = Delivery(outcomes=(), steps=0, unfinished=0, error=None)
 
-    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+
+class Worker:
+    """Runs one engine and delivers outcomes as they arrive, to the caller of the current `epoch`."""
+
+    def __init__(
+        self, engine: Engine, clock: Callable[[], float] = time.monotonic, *, epoch: int = 0
+    ) -> None:
         self._engine = engine
         self._clock = clock
+        self._epoch = epoch
+        self._renewal: Callable[[], None] | None = None
+        self._renewed: Future[None] = Future()
         self._busy_seconds = 0.0
         self._busy_since: float | None = None
         self._cached_prompt_tokens = engine.cached_prompt_tokens
@@ -70,12 +82,34 @@ class Worker:
             self._unfinished += len(requests)
             self._changed.notify_all()
 
-    def collect(self, wait_seconds: float) -> Delivery:
+    def renew(self, epoch: int, change: Callable[[Engine], Result]) -> Result:
+        """Have the loop's thread `change` the engine for another job, whose epoch is `epoch`.
+
+        Drops unfinished requests. Earlier epochs get nothing any more, also from calls that are waiting.
+
+        Raises:
+            RuntimeError: The loop has ended. Other errors are those of `change`.
+        """
+        results: list[Result] = []
+        with self._changed:
+            if self._error is not None or self._stopping:
+                raise RuntimeError(self._error or "the engine is stopped")
+            self._epoch, self._renewed = epoch, Future()
+            self._renewal = lambda: results.append(change(self._engine))
+            self._aborting = True
+            self._changed.notify_all()
+        self._renewed.result()
+        return results[0]
+
+    def collect(self, wait_seconds: float, epoch: int = 0) -> Delivery:
         """Return what ended since the last call, waiting up to `wait_seconds` if nothing has."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._outbox or self._returned or self._error is not None, timeout=wait_seconds
+                lambda: self._outbox or self._returned or self._error is not None or self._epoch != epoch,
+                timeout=wait_seconds,
             )
+            if self._epoch != epoch:
+                return NOTHING
             outcomes, self._outbox = tuple(self._outbox), []
             returned, self._returned = tuple(self._returned), []
             return Delivery(
@@ -113,12 +147,14 @@ class Worker:
             while self._admit():
                 self._deliver(self._engine.step(), steps=1)
             self._engine.close()
+            self._refuse_renewal(RuntimeError("the engine is stopped"))
         except BaseException as exc:  # Whatever ended the loop, the pool must learn of it.
             with self._changed:
                 self._error = traceback.format_exc()
                 self._is_out_of_memory = isinstance(exc, EngineOutOfMemory)
                 self._mark_idle()
                 self._changed.notify_all()
+            self._refuse_renewal(exc)
 
     def _admit(self) -> bool:
         """Move the inbox into the engine, waiting while idle; False ends the loop."""
@@ -136,14 +172,33 @@ class Worker:
                 self._aborting = False
                 requests = ()
                 self._mark_idle()
+            renewal, self._renewal = self._renewal, None
             if self._stopping:
                 return False
             if self._unfinished and self._busy_since is None:
                 self._busy_since = self._clock()
+        if renewal is not None:
+            self._run_renewal(renewal)
         refused = [failed for request in requests if (failed := self._add(request)) is not None]
         if refused:
             self._deliver(refused, steps=0)
         return True
+
+    def _run_renewal(self, renewal: Callable[[], None]) -> None:
+        try:
+            renewal()
+        except BaseException as exc:  # The caller's to handle: the loop goes on.
+            self._refuse_renewal(exc)
+            return
+        with self._changed:
+            self._outbox, self._returned = [], []
+            self._steps, self._busy_seconds = 0, 0.0
+            self._cached_prompt_tokens = self._engine.cached_prompt_tokens
+        self._renewed.set_result(None)
+
+    def _refuse_renewal(self, exc: BaseException) -> None:
+        if not self._renewed.done():
+            self._renewed.set_exception(exc)
 
     def _return_waiting(self) -> None:
         self._recalling = False

@@ -18,7 +18,10 @@ from inside import Killed, call, dying_at
 from synthia_batch.core.console import Display
 from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.pipeline_file import read_pipeline
+from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.runner.pipeline import run_pipeline
+from synthia_batch.workers.engine import Engine, Placement
+from synthia_batch.workers.pools import local
 
 FILE = """\
 name: judged
@@ -93,6 +96,62 @@ def test_stages_are_runs_of_which_each_reads_the_one_before(pipeline: Path, caps
     refused = call(capsys, "status", root)
     assert refused.code == 2
     assert f"{root}: a pipeline, whose stages are runs; name one in {root}/stages: answer-" in refused.err
+
+
+def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which each load of an engine in this process adds."""
+    loads: list[str] = []
+    load = local.load_engine
+
+    def note(spec: EngineSpec, placement: Placement) -> Engine:
+        loads.append(spec.kind)
+        return load(spec, placement)
+
+    monkeypatch.setattr(local, "load_engine", note)
+    return loads
+
+
+def test_stages_with_the_same_engine_load_it_once(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Also beyond a selection, and with other sampling; the kills below compare with engines loaded anew."""
+    asks = "input: {prompt_template: judge.j2}"
+    more = f"  - name: again\n    {asks}\n    sampling: {{max_tokens: 5, temperature: 0.1}}\n"
+    pipeline.write_text(FILE.replace(asks, asks + "\n    structured: {choice: [good, bad]}") + more)
+    loads = count_loads(monkeypatch)
+    done = call(capsys, "run", "judged.yaml", "--json")
+    assert done.code == 0, done.err
+    assert (len(loads), done.err.count("the engines stay loaded")) == (1, 2)
+    _, judged, _, again = (read(Path(stage["directory"])) for stage in json.loads(done.out)["stages"])
+    assert {row["response"] for row in judged} == {"good", "bad"}
+    assert max(row["completion_tokens"] for row in again) == 5
+
+    pipeline.write_text(pipeline.read_text().replace("temperature: 0.1}", "temperature: 0.1}\n    seed: 1"))
+    done = call(capsys, "run", "judged.yaml")
+    assert (done.code, len(loads)) == (0, 2), "stages that are complete load nothing"
+
+
+def test_a_stage_with_another_engine_loads_it_when_the_one_before_has_ended(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    asks = "input: {prompt_template: judge.j2}"
+    pipeline.write_text(FILE.replace(asks, asks + "\n    engine: {max_num_seqs: 2}"))
+    loads = count_loads(monkeypatch)
+    done = call(capsys, "run", "judged.yaml")
+    assert (done.code, len(loads)) == (0, 2), done.err
+    assert "stay loaded" not in done.err
+
+
+def test_engines_in_rays_processes_stay_loaded_too(pipeline: Path, synthia: Command, capsys: Any) -> None:
+    pipeline.write_text(FILE.replace("kind: local", "kind: ray"))
+    done = synthia("run", "judged.yaml", "--workers", "2", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    logs = sorted(Path("out").glob("stages/judge-*/.synthia/logs/worker-*.log"))
+    assert logs, done.stderr  # The other worker may have loaded too late for a sample.
+    assert all("the engine was loaded for an earlier run: " in log.read_text() for log in logs)
+    pipeline.write_text(FILE)
+    assert call(capsys, "run", "judged.yaml", "-o", "plain").code == 0
+    assert content(Path("out")) == content(Path("plain"))
 
 
 def test_the_same_command_makes_nothing_again(pipeline: Path, capsys: Any) -> None:

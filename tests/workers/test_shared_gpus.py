@@ -33,9 +33,10 @@ def make_pool(monkeypatch: pytest.MonkeyPatch, engines_per_gpu: int) -> RayPool:
     for index, (node, gpu) in enumerate([("a", "0"), ("a", "0"), ("a", "1"), ("b", "0")]):
         location = Location(node=node, pid=1, cores=(0,), gpus=(gpu,))
         handle: Any = SimpleNamespace(
-            index=index, epoch=index, location=location, waits_to_load=True, is_loading=False, pending=None
-        )
-        handle.actor = SimpleNamespace(collect=SimpleNamespace(remote=lambda seconds: "collect"))
+            index=index, epoch=index, location=location, waits_to_load=True, is_loading=False, pending=None,
+            is_outdated=False,
+        )  # fmt: skip
+        handle.actor = SimpleNamespace(collect=SimpleNamespace(remote=lambda seconds, epoch: "collect"))
         pool._handles[index] = handle
     return pool
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from synthia_batch.errors import PoolFailed, UsageError
 from synthia_batch.inputs.base import PROGRESS_ROWS
 from synthia_batch.inputs.readers.jsonl import JsonlSource
 from synthia_batch.job.resolved import PoolSpec
+from synthia_batch.job.sections import EngineKind
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.driver import Driver
 from synthia_batch.workers.engine import NO_REDUCTION, EngineFacts, Reduction
@@ -225,12 +227,15 @@ class ClosableEngine:
     def abort(self) -> None:
         """It has no requests."""
 
+    def adopt(self, spec: object) -> None:
+        """It answers nothing."""
+
     def close(self) -> None:
         self.is_closed.set()
 
 
-def open_local_pool(directory: Path) -> LocalPool:
-    engine = dataclasses.replace(SPEC, kind="scripted")
+def open_local_pool(directory: Path, kind: EngineKind = "scripted") -> LocalPool:
+    engine = dataclasses.replace(SPEC, kind=kind)
     worker_spec = WorkerSpec(engine=engine, canaries=None, log_path=lambda worker: directory / "log")
     spec = PoolSpec(kind="local", workers=1, ray_address=None, watchdog_seconds=9, load_timeout_seconds=9)
     return LocalPool(spec, worker_spec)
@@ -278,3 +283,60 @@ def test_an_engine_that_has_loaded_after_it_was_given_up_is_closed_and_not_used(
     assert [event.epoch for event in events if isinstance(event, WorkerReady)] == [2]
     assert not engines[1].is_closed.is_set()
     pool.stop()
+
+
+def test_renewing_a_local_pool_waits_for_no_load_and_uses_no_engine_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines, goes_on, loads = [ClosableEngine(), ClosableEngine()], threading.Event(), []
+
+    def load(spec: object, placement: object) -> ClosableEngine:
+        loads.append(spec)
+        assert goes_on.wait(5)
+        return engines[len(loads) - 1]
+
+    monkeypatch.setattr("synthia_batch.workers.pools.local.load_engine", load)
+    pool = open_local_pool(tmp_path, kind="vllm")
+    monkeypatch.setattr("synthia_batch.workers.pools.local._send_logs_to", lambda path: None)
+    pool.start()
+    pool.renew(pool._worker_spec)
+    goes_on.set()
+    assert wait_for_ready(pool).epoch == 3
+    assert [engine.is_closed.is_set() for engine in engines] == [True, False], "a process holds one of vLLM's"
+    pool.stop()
+
+
+def test_a_worker_that_was_lost_is_started_by_a_renewal_and_its_death_is_no_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying(ClosableEngine):
+        def abort(self) -> None:
+            raise RuntimeError("the device is gone")
+
+    engines: list[ClosableEngine] = [Dying(), ClosableEngine()]
+    load = lambda spec, placement: engines.pop(0)  # noqa: E731
+    monkeypatch.setattr("synthia_batch.workers.pools.local.load_engine", load)
+    pool = open_local_pool(tmp_path)
+    pool.start()
+    ready = wait_for_ready(pool)
+    pool.abort()
+    deadline = time.monotonic() + 10
+    while pool._workers[0].collect(0, ready.epoch).error is None:
+        assert time.monotonic() < deadline
+    pool.renew(pool._worker_spec)
+    events: list[PoolEvent] = []
+    while not any(isinstance(event, WorkerLost) for event in events):
+        events += pool.poll(5)
+    assert {event.epoch for event in events if isinstance(event, WorkerLost)} == {3}, (
+        "not of the epoch before"
+    )
+    pool.restart(0)
+    assert wait_for_ready(pool).epoch == 4
+    pool.stop()
+
+
+def wait_for_ready(pool: LocalPool) -> WorkerReady:
+    while True:
+        for event in pool.poll(5):
+            if isinstance(event, WorkerReady):
+                return event

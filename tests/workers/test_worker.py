@@ -57,6 +57,9 @@ class EchoEngine:
     def abort(self) -> None:
         self.held.clear()
 
+    def adopt(self, spec: object) -> None:
+        """It asks nothing of a specification."""
+
     def close(self) -> None:
         self.closed = True
 
@@ -241,3 +244,79 @@ def test_what_an_engine_does_not_accept_is_one_line_without_values() -> None:
     assert line.startswith("max_num_seqs: Input should be a valid integer")
     assert "secret" not in line
     assert describe_refusal(ValueError("no such\n  dtype")) == "no such dtype"
+
+
+def test_a_renewed_worker_serves_only_its_new_epoch_with_the_engine_that_it_has() -> None:
+    engine = EchoEngine()
+    engine.may_step.clear()
+    worker = Worker(engine, epoch=1)
+    worker.start()
+    worker.feed(ask(1, 2))
+    waiting: list[Delivery] = []
+    caller = threading.Thread(target=lambda: waiting.append(worker.collect(60, epoch=1)))
+    caller.start()
+    engine.may_step.set()
+    caller.join(10)
+    assert {outcome.ordinal for outcome in waiting[0].outcomes} == {1, 2}
+
+    caller = threading.Thread(target=lambda: waiting.append(worker.collect(60, epoch=1)))
+    caller.start()
+    threads: list[str] = []
+    assert worker.renew(2, lambda same: (threads.append(threading.current_thread().name), same)[1]) is engine
+    assert threads == ["engine-loop"], "an engine is used by one thread"
+    caller.join(10)
+    assert waiting[1].outcomes == (), "who waited for the earlier epoch is sent away with nothing"
+    worker.feed(ask(3))
+    assert [outcome.ordinal for outcome in worker.collect(0.3, epoch=1).outcomes] == []
+    assert [outcome.ordinal for outcome in worker.collect(10, epoch=2).outcomes] == [3]
+    worker.stop(10)
+    assert engine.closed
+
+
+def test_a_worker_whose_renewal_fails_says_why_and_goes_on() -> None:
+    engine = EchoEngine()
+    worker = Worker(engine)
+    worker.start()
+
+    def refuse(engine: object) -> None:
+        raise UsageError("structured: no")
+
+    with pytest.raises(UsageError, match="structured: no"):
+        worker.renew(1, refuse)
+    assert worker.renew(2, lambda engine: "yes") == "yes"
+    worker.feed(ask(666))
+    while worker.collect(0.1, epoch=2).error is None:
+        pass
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        worker.renew(3, lambda engine: None)
+
+
+def test_a_worker_that_dies_or_stops_in_the_middle_of_a_renewal_does_not_leave_the_caller_waiting() -> None:
+    for ordinal, ends in ((666, "the device is gone"), (1, "stopped")):
+        engine = EchoEngine()
+        engine.may_step.clear()
+        worker = Worker(engine)
+        worker.start()
+        worker.feed(ask(ordinal))
+        while not engine.begun:
+            time.sleep(0.01)
+        errors: list[BaseException] = []
+
+        def renew(worker: Worker = worker, errors: list[BaseException] = errors) -> None:
+            try:
+                worker.renew(1, lambda engine: None)
+            except RuntimeError as exc:
+                errors.append(exc)
+
+        caller = threading.Thread(target=renew)
+        caller.start()
+        while not worker._renewal:
+            time.sleep(0.01)
+        if ordinal == 1:
+            threading.Thread(target=worker.stop, args=(10,)).start()
+            while not worker._stopping:
+                time.sleep(0.01)
+        engine.may_step.set()
+        caller.join(10)
+        assert not caller.is_alive()
+        assert ends in str(errors[0])

@@ -78,6 +78,11 @@ class OpenAIEngine:
             max_model_len=self._model.max_model_len or self._spec.max_model_len,
         )
 
+    def adopt(self, spec: EngineSpec) -> None:
+        """Send requests as `spec` says."""
+        self._spec = spec
+        self.cached_prompt_tokens = 0
+
     def add(self, request: Request) -> None:
         """Queue `request`. Only the server knows the length of its prompt."""
         self._waiting.append(request)

@@ -176,6 +176,12 @@ class Pool(Protocol):
     def unplaced(self) -> int:
         """Number of workers that have waited long for resources; no samples are kept for them."""
 
+    def renew(self, worker_spec: WorkerSpec) -> Sequence[PoolEvent]:
+        """Use the engines for `worker_spec`, which they load like, without waiting; restart the lost ones.
+
+        Each worker begins an epoch. Call it when no sample is in flight; returns the first events.
+        """
+
     def restart(self, worker: int, reduction: Reduction = NO_REDUCTION) -> None:
         """Start the lost `worker` again without waiting, under a new epoch and with less memory."""
 

@@ -8,19 +8,22 @@ import queue
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TextIO
 
 from synthia_batch.core.files import open_to_append
 from synthia_batch.core.types import Request
 from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError, UsageError
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.workers import load_engine
-from synthia_batch.workers.canary import run_canaries
-from synthia_batch.workers.engine import NO_REDUCTION, Placement, Reduction
+from synthia_batch.workers.canary import adopt_spec, run_canaries
+from synthia_batch.workers.engine import NO_REDUCTION, Engine, Placement, Reduction
 from synthia_batch.workers.pools.base import (
     REPORTS_PER_WATCHDOG,
     Cause,
     PoolEvent,
+    WorkerAdded,
     WorkerLoading,
     WorkerLost,
     WorkerReady,
@@ -47,9 +50,13 @@ class LocalPool:
         self._events: queue.SimpleQueue[PoolEvent] = queue.SimpleQueue()
         self._workers: dict[int, Worker] = {}
         self._epochs = itertools.count(1)
+        self._first_epoch = 0
         self._present: dict[int, int] = {}
         self._changing = threading.Lock()
         self._stopping = threading.Event()
+        # One that a renewal found loading must be closed before the next is loaded.
+        is_alone = worker_spec.engine.kind == "vllm"
+        self._holding_one: AbstractContextManager[object] = threading.Lock() if is_alone else nullcontext()
 
     def start(self) -> None:
         """Start a thread for each worker."""
@@ -62,11 +69,23 @@ class LocalPool:
 
     def restart(self, worker: int, reduction: Reduction = NO_REDUCTION) -> None:
         """Start a thread for `worker`."""
+        self._start(worker, reduction, None)
+
+    def _start(self, worker: int, reduction: Reduction, loaded: Worker | None) -> None:
         with self._changing:
             epoch = self._present[worker] = next(self._epochs)
         name = f"worker-{worker}"
         placement = Placement(reduction=reduction, user_threads=os.environ.get("OMP_NUM_THREADS"))
-        threading.Thread(target=self._run, args=(worker, epoch, placement), name=name, daemon=True).start()
+        args = (worker, epoch, placement, loaded)
+        threading.Thread(target=self._run, args=args, name=name, daemon=True).start()
+
+    def renew(self, worker_spec: WorkerSpec) -> Sequence[PoolEvent]:
+        """Start a thread for each worker, which takes over its engine."""
+        self._worker_spec = worker_spec
+        self._first_epoch = next(self._epochs)
+        for worker in range(self.size):
+            self._start(worker, NO_REDUCTION, self._workers.get(worker))
+        return ()
 
     def kill(self, worker: int) -> None:
         """Abandon the thread of `worker`, which continues until the process ends.
@@ -98,7 +117,8 @@ class LocalPool:
             events.append(self._events.get(timeout=timeout_seconds))
             while True:
                 events.append(self._events.get_nowait())
-        return events
+        first = self._first_epoch
+        return [event for event in events if isinstance(event, WorkerAdded) or event.epoch >= first]
 
     def abort(self) -> None:
         """Make every worker drop its unfinished requests."""
@@ -111,14 +131,20 @@ class LocalPool:
         for worker in list(self._workers.values()):  # Worker threads add and remove themselves.
             worker.stop(0 if at_once else _STOP_SECONDS)
 
-    def _run(self, index: int, epoch: int, placement: Placement) -> None:
+    def _run(self, index: int, epoch: int, placement: Placement, loaded: Worker | None) -> None:
         self._events.put(WorkerLoading(worker=index, epoch=epoch))
         try:
-            worker = self._load(index, epoch, placement)
+            if self._worker_spec.engine.kind == "vllm":
+                _send_logs_to(self._worker_spec.log_path(index))
+            if loaded is not None:
+                worker: Worker | None = self._renew(loaded, index, epoch)
+            else:
+                with self._holding_one:
+                    worker = self._load(index, epoch, placement)
             if worker is None:
                 return
             while not self._stopping.is_set() and self._present.get(index) == epoch:
-                delivery = worker.collect(self._collect_seconds)
+                delivery = worker.collect(self._collect_seconds, epoch)
                 for event in read_delivery(index, epoch, delivery):
                     self._events.put(event)
                 if delivery.error is not None:
@@ -135,28 +161,44 @@ class LocalPool:
 
     def _load(self, index: int, epoch: int, placement: Placement) -> Worker | None:
         """Return the worker once its engine is loaded; None if it was abandoned meanwhile."""
-        if self._worker_spec.engine.kind == "vllm":
-            _send_logs_to(self._worker_spec.log_path(index))
-        engine = load_engine(self._worker_spec.engine, placement)
-        canary = run_canaries(engine, self._worker_spec.canaries) if self._worker_spec.canaries else None
+        spec = self._worker_spec
+        engine = load_engine(spec.engine, placement)
+        canary = run_canaries(engine, spec.canaries) if spec.canaries else None
         with self._changing:
             if self._present.get(index) != epoch:
                 engine.close()
                 return None
-            worker = Worker(engine)
+            worker = Worker(engine, epoch=epoch)
             worker.start()
             # Registered only once started: `stop` may be called any time and joins its thread.
             self._workers[index] = worker
         self._events.put(WorkerReady(worker=index, epoch=epoch, facts=engine.facts, canary=canary))
         return worker
 
+    def _renew(self, worker: Worker, index: int, epoch: int) -> Worker:
+        spec = self._worker_spec
+
+        def change(engine: Engine) -> WorkerReady:
+            canary = adopt_spec(engine, spec.engine, spec.canaries)
+            return WorkerReady(worker=index, epoch=epoch, facts=engine.facts, canary=canary)
+
+        self._events.put(worker.renew(epoch, change))
+        return worker
+
+
+class _LogFile(logging.StreamHandler[TextIO]):
+    """Writes to the log of a worker."""
+
 
 def _send_logs_to(path: Path) -> None:
     """Make vLLM, which is not imported yet, log to `path` instead of the terminal."""
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
-    handler = logging.StreamHandler(os.fdopen(open_to_append(path), "a"))
+    handler = _LogFile(os.fdopen(open_to_append(path), "a"))
     handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(name)s: %(message)s"))
     logger = logging.getLogger("vllm")
+    for earlier in [one for one in logger.handlers if isinstance(one, _LogFile)]:
+        logger.removeHandler(earlier)
+        earlier.stream.close()
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False

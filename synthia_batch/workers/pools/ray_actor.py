@@ -14,8 +14,8 @@ from synthia_batch.core.hardware import list_cores
 from synthia_batch.core.types import Request
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers import load_engine
-from synthia_batch.workers.canary import Canaries, CanaryAnswer, run_canaries
-from synthia_batch.workers.engine import EngineFacts, Placement
+from synthia_batch.workers.canary import Canaries, CanaryAnswer, adopt_spec, run_canaries
+from synthia_batch.workers.engine import Engine, EngineFacts, Placement
 from synthia_batch.workers.environment import starts_processes
 from synthia_batch.workers.pools.guard import ENGINE_MARK, Guard
 from synthia_batch.workers.worker import Delivery, Worker
@@ -57,9 +57,14 @@ class EngineActor:
         return Location(node=context.get_node_id(), pid=os.getpid(), cores=list_cores(), gpus=gpus)
 
     def load(
-        self, spec: EngineSpec, placement: Placement, canaries: Canaries | None, log: Path | None
+        self, spec: EngineSpec, placement: Placement, canaries: Canaries | None, log: Path | None, epoch: int
     ) -> Loaded:
-        """Load the engine, run the canaries and start its loop. Its output goes to `log`."""
+        """Load the engine, run the canaries and start its loop. Its output goes to `log`.
+
+        An engine that is loaded is used for `spec`, which it loads like, and for the new `epoch`.
+        """
+        if self._worker is not None:
+            return self._adopt(self._worker, spec, canaries, log, epoch)
         if log is not None:
             _redirect_output(log)
         if placement.spans_nodes:
@@ -74,9 +79,28 @@ class EngineActor:
             raise
         facts = engine.facts
         self._ends_with_process = facts.ends_with_process
-        self._worker = Worker(engine)
+        self._worker = Worker(engine, epoch=epoch)
         self._worker.start()
         return Loaded(facts=facts, canary=canary)
+
+    def _adopt(
+        self, worker: Worker, spec: EngineSpec, canaries: Canaries | None, log: Path | None, epoch: int
+    ) -> Loaded:
+        if log is not None:
+            before = os.readlink("/proc/self/fd/1")
+            with os.fdopen(open_to_append(log), "a") as file:
+                file.write(f"the engine was loaded for an earlier run: {before}\n")
+            if not starts_processes(spec):  # Its processes go on writing where they began.
+                _redirect_output(log)
+
+        def change(engine: Engine) -> Loaded:
+            return Loaded(facts=engine.facts, canary=adopt_spec(engine, spec, canaries))
+
+        try:
+            return worker.renew(epoch, change)
+        except BaseException:
+            traceback.print_exc()
+            raise
 
     def feed(self, requests: Sequence[Request]) -> None:
         """Queue `requests` for the engine."""
@@ -86,9 +110,9 @@ class EngineActor:
         """Recall what the engine has not started."""
         self._loaded().recall()
 
-    def collect(self, wait_seconds: float) -> Delivery:
+    def collect(self, wait_seconds: float, epoch: int) -> Delivery:
         """Return what ended since the last call; see `Worker`."""
-        return self._loaded().collect(wait_seconds)
+        return self._loaded().collect(wait_seconds, epoch)
 
     def abort(self) -> None:
         """Drop all unfinished requests; an engine that is still loading has none."""

@@ -28,8 +28,8 @@ class ActorHandle:
     """One start of one worker.
 
     `location` is None while it waits for resources. It `waits_to_load` while another engine on its GPU is
-    loading. `_pid` is that of its process while it is known to
-    live. `_doubt` is set from when the actor stops answering until Ray knows why.
+    loading. It `is_outdated` if it is loading for a job that has ended. `_pid` is that of its process while
+    it is known to live. `_doubt` is set from when the actor stops answering until Ray knows why.
     """
 
     index: int
@@ -45,6 +45,7 @@ class ActorHandle:
     is_wait_reported: bool = False
     waits_to_load: bool = False
     is_loading: bool = False
+    is_outdated: bool = False
     _pid: int | None = None
     _doubt: Exception | None = None
     _doubted_at: float = 0.0

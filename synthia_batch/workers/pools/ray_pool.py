@@ -78,6 +78,23 @@ class RayPool:
         for worker in range(self.size):
             self.restart(worker)
 
+    def renew(self, worker_spec: WorkerSpec) -> Sequence[PoolEvent]:
+        """Have each actor adopt it, as soon as it is loaded."""
+        self._worker_spec = worker_spec
+        events: list[PoolEvent] = []
+        for worker in range(self.size):
+            handle = self._handles.get(worker)
+            if handle is None:
+                self.restart(worker)
+                continue
+            handle.epoch = next(self._epochs)
+            handle.is_outdated = handle.is_loading
+            if handle.is_loading:
+                events.append(WorkerLoading(worker=worker, epoch=handle.epoch))
+            elif handle.location is not None:
+                handle.waits_to_load = True
+        return events + self._start_loads()
+
     @property
     def unplaced(self) -> int:
         """Number of workers that have waited for resources for a while."""
@@ -168,13 +185,16 @@ class RayPool:
             case Location():
                 handle.waits_to_load = True
                 return self._start_loads()
+            case Loaded() if handle.is_outdated:
+                handle.is_loading, handle.is_outdated, handle.waits_to_load = False, False, True
+                return self._start_loads()
             case Loaded() as loaded:
                 handle.is_loading = False
-                handle.pending = handle.actor.collect.remote(self._collect_seconds)
+                handle.pending = handle.actor.collect.remote(self._collect_seconds, epoch)
                 return [WorkerReady(worker=worker, epoch=epoch, facts=loaded.facts, canary=loaded.canary)]
             case Delivery() as delivery:
                 if delivery.error is None:
-                    handle.pending = handle.actor.collect.remote(self._collect_seconds)
+                    handle.pending = handle.actor.collect.remote(self._collect_seconds, epoch)
                 return read_delivery(worker, epoch, delivery)
             case None:
                 return []
@@ -226,7 +246,8 @@ class RayPool:
         )
         # On other machines Ray's own logs contain the output.
         log = self._worker_spec.log_path(handle.index) if handle.is_here else None
-        return handle.actor.load.remote(self._worker_spec.engine, placement, self._worker_spec.canaries, log)
+        spec = self._worker_spec
+        return handle.actor.load.remote(spec.engine, placement, spec.canaries, log, handle.epoch)
 
     def _report_waiting(self) -> None:
         for handle in self._handles.values():

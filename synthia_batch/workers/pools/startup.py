@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from synthia_batch.workers.pools.base import Pool, PoolEvent, WorkerLost, log_refusal
+from synthia_batch.workers.pools.base import Pool, PoolEvent, WorkerLost, WorkerSpec, log_refusal
 
 POLL_SECONDS = 0.02
 """Short, since the pool can only be taken over between two polls."""
@@ -47,8 +47,26 @@ class PoolStarter:
         self._is_wanted = threading.Event()
         self._is_handed_over = threading.Event()
         self._is_stopped = threading.Event()
+        self._renewal: WorkerSpec | None = None
         self._events: list[PoolEvent] = []
         self._error: BaseException | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the pool is started or starting."""
+        return self._thread is not None
+
+    def renew(self, worker_spec: WorkerSpec) -> None:
+        """Have the pool, which has begun, serve another run: `begin` and `take_over` are for that run now.
+
+        Raises:
+            SynthiaBatchError: The pool cannot start.
+        """
+        self._fetch()
+        if self._error is not None:
+            raise self._error
+        self._renewal = worker_spec
+        self._log_path, self._created_at, self._events = worker_spec.log_path, self._clock(), []
 
     def note_scan(self) -> None:
         """Report that the input is valid so far; after GRACE_SECONDS the engines start.
@@ -66,7 +84,10 @@ class PoolStarter:
             self.begin()
 
     def begin(self) -> None:
-        """Start the pool without waiting, unless already started."""
+        """Start the pool without waiting, or have it serve another run; unless that was done already."""
+        if self._renewal is not None and self._pool is not None:
+            renewal, self._renewal = self._renewal, None
+            self._events += self._pool.renew(renewal)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="pool-start", daemon=True)
             self._thread.start()

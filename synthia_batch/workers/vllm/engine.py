@@ -96,6 +96,16 @@ class VllmEngine:
             max_num_seqs=self._max_num_seqs,
         )
 
+    def adopt(self, spec: EngineSpec) -> None:
+        """Answer with the sampling and the structure of `spec`. The prefix cache keeps what it has."""
+        with setting_errors():
+            check_params(spec)
+        self._spec = spec
+        self._errors.clear()
+        self.cached_prompt_tokens = 0
+        if not has_own_process(self._engine.engine_core):
+            self._log = ProcessLog()  # The output may go to another file now.
+
     def add(self, request: Request) -> None:
         """Queue `request`; refuse it if its prompt leaves no room for an answer."""
         check_prompt_length(request, self._spec.max_model_len)
