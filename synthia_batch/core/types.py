@@ -250,8 +250,9 @@ class Finished:
 
     `logprob` is the natural logarithm of the answer's probability if the request asked for it: for
     comparison only, never written. `logprobs` are those of the last answer's tokens if the job asks for
-    them. `called` is the last answer as a message with tool calls, if it has any. `flags` are set when the
-    shard is published; journals have none.
+    them. `called` is the last answer as a message with tool calls, if it has any. `candidates` is how many
+    answers were generated until this one was accepted, None if each is. `flags` are set when the shard is
+    published; journals have none.
     """
 
     ordinal: int
@@ -265,6 +266,7 @@ class Finished:
     logprob: float | None = None
     logprobs: Logprobs | None = None
     called: Message | None = None
+    candidates: int | None = None
     flags: tuple[str, ...] = ()
 
 
@@ -285,7 +287,8 @@ class Failed:
 class Turn:
     """A finished turn of a conversation that continues; the sample finishes with its last turn.
 
-    `number` counts from 0. The token counts are those of this turn.
+    `number` counts from 0. The token counts are those of this turn. `is_candidate`: it is no turn, but an
+    answer to the sample's one question that was not accepted.
     """
 
     ordinal: int
@@ -294,6 +297,7 @@ class Turn:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    is_candidate: bool = False
 
 
 Outcome = Finished | Failed

@@ -133,8 +133,9 @@ class IdentityParts:
     """The parts of an identity. `model_digests` are those of weights and tokenizer.
 
     `on_overflow` is None if no row has a later turn. `flags` is empty if none are requested, or else has
-    their `names`, whether it `drops`, and the language detector. `quantization` is the checkpoint's own
-    method, `adapter_column` the column with a row's LoRA adapter.
+    their `names`, whether it `drops`, and the language detector. `accept` is empty if every answer is
+    accepted. `quantization` is the checkpoint's own method, `adapter_column` the column with a row's LoRA
+    adapter.
     """
 
     input: InputIdentity
@@ -147,6 +148,7 @@ class IdentityParts:
     quantization: str | None = None
     adapter_column: str | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
+    accept: Mapping[str, Any] = field(default_factory=dict)
 
 
 def identify(parts: IdentityParts) -> dict[str, Any]:
@@ -191,6 +193,7 @@ def identify(parts: IdentityParts) -> dict[str, Any]:
         **({"samples_per_file": plan.samples_per_file} if plan.samples_per_file else {}),
         **conversation,
         **({"flags": dict(parts.flags)} if parts.flags else {}),
+        **({"accept": dict(parts.accept)} if parts.accept else {}),
         **_identify_structure(engine),
         "determinism": engine.determinism,
         "engine": _identify_engine(engine, parts.numerics),

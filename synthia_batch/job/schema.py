@@ -135,6 +135,21 @@ class Job(Section, metaclass=_ReportingFaults):
     """How to treat a conversation with a later turn whose prompt leaves no room for an answer: it fails,
     stops with the answers that it has, or continues without its oldest turns in the prompt. Those are left
     out as soon as there is no room for max_tokens, or half of max_model_len if that is less."""
+    accept: Annotated[
+        str | None,
+        Flag("Prompts and samples", "Ask again until an answer makes it true.", metavar="EXPRESSION"),
+        always("accept", "which answers are kept, with `max_candidates`; only if it is set"),
+    ] = None
+    """Generates another answer for a sample, with the next seed, until this expression is true of one. It
+    is Jinja's, about kept columns and `response`, `reasoning`, `finish_reason`, `completion_tokens` and
+    `json`, the parsed response. The column `candidates` has how many answers it took."""
+    max_candidates: Annotated[
+        Whole,
+        Field(ge=1, le=1000),
+        Flag("Prompts and samples", "With --accept: answers before it fails. [8]", takes=int, metavar="N"),
+        always("accept", "how many answers a sample may take"),
+    ] = 8
+    """So many answers are generated for a sample of which `accept` accepts none; then it fails."""
     flags: Annotated[
         tuple[FlagName, ...],
         Flag(

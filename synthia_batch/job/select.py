@@ -9,6 +9,8 @@ from synthia_batch.job.units import Count
 
 NOT_SELECTED, EXPRESSION_FAILED = "not_selected", "expression_failed"
 """The codes of samples that a selection does not keep."""
+NOT_ACCEPTED, ACCEPT_FAILED = "not_accepted", "accept_failed"
+"""The codes of a sample none of whose answers `accept` accepts, and of one for which it has no value."""
 Positive = Annotated[Count, Field(ge=1)]
 
 

@@ -13,18 +13,19 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.errors import UsageError
+from synthia_batch.inputs.records.expressions import SampleNames, suggest
 from synthia_batch.inputs.records.template import PromptTemplate
 from synthia_batch.job.loading.layer import Layer
 from synthia_batch.job.loading.pipeline_file import Pipeline, Stage
 from synthia_batch.job.schema import Job
 from synthia_batch.job.select import Select
 from synthia_batch.results.select.decide import Selector
-from synthia_batch.results.select.expressions import SampleNames, suggest
 from synthia_batch.results.select.names import name_samples
 from synthia_batch.results.verify.facts import read_facts
 from synthia_batch.runner.engines import KeptEngines
@@ -32,9 +33,11 @@ from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.runner.run import run_resolved_job
 from synthia_batch.runner.selection import SelectResult, select_samples
+from synthia_batch.storage.atomic import make_directory, temporary_path
 from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.lock import RunLock
 from synthia_batch.storage.parts.schema import DATA_COLUMNS
-from synthia_batch.storage.pipeline_file import StageRecord, write_stages
+from synthia_batch.storage.pipeline_file import StageList, StageRecord
 from synthia_batch.storage.plan_file import require_plan
 
 _log = logging.getLogger(__name__)
@@ -94,33 +97,36 @@ def run_pipeline(
         SynthiaBatchError: As for `run_job` and `select_samples`.
     """
     _check_flags(flags)
-    given = _find_output(pipeline, flags)
+    root = _find_output(pipeline, flags)
     _check_names(pipeline, flags)
+    _log.info(_announce(pipeline, 0))
+    first = resolve_job([*flags, _add_input(pipeline.stages[0], {})])
+    root = root or Path("outputs") / f"{pipeline.name}-{first.fingerprint[:8]}"
     directories: dict[str, Path] = {}
-    records: list[StageRecord] = []
     results: list[StageResult] = []
-    drain, root = DrainRequest(), given or Path()
+    drain = DrainRequest()
     reports = next((layer.values["report"] for layer in flags if "report" in layer.values), pipeline.report)
-    with drain.listen(), KeptEngines() as engines:
-        for number, stage in enumerate(pipeline.stages, start=1):
-            _log.info(f"stage {number} of {len(pipeline.stages)}, {stage.name}")
+    with drain.listen(), _lock(root), KeptEngines() as engines:
+        stages = [StageRecord(name=stage.name, reads=stage.reads) for stage in pipeline.stages]
+        noted = StageList(root, stages)
+        for number, stage in enumerate(pipeline.stages):
             result: RunResult | SelectResult
+            if number:
+                _log.info(_announce(pipeline, number))
             if stage.select is not None and stage.reads is not None:
                 source = directories[stage.reads]
                 steps = _complete_steps(stage.select, name_samples(read_facts(source)), pipeline)
                 within = RunDir(root).stages
                 result = select_samples(source, steps, within=within, called=stage.name, reports=reports)
             else:
-                job = resolve_job([*flags, _add_input(stage, directories)])
-                if number == 1:
-                    root = given or Path("outputs") / f"{pipeline.name}-{job.fingerprint[:8]}"
+                job = resolve_job([*flags, _add_input(stage, directories)]) if number else first
                 place = RunDir(root).stages / f"{stage.name}-{job.fingerprint[:8]}"
+                noted.note_run(number, place.name)  # Before it begins: `status` shows how far it is.
                 job = dataclasses.replace(job, output=place)
                 result = run_resolved_job(job, make_display(), force=force, engines=engines)
+            noted.note_run(number, result.directory.name)
             directories[stage.name] = result.directory
             results.append(StageResult(name=stage.name, result=result))
-            records.append(StageRecord(name=stage.name, directory=result.directory.name, reads=stage.reads))
-            write_stages(RunDir(root).pipeline, records)
             if results[-1].exit_code or drain.reason is not None:
                 break
     is_stopped = drain.reason is not None and len(results) < len(pipeline.stages)
@@ -130,6 +136,16 @@ def run_pipeline(
         total=len(pipeline.stages),
         stopped=drain.reason if is_stopped and not results[-1].exit_code else None,
     )
+
+
+def _announce(pipeline: Pipeline, number: int) -> str:
+    return f"stage {number + 1} of {len(pipeline.stages)}, {pipeline.stages[number].name}"
+
+
+def _lock(root: Path) -> RunLock:
+    """Return the lock of the pipeline in `root`, by which others see that it is going on."""
+    make_directory(RunDir(root).hidden)
+    return RunLock(RunDir(root), datetime.now().astimezone())
 
 
 def _check_flags(flags: Sequence[Layer]) -> None:
@@ -153,7 +169,9 @@ def _find_output(pipeline: Pipeline, flags: Sequence[Layer]) -> Path | None:
     root = Path(output).expanduser()
     if root.exists() and not root.is_dir():
         raise UsageError(f"-o {root}: expected a directory, got a file; name a directory")
-    if root.is_dir() and any(root.iterdir()) and not RunDir(root).stages.is_dir():
+    run_dir = RunDir(root)
+    begun = {run_dir.hidden, temporary_path(run_dir.pipeline)}  # What a pipeline has before it has its file.
+    if root.is_dir() and not run_dir.pipeline.exists() and set(root.iterdir()) - begun:
         raise UsageError(f"-o {root}: expected a pipeline's or an empty directory, got other files")
     return root
 

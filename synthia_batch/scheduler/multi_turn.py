@@ -24,11 +24,19 @@ from synthia_batch.core.types import (
     Turn,
 )
 from synthia_batch.errors import SampleRefused
+from synthia_batch.inputs.records.expressions import ExpressionFailed
 from synthia_batch.job.plan import choose_row_adapter, derive_turn_seed, limit_answer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import OnOverflow
 from synthia_batch.models.prompts.formats import NO_ARGUMENTS, Arguments
 from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
+from synthia_batch.scheduler.acceptance import (
+    Acceptance,
+    AnswerRefused,
+    fail_expression,
+    fail_refused,
+    open_acceptance,
+)
 from synthia_batch.scheduler.answer_check import read_required_call, separate_reasoning, validate_answer
 from synthia_batch.scheduler.conversation import (
     CONTEXT_OVERFLOW,
@@ -85,7 +93,9 @@ class MultiTurnSession:
     none. With `sends_messages`, requests include the conversation, for engines that render prompts.
     Without `reads_reasoning`, the engine has already separated it from the answer. With `sends_tools`, it
     finds tool calls in answers. `template_kwargs` are the job's. With a `cutter`, requests say where their
-    prompts are cut for a prefix cache. A sample of one turn is not held, except for what its row wants.
+    prompts are cut for a prefix cache. With an `acceptance`, samples are of one turn, and the turns that are
+    finished are answers that were not accepted. Otherwise a sample of one turn is not held, except for what
+    its row wants.
     """
 
     def __init__(
@@ -100,9 +110,11 @@ class MultiTurnSession:
         sends_tools: bool = False,
         template_kwargs: Arguments = NO_ARGUMENTS,
         cutter: PromptCutter | None = None,
+        acceptance: Acceptance | None = None,
     ) -> None:
         self._renderer = renderer
         self._cutter = cutter
+        self._acceptance = acceptance
         self._context = context
         self._choose_adapter = choose_adapter
         self._structure = structure
@@ -124,22 +136,22 @@ class MultiTurnSession:
         """
         if sample.row.fault is not None:
             raise SampleRefused("bad_row", sample.row.fault)
-        if sample.prefill:
-            self._continued.add(sample.ordinal)
         conversation = Conversation(sample, [])
         for turn in turns:
             if self._cutter is not None:  # A prompt is cut where those before it were.
                 self._write_prompt(conversation)
             conversation.turns.append(turn)
         request = self._make_request(conversation)
-        if sample.row.follow_ups:
+        if sample.row.follow_ups or self._acceptance is not None:
             self._conversations[sample.ordinal] = conversation
         return request
 
     def advance(self, outcome: Outcome) -> Step:
         """Return the next step after the outcome of a request."""
+        answer: Finished | None = None
         if isinstance(outcome, Finished):
-            outcome = self._validate(self._parse(outcome))
+            answer = self._parse(outcome)
+            outcome = self._validate(answer)
         else:
             self._structures.pop(outcome.ordinal, None)
             self._required_calls.pop(outcome.ordinal, None)
@@ -147,11 +159,12 @@ class MultiTurnSession:
         conversation = self._conversations.get(outcome.ordinal)
         if conversation is None:
             return Step(record=outcome)
-        step = (
-            self._answer(conversation, outcome)
-            if isinstance(outcome, Finished)
-            else self._finish_failed(conversation, outcome)
-        )
+        if self._acceptance is not None:
+            step = Step(record=outcome) if answer is None else self._choose(conversation, answer, outcome)
+        elif isinstance(outcome, Finished):
+            step = self._answer(conversation, outcome)
+        else:
+            step = self._finish_failed(conversation, outcome)
         if step.request is None:
             del self._conversations[outcome.ordinal]
         return step
@@ -172,14 +185,8 @@ class MultiTurnSession:
         return outcome if required is None else read_required_call(required, outcome)
 
     def _answer(self, conversation: Conversation, finished: Finished) -> Step:
-        turn = Turn(
-            ordinal=finished.ordinal,
-            number=len(conversation.turns),
-            response=finished.response,
-            finish_reason=CONTEXT_TRUNCATED if conversation.is_truncated else finished.finish_reason,
-            prompt_tokens=finished.prompt_tokens,
-            completion_tokens=finished.completion_tokens,
-        )
+        reason = CONTEXT_TRUNCATED if conversation.is_truncated else finished.finish_reason
+        turn = _make_turn(finished, len(conversation.turns), reason)
         conversation.turns.append(turn)
         if len(conversation.turns) == conversation.questions:
             return Step(record=sum_up(conversation, finished.reasoning, finished.called))
@@ -191,6 +198,28 @@ class MultiTurnSession:
                 return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
             failed = Failed(ordinal=finished.ordinal, code=refused.code, message=str(refused))
             return Step(record=fail_turn(conversation, failed))
+
+    def _choose(self, conversation: Conversation, answer: Finished, outcome: Outcome) -> Step:
+        """Return the step after an `answer`: it is accepted, or another is asked for.
+
+        `outcome` is the answer, or failed if it lacks the structure that is required of it.
+        """
+        acceptance, number = self._acceptance, len(conversation.turns) + 1
+        if acceptance is None:
+            raise ValueError("every answer is accepted")
+        try:
+            if isinstance(outcome, Failed):
+                raise AnswerRefused(outcome.message)
+            acceptance.check(conversation.sample.row, outcome)
+        except ExpressionFailed as exc:
+            return Step(record=fail_expression(answer, exc))
+        except AnswerRefused as refused:
+            if number == acceptance.max_candidates:
+                return Step(record=fail_refused(answer, number, str(refused)))
+            turn = _make_turn(answer, number - 1, answer.finish_reason, is_candidate=True)
+            conversation.turns.append(turn)
+            return Step(record=turn, request=self._make_request(conversation))
+        return Step(record=dataclasses.replace(outcome, candidates=number, turn=0))
 
     def _finish_failed(self, conversation: Conversation, failed: Failed) -> Step:
         """Return the step after a failed turn. Only a server may know that a prompt is too long."""
@@ -205,6 +234,8 @@ class MultiTurnSession:
         """Return the request for the next turn, or raise SampleRefused."""
         number, sample = len(conversation.turns), conversation.sample
         token_ids = self._write_prompt(conversation)
+        if sample.prefill and (self._acceptance is not None or not number):
+            self._continued.add(sample.ordinal)
         if sample.row.template_kwargs:
             self._arguments[sample.ordinal] = sample.row.template_kwargs
         request = Request(
@@ -222,7 +253,7 @@ class MultiTurnSession:
 
     def _write_prompt(self, conversation: Conversation) -> Sequence[int]:
         """Return the prompt of the next turn, or raise SampleRefused."""
-        number = len(conversation.turns)
+        number = 0 if self._acceptance is not None else len(conversation.turns)
         longest, left_out = self._context.limit_prompt(conversation.sample.row), 0
         token_ids = self._render(conversation, left_out)
         if number and self._context.on_overflow == "truncate-oldest" and len(token_ids) > longest:
@@ -279,6 +310,18 @@ class MultiTurnSession:
         return self._renderer.render(kept, row.tools, row.template_kwargs)
 
 
+def _make_turn(finished: Finished, number: int, finish_reason: str, *, is_candidate: bool = False) -> Turn:
+    return Turn(
+        ordinal=finished.ordinal,
+        number=number,
+        response=finished.response,
+        finish_reason=finish_reason,
+        prompt_tokens=finished.prompt_tokens,
+        completion_tokens=finished.completion_tokens,
+        is_candidate=is_candidate,
+    )
+
+
 def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:
     """Return the session of `job`'s conversations."""
     context = Context(
@@ -297,4 +340,5 @@ def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:
         sends_tools=job.engine.parses_tool_calls,
         template_kwargs=job.prompt.kwargs,
         cutter=open_cutter(job, renderer),
+        acceptance=open_acceptance(job.declared),
     )

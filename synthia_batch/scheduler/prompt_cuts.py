@@ -39,11 +39,14 @@ class CutPrompt:
 
 
 class PromptCutter:
-    """Cuts the prompts of a job. `fixed_text` is what begins every question of its rows, if anything does."""
+    """Cuts the prompts of a job, of which each gets up to so many `answers`.
 
-    def __init__(self, renderer: Renderer, num_samples: int, fixed_text: str = "") -> None:
+    `fixed_text` is what begins every question of its rows, if anything does.
+    """
+
+    def __init__(self, renderer: Renderer, answers: int, fixed_text: str = "") -> None:
         self._renderer = renderer
-        self._num_samples = num_samples
+        self._answers = answers
         self._fixed_text = fixed_text
         self._render_opening = lru_cache(_OPENINGS)(self._render_opening_anew)
 
@@ -59,7 +62,7 @@ class PromptCutter:
         else:
             shared = count_shared(previous.token_ids, token_ids)
             cuts = tuple(cut for cut in previous.cuts if cut <= shared)
-        is_shared = not is_last or (previous is None and self._num_samples > 1)
+        is_shared = not is_last or (previous is None and self._answers > 1)
         whole = len(token_ids) - 1
         if is_shared and whole - (cuts[-1] if cuts else 0) >= MIN_SEGMENT_TOKENS:
             cuts = (*cuts, whole)
@@ -97,7 +100,8 @@ def open_cutter(job: ResolvedJob, renderer: Renderer) -> PromptCutter | None:
     if not job.engine.cuts_prefixes:
         return None
     fixed_text = re.split(r"\{[{%#]", job.prompt_template or "", maxsplit=1)[0]
-    return PromptCutter(renderer, job.plan.num_samples, fixed_text)
+    answers = job.plan.num_samples * (1 if job.declared.accept is None else job.declared.max_candidates)
+    return PromptCutter(renderer, answers, fixed_text)
 
 
 def count_shared(one: Sequence[int], other: Sequence[int]) -> int:

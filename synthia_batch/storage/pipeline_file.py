@@ -1,34 +1,91 @@
 """The stages of a pipeline, in order: `pipeline.json` in its directory, for whoever reads them later."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from synthia_batch.core.checksummed_json import encode_checksummed, read_checksummed
+from synthia_batch.errors import UsageError
 from synthia_batch.storage.atomic import publish_bytes
+from synthia_batch.storage.layout import RunDir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRecord:
-    """A stage that was played: its run's directory, by its name in `stages/`, and the stage that it reads."""
+    """A stage, and the one that it reads. `directory` is its run's name in `stages/`, None if not begun."""
 
     name: str
-    directory: str
     reads: str | None
+    directory: str | None = None
 
 
-def write_stages(path: Path, stages: Sequence[StageRecord]) -> None:
-    """Write the stages to `path`, unless it has them already."""
-    content = encode_checksummed({"stages": [asdict(stage) for stage in stages]})
-    if not path.exists() or path.read_bytes() != content:
-        publish_bytes(path, content)
+class StageList:
+    """The stages of the pipeline in `directory`, which the file there has at any time.
+
+    A stage that has another run than before leaves those behind it to be begun.
+    """
+
+    def __init__(self, directory: Path, stages: Sequence[StageRecord]) -> None:
+        self._path = RunDir(directory).pipeline
+        before = read_stages(directory) or []
+        is_known = [replace(record, directory=None) for record in before] == list(stages)
+        self._records = before if is_known else list(stages)
+        if not is_known:
+            self._write()
+
+    def note_run(self, number: int, directory: str) -> None:
+        """Note the run of the stage `number`, counted from 0."""
+        if self._records[number].directory != directory:
+            later = [replace(record, directory=None) for record in self._records[number + 1 :]]
+            changed = replace(self._records[number], directory=directory)
+            self._records = [*self._records[:number], changed, *later]
+            self._write()
+
+    def _write(self) -> None:
+        publish_bytes(self._path, encode_checksummed({"stages": [asdict(stage) for stage in self._records]}))
 
 
-def read_stages(path: Path) -> list[StageRecord] | None:
-    """Return the stages at `path`, None if there is no pipeline.
+def read_stages(directory: Path) -> list[StageRecord] | None:
+    """Return the stages of the pipeline in `directory`, None if it has none.
 
     Raises:
         IntegrityError: The file was altered.
     """
-    value = read_checksummed(path)
+    path = RunDir(directory).pipeline
+    value = read_checksummed(path) if path.exists() else None
     return None if value is None else [StageRecord(**stage) for stage in value["stages"]]
+
+
+def list_stage_runs(directory: Path) -> dict[str, Path | None] | None:
+    """Return the runs of the pipeline in `directory` by the names of their stages; None if it has none.
+
+    A stage that has not begun has None.
+    """
+    stages = read_stages(directory)
+    if stages is None:
+        return None
+    return {stage.name: _find_run(RunDir(directory).stages, stage) for stage in stages}
+
+
+def _find_run(runs: Path, stage: StageRecord) -> Path | None:
+    run = RunDir(runs / (stage.directory or ""))
+    return run.root if run.plan.exists() or run.manifest.exists() else None
+
+
+def find_result(directory: Path) -> Path:
+    """Return the run of the last stage if there is a pipeline in `directory`, else `directory`.
+
+    Raises:
+        UsageError: The last stage has not begun.
+    """
+    found = list_stage_runs(directory)
+    if not found:
+        return directory
+    *_, (name, run) = found.items()
+    if run is None:
+        there = ", ".join(str(path) for path in found.values() if path is not None) or "none yet"
+        raise UsageError(
+            f"{directory}: the pipeline has not come to its last stage, {name}; run it again, or name the "
+            f"run of a stage: {there}"
+        )
+    return run

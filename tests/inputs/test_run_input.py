@@ -133,3 +133,16 @@ def test_a_column_named_as_the_job_is_refused(first: Path, capsys: Any) -> None:
     assert refused.code == 2
     assert "twice: the run kept a column 'topic', which is also the name of its job" in refused.err
     assert "twice/data" in refused.err
+
+
+def test_a_directory_of_several_runs_is_refused_and_not_mixed(first: Path, capsys: Any) -> None:
+    first.rename(first.parent / "moved")
+    (first.parent / "outputs").mkdir()
+    (first.parent / "moved").rename(first.parent / "outputs" / "first")
+    shutil.copytree("outputs/first", "outputs/other/second")
+    refused = ask(capsys, source="outputs")
+    assert refused.code == 2
+    assert "outputs: holds runs, each an input of its own; name one: outputs/first, outputs/other/second" in (
+        refused.err
+    )
+    assert ask(capsys, source="outputs/first").code == 0

@@ -53,6 +53,7 @@ def identify_some(engine: EngineSpec) -> dict[str, Any]:
                 numerics=Numerics(version="v", hardware="h", structures="x"),
                 on_overflow="fail",
                 flags={"names": ["empty"], "drop": False},
+                accept={"expression": "response", "max_candidates": 2},
             )
         )
     )  # fmt: skip

@@ -16,13 +16,13 @@ from inside import Killed, call, dying_at
 
 from synthia_batch.core.digest import digest_json
 from synthia_batch.errors import IdentityMismatch, NothingSelected, UsageError
-from synthia_batch.job.select import Select
-from synthia_batch.results.select.expressions import (
+from synthia_batch.inputs.records.expressions import (
     Expression,
     ExpressionFailed,
     SampleNames,
     read_number,
 )
+from synthia_batch.job.select import Select
 from synthia_batch.runner.selection import select_samples
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest

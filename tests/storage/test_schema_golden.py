@@ -15,7 +15,7 @@ from synthia_batch.storage.parts.schema import OutputColumn, data_schema, failed
 
 PINNED = {4: "3d4483333f9d0acb"}
 """The digest of all columns by output format. Lines are added, never changed."""
-LATER = {"messages_json": "fe2063c972f4e4fb", "prefill": "9659e745e779f724"}
+LATER = {"messages_json": "fe2063c972f4e4fb", "prefill": "9659e745e779f724", "candidates": "c0a475ed2830b31b"}
 """Optional columns that came later, by the digest of their own line. Only a job with a key that earlier
 versions did not have has them, so no run of theirs can lack them: they need no new format."""
 SETTINGS = {"flags": ["empty"], "sampling": {"logprobs": 0}}

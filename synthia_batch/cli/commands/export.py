@@ -45,13 +45,17 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
 ) -> None:
-    """Write a finished dataset for TRL, Axolotl, LLaMA-Factory, OpenAI's batch readers or a spreadsheet."""
+    """Write a finished dataset for TRL, Axolotl, LLaMA-Factory, OpenAI's batch readers or a spreadsheet.
+
+    Of a pipeline, the last stage.
+    """
     from synthia_batch.core.formatting import format_count
     from synthia_batch.results.export.kept import name_kept_columns
     from synthia_batch.results.export.pairs import open_pairer
     from synthia_batch.results.export.recipes import describe_use
     from synthia_batch.results.export.writer import write_records
     from synthia_batch.results.read.run import open_complete_run
+    from synthia_batch.storage.pipeline_file import find_result
 
     chosen = _choose_format(to, reader, score, min_gap)
     names = name_kept_columns(
@@ -59,7 +63,8 @@ def export(
         split_names(keep_columns or ""),
         dict(split_pair(text, "rename-column", "OLD=NEW") for text in rename_column or []),
     )
-    with open_location(directory) as place:
+    with open_location(directory) as location:
+        place = find_result(location)
         finished = open_complete_run(place)
         pairer = None
         if score is None:

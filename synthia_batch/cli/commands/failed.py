@@ -21,20 +21,26 @@ def failed(
 ) -> None:
     """List the failed samples with file:line. Only reads; works while the run is in progress.
 
+    Of a pipeline, those of each stage.
+
     Counts by code and the next command go to stderr.
 
     Example: synthia-batch failed outputs/questions-1a2b3c4d --code prompt_too_long
     """
     from synthia_batch.results.read.failures import list_failures
+    from synthia_batch.storage.pipeline_file import list_stage_runs
 
-    counts: Counter[str] = Counter()
     with open_location(directory) as place:
-        for sample in list_failures(place):
-            counts[sample.code] += 1
-            if code in (None, sample.code):
-                show(encode_json(sample.to_dict()) if as_json else _describe(sample))
-    sys.stdout.flush()
-    show(_summarize(directory, code, counts), file=sys.stderr)
+        stages = list_stage_runs(place)
+        runs = {directory: place} if stages is None else {str(run): run for run in stages.values() if run}
+        for name, run in runs.items():
+            counts: Counter[str] = Counter()
+            for sample in list_failures(run):
+                counts[sample.code] += 1
+                if code in (None, sample.code):
+                    show(encode_json(sample.to_dict()) if as_json else _describe(sample))
+            sys.stdout.flush()
+            show(_summarize(name, code, counts), file=sys.stderr)
 
 
 def _describe(sample: "FailedSample") -> str:

@@ -21,14 +21,18 @@ def push(
 ) -> None:
     """Push data/, failed/ and the card of a complete run to the Hugging Face Hub, in one commit.
 
+    Of a pipeline, the last stage's.
+
     Running it again uploads only missing files. The token comes from HF_TOKEN or `hf auth login`.
     """
     from synthia_batch.core.console import ReadingDisplay
     from synthia_batch.core.telemetry import keep_private
     from synthia_batch.results.export.hub import PushTarget, push_files
     from synthia_batch.results.export.hub_dataset import list_pushed_files
+    from synthia_batch.storage.pipeline_file import find_result
 
     keep_private()
+    directory = find_result(directory)
     with ReadingDisplay(quiet=quiet) as display:
         files = list_pushed_files(directory, display.show, with_report=with_report)
     target = PushTarget(

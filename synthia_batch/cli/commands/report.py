@@ -21,8 +21,13 @@ def report(
 ) -> None:
     """Write report.html: a run's results with plots and samples. Works while the run is in progress.
 
+    Of a pipeline, the last stage's.
+
     A single file without scripts or external requests. Every complete run already has one.
     """
+    from synthia_batch.storage.pipeline_file import find_result
+
+    directory = find_result(directory)
     if as_json:
         from synthia_batch.results.report.summary import read_report
 

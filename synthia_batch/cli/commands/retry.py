@@ -2,13 +2,15 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from synthia_batch.cli.commands.run import ForceFlag
-from synthia_batch.cli.run_location import RunLocation
+from synthia_batch.cli.run_location import RunLocation, is_url
 from synthia_batch.core.terminal import show
+from synthia_batch.storage.layout import RunDir
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +33,8 @@ def retry(
 ) -> None:
     """Regenerate failed samples, optionally with other settings, and republish their files.
 
-    For a run in a store this uses its state directory, which is recreated here if it is lost.
+    For a run in a store this uses its state directory, which is recreated here if it is lost. Of a pipeline,
+    the failed samples of the first stage that has any: those behind it are for the next run.
     """
     from synthia_batch.cli.commands.run import print_result
     from synthia_batch.core.console import Display
@@ -47,7 +50,10 @@ def retry(
     set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
     layers = [Layer(origin="flag", values=values), read_environment(os.environ)]
-    result = retry_failed(directory, FailureChoice(code=code), layers, display, force=force, trusts=trust)
+    for place in _list_places(directory):
+        result = retry_failed(place, FailureChoice(code=code), layers, display, force=force, trusts=trust)
+        if result.run is not None:
+            break
     if result.run is None:
         which = f"with the code {code}" if code else "failed"
         _log.info(f"{directory}: there are no samples {which}; nothing was changed")
@@ -55,7 +61,21 @@ def retry(
         return
     _log.info(f"retried {result.chosen} failed samples")
     print_result(result.run, as_json)
+    if str(result.directory) != directory and RunDir(Path(directory)).pipeline.exists():
+        _log.info("run the pipeline again: the stages behind this one are not made of its new samples yet")
     raise typer.Exit(result.run.exit_code)
+
+
+def _list_places(directory: str) -> list[str]:
+    """Return what has samples to retry: the run, or those stages of a pipeline that generate."""
+    from synthia_batch.storage.pipeline_file import list_stage_runs
+    from synthia_batch.storage.plan_file import require_plan
+
+    stages = None if is_url(directory) else list_stage_runs(Path(directory))
+    if stages is None:
+        return [directory]
+    runs = [run for run in stages.values() if run is not None]
+    return [str(run) for run in runs if "select" not in require_plan(RunDir(run))["identity"]]
 
 
 def _to_json(directory: str) -> str:

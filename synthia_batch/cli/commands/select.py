@@ -49,6 +49,7 @@ def select(
     from synthia_batch.errors import UsageError
     from synthia_batch.job.select import Select
     from synthia_batch.runner.selection import select_samples
+    from synthia_batch.storage.pipeline_file import find_result
 
     given: dict[str, str | int | None] = {"where": where, "best": best, "per": per, "top": top}
     given |= {"dedup": dedup, "limit": limit, "sample": sample, "seed": seed}
@@ -59,7 +60,7 @@ def select(
         if not fault["loc"]:
             raise UsageError(f"--{fault['msg'].partition(', ')[2]}") from exc
         raise UsageError(f"--{fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}") from exc
-    result = select_samples(directory, steps, output)
+    result = select_samples(find_result(directory), steps, output)
     if as_json:
         values = {"directory": str(result.directory), "samples": result.samples, "kept": result.kept}
         show(encode_json({**values, "dropped": result.dropped}))

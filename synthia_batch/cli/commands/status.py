@@ -1,10 +1,7 @@
 """`synthia-batch status`: the progress of a run, as a page or as one line per update."""
 
-import os
-import shutil
 import sys
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -13,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from synthia_batch.cli.page import Page
 from synthia_batch.cli.run_location import is_url
 from synthia_batch.core.formatting import encode_json, format_bytes, format_seconds
 from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
     from synthia_batch.results.read.attempt import WorkerActivity
+    from synthia_batch.results.read.pipeline_status import PipelineStatus
     from synthia_batch.results.read.status import RunStatus
 
 _LABEL = 10
@@ -26,7 +25,6 @@ OUTPUTS = "outputs"
 """The parent of run directories that nobody named."""
 _MOST_WORKERS = 16
 """Up to this many workers get a line each; beyond, only those that are not ready."""
-_WIDTHS = {"W": 2, "F": 2}
 UPDATE_SECONDS = 2.0
 """Interval of --watch, equal to that at which a run records its progress."""
 
@@ -41,7 +39,7 @@ def status(
         bool, typer.Option("--watch", help="Update every 2 s until the run ends; Ctrl-C exits with 0.")
     ] = False,
 ) -> None:
-    """Show the progress of a run. Only reads; works from any terminal while the run is in progress.
+    """Show the progress of a run or pipeline. Only reads; works from any terminal while it is in progress.
 
     For a run in a store, shows once what the store has. With --watch a terminal shows a page that is
     updated in place; other outputs get one line per update. Without DIR, lists the runs in outputs/, the
@@ -53,11 +51,11 @@ def status(
     if is_url(directory):
         _print_remote(directory, as_json)
         return
-    from synthia_batch.results.read.status import StatusReader
+    from synthia_batch.results.read.pipeline_status import open_status
 
-    reader = StatusReader(Path(directory))
+    reader = open_status(Path(directory))
     found = reader.read()
-    page = _Page()
+    page = Page()
     if watch and found.is_going_on:
         try:
             while found.is_going_on:
@@ -75,7 +73,8 @@ def status(
 def _list_runs(as_json: bool) -> None:
     """Print the runs in OUTPUTS, the newest first, one line each."""
     from synthia_batch.errors import SynthiaBatchError
-    from synthia_batch.results.read.status import list_runs, read_status
+    from synthia_batch.results.read.pipeline_status import open_status
+    from synthia_batch.results.read.status import list_runs
 
     runs = list_runs(Path(OUTPUTS))
     if not runs:
@@ -85,7 +84,7 @@ def _list_runs(as_json: bool) -> None:
         )
     for path in runs:
         try:
-            found = read_status(path)
+            found = open_status(path).read()
         except SynthiaBatchError as exc:
             show(f"{path}: {str(exc).splitlines()[0]}", file=sys.stderr)
             continue
@@ -110,7 +109,7 @@ def _print_remote(url: str, as_json: bool) -> None:
         show(f"writer    {found.owner.describe(found.url)}")
 
 
-def _show_update(found: "RunStatus", page: "_Page", as_json: bool) -> None:
+def _show_update(found: "RunStatus | PipelineStatus", page: Page, as_json: bool) -> None:
     if as_json:
         _print(found, as_json)
         return
@@ -121,13 +120,17 @@ def _show_update(found: "RunStatus", page: "_Page", as_json: bool) -> None:
         show(f"{time_of_day} {describe_briefly(found)}", flush=True)
 
 
-def _print(found: "RunStatus", as_json: bool) -> None:
+def _print(found: "RunStatus | PipelineStatus", as_json: bool) -> None:
     text = encode_json(found.to_dict()) if as_json else "\n".join(describe_status(found))
     show(text, flush=True)
 
 
-def describe_status(status: "RunStatus") -> list[str]:
+def describe_status(status: "RunStatus | PipelineStatus") -> list[str]:
     """Return `status` as lines, ending with the next command."""
+    from synthia_batch.results.read.pipeline_status import PipelineStatus
+
+    if isinstance(status, PipelineStatus):
+        return _describe_pipeline(status)
     facts = [
         ("samples", _describe_counts(status)),
         *_describe_failures(status),
@@ -143,8 +146,25 @@ def describe_status(status: "RunStatus") -> list[str]:
     return [f"{status.name}  {_describe_state(status)}", *lines]
 
 
-def describe_briefly(status: "RunStatus") -> str:
+def _describe_pipeline(status: "PipelineStatus") -> list[str]:
+    """Return a line for each stage, and the facts of the one that is being played."""
+    lines = [f"{Path(status.directory).name}  {_describe_owner(status)}"]
+    width = max(map(len, status.stages), default=0) + 2
+    for name, found in status.stages.items():
+        lines.append(f"{name:<{width}}{'not begun' if found is None else describe_briefly(found)}")
+    if status.latest is not None and status.state != "complete":
+        lines += ["", *describe_status(status.latest)]
+    return lines
+
+
+def describe_briefly(status: "RunStatus | PipelineStatus") -> str:
     """Return `status` as one line."""
+    from synthia_batch.results.read.pipeline_status import PipelineStatus
+
+    if isinstance(status, PipelineStatus):
+        begun = [name for name, found in status.stages.items() if found is not None]
+        of_stage = f", {begun[-1]}: {describe_briefly(status.latest)}" if status.latest is not None else ""
+        return f"{status.state}, stage {len(begun)} of {len(status.stages)}{of_stage}"
     ended = status.finished + status.failed
     parts = [f"{status.state} {ended}/{status.samples} ({100 * ended / status.samples:.0f}%)"]
     if status.tokens_per_second_now is not None:
@@ -158,12 +178,15 @@ def describe_briefly(status: "RunStatus") -> str:
 
 
 def _describe_state(status: "RunStatus") -> str:
-    text = status.state
-    if status.owner is not None:
-        text += f" (pid {status.owner.replace('@', ' on ')})"
+    text = _describe_owner(status)
     if status.state == "interrupted" and status.ended is not None:
         text += f" ({status.ended})"
     return f"{text}, attempt {status.attempts}"
+
+
+def _describe_owner(status: "RunStatus | PipelineStatus") -> str:
+    owner = "" if status.owner is None else f" (pid {status.owner.replace('@', ' on ')})"
+    return f"{status.state}{owner}"
 
 
 def _describe_counts(status: "RunStatus") -> str:
@@ -231,56 +254,3 @@ def _describe_worker(worker: "WorkerActivity") -> str:
 def _count_states(workers: "Sequence[WorkerActivity]") -> str:
     counts = Counter(worker.state for worker in workers)
     return ", ".join(f"{count} {state}" for state, count in counts.items())
-
-
-class _Page:
-    """Lines on a terminal that are updated in place."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-
-    def draw(self, lines: list[str]) -> None:
-        """Replace the page with `lines`, cut to the terminal's width and height."""
-        size = _measure_terminal()
-        # Lines that wrap and pages that scroll cannot be replaced in place.
-        shown = [_cut(line, size.columns - 1) for line in lines[: size.lines - 1]]
-        # One write: a busy machine may stop this process between two.
-        sys.stdout.write(self._erase(size.columns) + "".join(f"{line}\n" for line in shown))
-        sys.stdout.flush()
-        self._lines = shown
-
-    def clear(self) -> None:
-        """Remove the page; the next output takes its place."""
-        sys.stdout.write(self._erase(_measure_terminal().columns))
-        self._lines = []
-
-    def leave(self) -> None:
-        """Keep the page as it is."""
-        if self._lines:
-            sys.stdout.write("\r\x1b[K")
-            sys.stdout.flush()
-
-    def _erase(self, columns: int) -> str:
-        """Return what removes the page from a terminal of `columns`, in which its lines may have wrapped."""
-        rows = sum(max(1, -(-_measure(line) // max(1, columns))) for line in self._lines)
-        return f"\x1b[{rows}F\x1b[J" if rows else ""
-
-
-def _measure_terminal() -> os.terminal_size:
-    """Return the terminal's own size: COLUMNS and LINES may be those of another."""
-    try:
-        size = os.get_terminal_size(sys.stdout.fileno())
-    except (OSError, ValueError):
-        return shutil.get_terminal_size()
-    return size if size.columns and size.lines else shutil.get_terminal_size()
-
-
-def _measure(text: str) -> int:
-    """Return how many columns a terminal shows `text` in."""
-    return sum(_WIDTHS.get(unicodedata.east_asian_width(char), 1) for char in text)
-
-
-def _cut(text: str, columns: int) -> str:
-    while _measure(text) > columns:
-        text = text[:-1]
-    return text

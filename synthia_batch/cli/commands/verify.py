@@ -85,10 +85,9 @@ def _verify_all(
     """Return what is found of a run, or of each stage of a pipeline."""
     from synthia_batch.results.verify.stages import verify_stages
     from synthia_batch.results.verify.verify import verify_run
-    from synthia_batch.storage.layout import RunDir
     from synthia_batch.storage.pipeline_file import read_stages
 
-    stages = read_stages(RunDir(place).pipeline)
+    stages = read_stages(place)
     if stages is not None:
         return verify_stages(place, stages, on_progress, decodes_rows=decodes_rows)
     return [replace(verify_run(place, on_progress, decodes_rows=decodes_rows), directory=shown)]

@@ -25,6 +25,9 @@ from synthia_batch.inputs.fetch.text_folder import list_texts, normalize_texts
 
 _log = logging.getLogger(__name__)
 
+MOST_NAMED = 5
+"""Runs that a message names."""
+
 HUB_PREFIX = "hf://"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -181,6 +184,7 @@ def _find_in_directory(directory: Path, *, reports: bool) -> list[LocatedFile]:
     if is_dataset(directory) or is_run(directory):
         return [LocatedFile(path=directory, shown=directory)]
     refuse_splits(directory)
+    _refuse_several_runs(directory)
     found = choose_row_files(_list_files(directory), lambda name: _may_hold_rows(directory / name))
     texts = list_texts(found.ignored)
     if not found.rows and texts:
@@ -194,6 +198,15 @@ def _find_in_directory(directory: Path, *, reports: bool) -> list[LocatedFile]:
         return [LocatedFile(path=directory, shown=directory, texts=tuple(texts))]
     paths = sorted((directory / name for name in found.rows), key=str)
     return [LocatedFile(path=path, shown=path) for path in paths]
+
+
+def _refuse_several_runs(directory: Path) -> None:
+    """Refuse a pipeline's directory, or one of outputs: rows of several runs would be mixed."""
+    runs = sorted(Path(folder) for folder, _, _ in os.walk(directory) if is_run(Path(folder)))
+    if runs:
+        more = f" and {len(runs) - MOST_NAMED} more" if len(runs) > MOST_NAMED else ""
+        names = ", ".join(map(str, runs[:MOST_NAMED]))
+        raise UsageError(f"{directory}: holds runs, each an input of its own; name one: {names}{more}")
 
 
 def _list_files(directory: Path) -> Iterator[str]:

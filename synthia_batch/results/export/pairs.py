@@ -11,8 +11,8 @@ from typing import Any
 
 from synthia_batch.core.counts import CUT_OFF
 from synthia_batch.core.types import Message
+from synthia_batch.inputs.records.expressions import Expression, ExpressionFailed, SampleNames, read_number
 from synthia_batch.results.read.samples import FinishedSample
-from synthia_batch.results.select.expressions import Expression, ExpressionFailed, SampleNames, read_number
 from synthia_batch.results.select.names import choose_run, name_samples
 from synthia_batch.results.verify.facts import read_facts
 

@@ -16,7 +16,7 @@ from synthia_batch.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.inputs import Scan, open_files, resolve_inputs
 from synthia_batch.inputs.fetch.cache import is_copy
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
-from synthia_batch.job.select import EXPRESSION_FAILED, NOT_SELECTED
+from synthia_batch.job.select import ACCEPT_FAILED, EXPRESSION_FAILED, NOT_ACCEPTED, NOT_SELECTED
 from synthia_batch.results.quality.flags import CODE_PREFIX
 from synthia_batch.results.read.snapshot import MAX_READS, SnapshotReader, open_snapshots
 from synthia_batch.storage.journal.reader import replay
@@ -30,6 +30,7 @@ _BAD_ROWS = frozenset({"bad_row", "prompt_empty", "prompt_not_expressible", "ada
 _BY_IDENTITY = frozenset({"prompt_too_long", "context_overflow"})
 """Codes whose cause is a setting of the run's identity: a retry, which keeps that, fails again."""
 SELECT_CODES = frozenset({NOT_SELECTED, EXPRESSION_FAILED})
+ACCEPT_CODES = frozenset({NOT_ACCEPTED, ACCEPT_FAILED})
 COMMONEST = 3
 """Number of reasons listed if a run had too many failures."""
 _COLUMNS = tuple(name for name in FAILED_NAMES if name != "messages")
@@ -102,7 +103,8 @@ def advise_on_failures(place: str, codes: Collection[str]) -> list[str]:
     """
     here, rows = shlex.quote(place), shlex.quote(place.rstrip("/") + "/failed")
     flagged = [code for code in codes if code.startswith(CODE_PREFIX)]
-    again = [code for code in codes if code not in _BAD_ROWS | _BY_IDENTITY and code not in flagged]
+    by_row = _BAD_ROWS | _BY_IDENTITY | ACCEPT_CODES
+    again = [code for code in codes if code not in by_row and code not in flagged]
     lines = []
     if SELECT_CODES.intersection(codes):
         return ["a selection: what it does not keep stays in the run that it is of; select from that again"]
@@ -116,9 +118,9 @@ def advise_on_failures(place: str, codes: Collection[str]) -> list[str]:
         )
     if _BAD_ROWS.intersection(codes):
         lines.append("bad rows fail again: correct them in a file of their own, and run that")
-    if flagged:
+    if flagged or ACCEPT_CODES.intersection(codes):
         lines.append(
-            "flagged answers come out the same again: run those rows by themselves with another --seed: "
+            "these answers come out the same again: run those rows by themselves with another --seed: "
             f"synthia-batch run {rows} --seed 1"
         )
     return lines

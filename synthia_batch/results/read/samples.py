@@ -17,6 +17,7 @@ class FinishedSample:
     `logprobs` is the column's value, None if the run has none or they were not read. `messages_json` is
     None unless messages have fields beside role and content; `messages` has these in `extra`. `prefill` is
     the start of the answer that the row gave, before `response`, None unless answers are continued.
+    `candidates` is how many answers were generated until this one was accepted, None if each is.
     """
 
     id: str
@@ -36,6 +37,7 @@ class FinishedSample:
     logprobs: Sequence[Mapping[str, Any]] | None = None
     messages_json: str | None = None
     prefill: str | None = None
+    candidates: int | None = None
 
     @property
     def is_cut_off(self) -> bool:

@@ -95,7 +95,7 @@ class StatusReader:
         states = snapshots.read()
         counts = sum((snapshots.count(state) for state in states), Tally())
         owner, workers = read_owner(run_dir.owner), history.list_workers()
-        state = "complete" if is_complete else _describe_state(running, run_dir)
+        state = "complete" if is_complete else describe_state(running, run_dir)
         return RunStatus(
             directory=str(self._directory),
             name=snapshots.plan["name"],
@@ -143,7 +143,8 @@ def _describe_determinism(identity: Mapping[str, Any]) -> str:
     return f"strict: the same bytes for any workers and kills, with {engine['kind']} {where}"
 
 
-def _describe_state(owner: Owner | None, run_dir: RunDir) -> str:
+def describe_state(owner: Owner | None, run_dir: RunDir) -> str:
+    """Return the state of a run that is not complete; `owner` writes to it now."""
     if owner is None:
         return "interrupted"
     if is_visible(owner, run_dir):
@@ -197,11 +198,13 @@ def _choose_next(directory: Path, state: str, counts: Tally, history: AttemptHis
 
 
 def list_runs(parent: Path) -> list[Path]:
-    """Return the run directories in `parent`, the one that was written to last first."""
-    found = [path for path in parent.iterdir() if RunDir(path).plan.exists()] if parent.is_dir() else []
+    """Return the directories of runs and pipelines in `parent`, the one that was written to last first."""
+    paths = parent.iterdir() if parent.is_dir() else ()
+    found = [path for path in paths if RunDir(path).plan.exists() or RunDir(path).pipeline.exists()]
     return sorted(found, key=lambda path: (-_find_last_write(RunDir(path)), path))
 
 
 def _find_last_write(run_dir: RunDir) -> float:
-    times = [path.stat().st_mtime for path in (run_dir.events, run_dir.plan) if path.exists()]
-    return max(times, default=0.0)
+    stages = [RunDir(path) for path in run_dir.stages.iterdir()] if run_dir.stages.is_dir() else []
+    written = [path for one in (run_dir, *stages) for path in (one.events, one.plan, one.pipeline)]
+    return max((path.stat().st_mtime for path in written if path.exists()), default=0.0)

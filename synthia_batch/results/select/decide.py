@@ -17,14 +17,14 @@ from blake3 import blake3
 from jinja2 import Undefined
 from numpy.typing import NDArray
 
-from synthia_batch.job.select import EXPRESSION_FAILED, NOT_SELECTED, Select
-from synthia_batch.results.select.expressions import (
+from synthia_batch.inputs.records.expressions import (
     ID,
     Expression,
     ExpressionFailed,
     SampleNames,
     read_number,
 )
+from synthia_batch.job.select import EXPRESSION_FAILED, NOT_SELECTED, Select
 from synthia_batch.results.select.names import choose_run
 
 DIGEST_BYTES = 16

@@ -1,7 +1,7 @@
 """The names that a run gives to what an expression can read of its samples."""
 
 from synthia_batch.errors import UsageError
-from synthia_batch.results.select.expressions import SampleNames
+from synthia_batch.inputs.records.expressions import SampleNames
 from synthia_batch.results.verify.facts import RunFacts
 from synthia_batch.storage.parts.schema import list_data_columns
 from synthia_batch.storage.parts.selection import list_runs

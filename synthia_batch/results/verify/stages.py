@@ -1,5 +1,6 @@
 """Verifies a pipeline: every stage, and that each is made of what the stage before it has now."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from synthia_batch.results.verify.findings import Finding, FindingKind
 from synthia_batch.results.verify.verify import Verification, verify_run
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import Manifest, read_manifest
-from synthia_batch.storage.pipeline_file import StageRecord
+from synthia_batch.storage.pipeline_file import StageRecord, list_stage_runs
 from synthia_batch.storage.plan_file import require_plan
 from synthia_batch.storage.recovery import OnProgress
 
@@ -21,15 +22,18 @@ def digest_parts(manifest: Manifest) -> str:
 
 
 def verify_stages(
-    directory: Path, records: list[StageRecord], on_progress: OnProgress, *, decodes_rows: bool
+    directory: Path, stages: Sequence[StageRecord], on_progress: OnProgress, *, decodes_rows: bool
 ) -> list[Verification]:
-    """Check the stages of the pipeline in `directory`, of which `records` has the latest."""
-    places = {record.name: RunDir(directory).stages / record.directory for record in records}
+    """Check those of the `stages` of the pipeline in `directory` that have begun."""
+    runs = list_stage_runs(directory) or {}
     found = []
-    for record in records:
-        checked = verify_run(places[record.name], on_progress, decodes_rows=decodes_rows)
-        if record.reads is not None and not _is_made_of(places[record.name], places[record.reads]):
-            what = f"its rows are not the samples that {record.reads} has now"
+    for stage in stages:
+        run, source = runs[stage.name], runs.get(stage.reads or "")
+        if run is None:
+            continue
+        checked = verify_run(run, on_progress, decodes_rows=decodes_rows)
+        if stage.reads is not None and (source is None or not _is_made_of(run, source)):
+            what = f"its rows are not the samples that {stage.reads} has now"
             broken = Finding(kind=FindingKind.LINK, file=".synthia/plan.json", what=what)
             checked = replace(checked, findings=(*checked.findings, broken))
         found.append(checked)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from synthia_batch.core.digest import DigestCache, open_digest_cache
 from synthia_batch.errors import ModelElsewhere, UsageError
@@ -49,6 +50,7 @@ from synthia_batch.runner.resolve.model_selection import (
 )
 from synthia_batch.runner.resolve.systems import choose_systems, log_systems, refuse_two_systems
 from synthia_batch.runner.resolve.tuned import describe_place, read_tuned
+from synthia_batch.scheduler.acceptance import open_acceptance
 from synthia_batch.workers.openai import settings as openai_settings
 
 _log = logging.getLogger(__name__)
@@ -218,6 +220,22 @@ def _name_copies(explicit: Job, resolved: ResolvedInput) -> Job:
     return explicit.model_copy(update={"input": explicit.input.model_copy(update={"path": paths})})
 
 
+def _identify_acceptance(sources: _Sources) -> dict[str, Any]:
+    """Return the identity of `accept`, empty without it.
+
+    Raises:
+        UsageError: It cannot be used.
+    """
+    job = sources.merged.job
+    if job.accept is None:
+        return {}
+    with sources.merged.locate_errors("accept"):
+        if sources.plan.plays_turns:
+            raise UsageError("accept: is for single answers; a conversation of several turns has none")
+        open_acceptance(job)
+    return {"expression": job.accept, "max_candidates": job.max_candidates}
+
+
 def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
     job, found, columns = sources.merged.job, sources.found, sources.columns.to_dict()
     prompt = choose_format(job, found)
@@ -244,6 +262,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             quantization=quantization.method if quantization else None,
             adapter_column=job.lora.column,
             flags=identify_flags(job),
+            accept=_identify_acceptance(sources),
         )
     )
     name = job.name or _name_after(sources.input.name)

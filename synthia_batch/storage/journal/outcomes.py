@@ -74,6 +74,7 @@ def decode_outcome(value: Mapping[str, Any]) -> Outcome:
         earlier=earlier,
         logprobs=decode_logprobs_json(value["logprobs"]) if "logprobs" in value else None,
         called=Message.from_dict(value["called"]) if "called" in value else None,
+        candidates=value.get("candidates"),
     )
 
 
@@ -86,4 +87,5 @@ def decode_turn(value: Mapping[str, Any]) -> Turn:
         finish_reason=value["finish_reason"],
         prompt_tokens=value["prompt_tokens"],
         completion_tokens=value["completion_tokens"],
+        is_candidate=value.get("is_candidate", False),
     )

@@ -187,11 +187,7 @@ class JournalReader:
     def _apply_outcome(self, frame: Frame, outcome: Outcome) -> None:
         ordinal = outcome.ordinal
         self._check_shard(frame, ordinal)
-        turns = self.turns.get(ordinal, [])
-        # A server may reject a later prompt as too long. The conversation then ends after an answer that
-        # was already journaled as a turn.
-        answers = (*outcome.earlier, outcome.response) if isinstance(outcome, Finished) else outcome.earlier
-        if tuple(turn.response for turn in turns) != answers[: len(turns)]:
+        if not _follows(self.turns.get(ordinal, []), outcome):
             raise self.refuse(frame, f"sample {ordinal} ends a conversation whose recorded turns differ")
         if ordinal not in self.outcomes:
             self.outcomes.add(frame, outcome)
@@ -229,3 +225,13 @@ def list_records(content: Replayed | JournalReader) -> Iterator[Record]:
     yield from content.outcomes.values()
     for conversation in content.turns.values():
         yield from conversation
+
+
+def _follows(turns: Sequence[Turn], outcome: Outcome) -> bool:
+    """Return whether a sample with these journaled `turns` can end with `outcome`."""
+    if turns and turns[0].is_candidate:
+        return not isinstance(outcome, Finished) or outcome.candidates == len(turns) + 1
+    # A server may reject a later prompt as too long. The conversation then ends after an answer that was
+    # already journaled as a turn.
+    answers = (*outcome.earlier, outcome.response) if isinstance(outcome, Finished) else outcome.earlier
+    return tuple(turn.response for turn in turns) == answers[: len(turns)]

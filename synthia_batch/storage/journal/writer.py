@@ -188,6 +188,7 @@ def _encode_record(record: Record, shard: Shard) -> bytes:
             "completion_tokens": record.completion_tokens,
             **earlier,
             **({"called": record.called.to_dict()} if record.called is not None else {}),
+            **({"candidates": record.candidates} if record.candidates is not None else {}),
             **({"logprobs": encode_logprobs_json(record.logprobs)} if record.logprobs is not None else {}),
         }
     )
@@ -201,4 +202,5 @@ def _describe_turn(turn: Turn) -> dict[str, Any]:
         "finish_reason": turn.finish_reason,
         "prompt_tokens": turn.prompt_tokens,
         "completion_tokens": turn.completion_tokens,
+        **({"is_candidate": True} if turn.is_candidate else {}),
     }

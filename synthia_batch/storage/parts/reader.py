@@ -156,8 +156,8 @@ def describe_sample(grid: SampleGrid, ordinal: int) -> str:
 
 def read_made(path: Path, shard: Shard, grid: SampleGrid) -> dict[int, Finished]:
     """Return the samples of a data part by ordinal, each exactly as it was journaled."""
-    calls = ("messages_json",) if "messages_json" in grid.optional else ()
-    table = read_part(path, (*_choose_columns(_DATA_COLUMNS, grid), *calls))
+    more = tuple(name for name in ("messages_json", "candidates") if name in grid.optional)
+    table = read_part(path, (*_choose_columns(_DATA_COLUMNS, grid), *more))
     ordinals = number_made(shard, grid, _place(path, table, grid))
     has_logprobs = "logprobs" in grid.optional
     logprobs = decode_logprobs(read_part(path, ("logprobs",))["logprobs"]) if has_logprobs else None
@@ -167,6 +167,7 @@ def read_made(path: Path, shard: Shard, grid: SampleGrid) -> dict[int, Finished]
             **{name: row[name] for name in RESULT_NAMES},
             earlier=_list_answers(row)[:-1],
             called=_read_called(row),
+            candidates=row.get("candidates"),
             logprobs=logprobs[at] if logprobs is not None else None,
         )
         for at, (ordinal, row) in enumerate(zip(ordinals.tolist(), table.to_pylist(), strict=True))

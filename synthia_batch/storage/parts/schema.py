@@ -135,6 +135,8 @@ DATA_COLUMNS: tuple[OutputColumn[DataRecord], ...] = (
     OutputColumn("prefill", _TEXT, lambda record, _: record.sample.prefill,
                  "the start of the answer that the row gave; `response` follows it",
                  present_if="input.columns.final"),
+    OutputColumn("candidates", _INT, lambda record, _: record.finished.candidates,
+                 "how many answers were generated until this one was accepted", present_if="accept"),
 )
 """Our columns of data/, in order. Columns kept from the input follow them."""
 

@@ -93,7 +93,7 @@ class _Sample:
         if name != JSON:
             return self._values.get(name)
         if self._json is None:
-            self._json = _parse(self._values["response"])
+            self._json = parse(self._values["response"])
         return self._json
 
 
@@ -258,7 +258,8 @@ def _read_number(text: Any) -> Any:
         return NOTHING
 
 
-def _parse(text: Any) -> Any:
+def parse(text: Any) -> Any:
+    """Return the value of a text of JSON, NOTHING of any other."""
     try:
         return parse_json(text) if isinstance(text, str) else NOTHING
     except RowFault:
@@ -273,7 +274,7 @@ def _split(text: Any) -> list[str]:
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "regex_search": _search,
     "number": _read_number,
-    "json": _parse,
+    "json": parse,
     "words": _split,
 }
 """Filters of expressions beside Jinja's own."""

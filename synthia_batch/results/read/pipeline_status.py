@@ -1,0 +1,80 @@
+"""The status of a pipeline: that of each stage."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthia_batch.errors import UsageError
+from synthia_batch.results.read.status import RunStatus, StatusReader, describe_state
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.lock import find_running
+from synthia_batch.storage.pipeline_file import list_stage_runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineStatus:
+    """Status of a pipeline. `state` is as a run's; a stage that has not begun has None.
+
+    `owner` is the process that plays it as `pid@host`. `next` is the command to run next.
+    """
+
+    directory: str
+    state: str
+    owner: str | None
+    stages: Mapping[str, RunStatus | None]
+
+    @property
+    def is_going_on(self) -> bool:
+        """Whether it is being played, or may be."""
+        return self.state not in ("complete", "interrupted")
+
+    @property
+    def latest(self) -> RunStatus | None:
+        """The status of the last stage that has begun."""
+        return next((found for found in reversed([*self.stages.values()]) if found is not None), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        stages = [
+            {"stage": name, **({"state": "not begun"} if found is None else found.to_dict())}
+            for name, found in self.stages.items()
+        ]
+        return {"directory": self.directory, "state": self.state, "owner": self.owner, "stages": stages}
+
+
+class PipelineStatusReader:
+    """Reads the status of one pipeline repeatedly. Needs no lock."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the pipeline in `directory`."""
+        self._directory = directory
+        self._readers: dict[Path, StatusReader] = {}
+
+    def read(self) -> PipelineStatus:
+        """Return the current status."""
+        run_dir = RunDir(self._directory)
+        running = find_running(run_dir)
+        runs = list_stage_runs(self._directory) or {}
+        stages = {name: None if run is None else self._read_run(run) for name, run in runs.items()}
+        is_complete = all(found is not None and found.state == "complete" for found in stages.values())
+        return PipelineStatus(
+            directory=str(self._directory),
+            state="complete" if is_complete else describe_state(running, run_dir),
+            owner=f"{running.pid}@{running.host}" if running and not is_complete else None,
+            stages=stages,
+        )
+
+    def _read_run(self, run: Path) -> RunStatus | None:
+        try:
+            reader = self._readers.get(run) or StatusReader(run)
+        except UsageError:  # It is being begun: its plan is not written yet.
+            return None
+        self._readers[run] = reader
+        return reader.read()
+
+
+def open_status(directory: Path) -> "StatusReader | PipelineStatusReader":
+    """Return a reader of the status of the run or the pipeline in `directory`."""
+    is_pipeline = RunDir(directory).pipeline.exists()
+    return PipelineStatusReader(directory) if is_pipeline else StatusReader(directory)

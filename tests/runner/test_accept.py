@@ -1,0 +1,147 @@
+"""Answers that are not accepted are asked for again: the same bytes, each once, whatever happens."""
+
+import json
+import shutil
+from collections import Counter
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import write_jsonl
+from inside import Killed, call, dying_at
+
+FEW_WORDS = "response | words | length <= most"
+ROWS = 12
+
+
+@pytest.fixture(autouse=True)
+def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows with a column `most`, of words in an answer: none is as short as the last row's."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"Say {n}", "most": 9 if n < ROWS - 1 else 0} for n in range(ROWS)]
+    write_jsonl(tmp_path / "q.jsonl", rows)
+
+
+def run(capsys: Any, output: str, *flags: str, accept: str | None = FEW_WORDS) -> Any:
+    common = ("--engine", "scripted", "--pool", "local", "--keep-columns", "most", "-n", "2", "-o", output)
+    wanted = () if accept is None else ("--accept", accept, "--max-candidates", "4")
+    return call(capsys, "run", "q.jsonl", "-q", *common, *wanted, *flags)
+
+
+def read(output: str, part: str = "data") -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(Path(output, part)).to_pylist()
+    return rows
+
+
+def content(root: str) -> dict[str, bytes]:
+    found = [path for pattern in ("*/*.parquet", "*.json", "*.md") for path in Path(root).glob(pattern)]
+    return {str(path.relative_to(root)): path.read_bytes() for path in found}
+
+
+def test_a_sample_is_the_first_answer_that_is_accepted(capsys: Any) -> None:
+    done = run(capsys, "out", "--set", "engine.call_log=calls")
+    assert done.code == 0, done.err
+    plain = run(capsys, "plain", accept=None)
+    assert plain.code == 0
+    made, failed = read("out"), read("out", "failed")
+    assert all(len(row["response"].split()) <= row["most"] for row in made)
+    assert {row["row_index"] for row in failed} == {*(row["row_index"] for row in failed), ROWS - 1}
+    assert {row["code"] for row in failed} == {"not_accepted"}
+    assert f"none of 4 answers was accepted ({FEW_WORDS}); the last: " in failed[0]["message"]
+    candidates = Counter(row["candidates"] for row in made)
+    assert 1 in candidates, "some are accepted at once"
+    assert 1 < max(candidates) <= 4, "some later"
+    first = {(row["row_index"], row["sample_index"]): row["response"] for row in read("plain")}
+    for row in made:
+        is_first = first[row["row_index"], row["sample_index"]] == row["response"]
+        assert is_first == (row["candidates"] == 1), "the first is the sample of a job without accept"
+    calls = Path("calls").read_text().split()
+    assert len(calls) == len(set(calls)) == sum(row["candidates"] for row in made) + 4 * len(failed)
+
+
+def test_answers_do_not_depend_on_workers_or_kills_and_no_candidate_is_made_twice(capsys: Any) -> None:
+    assert run(capsys, "whole").code == 0
+    whole = content("whole")
+    assert run(capsys, "wide", "--workers", "3", "--set", "engine.max_num_seqs=2").code == 0
+    assert content("wide")["data/train-00000-of-00001.parquet"] == whole["data/train-00000-of-00001.parquet"]
+    flags = ("--set", "engine.call_log=calls", "--set", "engine.max_num_seqs=1")
+    for number in count(1, 4):
+        shutil.rmtree("killed", ignore_errors=True)
+        Path("calls").unlink(missing_ok=True)
+        try:
+            with dying_at(number):
+                done = run(capsys, "killed", *flags)
+            if done.code == 0:
+                break
+        except Killed:
+            pass
+        before = Counter(Path("calls").read_text().split() if Path("calls").exists() else ())
+        done = run(capsys, "killed", *flags)
+        assert (done.code, content("killed") == whole) == (0, True), (number, done.err)
+        again = Counter(Path("calls").read_text().split()) - before
+        # The answers that were on their way when it was killed, two requests an engine.
+        assert len(before & again) <= 2, number
+    assert number > 10
+
+
+def test_accepted_samples_are_verified_made_again_and_read_from_python(capsys: Any) -> None:
+    from synthia_batch import open_run
+
+    assert run(capsys, "out").code == 0
+    assert call(capsys, "verify", "out", "--rows").code == 0
+    rerun = call(capsys, "verify", "out", "--rerun", "6", "-q")
+    assert rerun.code == 0, rerun.out
+    counts = [row["candidates"] for row in read("out")]
+    assert [sample.candidates for sample in open_run("out").samples()] == counts
+    retried = call(capsys, "retry", "out", "-q")
+    assert retried.code == 0, "they fail again, and the others keep their candidates"
+    assert call(capsys, "verify", "out", "--rows").code == 0
+    told = call(capsys, "failed", "out").err
+    assert "these answers come out the same again: run those rows by themselves with another --seed" in told
+
+
+def test_what_accepts_is_part_of_the_identity(capsys: Any) -> None:
+    assert run(capsys, "out").code == 0
+    other = run(capsys, "out", accept="response | words | length < most")
+    assert (other.code, "accept.expression" in other.err) == (4, True)
+    more = run(capsys, "out", "--max-candidates", "5")
+    assert (more.code, "accept.max_candidates: 4 before, 5 now" in more.err) == (4, True)
+
+
+def test_an_answer_without_its_structure_is_not_accepted(capsys: Any) -> None:
+    """The scripted engine does not follow regular expressions, as a server may not."""
+    done = run(capsys, "out", "--set", "structured.regex='[0-9]+'", accept="response != ''")
+    assert done.code == 3, "there is no dataset"
+    failed = read("out", "failed")
+    assert {row["code"] for row in failed} == {"not_accepted"}
+    assert all("none of 4 answers was accepted" in row["message"] for row in failed)
+
+
+def test_an_expression_that_fails_on_an_answer_fails_that_sample(capsys: Any) -> None:
+    assert run(capsys, "out", accept="10 / most > 0").code == 0
+    failed = read("out", "failed")
+    assert {(row["row_index"], row["code"]) for row in failed} == {(ROWS - 1, "accept_failed")}
+    assert "division by zero" in failed[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "told"),
+    [
+        ("mots > 3", "accept: mots > 3: there is no mots; did you mean most?"),
+        ("question == response", "there is no question"),
+        ("response ==", "write an expression of Jinja"),
+        ("1 < 2", "it reads no column"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_starts(capsys: Any, accept: str, told: str) -> None:
+    refused = run(capsys, "out", accept=accept)
+    assert (refused.code, Path("out").exists()) == (2, False)
+    assert told in refused.err
+
+
+def test_conversations_of_several_turns_have_no_acceptance(capsys: Any) -> None:
+    Path("q.jsonl").write_text(json.dumps({"turns": ["a", "b"], "most": 1}) + "\n")
+    refused = run(capsys, "out", "--turns-column", "turns")
+    assert (refused.code, "is for single answers" in refused.err) == (2, True)
