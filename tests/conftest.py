@@ -52,6 +52,7 @@ NEED_AVX512 = {
     "test_real_kernels",
     "test_real_memory",
     "test_real_models",
+    "test_real_pipeline",
     "test_real_reasoning",
     "test_real_sampling",
     "test_real_speed",
