@@ -23,6 +23,7 @@ from synthia_batch.inputs.records.expressions import SampleNames, suggest
 from synthia_batch.inputs.records.template import PromptTemplate
 from synthia_batch.job.loading.layer import Layer
 from synthia_batch.job.loading.pipeline_file import Pipeline, Stage
+from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import Job
 from synthia_batch.job.select import Select
 from synthia_batch.results.select.decide import Selector
@@ -96,12 +97,10 @@ def run_pipeline(
             that are not there, are refused before any engine starts.
         SynthiaBatchError: As for `run_job` and `select_samples`.
     """
-    _check_flags(flags)
-    root = _find_output(pipeline, flags)
-    _check_names(pipeline, flags)
+    root = check_pipeline(pipeline, flags)
     _log.info(_announce(pipeline, 0))
     first = resolve_job([*flags, _add_input(pipeline.stages[0], {})])
-    root = root or Path("outputs") / f"{pipeline.name}-{first.fingerprint[:8]}"
+    root = root or name_root(pipeline, first)
     directories: dict[str, Path] = {}
     results: list[StageResult] = []
     drain = DrainRequest()
@@ -120,7 +119,7 @@ def run_pipeline(
                 result = select_samples(source, steps, within=within, called=stage.name, reports=reports)
             else:
                 job = resolve_job([*flags, _add_input(stage, directories)]) if number else first
-                place = RunDir(root).stages / f"{stage.name}-{job.fingerprint[:8]}"
+                place = name_place(root, stage, job)
                 noted.note_run(number, place.name)  # Before it begins: `status` shows how far it is.
                 job = dataclasses.replace(job, output=place)
                 result = run_resolved_job(job, make_display(), force=force, engines=engines)
@@ -136,6 +135,28 @@ def run_pipeline(
         total=len(pipeline.stages),
         stopped=drain.reason if is_stopped and not results[-1].exit_code else None,
     )
+
+
+def check_pipeline(pipeline: Pipeline, flags: Sequence[Layer]) -> Path | None:
+    """Check what can be known before a stage is run; return the directory that is named for the pipeline.
+
+    Raises:
+        UsageError: As for `run_pipeline`.
+    """
+    _check_flags(flags)
+    root = _find_output(pipeline, flags)
+    _check_names(pipeline, flags)
+    return root
+
+
+def name_root(pipeline: Pipeline, first: ResolvedJob) -> Path:
+    """Return the directory of a pipeline that names none, from the job of its first stage."""
+    return Path("outputs") / f"{pipeline.name}-{first.fingerprint[:8]}"
+
+
+def name_place(root: Path, stage: Stage, job: ResolvedJob) -> Path:
+    """Return the run directory of a stage of the pipeline in `root`."""
+    return RunDir(root).stages / f"{stage.name}-{job.fingerprint[:8]}"
 
 
 def _announce(pipeline: Pipeline, number: int) -> str:

@@ -319,6 +319,36 @@ def test_commands_that_read_a_run_take_the_directory_of_a_pipeline(pipeline: Pat
     assert (mixed.code, "out: holds runs" in mixed.err) == (2, True)
 
 
+def test_plan_shows_the_stages_and_validate_their_faults(pipeline: Path, capsys: Any) -> None:
+    more = "  - name: again\n    input: {prompt_template: judge.j2}\n    accept: response != ''\n"
+    pipeline.write_text(FILE + more + "    engine: {max_num_seqs: 2}\n    system: [none, 'Be brief.']\n")
+    planned = call(capsys, "plan", "judged.yaml")
+    assert planned.code == 0, planned.err
+    assert planned.out.splitlines()[:6] == [
+        "judged: 4 stages; what later ones have depends on those before",
+        "answer  4 rows, 8 samples, loads its engines",
+        "judge   reads answer, up to 8 samples, keeps the engines",
+        "keep    reads judge, up to 4 samples, keeps at most 4",
+        "again   reads keep, up to 8 samples of up to 64 answers, loads its engines",
+        "",
+    ]
+    told = json.loads(call(capsys, "plan", "judged.yaml", "--json").out)
+    assert [stage["most_samples"] for stage in told["stages"]] == [8, 8, 4, 8]
+    assert not Path("outputs").exists()
+    assert call(capsys, "validate", "judged.yaml").out == (
+        "judged.yaml: 4 stages, no faults in them or in 4 rows of the first\n"
+    )
+    assert call(capsys, "run", "judged.yaml", "--dry-run", "--json").out == json.dumps(told, indent=2) + "\n"
+    done = json.loads(call(capsys, "run", "judged.yaml", "--json").out)
+    assert told["first"]["directory"] == done["stages"][0]["directory"]
+    pipeline.write_text(FILE.replace("topic != 'z'", "tropic != 'z'"))
+    for command in ("plan", "validate"):
+        wrong = call(capsys, command, "judged.yaml")
+        assert (wrong.code, "judged.yaml:12:14: where: " in wrong.err) == (2, True), wrong.err
+    probed = call(capsys, "plan", "judged.yaml", "--probe", "2")
+    assert (probed.code, "--probe takes a single job" in probed.err) == (2, True)
+
+
 def test_status_shows_how_far_a_pipeline_is_and_lists_it(pipeline: Path, capsys: Any) -> None:
     pipeline.write_text(FILE.replace("num_samples: 2", "num_samples: 2\n    engine: {fail_every: 3}"))
     assert call(capsys, "run", "judged.yaml", "-q", "--set", "max_failures=0").code == 3
@@ -467,8 +497,8 @@ def test_a_template_that_names_what_is_not_there_is_refused_before_anything_star
         (("run", "judged.yaml", "-n", "3"), "flag: num_samples: each stage of a pipeline says its own"),
         (("run", "judged.yaml", "q.jsonl"), "flag: input: each stage of a pipeline says its own"),
         (("run", "judged.yaml", "-o", "s3://b/x"), "a pipeline's output is a directory on this machine"),
-        (("plan", "judged.yaml"), "a pipeline of stages, which only `synthia-batch run` takes"),
-        (("run", "judged.yaml", "--dry-run"), "a pipeline of stages, which only `synthia-batch run` takes"),
+        (("preview", "judged.yaml"), "a pipeline of stages; run, plan and validate take one, this command a"),
+        (("plan", "judged.yaml", "-n", "3"), "flag: num_samples: each stage of a pipeline says its own"),
     ],
 )
 def test_what_a_pipeline_does_not_take_is_refused(

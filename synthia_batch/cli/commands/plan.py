@@ -1,6 +1,6 @@
 """`synthia-batch plan` and `validate`: forecast and check a job without running it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +10,9 @@ from synthia_batch.core.formatting import encode_json
 from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from synthia_batch.job.loading.layer import Layer
     from synthia_batch.job.resolved import ResolvedJob
     from synthia_batch.operations.disk_usage import DiskUsage
     from synthia_batch.operations.forecast import Forecast, FoundRows
@@ -47,12 +50,26 @@ def validate(flags: JobFlags, here: HereFlag = False) -> None:
     from synthia_batch.core.formatting import format_count
     from synthia_batch.operations.forecast import check_input
 
+    layers = flags.read_layers(allows_stages=True)
+    if layers[-1].sets("stages"):
+        _validate_stages(layers, flags.job_file, needs_model=here)
+        return
     job = _resolve(flags, here=here, needs_model=here)
     rows = check_input(job)
     names = [str(file.shown).encode(errors="backslashreplace").decode() for file in job.inputs]
     name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
     later = f"; {LATER_TURNS}" if job.plan.plays_turns else ""
     show(f"{name}: {format_count(rows, 'row')}, no faults{later}")
+
+
+def _validate_stages(layers: "Sequence[Layer]", path: "Path", *, needs_model: bool) -> None:
+    from synthia_batch.core.formatting import format_count
+    from synthia_batch.job.loading.pipeline_file import read_pipeline
+    from synthia_batch.operations.pipeline_forecast import forecast_pipeline
+
+    found = forecast_pipeline(read_pipeline(layers[-1], path), layers[:-1], needs_model=needs_model)
+    rows = format_count(found.first.rows, "row")
+    show(f"{path}: {len(found.stages)} stages, no faults in them or in {rows} of the first")
 
 
 def print_plan(
@@ -66,6 +83,12 @@ def print_plan(
     """Print the forecast of the job in `flags`, and an estimate from `probe_samples` of its samples."""
     from synthia_batch.operations.forecast import forecast_job
 
+    layers = flags.read_layers(allows_stages=True)
+    if layers[-1].sets("stages"):
+        if probe_samples is not None:
+            raise typer.BadParameter("--probe takes a single job: probe a stage as a job file of its own")
+        _print_stages(layers, flags.job_file, as_json, shows_defaults=shows_defaults, here=here)
+        return
     job = _resolve(flags, here=here, needs_model=here or probe_samples is not None)
     forecast = forecast_job(job)
     values = forecast.to_dict()
@@ -80,6 +103,29 @@ def print_plan(
             show(f"\n{describe_probe(found)}")
     if as_json:
         show(encode_json(values, indent=2))
+
+
+def _print_stages(
+    layers: "Sequence[Layer]", path: "Path", as_json: bool, *, shows_defaults: bool, here: bool
+) -> None:
+    """Print the forecast of the pipeline in the last of `layers`: its stages, then the first one's."""
+    from synthia_batch.job.loading.pipeline_file import read_pipeline
+    from synthia_batch.operations.pipeline_forecast import forecast_pipeline
+
+    found = forecast_pipeline(read_pipeline(layers[-1], path), layers[:-1], needs_model=here)
+    if as_json:
+        stages = [stage.to_dict() for stage in found.stages]
+        show(encode_json({"name": found.name, "stages": stages, "first": found.first.to_dict()}, indent=2))
+        return
+    show(f"{found.name}: {len(found.stages)} stages; what later ones have depends on those before")
+    width = max(len(stage.name) for stage in found.stages) + 2
+    for number, stage in enumerate(found.stages):
+        reads = f"reads {stage.reads}" if stage.reads is not None else f"{found.first.rows:,} rows"
+        most = "up to " if number else ""
+        requests = f" of up to {stage.requests:,} answers" if stage.requests > stage.samples else ""
+        show(f"{stage.name:<{width}}{reads}, {most}{stage.samples:,} samples{requests}, {stage.does}")
+    show("", f"the stage {found.stages[0].name}:", sep="\n")
+    show(*_list_settings(found.first, shows_defaults), "", *_list_facts(found.first), sep="\n", flush=True)
 
 
 def _resolve(flags: JobFlags, *, here: bool, needs_model: bool) -> "ResolvedJob":

@@ -24,7 +24,9 @@ def read_job_file(path: Path, *, allows_stages: bool = False) -> Layer:
     marked = read_marked(_read_text(path), str(path))
     stages = marked.values.get("stages")
     if stages is not None and not allows_stages:
-        raise UsageError(f"{path}: a pipeline of stages, which only `synthia-batch run` takes")
+        raise UsageError(
+            f"{path}: a pipeline of stages; run, plan and validate take one, this command a single job"
+        )
     values = _read_values(marked.values, path.parent)
     if isinstance(stages, list):
         values["stages"] = [

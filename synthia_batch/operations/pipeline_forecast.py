@@ -1,0 +1,89 @@
+"""What a pipeline comes to: its first stage exactly, the others as upper limits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from synthia_batch.job.loading.layer import Layer
+from synthia_batch.job.loading.pipeline_file import Pipeline, Stage
+from synthia_batch.job.schema import Job
+from synthia_batch.job.select import Select
+from synthia_batch.operations.forecast import Forecast, forecast_job
+from synthia_batch.runner.pipeline import check_pipeline, name_place, name_root
+from synthia_batch.runner.resolve import resolve_job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageForecast:
+    """A stage that has at most so many `samples`, of at most so many `requests` to engines.
+
+    `reads` is the stage whose samples are its rows. `does` says what it keeps, or whether it loads engines.
+    """
+
+    name: str
+    reads: str | None
+    samples: int
+    requests: int
+    does: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {
+            "name": self.name,
+            "reads": self.reads,
+            "most_samples": self.samples,
+            "most_requests": self.requests,
+            "does": self.does,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineForecast:
+    """The content of `plan` for a pipeline. `first` is the forecast of the first stage alone."""
+
+    name: str
+    first: Forecast
+    stages: tuple[StageForecast, ...]
+
+
+def forecast_pipeline(pipeline: Pipeline, flags: Sequence[Layer], *, needs_model: bool) -> PipelineForecast:
+    """Return the forecast of `pipeline`. Reads and tokenizes the whole input of its first stage.
+
+    Raises:
+        UsageError: It cannot be run, as far as that can be known before its first stage has been.
+    """
+    root = check_pipeline(pipeline, flags)
+    begin = resolve_job([*flags, pipeline.stages[0].layer], needs_model=needs_model)
+    place = name_place(root or name_root(pipeline, begin), pipeline.stages[0], begin)
+    first = forecast_job(replace(begin, output=place))
+    found: dict[str, StageForecast] = {}
+    loaded: Job | None = None
+    for stage in pipeline.stages:
+        rows = found[stage.reads].samples if stage.reads is not None else first.rows
+        if stage.select is not None:
+            kept = _limit(stage.select, rows, first.rows)
+            found[stage.name] = _describe(stage, kept, 0, f"keeps at most {kept:,}")
+            continue
+        job: Job = stage.declare(flags)
+        samples = first.samples if not found else rows * max(1, len(job.system)) * job.num_samples
+        requests = samples * (1 if job.accept is None else job.max_candidates)
+        does = "loads its engines" if loaded is None or not _loads_like(job, loaded) else "keeps the engines"
+        found[stage.name], loaded = _describe(stage, samples, requests, does), job
+    return PipelineForecast(name=pipeline.name, first=first, stages=tuple(found.values()))
+
+
+def _limit(select: Select, rows: int, first_rows: int) -> int:
+    limits = [limit for limit in (select.limit, select.sample) if limit is not None]
+    if select.best is not None and select.per is None:
+        limits.append(first_rows * select.top)
+    return min([rows, *limits])
+
+
+def _loads_like(job: Job, before: Job) -> bool:
+    """Return whether two declared jobs have the same engines, as far as their models are not looked at."""
+    names = ("model", "lora", "preset", "engine", "pool", "determinism")
+    return all(getattr(job, name) == getattr(before, name) for name in names)
+
+
+def _describe(stage: Stage, samples: int, requests: int, does: str) -> StageForecast:
+    return StageForecast(name=stage.name, reads=stage.reads, samples=samples, requests=requests, does=does)
