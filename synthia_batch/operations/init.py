@@ -106,7 +106,13 @@ def propose_job(paths: Sequence[str]) -> JobProposal:
 
 
 def format_proposal(proposal: JobProposal, folder: Path) -> str:
-    """Return the text of the job file, for the directory `folder`.
+    """Return the text of the job file, for the directory `folder`. Raises as `relate_paths`."""
+    paths = relate_paths(proposal, folder)
+    return "\n".join([*_write_head(proposal), *_write_input(proposal, paths), *_write_rest(proposal)]) + "\n"
+
+
+def relate_paths(proposal: JobProposal, folder: Path) -> list[str]:
+    """Return the input's paths relative to `folder`; addresses stay.
 
     Raises:
         UsageError: The input's name is not valid UTF-8.
@@ -117,7 +123,7 @@ def format_proposal(proposal: JobProposal, folder: Path) -> str:
             path.encode()
         except UnicodeEncodeError as exc:
             raise UsageError(f"{path!r}: the name is not valid UTF-8; rename the file") from exc
-    return "\n".join([*_write_head(proposal), *_write_input(proposal, paths), *_write_rest(proposal)]) + "\n"
+    return paths
 
 
 def _select_text(source: Source, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Selection:

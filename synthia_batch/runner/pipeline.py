@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from synthia_batch.core.console import Display
+from synthia_batch.core.digest import digest_json
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.expressions import SampleNames, suggest
@@ -34,6 +35,7 @@ from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.runner.run import run_resolved_job
 from synthia_batch.runner.selection import SelectResult, select_samples
+from synthia_batch.scheduler.acceptance import compile_acceptance
 from synthia_batch.storage.atomic import make_directory, temporary_path
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.lock import RunLock
@@ -106,8 +108,7 @@ def run_pipeline(
     drain = DrainRequest()
     reports = next((layer.values["report"] for layer in flags if "report" in layer.values), pipeline.report)
     with drain.listen(), _lock(root), KeptEngines() as engines:
-        stages = [StageRecord(name=stage.name, reads=stage.reads) for stage in pipeline.stages]
-        noted = StageList(root, stages)
+        noted = StageList(root, [_record(stage) for stage in pipeline.stages])
         for number, stage in enumerate(pipeline.stages):
             result: RunResult | SelectResult
             if number:
@@ -147,6 +148,11 @@ def check_pipeline(pipeline: Pipeline, flags: Sequence[Layer]) -> Path | None:
     root = _find_output(pipeline, flags)
     _check_names(pipeline, flags)
     return root
+
+
+def _record(stage: Stage) -> StageRecord:
+    declared = digest_json([stage.layer.values, stage.select and stage.select.identify()])[:32]
+    return StageRecord(name=stage.name, reads=stage.reads, declared=declared)
 
 
 def name_root(pipeline: Pipeline, first: ResolvedJob) -> Path:
@@ -213,7 +219,13 @@ def _check_names(pipeline: Pipeline, flags: Sequence[Layer]) -> None:
         job: Job = stage.declare(flags)
         if stage.reads is not None:
             _check_prompt(stage, job, before)
-        known[stage.name] = _name_made(stage, job, before)
+        known[stage.name] = made = _name_made(stage, job, before)
+        if made is not None:
+            try:
+                runs = {name: columns for name, columns in made.runs.items() if name != stage.name}
+                compile_acceptance(job, [*made.plain, *runs], runs)
+            except UsageError as exc:
+                raise stage.refuse("accept", exc) from exc
 
 
 def _name_made(stage: Stage, job: Job, before: SampleNames | None) -> SampleNames | None:

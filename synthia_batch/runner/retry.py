@@ -18,6 +18,7 @@ from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resume import resolve_kept_job, resolve_remote_job
 from synthia_batch.runner.run import open_session, report_if_complete, run_attempt
 from synthia_batch.runner.subset import SampleSubset
+from synthia_batch.storage.lock import lock_pipeline
 from synthia_batch.storage.manifest import read_manifest
 
 _log = logging.getLogger(__name__)
@@ -28,12 +29,13 @@ class RetryResult:
     """`chosen` is the number of failed samples that the choice selected.
 
     `run` is the result of the run; None if the run was complete and nothing was selected: then nothing
-    was touched.
+    was touched. `mended` samples are not failed any more.
     """
 
     directory: Path
     chosen: int
     run: RunResult | None
+    mended: int = 0
 
 
 def retry_failed(
@@ -58,7 +60,7 @@ def retry_failed(
     else:
         job = resolve_kept_job(Path(place), "retry", explicit, trusts=trusts)
     events = EventBus()
-    with follow_run(job, events) as report_end:
+    with lock_pipeline(job.output), follow_run(job, events) as report_end:
         result = _reopen_and_run(job, choice, display, events, force=force)
         if result.run is not None:
             report_end(result.run.ending)
@@ -69,6 +71,7 @@ def _reopen_and_run(
     job: ResolvedJob, choice: FailureChoice, display: Display, events: EventBus, *, force: bool
 ) -> RetryResult:
     with open_session(job, display, events, force=force) as session:
+        failed = sum(state.failed for state in session.states)
         ordinals = session.reopener.list_chosen(session.states, choice)
         chosen = len(ordinals)
         is_complete = read_manifest(session.run_dir.manifest) is not None
@@ -83,7 +86,7 @@ def _reopen_and_run(
             subset = SampleSubset(ordinals) if chosen and is_interrupted else None
             result = run_attempt(session, display, subset=subset, reopen=choice)
     report_if_complete(job)
-    return RetryResult(directory=job.output, chosen=chosen, run=result)
+    return RetryResult(directory=job.output, chosen=chosen, run=result, mended=failed - result.failed)
 
 
 @contextmanager

@@ -24,12 +24,12 @@ from synthia_batch.job.loading.command_line import read_command
 from synthia_batch.job.select import Select
 from synthia_batch.results.read.counts import RunCounts, find_limit
 from synthia_batch.results.read.run import open_complete_run
+from synthia_batch.results.read.stage_runs import digest_parts
 from synthia_batch.results.report.card import CardFacts, write_card
 from synthia_batch.results.report.page import try_report
 from synthia_batch.results.select.decide import PLACE, Decisions, Selector, Verdict
 from synthia_batch.results.select.names import name_samples
 from synthia_batch.results.verify.facts import RunFacts, read_facts
-from synthia_batch.results.verify.stages import digest_parts
 from synthia_batch.runner.directory.plan import describe_parts, refuse_identity
 from synthia_batch.runner.directory.session import read_time
 from synthia_batch.scheduler.events import AttemptEnded, AttemptStarted, CommandTyped, ShardPublished

@@ -1,5 +1,6 @@
 """Which answers a job accepts: the expression `accept`, about the row's kept columns and the answer."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from synthia_batch.inputs.records.expressions import (
     Expression,
     ExpressionFailed,
     SampleNames,
+    open_kept,
     parse,
 )
 from synthia_batch.job.schema import Job
@@ -40,7 +42,8 @@ class Acceptance:
             ExpressionFailed: The expression has no value for it.
         """
         of_answer = {name: getattr(answer, name) for name in _OF_ANSWER if name != JSON}
-        values: dict[str, Any] = {"id": row.id, **row.kept, **of_answer}
+        kept = {name: open_kept(value) for name, value in row.kept.items()}
+        values: dict[str, Any] = {"id": row.id, **kept, **of_answer}
         if JSON in self.expression.columns:
             values[JSON] = parse(answer.response)
         if not self.expression.evaluate(values):
@@ -48,17 +51,26 @@ class Acceptance:
 
 
 def open_acceptance(job: Job) -> Acceptance | None:
+    """Return the acceptance of `job`, None if it accepts every answer. Raises as `compile_acceptance`."""
+    kept = [job.input.rename_columns.get(name, name) for name in job.input.keep_columns]
+    return compile_acceptance(job, kept, {})
+
+
+def compile_acceptance(job: Job, kept: Sequence[str], runs: Mapping[str, Sequence[str]]) -> Acceptance | None:
     """Return the acceptance of `job`, None if it accepts every answer.
+
+    `kept` are the columns that it keeps. Of those in `runs`, samples of earlier runs, the names behind them
+    are checked, too.
 
     Raises:
         UsageError: It is no expression, or names what is neither a kept column nor of the answer.
     """
     if job.accept is None:
         return None
-    kept = [job.input.rename_columns.get(name, name) for name in job.input.keep_columns]
     if JSON in kept:
         raise UsageError(f"accept: {JSON} is the parsed response; keep that column under another name")
-    names = SampleNames(job="", runs={}, plain=(*kept, *_OF_ANSWER))
+    plain = [name for name in kept if name not in runs]
+    names = SampleNames(job="", runs=runs, plain=(*plain, *_OF_ANSWER))
     expression = Expression("accept", job.accept, names)
     return Acceptance(expression=expression, max_candidates=job.max_candidates)
 

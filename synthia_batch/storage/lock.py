@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import socket
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -150,6 +151,14 @@ class RunLock:
             f"{self._run_dir.root} is on a file system without working locks ({reason})\n"
             "  choose a directory on a local disk, or on NFS 4 or later, with -o"
         )
+
+
+def lock_pipeline(run: Path) -> AbstractContextManager[object]:
+    """Return the lock of the pipeline that the directory `run` is a stage of, if it is of any."""
+    pipeline = RunDir(run.absolute().parent.parent)
+    if pipeline.stages != run.absolute().parent or not pipeline.pipeline.exists():
+        return nullcontext()
+    return RunLock(pipeline, datetime.now().astimezone())
 
 
 def read_owner(path: Path) -> Owner | None:

@@ -2,35 +2,40 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from synthia_batch.core.checksummed_json import encode_checksummed, read_checksummed
-from synthia_batch.errors import UsageError
 from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.layout import RunDir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRecord:
-    """A stage, and the one that it reads. `directory` is its run's name in `stages/`, None if not begun."""
+    """A stage, and the one that it reads. `directory` is its run's name in `stages/`, None if not begun.
+
+    `declared` is the digest of what the pipeline's file says of it.
+    """
 
     name: str
     reads: str | None
+    declared: str = ""
     directory: str | None = None
 
 
 class StageList:
     """The stages of the pipeline in `directory`, which the file there has at any time.
 
-    A stage that has another run than before leaves those behind it to be begun.
+    A stage that is declared otherwise than before, or has another run, is to be begun with all behind it.
     """
 
     def __init__(self, directory: Path, stages: Sequence[StageRecord]) -> None:
         self._path = RunDir(directory).pipeline
         before = read_stages(directory) or []
-        is_known = [replace(record, directory=None) for record in before] == list(stages)
-        self._records = before if is_known else list(stages)
-        if not is_known:
+        pairs = zip(before, stages, strict=False)
+        known = [*takewhile(lambda pair: replace(pair[0], directory=None) == pair[1], pairs)]
+        self._records = [*(record for record, _ in known), *stages[len(known) :]]
+        if self._records != before:
             self._write()
 
     def note_run(self, number: int, directory: str) -> None:
@@ -70,22 +75,3 @@ def list_stage_runs(directory: Path) -> dict[str, Path | None] | None:
 def _find_run(runs: Path, stage: StageRecord) -> Path | None:
     run = RunDir(runs / (stage.directory or ""))
     return run.root if run.plan.exists() or run.manifest.exists() else None
-
-
-def find_result(directory: Path) -> Path:
-    """Return the run of the last stage if there is a pipeline in `directory`, else `directory`.
-
-    Raises:
-        UsageError: The last stage has not begun.
-    """
-    found = list_stage_runs(directory)
-    if not found:
-        return directory
-    *_, (name, run) = found.items()
-    if run is None:
-        there = ", ".join(str(path) for path in found.values() if path is not None) or "none yet"
-        raise UsageError(
-            f"{directory}: the pipeline has not come to its last stage, {name}; run it again, or name the "
-            f"run of a stage: {there}"
-        )
-    return run

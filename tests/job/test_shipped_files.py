@@ -60,7 +60,7 @@ def test_every_pipeline_runs_as_it_stands_but_for_its_engine(
 ) -> None:
     done = synthia("run", path, *SCRIPTED, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert pq.read_table(Path(done.stdout.strip()) / "data").num_rows == 4
+    assert pq.read_table(Path(done.stdout.strip()) / "data").num_rows >= 4
 
 
 def test_conversations_keep_their_own_system_messages(synthia: Command, tmp_path: Path) -> None:

@@ -99,7 +99,9 @@ def test_accepted_samples_are_verified_made_again_and_read_from_python(capsys: A
     assert retried.code == 0, "they fail again, and the others keep their candidates"
     assert call(capsys, "verify", "out", "--rows").code == 0
     told = call(capsys, "failed", "out").err
-    assert "these answers come out the same again: run those rows by themselves with another --seed" in told
+    assert (
+        "what was not accepted comes out the same again: run the job with another --accept or --seed" in told
+    )
 
 
 def test_what_accepts_is_part_of_the_identity(capsys: Any) -> None:
@@ -145,3 +147,11 @@ def test_conversations_of_several_turns_have_no_acceptance(capsys: Any) -> None:
     Path("q.jsonl").write_text(json.dumps({"turns": ["a", "b"], "most": 1}) + "\n")
     refused = run(capsys, "out", "--turns-column", "turns")
     assert (refused.code, "is for single answers" in refused.err) == (2, True)
+
+
+def test_what_has_no_effect_is_refused(capsys: Any) -> None:
+    greedy = run(capsys, "out", "--temperature", "0")
+    assert (greedy.code, "accept: at temperature 0 every answer is the same" in greedy.err) == (2, True)
+    assert run(capsys, "one", "--temperature", "0", "--max-candidates", "1").code in (0, 3)
+    alone = run(capsys, "out", "--max-candidates", "3", accept=None)
+    assert (alone.code, "has no effect without accept" in alone.err) == (2, True)

@@ -376,11 +376,32 @@ def test_retry_makes_the_first_failed_stage_again_and_says_what_is_behind_it(
     Path("judged.yaml").write_text(FILE.replace("    num_samples: 2\n", failing))
     assert call(capsys, "run", "judged.yaml", "-q", "-o", "out").code == 0
     assert call(capsys, "run", "judged.yaml", "-q", "-o", "out").code == 0
+    stuck = call(capsys, "retry", "out")
+    assert (stuck.code, "retried 3 failed samples" in stuck.err) == (0, True)
+    assert "run the pipeline again" not in stuck.err
+    assert call(capsys, "status", "out").out.startswith("out  complete")
     Path("mended").touch()
     done = call(capsys, "retry", "out")
     assert done.code == 0, done.err
     assert "retried 3 failed samples" in done.err
-    assert "run the pipeline again: the stages behind this one" in done.err
+    assert "run the pipeline again: what is behind this stage" in done.err
+    told = call(capsys, "status", "out").out.splitlines()
+    assert told[0] == "out  interrupted"
+    assert [line.partition("complete")[0].split() for line in told[1:4]] == [
+        ["answer"],
+        ["judge", *["outdated:", "a", "stage", "before", "it", "has", "changed;"]],
+        ["keep", *["outdated:", "a", "stage", "before", "it", "has", "changed;"]],
+    ]
+    for command in (
+        ("export", "out", "--to", "alpaca"),
+        ("report", "out"),
+        ("select", "out", "--limit", "1"),
+    ):
+        old = call(capsys, *command)
+        assert (old.code, "the pipeline has changed before its last stage, keep; run it" in old.err) == (
+            2,
+            True,
+        )
     assert (
         json.loads(call(capsys, "run", "judged.yaml", "-q", "-o", "out", "--json").out)["stages"][1][
             "samples"
@@ -389,6 +410,64 @@ def test_retry_makes_the_first_failed_stage_again_and_says_what_is_behind_it(
     )
     nothing = call(capsys, "retry", "out")
     assert (nothing.code, "there are no samples failed; nothing was changed" in nothing.err) == (0, True)
+
+
+def test_what_is_declared_otherwise_is_not_told_as_made(pipeline: Path, capsys: Any) -> None:
+    assert call(capsys, "run", "judged.yaml", "-q", "-o", "out").code == 0
+    pipeline.write_text(FILE.replace("topic != 'z'", "topic == 'nothing'"))
+    assert call(capsys, "run", "judged.yaml", "-q", "-o", "out").code == 3
+    stages = json.loads(call(capsys, "status", "out", "--json").out)["stages"]
+    assert [stage["state"] for stage in stages] == ["complete", "complete", "not begun"]
+    assert call(capsys, "export", "out", "--to", "alpaca").code == 2
+    pipeline.write_text(FILE)
+    assert call(capsys, "run", "judged.yaml", "-q", "-o", "out").code == 0
+    assert call(capsys, "export", "out", "--to", "alpaca").code == 0
+
+
+def test_no_run_is_begun_in_the_directory_of_a_pipeline(pipeline: Path, capsys: Any) -> None:
+    done = json.loads(call(capsys, "run", "judged.yaml", "-q", "-o", "out", "--json").out)
+    scripted = ("--engine", "scripted", "--pool", "local", "-q")
+    for command in (
+        ("run", "q.jsonl", *scripted),
+        ("select", done["stages"][0]["directory"], "--limit", "1"),
+    ):
+        refused = call(capsys, *command, "-o", "out")
+        assert (refused.code, "expected a run or an empty directory, got a pipeline's" in refused.err) == (
+            2,
+            True,
+        )
+    assert sorted(path.name for path in Path("out").iterdir()) == [".synthia", "pipeline.json", "stages"]
+
+
+def test_a_stage_is_not_retried_while_the_pipeline_is_played(pipeline: Path, capsys: Any) -> None:
+    failing = "    num_samples: 2\n    engine: {fail_every: 3}\n"
+    Path("judged.yaml").write_text(FILE.replace("    num_samples: 2\n", failing))
+    done = json.loads(call(capsys, "run", "judged.yaml", "-q", "-o", "out", "--json").out)
+    with RunLock(RunDir(Path("out")), datetime.now().astimezone()):
+        for place in ("out", done["stages"][0]["directory"]):
+            busy = call(capsys, "retry", place, "-q")
+            assert (busy.code, "out is in use by pid" in busy.err) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("accept", "told"),
+    [
+        (
+            "answer.respons != ''",
+            "judged.yaml:10:13: accept: answer.respons != '': answer has no respons;",
+        ),
+        ("topik == 'x'", "there is no topik; did you mean topic?"),
+        ("answer.json.score > 1 or response != ''", None),
+    ],
+)
+def test_what_a_later_stage_accepts_is_checked_before_anything_starts(
+    pipeline: Path, capsys: Any, accept: str, told: str | None
+) -> None:
+    asks = "input: {prompt_template: judge.j2}"
+    pipeline.write_text(FILE.replace(asks, f'{asks}\n    accept: "{accept}"'))
+    done = call(capsys, "run", "judged.yaml", "-q", "-o", "out")
+    assert (done.code, Path("out").exists()) == ((2, False) if told else (0, True)), done.err
+    assert (told or "") in done.err
 
 
 def test_a_stage_may_read_another_than_the_one_before(pipeline: Path, capsys: Any) -> None:

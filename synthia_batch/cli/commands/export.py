@@ -55,7 +55,7 @@ def export(
     from synthia_batch.results.export.recipes import describe_use
     from synthia_batch.results.export.writer import write_records
     from synthia_batch.results.read.run import open_complete_run
-    from synthia_batch.storage.pipeline_file import find_result
+    from synthia_batch.results.read.stage_runs import find_result
 
     chosen = _choose_format(to, reader, score, min_gap)
     names = name_kept_columns(

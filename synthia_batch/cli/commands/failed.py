@@ -32,15 +32,16 @@ def failed(
 
     with open_location(directory) as place:
         stages = list_stage_runs(place)
-        runs = {directory: place} if stages is None else {str(run): run for run in stages.values() if run}
-        for name, run in runs.items():
+        runs = {"": place} if stages is None else {name: run for name, run in stages.items() if run}
+        for stage, run in runs.items():
+            of_stage = {"stage": stage} if stage else {}
             counts: Counter[str] = Counter()
             for sample in list_failures(run):
                 counts[sample.code] += 1
                 if code in (None, sample.code):
-                    show(encode_json(sample.to_dict()) if as_json else _describe(sample))
+                    show(encode_json({**of_stage, **sample.to_dict()}) if as_json else _describe(sample))
             sys.stdout.flush()
-            show(_summarize(name, code, counts), file=sys.stderr)
+            show(_summarize(str(run) if stage else directory, code, counts), file=sys.stderr)
 
 
 def _describe(sample: "FailedSample") -> str:

@@ -19,6 +19,10 @@ def init(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="- is stdout. [./NAME.yaml]")
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Write a pipeline: judge, best-of-n, ... See docs/selection.md."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented job file for an input's columns. It runs as written."""
@@ -26,22 +30,28 @@ def init(
     from synthia_batch.errors import UsageError
     from synthia_batch.inputs.fetch.file_types import split_name
     from synthia_batch.operations.init import format_proposal, propose_job
+    from synthia_batch.operations.recipes import write_recipe
 
-    file = output or Path(
-        f"{split_name(source[0].rstrip('/').rpartition('/')[2]).stem.strip('*') or 'job'}.yaml"
-    )
-    if file != STDOUT and file.exists() and not force:
-        raise UsageError(f"{file}: already exists; name another with -o FILE, or overwrite it with --force")
+    stem = recipe or split_name(source[0].rstrip("/").rpartition("/")[2]).stem.strip("*") or "job"
+    file = output or Path(f"{stem}.yaml")
+    if file == STDOUT and recipe is not None:
+        raise UsageError("-o -: a recipe has several files; name the job file with -o FILE")
+    _refuse_to_overwrite([] if file == STDOUT or force else [file])
     proposal = propose_job(source)
-    if file == STDOUT:
+    if recipe is not None:
+        texts = dict(write_recipe(recipe, proposal, file))
+    elif file == STDOUT:
         show(format_proposal(proposal, Path()), end="")
         return
-    try:
-        text = format_proposal(proposal, file.parent)
-        with os.fdopen(create_file(file), "w", encoding="utf-8") as target:
-            target.write(text)
-    except OSError as exc:
-        raise UsageError(f"{file}: cannot be written: {exc.strerror}; name another with -o FILE") from exc
+    else:
+        texts = {file: format_proposal(proposal, file.parent)}
+    _refuse_to_overwrite([] if force else list(texts))
+    for path, text in texts.items():
+        try:
+            with os.fdopen(create_file(path), "w", encoding="utf-8") as target:
+                target.write(text)
+        except OSError as exc:
+            raise UsageError(f"{path}: cannot be written: {exc.strerror}; name another with -o FILE") from exc
     shown = shlex.quote(str(file))
     show(
         f"{file}: {proposal.rows:,} rows of {proposal.holds}, from the column {proposal.columns.text!r}\n"
@@ -49,3 +59,13 @@ def init(
         file=sys.stderr,
     )
     show(file)
+
+
+def _refuse_to_overwrite(files: list[Path]) -> None:
+    from synthia_batch.errors import UsageError
+
+    for file in files:
+        if file.exists():
+            raise UsageError(
+                f"{file}: already exists; name another with -o FILE, or overwrite it with --force"
+            )

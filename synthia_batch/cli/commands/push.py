@@ -29,7 +29,7 @@ def push(
     from synthia_batch.core.telemetry import keep_private
     from synthia_batch.results.export.hub import PushTarget, push_files
     from synthia_batch.results.export.hub_dataset import list_pushed_files
-    from synthia_batch.storage.pipeline_file import find_result
+    from synthia_batch.results.read.stage_runs import find_result
 
     keep_private()
     directory = find_result(directory)

@@ -25,7 +25,7 @@ def report(
 
     A single file without scripts or external requests. Every complete run already has one.
     """
-    from synthia_batch.storage.pipeline_file import find_result
+    from synthia_batch.results.read.stage_runs import find_result
 
     directory = find_result(directory)
     if as_json:

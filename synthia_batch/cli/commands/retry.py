@@ -34,7 +34,8 @@ def retry(
     """Regenerate failed samples, optionally with other settings, and republish their files.
 
     For a run in a store this uses its state directory, which is recreated here if it is lost. Of a pipeline,
-    the failed samples of the first stage that has any: those behind it are for the next run.
+    stage by stage up to the first of which a sample is not failed any more: those behind it are for the next
+    run.
     """
     from synthia_batch.cli.commands.run import print_result
     from synthia_batch.core.console import Display
@@ -42,7 +43,8 @@ def retry(
     from synthia_batch.job.dotted import merge_values
     from synthia_batch.job.loading.merge import Layer, parse_assignment, read_environment
     from synthia_batch.runner.directory.reopen import FailureChoice
-    from synthia_batch.runner.retry import retry_failed
+    from synthia_batch.runner.retry import RetryResult, retry_failed
+    from synthia_batch.storage.pipeline_file import list_stage_runs
 
     values: dict[str, object] = {}
     for assignment in settings or []:
@@ -50,19 +52,24 @@ def retry(
     set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
     layers = [Layer(origin="flag", values=values), read_environment(os.environ)]
-    for place in _list_places(directory):
-        result = retry_failed(place, FailureChoice(code=code), layers, display, force=force, trusts=trust)
-        if result.run is not None:
-            break
-    if result.run is None:
+    places = _list_places(directory)
+    result: RetryResult | None = None
+    for place in places:
+        retried = retry_failed(place, FailureChoice(code=code), layers, display, force=force, trusts=trust)
+        if retried.run is not None:
+            result = retried
+            if retried.mended or retried.run.exit_code or not retried.run.is_complete:
+                break
+    if result is None or result.run is None:
         which = f"with the code {code}" if code else "failed"
         _log.info(f"{directory}: there are no samples {which}; nothing was changed")
         show(_to_json(directory) if as_json else directory)
         return
     _log.info(f"retried {result.chosen} failed samples")
     print_result(result.run, as_json)
-    if str(result.directory) != directory and RunDir(Path(directory)).pipeline.exists():
-        _log.info("run the pipeline again: the stages behind this one are not made of its new samples yet")
+    stages = None if is_url(directory) else list_stage_runs(Path(directory))
+    if result.mended and stages and [*stages.values()][-1] != result.directory:
+        _log.info("run the pipeline again: what is behind this stage is not made of its new samples yet")
     raise typer.Exit(result.run.exit_code)
 
 

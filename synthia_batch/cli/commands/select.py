@@ -48,8 +48,8 @@ def select(
     from synthia_batch.core.formatting import encode_json
     from synthia_batch.errors import UsageError
     from synthia_batch.job.select import Select
+    from synthia_batch.results.read.stage_runs import find_result
     from synthia_batch.runner.selection import select_samples
-    from synthia_batch.storage.pipeline_file import find_result
 
     given: dict[str, str | int | None] = {"where": where, "best": best, "per": per, "top": top}
     given |= {"dedup": dedup, "limit": limit, "sample": sample, "seed": seed}

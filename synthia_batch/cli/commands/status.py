@@ -151,7 +151,8 @@ def _describe_pipeline(status: "PipelineStatus") -> list[str]:
     lines = [f"{Path(status.directory).name}  {_describe_owner(status)}"]
     width = max(map(len, status.stages), default=0) + 2
     for name, found in status.stages.items():
-        lines.append(f"{name:<{width}}{'not begun' if found is None else describe_briefly(found)}")
+        mark = "outdated: a stage before it has changed; " if name in status.outdated else ""
+        lines.append(f"{name:<{width}}{mark}{'not begun' if found is None else describe_briefly(found)}")
     if status.latest is not None and status.state != "complete":
         lines += ["", *describe_status(status.latest)]
     return lines

@@ -97,6 +97,11 @@ class _Sample:
         return self._json
 
 
+def open_kept(value: Any) -> Any:
+    """Return the value of a kept column for an expression: of an earlier run's sample, its columns."""
+    return _Sample(value) if isinstance(value, dict) and {"response", "messages"} <= value.keys() else value
+
+
 class Expression:
     """The compiled expression of `key`, such as `where`. `columns` are those of the run that it reads."""
 

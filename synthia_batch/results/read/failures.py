@@ -118,9 +118,14 @@ def advise_on_failures(place: str, codes: Collection[str]) -> list[str]:
         )
     if _BAD_ROWS.intersection(codes):
         lines.append("bad rows fail again: correct them in a file of their own, and run that")
-    if flagged or ACCEPT_CODES.intersection(codes):
+    if ACCEPT_CODES.intersection(codes):
         lines.append(
-            "these answers come out the same again: run those rows by themselves with another --seed: "
+            "what was not accepted comes out the same again: run the job with another --accept or --seed, or "
+            "more --max-candidates, into another directory"
+        )
+    if flagged:
+        lines.append(
+            "flagged answers come out the same again: run those rows by themselves with another --seed: "
             f"synthia-batch run {rows} --seed 1"
         )
     return lines

@@ -6,28 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.errors import UsageError
+from synthia_batch.results.read.stage_runs import read_stage_runs
 from synthia_batch.results.read.status import RunStatus, StatusReader, describe_state
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.lock import find_running
-from synthia_batch.storage.pipeline_file import list_stage_runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineStatus:
     """Status of a pipeline. `state` is as a run's; a stage that has not begun has None.
 
-    `owner` is the process that plays it as `pid@host`. `next` is the command to run next.
+    `owner` is the process that plays it as `pid@host`. `outdated` are the stages before which others have
+    changed: they are to be made again.
     """
 
     directory: str
     state: str
     owner: str | None
     stages: Mapping[str, RunStatus | None]
+    outdated: tuple[str, ...]
 
     @property
     def is_going_on(self) -> bool:
         """Whether it is being played, or may be."""
-        return self.state not in ("complete", "interrupted")
+        begun = [found for found in self.stages.values() if found is not None]
+        return self.state not in ("complete", "interrupted") or any(found.is_going_on for found in begun)
 
     @property
     def latest(self) -> RunStatus | None:
@@ -36,10 +39,10 @@ class PipelineStatus:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON."""
-        stages = [
-            {"stage": name, **({"state": "not begun"} if found is None else found.to_dict())}
-            for name, found in self.stages.items()
-        ]
+        stages = []
+        for name, found in self.stages.items():
+            of_stage = {"state": "not begun"} if found is None else found.to_dict()
+            stages.append({"stage": name, "is_outdated": name in self.outdated, **of_stage})
         return {"directory": self.directory, "state": self.state, "owner": self.owner, "stages": stages}
 
 
@@ -55,14 +58,17 @@ class PipelineStatusReader:
         """Return the current status."""
         run_dir = RunDir(self._directory)
         running = find_running(run_dir)
-        runs = list_stage_runs(self._directory) or {}
-        stages = {name: None if run is None else self._read_run(run) for name, run in runs.items()}
-        is_complete = all(found is not None and found.state == "complete" for found in stages.values())
+        runs = read_stage_runs(self._directory) or []
+        stages = {one.name: None if one.run is None else self._read_run(one.run) for one in runs}
+        outdated = tuple(one.name for one in runs if one.run is not None and not one.is_current)
+        is_made = all(found is not None and found.state == "complete" for found in stages.values())
+        is_complete = is_made and not outdated
         return PipelineStatus(
             directory=str(self._directory),
             state="complete" if is_complete else describe_state(running, run_dir),
             owner=f"{running.pid}@{running.host}" if running and not is_complete else None,
             stages=stages,
+            outdated=outdated,
         )
 
     def _read_run(self, run: Path) -> RunStatus | None:

@@ -38,6 +38,8 @@ def refuse_identity(identity: Mapping[str, Any], run_dir: RunDir) -> None:
             lines += describe_differences(differences)
             lines.append("run without -o for a new directory, or repeat the job as it was")
             raise IdentityMismatch("\n".join(lines))
+    elif run_dir.pipeline.exists():
+        raise UsageError(f"-o {run_dir.root}: expected a run or an empty directory, got a pipeline's")
     elif run_dir.root.exists() and not run_dir.root.is_dir():
         raise UsageError(f"-o {run_dir.root}: expected a directory, got a file; name a directory")
     elif run_dir.root.exists() and not run_dir.hidden.exists() and any(run_dir.root.iterdir()):

@@ -228,8 +228,15 @@ def _identify_acceptance(sources: _Sources) -> dict[str, Any]:
     """
     job = sources.merged.job
     if job.accept is None:
+        if sources.merged.is_explicit("max_candidates"):
+            raise UsageError("max_candidates: has no effect without accept; set both")
         return {}
     with sources.merged.locate_errors("accept"):
+        if job.sampling.temperature == 0 and job.max_candidates > 1:
+            raise UsageError(
+                "accept: at temperature 0 every answer is the same; set sampling.temperature, or "
+                "max_candidates=1"
+            )
         if sources.plan.plays_turns:
             raise UsageError("accept: is for single answers; a conversation of several turns has none")
         open_acceptance(job)

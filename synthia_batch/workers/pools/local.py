@@ -69,10 +69,11 @@ class LocalPool:
 
     def restart(self, worker: int, reduction: Reduction = NO_REDUCTION) -> None:
         """Start a thread for `worker`."""
-        self._start(worker, reduction, None)
+        self._start(worker, reduction)
 
-    def _start(self, worker: int, reduction: Reduction, loaded: Worker | None) -> None:
+    def _start(self, worker: int, reduction: Reduction, *, renews: bool = False) -> None:
         with self._changing:
+            loaded = self._workers.get(worker) if renews else None
             epoch = self._present[worker] = next(self._epochs)
         name = f"worker-{worker}"
         placement = Placement(reduction=reduction, user_threads=os.environ.get("OMP_NUM_THREADS"))
@@ -84,7 +85,7 @@ class LocalPool:
         self._worker_spec = worker_spec
         self._first_epoch = next(self._epochs)
         for worker in range(self.size):
-            self._start(worker, NO_REDUCTION, self._workers.get(worker))
+            self._start(worker, NO_REDUCTION, renews=True)
         return ()
 
     def kill(self, worker: int) -> None:
@@ -154,6 +155,8 @@ class LocalPool:
             self._events.put(WorkerLost(worker=index, epoch=epoch, reason=reason, cause=Cause.OUT_OF_MEMORY))
         except BaseException as exc:  # Whatever ended it, the driver must learn of it.
             refused = exc if isinstance(exc, SynthiaBatchError) else None
+            if loaded is not None:
+                loaded.stop(0)  # What is started instead must have its memory.
             reason = traceback.format_exc()
             if self._worker_spec.engine.kind == "vllm":
                 logging.getLogger("vllm").error(reason)

@@ -1,0 +1,55 @@
+"""Recipes: pipelines that are shipped, written for an input of the user's."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import synthia_batch
+from synthia_batch.errors import UsageError
+from synthia_batch.inputs.records.columns import spell_name
+from synthia_batch.operations.init import JobProposal, quote, relate_paths
+
+_EXAMPLE = "path: ../../inputs/questions.jsonl, limit: 4"
+"""The input of every shipped pipeline, in its first stage."""
+_COLUMN = "question"
+"""The column of that input that has the prompts."""
+_FILES = re.compile(r"(?:prompt_template|json_schema): ([\w.-]+)")
+
+
+def list_recipes() -> dict[str, Path]:
+    """Return the job files of the recipes by name."""
+    package = Path(synthia_batch.__file__).parent
+    installed, checkout = package / "recipes", package.parent / "jobs" / "pipelines"
+    folder = installed if installed.is_dir() else checkout
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def write_recipe(name: str, proposal: JobProposal, file: Path) -> Mapping[Path, str]:
+    """Return the texts of the recipe's files: its job file at `file`, and what it names beside that.
+
+    Raises:
+        UsageError: There is no such recipe, or the input has no column of prompts.
+    """
+    recipes = list_recipes()
+    if name not in recipes:
+        near = difflib.get_close_matches(name, recipes, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(recipes)}"
+        raise UsageError(f"--recipe {name}: there is no such recipe; {hint}")
+    prompt = proposal.columns.prompt
+    if prompt is None:
+        raise UsageError(f"--recipe {name}: expected rows of prompts, got {proposal.holds}; name such a file")
+    paths = relate_paths(proposal, file.parent)
+    shown = quote(paths[0]) if len(paths) == 1 else f"[{', '.join(map(quote, paths))}]"
+    text = recipes[name].read_text(encoding="utf-8")
+    head, _, tail = text.partition(_EXAMPLE)
+    uses_template = "prompt_template" in tail.partition("}")[0]
+    column = "" if uses_template else f", prompt_column: {quote(prompt)}"
+    text = f"{head}path: {shown}{column}{tail}".replace(f"[{_COLUMN}]", f"[{quote(prompt)}]")
+    text = text.replace(f"jobs/pipelines/{recipes[name].name}", str(file))
+    spelled = spell_name(prompt)
+    files = {file: text}
+    for other in dict.fromkeys(_FILES.findall(text)):
+        template = recipes[name].with_name(other).read_text(encoding="utf-8")
+        files[file.with_name(other)] = template.replace(f"{{{{ {_COLUMN} }}}}", f"{{{{ {spelled} }}}}")
+    return files
