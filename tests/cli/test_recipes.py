@@ -19,7 +19,6 @@ def test_a_recipe_is_written_for_the_users_input_and_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "mine.jsonl", [{"my text": f"What is {n} times two?"} for n in range(6)])
     done = call(capsys, "init", "data/mine.jsonl", "--recipe", name, "-o", "here/job.yaml")

@@ -308,9 +308,11 @@ def test_commands_that_read_a_run_take_the_directory_of_a_pipeline(pipeline: Pat
     assert [(one["stage"], one["state"], one["directory"]) for one in as_json["stages"]] == [
         ("answer", "complete", answer), ("judge", "complete", judge), ("keep", "complete", keep)
     ]  # fmt: skip
-    for command in (("export", "--to", "conversations"), ("report", "--json"), ("failed", "--json")):
+    for command in (("export", "--to", "conversations"), ("report", "--json")):
         name, *flags = command
         assert call(capsys, name, "out", *flags).out == call(capsys, name, keep, *flags).out, name
+    of_all, of_keep = call(capsys, "failed", "out", "--json").out, call(capsys, "failed", keep, "--json").out
+    assert of_keep == of_all.replace('"stage": "keep", ', "")
     failed = call(capsys, "failed", "out").err
     assert f"{answer}: no sample has failed\n{judge}: no sample has failed\n" in failed
     call(capsys, "select", "out", "--limit", "1", "-o", "one")
