@@ -250,9 +250,8 @@ class Finished:
 
     `logprob` is the natural logarithm of the answer's probability if the request asked for it: for
     comparison only, never written. `logprobs` are those of the last answer's tokens if the job asks for
-    them. `called` is the last answer as a message with tool calls, if it has any. `candidates` is how many
-    answers were generated until this one was accepted, None if each is. `flags` are set when the shard is
-    published; journals have none.
+    them. `called` is the last answer as a message with tool calls, if it has any. `candidates` counts the
+    answers up to this one, the accepted; None if each is. `flags` are set on publication; journals have none.
     """
 
     ordinal: int
@@ -285,10 +284,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """A finished turn of a conversation that continues; the sample finishes with its last turn.
+    """A finished turn of a conversation that continues; or, `is_candidate`, an answer that was not accepted.
 
-    `number` counts from 0. The token counts are those of this turn. `is_candidate`: it is no turn, but an
-    answer to the sample's one question that was not accepted.
+    `number` counts from 0. The token counts are those of this turn.
     """
 
     ordinal: int

@@ -1,11 +1,11 @@
 """Which answers a job accepts: the expression `accept`, about the row's kept columns and the answer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from synthia_batch.core.formatting import shorten
-from synthia_batch.core.types import Failed, Finished, Row
+from synthia_batch.core.types import Failed, Finished, Outcome, Row
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.expressions import (
     JSON,
@@ -23,10 +23,6 @@ SHOWN_CHARACTERS = 2000
 _OF_ANSWER = ("response", "reasoning", "finish_reason", "completion_tokens", JSON)
 
 
-class AnswerRefused(Exception):
-    """Another candidate is to be generated, for the reason in the message."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acceptance:
     """At most `max_candidates` answers are generated for a sample, until one is accepted."""
@@ -34,20 +30,29 @@ class Acceptance:
     expression: Expression
     max_candidates: int
 
-    def check(self, row: Row, answer: Finished) -> None:
-        """Return if the `answer` to `row` is accepted.
+    def judge(self, row: Row, answer: Finished, outcome: Outcome, number: int) -> Outcome | None:
+        """Return what a sample of `row` ends with after its `answer`, the candidate `number`, counted from 1.
 
-        Raises:
-            AnswerRefused: It is not.
-            ExpressionFailed: The expression has no value for it.
+        None if another is to be generated. `outcome` is the answer, or failed if it lacks its structure.
         """
+        why = self.expression.text
+        if isinstance(outcome, Failed):
+            why = outcome.message
+        else:
+            try:
+                if self._accepts(row, outcome):
+                    return replace(outcome, candidates=number, turn=0)
+            except ExpressionFailed as exc:
+                return Failed(ordinal=answer.ordinal, code=ACCEPT_FAILED, message=f"accept: {exc}")
+        return _fail(answer, number, why) if number == self.max_candidates else None
+
+    def _accepts(self, row: Row, answer: Finished) -> bool:
         of_answer = {name: getattr(answer, name) for name in _OF_ANSWER if name != JSON}
         kept = {name: open_kept(value) for name, value in row.kept.items()}
         values: dict[str, Any] = {"id": row.id, **kept, **of_answer}
         if JSON in self.expression.columns:
             values[JSON] = parse(answer.response)
-        if not self.expression.evaluate(values):
-            raise AnswerRefused(self.expression.text)
+        return bool(self.expression.evaluate(values))
 
 
 def open_acceptance(job: Job) -> Acceptance | None:
@@ -75,15 +80,9 @@ def compile_acceptance(job: Job, kept: Sequence[str], runs: Mapping[str, Sequenc
     return Acceptance(expression=expression, max_candidates=job.max_candidates)
 
 
-def fail_refused(answer: Finished, number: int, why: str) -> Failed:
-    """Return the failed sample of which `answer`, the last of `number` candidates, was refused."""
+def _fail(answer: Finished, number: int, why: str) -> Failed:
     count = "its only answer was" if number == 1 else f"none of {number} answers was"
     text = shorten(answer.response, SHOWN_CHARACTERS)
     return Failed(
         ordinal=answer.ordinal, code=NOT_ACCEPTED, message=f"{count} accepted ({why}); the last: {text}"
     )
-
-
-def fail_expression(answer: Finished, exc: ExpressionFailed) -> Failed:
-    """Return the failed sample on which the expression fails."""
-    return Failed(ordinal=answer.ordinal, code=ACCEPT_FAILED, message=f"accept: {exc}")

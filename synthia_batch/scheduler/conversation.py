@@ -4,7 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 
 from synthia_batch.core.counts import CUT_OFF
-from synthia_batch.core.types import Failed, Finished, Message, Sample, Turn
+from synthia_batch.core.types import Failed, Finished, Message, Row, Sample, Turn
+from synthia_batch.job.plan import limit_answer
+from synthia_batch.job.schema import OnOverflow
 from synthia_batch.scheduler.prompt_cuts import CutPrompt
 
 PROMPT_TOO_LONG = "prompt_too_long"
@@ -15,6 +17,26 @@ CONTEXT_TRUNCATED = "context_truncated"
 """The finish_reason of a conversation in which a prompt lacked the oldest turns."""
 REASONS_BY_PRIORITY = (CONTEXT_OVERFLOW, CONTEXT_TRUNCATED, CUT_OFF)
 """A conversation's finish_reason is the first of these that one of its turns has, else its last turn's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Limits of prompts in tokens, and the policy for later turns that exceed them.
+
+    `max_tokens` is the limit of an answer unless its row has its own.
+    """
+
+    max_model_len: int
+    max_tokens: int
+    on_overflow: OnOverflow
+
+    def limit_prompt(self, row: Row) -> int:
+        """Return the tokens that a prompt of `row` may have before its oldest turns are left out.
+
+        This leaves room for a whole answer, so that answers before the overflow are not cut short, but
+        at most half of the context: a generous max_tokens must not leave out turns from the start.
+        """
+        return self.max_model_len - min(limit_answer(row, self.max_tokens), self.max_model_len // 2)
 
 
 @dataclass(slots=True)
@@ -59,4 +81,17 @@ def sum_up(conversation: Conversation, reasoning: str | None, called: Message | 
         completion_tokens=sum(turn.completion_tokens for turn in turns),
         earlier=answers[:-1],
         called=called,
+    )
+
+
+def make_turn(finished: Finished, number: int, finish_reason: str, *, is_candidate: bool = False) -> Turn:
+    """Return the record of an answer that does not end its sample."""
+    return Turn(
+        ordinal=finished.ordinal,
+        number=number,
+        response=finished.response,
+        finish_reason=finish_reason,
+        prompt_tokens=finished.prompt_tokens,
+        completion_tokens=finished.completion_tokens,
+        is_candidate=is_candidate,
     )

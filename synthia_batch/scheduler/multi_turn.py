@@ -24,49 +24,23 @@ from synthia_batch.core.types import (
     Turn,
 )
 from synthia_batch.errors import SampleRefused
-from synthia_batch.inputs.records.expressions import ExpressionFailed
 from synthia_batch.job.plan import choose_row_adapter, derive_turn_seed, limit_answer
 from synthia_batch.job.resolved import ResolvedJob
-from synthia_batch.job.schema import OnOverflow
 from synthia_batch.models.prompts.formats import NO_ARGUMENTS, Arguments
 from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
-from synthia_batch.scheduler.acceptance import (
-    Acceptance,
-    AnswerRefused,
-    fail_expression,
-    fail_refused,
-    open_acceptance,
-)
+from synthia_batch.scheduler.acceptance import Acceptance, open_acceptance
 from synthia_batch.scheduler.answer_check import read_required_call, separate_reasoning, validate_answer
 from synthia_batch.scheduler.conversation import (
     CONTEXT_OVERFLOW,
     CONTEXT_TRUNCATED,
     PROMPT_TOO_LONG,
+    Context,
     Conversation,
     fail_turn,
+    make_turn,
     sum_up,
 )
 from synthia_batch.scheduler.prompt_cuts import PromptCutter, open_cutter
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """Limits of prompts in tokens, and the policy for later turns that exceed them.
-
-    `max_tokens` is the limit of an answer unless its row has its own.
-    """
-
-    max_model_len: int
-    max_tokens: int
-    on_overflow: OnOverflow
-
-    def limit_prompt(self, row: Row) -> int:
-        """Return the tokens that a prompt of `row` may have before its oldest turns are left out.
-
-        This leaves room for a whole answer, so that answers before the overflow are not cut short, but
-        at most half of the context: a generous max_tokens must not leave out turns from the start.
-        """
-        return self.max_model_len - min(limit_answer(row, self.max_tokens), self.max_model_len // 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +160,7 @@ class MultiTurnSession:
 
     def _answer(self, conversation: Conversation, finished: Finished) -> Step:
         reason = CONTEXT_TRUNCATED if conversation.is_truncated else finished.finish_reason
-        turn = _make_turn(finished, len(conversation.turns), reason)
+        turn = make_turn(finished, len(conversation.turns), reason)
         conversation.turns.append(turn)
         if len(conversation.turns) == conversation.questions:
             return Step(record=sum_up(conversation, finished.reasoning, finished.called))
@@ -204,22 +178,15 @@ class MultiTurnSession:
 
         `outcome` is the answer, or failed if it lacks the structure that is required of it.
         """
-        acceptance, number = self._acceptance, len(conversation.turns) + 1
-        if acceptance is None:
+        number = len(conversation.turns)
+        if self._acceptance is None:
             raise ValueError("every answer is accepted")
-        try:
-            if isinstance(outcome, Failed):
-                raise AnswerRefused(outcome.message)
-            acceptance.check(conversation.sample.row, outcome)
-        except ExpressionFailed as exc:
-            return Step(record=fail_expression(answer, exc))
-        except AnswerRefused as refused:
-            if number == acceptance.max_candidates:
-                return Step(record=fail_refused(answer, number, str(refused)))
-            turn = _make_turn(answer, number - 1, answer.finish_reason, is_candidate=True)
-            conversation.turns.append(turn)
-            return Step(record=turn, request=self._make_request(conversation))
-        return Step(record=dataclasses.replace(outcome, candidates=number, turn=0))
+        ended = self._acceptance.judge(conversation.sample.row, answer, outcome, number + 1)
+        if ended is not None:
+            return Step(record=ended)
+        turn = make_turn(answer, number, answer.finish_reason, is_candidate=True)
+        conversation.turns.append(turn)
+        return Step(record=turn, request=self._make_request(conversation))
 
     def _finish_failed(self, conversation: Conversation, failed: Failed) -> Step:
         """Return the step after a failed turn. Only a server may know that a prompt is too long."""
@@ -308,18 +275,6 @@ class MultiTurnSession:
         if row.template_kwargs and self._sends_messages:
             raise SampleRefused("prompt_not_expressible", "chat_template_kwargs are not sent to a server")
         return self._renderer.render(kept, row.tools, row.template_kwargs)
-
-
-def _make_turn(finished: Finished, number: int, finish_reason: str, *, is_candidate: bool = False) -> Turn:
-    return Turn(
-        ordinal=finished.ordinal,
-        number=number,
-        response=finished.response,
-        finish_reason=finish_reason,
-        prompt_tokens=finished.prompt_tokens,
-        completion_tokens=finished.completion_tokens,
-        is_candidate=is_candidate,
-    )
 
 
 def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:

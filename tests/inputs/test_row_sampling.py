@@ -19,8 +19,9 @@ from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.sampling import REFUSED, RepetitionDetection, Sampling
 from synthia_batch.models.prompts.formats import SynthiaFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
+from synthia_batch.scheduler.conversation import Context
 from synthia_batch.scheduler.dispatcher import Dispatcher
-from synthia_batch.scheduler.multi_turn import Context, MultiTurnSession
+from synthia_batch.scheduler.multi_turn import MultiTurnSession
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")
 SAID: list[dict[str, Any] | None] = [

@@ -10,7 +10,8 @@ from synthia_batch.job.resolved import PlanSpec, SystemText
 from synthia_batch.job.schema import OnOverflow
 from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
-from synthia_batch.scheduler.multi_turn import Context, MultiTurnSession
+from synthia_batch.scheduler.conversation import Context
+from synthia_batch.scheduler.multi_turn import MultiTurnSession
 
 SYSTEM = "Be kind."
 PLAN = PlanSpec(

@@ -9,7 +9,8 @@ from synthia_batch.core.types import Message, Request, Sample, Turn
 from synthia_batch.job.plan import expand_row
 from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat, PromptFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
-from synthia_batch.scheduler.multi_turn import Context, MultiTurnSession
+from synthia_batch.scheduler.conversation import Context
+from synthia_batch.scheduler.multi_turn import MultiTurnSession
 from synthia_batch.scheduler.prompt_cuts import MIN_SEGMENT_TOKENS, PromptCutter
 
 LONG = "You are kind, and you answer in as few words as you can, whatever the question is. "

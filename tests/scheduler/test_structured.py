@@ -17,7 +17,8 @@ from synthia_batch.job.structured_check import check_structure
 from synthia_batch.models.prompts.formats import PlainChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
 from synthia_batch.scheduler.answer_check import validate_answer
-from synthia_batch.scheduler.multi_turn import Context, MultiTurnSession
+from synthia_batch.scheduler.conversation import Context
+from synthia_batch.scheduler.multi_turn import MultiTurnSession
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-s", "none")
 SCHEMA = {

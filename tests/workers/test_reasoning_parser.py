@@ -11,7 +11,8 @@ from synthia_batch.core.types import Finished, Message, Row, RowSampling, Sample
 from synthia_batch.errors import UsageError
 from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
-from synthia_batch.scheduler.multi_turn import Context, MultiTurnSession
+from synthia_batch.scheduler.conversation import Context
+from synthia_batch.scheduler.multi_turn import MultiTurnSession
 from synthia_batch.workers.vllm.settings import check_settings, list_reasoning_parsers
 
 OPENING = "{% for m in messages %}{{ m.content }}{% endfor %}<think>{# and </think> ends it #}"

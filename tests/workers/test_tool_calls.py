@@ -13,7 +13,8 @@ from synthia_batch.core.types import Finished, Message, Row, RowSampling, Sample
 from synthia_batch.errors import UsageError
 from synthia_batch.models.prompts.formats import PlainChatFormat
 from synthia_batch.models.prompts.tokenizer import ByteTokenizer, Renderer
-from synthia_batch.scheduler.multi_turn import Context, MultiTurnSession
+from synthia_batch.scheduler.conversation import Context
+from synthia_batch.scheduler.multi_turn import MultiTurnSession
 from synthia_batch.storage.parts.schema import list_optional
 from synthia_batch.workers.engine import Placement
 from synthia_batch.workers.vllm.arguments import engine_arguments

@@ -1,4 +1,6 @@
-"""Requirements on every answer beside its text: its structure, tools, and log-probabilities."""
+"""What is asked, and what is required of every answer: its structure, tools, and log-probabilities."""
+
+from typing import Any
 
 from synthia_batch.core.types import Structure
 from synthia_batch.errors import UsageError
@@ -8,6 +10,7 @@ from synthia_batch.job.schema import TEMPLATE_DATE, Determinism, Job
 from synthia_batch.job.structured import make_structure
 from synthia_batch.job.structured_check import check_structure, read_schema, read_text
 from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat, PromptFormat
+from synthia_batch.scheduler.acceptance import open_acceptance
 
 MAX_LOGPROBS = 20
 """vLLM's default of engine.max_logprobs (config/model.py of 0.32.0)."""
@@ -137,3 +140,39 @@ def _check_batch_invariance(what: str, determinism: Determinism, device: Device)
             f"{what}: on GPUs their last bits were seen to depend on the batch where tokens do not "
             "(vllm#51187), and strict determinism promises every byte; use --determinism fast"
         )
+
+
+def identify_acceptance(merged: Merged, *, plays_turns: bool) -> dict[str, Any]:
+    """Return the identity of `accept`, empty without it.
+
+    Raises:
+        UsageError: It cannot be used.
+    """
+    job = merged.job
+    if job.accept is None:
+        if merged.is_explicit("max_candidates"):
+            raise UsageError("max_candidates: has no effect without accept; set both")
+        return {}
+    with merged.locate_errors("accept"):
+        if job.sampling.temperature == 0 and job.max_candidates > 1:
+            raise UsageError(
+                "accept: at temperature 0 every answer is the same; set sampling.temperature, or "
+                "max_candidates=1"
+            )
+        if plays_turns:
+            raise UsageError("accept: is for single answers; a conversation of several turns has none")
+        open_acceptance(job)
+    return {"expression": job.accept, "max_candidates": job.max_candidates}
+
+
+def read_template(merged: Merged) -> str | None:
+    """Return the text of the job's prompt template, or None if it has none."""
+    path = merged.job.input.prompt_template
+    if path is None:
+        return None
+    with merged.locate_errors("input.prompt_template"):
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            why = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+            raise UsageError(f"--prompt-template {path}: cannot be read: {why}; name a text file") from exc

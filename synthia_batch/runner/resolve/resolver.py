@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from synthia_batch.core.digest import DigestCache, open_digest_cache
 from synthia_batch.errors import ModelElsewhere, UsageError
@@ -36,6 +35,8 @@ from synthia_batch.runner.resolve.answers import (
     check_continued,
     check_prompt_format,
     check_requested_logprobs,
+    identify_acceptance,
+    read_template,
 )
 from synthia_batch.runner.resolve.engine_spec import add_settings, find_numerics, specify_engine
 from synthia_batch.runner.resolve.kept_columns import check_kept_columns
@@ -50,7 +51,6 @@ from synthia_batch.runner.resolve.model_selection import (
 )
 from synthia_batch.runner.resolve.systems import choose_systems, log_systems, refuse_two_systems
 from synthia_batch.runner.resolve.tuned import describe_place, read_tuned
-from synthia_batch.scheduler.acceptance import open_acceptance
 from synthia_batch.workers.openai import settings as openai_settings
 
 _log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True, needs_model
     for url in explicit.job.notify or ():
         reveal(url, os.environ, "notify")  # Fails in the evening, not in the morning.
     # Before the model, which may take an hour to download.
-    template = _read_template(merged)
+    template = read_template(merged)
     declared = explicit.job.input
     resolved = resolve_inputs(
         declared.paths,
@@ -199,48 +199,12 @@ def _read_requests(merged: Merged, choices: int) -> Layer:
     return Layer(origin="the requests", values={"num_samples": choices}, is_explicit=False)
 
 
-def _read_template(merged: Merged) -> str | None:
-    """Return the text of the job's prompt template, or None if it has none."""
-    path = merged.job.input.prompt_template
-    if path is None:
-        return None
-    with merged.locate_errors("input.prompt_template"):
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as exc:
-            why = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-            raise UsageError(f"--prompt-template {path}: cannot be read: {why}; name a text file") from exc
-
-
 def _name_copies(explicit: Job, resolved: ResolvedInput) -> Job:
     """Return `explicit` with stdin replaced by the saved copy: it cannot be read a second time."""
     if resolved.paths == explicit.input.paths:
         return explicit
     paths = resolved.paths[0] if isinstance(explicit.input.path, str) else resolved.paths
     return explicit.model_copy(update={"input": explicit.input.model_copy(update={"path": paths})})
-
-
-def _identify_acceptance(sources: _Sources) -> dict[str, Any]:
-    """Return the identity of `accept`, empty without it.
-
-    Raises:
-        UsageError: It cannot be used.
-    """
-    job = sources.merged.job
-    if job.accept is None:
-        if sources.merged.is_explicit("max_candidates"):
-            raise UsageError("max_candidates: has no effect without accept; set both")
-        return {}
-    with sources.merged.locate_errors("accept"):
-        if job.sampling.temperature == 0 and job.max_candidates > 1:
-            raise UsageError(
-                "accept: at temperature 0 every answer is the same; set sampling.temperature, or "
-                "max_candidates=1"
-            )
-        if sources.plan.plays_turns:
-            raise UsageError("accept: is for single answers; a conversation of several turns has none")
-        open_acceptance(job)
-    return {"expression": job.accept, "max_candidates": job.max_candidates}
 
 
 def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
@@ -269,7 +233,7 @@ def _resolve(sources: _Sources, cache: DigestCache) -> ResolvedJob:
             quantization=quantization.method if quantization else None,
             adapter_column=job.lora.column,
             flags=identify_flags(job),
-            accept=_identify_acceptance(sources),
+            accept=identify_acceptance(sources.merged, plays_turns=plan.plays_turns),
         )
     )
     name = job.name or _name_after(sources.input.name)
