@@ -126,7 +126,8 @@ def forecast_job(job: ResolvedJob) -> Forecast:
     scan = scan_input(job, source)
     shards = plan_shards(scan.rows, job.plan.samples_per_row, job.plan.samples_per_file)
     prompts = _count_prompts(job, source, scan)
-    longest_output_tokens = prompts.output_tokens * job.plan.num_samples
+    candidates = job.declared.max_candidates if job.declared.accept is not None else 1
+    longest_output_tokens = prompts.output_tokens * job.plan.num_samples * candidates
     size = RunSize(
         prompt_bytes=prompts.bytes * job.plan.num_samples,
         longest_output_tokens=longest_output_tokens,

@@ -56,20 +56,29 @@ def forecast_pipeline(pipeline: Pipeline, flags: Sequence[Layer], *, needs_model
     begin = resolve_job([*flags, pipeline.stages[0].layer], needs_model=needs_model)
     place = name_place(root or name_root(pipeline, begin), pipeline.stages[0], begin)
     first = forecast_job(replace(begin, output=place))
+    # Else `best` may be of each row of another stage.
+    keeps_all = not any("keep_columns" in (s.layer.values.get("input") or {}) for s in pipeline.stages[1:])
     found: dict[str, StageForecast] = {}
     loaded: Job | None = None
     for stage in pipeline.stages:
         rows = found[stage.reads].samples if stage.reads is not None else first.rows
         if stage.select is not None:
-            kept = _limit(stage.select, rows, first.rows)
+            kept = _limit(stage.select, rows, first.rows if keeps_all else rows)
             found[stage.name] = _describe(stage, kept, 0, f"keeps at most {kept:,}")
             continue
         job: Job = stage.declare(flags)
-        samples = first.samples if not found else rows * max(1, len(job.system)) * job.num_samples
+        samples = rows * max(1, len(job.system)) * job.num_samples
+        if stage.reads is None:
+            samples = _count(stage, flags, needs_model) if found else first.samples
         requests = samples * (1 if job.accept is None else job.max_candidates)
         does = "loads its engines" if loaded is None or not _loads_like(job, loaded) else "keeps the engines"
         found[stage.name], loaded = _describe(stage, samples, requests, does), job
     return PipelineForecast(name=pipeline.name, first=first, stages=tuple(found.values()))
+
+
+def _count(stage: Stage, flags: Sequence[Layer], needs_model: bool) -> int:
+    """Return the number of samples of a stage that reads no other."""
+    return forecast_job(resolve_job([*flags, stage.layer], needs_model=needs_model)).samples
 
 
 def _limit(select: Select, rows: int, first_rows: int) -> int:

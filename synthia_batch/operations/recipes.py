@@ -14,6 +14,7 @@ _EXAMPLE = "path: ../../inputs/questions.jsonl, limit: 4"
 """The input of every shipped pipeline, in its first stage."""
 _COLUMN = "question"
 """The column of that input that has the prompts."""
+_STAGES = re.compile(r"- name: (\w+)")
 _FILES = re.compile(r"(?:prompt_template|json_schema): ([\w.-]+)")
 
 
@@ -45,6 +46,13 @@ def write_recipe(name: str, proposal: JobProposal, file: Path) -> Mapping[Path, 
     head, _, tail = text.partition(_EXAMPLE)
     uses_template = "prompt_template" in tail.partition("}")[0]
     column = "" if uses_template else f", prompt_column: {quote(prompt)}"
+    if proposal.columns.id is not None:
+        column += f", id_column: {quote(proposal.columns.id)}"
+    if prompt in _STAGES.findall(text):
+        raise UsageError(
+            f"--recipe {name}: the column {prompt!r} has the name of a stage; rename the column, or "
+            "write the pipeline by hand"
+        )
     text = f"{head}path: {shown}{column}{tail}".replace(f"[{_COLUMN}]", f"[{quote(prompt)}]")
     text = text.replace(f"jobs/pipelines/{recipes[name].name}", str(file))
     spelled = spell_name(prompt)

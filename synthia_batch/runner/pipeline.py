@@ -261,14 +261,20 @@ def _check_prompt(stage: Stage, job: Job, before: SampleNames | None) -> None:
             )
         return
     try:
-        names = PromptTemplate(path.read_text(encoding="utf-8")).columns
+        template = PromptTemplate(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
         raise stage.refuse("input.prompt_template", f"{path}: cannot be read: {why}") from exc
     except UsageError as exc:
         raise stage.refuse("input.prompt_template", exc) from exc
-    known = names if before is None else before.top
-    for name in names:
+    if before is None:
+        return
+    known = before.top
+    for column, field in template.fields:
+        if column in before.runs and field not in before.runs[column]:
+            what = f"{path.name}: {column} has no {field}{suggest(field, before.runs[column])}"
+            raise stage.refuse("input.prompt_template", what)
+    for name in template.columns:
         if name not in known:
             what = f"{path.name}: there is no {name}{suggest(name, known)}"
             raise stage.refuse("input.prompt_template", what)

@@ -72,6 +72,10 @@ def compile_acceptance(job: Job, kept: Sequence[str], runs: Mapping[str, Sequenc
     """
     if job.accept is None:
         return None
+    if job.sampling.temperature == 0 and job.max_candidates > 1:
+        raise UsageError(
+            "accept: at temperature 0 every answer is the same; set sampling.temperature, or max_candidates=1"
+        )
     if JSON in kept:
         raise UsageError(f"accept: {JSON} is the parsed response; keep that column under another name")
     plain = [name for name in kept if name not in runs]

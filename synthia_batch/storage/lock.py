@@ -155,8 +155,9 @@ class RunLock:
 
 def lock_pipeline(run: Path) -> AbstractContextManager[object]:
     """Return the lock of the pipeline that the directory `run` is a stage of, if it is of any."""
-    pipeline = RunDir(run.absolute().parent.parent)
-    if pipeline.stages != run.absolute().parent or not pipeline.pipeline.exists():
+    run = run.resolve()
+    pipeline = RunDir(run.parent.parent)
+    if pipeline.stages != run.parent or not pipeline.pipeline.exists():
         return nullcontext()
     return RunLock(pipeline, datetime.now().astimezone())
 

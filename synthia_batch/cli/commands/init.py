@@ -45,7 +45,7 @@ def init(
         return
     else:
         texts = {file: format_proposal(proposal, file.parent)}
-    _refuse_to_overwrite([] if force else list(texts))
+    _refuse_to_overwrite([] if force else [path for path, text in texts.items() if not _has(path, text)])
     for path, text in texts.items():
         try:
             with os.fdopen(create_file(path), "w", encoding="utf-8") as target:
@@ -59,6 +59,10 @@ def init(
         file=sys.stderr,
     )
     show(file)
+
+
+def _has(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
 
 
 def _refuse_to_overwrite(files: list[Path]) -> None:

@@ -75,13 +75,15 @@ def retry(
 
 def _list_places(directory: str) -> list[str]:
     """Return what has samples to retry: the run, or those stages of a pipeline that generate."""
-    from synthia_batch.storage.pipeline_file import list_stage_runs
+    from synthia_batch.results.read.stage_runs import read_stage_runs
     from synthia_batch.storage.plan_file import require_plan
 
-    stages = None if is_url(directory) else list_stage_runs(Path(directory))
+    stages = None if is_url(directory) else read_stage_runs(Path(directory))
     if stages is None:
         return [directory]
-    runs = [run for run in stages.values() if run is not None]
+    runs = [stage.run for stage in stages if stage.run is not None and stage.is_current]
+    if len(runs) < len(stages):
+        _log.info("stages that have not begun, or before which others have changed, are for the next run")
     return [str(run) for run in runs if "select" not in require_plan(RunDir(run))["identity"]]
 
 

@@ -84,7 +84,9 @@ def _run_stages(
         if isinstance(last.result, RunResult) and last.exit_code:
             _print_messages(last.result)
         why = f", on {done.stopped.label}" if done.stopped else ""
-        _log.info(f"the pipeline ended in {last.name}{why}; resume with: {describe_command()}")
+        is_made = isinstance(last.result, RunResult) and last.result.is_complete
+        first = f"once {last.name} is retried, " if is_made and last.exit_code else ""
+        _log.info(f"the pipeline ended in {last.name}{why}; {first}resume with: {describe_command()}")
     if as_json:
         stages = [_describe_stage(stage) for stage in done.stages]
         state = "complete" if done.is_complete else "incomplete"

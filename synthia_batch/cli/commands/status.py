@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from synthia_batch.results.read.status import RunStatus
 
 _LABEL = 10
+_RUN_AGAIN = f"{'next':<{_LABEL}}run the pipeline again"
 OUTPUTS = "outputs"
 """The parent of run directories that nobody named."""
 _MOST_WORKERS = 16
@@ -153,9 +154,12 @@ def _describe_pipeline(status: "PipelineStatus") -> list[str]:
     for name, found in status.stages.items():
         mark = "outdated: a stage before it has changed; " if name in status.outdated else ""
         lines.append(f"{name:<{width}}{mark}{'not begun' if found is None else describe_briefly(found)}")
-    if status.latest is not None and status.state != "complete":
-        lines += ["", *describe_status(status.latest)]
-    return lines
+    latest = status.latest
+    if latest is not None and latest.state != "complete" and not status.outdated:
+        return [*lines, "", *describe_status(latest)]
+    if latest is not None and latest.failures and not latest.finished and not status.outdated:
+        return [*lines, f"{'next':<{_LABEL}}{latest.next}"]
+    return lines if status.is_going_on or status.state == "complete" else [*lines, _RUN_AGAIN]
 
 
 def describe_briefly(status: "RunStatus | PipelineStatus") -> str:

@@ -42,6 +42,12 @@ class PromptTemplate:
                 f"--prompt-template, line {exc.lineno}: {exc.message}; fix the template"
             ) from exc
         self.columns = tuple(sorted(_list_columns(tree)))
+        self.fields = tuple(
+            (node.node.name, node.attr)
+            for node in tree.find_all(nodes.Getattr)
+            if isinstance(node.node, nodes.Name) and node.node.name in self.columns
+        )
+        """The names that stand behind a column's."""
         if not self.columns:
             raise UsageError(
                 "--prompt-template: expected at least one {{ COLUMN }}, got a template that reads no column: "

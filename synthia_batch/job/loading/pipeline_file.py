@@ -116,6 +116,8 @@ def _read_stage(whole: Layer, number: int, values: Any, known: list[str]) -> Sta
     own = {key: value for key, value in source.items() if key != "stage"}
     defaults = {key: value for key, value in whole.values.items() if key not in (STAGES, "name", "output")}
     inherited = {} if is_selection else {k: v for k, v in defaults.items() if k != "input" or reads is None}
+    if not {"accept"} & {*inherited, *values}:
+        inherited.pop("max_candidates", None)  # A default for the stages that accept.
     layer = replace(layer, values=merge_values(inherited, {**values, "input": own}))
     if reads is None and not is_selection and "path" not in layer.values["input"]:
         raise UsageError(f"{at}: the first stage needs an input: `input: {{path: questions.jsonl}}`")

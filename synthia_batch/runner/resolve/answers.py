@@ -154,11 +154,6 @@ def identify_acceptance(merged: Merged, *, plays_turns: bool) -> dict[str, Any]:
             raise UsageError("max_candidates: has no effect without accept; set both")
         return {}
     with merged.locate_errors("accept"):
-        if job.sampling.temperature == 0 and job.max_candidates > 1:
-            raise UsageError(
-                "accept: at temperature 0 every answer is the same; set sampling.temperature, or "
-                "max_candidates=1"
-            )
         if plays_turns:
             raise UsageError("accept: is for single answers; a conversation of several turns has none")
         open_acceptance(job)
