@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from synthia_batch.results.read.status import RunStatus
 
 _LABEL = 10
-_RUN_AGAIN = f"{'next':<{_LABEL}}run the pipeline again"
 OUTPUTS = "outputs"
 """The parent of run directories that nobody named."""
 _MOST_WORKERS = 16
@@ -157,9 +156,12 @@ def _describe_pipeline(status: "PipelineStatus") -> list[str]:
     latest = status.latest
     if latest is not None and latest.state != "complete" and not status.outdated:
         return [*lines, "", *describe_status(latest)]
-    if latest is not None and latest.failures and not latest.finished and not status.outdated:
-        return [*lines, f"{'next':<{_LABEL}}{latest.next}"]
-    return lines if status.is_going_on or status.state == "complete" else [*lines, _RUN_AGAIN]
+    if status.is_going_on or status.state == "complete":
+        return lines
+    of_failed = (
+        f"{latest.next}, then " if latest is not None and latest.failures and not status.outdated else ""
+    )
+    return [*lines, f"{'next':<{_LABEL}}{of_failed}run the pipeline again"]
 
 
 def describe_briefly(status: "RunStatus | PipelineStatus") -> str:
