@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import Command, command_of, make_environment, write_jsonl
 
-from synthia_batch.cli.commands import status as status_command
+from synthia_batch.cli import page as pages
 from synthia_batch.cli.commands.status import describe_briefly, describe_status
 from synthia_batch.errors import IntegrityError
 from synthia_batch.results.read import snapshot
@@ -293,8 +293,8 @@ def test_without_a_directory_the_runs_are_listed_the_newest_first(synthia: Comma
 
 
 def test_a_page_is_erased_with_the_rows_that_its_lines_take_now() -> None:
-    page = status_command._Page()
+    page = pages.Page()
     page._lines = ["x" * 69, "y" * 10, "\u6f22" * 30]
     assert page._erase(70) == "\x1b[3F\x1b[J"
     assert page._erase(40) == "\x1b[5F\x1b[J"
-    assert status_command._cut("\u6f22" * 5, 7) == "\u6f22" * 3
+    assert pages._cut("\u6f22" * 5, 7) == "\u6f22" * 3

@@ -21,6 +21,7 @@ SETTINGS = {
     "prefill": ("--final-assistant", "continue"),
     "flags": ("--flag", "empty"),
     "logprobs": ("--logprobs", "2"),
+    "candidates": ("--accept", "response"),
 }
 BESIDE = tuple(name for name in FAILED_NAMES if name not in {column.name for column in DATA_COLUMNS})
 

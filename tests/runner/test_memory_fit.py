@@ -105,7 +105,7 @@ def test_force_starts_them_all_the_same(
     rehearsal: ResolvedJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_fit, "LIGHT_PER_CORE", 0)
-    monkeypatch.setattr("synthia_batch.runner.generate.open_pool", LocalPool)
+    monkeypatch.setattr("synthia_batch.runner.engines.open_pool", LocalPool)
     pool = dataclasses.replace(rehearsal.pool, workers=1)
     job = dataclasses.replace(rehearsal, pool=pool, output=tmp_path / "out")
     with pytest.raises(UsageError, match="1 processes on"):
