@@ -195,7 +195,7 @@ def _write_head(proposal: JobProposal) -> list[str]:
 def _write_input(proposal: JobProposal, paths: Sequence[str]) -> Iterator[str]:
     columns = proposal.columns
     yield "input:"
-    yield f"  path: {quote(paths[0]) if len(paths) == 1 else _quote_all(paths)}"
+    yield f"  path: {quote_paths(paths)}"
     if columns.shape in _SHAPES:
         yield f"  format: {columns.shape}"
     for kind, name in (("prompt", columns.prompt), ("messages", columns.messages), ("turns", columns.turns)):
@@ -241,6 +241,11 @@ def _escape(character: str) -> str:
     if character.isprintable():
         return character
     return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
+
+
+def quote_paths(paths: Sequence[str]) -> str:
+    """Return an input's paths as the value of `path`."""
+    return quote(paths[0]) if len(paths) == 1 else _quote_all(paths)
 
 
 def _quote_all(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import synthia_batch
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.columns import spell_name
-from synthia_batch.operations.init import JobProposal, quote, relate_paths
+from synthia_batch.operations.init import JobProposal, quote, quote_paths, relate_paths
 
 _EXAMPLE = "path: ../../inputs/questions.jsonl, limit: 4"
 """The input of every shipped pipeline, in its first stage."""
@@ -40,8 +40,7 @@ def write_recipe(name: str, proposal: JobProposal, file: Path) -> Mapping[Path, 
     prompt = proposal.columns.prompt
     if prompt is None:
         raise UsageError(f"--recipe {name}: expected rows of prompts, got {proposal.holds}; name such a file")
-    paths = relate_paths(proposal, file.parent)
-    shown = quote(paths[0]) if len(paths) == 1 else f"[{', '.join(map(quote, paths))}]"
+    shown = quote_paths(relate_paths(proposal, file.parent))
     text = recipes[name].read_text(encoding="utf-8")
     head, _, tail = text.partition(_EXAMPLE)
     uses_template = "prompt_template" in tail.partition("}")[0]

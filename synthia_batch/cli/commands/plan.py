@@ -54,7 +54,7 @@ def validate(flags: JobFlags, here: HereFlag = False) -> None:
     if layers[-1].sets("stages"):
         _validate_stages(layers, flags.job_file, needs_model=here)
         return
-    job = _resolve(flags, here=here, needs_model=here)
+    job = _resolve(layers, here=here, needs_model=here)
     rows = check_input(job)
     names = [str(file.shown).encode(errors="backslashreplace").decode() for file in job.inputs]
     name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
@@ -89,7 +89,7 @@ def print_plan(
             raise typer.BadParameter("--probe takes a single job: probe a stage as a job file of its own")
         _print_stages(layers, flags.job_file, as_json, shows_defaults=shows_defaults, here=here)
         return
-    job = _resolve(flags, here=here, needs_model=here or probe_samples is not None)
+    job = _resolve(layers, here=here, needs_model=here or probe_samples is not None)
     forecast = forecast_job(job)
     values = forecast.to_dict()
     if not as_json:
@@ -128,12 +128,12 @@ def _print_stages(
     show(*_list_settings(found.first, shows_defaults), "", *_list_facts(found.first), sep="\n", flush=True)
 
 
-def _resolve(flags: JobFlags, *, here: bool, needs_model: bool) -> "ResolvedJob":
+def _resolve(layers: "Sequence[Layer]", *, here: bool, needs_model: bool) -> "ResolvedJob":
     """Return the job, refused if it asks to fit `here` and does not."""
     from synthia_batch.runner.memory_fit import refuse_without_room
     from synthia_batch.runner.resolve import resolve_job
 
-    job = resolve_job(flags.read_layers(), needs_model=needs_model)
+    job = resolve_job(layers, needs_model=needs_model)
     if here:
         refuse_without_room(job)
     return job
