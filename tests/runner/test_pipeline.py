@@ -340,7 +340,10 @@ def test_plan_shows_the_stages_and_validate_their_faults(pipeline: Path, capsys:
     assert call(capsys, "validate", "judged.yaml").out == (
         "judged.yaml: 4 stages, no faults in them or in 4 rows of the first\n"
     )
-    assert call(capsys, "run", "judged.yaml", "--dry-run", "--json").out == json.dumps(told, indent=2) + "\n"
+    tried = json.loads(call(capsys, "run", "judged.yaml", "--dry-run", "--json").out)
+    # What is free on the disk changes under our feet.
+    tried["first"]["disk"]["free_bytes"] = told["first"]["disk"]["free_bytes"]
+    assert tried == told
     done = json.loads(call(capsys, "run", "judged.yaml", "--json").out)
     assert told["first"]["directory"] == done["stages"][0]["directory"]
     pipeline.write_text(FILE.replace("topic != 'z'", "tropic != 'z'"))
