@@ -221,6 +221,11 @@ class Input(Section):
         return self
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """The columns that the output has of the input, as they are named there."""
+        return (*self.keep_columns, *self.columns)
+
+    @property
     def is_numbered(self) -> bool:
         """Whether its rows are numbers."""
         return isinstance(self.path, str) and self.path.startswith(NUMBERED_ROWS)

@@ -9,7 +9,8 @@ from synthia_batch.job.loading.pipeline_file import Pipeline, Stage
 from synthia_batch.job.schema import Job
 from synthia_batch.job.select import Select
 from synthia_batch.operations.forecast import Forecast, forecast_job
-from synthia_batch.runner.pipeline import check_pipeline, name_place, name_root
+from synthia_batch.runner.pipeline import name_place, name_root
+from synthia_batch.runner.pipeline_check import check_pipeline
 from synthia_batch.runner.resolve import resolve_job
 
 

@@ -44,7 +44,9 @@ class Acceptance:
                     return replace(outcome, candidates=number, turn=0)
             except ExpressionFailed as exc:
                 return Failed(ordinal=answer.ordinal, code=ACCEPT_FAILED, message=f"accept: {exc}")
-        return _fail(answer, number, why) if number == self.max_candidates else None
+        # All answers of such a row are the same.
+        is_greedy = row.sampling is not None and row.sampling.values.get("temperature") == 0
+        return _fail(answer, number, why) if is_greedy or number == self.max_candidates else None
 
     def _accepts(self, row: Row, answer: Finished) -> bool:
         of_answer = {name: getattr(answer, name) for name in _OF_ANSWER if name != JSON}
@@ -57,7 +59,7 @@ class Acceptance:
 
 def open_acceptance(job: Job) -> Acceptance | None:
     """Return the acceptance of `job`, None if it accepts every answer. Raises as `compile_acceptance`."""
-    kept = [job.input.rename_columns.get(name, name) for name in job.input.keep_columns]
+    kept = [job.input.rename_columns.get(name, name) for name in job.input.kept]
     return compile_acceptance(job, kept, {})
 
 

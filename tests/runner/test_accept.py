@@ -104,6 +104,23 @@ def test_accepted_samples_are_verified_made_again_and_read_from_python(capsys: A
     )
 
 
+def test_drawn_columns_and_greedy_rows_are_accepted_or_not(capsys: Any) -> None:
+    Path("tone.yaml").write_text(
+        "input: {rows: 8, prompt_template: ask.j2, columns: {most: {choice: [9]}}}\n"
+        "accept: response | words | length < most\nengine: {kind: scripted}\npool: {kind: local}\n"
+    )
+    Path("ask.j2").write_text("{{ number }}")
+    assert call(capsys, "run", "tone.yaml", "-o", "drawn", "-q").code == 0
+    assert max(row["candidates"] for row in read("drawn")) > 1
+    rows = [{"question": f"Say {n}", "own": {"temperature": 0}} for n in range(8)]
+    write_jsonl(Path("greedy.jsonl"), rows)
+    flags = ("--sampling-column", "own", "--accept", "response == ''", "--engine", "scripted")
+    done = call(capsys, "run", "greedy.jsonl", *flags, "--pool", "local", "-o", "greedy", "-q")
+    assert "Traceback" not in done.err
+    failed = call(capsys, "failed", "greedy").out
+    assert failed.count("its only answer was") == len(rows), failed
+
+
 def test_what_accepts_is_part_of_the_identity(capsys: Any) -> None:
     assert run(capsys, "out").code == 0
     other = run(capsys, "out", accept="response | words | length < most")

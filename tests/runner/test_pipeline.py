@@ -227,6 +227,29 @@ def count_finished(root: Path) -> int:
     return journaled + sum(pq.read_metadata(path).num_rows for path in parts)
 
 
+def test_it_can_end_after_a_stage_and_go_on_later(pipeline: Path, capsys: Any) -> None:
+    half = call(capsys, "run", "judged.yaml", "-o", "out", "--until", "judge", "--json")
+    told = json.loads(half.out)
+    assert (half.code, told["state"]) == (0, "incomplete")
+    assert [stage["name"] for stage in told["stages"]] == ["answer", "judge"]
+    assert "ended after judge, as --until says" in half.err
+    stages = json.loads(call(capsys, "status", "out", "--json").out)["stages"]
+    assert [stage["state"] for stage in stages] == ["complete", "complete", "not begun"]
+    again = call(capsys, "run", "judged.yaml", "-o", "out", "--until", "judge", "-q")
+    assert (again.code, again.out.strip()) == (0, told["stages"][-1]["directory"])
+    assert call(capsys, "run", "judged.yaml", "-o", "out", "-q").code == 0
+    assert call(capsys, "run", "judged.yaml", "-o", "whole", "-q").code == 0
+    assert content(Path("out")) == content(Path("whole"))
+    for command, wrong in (
+        (("judged.yaml", "--until", "jugde"), "--until jugde: there is no such stage; did you mean judge?"),
+        (("judged.yaml", "--until", "x"), "there is no such stage; there are answer, judge, keep"),
+        (("q.jsonl", "--engine", "scripted", "--until", "judge"), "--until judge: this is a single job"),
+    ):
+        refused = call(capsys, "run", *command, "-o", "wrong")
+        assert (refused.code, wrong in refused.err) == (2, True), refused.err
+    assert not Path("wrong").exists()
+
+
 def test_verify_finds_a_stage_that_is_not_made_of_the_one_before(pipeline: Path, capsys: Any) -> None:
     failing = "    num_samples: 2\n    engine: {fail_every: 3, fail_while_missing: mended}\n"
     Path("judged.yaml").write_text(FILE.replace("    num_samples: 2\n", failing))

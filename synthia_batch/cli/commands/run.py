@@ -14,7 +14,7 @@ from synthia_batch.cli.flags import JobFlags
 from synthia_batch.cli.streams import OutputClosed
 from synthia_batch.core.formatting import encode_json
 from synthia_batch.core.terminal import show
-from synthia_batch.errors import StorageFailed
+from synthia_batch.errors import StorageFailed, UsageError
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ def run(
     flags: JobFlags,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Of a pipeline: end after this stage.")
+    ] = None,
     force: ForceFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     verbose: Annotated[
@@ -56,7 +59,9 @@ def run(
     set_verbosity(quiet=quiet, verbose=verbose)
     layers = flags.read_layers(allows_stages=True)
     if layers[-1].sets("stages"):
-        _run_stages(layers, flags.job_file, quiet=quiet, as_json=as_json, force=force)
+        _run_stages(layers, flags.job_file, until, quiet=quiet, as_json=as_json, force=force)
+    if until is not None:
+        raise UsageError(f"--until {until}: this is a single job; a pipeline has stages")
     display = Display(quiet=quiet)
     job = resolve_job(layers)
     with _log_details(job) if verbose else nullcontext():
@@ -66,7 +71,7 @@ def run(
 
 
 def _run_stages(
-    layers: "Sequence[Layer]", path: "Path", *, quiet: bool, as_json: bool, force: bool
+    layers: "Sequence[Layer]", path: "Path", until: str | None, *, quiet: bool, as_json: bool, force: bool
 ) -> NoReturn:
     """Run the pipeline in the last of `layers`, print what became of each stage, and exit."""
     from synthia_batch.core.console import Display
@@ -75,12 +80,14 @@ def _run_stages(
     from synthia_batch.runner.pipeline import run_pipeline
 
     pipeline = read_pipeline(layers[-1], path)
-    done = run_pipeline(pipeline, layers[:-1], lambda: Display(quiet=quiet), force=force)
+    done = run_pipeline(pipeline, layers[:-1], lambda: Display(quiet=quiet), until=until, force=force)
     for stage in done.stages:
         counts = f"{stage.kept} of {stage.result.samples} samples kept"
         _log.info(f"{stage.name}: {counts}, {stage.result.directory}")
     last = done.stages[-1]
-    if not done.is_complete:
+    if done.is_done and not done.is_complete:
+        _log.info(f"ended after {last.name}, as --until says; without it, the same command goes on")
+    elif not done.is_complete:
         if isinstance(last.result, RunResult) and last.exit_code:
             _print_messages(last.result)
         why = f", on {done.stopped.label}" if done.stopped else ""
@@ -91,7 +98,7 @@ def _run_stages(
         stages = [_describe_stage(stage) for stage in done.stages]
         state = "complete" if done.is_complete else "incomplete"
         show(encode_json({"directory": str(done.directory), "state": state, "stages": stages}))
-    elif done.is_complete:
+    elif done.is_done:
         show(last.result.directory)
     raise typer.Exit(done.exit_code)
 

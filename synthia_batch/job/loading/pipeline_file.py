@@ -106,9 +106,9 @@ def _read_stage(whole: Layer, number: int, values: Any, known: list[str]) -> Sta
         there = ", ".join(known) or "none"
         what = f"input.stage: there is no stage {reads} before this one; there are {there}"
         raise _refuse(layer, "input.stage", at, what)
-    for key in ("path", "rows"):
+    for key, what in (("path", "a path"), ("rows", "rows")):
         if reads is not None and key in source:
-            raise _refuse(layer, f"input.{key}", at, f"input names a stage and {key}; name one")
+            raise _refuse(layer, f"input.{key}", at, f"input names a stage and {what}; name one")
     has_own = "path" in source or "rows" in source
     if reads is None and not has_own and known:
         reads = known[-1]

@@ -174,7 +174,7 @@ def select_rows(job: Job, template: str | None) -> Selection:
         turns_column=job.input.turns_column,
         system_column=job.input.system_column,
         id_column=job.input.id_column or (NUMBER if job.input.is_numbered else None),
-        keep_columns=(*job.input.keep_columns, *job.input.columns, *of_adapter),
+        keep_columns=(*job.input.kept, *of_adapter),
         sampling_column=job.input.sampling_column,
         tools_column=job.input.tools_column,
         limit=job.input.limit,
