@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Command, command_of, make_environment, skip_input_lines, write_jsonl
-from terminals import CONTROLS, open_terminal
+from terminals import CONTROLS, Terminal, open_terminal
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "--workers", "2", "-o", "out")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
@@ -143,6 +143,10 @@ def test_there_is_no_colour_to_turn_off(questions: Path, tmp_path: Path, no_colo
         assert not CONTROLS.search(terminal.raw)
 
 
+def count_samples(terminal: Terminal) -> int:
+    return sum(line.startswith("samples ") for line in terminal.lines)
+
+
 def test_status_watches_a_run_from_another_terminal_until_it_ends(questions: Path, tmp_path: Path) -> None:
     with (
         running(questions, tmp_path, *slow(1000)) as run,
@@ -154,12 +158,13 @@ def test_status_watches_a_run_from_another_terminal_until_it_ends(questions: Pat
         before = next(line for line in terminal.lines if line.startswith("samples "))
         terminal.wait_for("next      synthia-batch status out --watch")
         terminal.wait_for(lambda: any(re.match(r"workers   0   ready .*% busy", x) for x in terminal.lines))
-        assert sum(line.startswith("samples ") for line in terminal.lines) == 1
+        # In its place, once a look is drawn whole: what was read so far may end within one.
+        terminal.wait_for(lambda: count_samples(terminal) == 1)
         terminal.wait_for(lambda: not any(line == before for line in terminal.lines))
-        assert sum(line.startswith("samples ") for line in terminal.lines) == 1, "drawn in its place"
+        terminal.wait_for(lambda: count_samples(terminal) == 1)
         assert terminal.wait_for_end() == 0
         assert run.wait() == 0
-        assert sum(line.startswith("samples ") for line in terminal.lines) == 1
+        assert count_samples(terminal) == 1, "no earlier look is left standing"
         assert "q  complete, attempt 1" in terminal.lines
         assert "samples   80 of 80 (100.0%): 80 finished, 0 failed" in terminal.lines
 
