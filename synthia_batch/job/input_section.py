@@ -24,8 +24,8 @@ class Input(Section):
         always("input.digest", "the decompressed content of its files, in order; their paths do not count"),
     ]
     """A file, directory, pattern (`*.jsonl.gz`), address (`s3://`, `gs://`, `https://`, `hf://`) or `-` for
-    stdin, or a list of them, compressed or not; docs/inputs.md lists the formats. In a job file, relative to
-    the job file."""
+    stdin, or a list of them, compressed or not; docs/reference/inputs.md lists the formats. In a job file,
+    relative to the job file."""
     format: Annotated[
         InputFormat,
         Flag("Input", "openai-batch, sharegpt, alpaca, ultrachat or plain. [found]", name="input-format"),
