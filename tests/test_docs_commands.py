@@ -31,10 +31,8 @@ RUN = re.compile(r"outputs/(?P<name>[\w.-]+)-[0-9a-f]{8}(?!\w)")
 BY_SHELL = {"|", "<", ">", "&", "&&", ";"}
 COMMAND = re.compile(r"^(\$ )?(synthia-batch|make|pip|uv|uvx|python|sbatch|ray|docker|git) ")
 SCRIPTED = {"SYNTHIA_BATCH_ENGINE__KIND": "scripted", "SYNTHIA_BATCH_POOL__KIND": "local"}
-SAMPLES = [
-    {"id": "a", "question": "Why is the sky blue?", "topic": "physics"},
-    {"id": "b", "question": "How does yeast work?", "topic": "biology"},
-]
+SAMPLE = ROOT / "synthia_batch/operations/sample/questions.jsonl"
+"""The reader's questions: those of `synthia-batch demo`, which replaces no other file."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,9 @@ def test_the_commands_of_a_page_run(
 
 def make_files(folder: Path) -> None:
     """Write the files that pages speak of as the reader's own."""
-    (folder / "questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in SAMPLES))
-    pq.write_table(pa.Table.from_pylist(SAMPLES), folder / "questions.parquet")
+    (folder / "questions.jsonl").write_bytes(SAMPLE.read_bytes())
+    rows = [json.loads(line) for line in SAMPLE.read_text().splitlines()]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "questions.parquet")
     for name in ("judge.jinja", "score.json"):
         (folder / name).write_bytes((ROOT / "jobs/pipelines" / name).read_bytes())
     bin_folder = folder / ".bin"
@@ -160,5 +159,20 @@ def test_every_target_that_a_page_names_is_one_of_the_makefile() -> None:
 
 
 def test_most_pages_of_commands_are_run() -> None:
-    tutorials = {"docs/tutorials/first-run.md", "docs/tutorials/first-pipeline.md"}
+    tutorials = {"README.md", "docs/tutorials/first-run.md", "docs/tutorials/first-pipeline.md"}
     assert tutorials | {"docs/how-to/recipes.md", "docs/how-to/export.md"} <= set(RUNNING)
+
+
+PLACES = ("synthia_batch", "tests", "benchmarks", "jobs", "tools", "examples", "inputs")
+PATH = re.compile(rf"`((?:{'|'.join(PLACES)})/[\w./-]*\w)(?:::(\w+))?`")
+TEST = re.compile(r"`(?:[\w/]*/)?(test_\w+\.py)(?:::(\w+))?`")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_and_test_that_a_page_names_exists(name: str) -> None:
+    text = NAMES[name].read_text()
+    assert [path for path, _ in PATH.findall(text) if not (ROOT / path).exists()] == []
+    for file, test in TEST.findall(text):
+        found = next((ROOT / "tests").rglob(file), None)
+        assert found is not None, file
+        assert not test or f"def {test}(" in found.read_text(), f"{file}::{test}"
