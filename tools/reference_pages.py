@@ -1,9 +1,10 @@
 """Writes the pages of docs/reference/ that are lists: the code has what they say."""
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 
@@ -16,7 +17,7 @@ from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.job.engine_settings import ENGINE_SETTINGS
 from synthia_batch.job.keys import walk_keys
 from synthia_batch.job.loading.json_schema import make_schema
-from synthia_batch.job.markers import Flag
+from synthia_batch.job.markers import Flag, Panel
 from synthia_batch.job.select import Select
 from synthia_batch.storage.parts.schema import DATA_COLUMNS, FAILED_COLUMNS, OutputColumn
 
@@ -37,11 +38,16 @@ Schema = Mapping[str, Any]
 def render_cli() -> str:
     """Return the page of commands: the help of each."""
     group: Any = typer.main.get_command(app)
-    parts = [f"# Command line\n\n{NOTE} `synthia-batch COMMAND --help` prints the same.\n"]
+    parts = [
+        f"# Command line\n\n{NOTE} `synthia-batch COMMAND --help` prints the same. The flags of a job are "
+        "listed once, under `run`; other commands that take a job have them, too.\n"
+    ]
     for title, names in COMMAND_GROUPS.items():
         parts.append(f"## {title}\n")
         for name in names:
-            command = group.commands[name]
+            command = copy.copy(group.commands[name])
+            if name != "run":
+                command.params = [one for one in command.params if not _is_of_job(one)]
             context = typer.Context(command, info_name=f"synthia-batch {name}", terminal_width=WIDTH)
             parts.append(f"### {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
     return "\n".join(parts)
@@ -134,6 +140,10 @@ PAGES: Mapping[str, Callable[[], str]] = {
 }
 
 
+def _is_of_job(parameter: Any) -> bool:
+    return getattr(parameter, "rich_help_panel", None) in get_args(Panel)
+
+
 def _list_errors(error: type[errors.SynthiaBatchError]) -> Iterator[type[errors.SynthiaBatchError]]:
     """Yield the errors with an exit code of their own: the others never end a command."""
     for other in error.__subclasses__():
@@ -143,11 +153,17 @@ def _list_errors(error: type[errors.SynthiaBatchError]) -> Iterator[type[errors.
 
 
 def _list_sections(schema: Schema) -> Iterator[tuple[str, Schema]]:
-    """Yield the top level and each section by its key."""
+    """Yield the top level, each section by its key, and what has keys of its own in a mapping."""
     yield "", schema
     for name, entry in schema["properties"].items():
-        if "$ref" in entry:
-            yield name, _follow(entry, schema)
+        if "$ref" not in entry:
+            continue
+        section = _follow(entry, schema)
+        yield name, section
+        for key, values in section["properties"].items():
+            kind = values.get("additionalProperties")
+            if isinstance(kind, dict) and "$ref" in kind:
+                yield f"{name}.{key}.NAME", _follow(kind, schema)
 
 
 def _follow(entry: Schema, schema: Schema) -> Schema:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from synthia_batch.core.types import MAX_ROW_BYTES, KeptColumn, Row
 from synthia_batch.errors import IntegrityError
-from synthia_batch.job.input_section import BadRow, FinalAssistant
+from synthia_batch.job.input_section import BadRow, FinalAssistant, GenerateRole
 
 if TYPE_CHECKING:  # It imports numpy, which a command without input does not need.
     from synthia_batch.inputs.records.row_ids import DuplicateIndex
@@ -33,7 +33,7 @@ class Selection:
     With `first_rows`, only so many are scanned; their columns are detected as for all.
 
     `format` is the shape of the records: one of `shapes.SHAPES`, `plain`, or `auto` to detect it.
-    `template` is the text of a Jinja template for the prompts.
+    `template` is the text of a Jinja template for the prompts or, if it `writes_messages`, conversations.
     """
 
     prompt_column: str | None = None
@@ -47,6 +47,8 @@ class Selection:
     limit: int | None = None
     format: str = "auto"
     template: str | None = None
+    writes_messages: bool = False
+    generate_role: GenerateRole = "assistant"
     final_assistant: FinalAssistant = "regenerate"
     message_fields: bool | None = None
     on_bad_row: BadRow = "refuse"
@@ -57,11 +59,10 @@ class Selection:
     @property
     def names_prompt(self) -> bool:
         """Whether the job says where the prompts come from."""
-        named = (self.prompt_column, self.messages_column, self.turns_column, self.template)
-        return any(name is not None for name in named)
+        return {self.prompt_column, self.messages_column, self.turns_column, self.template} != {None}
 
 
-_UNUSED: tuple[Any, ...] = (None, False, (), {}, "regenerate", "refuse", MAX_ROW_BYTES)
+_UNUSED: tuple[Any, ...] = (None, False, (), {}, "regenerate", "refuse", "assistant", MAX_ROW_BYTES)
 """Values of later fields of `Columns` that change no row."""
 
 
@@ -69,15 +70,16 @@ _UNUSED: tuple[Any, ...] = (None, False, (), {}, "regenerate", "refuse", MAX_ROW
 class Columns:
     """The use of each column. Exactly one of `prompt`, `messages`, `turns` and `template` is not None.
 
-    `shape` is that of records from other programs, one of `shapes.SHAPES`, or `messages` for turns that
-    are conversations. `reads` are the columns of a prompt that is composed of several; `template` is the
-    Jinja text that composes it. `model` is the model that the requests of an OpenAI batch name, `choices`
-    how many answers each of them wants if that is not one, and `logprobs` whether any of them wants
-    log-probabilities. `final` is the treatment of an answer that ends a conversation. `message_fields`:
-    messages may have other fields than role and content, which the output has in a column of its own.
-    `bad_rows` says whether rows with faults are refused or fail, as rows of over `max_row_bytes` then do.
-    `renamed` are the kept columns with another name in the output. `unused` are the input's other columns,
-    as far as they were seen when these were determined: for messages, and not saved.
+    `shape` is that of records from other programs, one of `shapes.SHAPES`, or `messages` for turns that are
+    conversations. `reads` are the columns of a prompt that is composed of several; `template` is the Jinja
+    text that composes it, or a conversation if it `writes_messages`; empty if `generate_role` is user.
+    `model` is the model that the requests of an OpenAI batch name, `choices` how many answers each of them
+    wants if that is not one, and `logprobs` whether any of them wants log-probabilities. `final` is the
+    treatment of an answer that ends a conversation. `message_fields`: messages may have other fields than
+    role and content, which the output has in a column of its own. `bad_rows` says whether rows with faults
+    are refused or fail, as rows of over `max_row_bytes` then do. `renamed` are the kept columns with another
+    name in the output. `unused` are the input's other columns, as far as they were seen when these were
+    determined: for messages, and not saved.
     """
 
     prompt: str | None
@@ -91,6 +93,8 @@ class Columns:
     shape: str | None = None
     reads: tuple[str, ...] = ()
     template: str | None = None
+    writes_messages: bool = False
+    generate_role: GenerateRole = "assistant"
     model: str | None = None
     choices: int | None = None
     logprobs: bool = False
@@ -122,11 +126,8 @@ class Columns:
     @property
     def brings_system(self) -> bool:
         """Whether the conversation of a row can begin with a system message."""
-        return (
-            self.messages is not None
-            or (self.turns is not None and self.shape is not None)
-            or (self.template is None and "system" in self.reads)
-        )
+        is_conversation = self.messages is not None or (self.turns is not None and self.shape is not None)
+        return is_conversation or self.writes_messages or (self.template is None and "system" in self.reads)
 
     @property
     def used(self) -> tuple[str, ...]:

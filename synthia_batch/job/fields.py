@@ -23,6 +23,8 @@ from synthia_batch.job.units import refuse_bool
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 """Start of an input that is not on this machine."""
 STDIN = "-"
+NUMBERED_ROWS = "rows://"
+"""Start of the path that stands for numbered rows; how many follows."""
 LONGEST_NAME = 255
 
 

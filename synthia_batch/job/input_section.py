@@ -1,18 +1,53 @@
 """The section `input` of a job file."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from synthia_batch.core.types import MAX_ROW_BYTES
-from synthia_batch.job.fields import HomePath, InputPath, Section
+from synthia_batch.job.fields import NUMBERED_ROWS, HomePath, InputPath, Number, Section, Whole
 from synthia_batch.job.markers import Flag, Outward, always, never
 from synthia_batch.job.units import Count
 
 InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca", "ultrachat"]
 BadRow = Literal["refuse", "fail"]
 FinalAssistant = Literal["regenerate", "continue", "refuse"]
+GenerateRole = Literal["assistant", "user"]
+
+
+class Sampler(Section):
+    """A column of numbered rows, drawn from the job's seed: one of `choice`, `weights` and `file`."""
+
+    choice: Annotated[
+        Annotated[tuple[Any, ...], Field(min_length=1)] | None,
+        always("input.digest", "the values that rows have"),
+    ] = None
+    """Values that are equally likely."""
+    weights: Annotated[
+        Annotated[dict[str, Annotated[Number, Field(gt=0)]], Field(min_length=1)] | None,
+        always("input.digest", "likewise"),
+    ] = None
+    """Values and how likely each is, beside the others: `{easy: 3, hard: 1}`."""
+    file: Annotated[HomePath | None, always("input.digest", "likewise: its records, not its path")] = None
+    """A file of records in any format of an input. Each row has one: the value of `column`, that of the only
+    column, or an object."""
+    column: Annotated[str | None, always("input.digest", "likewise")] = None
+    """The column of `file` to take values from. Default: all."""
+    pick: Annotated[Annotated[Whole, Field(ge=1)], always("input.digest", "likewise")] = 1
+    """How many different ones a row has; more than one are a list."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        named = [name for name in ("choice", "weights", "file") if getattr(self, name) is not None]
+        if len(named) != 1:
+            raise ValueError("Input should have one of choice, weights and file")
+        if self.column is not None and self.file is None:
+            raise ValueError("Input should have a file, of which column is a column")
+        known = self.choice or self.weights
+        if known is not None and self.pick > len(known):
+            raise ValueError(f"Input should have at least pick = {self.pick} values, and has {len(known)}")
+        return self
 
 
 class Input(Section):
@@ -25,7 +60,18 @@ class Input(Section):
     ]
     """A file, directory, pattern (`*.jsonl.gz`), address (`s3://`, `gs://`, `https://`, `hf://`) or `-` for
     stdin, or a list of them, compressed or not; docs/reference/inputs.md lists the formats. In a job file,
-    relative to the job file."""
+    relative to the job file. `rows://1000` is numbered rows, as `rows: 1000` is."""
+    rows: Annotated[
+        Annotated[Count, Field(ge=1)] | None,
+        always("input.digest", "the rows' numbers are content"),
+    ] = None
+    """Instead of a path: so many rows, with a column `number` that counts from 0 and is their id, and those
+    of `columns`."""
+    columns: Annotated[
+        dict[Annotated[str, Field(pattern=r".")], Sampler],
+        always("input.digest", "drawn values are content, and kept"),
+    ] = Field(default_factory=dict)
+    """Columns of numbered rows by name, drawn from the job's seed. They are kept in the output."""
     format: Annotated[
         InputFormat,
         Flag("Input", "openai-batch, sharegpt, alpaca, ultrachat or plain. [found]", name="input-format"),
@@ -39,6 +85,19 @@ class Input(Section):
         always("input.columns", "its text, not its path; only if there is one"),
     ] = None
     """A Jinja file that writes each prompt from the columns of its row. In a job file, relative to it."""
+    messages_template: Annotated[
+        HomePath | None,
+        Flag("Input", "A Jinja file that writes each conversation, as JSON.", takes=Path),
+        always("input.columns", "its text, not its path; only if there is one"),
+    ] = None
+    """A Jinja file that writes each row's whole conversation from its columns: a JSON list of messages in
+    OpenAI's shape, with values as `{{ topic | tojson }}`. In a job file, relative to it."""
+    generate_role: Annotated[
+        GenerateRole,
+        always("input.columns", "what the prompt ends with; only if it is the user's turn"),
+    ] = "assistant"
+    """Whose message the model writes. `user`: the chat template up to an empty user message, after the system
+    message if there is one, so that the model invents a question. No column is asked."""
     prompt_column: Annotated[
         str | None,
         Flag("Input", "[prompt, question, instruction, input or text]"),
@@ -141,6 +200,30 @@ class Input(Section):
     ] = None
     """The digest that the input must have, as `plan` shows it: BLAKE3 of the decompressed content of a single
     file of JSONL or Parquet. Another input is refused before anything else."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_rows(cls, values: Any) -> Any:
+        """Return `values` with the path that stands for numbered rows."""
+        if not isinstance(values, dict) or values.get("rows") is None:
+            return values
+        path = f"{NUMBERED_ROWS}{values['rows']}"
+        if values.get("path") not in (None, path):
+            raise ValueError("Input should have a path or rows, not both")
+        return {**values, "path": path}
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> Self:
+        if self.columns and not self.is_numbered:
+            raise ValueError("Input should have rows, for which columns are drawn, and has a path")
+        if "number" in self.columns:
+            raise ValueError("Input should have no drawn column `number`, which is the row's")
+        return self
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether its rows are numbers."""
+        return isinstance(self.path, str) and self.path.startswith(NUMBERED_ROWS)
 
     @property
     def paths(self) -> tuple[str, ...]:

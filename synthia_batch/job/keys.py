@@ -16,6 +16,8 @@ from synthia_batch.job.markers import Anchored, Flag, IdentityClass, Outward
 from synthia_batch.job.schema import Job
 from synthia_batch.job.sections import Engine
 
+ANY_NAME = "*"
+"""In the name of a key, what the user has named a section of a table by."""
 Marker = TypeVar("Marker", Anchored, Flag, IdentityClass, Outward)
 
 
@@ -42,8 +44,10 @@ def _walk(section: type[BaseModel], prefix: str) -> Iterator[Key]:
     for name, field in section.model_fields.items():
         if is_section(field):
             yield from _walk(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
-        else:
-            yield Key(f"{prefix}{name}", field)
+            continue
+        yield Key(f"{prefix}{name}", field)
+        if get_origin(field.annotation) is dict and is_kind(get_args(field.annotation)[1], Section):
+            yield from _walk(get_args(field.annotation)[1], f"{prefix}{name}.{ANY_NAME}.")
     if section is Engine:
         for settings in ENGINE_SETTINGS:
             for name, field in settings.model_fields.items():
@@ -52,8 +56,12 @@ def _walk(section: type[BaseModel], prefix: str) -> Iterator[Key]:
 
 def is_section(field: FieldInfo | None) -> bool:
     """Whether the field is a section with keys of its own."""
-    kind = field.annotation if field else None
-    return isinstance(kind, type) and issubclass(kind, Section)
+    return field is not None and is_kind(field.annotation, Section)
+
+
+def is_kind(annotation: Any, kind: type) -> bool:
+    """Whether the annotation is a class, and one of `kind`."""
+    return isinstance(annotation, type) and issubclass(annotation, kind)
 
 
 def _find_markers(metadata: Any, annotation: Any, kind: type[Marker]) -> Iterator[Marker]:
@@ -81,6 +89,8 @@ def _list_anchored() -> tuple[tuple[str, Anchored], ...]:
 def _change(values: Any, parts: list[str], marker: Anchored, folder: Path) -> Any:
     if not parts:
         return _change_texts(values, marker, folder)
+    if isinstance(values, Mapping) and parts[0] == ANY_NAME:
+        return {name: _change(value, parts[1:], marker, folder) for name, value in values.items()}
     if not isinstance(values, Mapping) or parts[0] not in values:
         return values
     return {**values, parts[0]: _change(values[parts[0]], parts[1:], marker, folder)}
@@ -113,9 +123,29 @@ def suggest_key(key: str) -> str | None:
     near = difflib.get_close_matches(name, _list_names(section), n=1)
     if near:
         return near[0]
+    if (named := _match_any(key)) != key:
+        return _name_any(suggest_key(named), key)
     known = list_keys()
     same = [other for other in known if other.rpartition(".")[2] == name]
     return next(iter(same or difflib.get_close_matches(key, known, n=1)), None)
+
+
+def _match_any(key: str) -> str:
+    """Return the key as the schema has it: what users name a section of a table by is ANY_NAME."""
+    tables = [known.name.split(f".{ANY_NAME}.")[0] for known in walk_keys() if f".{ANY_NAME}." in known.name]
+    table = next((table for table in tables if key.startswith(f"{table}.")), None)
+    parts = key.split(".")
+    if table is None or ANY_NAME in parts or len(parts) <= table.count(".") + 2:
+        return key
+    parts[table.count(".") + 1] = ANY_NAME
+    return ".".join(parts)
+
+
+def _name_any(found: str | None, key: str) -> str | None:
+    """Return the key that was `found` with the name that is in `key`."""
+    if found is None or ANY_NAME not in found:
+        return found
+    return found.replace(ANY_NAME, key.split(".")[found.split(".").index(ANY_NAME)])
 
 
 def list_keys() -> list[str]:

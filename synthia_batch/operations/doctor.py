@@ -195,10 +195,12 @@ def _check_disk(name: str, path: Path) -> Check:
 def _check_input(job: Job) -> Check:
     paths = job.input.paths
     first = f"{mask_if_address(paths[0])}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}"
+    if job.input.is_numbered:
+        return Check(name="input", state="ok", text=f"{first}: numbered rows")
     if any(path == STDIN or ADDRESS.match(path) for path in paths):
         text = f"{first}: not checked; `synthia-batch validate` downloads it and reads every row"
         return Check(name="input", state="unknown", text=text)
-    template = job.input.prompt_template
+    template = job.input.messages_template or job.input.prompt_template
     declared = job.input
     files = resolve_inputs(
         paths,

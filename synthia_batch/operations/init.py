@@ -12,6 +12,7 @@ from typing import Any
 
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs import Columns, Scan, Selection, Source, open_files, resolve_inputs
+from synthia_batch.inputs.fetch.numbered_rows import count_numbered
 from synthia_batch.inputs.records.columns import CONTEXT_NAMES, ID_NAMES, SYSTEM_NAMES, TOOL_NAMES
 from synthia_batch.job.fields import ADDRESS
 from synthia_batch.storage.parts.schema import DATA_COLUMNS
@@ -74,7 +75,14 @@ class JobProposal:
             return _SHAPES[self.columns.shape]
         if self.columns.messages is not None:
             return "conversations in OpenAI format"
+        if self.is_numbered:
+            return "numbers, for each of which the model writes a question"
         return "conversations, played turn by turn" if self.columns.turns is not None else "prompts"
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether the rows are numbers."""
+        return count_numbered(self.paths[0]) is not None
 
 
 def propose_job(paths: Sequence[str]) -> JobProposal:
@@ -83,7 +91,8 @@ def propose_job(paths: Sequence[str]) -> JobProposal:
     source = open_files(taken.files)
     records = source.peek(PEEKED_ROWS)
     names = list(dict.fromkeys(name for record in records for name in record))
-    selection = _select_text(source, records, names)
+    is_numbered = count_numbered(paths[0]) is not None
+    selection = Selection(generate_role="user") if is_numbered else _select_text(source, records, names)
     columns = source.detect(selection)
     rest = [name for name in names if name not in columns.texts]
     ids = (name for name in rest if ID_NAMES.fullmatch(name) and _is_unique(name, records))
@@ -184,7 +193,8 @@ def _measure(name: str, records: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _write_head(proposal: JobProposal) -> list[str]:
-    name = proposal.paths[0].rpartition("/")[2]
+    path = proposal.paths[0]
+    name = path if proposal.is_numbered else path.rpartition("/")[2]
     source = name if name.isprintable() else ascii(name)
     if len(proposal.paths) > 1:
         source += f" and {len(proposal.paths) - 1} more"
@@ -195,6 +205,12 @@ def _write_head(proposal: JobProposal) -> list[str]:
 def _write_input(proposal: JobProposal, paths: Sequence[str]) -> Iterator[str]:
     columns = proposal.columns
     yield "input:"
+    if proposal.is_numbered:
+        yield f"  rows: {proposal.rows}"
+        yield "  generate_role: user              # the model writes a question; or else:"
+        yield "  # prompt_template: FILE          # writes each prompt from the columns below"
+        yield "  # columns: {tone: {choice: [dry, warm]}}  # drawn for each row, and kept"
+        return
     yield f"  path: {quote_paths(paths)}"
     if columns.shape in _SHAPES:
         yield f"  format: {columns.shape}"
@@ -221,7 +237,8 @@ def _write_input(proposal: JobProposal, paths: Sequence[str]) -> Iterator[str]:
 
 def _write_rest(proposal: JobProposal) -> Iterator[str]:
     yield from ("", *_MODEL.splitlines(), "")
-    yield from (_KEPT_SYSTEM if proposal.columns.brings_system else _SYSTEM).splitlines()
+    keeps_system = proposal.columns.brings_system or proposal.is_numbered
+    yield from (_KEPT_SYSTEM if keeps_system else _SYSTEM).splitlines()
     if proposal.columns.turns is not None:
         yield "on_overflow: truncate-oldest       # if a later turn does not fit; or fail, or stop"
     yield from _TAIL.splitlines()

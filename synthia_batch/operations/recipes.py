@@ -11,7 +11,9 @@ from synthia_batch.inputs.records.columns import spell_name
 from synthia_batch.operations.init import JobProposal, quote, quote_paths, relate_paths
 
 _EXAMPLE = "path: ../../inputs/questions.jsonl, limit: 4"
-"""The input of every shipped pipeline, in its first stage."""
+"""The input of every shipped pipeline that asks something of one, in its first stage."""
+_NUMBERED_EXAMPLE = "rows: 8, generate_role: user"
+"""The input of the others."""
 _COLUMN = "question"
 """The column of that input that has the prompts."""
 _STAGES = re.compile(r"- name: (\w+)")
@@ -37,11 +39,19 @@ def write_recipe(name: str, proposal: JobProposal, file: Path) -> Mapping[Path, 
         near = difflib.get_close_matches(name, recipes, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(recipes)}"
         raise UsageError(f"--recipe {name}: there is no such recipe; {hint}")
+    text = recipes[name].read_text(encoding="utf-8")
     prompt = proposal.columns.prompt
-    if prompt is None:
+    asks_nothing = _NUMBERED_EXAMPLE in text
+    if asks_nothing and not proposal.is_numbered:
+        raise UsageError(
+            f"--recipe {name}: asks nothing of an input; name rows://1000, so many rows, instead"
+        )
+    if prompt is None and not asks_nothing:
         raise UsageError(f"--recipe {name}: expected rows of prompts, got {proposal.holds}; name such a file")
     shown = quote_paths(relate_paths(proposal, file.parent))
-    text = recipes[name].read_text(encoding="utf-8")
+    if prompt is None:
+        text = text.replace(_NUMBERED_EXAMPLE, _NUMBERED_EXAMPLE.replace("8", str(proposal.rows)))
+        return _name_files(recipes[name], text, file, {})
     head, _, tail = text.partition(_EXAMPLE)
     uses_template = "prompt_template" in tail.partition("}")[0]
     column = "" if uses_template else f", prompt_column: {quote(prompt)}"
@@ -53,10 +63,16 @@ def write_recipe(name: str, proposal: JobProposal, file: Path) -> Mapping[Path, 
             "write the pipeline by hand"
         )
     text = f"{head}path: {shown}{column}{tail}".replace(f"[{_COLUMN}]", f"[{quote(prompt)}]")
-    text = text.replace(f"jobs/pipelines/{recipes[name].name}", str(file))
-    spelled = spell_name(prompt)
-    files = {file: text}
+    names = {f"{{{{ {_COLUMN} }}}}": f"{{{{ {spell_name(prompt)} }}}}"}
+    return _name_files(recipes[name], text, file, names)
+
+
+def _name_files(recipe: Path, text: str, file: Path, names: Mapping[str, str]) -> Mapping[Path, str]:
+    """Return `text` as that of `file`, and the files beside the recipe that it names, with other `names`."""
+    files = {file: text.replace(f"jobs/pipelines/{recipe.name}", str(file))}
     for other in dict.fromkeys(_FILES.findall(text)):
-        template = recipes[name].with_name(other).read_text(encoding="utf-8")
-        files[file.with_name(other)] = template.replace(f"{{{{ {_COLUMN} }}}}", f"{{{{ {spelled} }}}}")
+        template = recipe.with_name(other).read_text(encoding="utf-8")
+        for old, new in names.items():
+            template = template.replace(old, new)
+        files[file.with_name(other)] = template
     return files

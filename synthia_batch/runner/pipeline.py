@@ -232,7 +232,10 @@ def _name_made(stage: Stage, job: Job, before: SampleNames | None) -> SampleName
     """Return the names of what a stage makes; None if it keeps columns of a run that is not a stage."""
     if before is None and (stage.reads is not None or any(Path(path).is_dir() for path in job.input.paths)):
         return None
-    kept, runs = list(job.input.keep_columns), dict(before.runs) if before is not None else {}
+    kept, runs = (
+        [*job.input.keep_columns, *job.input.columns],
+        dict(before.runs) if before is not None else {},
+    )
     if before is not None and "keep_columns" not in stage.layer.values["input"]:
         kept = [*before.plain, *before.runs]
     for name in kept:
@@ -252,10 +255,12 @@ def _name_made(stage: Stage, job: Job, before: SampleNames | None) -> SampleName
 
 def _check_prompt(stage: Stage, job: Job, before: SampleNames | None) -> None:
     """Refuse a stage that does not say what is asked of samples, or by names that they do not have."""
-    path, columns = job.input.prompt_template, job.input
+    columns = job.input
+    key = "messages_template" if columns.messages_template is not None else "prompt_template"
+    path = getattr(columns, key)
     named = (columns.prompt_column, columns.messages_column, columns.turns_column)
     if path is None:
-        if all(name is None for name in named):
+        if columns.generate_role == "assistant" and all(name is None for name in named):
             raise stage.refuse(
                 "input", "say what is asked of the samples: `input: {prompt_template: FILE}`, or a column"
             )
@@ -264,20 +269,20 @@ def _check_prompt(stage: Stage, job: Job, before: SampleNames | None) -> None:
         template = PromptTemplate(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-        raise stage.refuse("input.prompt_template", f"{path}: cannot be read: {why}") from exc
+        raise stage.refuse(f"input.{key}", f"{path}: cannot be read: {why}") from exc
     except UsageError as exc:
-        raise stage.refuse("input.prompt_template", exc) from exc
+        raise stage.refuse(f"input.{key}", exc) from exc
     if before is None:
         return
     known = before.top
     for column, field in template.fields:
         if column in before.runs and field not in before.runs[column]:
             what = f"{path.name}: {column} has no {field}{suggest(field, before.runs[column])}"
-            raise stage.refuse("input.prompt_template", what)
+            raise stage.refuse(f"input.{key}", what)
     for name in template.columns:
         if name not in known:
             what = f"{path.name}: there is no {name}{suggest(name, known)}"
-            raise stage.refuse("input.prompt_template", what)
+            raise stage.refuse(f"input.{key}", what)
 
 
 def _add_input(stage: Stage, directories: Mapping[str, Path]) -> Layer:

@@ -14,7 +14,7 @@ from synthia_batch.operations.recipes import list_recipes
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-q")
 
 
-@pytest.mark.parametrize("name", list_recipes())
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name != "magpie"])
 def test_a_recipe_is_written_for_the_users_input_and_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str
 ) -> None:
@@ -37,6 +37,32 @@ def test_a_recipe_is_written_for_the_users_input_and_runs(
     assert all(any("times two?" in turn["content"] for turn in messages) for messages in asked)
     again = call(capsys, "init", "data/mine.jsonl", "--recipe", name, "-o", "here/job.yaml")
     assert (again.code, "already exists" in again.err) == (2, True)
+
+
+def test_the_recipe_that_asks_nothing_takes_a_number_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call(capsys, "init", "rows://30", "--recipe", "magpie")
+    assert (done.code, done.out) == (0, "magpie.yaml\n")
+    run = call(capsys, "run", "magpie.yaml", *SCRIPTED, "-o", "out", "--json")
+    assert run.code == 0, run.err
+    ask, distinct, answer = (
+        pq.read_table(Path(stage["directory"], "data")).to_pylist() for stage in json.loads(run.out)["stages"]
+    )
+    assert (len(ask), len(distinct)) == (30, len(answer))
+    assert [row["messages"][-2]["content"] for row in answer] == [row["ask"]["response"] for row in answer]
+    for arguments, told in (
+        (("rows://30", "--recipe", "judge"), "--recipe judge: expected rows of prompts, got numbers"),
+        (("magpie.yaml", "--recipe", "magpie", "-o", "x.yaml"), "magpie.yaml"),
+    ):
+        done = call(capsys, "init", *arguments)
+        assert (done.code, told in done.err) == (2, True), done.err
+    write_jsonl(tmp_path / "rows.jsonl", [{"question": "a"}])
+    done = call(capsys, "init", "rows.jsonl", "--recipe", "magpie", "-o", "x.yaml")
+    assert (done.code, "asks nothing of an input; name rows://1000" in done.err) == (2, True), done.err
+    assert call(capsys, "init", "rows://30", "-o", "plain.yaml").code == 0
+    assert call(capsys, "run", "plain.yaml", *SCRIPTED, "-o", "plain").code == 0
 
 
 def test_what_a_recipe_cannot_be_written_for_is_refused(

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from synthia_batch.job.dotted import flatten, merge_values, nest
-from synthia_batch.job.keys import Key, walk_keys
+from synthia_batch.job.keys import ANY_NAME, Key, walk_keys
 from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.layer import look_up
 from synthia_batch.job.markers import Anchored
@@ -43,20 +43,23 @@ def test_every_key_of_a_path_type_is_anchored() -> None:
 @pytest.mark.parametrize("key", ANCHORED, ids=lambda key: key.name)
 def test_a_job_file_names_it_relative_to_itself(key: Key, tmp_path: Path) -> None:
     value, text = make_value(key)
-    lines = "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(key.name.split(".")))
+    name = key.name.replace(ANY_NAME, "mine")
+    lines = "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(name.split(".")))
     entry = f"{{a: '{text}'}}" if isinstance(value, dict) else f"'{text}'"
     (tmp_path / "job.yaml").write_text(f"{lines.rstrip()} {entry}\n")
-    check_anchored(look_up(read_job_file(tmp_path / "job.yaml").values, key.name), tmp_path)
+    check_anchored(look_up(read_job_file(tmp_path / "job.yaml").values, name), tmp_path)
 
 
 @pytest.mark.parametrize("key", ANCHORED, ids=lambda key: key.name)
 def test_a_saved_job_holds_it_absolute(key: Key, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    job = Job.model_validate(merge_values({"input": {"path": "q.jsonl"}}, nest(key.name, make_value(key)[0])))
+    name = key.name.replace(ANY_NAME, "mine")
+    rows = {"path": "q.jsonl"} if name == key.name else {"rows": 3}
+    job = Job.model_validate(merge_values({"input": rows}, nest(name, make_value(key)[0])))
     write_job(tmp_path / "job.json", job)
     saved = read_job(tmp_path / "job.json", tmp_path / "file")
     assert saved is not None
-    check_anchored(look_up(saved.values, key.name), tmp_path)
+    check_anchored(look_up(saved.values, name), tmp_path)
 
 
 @pytest.mark.parametrize("text", ["-", "s3://b/rows", "https://host/a.jsonl", "hf://datasets/a/b"])

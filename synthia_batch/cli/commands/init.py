@@ -54,9 +54,10 @@ def init(
                 target.write(text)
         except OSError as exc:
             raise UsageError(f"{path}: cannot be written: {exc.strerror}; name another with -o FILE") from exc
-    shown = shlex.quote(str(file))
+    shown, column = shlex.quote(str(file)), proposal.columns.text
+    source_column = f", from the column {column!r}" if column is not None else ""
     show(
-        f"{file}: {proposal.rows:,} rows of {proposal.holds}, from the column {proposal.columns.text!r}\n"
+        f"{file}: {proposal.rows:,} rows of {proposal.holds}{source_column}\n"
         f"check it with: synthia-batch plan {shown}",
         file=sys.stderr,
     )

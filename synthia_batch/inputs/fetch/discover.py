@@ -10,16 +10,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from synthia_batch.core.digest import DigestCache, digest_file, digest_json, open_digest_cache
+from synthia_batch.core.digest import DigestCache, open_digest_cache
 from synthia_batch.core.types import ANY_ROW_BYTES, MAX_ROW_BYTES, InputFile
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, is_copy
 from synthia_batch.inputs.fetch.datasets_dir import is_dataset, normalize_dataset, refuse_splits
 from synthia_batch.inputs.fetch.file_types import FORMATS, LocatedFile, RowFiles, choose_row_files, split_name
 from synthia_batch.inputs.fetch.normalize import NormalizedFile, normalize_file
+from synthia_batch.inputs.fetch.numbered_rows import (
+    NO_COLUMNS,
+    DrawnColumns,
+    count_numbered,
+    normalize_numbered,
+)
 from synthia_batch.inputs.fetch.run_directory import is_run, normalize_run
 from synthia_batch.inputs.fetch.sniff import find_json_kind, read_start
-from synthia_batch.inputs.fetch.stamps import read_stamps, refuse_changed
+from synthia_batch.inputs.fetch.stamps import read_stamps
 from synthia_batch.inputs.fetch.stdin import STDIN, STDIN_NAME, keep_stdin, refuse_lost
 from synthia_batch.inputs.fetch.text_folder import list_texts, normalize_texts
 
@@ -54,12 +60,14 @@ def resolve_inputs(
     makes: bool = True,
     max_row_bytes: int = MAX_ROW_BYTES,
     fails_long_rows: bool = False,
+    drawn: DrawnColumns = NO_COLUMNS,
 ) -> ResolvedInput:
     """Return the files that `paths` name, in their order; those of a pattern or directory sorted by name.
 
     `digest` is what the input must have, if the job says so; it is compared elsewhere. Without `makes`,
     nothing is fetched or copied: an input that is not in the cache is refused. A row of over
-    `max_row_bytes` is refused; with `fails_long_rows`, not before its line is read.
+    `max_row_bytes` is refused; with `fails_long_rows`, not before its line is read. `drawn` are columns of
+    numbered rows.
 
     Raises:
         UsageError: An input is missing, named twice, or of an unknown format.
@@ -76,7 +84,12 @@ def resolve_inputs(
     names = name_files([str(file.shown) for file in located])
     files = []
     for file, name in zip(located, names, strict=True):
-        rows = _normalize(file, cache, makes=makes, limit=max_row_bytes, fails_long_rows=fails_long_rows)
+        numbered = count_numbered(str(file.shown))
+        if numbered is None:
+            rows = _normalize(file, cache, makes=makes, limit=max_row_bytes, fails_long_rows=fails_long_rows)
+        else:
+            pools = _find_pools(drawn, cache, makes=makes)
+            rows = normalize_numbered(file, numbered, drawn, pools, cache, makes=makes)
         # A rewritten row was checked as it was, and may be longer as JSON.
         is_checked = rows.digest is not None and rows.kind.name != "parquet"
         files.append(
@@ -96,6 +109,8 @@ def resolve_inputs(
 
 def find_files(named: str, *, digest: str | None = None, makes: bool = True) -> list[LocatedFile]:
     """Return the files of rows of one path of a job: a file, a directory, a pattern or an address."""
+    if count_numbered(named) is not None:
+        return [LocatedFile(path=Path(named), shown=named)]
     if named.startswith(HUB_PREFIX):
         from synthia_batch.inputs.remote.hub import fetch_dataset
 
@@ -124,54 +139,13 @@ def is_url(path: str) -> bool:
     return _URL.match(path) is not None
 
 
-def digest_contents(files: Sequence[InputFile], cache: DigestCache) -> InputFiles:
-    """Return the files with the digest of each one's content.
-
-    Raises:
-        InputRefused: One has changed since `resolve_inputs`.
-        UsageError: One cannot be read.
-    """
-    digested = []
-    for file in files:
-        content = digest_file(file.path, cache)
-        if read_stamps([file.path], file.shown)[file.path] != file.stamp:
-            raise refuse_changed(file.shown)
-        digested.append(replace(file, content=content))
-    return tuple(digested)
-
-
-def digest_files(files: Sequence[InputFile]) -> str:
-    """Return the digest of the files' content for a job's identity, independent of names and places.
-
-    For one file it is the digest of its content, compressed or not; for several, of all theirs in order.
-    The files are those that `digest_contents` returns.
-    """
-    digests = [_get_digest(file) for file in files]
-    return digests[0] if len(digests) == 1 else digest_json(["files", *digests])
-
-
-def check_digest(files: Sequence[InputFile], wanted: str | None) -> None:
-    """Raise UsageError if the digested `files` have another digest than the one that is `wanted`."""
-    found = digest_files(files)
-    if wanted is not None and found != wanted:
-        raise UsageError(
-            f"--input-digest: expected an input with the digest {wanted}, got {found}; "
-            "name the right input, or leave the digest out"
-        )
-
-
-def _get_digest(file: InputFile) -> str:
-    digest = file.digest or file.content
-    if digest is None:
-        raise ValueError(f"{file.shown}: its content is not digested")
-    return digest
-
-
 def name_files(shown: Sequence[str]) -> list[str]:
     """Return the names of the files in the output.
 
     One file has the last part of its path, several have all below their common directory.
     """
+    if len(shown) == 1 and count_numbered(shown[0]) is not None:
+        return list(shown)
     if len(shown) == 1 or any(is_url(name) for name in shown) != all(is_url(name) for name in shown):
         names = [_encode_name(name.rstrip("/").rpartition("/")[2]) for name in shown]
         return names if len(set(names)) == len(names) else [_encode_name(name) for name in shown]
@@ -247,6 +221,15 @@ def _normalize(
     return normalize_file(file, cache, makes=makes, max_row_bytes=limit, copies_long_lines=fails_long_rows)
 
 
+def _find_pools(drawn: DrawnColumns, cache: DigestCache, *, makes: bool) -> dict[str, InputFiles]:
+    """Return the files that columns are drawn from."""
+    return {
+        name: resolve_inputs([str(sampler.file)], cache, makes=makes).files
+        for name, sampler in drawn.samplers.items()
+        if sampler.file is not None
+    }
+
+
 def _refuse_twice(located: Sequence[LocatedFile]) -> None:
     seen: set[str] = set()
     for file in located:
@@ -272,6 +255,8 @@ def _name_input(paths: Sequence[str], files: Sequence[InputFile]) -> str:
     """Return the name of the directory if the job names just one, else of the first file."""
     if len(paths) == 1 and Path(paths[0]).is_dir():
         return Path(os.path.abspath(paths[0])).name
+    if count_numbered(files[0].name) is not None:
+        return "rows"
     path = Path(files[0].name.rpartition("/")[2])
     return STDIN_NAME if is_copy(Path(paths[0])) else split_name(path.name).stem
 

@@ -227,7 +227,7 @@ def _get_values(record: Mapping[str, Any], columns: Columns) -> Values:
     The text is the whole record if it is composed of several columns.
     """
     try:
-        text = record if columns.reads else record[columns.text or ""]
+        text = record if columns.template is not None or columns.reads else record[columns.text or ""]
         identifier = record[columns.id] if columns.id is not None else None
     except KeyError as exc:
         raise RowFault(f"there is no {exc.args[0]!r} in this row") from exc

@@ -76,6 +76,8 @@ def _resolve_used(selection: Selection, names: Sequence[str], path: Path | str) 
     """
     prompt, messages, turns = selection.prompt_column, selection.messages_column, selection.turns_column
     _refuse_several({"prompt": prompt, "messages": messages, "turns": turns}, path)
+    if selection.generate_role == "user":
+        return _resolve_template(selection, "", path)
     if selection.template is not None:
         return _resolve_template(selection, selection.template, path)
     is_named = prompt is not None or messages is not None or turns is not None
@@ -168,14 +170,21 @@ def _choose_sampling(selection: Selection, shape: Shape, path: Path | str) -> st
 
 
 def _resolve_template(selection: Selection, template: str, path: Path | str) -> Columns:
-    """Return the columns for prompts that a template writes. Whether they exist is checked in each row."""
+    """Return the columns for prompts that a template writes. Whether they exist is checked in each row.
+
+    An empty template is that of a job that asks nothing: the model writes the user's message.
+    """
     # Loading Jinja takes 50 ms, and few jobs have a template.
     from synthia_batch.inputs.records.template import PromptTemplate
 
+    writer = "--messages-template" if selection.writes_messages else "--prompt-template"
     named = selection.prompt_column or selection.messages_column or selection.turns_column
+    if not template and selection.template is not None:
+        raise UsageError(f"{path}: generate_role user asks nothing; omit {writer}")
     if named is not None or selection.format in SHAPES:
         what = f"the column {named!r}" if named is not None else f"--input-format {selection.format}"
-        raise UsageError(f"{path}: --prompt-template writes the prompts; omit {what}")
+        does = f"{writer} writes the prompts" if template else "generate_role user asks nothing"
+        raise UsageError(f"{path}: {does}; omit {what}")
     return Columns(
         prompt=None,
         messages=None,
@@ -184,8 +193,10 @@ def _resolve_template(selection: Selection, template: str, path: Path | str) -> 
         keep=_resolve_keep(selection),
         sampling=selection.sampling_column,
         tools=selection.tools_column,
-        reads=PromptTemplate(template).columns,
+        reads=PromptTemplate(template).columns if template else (),
         template=template,
+        writes_messages=selection.writes_messages,
+        generate_role=selection.generate_role,
     )
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from blake3 import blake3
 
@@ -34,7 +34,12 @@ from synthia_batch.inputs.records.row_options import parse_sampling, parse_tools
 from synthia_batch.inputs.records.shapes import add_system, parse_instruction
 from synthia_batch.inputs.records.strict_json import parse_json_text
 
+if TYPE_CHECKING:
+    from synthia_batch.inputs.records.template import PromptTemplate
+
 _T = TypeVar("_T")
+OPEN_USER = Message("user", "")
+"""The message of a user that the model writes."""
 
 
 class Values(NamedTuple):
@@ -127,15 +132,31 @@ class RecordParser:
         )
 
     def _choose_parser(self) -> Callable[[Any], tuple[Message, ...]]:
+        if self._columns.generate_role == "user":
+            return lambda _: (OPEN_USER,)
         if self._columns.template is not None:
             from synthia_batch.inputs.records.template import compile_template
 
-            return compile_template(self._columns.template).write
+            template = compile_template(self._columns.template)
+            return self._parse_written(template) if self._columns.writes_messages else template.write
         if self._columns.shape is not None:
             return self._parse_shape
         if self._columns.prompt is not None:
             return self._parse_prompt
         return self._parse_messages if self._columns.messages is not None else self._parse_turns
+
+    def _parse_written(self, template: "PromptTemplate") -> Callable[[Any], tuple[Message, ...]]:
+        def parse(values: Any) -> tuple[Message, ...]:
+            try:
+                written = json.loads(template.render(values))
+            except ValueError as exc:
+                raise RowFault(f"the messages template does not render JSON: {exc}") from exc
+            try:
+                return self._cut_answer(self._parse_conversation(written))
+            except RowFault as exc:
+                raise RowFault(f"what the messages template renders: {exc}") from exc
+
+        return parse
 
     def _parse_shape(self, value: Any) -> tuple[Message, ...]:
         """Return the conversation in `value`: the text column's value, or several values by name."""

@@ -1,4 +1,7 @@
-"""Prompts rendered by a Jinja template from a row's columns, in a sandbox without randomness or time."""
+"""Prompts and conversations rendered by a Jinja template from a row's columns.
+
+The sandbox has neither randomness nor time.
+"""
 
 import difflib
 import json
@@ -56,7 +59,11 @@ class PromptTemplate:
         self._template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
 
     def write(self, record: Mapping[str, Any]) -> tuple[Message, ...]:
-        """Return the question that the template renders from `record`.
+        """Return the question that the template renders from `record`. Raises as `render`."""
+        return (Message("user", self.render(record)),)
+
+    def render(self, record: Mapping[str, Any]) -> str:
+        """Return the text that the template renders from `record`.
 
         Raises:
             RowFault: The template fails, at the line in the message, or renders nothing.
@@ -72,7 +79,7 @@ class PromptTemplate:
             raise RowFault(f"{_place(exc.__traceback__)}: {what}") from exc
         if not text or text.isspace():
             raise RowFault("the prompt template renders a blank prompt")
-        return (Message("user", text),)
+        return text
 
 
 @lru_cache(maxsize=8)

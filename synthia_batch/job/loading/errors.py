@@ -25,6 +25,7 @@ _WORDS = {
     "string_type": "Input should be text",
     "path_type": "Input should be a path",
     "finite_number": "Input should be a finite number",
+    "too_short": "Input should not be empty",
     "int_parsing": "Input should be a whole number",
     "int_type": "Input should be a whole number",
     "int_from_float": "Input should be a whole number",

@@ -106,9 +106,11 @@ def _read_stage(whole: Layer, number: int, values: Any, known: list[str]) -> Sta
         there = ", ".join(known) or "none"
         what = f"input.stage: there is no stage {reads} before this one; there are {there}"
         raise _refuse(layer, "input.stage", at, what)
-    if reads is not None and "path" in source:
-        raise _refuse(layer, "input.path", at, "input names a stage and a path; name one")
-    if reads is None and "path" not in source and known:
+    for key in ("path", "rows"):
+        if reads is not None and key in source:
+            raise _refuse(layer, f"input.{key}", at, f"input names a stage and {key}; name one")
+    has_own = "path" in source or "rows" in source
+    if reads is None and not has_own and known:
         reads = known[-1]
     is_selection = "select" in values
     if is_selection:
@@ -119,7 +121,7 @@ def _read_stage(whole: Layer, number: int, values: Any, known: list[str]) -> Sta
     if not {"accept"} & {*inherited, *values}:
         inherited.pop("max_candidates", None)  # A default for the stages that accept.
     layer = replace(layer, values=merge_values(inherited, {**values, "input": own}))
-    if reads is None and not is_selection and "path" not in layer.values["input"]:
+    if reads is None and not is_selection and not {"path", "rows"} & {*layer.values["input"]}:
         raise UsageError(f"{at}: the first stage needs an input: `input: {{path: questions.jsonl}}`")
     stage = Stage(name=name, layer=layer, select=select if is_selection else None, reads=reads, at=at)
     if not is_selection:

@@ -12,7 +12,7 @@ from typing import Any
 
 from synthia_batch.core.masking import is_masked
 from synthia_batch.errors import UsageError
-from synthia_batch.job.fields import ADDRESS
+from synthia_batch.job.fields import ADDRESS, NUMBERED_ROWS
 from synthia_batch.job.keys import walk_keys
 from synthia_batch.job.loading.layer import Layer, find_layer, look_up, walk_texts
 from synthia_batch.job.loading.secrets import ADDRESS_KEYS, mask_value
@@ -105,7 +105,8 @@ def _list_outward() -> Iterator[str]:
 def _points_outward(key: str, value: Any) -> bool:
     """Whether the value does: an input or an output may as well be a path, and a switch may be off."""
     if key in ("input.path", "output"):
-        return any(ADDRESS.match(text) for _, text in walk_texts(value))
+        texts = [text for _, text in walk_texts(value)]
+        return any(ADDRESS.match(text) and not text.startswith(NUMBERED_ROWS) for text in texts)
     return value not in (None, False)
 
 

@@ -20,6 +20,9 @@ THINK_END = "</think>"
 _GIVEN = frozenset({"messages", "tools", "add_generation_prompt"})
 """The variables of a template that are not its arguments."""
 
+_PLACE = "Xq7ZuserZ7qX"
+"""Stands for the message of the user that the model writes."""
+
 Tools = Sequence[Mapping[str, Any]]
 """Tool definitions in OpenAI's format."""
 Arguments = Mapping[str, Any]
@@ -71,9 +74,20 @@ def continues(messages: Sequence[Message]) -> bool:
     return messages[-1].role == "assistant"
 
 
+def opens_user(messages: Sequence[Message]) -> bool:
+    """Whether `messages` end with an empty user message, which the model writes."""
+    last = messages[-1]
+    return last.role == "user" and not last.content and last.extra is None
+
+
 def has_calls(message: Message) -> bool:
     """Whether `message` calls tools."""
     return message.extra is not None and "tool_calls" in message.extra
+
+
+def _is_open(messages: Sequence[Message]) -> bool:
+    """Whether the model writes on at the end of `messages`, and not a new answer."""
+    return continues(messages) or opens_user(messages)
 
 
 def _write_lines(messages: Sequence[Message], tools: Tools) -> list[str]:
@@ -103,6 +117,8 @@ class SynthiaFormat:
         """Return one line per turn and an open ASSISTANT: at the end."""
         _refuse_arguments(kwargs)
         lines = _write_lines(messages, tools)
+        if opens_user(messages):
+            return "\n".join(lines).rstrip(" ")
         return "\n".join(lines if continues(messages) else [*lines, "ASSISTANT:"])
 
     def read(self, text: str, kwargs: Arguments = NO_ARGUMENTS) -> ParsedAnswer:
@@ -124,13 +140,14 @@ class SynthiaCardFormat(SynthiaFormat):
         """Return the loop's `llm_prompt`; without a system message it starts with USER:."""
         _refuse_arguments(kwargs)
         lines = _write_lines(messages, tools)
-        return " \n".join(lines if continues(messages) else [*lines, "ASSISTANT: "])
+        return " \n".join(lines if _is_open(messages) else [*lines, "ASSISTANT: "])
 
 
 class ChatFormat:
     """The model's own chat template.
 
     `arguments` are the names that it reads beside the conversation. `asks_for_day`: it may write the day.
+    `begins_thinking`: what is generated begins inside reasoning.
     """
 
     name = "chat"
@@ -170,11 +187,16 @@ class ChatFormat:
         self.asks_for_day = any(name.name == CLOCK for name in tree.find_all(nodes.Name))
         self.arguments = tuple(sorted(meta.find_undeclared_variables(tree) - _GIVEN - special_tokens.keys()))
         self.thinks = THINK_END in template
-        self._begins_thinking = self.thinks and self._opens_reasoning()
+        self.begins_thinking = self.thinks and self._opens_reasoning()
 
     def write(self, messages: Sequence[Message], tools: Tools = (), kwargs: Arguments = NO_ARGUMENTS) -> str:
         """Return `messages` rendered by the template, with the start of an answer or up to the end of one."""
-        prompt = self._render(messages, tools, kwargs)
+        if opens_user(messages):
+            asked = self._render([*messages[:-1], Message("user", _PLACE)], tools, kwargs)
+            # Tokens of words begin with the space.
+            prompt = asked[: max(0, asked.rfind(_PLACE))].rstrip(" ")
+        else:
+            prompt = self._render(messages, tools, kwargs)
         if continues(messages):
             prompt = cut_after(prompt, messages[-1].content)
         calls = [call for one in messages if one.extra for call in one.extra.get("tool_calls", ())]
@@ -213,7 +235,7 @@ class ChatFormat:
         if not self.thinks:
             return ParsedAnswer(response=text, reasoning=None)
         reasoning, end, response = text.partition(THINK_END)
-        begins = self._opens_reasoning(kwargs) if kwargs else self._begins_thinking
+        begins = self._opens_reasoning(kwargs) if kwargs else self.begins_thinking
         if end or begins or text.lstrip().startswith(THINK_START):
             reasoning = reasoning.lstrip().removeprefix(THINK_START).strip()
             return ParsedAnswer(response=response.strip(), reasoning=reasoning)
@@ -260,7 +282,7 @@ class PlainChatFormat:
             f"<{message.role}>\n{message.content}\n{to_json(message.extra) if message.extra else ''}"
             for message in messages
         )
-        return head + (turns.removesuffix("\n") if continues(messages) else f"{turns}<assistant>\n")
+        return head + (turns.removesuffix("\n") if _is_open(messages) else f"{turns}<assistant>\n")
 
     def read(self, text: str, kwargs: Arguments = NO_ARGUMENTS) -> ParsedAnswer:
         """Return `text` unchanged."""

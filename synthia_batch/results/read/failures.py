@@ -15,6 +15,7 @@ from synthia_batch.core.types import ANY_ROW_BYTES, Failed, Row, Shard
 from synthia_batch.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.inputs import Scan, open_files, resolve_inputs
 from synthia_batch.inputs.fetch.cache import is_copy
+from synthia_batch.inputs.fetch.numbered_rows import NO_COLUMNS, DrawnColumns, read_drawn
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
 from synthia_batch.job.select import ACCEPT_FAILED, EXPRESSION_FAILED, NOT_ACCEPTED, NOT_SELECTED
 from synthia_batch.results.quality.flags import CODE_PREFIX
@@ -77,7 +78,7 @@ def list_failures(directory: Path, code: str | None = None) -> Iterator[FailedSa
     Holds the failed samples of one shard in memory at a time.
     """
     snapshots = open_snapshots(directory)
-    reader = _Reader(snapshots, _find_input(snapshots))
+    reader = _Reader(snapshots, *_find_input(snapshots))
     for state in snapshots.read():
         if state.failed:
             yield from (sample for sample in reader.read(state) if code in (None, sample.code))
@@ -132,10 +133,11 @@ def advise_on_failures(place: str, codes: Collection[str]) -> list[str]:
 
 
 class _Reader:
-    """Reads the failed samples of a shard. `inputs` are the paths that the job names."""
+    """Reads the failed samples of a shard. `inputs` are the paths that the job names, `drawn` its columns."""
 
-    def __init__(self, snapshots: SnapshotReader, inputs: tuple[str, ...]) -> None:
+    def __init__(self, snapshots: SnapshotReader, inputs: tuple[str, ...], drawn: DrawnColumns) -> None:
         self._snapshots = snapshots
+        self._drawn = drawn
         self._inputs = inputs
         self._names: Sequence[str] = snapshots.plan.get("source_files", ())
         # A single file by its path, several by their names in the output.
@@ -202,18 +204,19 @@ class _Reader:
             scan = Scan.from_dict(self._snapshots.plan["scan"], duplicates)
             columns = scan.columns
             limit = columns.max_row_bytes if columns.bad_rows == "fail" else ANY_ROW_BYTES
-            files = resolve_inputs(self._inputs, makes=False, max_row_bytes=limit).files
+            files = resolve_inputs(self._inputs, makes=False, max_row_bytes=limit, drawn=self._drawn).files
             rows = open_files(files).read_rows(scan, min(wanted), max(wanted) + 1)
             return {row.index: row for row in rows if row.index in wanted}
         except SynthiaBatchError:
             return {}
 
 
-def _find_input(snapshots: SnapshotReader) -> tuple[str, ...]:
-    """Return the input paths of the saved job, or the name of the input if there is none."""
+def _find_input(snapshots: SnapshotReader) -> tuple[tuple[str, ...], DrawnColumns]:
+    """Return the input paths and drawn columns of the saved job, or the input's name if there is none."""
     job = read_job(snapshots.run_dir.job, snapshots.run_dir.root)
     paths = job.values["input"]["path"] if job else snapshots.plan["source_file"]
-    return (paths,) if isinstance(paths, str) else tuple(paths)
+    drawn = read_drawn(job.values) if job else NO_COLUMNS
+    return (paths,) if isinstance(paths, str) else tuple(paths), drawn
 
 
 def _describe_path(text: str, name: str) -> str:

@@ -71,8 +71,10 @@ def _spell_command(job: ResolvedJob, source_files: Sequence[str]) -> Iterator[st
     columns = identity["input"]["columns"]
     if columns.get("shape") is not None:
         yield from ("--input-format", columns["shape"])
-    if columns.get("template") is not None:
-        yield from ("--prompt-template", "FILE")
+    if columns.get("generate_role") is not None:
+        yield from ("--set", f"input.generate_role={columns['generate_role']}")
+    elif columns.get("template") is not None:
+        yield from ("--messages-template" if columns.get("writes_messages") else "--prompt-template", "FILE")
     for column in _COLUMN_FLAGS:
         if columns.get(column) is not None:
             yield from (f"--{column}-column", columns[column])

@@ -62,7 +62,8 @@ def check_prompt_format(job: Job, prompt_format: PromptFormat) -> None:
     """Return if prompts of this format can have everything that the job puts into them.
 
     Raises:
-        UsageError: They cannot have tools, or the template does not read an argument, or asks for no day.
+        UsageError: They cannot have tools, or the template does not read an argument, or asks for no day, or
+            what follows it is reasoning where the user's message is generated.
     """
     if job.input.tools_column is not None:
         _check_tools(prompt_format)
@@ -76,6 +77,11 @@ def check_prompt_format(job: Job, prompt_format: PromptFormat) -> None:
                     f"{key}: the prompts of this job are written without a chat template; leave it out"
                 )
         return
+    if job.input.generate_role == "user" and prompt_format.begins_thinking:
+        raise UsageError(
+            "input.generate_role user: the chat template begins with reasoning, which users have not; name "
+            "another model, or a --chat-template FILE"
+        )
     for name in job.chat_template_kwargs:
         if name not in prompt_format.arguments:
             known = ", ".join(prompt_format.arguments) or "none"
@@ -161,13 +167,18 @@ def identify_acceptance(merged: Merged, *, plays_turns: bool) -> dict[str, Any]:
 
 
 def read_template(merged: Merged) -> str | None:
-    """Return the text of the job's prompt template, or None if it has none."""
-    path = merged.job.input.prompt_template
+    """Return the text of the job's template of prompts or messages, or None if it has none."""
+    declared = merged.job.input
+    key = "messages_template" if declared.messages_template is not None else "prompt_template"
+    path = getattr(declared, key)
     if path is None:
         return None
-    with merged.locate_errors("input.prompt_template"):
+    with merged.locate_errors(f"input.{key}"):
+        if key == "messages_template" and declared.prompt_template is not None:
+            raise UsageError("--messages-template: there is a prompt template too; name one")
         try:
-            return path.read_text(encoding="utf-8")
+            return str(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as exc:
             why = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-            raise UsageError(f"--prompt-template {path}: cannot be read: {why}; name a text file") from exc
+            flag = f"--{key.replace('_', '-')}"
+            raise UsageError(f"{flag} {path}: cannot be read: {why}; name a text file") from exc

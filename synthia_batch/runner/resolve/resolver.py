@@ -10,12 +10,14 @@ from pathlib import Path
 from synthia_batch.core.digest import DigestCache, open_digest_cache
 from synthia_batch.errors import ModelElsewhere, UsageError
 from synthia_batch.inputs import (
+    NUMBER,
     Columns,
     ResolvedInput,
     Selection,
     check_digest,
     digest_contents,
     digest_files,
+    draw_columns,
     drop_refused,
     open_files,
     resolve_inputs,
@@ -99,6 +101,7 @@ def resolve_job(layers: Sequence[Layer], *, uses_tuned: bool = True, needs_model
         digest=declared.digest,
         max_row_bytes=declared.max_row_bytes,
         fails_long_rows=declared.on_bad_row == "fail",
+        drawn=draw_columns(declared, explicit.job.seed),
     )
     with drop_refused(*resolved.files):
         columns = open_files(resolved.files).detect(select_rows(explicit.job, template))
@@ -170,13 +173,15 @@ def select_rows(job: Job, template: str | None) -> Selection:
         messages_column=job.input.messages_column,
         turns_column=job.input.turns_column,
         system_column=job.input.system_column,
-        id_column=job.input.id_column,
-        keep_columns=(*job.input.keep_columns, *of_adapter),
+        id_column=job.input.id_column or (NUMBER if job.input.is_numbered else None),
+        keep_columns=(*job.input.keep_columns, *job.input.columns, *of_adapter),
         sampling_column=job.input.sampling_column,
         tools_column=job.input.tools_column,
         limit=job.input.limit,
         format=job.input.format,
         template=template,
+        writes_messages=job.input.messages_template is not None,
+        generate_role=job.input.generate_role,
         final_assistant=job.input.final_assistant,
         message_fields=job.input.message_fields,
         on_bad_row=job.input.on_bad_row,

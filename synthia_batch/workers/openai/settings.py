@@ -120,6 +120,11 @@ def check_answers(job: Job, api: Api) -> None:
             "--final-assistant continue: a chat server begins a new answer; name a --chat-template FILE, so "
             "that prompts are written here"
         )
+    if api == "chat" and job.input.generate_role == "user":
+        raise UsageError(
+            "generate_role user: a chat server writes answers; name a --chat-template FILE, so that prompts "
+            "are written here"
+        )
     if api == "chat" and job.input.tools_column is not None:
         raise UsageError(
             "--tools-column: a server that receives tools answers with calls, for which the dataset has no "
