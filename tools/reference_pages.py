@@ -161,9 +161,12 @@ def _list_sections(schema: Schema) -> Iterator[tuple[str, Schema]]:
         section = _follow(entry, schema)
         yield name, section
         for key, values in section["properties"].items():
-            kind = values.get("additionalProperties")
-            if isinstance(kind, dict) and "$ref" in kind:
-                yield f"{name}.{key}.NAME", _follow(kind, schema)
+            for kind in values.get("anyOf", ()):
+                if "$ref" in kind:
+                    yield f"{name}.{key}", _follow(kind, schema)
+            for kind in values.get("patternProperties", {}).values():
+                if "$ref" in kind:
+                    yield f"{name}.{key}.NAME", _follow(kind, schema)
 
 
 def _follow(entry: Schema, schema: Schema) -> Schema:
