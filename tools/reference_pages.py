@@ -18,6 +18,7 @@ from synthia_batch.job.engine_settings import ENGINE_SETTINGS
 from synthia_batch.job.keys import walk_keys
 from synthia_batch.job.loading.json_schema import make_schema
 from synthia_batch.job.markers import Flag, Panel
+from synthia_batch.job.sections import EngineKind
 from synthia_batch.job.select import Select
 from synthia_batch.storage.parts.schema import DATA_COLUMNS, FAILED_COLUMNS, OutputColumn
 
@@ -59,17 +60,17 @@ def render_job_file() -> str:
     schema = make_schema()
     parts = [
         f"# Job file\n\n{NOTE} Every key can also be given as `--set KEY=VALUE`; `synthia-batch schema` "
-        "prints a JSON Schema for editors. [Jobs](../how-to/jobs.md) explains how keys, flags, variables and "
-        "presets combine, [Determinism](../explanation/determinism.md) which of them may change when a "
-        "run is resumed.\n"
+        "prints a JSON Schema for editors.\n\n"
+        "[Jobs](../how-to/jobs.md) explains how keys, flags, variables and presets combine, "
+        "[Determinism](../explanation/determinism.md) which keys may change when a run is resumed.\n"
     ]
     for name, section in _list_sections(schema):
         title = f"`{name}`" if name else "Top level"
         parts.append(f"## {title}\n\n{_render_keys(section, schema, flags, f'{name}.' if name else '')}")
-    for settings in ENGINE_SETTINGS:
+    for kind, settings in zip(get_args(EngineKind), ENGINE_SETTINGS, strict=True):
         section = settings.model_json_schema()
-        title = (inspect.getdoc(settings) or "").partition("\n")[0].rstrip(".")
-        parts.append(f"## `engine`: {_lower(title)}\n\n{_render_keys(section, section, flags, 'engine.')}")
+        keys = _render_keys(section, section, flags, "engine.")
+        parts.append(f"## `engine` with `kind: {kind}`\n\n{inspect.getdoc(settings)}\n\n{keys}")
     return "\n".join(parts)
 
 
@@ -176,18 +177,20 @@ def _follow(entry: Schema, schema: Schema) -> Schema:
 
 
 def _render_keys(section: Schema, schema: Schema, flags: Mapping[str, str], prefix: str) -> str:
-    rows = "| key | value | default | flag | meaning |\n|---|---|---|---|---|\n"
+    rows = "| key | value | meaning |\n|---|---|---|\n"
     for name, entry in section["properties"].items():
         key = f"{prefix}{name}"
         if "$ref" in entry:
             text = {**_follow(entry, schema), **entry}["description"]
-            rows += f"| `{name}` | section | | | {text} See [below](#{name}). |\n"
+            rows += f"| `{name}` | section | {text} See [below](#{name}). |\n"
             continue
         meaning = _escape(" ".join(entry.get("description", _find_help(key)).split()))
         default = entry.get("default")
-        given = "" if default in (None, [], {}) else f"`{_show(default)}`"
-        flag = f"`--{flags[key]}`" if key in flags else ""
-        rows += f"| `{name}` | {_describe(entry, schema)} | {given} | {flag} | {meaning} |\n"
+        value = _describe(entry, schema) + (
+            "" if default in (None, [], {}) else f"; default `{_show(default)}`"
+        )
+        flag = f" Flag: `--{flags[key]}`" if key in flags else ""
+        rows += f"| `{name}` | {value} | {meaning}{flag} |\n"
     return rows
 
 
@@ -242,10 +245,6 @@ def _show(value: Any) -> str:
 
 def _escape(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 if __name__ == "__main__":
