@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.console import Display
+from synthia_batch.core.formatting import format_count
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.core.types import Outcome, Sample
 from synthia_batch.job.resolved import ResolvedJob
@@ -91,7 +92,8 @@ def _log_start(session: RunSession, wanted: int, known: int) -> None:
         return
     before = f", {known} more are done" if known else ""
     where = session.run_dir.root
-    _log.info(f"generating {wanted - known} samples in {where}{before}; they count as done in the run")
+    samples = format_count(wanted - known, "sample")
+    _log.info(f"generating {samples} in {where}{before}; they count as done in the run")
 
 
 def _read_outcomes(

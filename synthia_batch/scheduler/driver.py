@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from synthia_batch.core.events import Subscriber, ignore_event
-from synthia_batch.core.formatting import format_seconds
+from synthia_batch.core.formatting import format_count, format_seconds
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request
 from synthia_batch.errors import PoolFailed
@@ -215,10 +215,8 @@ class Driver:
         began = self.clock()
         if self._dispatcher.in_flight:
             seconds = max(DRAIN_SECONDS, self._count_seconds_left())
-            _log.info(
-                f"draining: {self._dispatcher.in_flight} samples in flight have {format_seconds(seconds)} to "
-                "finish; Ctrl-C stops at once"
-            )
+            samples, limit = format_count(self._dispatcher.in_flight, "sample"), format_seconds(seconds)
+            _log.info(f"draining: {samples} in flight, with {limit} to finish; Ctrl-C stops at once")
         while self._dispatcher.in_flight and (
             self.clock() - began < DRAIN_SECONDS or self._count_seconds_left() > 0
         ):

@@ -75,7 +75,7 @@ def test_ctrl_c_drains_and_the_next_call_goes_on(questions: Path, tmp_path: Path
     with open_terminal("run", questions, *SCRIPTED, *slow(500), directory=tmp_path) as terminal:
         terminal.wait_for(lambda: terminal.ended > 0)
         terminal.child.send("\x03")
-        terminal.wait_for("samples in flight have 10 s to finish; Ctrl-C stops at once")
+        terminal.wait_for(" in flight, with 10 s to finish; Ctrl-C stops at once")
         assert terminal.wait_for_end() == 130
         drained = next(line for line in terminal.lines if line.startswith("drained on Ctrl-C"))
         assert any(line.startswith("resume with: synthia-batch run") for line in terminal.lines)

@@ -104,7 +104,7 @@ def test_failed_samples_are_no_rows_and_are_named(first: Path, capsys: Any) -> N
     run(capsys, "answers.jsonl", "--set", "engine.fail_every=2", "-o", "half")
     done = call(capsys, "run", "half", *ENGINE[:-1], "--prompt-template", "ask.j2", "-o", "second")
     assert done.code == 0
-    assert "half: 1 failed samples of the run are no rows; `synthia-batch retry half`" in done.err
+    assert "half: 1 failed sample of the run: no rows; `synthia-batch retry half`" in done.err
     assert len(read("second")) == 1
     run(capsys, "answers.jsonl", "--set", "engine.fail_every=1", "-o", "none")
     refused = ask(capsys, source="none", output="third")

@@ -168,7 +168,7 @@ def test_a_second_preview_makes_only_what_is_new(synthia: Any, questions: Path, 
     assert "generating" not in again.err
     assert count_attempts(tmp_path / "out") == attempts, "nothing to make is no attempt"
     more = synthia("preview", questions, "-n", "3", "--answers", "-o", "out")
-    assert "generating 1 samples in out, 2 more are done" in more.err
+    assert "generating 1 sample in out, 2 more are done" in more.err
     assert sorted(read_call_log(tmp_path / "calls")) == [0, 1, 2]
 
 

@@ -167,7 +167,7 @@ def test_an_unfinished_run_is_clean(home: Path, capsys: Any) -> None:
     (home / "out/data/.train-00001-of-00002.parquet.tmp").write_bytes(b"half")
     answer = verify(capsys)
     assert answer.code == 0, answer
-    assert "1 files left over from a crash: the next run removes them" in answer.out
+    assert "1 file left over from a crash; the next run cleans up" in answer.out
     assert "unfinished, 1 of 2 shards published" in answer.out
 
 

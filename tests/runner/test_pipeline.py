@@ -238,7 +238,7 @@ def test_verify_finds_a_stage_that_is_not_made_of_the_one_before(pipeline: Path,
     part.write_bytes(whole + b"x")
     found = call(capsys, "verify", "out")
     assert found.code == 4
-    assert f"out/stages/{judge.name}: 1 findings" in found.out
+    assert f"out/stages/{judge.name}: 1 finding:" in found.out
     part.write_bytes(whole)
     Path("mended").touch()
     assert call(capsys, "retry", str(answer), "-q").code == 0

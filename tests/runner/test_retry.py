@@ -170,7 +170,7 @@ def test_a_retry_killed_as_it_begins_leaves_a_complete_run_that_the_next_one_tid
         left |= set(unfinished)
         verified = call(capsys, "verify", "failing", "-q")
         assert verified.code == 0, verified
-        assert ("1 files left over from a crash: the next run removes" in verified.out) == bool(unfinished)
+        assert ("1 file left over from a crash; the next run cleans up" in verified.out) == bool(unfinished)
         assert call(capsys, "run", "q.jsonl", *FLAGS, "-o", "failing").code == 0
         assert not list_unfinished(out)
         assert read_bytes_of_data(out) == read_bytes_of_data(home / "before")

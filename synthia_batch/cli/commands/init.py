@@ -29,6 +29,7 @@ def init(
 ) -> None:
     """Write a commented job file for an input's columns. It runs as written."""
     from synthia_batch.core.files import create_file
+    from synthia_batch.core.formatting import format_count
     from synthia_batch.errors import UsageError
     from synthia_batch.inputs.fetch.file_types import split_name
     from synthia_batch.operations.init import format_proposal, propose_job
@@ -57,7 +58,7 @@ def init(
     shown, column = shlex.quote(str(file)), proposal.columns.text
     source_column = f", from the column {column!r}" if column is not None else ""
     show(
-        f"{file}: {proposal.rows:,} rows of {proposal.holds}{source_column}\n"
+        f"{file}: {format_count(proposal.rows, 'row')} of {proposal.holds}{source_column}\n"
         f"check it with: synthia-batch plan {shown}",
         file=sys.stderr,
     )

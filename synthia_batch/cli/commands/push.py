@@ -26,6 +26,7 @@ def push(
     Running it again uploads only missing files. The token comes from HF_TOKEN or `hf auth login`.
     """
     from synthia_batch.core.console import ReadingDisplay
+    from synthia_batch.core.formatting import format_count
     from synthia_batch.core.telemetry import keep_private
     from synthia_batch.results.export.hub import PushTarget, push_files
     from synthia_batch.results.export.hub_dataset import list_pushed_files
@@ -45,6 +46,6 @@ def push(
     if not (done.added or done.removed):
         typer.echo(f"{repository} is up to date: nothing was uploaded", err=True)
     else:
-        typer.echo(f"{done.added} files uploaded, {done.unchanged} unchanged", err=True)
+        typer.echo(f"{format_count(done.added, 'file')} uploaded, {done.unchanged} unchanged", err=True)
         typer.echo(f"load it with: datasets.load_dataset({repository!r})", err=True)
     typer.echo(done.url)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from synthia_batch.cli.run_location import RunLocation, open_location, require_directory
-from synthia_batch.core.formatting import encode_json
+from synthia_batch.core.formatting import encode_json, format_count
 from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
@@ -141,8 +141,9 @@ def _describe(found: "Verification") -> str:
             f"pid {found.owner.pid} on {found.owner.host} is running it: only published files were checked"
         )
     if found.leftovers and not found.findings:
-        lines.append(f"{found.leftovers} files left over from a crash: the next run removes them")
-    verdict = f"{len(found.findings)} findings" if found.findings else "no findings"
+        left = format_count(found.leftovers, "file")
+        lines.append(f"{left} left over from a crash; the next run cleans up")
+    verdict = format_count(len(found.findings), "finding") if found.findings else "no findings"
     lines.append(
         f"{found.directory}: {verdict}: {found.state}, {found.shards_published} of {found.shards} shards "
         f"published, {found.samples} samples, {found.bytes / 1e6:.1f} MB read in {found.seconds:.1f} s "

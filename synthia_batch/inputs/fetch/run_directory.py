@@ -14,6 +14,7 @@ from typing import Any
 
 from synthia_batch.core.checksummed_json import read_checksummed
 from synthia_batch.core.digest import digest_json
+from synthia_batch.core.formatting import format_count
 from synthia_batch.errors import InputRefused, IntegrityError, UsageError
 from synthia_batch.inputs.fetch.file_types import LocatedFile, get_kind
 from synthia_batch.inputs.fetch.normalize import NormalizedFile, get_normalized_copy, write_facts
@@ -47,11 +48,12 @@ def normalize_run(found: LocatedFile, *, makes: bool = True) -> NormalizedFile:
     for part in parts:
         _check_size(found.path / part["path"], part["bytes"], found.shown)
     if manifest["failed"] and "select" in plan["identity"]:
-        _log.info(f"{found.shown}: {manifest['failed']} samples that it has not kept are no rows")
+        dropped = format_count(manifest["failed"], "sample")
+        _log.info(f"{found.shown}: {dropped} that it has not kept: no rows")
     elif manifest["failed"]:
         _log.info(
-            f"{found.shown}: {manifest['failed']} failed samples of the run are no rows; "
-            f"`synthia-batch retry {found.shown}` makes them again"
+            f"{found.shown}: {format_count(manifest['failed'], 'failed sample')} of the run: no rows; "
+            f"`synthia-batch retry {found.shown}` tries again"
         )
 
     def build(target: Path) -> None:

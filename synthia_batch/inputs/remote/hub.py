@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from synthia_batch.core.digest import open_digest_cache
+from synthia_batch.core.formatting import format_count
 from synthia_batch.core.hub_blob import find_blob_damage
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import InputRefused, UsageError
@@ -129,7 +130,8 @@ def _fetch(address: HubAddress, listed: _Listed, wanted: Sequence[str]) -> Path:
             (folder / name).stat()
         return folder
     except Exception:  # Some files are not in the cache.
-        _log.info(f"{address.url}: downloading {len(wanted)} files at commit {listed.commit[:12]}")
+        files = format_count(len(wanted), "file")
+        _log.info(f"{address.url}: downloading {files} at commit {listed.commit[:12]}")
     try:
         # By revision and not by commit, so that the cache can resolve the revision offline.
         return _download(address, address.revision, patterns)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synthia_batch.core.backoff import Backoff, BackoffPolicy, parse_retry_after
+from synthia_batch.core.formatting import format_count
 from synthia_batch.errors import StoreUnreachable, UsageError
 from synthia_batch.results.export.hub_dataset import PushedFile
 
@@ -149,7 +150,8 @@ class _Pusher:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         size = sum(file.bytes for file in difference.added)
-        _log.info(f"{self.target.repository}: sending {len(difference.added)} files, {size / 1e6:.1f} MB")
+        files = format_count(len(difference.added), "file")
+        _log.info(f"{self.target.repository}: sending {files}, {size / 1e6:.1f} MB")
         if difference.removed:
             _log.info(f"{len(difference.removed)} parts of an earlier dataset will be replaced")
         operations: list[Any] = [
