@@ -19,9 +19,22 @@ SynthiaBatchError
 └── SampleRefused         -   the engine rejects one prompt: becomes data in failed/
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from synthia_batch.core.masking import mask_known, mask_text
+
+EXIT_CODES: Mapping[int, str] = {
+    0: "complete",
+    1: "a bug: please report it",
+    2: "a flag, the job file, the model or the input cannot be used, or `doctor` found a fault",
+    3: "more failures than `--max-failures`, which ends a run early; nothing but failures; nothing selected",
+    4: "identity, integrity, lock or determinism: the message names what was refused or is damaged",
+    69: "no engine is left; the reason is printed",
+    74: "the disk or the object store refused a write, or does not answer",
+    75: "drained on SIGTERM, SIGHUP or the deadline: run the same command again",
+    130: "drained or ended on Ctrl-C",
+}
+"""What the exit code of a command means. 69, 74 and 75 are those of sysexits.h."""
 
 
 class SynthiaBatchError(Exception):
@@ -139,7 +152,7 @@ class EngineOutOfMemory(SynthiaBatchError):
 class SampleRefused(SynthiaBatchError):
     """The engine rejects one prompt. Becomes a row of failed/; never ends the run.
 
-    `code` is stable; see ARCHITECTURE.md.
+    `code` is one of `core.failure_codes.FAILURE_CODES`.
     """
 
     def __init__(self, code: str, message: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,20 @@ def test_a_script_is_bash_that_stops_at_errors(script: Path) -> None:
     assert text.startswith("#!/usr/bin/env bash\n")
     assert re.search(r"^set -e?uo pipefail$", text, re.MULTILINE)
     assert script.stat().st_mode & 0o111
+
+
+def test_make_help_lists_every_target() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = re.findall(r"^make ([a-z-]+)  +\S", done.stdout, re.MULTILINE)
+    assert set(listed) == TARGETS
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert (len(text.splitlines()) <= 120, len(text.encode()) <= 8192) == (True, True)
+
+
+def test_every_link_of_a_page_at_the_top_leads_somewhere() -> None:
+    for page in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (ROOT / target).exists(), f"{page.name}: {target}"

@@ -1,4 +1,4 @@
-"""Writes the table of docs/determinism.md from the identity classes on the fields of the job's schema."""
+"""Writes the table of docs/explanation/determinism.md from the identity classes in the job's schema."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from synthia_batch.job.identity import BESIDE_KEYS
 from synthia_batch.job.keys import walk_keys
 from synthia_batch.job.markers import IdentityClass
 
-DOCS = Path(__file__).parent.parent / "docs" / "determinism.md"
+DOCS = Path(__file__).parent.parent / "docs" / "explanation" / "determinism.md"
 HEAD = "| setting | class | field | why |\n|---|---|---|---|\n"
 
 

@@ -1,4 +1,4 @@
-"""Writes the table of docs/inputs.md from the shapes of records."""
+"""Writes the table of docs/reference/inputs.md from the shapes of records."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from synthia_batch.inputs.records.columns import (
 )
 from synthia_batch.inputs.records.shapes import SHAPES, Shape
 
-DOCS = Path(__file__).parent.parent / "docs" / "inputs.md"
+DOCS = Path(__file__).parent.parent / "docs" / "reference" / "inputs.md"
 HEAD = "| shape | known by | columns honoured | named when ignored, with its flag |\n|---|---|---|---|\n"
 NEAR = ("system_prompt", "tools", "history", "context", "id")
 """Columns of other programs' files that stand beside a prompt."""

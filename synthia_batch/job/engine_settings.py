@@ -39,7 +39,7 @@ class VllmSettings(BaseModel):
 class EndpointSettings(BaseModel):
     """The settings of an endpoint: `--set engine.concurrency=64`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     base_url: Annotated[
         str,
@@ -70,7 +70,7 @@ class EndpointSettings(BaseModel):
 class ScriptedOptions(BaseModel):
     """The settings of the scripted engine: `--set engine.latency_ms=20`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     latency_ms: Annotated[float, Field(ge=0), never("scripted engine: speed")] = 0.0
     """From a request's start to its end."""

@@ -59,8 +59,8 @@ class Input(Section):
         always("input.digest", "the decompressed content of its files, in order; their paths do not count"),
     ]
     """A file, directory, pattern (`*.jsonl.gz`), address (`s3://`, `gs://`, `https://`, `hf://`) or `-` for
-    stdin, or a list of them, compressed or not; docs/inputs.md lists the formats. In a job file, relative to
-    the job file. `rows://1000` is numbered rows, as `rows: 1000` is."""
+    stdin, or a list of them, compressed or not; docs/reference/inputs.md lists the formats. In a job file,
+    relative to the job file. `rows://1000` is numbered rows, as `rows: 1000` is."""
     rows: Annotated[
         Annotated[Count, Field(ge=1)] | None,
         always("input.digest", "the rows' numbers are content"),

@@ -87,6 +87,6 @@ def test_what_a_recipe_cannot_be_written_for_is_refused(
 
 
 def test_the_docs_and_the_wheel_have_every_recipe() -> None:
-    page = (ROOT / "docs" / "selection.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "selection.md").read_text()
     assert [name for name in list_recipes() if f"| `{name}` |" not in page] == []
     assert '"jobs/pipelines" = "synthia_batch/recipes"' in (ROOT / "pyproject.toml").read_text()

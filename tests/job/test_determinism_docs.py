@@ -1,4 +1,4 @@
-"""docs/determinism.md against the code: which setting is in which class of identity."""
+"""docs/explanation/determinism.md against the code: which setting is in which class of identity."""
 
 import dataclasses
 import re
@@ -28,7 +28,7 @@ ROW = re.compile(
 
 
 def read_table() -> list[dict[str, str]]:
-    lines = (ROOT / "docs" / "determinism.md").read_text().splitlines()
+    lines = (ROOT / "docs" / "explanation" / "determinism.md").read_text().splitlines()
     return [found.groupdict() for line in lines if (found := ROW.match(line))]
 
 
@@ -61,7 +61,7 @@ def identify_some(engine: EngineSpec) -> dict[str, Any]:
 
 def test_the_table_is_the_one_that_the_schema_gives() -> None:
     tool = runpy.run_path(str(ROOT / "tools" / "identity_table.py"))
-    text = (ROOT / "docs" / "determinism.md").read_text()
+    text = (ROOT / "docs" / "explanation" / "determinism.md").read_text()
     assert tool["replace_table"](text) == text, "run: python tools/identity_table.py"
 
 

@@ -72,6 +72,7 @@ def test_what_people_type_fits(job: dict[str, Any]) -> None:
         ({"max_failures": "%"}, "max_failures: '%' is not valid"),
         ({"input": {"limit": 0}}, "input.limit: 0 is not valid"),
         ({"metrics_port": 0}, "metrics_port: 0 is not valid"),
+        ({"input": {"columns": {"a": {"choice": "dry"}}}}, "input.columns.a.choice: 'dry' is not valid"),
     ],
 )
 def test_what_a_run_refuses_does_not(job: dict[str, Any], fault: str) -> None:

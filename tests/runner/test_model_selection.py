@@ -290,10 +290,10 @@ def test_an_adapter_of_another_kind_or_without_weights_is_refused(source: Path, 
 
 
 def read_card_commands() -> list[tuple[str, str]]:
-    """Return card and command of each line of README's table."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    """Return card and command of each line of the table of models."""
+    page = (ROOT / "docs/how-to/own-model.md").read_text(encoding="utf-8")
     line = r"^\| \[([^\]]+)\]\(https://huggingface\.co/\1\) \| `(synthia-batch run [^`]+)` \|"
-    return re.findall(line, readme, re.MULTILINE)
+    return re.findall(line, page, re.MULTILINE)
 
 
 def test_the_table_has_the_six_cards() -> None:

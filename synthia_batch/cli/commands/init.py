@@ -21,7 +21,9 @@ def init(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Write a pipeline: judge, best-of-n, ... See docs/selection.md."),
+        typer.Option(
+            metavar="NAME", help="Write a pipeline: judge, best-of-n, ... See docs/how-to/recipes.md."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:

@@ -9,7 +9,7 @@ from synthia_batch.job.schema import Job
 
 DIALECT = GenerateJsonSchema.schema_dialect
 _ONE_OR_MORE = ("system", "notify", "stop", "bad_words", "choice")
-"""Lists that may also be a single text."""
+"""Lists of texts that may also be a single text."""
 _BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 """Pydantic keeps its own names for bounds after a custom validator."""
 
@@ -46,4 +46,7 @@ def _tidy(section: dict[str, Any]) -> None:
 
 def _accept_one(entry: dict[str, Any]) -> None:
     kinds = entry.pop("anyOf", None) or [{key: entry.pop(key) for key in ("type", "items") if key in entry}]
+    if any(kind.get("items") == {} for kind in kinds):  # Of any values: `choice` of a drawn column.
+        entry["anyOf"] = kinds
+        return
     entry["anyOf"] = [{"type": "string", "minLength": 1}, *kinds]

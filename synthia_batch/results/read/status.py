@@ -135,7 +135,7 @@ def read_status(directory: Path) -> RunStatus:
 
 
 def _describe_determinism(identity: Mapping[str, Any]) -> str:
-    """Return the determinism class of a run and its promise; see docs/determinism.md."""
+    """Return the determinism class of a run and its promise; see docs/explanation/determinism.md."""
     if identity["determinism"] == "fast":
         return "fast: the same samples in the same files; texts may differ between batches"
     engine = identity["engine"]

@@ -28,7 +28,7 @@ def check_form(address: str) -> None:
         raise UsageError(
             f"--ray-address {address}: a job cannot run through Ray Client, whose calls lose their "
             "results when the connection breaks. Run the command on a machine of the cluster with "
-            f"--ray-address auto, or from here with `ray job submit` (see README, On a cluster)"
+            f"--ray-address auto, or from here with `ray job submit` (see docs/how-to/cluster.md)"
         )
     raise UsageError(
         f"--ray-address {address}: expected the head's address, HOST:6379 (or auto on one of its machines); "

@@ -2,8 +2,8 @@
 GPUs that cannot be strictly deterministic. Checked before any weight is loaded; imports nothing of vLLM.
 
 A user's settings override this package's, so settings that break its assumptions are refused by name.
-Sources: the code of vLLM 0.32.0 (docs/determinism.md lists what was also run); for CPUs, measurements in
-benchmarks/results/2026-11-21-determinism.md; for GPUs, vLLM's documentation,
+Sources: the code of vLLM 0.32.0 (docs/explanation/determinism.md lists what was also run); for CPUs,
+measurements in benchmarks/results/2026-11-21-determinism.md; for GPUs, vLLM's documentation,
 https://docs.vllm.ai/en/v0.32.0/features/batch_invariance/, not measured on a GPU yet.
 """
 
