@@ -714,6 +714,9 @@ def test_a_template_that_names_what_is_not_there_is_refused_before_anything_star
         (("run", "judged.yaml", "q.jsonl"), "flag: input: each stage of a pipeline says its own"),
         (("run", "judged.yaml", "-o", "s3://b/x"), "a pipeline's output is a directory on this machine"),
         (("preview", "judged.yaml"), "a pipeline of stages; run, plan and validate take one, this command a"),
+        (("doctor", "judged.yaml"), "write the keys of one stage into a job file of its own"),
+        (("tune", "judged.yaml"), "write the keys of one stage into a job file of its own"),
+        (("plan", "judged.yaml", "--probe", "2"), "probe a stage as a job file of its own"),
         (("plan", "judged.yaml", "-n", "3"), "flag: num_samples: each stage of a pipeline says its own"),
     ],
 )
