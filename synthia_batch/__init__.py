@@ -14,6 +14,7 @@ __all__ = [
     "FailedSample",
     "FinishedSample",
     "Job",
+    "PipelineResult",
     "Run",
     "RunResult",
     "RunStatistics",
@@ -22,6 +23,7 @@ __all__ = [
     "SynthiaBatchError",
     "open_run",
     "run_job",
+    "run_stages",
     "select_samples",
 ]
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from synthia_batch.results.read.run import Run, RunStatistics, open_run
     from synthia_batch.results.read.samples import FinishedSample
     from synthia_batch.runner.monitoring.result import RunResult
+    from synthia_batch.runner.pipeline import PipelineResult, run_stages
     from synthia_batch.runner.run import run_job
     from synthia_batch.runner.selection import SelectResult, select_samples
 
@@ -40,6 +43,7 @@ _HOMES = {
     "FailedSample": "synthia_batch.results.read.failures",
     "FinishedSample": "synthia_batch.results.read.samples",
     "Job": "synthia_batch.job.schema",
+    "PipelineResult": "synthia_batch.runner.pipeline",
     "Run": "synthia_batch.results.read.run",
     "RunResult": "synthia_batch.runner.monitoring.result",
     "RunStatistics": "synthia_batch.results.read.run",
@@ -48,6 +52,7 @@ _HOMES = {
     "SynthiaBatchError": "synthia_batch.errors",
     "open_run": "synthia_batch.results.read.run",
     "run_job": "synthia_batch.runner.run",
+    "run_stages": "synthia_batch.runner.pipeline",
     "select_samples": "synthia_batch.runner.selection",
 }
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from synthia_batch.core.cache import find_user_cache
 from synthia_batch.core.hardware import (
@@ -33,6 +33,8 @@ from synthia_batch.models.demo import INSTALL_HINT, has_demo_package
 from synthia_batch.models.weights import ModelWeight, weigh_model
 from synthia_batch.operations.disk_usage import find_existing
 from synthia_batch.operations.gpu_machine import (
+    Check,
+    CheckState,
     check_import,
     examine_gpu_machine,
     name_other_gpus,
@@ -53,7 +55,6 @@ from synthia_batch.runner.resolve.model_selection import add_preset, choose_devi
 from synthia_batch.workers.pools.ray_address import check_form, probe_head
 from synthia_batch.workers.vllm.compat import describe_range, find_support
 
-CheckState = Literal["ok", "unknown", "bad"]
 LOW_DISK_BYTES = 2 * 10**9
 NO_INPUT = "no input"
 """The input of a job without one: its model can still be checked."""
@@ -67,15 +68,6 @@ current_platform.import_kernels()
 print(vllm.__version__)
 """
 """All that a CPU engine imports."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One check and its result."""
-
-    name: str
-    state: CheckState
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,11 +122,9 @@ def _list_machine_checks(device: str, output: Path, job: Job | None) -> Iterator
     yield _check_gpus(device)
     if device == "cuda" and installed is not None and (job is None or job.engine.kind == "vllm"):
         parts = job.pool.tensor_parallel_size * job.pool.pipeline_parallel_size if job else 1
-        for found in examine_gpu_machine(parts):
-            yield Check(name=found.name, state=found.state, text=found.text)
+        yield from examine_gpu_machine(parts)
     if device == "cpu" and installed is not None and (job is None or job.engine.kind == "vllm"):
-        imported = check_import(CPU_IMPORT)
-        yield Check(name=imported.name, state=imported.state, text=imported.text)
+        yield check_import(CPU_IMPORT)
     yield Check(name="cpu", state="ok", text=f"{len(list_cores())} cores, {name_cpu()}")
     yield Check(name="memory", state="ok", text=f"{total_memory_bytes() / 1e9:.1f} GB of RAM")
     yield _try("ray", lambda: _check_ray(job))

@@ -29,13 +29,15 @@ print(vllm.__version__)
 _MAKERS = {"0x1002": "AMD", "0x8086": "Intel"}
 _DEVICES = Path("/sys/class/drm")
 
+CheckState = Literal["ok", "unknown", "bad"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One requirement, and whether the machine meets it."""
+class Check:
+    """One check and its result."""
 
     name: str
-    state: Literal["ok", "unknown", "bad"]
+    state: CheckState
     text: str
 
 
@@ -47,7 +49,7 @@ class TorchBuild:
     maker: str | None
 
 
-def examine_gpu_machine(gpus_per_engine: int) -> Iterator[Finding]:
+def examine_gpu_machine(gpus_per_engine: int) -> Iterator[Check]:
     """Yield what an engine of `gpus_per_engine` GPUs needs here; takes seconds, since vLLM is imported."""
     build = read_torch_build()
     if build.maker is None:
@@ -91,56 +93,56 @@ def name_other_gpus(devices: Path = _DEVICES) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_driver(driver: str, cuda: str | None) -> Finding:
+def check_driver(driver: str, cuda: str | None) -> Check:
     """Return whether the NVIDIA `driver` can run a torch built for `cuda`."""
     major = (cuda or "").partition(".")[0]
     needed = MIN_DRIVERS.get(int(major)) if major.isdigit() else None
     number = driver.partition(".")[0]
     if not number.isdigit():
-        return Finding(name="driver", state="bad", text="nvidia-smi reports none; install the NVIDIA driver")
+        return Check(name="driver", state="bad", text="nvidia-smi reports none; install the NVIDIA driver")
     if needed is None:
-        return Finding(name="driver", state="unknown", text=f"{driver}; torch is built for CUDA {cuda}")
+        return Check(name="driver", state="unknown", text=f"{driver}; torch is built for CUDA {cuda}")
     if int(number) < needed:
         text = (
             f"{driver}, but torch is built for CUDA {cuda}, which needs {needed} or newer; update the driver"
         )
-        return Finding(name="driver", state="bad", text=f"{text}, or install an older release of vLLM")
-    return Finding(name="driver", state="ok", text=f"{driver}, for CUDA {cuda}")
+        return Check(name="driver", state="bad", text=f"{text}, or install an older release of vLLM")
+    return Check(name="driver", state="ok", text=f"{driver}, for CUDA {cuda}")
 
 
-def check_compiler() -> Finding:
+def check_compiler() -> Check:
     """Return whether Triton finds a C compiler, in its own order."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or shutil.which(compiler) is None:
         text = "none found, but Triton compiles kernels at run time; install gcc, or set CC"
-        return Finding(name="compiler", state="bad", text=text)
-    return Finding(name="compiler", state="ok", text=compiler)
+        return Check(name="compiler", state="bad", text=text)
+    return Check(name="compiler", state="ok", text=compiler)
 
 
-def check_headers(folder: Path) -> Finding:
+def check_headers(folder: Path) -> Check:
     """Return whether the `folder` of Python's headers has Python.h, which Triton compiles with."""
     if (folder / "Python.h").is_file():
-        return Finding(name="python headers", state="ok", text=str(folder))
+        return Check(name="python headers", state="ok", text=str(folder))
     text = f"{folder} has no Python.h, which Triton needs; install python3-dev of this Python"
-    return Finding(name="python headers", state="bad", text=text)
+    return Check(name="python headers", state="bad", text=text)
 
 
-def check_shared_memory(folder: Path) -> Finding:
+def check_shared_memory(folder: Path) -> Check:
     """Return whether the shared memory in `folder` suffices for an engine on several GPUs."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError as exc:
-        return Finding(name="shared memory", state="unknown", text=f"{folder}: {exc.strerror}")
+        return Check(name="shared memory", state="unknown", text=f"{folder}: {exc.strerror}")
     text = f"{folder}: {free / 1e9:.1f} GB free"
     if free >= MIN_SHARED_BYTES:
-        return Finding(name="shared memory", state="ok", text=text)
+        return Check(name="shared memory", state="ok", text=text)
     text = (
         f"{text}, an engine on several GPUs needs 1 GB; start the container with --shm-size=2g or --ipc=host"
     )
-    return Finding(name="shared memory", state="bad", text=text)
+    return Check(name="shared memory", state="bad", text=text)
 
 
-def check_import(program: str, timeout_seconds: float = IMPORT_SECONDS) -> Finding:
+def check_import(program: str, timeout_seconds: float = IMPORT_SECONDS) -> Check:
     """Return whether vLLM and its kernels load, by running `program` in a process of its own."""
     try:
         done = subprocess.run(
@@ -151,10 +153,10 @@ def check_import(program: str, timeout_seconds: float = IMPORT_SECONDS) -> Findi
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Finding(name="vllm", state="unknown", text=f"not imported within {timeout_seconds:.0f} s")
+        return Check(name="vllm", state="unknown", text=f"not imported within {timeout_seconds:.0f} s")
     if done.returncode == 0:
         version = done.stdout.split()[-1] if done.stdout.split() else ""
-        return Finding(name="vllm", state="ok", text=f"{version} and its kernels load")
+        return Check(name="vllm", state="ok", text=f"{version} and its kernels load")
     reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
     text = f"import fails: {reason.strip()}; install vLLM and torch of matching releases again"
-    return Finding(name="vllm", state="bad", text=text)
+    return Check(name="vllm", state="bad", text=text)

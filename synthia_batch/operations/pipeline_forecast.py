@@ -8,7 +8,7 @@ from synthia_batch.job.loading.layer import Layer
 from synthia_batch.job.loading.pipeline_file import Pipeline, Stage
 from synthia_batch.job.schema import Job
 from synthia_batch.job.select import Select
-from synthia_batch.operations.forecast import Forecast, forecast_job
+from synthia_batch.operations.forecast import Forecast, check_input, forecast_job
 from synthia_batch.runner.pipeline import name_place, name_root
 from synthia_batch.runner.pipeline_check import check_pipeline
 from synthia_batch.runner.resolve import resolve_job
@@ -78,8 +78,9 @@ def forecast_pipeline(pipeline: Pipeline, flags: Sequence[Layer], *, needs_model
 
 
 def _count(stage: Stage, flags: Sequence[Layer], needs_model: bool) -> int:
-    """Return the number of samples of a stage that reads no other."""
-    return forecast_job(resolve_job([*flags, stage.layer], needs_model=needs_model)).samples
+    """Return the number of samples of a stage that reads no other, whose rows are read once."""
+    job = resolve_job([*flags, stage.layer], needs_model=needs_model)
+    return check_input(job) * job.plan.samples_per_row
 
 
 def _limit(select: Select, rows: int, first_rows: int) -> int:

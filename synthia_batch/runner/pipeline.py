@@ -11,30 +11,41 @@ guarantees hold by induction: the same command goes on with the stage that is no
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from synthia_batch.core.console import Display
 from synthia_batch.core.digest import digest_json
+from synthia_batch.core.log import show_log
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.errors import UsageError
-from synthia_batch.inputs.records.expressions import suggest
+from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.layer import Layer
-from synthia_batch.job.loading.pipeline_file import Pipeline, Stage
+from synthia_batch.job.loading.merge import read_ray_address
+from synthia_batch.job.loading.pipeline_file import STAGES, Pipeline, Stage, read_pipeline
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.results.select.names import name_samples
 from synthia_batch.results.verify.facts import read_facts
 from synthia_batch.runner.engines import KeptEngines
 from synthia_batch.runner.monitoring.result import RunResult
-from synthia_batch.runner.pipeline_check import check_pipeline, complete_steps
+from synthia_batch.runner.pipeline_check import (
+    check_pipeline,
+    choose_stages,
+    complete_steps,
+    refuse_incomplete,
+    refuse_stage,
+)
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.runner.run import run_resolved_job
 from synthia_batch.runner.selection import SelectResult, select_samples
 from synthia_batch.storage.atomic import make_directory
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.lock import RunLock
+from synthia_batch.storage.manifest import read_manifest
 from synthia_batch.storage.pipeline_file import StageList, StageRecord
 from synthia_batch.storage.plan_file import require_plan
 
@@ -61,15 +72,15 @@ class StageResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineResult:
-    """The stages that were played, of `total` in the file. `until` is the last that was to be played.
+    """The stages that were played. `until` is the last that was to be, `last` the last of the file.
 
     `stopped`: a signal came when no stage could be drained.
     """
 
     directory: Path
     stages: tuple[StageResult, ...]
-    total: int
     until: str
+    last: str
     stopped: DrainReason | None = None
 
     @property
@@ -80,12 +91,45 @@ class PipelineResult:
     @property
     def is_complete(self) -> bool:
         """Whether the last stage is."""
-        return len(self.stages) == self.total and self.exit_code == 0
+        return self.is_done and self.until == self.last
 
     @property
     def is_done(self) -> bool:
         """Whether every stage that was to be played is complete."""
         return self.stages[-1].name == self.until and self.exit_code == 0
+
+
+def run_stages(
+    declared: Path | Mapping[str, Any],
+    *,
+    until: str | None = None,
+    only: str | None = None,
+    progress: bool = False,
+    force: bool = False,
+) -> PipelineResult:
+    """Run the pipeline in the job file `declared`, or with its keys; the same again resumes it.
+
+    `until` and `only` name a stage, as for the command. Logging, signals and `force` are as of `run_job`.
+
+    Raises:
+        SynthiaBatchError: See `errors`; each message says what to do next. Finished samples are kept.
+    """
+    with show_log(Display(quiet=not progress).stream, quiet=not progress):
+        path = declared if isinstance(declared, Path) else Path("pipeline")
+        if isinstance(declared, Path):
+            layer = read_job_file(path, allows_stages=True)
+        else:
+            layer = Layer(origin="argument", values=declared)
+        if not layer.sets(STAGES):
+            raise UsageError(f"{path}: there are no stages; a single job is for run_job")
+        return run_pipeline(
+            read_pipeline(layer, path),
+            [read_ray_address(os.environ)],
+            lambda: Display(quiet=not progress),
+            until=until,
+            only=only,
+            force=force,
+        )
 
 
 def run_pipeline(
@@ -94,29 +138,35 @@ def run_pipeline(
     make_display: Callable[[], Display],
     *,
     until: str | None = None,
+    only: str | None = None,
     force: bool = False,
 ) -> PipelineResult:
     """Run the stages in order, up to the first that does not become complete, or the one named `until`.
 
+    Of the stage named `only`, those before it are checked, and must be complete.
+
     Raises:
-        UsageError: A stage cannot be run. Names that its templates and expressions misspell, and templates
-            that are not there, are refused before any engine starts.
+        UsageError: A stage cannot be run, or one before `only` is not complete. Names that its templates
+            and expressions misspell, and templates that are not there, are refused before any engine starts.
         SynthiaBatchError: As for `run_job` and `select_samples`.
     """
     root = check_pipeline(pipeline, flags)
-    wanted = _list_wanted(pipeline, until)
-    _log.info(_announce(pipeline, 0))
+    wanted = choose_stages(pipeline, until=until, only=only)
+    _log.info(_announce(pipeline, pipeline.stages.index(wanted[0])))
     first = resolve_job([*flags, _add_input(pipeline.stages[0], {})])
     root = root or name_root(pipeline, first)
+    if only is not None:
+        refuse_incomplete(root, [_record(stage) for stage in wanted[:-1]], only)
     directories: dict[str, Path] = {}
     results: list[StageResult] = []
     drain = DrainRequest()
     reports = next((layer.values["report"] for layer in flags if "report" in layer.values), pipeline.report)
     with drain.listen(), _lock(root), KeptEngines() as engines:
         noted = StageList(root, [_record(stage) for stage in pipeline.stages])
-        for number, stage in enumerate(wanted):
+        for stage in wanted:
             result: RunResult | SelectResult
-            if number:
+            number = pipeline.stages.index(stage)
+            if stage is not wanted[0]:
                 _log.info(_announce(pipeline, number))
             if stage.select is not None and stage.reads is not None:
                 source = directories[stage.reads]
@@ -126,10 +176,14 @@ def run_pipeline(
             else:
                 job = resolve_job([*flags, _add_input(stage, directories)]) if number else first
                 place = name_place(root, stage, job)
+                if only not in (None, stage.name) and read_manifest(RunDir(place).manifest) is None:
+                    raise refuse_stage(str(only), stage.name)
                 noted.note_run(number, place.name)  # Before it begins: `status` shows how far it is.
                 job = dataclasses.replace(job, output=place)
                 result = run_resolved_job(job, make_display(), force=force, engines=engines)
             noted.note_run(number, result.directory.name)
+            if isinstance(result, SelectResult) or result.is_complete:
+                noted.note_made(number)
             directories[stage.name] = result.directory
             results.append(StageResult(name=stage.name, result=result))
             if results[-1].exit_code or drain.reason is not None:
@@ -138,20 +192,10 @@ def run_pipeline(
     return PipelineResult(
         directory=root,
         stages=tuple(results),
-        total=len(pipeline.stages),
         until=wanted[-1].name,
+        last=pipeline.stages[-1].name,
         stopped=drain.reason if is_stopped and not results[-1].exit_code else None,
     )
-
-
-def _list_wanted(pipeline: Pipeline, until: str | None) -> Sequence[Stage]:
-    names = [stage.name for stage in pipeline.stages]
-    if until is None:
-        return pipeline.stages
-    if until not in names:
-        hint = suggest(until, names) or f"; there are {', '.join(names)}"
-        raise UsageError(f"--until {until}: there is no such stage{hint}")
-    return pipeline.stages[: names.index(until) + 1]
 
 
 def _record(stage: Stage) -> StageRecord:

@@ -10,11 +10,14 @@ from synthia_batch.job.loading.layer import Layer
 from synthia_batch.job.loading.pipeline_file import Pipeline, Stage
 from synthia_batch.job.schema import Job
 from synthia_batch.job.select import Select
+from synthia_batch.results.read.stage_runs import read_stage_runs
 from synthia_batch.results.select.decide import Selector
 from synthia_batch.scheduler.acceptance import compile_acceptance
 from synthia_batch.storage.atomic import temporary_path
 from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.manifest import read_manifest
 from synthia_batch.storage.parts.schema import DATA_COLUMNS
+from synthia_batch.storage.pipeline_file import StageRecord
 
 OF_EACH_STAGE = frozenset(
     {"engine", "pool", "output", "report", "stop_at", "max_failures", "notify", "metrics_port"}
@@ -32,6 +35,51 @@ def check_pipeline(pipeline: Pipeline, flags: Sequence[Layer]) -> Path | None:
     root = _find_output(pipeline, flags)
     _check_names(pipeline, flags)
     return root
+
+
+def choose_stages(pipeline: Pipeline, *, until: str | None, only: str | None) -> tuple[Stage, ...]:
+    """Return the stages to be played: all, those up to `until`, or `only` one behind those that it needs.
+
+    Raises:
+        UsageError: There is no stage of the name, or both are named.
+    """
+    if until is not None and only is not None:
+        raise UsageError("--until and --only: name a stage with one of them")
+    flag, named = ("--until", until) if only is None else ("--only", only)
+    if named is None:
+        return pipeline.stages
+    stages = {stage.name: stage for stage in pipeline.stages}
+    if named not in stages:
+        raise UsageError(f"{flag} {named}: there is no such stage{suggest(named, [*stages])}")
+    if only is None:
+        return pipeline.stages[: [*stages].index(named) + 1]
+    chosen = [stages[named]]
+    while (reads := chosen[0].reads) is not None:
+        chosen.insert(0, stages[reads])
+    return tuple(chosen)
+
+
+def refuse_incomplete(root: Path, needed: Sequence[StageRecord], only: str) -> None:
+    """Return if the `needed` stages of the pipeline in `root`, which are before `only`, are complete.
+
+    Raises:
+        UsageError: One of them is not, or is not what the pipeline's file says now.
+    """
+    known = {stage.name: stage for stage in read_stage_runs(root) or []}
+    for record in needed:
+        stage = known.get(record.name)
+        is_same = stage is not None and stage.declared == record.declared and stage.is_current
+        run = stage.run if stage is not None and is_same else None
+        if run is None or read_manifest(RunDir(run).manifest) is None:
+            raise refuse_stage(only, record.name)
+
+
+def refuse_stage(only: str, before: str) -> UsageError:
+    """Return the error about the stage `before`, whose samples the stage `only` needs."""
+    return UsageError(
+        f"--only {only}: the stage {before} before it is not complete as the file says it; run with "
+        f"--until {before} first"
+    )
 
 
 def complete_steps(select: Select, names: SampleNames, pipeline: Pipeline) -> Select:

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from synthia_batch.workers.engine import Reduction
+from synthia_batch.workers.engine import NO_REDUCTION, Reduction
 
 STRIKES = 5
 """Deaths in a row, with no sample generated between, after which a worker is given up. A death that
@@ -35,8 +35,8 @@ class WorkerStatus(NamedTuple):
 class _WorkerState:
     """The state of one worker. `epoch` is None while it is not ready; `last_epoch` is that of its
     latest death. `load_failures` counts deaths in a row before it was ready. `loading` is the epoch
-    that has been loading since `loading_since`, None while it waits for room or is ready. `batch_halvings`,
-    `memory_failures` and `max_num_seqs` are those of its `Reduction`.
+    that has been loading since `loading_since`, None while it waits for room or is ready. `reduction` is what
+    it is started with.
     """
 
     epoch: int | None = None
@@ -46,9 +46,7 @@ class _WorkerState:
     loading: int | None = None
     loading_since: float = 0.0
     stuck_loads: int = 0
-    batch_halvings: int = 0
-    memory_failures: int = 0
-    max_num_seqs: int | None = None
+    reduction: Reduction = NO_REDUCTION
     restarts: int = 0
     restart_at: float | None = None
     is_given_up: bool = False
@@ -112,8 +110,8 @@ class RestartPolicy:
         """Note that `worker` can be given requests. `max_num_seqs` is its batch, 0 if unknown."""
         self.has_loaded_any = True
         state = self._states[worker]
-        if not state.batch_halvings:
-            state.max_num_seqs = max_num_seqs or None
+        if not state.reduction.batch_halvings:
+            state.reduction = replace(state.reduction, max_num_seqs=max_num_seqs or None)
         state.epoch, state.steps, state.stepped_at = epoch, -1, now
         state.loading = None
         state.load_failures = state.stuck_loads = 0
@@ -206,24 +204,20 @@ class RestartPolicy:
         batch.
         """
         state = self._states[worker]
+        before = state.reduction
         if state.epoch is None:
-            if state.memory_failures == MOST_LOAD_FAILURES:
+            if before.load_failures == MOST_LOAD_FAILURES:
                 return False
-            state.memory_failures += 1
+            state.reduction = replace(before, load_failures=before.load_failures + 1)
             return True
-        if state.batch_halvings == MOST_HALVINGS:
+        if before.batch_halvings == MOST_HALVINGS:
             return False
-        state.batch_halvings += 1
+        state.reduction = replace(before, batch_halvings=before.batch_halvings + 1)
         return True
 
     def get_reduction(self, worker: int) -> Reduction:
         """Return how much less memory than by default `worker` is started with."""
-        state = self._states[worker]
-        return Reduction(
-            batch_halvings=state.batch_halvings,
-            load_failures=state.memory_failures,
-            max_num_seqs=state.max_num_seqs,
-        )
+        return self._states[worker].reduction
 
     def take_due(self, now: float) -> list[int]:
         """Return the workers whose pause is over, once."""

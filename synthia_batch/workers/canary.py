@@ -39,6 +39,14 @@ class CanaryAnswer:
     bits: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A loaded engine's facts, and its answer to the canaries, if they were run."""
+
+    facts: EngineFacts
+    canary: CanaryAnswer | None
+
+
 def run_canaries(engine: Engine, canaries: Canaries) -> CanaryAnswer:
     """Return the digests of the answers to `canaries`, which are equal for all workers of a strict job.
 
@@ -69,10 +77,10 @@ def run_canaries(engine: Engine, canaries: Canaries) -> CanaryAnswer:
     )
 
 
-def adopt_spec(engine: Engine, spec: EngineSpec, canaries: Canaries | None) -> CanaryAnswer | None:
-    """Use `engine` for `spec`, and return its answer to the canaries, as of one that was loaded for it."""
+def adopt_spec(engine: Engine, spec: EngineSpec, canaries: Canaries | None) -> Loaded:
+    """Use `engine` for `spec`, and return what one that was loaded for it returns."""
     engine.adopt(spec)
-    return run_canaries(engine, canaries) if canaries else None
+    return Loaded(facts=engine.facts, canary=run_canaries(engine, canaries) if canaries else None)
 
 
 def _answer(engine: Engine, requests: Sequence[Request]) -> dict[int, Finished]:

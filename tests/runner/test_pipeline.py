@@ -17,10 +17,11 @@ from conftest import Command, command_of, make_environment, write_jsonl
 from inside import Killed, call, dying_at
 
 from synthia_batch.core.console import Display
+from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.pipeline_file import read_pipeline
 from synthia_batch.job.resolved import EngineSpec
-from synthia_batch.runner.pipeline import run_pipeline
+from synthia_batch.runner.pipeline import run_pipeline, run_stages
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.lock import RunLock
 from synthia_batch.workers.engine import Engine, Placement
@@ -250,6 +251,100 @@ def test_it_can_end_after_a_stage_and_go_on_later(pipeline: Path, capsys: Any) -
     assert not Path("wrong").exists()
 
 
+def test_only_one_stage_is_played_behind_those_that_are_complete(pipeline: Path, capsys: Any) -> None:
+    asks = "input: {prompt_template: judge.j2}"
+    pipeline.write_text(FILE.replace("  - name: keep", f"  - name: aside\n    {asks}\n  - name: keep"))
+    early = call(capsys, "run", "judged.yaml", "-o", "out", "--only", "judge")
+    assert early.code == 2
+    assert (
+        "the stage answer before it is not complete as the file says it; run with --until answer" in early.err
+    )
+    assert not Path("out").exists()
+    assert call(capsys, "run", "judged.yaml", "-o", "out", "--until", "answer", "-q").code == 0
+    done = call(capsys, "run", "judged.yaml", "-o", "out", "--only", "judge", "--json")
+    told = json.loads(done.out)
+    assert (done.code, told["state"]) == (0, "incomplete")
+    assert [stage["name"] for stage in told["stages"]] == ["answer", "judge"]
+    assert "ended after judge, as --only says" in done.err
+    assert [path.name.partition("-")[0] for path in sorted(Path("out/stages").iterdir())] == [
+        "answer",
+        "judge",
+    ]
+
+    Path("judge.j2").write_text("Otherwise: {{ answer.response }}")
+    other = call(capsys, "run", "judged.yaml", "-o", "out", "--only", "aside")
+    assert (other.code, "the stage judge before it is not complete as" in other.err) == (2, True)
+    pipeline.write_text(pipeline.read_text().replace("num_samples: 2", "num_samples: 1"))
+    other = call(capsys, "run", "judged.yaml", "-o", "out", "--only", "judge")
+    assert (other.code, "the stage answer before it is not complete as" in other.err) == (2, True)
+    assert len([*Path("out/stages").iterdir()]) == 2
+    for flags, wrong in (
+        (("--only", "jugde"), "--only jugde: there is no such stage; did you mean judge?"),
+        (("--only", "judge", "--until", "judge"), "--until and --only: name a stage with one of them"),
+    ):
+        refused = call(capsys, "run", "judged.yaml", "-o", "out", *flags)
+        assert (refused.code, wrong in refused.err) == (2, True), refused.err
+
+
+def test_a_stage_that_was_complete_and_is_not_there_is_missed(pipeline: Path, capsys: Any) -> None:
+    made = Path(call(capsys, "run", "judged.yaml", "-o", "out", "-q").out.strip())
+    before = content(Path("out"))
+    shutil.rmtree(made)
+    assert "keep    lost: its directory is not there" in call(capsys, "status", "out").out
+    stages = json.loads(call(capsys, "status", "out", "--json").out)["stages"]
+    assert [stage["state"] for stage in stages] == ["complete", "complete", "lost"]
+    found = call(capsys, "verify", "out")
+    assert found.code == 4
+    assert (
+        "the run of the stage keep was complete, and is not there: restore it from a copy, or run"
+        in found.out
+    )
+    assert call(capsys, "run", "judged.yaml", "-o", "out", "-q").code == 0
+    assert content(Path("out")) == before
+    assert call(capsys, "verify", "out").code == 0
+
+
+def test_python_plays_the_stages_of_a_file_or_of_keys(pipeline: Path) -> None:
+    half = run_stages(Path("judged.yaml"), until="answer")
+    assert (half.is_done, half.is_complete, [stage.name for stage in half.stages]) == (
+        True,
+        False,
+        ["answer"],
+    )
+    whole = run_stages(Path("judged.yaml"))
+    assert (whole.directory, whole.is_complete) == (half.directory, True)
+    keys = {
+        "name": "judged",
+        "engine": {"kind": "scripted", "max_num_seqs": 4},
+        "pool": {"kind": "local"},
+        "output": "keys",
+        "stages": [
+            {
+                "name": "answer",
+                "input": {"path": "q.jsonl", "id_column": "id", "keep_columns": ["topic"]},
+                "num_samples": 2,
+            },
+            {"name": "judge", "input": {"prompt_template": "judge.j2"}},
+        ],
+    }
+    made = run_stages(keys)
+    assert [(stage.name, stage.kept) for stage in made.stages] == [("answer", 8), ("judge", 8)]
+    assert read(made.stages[1].result.directory) == read(whole.stages[1].result.directory)
+    with pytest.raises(UsageError, match="there are no stages; a single job is for run_job"):
+        run_stages({"input": {"path": "q.jsonl"}})
+
+
+def test_accept_is_checked_against_the_samples_of_a_run_that_is_named(pipeline: Path, capsys: Any) -> None:
+    run = call(capsys, "run", "judged.yaml", "-o", "out", "--until", "answer", "-q").out.strip()
+    job = ("run", run, "--prompt-template", "judge.j2", "--engine", "scripted", "--pool", "local", "-q")
+    kept = ("--keep-columns", "topic,answer", "-o", "again")
+    for accept, wrong in (("answer.respons != ''", "answer has no respons"), ("answer.response != ''", "")):
+        for command in ("plan", "run"):
+            told = call(capsys, command, *job[1:-1], *kept, "--accept", accept)
+            assert (told.code, wrong in told.err) == (2 if wrong else 0, True), told.err
+        assert Path("again/data").exists() is not bool(wrong)
+
+
 def test_verify_finds_a_stage_that_is_not_made_of_the_one_before(pipeline: Path, capsys: Any) -> None:
     failing = "    num_samples: 2\n    engine: {fail_every: 3, fail_while_missing: mended}\n"
     Path("judged.yaml").write_text(FILE.replace("    num_samples: 2\n", failing))
@@ -440,6 +535,20 @@ def test_retry_makes_the_first_failed_stage_again_and_says_what_is_behind_it(
     assert (nothing.code, "there are no samples failed; nothing was changed" in nothing.err) == (0, True)
 
 
+def test_failed_samples_of_an_outdated_stage_are_not_to_be_retried(pipeline: Path, capsys: Any) -> None:
+    failing = "    num_samples: 2\n    engine: {fail_every: 3, fail_while_missing: mended}\n"
+    text = FILE.replace("    num_samples: 2\n", failing)
+    pipeline.write_text(text.replace("  - name: keep", "    engine: {fail_every: 2}\n  - name: keep"))
+    assert call(capsys, "run", "judged.yaml", "-o", "out", "-q").code == 0
+    judge = next(Path("out/stages").glob("judge-*"))
+    assert f"synthia-batch retry {judge}" in call(capsys, "failed", "out").err
+    Path("mended").touch()
+    assert call(capsys, "retry", "out", "-q").code == 0
+    told = call(capsys, "failed", "out").err
+    assert "a stage before it has changed: run the pipeline again, it makes this one anew" in told
+    assert f"retry {judge}" not in told
+
+
 def test_what_is_declared_otherwise_is_not_told_as_made(pipeline: Path, capsys: Any) -> None:
     assert call(capsys, "run", "judged.yaml", "-q", "-o", "out").code == 0
     pipeline.write_text(FILE.replace("topic != 'z'", "topic == 'nothing'"))
@@ -605,6 +714,9 @@ def test_a_template_that_names_what_is_not_there_is_refused_before_anything_star
         (("run", "judged.yaml", "q.jsonl"), "flag: input: each stage of a pipeline says its own"),
         (("run", "judged.yaml", "-o", "s3://b/x"), "a pipeline's output is a directory on this machine"),
         (("preview", "judged.yaml"), "a pipeline of stages; run, plan and validate take one, this command a"),
+        (("doctor", "judged.yaml"), "write the keys of one stage into a job file of its own"),
+        (("tune", "judged.yaml"), "write the keys of one stage into a job file of its own"),
+        (("plan", "judged.yaml", "--probe", "2"), "probe a stage as a job file of its own"),
         (("plan", "judged.yaml", "-n", "3"), "flag: num_samples: each stage of a pipeline says its own"),
     ],
 )

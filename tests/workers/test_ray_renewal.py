@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from test_shared_gpus import list_loading, make_pool
 
+from synthia_batch.workers.canary import Loaded
 from synthia_batch.workers.pools.base import WorkerReady
-from synthia_batch.workers.pools.ray_actor import Loaded
 
 
 def test_what_is_loaded_adopts_and_what_loads_adopts_when_it_has_loaded(

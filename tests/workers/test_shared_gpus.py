@@ -11,9 +11,10 @@ from test_engine_environment import SPEC
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.job.sections import Pool
+from synthia_batch.workers.canary import Loaded
 from synthia_batch.workers.pools.base import WorkerLoading, WorkerSpec
 from synthia_batch.workers.pools.local import LocalPool
-from synthia_batch.workers.pools.ray_actor import Loaded, Location
+from synthia_batch.workers.pools.ray_actor import Location
 from synthia_batch.workers.pools.ray_pool import RayPool
 
 

@@ -28,12 +28,13 @@ def failed(
     Example: synthia-batch failed outputs/questions-1a2b3c4d --code prompt_too_long
     """
     from synthia_batch.results.read.failures import list_failures
-    from synthia_batch.storage.pipeline_file import list_stage_runs
+    from synthia_batch.results.read.stage_runs import read_stage_runs
 
     with open_location(directory) as place:
-        stages = list_stage_runs(place)
-        runs = {"": place} if stages is None else {name: run for name, run in stages.items() if run}
-        for stage, run in runs.items():
+        stages = read_stage_runs(place)
+        begun = [(stage.name, stage.run) for stage in stages or [] if stage.run is not None]
+        outdated = {stage.name for stage in stages or [] if stage.run is not None and not stage.is_current}
+        for stage, run in [("", place)] if stages is None else begun:
             of_stage = {"stage": stage} if stage else {}
             counts: Counter[str] = Counter()
             for sample in list_failures(run):
@@ -41,7 +42,8 @@ def failed(
                 if code in (None, sample.code):
                     show(encode_json({**of_stage, **sample.to_dict()}) if as_json else _describe(sample))
             sys.stdout.flush()
-            show(_summarize(str(run) if stage else directory, code, counts), file=sys.stderr)
+            told = _summarize(str(run) if stage else directory, code, counts, is_outdated=stage in outdated)
+            show(told, file=sys.stderr)
 
 
 def _describe(sample: "FailedSample") -> str:
@@ -52,7 +54,7 @@ def _describe(sample: "FailedSample") -> str:
     return f"{place}: {sample.code}: {shorten(sample.message)} ({name}sample {sample.sample_index})"
 
 
-def _summarize(directory: str, code: str | None, counts: Counter[str]) -> str:
+def _summarize(directory: str, code: str | None, counts: Counter[str], *, is_outdated: bool) -> str:
     if not counts:
         return f"{directory}: no sample has failed"
     from synthia_batch.results.read.failures import advise_on_failures
@@ -61,5 +63,8 @@ def _summarize(directory: str, code: str | None, counts: Counter[str]) -> str:
     lines += [f"  {name:<24} {count:>9,}" for name, count in counts.most_common()]
     if code is not None and code not in counts:
         lines.append(f"none with the code {code}")
+        return "\n".join(lines)
+    if is_outdated:
+        lines.append("a stage before it has changed: run the pipeline again, it makes this one anew")
         return "\n".join(lines)
     return "\n".join([*lines, *advise_on_failures(directory, [code] if code is not None else list(counts))])

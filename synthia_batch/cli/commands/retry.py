@@ -42,9 +42,9 @@ def retry(
     from synthia_batch.core.log import set_verbosity
     from synthia_batch.job.dotted import merge_values
     from synthia_batch.job.loading.merge import Layer, parse_assignment, read_environment
+    from synthia_batch.results.read.stage_runs import read_stage_runs
     from synthia_batch.runner.directory.reopen import FailureChoice
     from synthia_batch.runner.retry import RetryResult, retry_failed
-    from synthia_batch.storage.pipeline_file import list_stage_runs
 
     values: dict[str, object] = {}
     for assignment in settings or []:
@@ -67,8 +67,8 @@ def retry(
         return
     _log.info(f"retried {result.chosen} failed samples")
     print_result(result.run, as_json)
-    stages = None if is_url(directory) else list_stage_runs(Path(directory))
-    if result.mended and stages and [*stages.values()][-1] != result.directory:
+    stages = None if is_url(directory) else read_stage_runs(Path(directory))
+    if result.mended and stages and stages[-1].run != result.directory:
         _log.info("run the pipeline again: what is behind this stage is not made of its new samples yet")
     raise typer.Exit(result.run.exit_code)
 

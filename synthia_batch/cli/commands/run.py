@@ -3,7 +3,7 @@
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -39,6 +39,10 @@ def run(
     until: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Of a pipeline: end after this stage.")
     ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="Of a pipeline: this stage, behind complete ones."),
+    ] = None,
     force: ForceFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     verbose: Annotated[
@@ -59,9 +63,11 @@ def run(
     set_verbosity(quiet=quiet, verbose=verbose)
     layers = flags.read_layers(allows_stages=True)
     if layers[-1].sets("stages"):
-        _run_stages(layers, flags.job_file, until, quiet=quiet, as_json=as_json, force=force)
-    if until is not None:
-        raise UsageError(f"--until {until}: this is a single job; a pipeline has stages")
+        wanted = {"until": until, "only": only}
+        _run_stages(layers, flags.job_file, wanted, quiet=quiet, as_json=as_json, force=force)
+    for flag, stage in (("--until", until), ("--only", only)):
+        if stage is not None:
+            raise UsageError(f"{flag} {stage}: this is a single job; a pipeline has stages")
     display = Display(quiet=quiet)
     job = resolve_job(layers)
     with _log_details(job) if verbose else nullcontext():
@@ -71,22 +77,32 @@ def run(
 
 
 def _run_stages(
-    layers: "Sequence[Layer]", path: "Path", until: str | None, *, quiet: bool, as_json: bool, force: bool
+    layers: "Sequence[Layer]",
+    path: "Path",
+    wanted: Mapping[str, str | None],
+    *,
+    quiet: bool,
+    as_json: bool,
+    force: bool,
 ) -> NoReturn:
-    """Run the pipeline in the last of `layers`, print what became of each stage, and exit."""
+    """Run the pipeline in the last of `layers`, print what became of each stage, and exit.
+
+    `wanted` has the stage of `until` or `only`.
+    """
     from synthia_batch.core.console import Display
     from synthia_batch.job.loading.pipeline_file import read_pipeline
     from synthia_batch.runner.monitoring.result import RunResult
     from synthia_batch.runner.pipeline import run_pipeline
 
     pipeline = read_pipeline(layers[-1], path)
-    done = run_pipeline(pipeline, layers[:-1], lambda: Display(quiet=quiet), until=until, force=force)
+    done = run_pipeline(pipeline, layers[:-1], lambda: Display(quiet=quiet), force=force, **wanted)
     for stage in done.stages:
         counts = f"{stage.kept} of {stage.result.samples} samples kept"
         _log.info(f"{stage.name}: {counts}, {stage.result.directory}")
     last = done.stages[-1]
     if done.is_done and not done.is_complete:
-        _log.info(f"ended after {last.name}, as --until says; without it, the same command goes on")
+        flag = "--until" if wanted["only"] is None else "--only"
+        _log.info(f"ended after {last.name}, as {flag} says; without it, the same command goes on")
     elif not done.is_complete:
         if isinstance(last.result, RunResult) and last.exit_code:
             _print_messages(last.result)

@@ -152,7 +152,8 @@ def _describe_pipeline(status: "PipelineStatus") -> list[str]:
     width = max(map(len, status.stages), default=0) + 2
     for name, found in status.stages.items():
         mark = "outdated: a stage before it has changed; " if name in status.outdated else ""
-        lines.append(f"{name:<{width}}{mark}{'not begun' if found is None else describe_briefly(found)}")
+        absent = "lost: its directory is not there" if name in status.lost else "not begun"
+        lines.append(f"{name:<{width}}{mark}{absent if found is None else describe_briefly(found)}")
     latest = status.latest
     if latest is not None and latest.state != "complete" and not status.outdated:
         return [*lines, "", *describe_status(latest)]

@@ -83,13 +83,13 @@ def _verify_all(
     place: Path, shown: str, on_progress: "OnProgress", decodes_rows: bool
 ) -> "list[Verification]":
     """Return what is found of a run, or of each stage of a pipeline."""
+    from synthia_batch.results.read.stage_runs import read_stage_runs
     from synthia_batch.results.verify.stages import verify_stages
     from synthia_batch.results.verify.verify import verify_run
-    from synthia_batch.storage.pipeline_file import read_stages
 
-    stages = read_stages(place)
+    stages = read_stage_runs(place)
     if stages is not None:
-        return verify_stages(place, stages, on_progress, decodes_rows=decodes_rows)
+        return verify_stages(stages, on_progress, decodes_rows=decodes_rows)
     return [replace(verify_run(place, on_progress, decodes_rows=decodes_rows), directory=shown)]
 
 

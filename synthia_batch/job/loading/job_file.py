@@ -25,7 +25,9 @@ def read_job_file(path: Path, *, allows_stages: bool = False) -> Layer:
     stages = marked.values.get("stages")
     if stages is not None and not allows_stages:
         raise UsageError(
-            f"{path}: a pipeline of stages; run, plan and validate take one, this command a single job"
+            f"{path}: a pipeline of stages; run, plan and validate take one, this command a single job: "
+            "write the keys of one stage into a job file of its own; a later stage reads the directory that "
+            "`run --until STAGE` prints for the one before it: `input: {path: RUN}`"
         )
     values = _read_values(marked.values, path.parent)
     if isinstance(stages, list):

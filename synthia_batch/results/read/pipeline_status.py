@@ -17,7 +17,7 @@ class PipelineStatus:
     """Status of a pipeline. `state` is as a run's; a stage that has not begun has None.
 
     `owner` is the process that plays it as `pid@host`. `outdated` are the stages before which others have
-    changed: they are to be made again.
+    changed: they are to be made again. `lost` are those that were complete and whose directory is not there.
     """
 
     directory: str
@@ -25,6 +25,7 @@ class PipelineStatus:
     owner: str | None
     stages: Mapping[str, RunStatus | None]
     outdated: tuple[str, ...]
+    lost: tuple[str, ...]
 
     @property
     def is_going_on(self) -> bool:
@@ -41,7 +42,8 @@ class PipelineStatus:
         """Return it as JSON."""
         stages = []
         for name, found in self.stages.items():
-            of_stage = {"state": "not begun"} if found is None else found.to_dict()
+            absent = "lost" if name in self.lost else "not begun"
+            of_stage = {"state": absent} if found is None else found.to_dict()
             stages.append({"stage": name, "is_outdated": name in self.outdated, **of_stage})
         return {"directory": self.directory, "state": self.state, "owner": self.owner, "stages": stages}
 
@@ -69,6 +71,7 @@ class PipelineStatusReader:
             owner=f"{running.pid}@{running.host}" if running and not is_complete else None,
             stages=stages,
             outdated=outdated,
+            lost=tuple(one.name for one in runs if one.lost is not None),
         )
 
     def _read_run(self, run: Path) -> RunStatus | None:

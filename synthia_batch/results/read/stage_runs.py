@@ -8,31 +8,53 @@ from synthia_batch.errors import SynthiaBatchError, UsageError
 from synthia_batch.inputs.fetch.run_directory import digest_run
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import Manifest, read_manifest
-from synthia_batch.storage.pipeline_file import list_stage_runs, read_stages
+from synthia_batch.storage.pipeline_file import find_stage_run, read_stages
 from synthia_batch.storage.plan_file import require_plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRun:
-    """The run of a stage, None if it has not begun. `is_current`: the stages before it have not changed."""
+    """The run of a stage, None if it has not begun, or `lost` has the directory where it is missed.
+
+    `is_linked`: it is made of what the stage that it `reads` has now. `is_current`: no stage before it has
+    changed. `declared` is the digest of what the pipeline's file said of it.
+    """
 
     name: str
+    reads: str | None
+    declared: str
     run: Path | None
+    lost: Path | None
+    is_linked: bool
     is_current: bool
 
 
 def read_stage_runs(directory: Path) -> list[StageRun] | None:
-    """Return the stages of the pipeline in `directory`, in order; None if it has none."""
-    runs = list_stage_runs(directory)
-    if runs is None:
+    """Return the stages of the pipeline in `directory`, in order; None if it has none.
+
+    Raises:
+        IntegrityError: Its list of stages was altered.
+    """
+    stages = read_stages(directory)
+    if stages is None:
         return None
-    found: dict[str | None, StageRun] = {}
-    for stage in read_stages(directory) or []:
-        run, source = runs[stage.name], found.get(stage.reads)
-        is_current = run is not None and (
-            source is None or (source.run is not None and source.is_current and is_made_of(run, source.run))
+    found: dict[str, StageRun] = {}
+    for stage in stages:
+        run, source = find_stage_run(directory, stage), found.get(stage.reads or "")
+        source_run = source.run if source is not None else None
+        is_linked = run is not None and (
+            stage.reads is None or (source_run is not None and is_made_of(run, source_run))
         )
-        found[stage.name] = StageRun(name=stage.name, run=run, is_current=is_current)
+        is_lost = run is None and stage.is_made and stage.directory is not None
+        found[stage.name] = StageRun(
+            name=stage.name,
+            reads=stage.reads,
+            declared=stage.declared,
+            run=run,
+            lost=RunDir(directory).stages / str(stage.directory) if is_lost else None,
+            is_linked=is_linked,
+            is_current=is_linked and (source is None or source.is_current),
+        )
     return [*found.values()]
 
 

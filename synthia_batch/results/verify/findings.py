@@ -31,6 +31,8 @@ class FindingKind(StrEnum):
     """The expected canary answers are damaged, and samples exist that depend on them."""
     LINK = "link"
     """A stage of a pipeline is not made of what the stage before it has now. The pipeline can be run anew."""
+    LOST = "lost"
+    """The directory of a stage that was complete is not there. The pipeline makes it anew."""
     PLAN = "plan"
     """The plan is damaged. Nothing else can be checked without it."""
 
@@ -49,6 +51,7 @@ REMEDIES = {
         "of the run: their next answers then become the expected ones"
     ),
     FindingKind.LINK: "run the pipeline again: it makes the stage anew, beside this one",
+    FindingKind.LOST: "restore it from a copy, or run the pipeline again: it makes the stage anew",
     FindingKind.PLAN: (
         "restore it from a copy; or let `verify --repair` remove it, and run the original job on the same "
         "input to rewrite it: the run resumes only if the plan is the same"

@@ -13,8 +13,10 @@ from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.results.quality.flags import create_flagger
 from synthia_batch.runner.directory.assembler import Assembler
 from synthia_batch.runner.resolve import select_rows
+from synthia_batch.scheduler.acceptance import compile_acceptance
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.parts.schema import PartFormat, list_optional
+from synthia_batch.storage.parts.selection import list_runs
 from synthia_batch.storage.plan_file import read_plan
 
 
@@ -52,10 +54,17 @@ def scan_input(
     on_progress: Callable[[int], None] | None = None,
     limit: int | None = None,
 ) -> Scan:
-    """Read the job's whole input once and check it, or only its first `limit` rows."""
+    """Read the job's whole input once and check it, or only its first `limit` rows.
+
+    Raises:
+        UsageError: The input cannot be used, or lacks what the job's `accept` names.
+    """
     selection = replace(select_rows(job.declared, job.prompt_template), first_rows=limit)
     with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
-        return source.scan(selection, Path(scratch), on_progress)
+        scan = source.scan(selection, Path(scratch), on_progress)
+    # What is behind the names of an earlier run's samples is known only now.
+    compile_acceptance(job.declared, [column.name for column in scan.kept], list_runs(scan.kept))
+    return scan
 
 
 def make_plan(job: ResolvedJob, scan: Scan) -> dict[str, Any]:

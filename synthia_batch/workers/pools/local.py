@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -18,7 +19,7 @@ from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchErro
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.workers import load_engine
 from synthia_batch.workers.canary import adopt_spec, run_canaries
-from synthia_batch.workers.engine import NO_REDUCTION, Engine, Placement, Reduction
+from synthia_batch.workers.engine import NO_REDUCTION, Placement, Reduction
 from synthia_batch.workers.pools.base import (
     REPORTS_PER_WATCHDOG,
     Cause,
@@ -180,12 +181,8 @@ class LocalPool:
 
     def _renew(self, worker: Worker, index: int, epoch: int) -> Worker:
         spec = self._worker_spec
-
-        def change(engine: Engine) -> WorkerReady:
-            canary = adopt_spec(engine, spec.engine, spec.canaries)
-            return WorkerReady(worker=index, epoch=epoch, facts=engine.facts, canary=canary)
-
-        self._events.put(worker.renew(epoch, change))
+        ready = worker.renew(epoch, partial(adopt_spec, spec=spec.engine, canaries=spec.canaries))
+        self._events.put(WorkerReady(worker=index, epoch=epoch, facts=ready.facts, canary=ready.canary))
         return worker
 
 

@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -14,8 +15,8 @@ from synthia_batch.core.hardware import list_cores
 from synthia_batch.core.types import Request
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers import load_engine
-from synthia_batch.workers.canary import Canaries, CanaryAnswer, adopt_spec, run_canaries
-from synthia_batch.workers.engine import Engine, EngineFacts, Placement
+from synthia_batch.workers.canary import Canaries, Loaded, adopt_spec, run_canaries
+from synthia_batch.workers.engine import Placement
 from synthia_batch.workers.environment import starts_processes
 from synthia_batch.workers.pools.guard import ENGINE_MARK, Guard
 from synthia_batch.workers.worker import Delivery, Worker
@@ -32,14 +33,6 @@ class Location:
     pid: int
     cores: tuple[int, ...]
     gpus: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A loaded engine's facts, and its answer to the canaries, if they were run."""
-
-    facts: EngineFacts
-    canary: CanaryAnswer | None
 
 
 class EngineActor:
@@ -93,11 +86,8 @@ class EngineActor:
             if not starts_processes(spec):  # Its processes go on writing where they began.
                 _redirect_output(log)
 
-        def change(engine: Engine) -> Loaded:
-            return Loaded(facts=engine.facts, canary=adopt_spec(engine, spec, canaries))
-
         try:
-            return worker.renew(epoch, change)
+            return worker.renew(epoch, partial(adopt_spec, spec=spec, canaries=canaries))
         except BaseException:
             traceback.print_exc()
             raise

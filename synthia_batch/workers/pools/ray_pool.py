@@ -16,6 +16,7 @@ import ray
 from synthia_batch.core.types import Request
 from synthia_batch.errors import PoolFailed
 from synthia_batch.job.resolved import PoolSpec
+from synthia_batch.workers.canary import Loaded
 from synthia_batch.workers.engine import NO_REDUCTION, Placement, Reduction
 from synthia_batch.workers.pools.base import (
     REPORTS_PER_WATCHDOG,
@@ -27,7 +28,7 @@ from synthia_batch.workers.pools.base import (
     WorkerSpec,
     read_delivery,
 )
-from synthia_batch.workers.pools.ray_actor import STOP_SECONDS, Loaded, Location
+from synthia_batch.workers.pools.ray_actor import STOP_SECONDS, Location
 from synthia_batch.workers.pools.ray_handle import ActorHandle
 from synthia_batch.workers.pools.ray_placement import Placer
 from synthia_batch.workers.pools.ray_session import RaySession
