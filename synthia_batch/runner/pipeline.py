@@ -5,6 +5,7 @@ guarantees hold by induction: the same command goes on with the stage that is no
 
     outputs/judged-9c8b7a6d/            named after the first stage's identity
       pipeline.json                     which stages there are, and what each reads
+      report.html                       what became of the samples, stage by stage
       stages/answer-9c8b7a6d/           the stages' run directories, each named after its own identity
       stages/keep-1a2b3c4d/
 """
@@ -28,6 +29,7 @@ from synthia_batch.job.loading.layer import Layer
 from synthia_batch.job.loading.merge import read_ray_address
 from synthia_batch.job.loading.pipeline_file import STAGES, Pipeline, Stage, read_pipeline
 from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.results.report.page import try_report
 from synthia_batch.results.select.names import name_samples
 from synthia_batch.results.verify.facts import read_facts
 from synthia_batch.runner.engines import KeptEngines
@@ -189,13 +191,16 @@ def run_pipeline(
             if results[-1].exit_code or drain.reason is not None:
                 break
     is_stopped = drain.reason is not None and len(results) < len(wanted)
-    return PipelineResult(
+    done = PipelineResult(
         directory=root,
         stages=tuple(results),
         until=wanted[-1].name,
         last=pipeline.stages[-1].name,
         stopped=drain.reason if is_stopped and not results[-1].exit_code else None,
     )
+    if reports and done.is_complete:
+        try_report(root)
+    return done
 
 
 def _record(stage: Stage) -> StageRecord:

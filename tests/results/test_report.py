@@ -323,6 +323,15 @@ def test_the_longest_and_the_cut_off_are_what_they_are_called(home: Path, found:
         assert rows[f"{row} {index} {sample.system}"]["response"] == sample.answer.text
 
 
+def test_a_sample_shows_its_question_and_its_tokens_above_the_answer(found: Report) -> None:
+    page, sample = render_page(found), found.examples.kinds["random"][0]
+    article = page[page.index(f"<b>{sample.title}</b>") :].partition("</article>")[0]
+    above, _, _ = article.partition("<details>")
+    assert sample.turns is not None
+    assert f">{sample.turns[-1].content.text}</div>" in above
+    assert f"{sample.prompt_tokens} in, {sample.completion_tokens} out" in above
+
+
 def test_failures_have_their_line_in_the_input(found: Report) -> None:
     (failures,) = found.examples.failures.values()
     assert [failure.place for failure in failures] == ["q.jsonl:1", "q.jsonl:5", "q.jsonl:10"]

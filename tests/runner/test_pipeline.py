@@ -426,9 +426,8 @@ def test_commands_that_read_a_run_take_the_directory_of_a_pipeline(pipeline: Pat
     assert [(one["stage"], one["state"], one["directory"]) for one in as_json["stages"]] == [
         ("answer", "complete", answer), ("judge", "complete", judge), ("keep", "complete", keep)
     ]  # fmt: skip
-    for command in (("export", "--to", "conversations"), ("report", "--json")):
-        name, *flags = command
-        assert call(capsys, name, "out", *flags).out == call(capsys, name, keep, *flags).out, name
+    to_turns = ("--to", "conversations")
+    assert call(capsys, "export", "out", *to_turns).out == call(capsys, "export", keep, *to_turns).out
     of_all, of_keep = call(capsys, "failed", "out", "--json").out, call(capsys, "failed", keep, "--json").out
     assert of_keep == of_all.replace('"stage": "keep", ', "")
     failed = call(capsys, "failed", "out").err
@@ -517,7 +516,6 @@ def test_retry_makes_the_first_failed_stage_again_and_says_what_is_behind_it(
     ]
     for command in (
         ("export", "out", "--to", "alpaca"),
-        ("report", "out"),
         ("select", "out", "--limit", "1"),
     ):
         old = call(capsys, *command)

@@ -1,7 +1,7 @@
 """`synthia-batch report`: write a page about a run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,7 +10,7 @@ from synthia_batch.core.terminal import show
 
 
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a run or a pipeline.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where to write it. [DIR/report.html]"),
@@ -21,18 +21,22 @@ def report(
 ) -> None:
     """Write report.html: a run's results with plots and samples. Works while the run is in progress.
 
-    Of a pipeline, the last stage's.
+    Of a pipeline: what became of the samples in each stage, the scores, best and worst answers.
 
     A single file without scripts or external requests. Every complete run already has one.
     """
-    from synthia_batch.results.read.stage_runs import find_result
-
-    directory = find_result(directory)
     if as_json:
-        from synthia_batch.results.report.summary import read_report
-
-        show(encode_json(read_report(directory).to_dict()))
+        show(encode_json(_read_numbers(directory)))
         return
     from synthia_batch.results.report.page import write_report
 
     show(write_report(directory, output))
+
+
+def _read_numbers(directory: Path) -> dict[str, Any]:
+    from synthia_batch.results.report.funnel import read_pipeline_report
+    from synthia_batch.results.report.summary import read_report
+    from synthia_batch.storage.layout import RunDir
+
+    is_pipeline = RunDir(directory).pipeline.exists()
+    return read_pipeline_report(directory).to_dict() if is_pipeline else read_report(directory).to_dict()

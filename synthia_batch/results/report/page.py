@@ -20,6 +20,7 @@ from synthia_batch.job.dotted import flatten
 from synthia_batch.results.quality import measures
 from synthia_batch.results.report.answers import MARKS
 from synthia_batch.results.report.escape import make_visible
+from synthia_batch.results.report.pipeline_page import describe_pipeline
 from synthia_batch.results.report.plots import (
     default_settings,
     draw_engines,
@@ -52,20 +53,28 @@ _LIMITS = {
 
 
 def write_report(directory: Path, output: Path | None = None) -> Path:
-    """Write the report of the run in `directory` to `output`, by default report.html in it; return its path.
+    """Write the report of the run or the pipeline in `directory`; return its path.
+
+    It is `output`, by default report.html in the directory.
 
     Raises:
-        UsageError: `directory` is not a run directory, or `output` is not a possible file.
+        UsageError: `directory` is neither, or `output` is not a possible file.
     """
     path = output or RunDir(directory).report
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"-o {path}: expected a file name in an existing directory")
-    publish_bytes(path, render_page(read_report(directory)).encode(errors="replace"))
+    if RunDir(directory).pipeline.exists():
+        # Links lead from its own directory only.
+        context = describe_pipeline(directory, links=output is None)
+        page = _open_environment().get_template("pipeline.html.jinja").render(context)
+    else:
+        page = render_page(read_report(directory))
+    publish_bytes(path, page.encode(errors="replace"))
     return path
 
 
 def try_report(directory: Path) -> None:
-    """Write the report of a complete run. On failure, log it and that the dataset is complete."""
+    """Write the report of a complete run or pipeline. On failure, log it and that the dataset is complete."""
     try:
         write_report(directory)
     # Any error, and Ctrl-C too: the dataset is complete and must not seem lost.
@@ -83,6 +92,7 @@ def render_page(report: Report) -> str:
         "report": report,
         "head": head,
         "title": make_visible(head.name),
+        "subject": "run",
         "whole": report.counts.total,
         "verdict": assess(report),
         "plots": _draw_all(report),

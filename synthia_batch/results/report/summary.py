@@ -152,7 +152,7 @@ def _read_head(facts: RunFacts, shards: Sequence[ShardSamples]) -> RunHead:
         name=plan["name"],
         source_file=_describe_source(plan),
         fingerprint=plan["fingerprint"],
-        state=_find_state(facts.run_dir),
+        state=find_state(facts.run_dir),
         rows=plan["scan"]["rows"],
         samples=facts.shards[-1].stop,
         systems=facts.grid.systems,
@@ -164,7 +164,8 @@ def _read_head(facts: RunFacts, shards: Sequence[ShardSamples]) -> RunHead:
     )
 
 
-def _find_state(run_dir: RunDir) -> State:
+def find_state(run_dir: RunDir) -> State:
+    """Return how far the run is: complete with a manifest, running while a process holds its lock."""
     if read_manifest(run_dir.manifest) is not None:
         return "complete"
     return "interrupted" if find_running(run_dir) is None else "running"
