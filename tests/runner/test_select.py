@@ -448,6 +448,8 @@ def test_expressions(text: str, value: Any) -> None:
         ("(" * 400 + "topic" + ")" * 400, "no expression that can be used: it is too long"),
         ("1 > 2", 'it reads no column; there are id, topic, score, row["row"], row["my col"], answers'),
         ("topic >", "where: topic >: "),
+        ("topic | regex_search('(?=x)')", "regex_search: (?=x): invalid perl operator"),
+        ("topic | regex_search('(')", "regex_search: (: missing )"),
         ("row.topic()", "where: row.topic(): row can only be used as row"),
         ("topic | random", "where: topic | random: "),
         ('row["topc"]', "did you mean topic"),
@@ -463,6 +465,15 @@ def test_a_wrong_expression_is_refused_with_what_is_meant(text: str, fault: str)
 def test_what_is_no_finite_number_is_no_score(score: Any) -> None:
     assert math.isnan(read_number(score))
     assert (read_number(True), read_number(Decimal("1.5")), read_number(-3)) == (1.0, 1.5, -3.0)
+
+
+def test_a_pattern_on_which_python_would_backtrack_for_years_ends() -> None:
+    expression = Expression("where", "judged.response | regex_search('^(a+)+$')", NAMES)
+    assert not expression.evaluate({"response": "a" * 100_000 + "!"})
+    assert expression.evaluate({"response": "aaa"}) == "aaa"
+    assert Expression("where", "topic | regex_search(topic)", NAMES).evaluate({"topic": "é"}) == "é"
+    with pytest.raises(ExpressionFailed, match="write a pattern of RE2"):
+        Expression("where", "topic | regex_search(topic)", NAMES).evaluate({"topic": "("})
 
 
 def test_a_response_that_is_no_json_has_none() -> None:
