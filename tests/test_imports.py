@@ -31,6 +31,8 @@ ONLY_IN = {
     "typer": {"cli/"},
     "fsspec": {"inputs/remote/fetch.py"},
     "py3langid": {"results/quality/language.py"},
+    "re2": {"inputs/records/patterns.py"},
+    "rensa": {"results/select/near.py"},
     "prometheus_client": {"runner/monitoring/metrics.py"},
     "apprise": {"runner/monitoring/notify.py"},
     "jsonschema": {"job/structured_check.py", "scheduler/answer_check.py"},

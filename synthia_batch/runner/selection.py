@@ -98,7 +98,7 @@ def select_samples(
         raise UsageError(f"{source} is not complete any more; select when it is")
     check_complete(facts.run_dir, before, lambda done, total: None)
     selector = Selector(select, name_samples(facts))
-    plan = _make_plan(facts.plan, before, select)
+    plan = _make_plan(facts.plan, before, {**select.identify(), **selector.facts})
     run_dir = RunDir(output or within / f"{called or plan['name']}-{plan['fingerprint'][:8]}")
     if run_dir.root.absolute().is_relative_to(source.absolute()):
         raise UsageError(f"-o {run_dir.root}: it would be in the run that is selected from; name another")
@@ -117,9 +117,9 @@ def select_samples(
     return SelectResult(directory=run_dir.root, samples=before.samples, kept=decisions.kept, dropped=dropped)
 
 
-def _make_plan(plan: Mapping[str, Any], manifest: Manifest, select: Select) -> dict[str, Any]:
+def _make_plan(plan: Mapping[str, Any], manifest: Manifest, steps: Mapping[str, Any]) -> dict[str, Any]:
     """Return the plan of a selection: that of its run, with the run's rows and the steps in the identity."""
-    identity = {**plan["identity"], "select": {"rows": digest_parts(manifest), **select.identify()}}
+    identity = {**plan["identity"], "select": {"rows": digest_parts(manifest), **steps}}
     return {**plan, "fingerprint": fingerprint(identity), "identity": identity}
 
 
@@ -267,5 +267,7 @@ def _make_card(plan: Mapping[str, Any], facts: RunFacts, select: Select) -> Card
 
 def _spell_command(source: Path, select: Select) -> list[str]:
     """Return the words of a command that makes this selection."""
-    steps = [f"--{name}={value}" for name, value in select.identify().items()]
-    return ["synthia-batch", "select", str(source), *steps]
+    steps = select.identify()
+    if select.dedup is not None:
+        steps |= {"dedup": select.dedup.on} | ({"near": near} if (near := select.dedup.near) else {})
+    return ["synthia-batch", "select", str(source), *(f"--{name}={value}" for name, value in steps.items())]

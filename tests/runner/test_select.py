@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import re
 import shutil
 from decimal import Decimal
@@ -9,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
@@ -23,6 +25,7 @@ from synthia_batch.inputs.records.expressions import (
     read_number,
 )
 from synthia_batch.job.select import Select
+from synthia_batch.results.select.near import find_near, sign
 from synthia_batch.runner.selection import select_samples
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest
@@ -113,6 +116,71 @@ def test_of_equal_values_the_first_of_the_whole_run_stays(answers: Path) -> None
         f"duplicate of {row['id']}/{row['system']}/{row['sample_index']}: topic" for row in kept
     }
     assert select(answers, "all", dedup="q.json.nothing") == before
+
+
+def write_run(capsys: Any, texts: list[str]) -> None:
+    """A complete run named `t` in `texts`, a sample for each text in its column `said`, in several files."""
+    write_jsonl(
+        Path("t.jsonl"), [{"id": f"r{n}", "prompt": "Say", "said": one} for n, one in enumerate(texts)]
+    )
+    options = ("--id-column", "id", "--keep-columns", "said", "--samples-per-file", "2", "-o", "texts")
+    assert call(capsys, "run", "t.jsonl", *ENGINE, *options).code == 0
+
+
+def test_of_similar_texts_the_first_of_the_whole_run_stays(answers: Path, capsys: Any) -> None:
+    long = "The quick brown fox jumps over the lazy dog, and then it sleeps under the old oak tree all day."
+    other = "Rivers carry sand from the mountains to the sea, where it settles in thin layers year by year."
+    write_run(capsys, [long, other, long.replace("all day", "all night"), other, f" {long}\n", "", "", "ab"])
+    kept = select(Path("texts"), "near", dedup={"on": "said", "near": 0.7})
+    assert [row["id"] for row in kept] == ["r0", "r1", "r5", "r7"]
+    said = {row["id"]: (row["code"], row["message"]) for row in read(Path("near"), "failed")}
+    assert {code for code, _ in said.values()} == {"not_selected"}
+    assert re.fullmatch(r"duplicate of r0/\w+/0, similarity 0\.[789]\d: said", said["r2"][1])
+    assert [said[name][1].partition(":")[0] for name in ("r3", "r4", "r6")] == [
+        f"duplicate of {name}/none/0, similarity 1.00" for name in ("r1", "r0", "r5")
+    ]
+    assert [row["id"] for row in select(Path("texts"), "most", dedup={"on": "said", "near": 1})] == [
+        *("r0", "r1", "r2", "r5", "r7")
+    ]
+    plan = json.loads(Path("near/.synthia/plan.json").read_text())
+    assert plan["identity"]["select"]["minhash"].startswith("rensa ")
+    made = call(capsys, "select", "texts", "--dedup", "said", "--near", "0.7", "-o", "flags")
+    assert made.code == 0, made.err
+    assert [row["id"] for row in read(Path("flags"))] == [row["id"] for row in kept]
+    refused = call(capsys, "select", "texts", "--near", "0.7", "--limit", "3", "-o", "x")
+    assert (refused.code, "--near belongs to dedup, which is not set" in refused.err) == (2, True)
+    refused = call(capsys, "select", "texts", "--dedup", "said", "--near", "7", "-o", "x")
+    assert (refused.code, "--near: Input should be less than or equal to 1" in refused.err) == (2, True)
+    assert "--dedup=said --near=0.7" in Path("flags/README.md").read_text()
+
+
+def test_near_duplicates_are_those_that_comparing_each_with_each_finds() -> None:
+    rng = random.Random(1)
+    words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 8))) for _ in range(400)]
+    texts: list[list[str]] = []
+    for _ in range(300):
+        if texts and rng.random() < 0.5:
+            copy = list(rng.choice(texts))
+            copy[rng.randrange(len(copy))] = rng.choice(words)
+            texts.append(copy)
+        else:
+            texts.append(rng.choices(words, k=40))
+    signed = [np.frombuffer(sign(" ".join(text)), np.uint32) for text in texts]
+    expected: dict[int, int] = {}
+    for later, mine in enumerate(signed):
+        before = [n for n in range(later) if n not in expected and (signed[n] == mine).mean() >= 0.85]
+        expected |= {later: before[0]} if before else {}
+    found = {one.number: one.original for one in find_near(np.array(signed), np.arange(len(texts)), 0.85)}
+    assert len(found) > 50
+    assert found == expected
+
+
+def test_near_duplicates_without_their_library_are_refused_with_the_line_that_installs_it(
+    answers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synthia_batch.results.select.near.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"near needs rensa; run: pip install 'synthia-batch\[dedup\]'"):
+        select(answers, dedup={"on": "topic", "near": 0.9})
 
 
 def test_a_limit_takes_the_first_and_a_sample_is_drawn_by_its_seed(answers: Path) -> None:
@@ -307,15 +375,24 @@ def test_the_same_selection_again_changes_nothing_and_another_is_refused(answers
         select(answers, "other", limit=4)
 
 
-def test_a_selection_that_is_killed_anywhere_ends_in_the_same_bytes(answers: Path) -> None:
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"where": "topic == 'x'", "best": "q.completion_tokens"},
+        {"dedup": {"on": "q.response", "near": 0.5}},
+    ],
+)
+def test_a_selection_that_is_killed_anywhere_ends_in_the_same_bytes(answers: Path, steps: Any) -> None:
+    steps = Select.model_validate(steps)
+
     def run() -> None:
-        select_samples(answers, Select(where="topic == 'x'", best="q.completion_tokens"), Path("kept"))
+        select_samples(answers, steps, Path("kept"))
 
     def content(root: Path) -> dict[str, bytes]:
         files = [*root.glob("*/*.parquet"), root / "manifest.json", root / "README.md"]
         return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
-    select_samples(answers, Select(where="topic == 'x'", best="q.completion_tokens"), Path("whole"))
+    select_samples(answers, steps, Path("whole"))
     whole = content(Path("whole"))
     for number in count(1):
         shutil.rmtree("kept", ignore_errors=True)
@@ -371,6 +448,8 @@ def test_expressions(text: str, value: Any) -> None:
         ("(" * 400 + "topic" + ")" * 400, "no expression that can be used: it is too long"),
         ("1 > 2", 'it reads no column; there are id, topic, score, row["row"], row["my col"], answers'),
         ("topic >", "where: topic >: "),
+        ("topic | regex_search('(?=x)')", "regex_search: (?=x): invalid perl operator"),
+        ("topic | regex_search('(')", "regex_search: (: missing )"),
         ("row.topic()", "where: row.topic(): row can only be used as row"),
         ("topic | random", "where: topic | random: "),
         ('row["topc"]', "did you mean topic"),
@@ -386,6 +465,15 @@ def test_a_wrong_expression_is_refused_with_what_is_meant(text: str, fault: str)
 def test_what_is_no_finite_number_is_no_score(score: Any) -> None:
     assert math.isnan(read_number(score))
     assert (read_number(True), read_number(Decimal("1.5")), read_number(-3)) == (1.0, 1.5, -3.0)
+
+
+def test_a_pattern_on_which_python_would_backtrack_for_years_ends() -> None:
+    expression = Expression("where", "judged.response | regex_search('^(a+)+$')", NAMES)
+    assert not expression.evaluate({"response": "a" * 100_000 + "!"})
+    assert expression.evaluate({"response": "aaa"}) == "aaa"
+    assert Expression("where", "topic | regex_search(topic)", NAMES).evaluate({"topic": "é"}) == "é"
+    with pytest.raises(ExpressionFailed, match="write a pattern of RE2"):
+        Expression("where", "topic | regex_search(topic)", NAMES).evaluate({"topic": "("})
 
 
 def test_a_response_that_is_no_json_has_none() -> None:

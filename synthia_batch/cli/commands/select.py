@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,9 @@ def select(
     dedup: Annotated[
         str | None, typer.Option(metavar="EXPRESSION", help="Keep of equal values the first sample.")
     ] = None,
+    near: Annotated[
+        str | None, typer.Option(metavar="SIMILARITY", help="With --dedup: of similar texts, such as 0.85.")
+    ] = None,
     limit: Annotated[str | None, typer.Option(metavar="COUNT", help="Keep the first so many.")] = None,
     sample: Annotated[
         str | None, typer.Option(metavar="COUNT", help="Keep so many, drawn by --seed.")
@@ -51,15 +54,18 @@ def select(
     from synthia_batch.results.read.stage_runs import find_result
     from synthia_batch.runner.selection import select_samples
 
-    given: dict[str, str | int | None] = {"where": where, "best": best, "per": per, "top": top}
-    given |= {"dedup": dedup, "limit": limit, "sample": sample, "seed": seed}
+    given: dict[str, Any] = {"where": where, "best": best, "per": per, "top": top}
+    if near is not None and dedup is None:
+        raise UsageError("--near belongs to dedup, which is not set")
+    given["dedup"] = dedup if near is None else {"on": dedup, "near": near}
+    given |= {"limit": limit, "sample": sample, "seed": seed}
     try:
         steps = Select.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as exc:
         fault = exc.errors()[0]
         if not fault["loc"]:
             raise UsageError(f"--{fault['msg'].partition(', ')[2]}") from exc
-        raise UsageError(f"--{fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}") from exc
+        raise UsageError(f"--{fault['loc'][-1]}: {fault['msg']}, got {fault['input']!r}") from exc
     result = select_samples(find_result(directory), steps, output)
     if as_json:
         values = {"directory": str(result.directory), "samples": result.samples, "kept": result.kept}

@@ -8,7 +8,6 @@ is false, and what is computed or read from it is nothing, too.
 
 import difflib
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -23,6 +22,7 @@ from synthia_batch.core.template_limits import LimitedEnvironment, evaluate_limi
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.columns import spell_name
 from synthia_batch.inputs.records.faults import RowFault
+from synthia_batch.inputs.records.patterns import check_patterns, compile_pattern
 from synthia_batch.inputs.records.strict_json import parse_json
 
 JSON, ID, ROW = "json", "id", "row"
@@ -117,6 +117,7 @@ class Expression:
             environment.compile_expression(text)  # Nothing but an expression.
             tree = environment.parse(f"{{{{ ({text}\n) }}}}")
             refuse_chance(tree)
+            check_patterns(tree)
             template = environment.from_string(f"{{% set {_VALUE} = ({text}\n) %}}")
         except jinja2.TemplateError as exc:
             raise UsageError(f"{key}: {text}: {exc.message}; write an expression of Jinja") from exc
@@ -251,7 +252,7 @@ def read_number(value: Any) -> float:
 
 def _search(text: Any, pattern: str) -> Any:
     """Return what the pattern finds in a text: its first group if it has any."""
-    found = re.search(pattern, text) if isinstance(text, str) else None
+    found = compile_pattern(pattern).search(text) if isinstance(text, str) else None
     return NOTHING if found is None or (value := found[min(1, found.re.groups)]) is None else value
 
 

@@ -26,6 +26,7 @@ from synthia_batch.inputs.records.expressions import (
 )
 from synthia_batch.job.select import EXPRESSION_FAILED, NOT_SELECTED, Select
 from synthia_batch.results.select.names import choose_run
+from synthia_batch.results.select.near import SIGNATURE_BYTES, check_library, find_near, sign
 
 DIGEST_BYTES = 16
 PLACE = (ID, "system", "sample_index")
@@ -50,13 +51,15 @@ class Verdict(IntEnum):
 class Decisions:
     """The verdict on each sample of a run that has finished, in their order.
 
-    `original` is the number of the sample of which a duplicate is one, else -1; `faults` says why an
-    expression failed, by the sample's number.
+    `original` is the number of the sample of which a duplicate is one, else -1, and `similarity` that of the
+    two if they were not compared for equality, else NaN. `faults` says why an expression failed, by the
+    sample's number.
     """
 
     select: Select
     verdicts: NDArray[np.uint8]
     original: NDArray[np.int64]
+    similarity: NDArray[np.float32]
     faults: Mapping[int, str]
 
     @property
@@ -83,7 +86,7 @@ class Decisions:
                 which = "the best" if select.top == 1 else f"among the best {select.top}"
                 message = f"not {which} of its row: {select.best}"
             case Verdict.DUPLICATE:
-                message = f"duplicate of {name(int(self.original[number]))}: {select.dedup}"
+                message = self._explain_duplicate(number, name)
             case Verdict.LIMIT:
                 message = f"behind the limit of {select.limit}"
             case Verdict.NOT_DRAWN:
@@ -91,6 +94,12 @@ class Decisions:
             case Verdict.KEPT:
                 raise ValueError(f"sample {number} is kept")
         return NOT_SELECTED, message
+
+    def _explain_duplicate(self, number: int, name: Callable[[int], str]) -> str:
+        on = self.select.dedup.on if self.select.dedup is not None else ""
+        similarity = float(self.similarity[number])
+        how = "" if math.isnan(similarity) else f", similarity {similarity:.2f}"
+        return f"duplicate of {name(int(self.original[number]))}{how}: {on}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +118,14 @@ class Selector:
     """Decides by the expressions of `select`. `columns` are those of the run that it needs."""
 
     def __init__(self, select: Select, names: SampleNames) -> None:
-        """Compile the expressions. Raises UsageError for one that is wrong."""
+        """Compile the expressions. Raises UsageError for one that is wrong, or a library that is missing."""
         self._select = select
         self._where = None if select.where is None else Expression("where", select.where, names)
         self._best = None if select.best is None else Expression("best", select.best, names)
-        self._dedup = None if select.dedup is None else Expression("dedup", select.dedup, names)
+        self._dedup = None if select.dedup is None else Expression("dedup", select.dedup.on, names)
+        self._near = None if select.dedup is None else select.dedup.near
+        self.facts = {} if self._near is None else {"minhash": check_library()}
+        """What decides beside the steps and the samples, for the identity."""
         used = [one for one in (self._where, self._best, self._dedup) if one is not None]
         self._run = choose_run(names, select.per) if self._best is not None else names.job
         self._is_own = self._run == names.job
@@ -129,9 +141,10 @@ class Selector:
             except ExpressionFailed as exc:
                 faults[number] = str(exc)
                 noted.verdicts.append(Verdict.FAILED)
-            _fill(noted, number + 1)
+            _fill(noted, number + 1, self._digest_bytes)
         verdicts = np.frombuffer(noted.verdicts, np.uint8).copy()
         original = np.full(len(verdicts), -1, np.int64)
+        similarity = np.full(len(verdicts), np.nan, np.float32)
         if self._best is not None:
             rows, scores = np.frombuffer(noted.rows, np.uint64), np.frombuffer(noted.scores, np.float64)
             _drop_worse(verdicts, rows, scores, self._select.top)
@@ -139,7 +152,15 @@ class Selector:
             for number, fault in noted.dedup_faults.items():
                 if verdicts[number] == Verdict.KEPT:
                     verdicts[number], faults[number] = Verdict.FAILED, fault
-            _drop_duplicates(verdicts, np.frombuffer(noted.digests, np.uint64).reshape(-1, 2), original)
+            if self._near is None:
+                digests = np.frombuffer(noted.digests, np.uint64).reshape(-1, DIGEST_BYTES // 8)
+                _drop_duplicates(verdicts, digests, original)
+            else:
+                signatures = np.frombuffer(noted.digests, np.uint32).reshape(-1, SIGNATURE_BYTES // 4)
+                kept = np.flatnonzero((verdicts == Verdict.KEPT) & signatures.any(axis=1))
+                for found in find_near(signatures, kept, self._near):
+                    verdicts[found.number] = Verdict.DUPLICATE
+                    original[found.number], similarity[found.number] = found.original, found.similarity
         kept = np.flatnonzero(verdicts == Verdict.KEPT)
         if self._select.limit is not None:
             verdicts[kept[self._select.limit :]] = Verdict.LIMIT
@@ -147,7 +168,13 @@ class Selector:
         if self._select.sample is not None:
             draws = np.frombuffer(noted.draws, np.uint64)[kept]
             verdicts[kept[np.argsort(draws, kind="stable")[self._select.sample :]]] = Verdict.NOT_DRAWN
-        return Decisions(select=self._select, verdicts=verdicts, original=original, faults=faults)
+        return Decisions(
+            select=self._select, verdicts=verdicts, original=original, similarity=similarity, faults=faults
+        )
+
+    @property
+    def _digest_bytes(self) -> int:
+        return DIGEST_BYTES if self._near is None else SIGNATURE_BYTES
 
     def _judge(self, values: Mapping[str, Any], noted: _Noted) -> Verdict:
         """Return the verdict on a sample alone, and note what the others are compared by."""
@@ -164,7 +191,8 @@ class Selector:
             noted.scores.append(score)
         if self._dedup is not None:
             try:
-                noted.digests.extend(_digest(self._dedup.evaluate(values)))
+                value = self._dedup.evaluate(values)
+                noted.digests.extend(_digest(value) if self._near is None else _sign(value))
             except ExpressionFailed as exc:  # It counts only if the sample is still there then.
                 noted.dedup_faults[len(noted.verdicts)] = str(exc)
         if self._select.sample is not None:
@@ -173,12 +201,12 @@ class Selector:
         return Verdict.KEPT
 
 
-def _fill(noted: _Noted, count: int) -> None:
+def _fill(noted: _Noted, count: int, digest_bytes: int) -> None:
     """Note zeros for a sample that is not compared, so that each column has `count` entries."""
     if len(noted.scores) < count:
         noted.scores.append(math.nan)
     noted.rows.extend(bytes(8 * count - len(noted.rows)))
-    noted.digests.extend(bytes(DIGEST_BYTES * count - len(noted.digests)))
+    noted.digests.extend(bytes(digest_bytes * count - len(noted.digests)))
     noted.draws.extend(bytes(8 * count - len(noted.draws)))
 
 
@@ -186,7 +214,18 @@ def _digest(value: Any) -> bytes:
     """Return what equal values have in common; zeros for nothing, which equals nothing."""
     if isinstance(value, Undefined):
         return bytes(DIGEST_BYTES)
-    return blake3(json.dumps(value, sort_keys=True, default=_spell).encode()).digest(length=DIGEST_BYTES)
+    return blake3(_encode(value).encode()).digest(length=DIGEST_BYTES)
+
+
+def _sign(value: Any) -> bytes:
+    """Return the signature of a text, or of the JSON of any other value; zeros for nothing."""
+    if isinstance(value, Undefined):
+        return bytes(SIGNATURE_BYTES)
+    return sign(value if isinstance(value, str) else _encode(value))
+
+
+def _encode(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=_spell)
 
 
 def _spell(value: Any) -> Any:

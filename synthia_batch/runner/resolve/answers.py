@@ -7,6 +7,7 @@ from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Merged
 from synthia_batch.job.resolved import Device, EngineSpec
 from synthia_batch.job.schema import TEMPLATE_DATE, Determinism, Job
+from synthia_batch.job.select import identify_patterns
 from synthia_batch.job.structured import make_structure
 from synthia_batch.job.structured_check import check_structure, read_schema, read_text
 from synthia_batch.models.prompts.formats import ChatFormat, PlainChatFormat, PromptFormat
@@ -163,7 +164,8 @@ def identify_acceptance(merged: Merged, *, plays_turns: bool) -> dict[str, Any]:
         if plays_turns:
             raise UsageError("accept: is for single answers; a conversation of several turns has none")
         open_acceptance(job)
-    return {"expression": job.accept, "max_candidates": job.max_candidates}
+    patterns = identify_patterns((job.accept,))
+    return {"expression": job.accept, "max_candidates": job.max_candidates, **patterns}
 
 
 def read_template(merged: Merged) -> str | None:
