@@ -55,6 +55,15 @@ class _Model(Disk):
         self._name(path, file)
         self._sync_directory({"path": str(Path(path).parent)})
 
+    def _name(self, path: str, what: int | str | None, source: str | None = None) -> None:
+        # As the model's, without building paths.
+        if what is None:
+            del self._names[path]
+        else:
+            self._names[path] = what
+        parent, name = os.path.split(path)
+        self._directories[parent].unsynced.append((name, what, source and os.path.basename(source)))
+
     def remove_directory(self, path: str) -> None:
         # Its content stays known: power loss may undo the removal.
         self._name(path, None)

@@ -17,6 +17,9 @@ from synthia_batch.runner.resolve import resolve_job
 
 logging.getLogger("synthia_batch").setLevel(logging.CRITICAL)
 
+ACCEPT = "completion_tokens > 128"
+"""About half of the answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class SimulatedJob:
@@ -46,6 +49,8 @@ def write_job(shape: Shape, directory: Path) -> ResolvedJob:
     }
     if shape.turns:
         values["input"]["turns_column"] = "turns"
+    if shape.candidates:
+        values |= {"accept": ACCEPT, "max_candidates": shape.candidates}
     explicit = Job.model_validate(values).model_dump(exclude_unset=True)
     job = resolve_job([Layer(origin="argument", values=explicit)])
     remote = Remote(url=URL, lease_seconds=LEASE_SECONDS, request_seconds=10.0, patience_seconds=300.0)

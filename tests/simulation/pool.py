@@ -94,7 +94,7 @@ class SimulatedPool:
     clock: Clock
     draw: Random
     on_request: Callable[[Request], None]
-    at_second: Callable[[float], None]
+    at_second: Callable[[], None]
     alone: set[int] = field(default_factory=set)
     unplaced: int = 0
     polls: int = 0
@@ -159,7 +159,7 @@ class SimulatedPool:
             act()
         if not self._events:
             self.clock.now = end
-        self.at_second(self.clock.now)
+        self.at_second()
         events, self._events = self._events, []
         return events
 

@@ -14,7 +14,7 @@ from simulation.attempt import make_attempt
 from simulation.faults import Violation
 from simulation.jobs import SimulatedJob, read_output, write_job
 from simulation.schedule import CALM, Schedule, Shape
-from simulation.shortcuts import take_shortcuts
+from simulation.shortcuts import spare, take_shortcuts
 from simulation.world import World, open_world
 
 MEMORY = Path("/dev/shm")
@@ -42,6 +42,7 @@ class Simulator:
         return None
 
     def _run(self, schedule: Schedule) -> None:
+        spare(has_parquet=schedule.shape.has_parquet)
         world = self._open(self.find_job(schedule.shape), schedule.seed)
         for number, attempt in enumerate(schedule.attempts):
             world.has_transient_failures |= attempt.weather.transient > 0

@@ -65,6 +65,7 @@ class World:
             self.unsynced.clear()  # But for what is in the store: see published_files_are_final.
             self.clock.now += LEASE_SECONDS
         self.store.fault = attempt.weather.store
+        self.store.on_wait = lambda: None
         use_store(self.store)
         hooks: dict[int, Callable[[], None]] = {}
         if attempt.reader_at is not None:
