@@ -124,6 +124,7 @@ def _open_session(world: World, attempt: Attempt, draw: Random) -> Iterator[RunS
             draw=draw,
             on_request=world.note_request,
             at_second=signals.ask,
+            on_poll=world.note_poll,
             alone=set(world.shape.fatal),
         )
         session.starter = Starter(pool)  # type: ignore[assignment]

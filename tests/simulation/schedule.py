@@ -99,8 +99,23 @@ def draw_schedule(seed: int) -> Schedule:
     """Return the schedule of `seed`, always the same one."""
     draw = Random(f"schedule {seed}")
     shape = draw_shape(seed // 1000 * SHAPES + seed % SHAPES)
-    attempts = tuple(_draw_attempt(draw, shape, number) for number in range(draw.choice((1, 1, 2, 2, 3))))
-    return Schedule(seed=seed, shape=shape, attempts=attempts)
+    attempts: list[Attempt] = []
+    for number in range(draw.choice((1, 1, 2, 2, 3))):
+        attempt = _draw_attempt(draw, shape, number)
+        if attempts and draw.random() < 0.5:
+            attempt = _follow(draw, attempts[-1], attempt)
+        attempts.append(attempt)
+    return Schedule(seed=seed, shape=shape, attempts=tuple(attempts))
+
+
+def _follow(draw: Random, before: Attempt, attempt: Attempt) -> Attempt:
+    """Return `attempt` as one that shows what the one before may have spoilt."""
+    if before.ending == "failed sync":
+        return dataclasses.replace(attempt, kind="run", ending="power loss", loses_machine=False)
+    if before.weather.transient and before.ending in ("none", "drain"):
+        # Of a few samples: about the end of its first ones.
+        return dataclasses.replace(attempt, kind="retry", ending="kill", at=draw.randint(25, 70))
+    return attempt
 
 
 def draw_shape(number: int) -> Shape:

@@ -42,7 +42,6 @@ class Simulator:
         return None
 
     def _run(self, schedule: Schedule) -> None:
-        spare(has_parquet=schedule.shape.has_parquet)
         world = self._open(self.find_job(schedule.shape), schedule.seed)
         for number, attempt in enumerate(schedule.attempts):
             world.has_transient_failures |= attempt.weather.transient > 0
@@ -69,6 +68,7 @@ class Simulator:
         return self._jobs[shape]
 
     def _open(self, job: SimulatedJob, seed: int) -> World:
+        spare(has_parquet=job.shape.has_parquet)
         shutil.rmtree(job.job.output, ignore_errors=True)
         return open_world(job, seed)
 

@@ -45,7 +45,7 @@ def test_a_planted_fault_is_found_and_its_seed_printed() -> None:
     """Innocent samples are blamed after one death with them alone."""
     done = call("-c", PLANTED)
     assert done.returncode == 1, done.stderr
-    assert "bytes_equal_the_undisturbed_run" in done.stdout
+    assert "published_files_are_final" in done.stdout
     assert "replay: make simulate SEEDS=" in done.stdout
     assert "smallest: Schedule(" in done.stdout
 
