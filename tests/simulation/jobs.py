@@ -23,11 +23,15 @@ ACCEPT = "completion_tokens > 128"
 
 @dataclass(frozen=True, slots=True)
 class SimulatedJob:
-    """A shape's job; its run is always in the same directory. `expected` has the files by relative path."""
+    """A shape's job; its run is always in the same directory. `expected` has the files by name.
+
+    `selected` has those of its selection, none if its parts are not of Parquet.
+    """
 
     shape: Shape
     job: ResolvedJob
     expected: dict[str, bytes]
+    selected: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 def write_job(shape: Shape, directory: Path) -> ResolvedJob:
