@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class SimulatedJob:
 
 def write_job(shape: Shape, directory: Path) -> ResolvedJob:
     """Write the input of `shape` to `directory`; return its job, whose run is in `directory`/out."""
-    path = directory / f"rows-{shape.number}.jsonl"
+    # Shapes that shrink have one number: each has an input of its own.
+    path = directory / f"rows-{shape.number}-{sha256(repr(shape).encode()).hexdigest()[:8]}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in _list_rows(shape)))
     values: dict[str, Any] = {
         "name": "simulated",

@@ -71,9 +71,10 @@ def keep_no_event(log: EventLog, *event: Any, **fields: Any) -> None:
 
 def scan_once(job: ResolvedJob, *arguments: Any) -> Any:
     """Return the scan of the job's input, made by the first attempt that asks for it."""
-    if job.fingerprint not in _scans:
-        _scans[job.fingerprint] = _scan_input(job, *arguments)
-    return _scans[job.fingerprint]
+    key = job.fingerprint, str(job.inputs)
+    if key not in _scans:
+        _scans[key] = _scan_input(job, *arguments)
+    return _scans[key]
 
 
 @functools.cache
@@ -82,7 +83,7 @@ def find_place(place: Any, root: Path) -> Path:
     return root / place._path  # type: ignore[no-any-return]
 
 
-_scans: dict[str, Any] = {}
+_scans: dict[tuple[str, str], Any] = {}
 _scan_input = sessions.scan_input
 _append, _write = EventLog.append, EventLog.write
 
