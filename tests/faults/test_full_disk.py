@@ -104,7 +104,7 @@ def test_what_the_kernel_drops_after_a_failed_fsync_is_made_again_without_a_repa
 def list_doubted(path: Path) -> list[tuple[int, int]]:
     """The frames that a writer failed to sync, but for the last one, with which it says so."""
     with path.open("rb") as file:
-        *frames, word = scan_frames(file)
+        *frames, _, word = scan_frames(file)
     assert word.value is not None
     return [(frame.offset, frame.stop) for frame in frames if frame.offset >= word.value["unsynced"]]
 

@@ -7,6 +7,7 @@ found that violates it, too. Exit code 1 if there was one.
 import argparse
 import sys
 import time
+from math import inf
 from pathlib import Path
 
 # The modules that tests share, as pytest finds them.
@@ -23,17 +24,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation")
     parser.add_argument("--seeds", default="0..2000", help="FIRST..LAST without LAST, or one seed")
     parser.add_argument("--stop", action="store_true", help="stop at the first violation")
+    parser.add_argument("--seconds", type=float, default=inf, help="of the clock; then no more are begun")
     parser.add_argument("--no-shrink", action="store_true", help="leave failing schedules as they are")
     options = parser.parse_args()
     first, _, last = options.seeds.partition("..")
     seeds = range(int(first), int(last or int(first) + 1))
     started, done, failed = time.process_time(), 0, 0
+    end = time.monotonic() + options.seconds
     with open_simulator() as simulator:
         try:
             for seed in seeds:
                 failed += run_seed(simulator, seed, shrinks=not options.no_shrink)
                 done += 1
-                if failed and options.stop:
+                if (failed and options.stop) or time.monotonic() > end:
                     break
         except KeyboardInterrupt:
             print(f"interrupted; go on with --seeds {seeds[0] + done}..{seeds[-1] + 1}")

@@ -1,5 +1,7 @@
 """One attempt of a run: the package's own session, driver, scheduler and storage in a simulated world."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from random import Random
 
@@ -7,19 +9,18 @@ from simulation.faults import Killed
 from simulation.pool import SimulatedPool
 from simulation.schedule import Attempt
 from simulation.world import World
-from synthia_batch.core.events import Event
+from synthia_batch.core.events import Event, EventBus
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.errors import SynthiaBatchError
-from synthia_batch.runner.directory.plan import refuse_other_identity
+from synthia_batch.runner import retry, run
 from synthia_batch.runner.directory.reopen import FailureChoice
-from synthia_batch.runner.directory.session import RunSession, lock_run, tidy_complete_run
-from synthia_batch.runner.retry import _rollback
-from synthia_batch.runner.run import _complete_remote, run_attempt
+from synthia_batch.runner.directory.session import RunSession
 from synthia_batch.runner.subset import pick_probe
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest
-from synthia_batch.storage.recovery import check_complete
 from synthia_batch.workers.pools.startup import StartedPool
+
+ALL_FAILED = FailureChoice(code=None)
 
 
 class NoDisplay:
@@ -80,70 +81,84 @@ def make_attempt(world: World, attempt: Attempt, draw: Random) -> Ended:
 
 
 def _run(world: World, attempt: Attempt, draw: Random) -> bool:
-    job = world.job
-    run_dir = RunDir(job.output)
-    refuse_other_identity(job, run_dir)
-    manifest = read_manifest(run_dir.manifest)
-    if attempt.kind != "retry" and manifest is not None and run_dir.plan.exists():
-        check_complete(run_dir, manifest, lambda done, total: None)
-        tidy_complete_run(job)
-        _complete_remote(job, NoDisplay())  # type: ignore[arg-type]
-        return True
-    with lock_run(job, claims_remote=True) as session:
-        _equip(session, world, attempt, draw)
+    """Do what the command does, in a session of `_open_session`; return whether the run is complete."""
+
+    def open_session(*_: object, **__: object) -> AbstractContextManager[RunSession]:
+        return _open_session(world, attempt, draw)
+
+    retry.open_session = run.open_session = open_session  # type: ignore[assignment]
+    job, display = world.job, NoDisplay()
+    match attempt.kind:
+        case "run":
+            run.run_resolved_job(job, display)  # type: ignore[arg-type]
+        case "retry":
+            retry._reopen_and_run(job, ALL_FAILED, display, EventBus(), force=True)  # type: ignore[arg-type]
+        case "subset":
+            _run_subset(world, attempt, draw)
+    return RunDir(job.output).manifest.exists()
+
+
+def _run_subset(world: World, attempt: Attempt, draw: Random) -> None:
+    if read_manifest(RunDir(world.job.output).manifest) is not None:
+        run.run_resolved_job(world.job, NoDisplay())  # type: ignore[arg-type]
+        return
+    with _open_session(world, attempt, draw) as session:
+        subset = pick_probe(session.shards, draw.randint(1, world.shape.total))
+        run.run_attempt(session, NoDisplay(), subset=subset)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _open_session(world: World, attempt: Attempt, draw: Random) -> Iterator[RunSession]:
+    """Stand for the package's: with a simulated clock and pool, and signals at the attempt's second."""
+    clock = world.clock
+    drain = DrainRequest(clock=clock, wall_clock=clock)
+    signals = _Signals(world, attempt, draw, drain)
+    # Also while the store is waited for.
+    world.store.on_wait = signals.ask_once
+    with run.lock_run(world.job, claims_remote=True, drain=drain) as session:
+        session.clock, session.started = clock, clock()
+        pool = SimulatedPool(
+            shape=world.shape,
+            attempt=attempt,
+            clock=clock,
+            draw=draw,
+            on_request=world.note_request,
+            at_second=signals.ask,
+            on_poll=world.note_poll,
+            alone=set(world.shape.fatal),
+        )
+        session.starter = Starter(pool)  # type: ignore[assignment]
         session.inspect()
         if attempt.kind == "retry":
-            _retry(session, world)
-        else:
-            subset = (
-                None
-                if attempt.kind == "run"
-                else pick_probe(session.shards, draw.randint(1, world.shape.total))
-            )
-            run_attempt(session, NoDisplay(), subset=subset)  # type: ignore[arg-type]
-        return run_dir.manifest.exists()
+            world.forget(set(session.reopener.list_chosen(session.states, ALL_FAILED)))
+        yield session
 
 
-def _retry(session: RunSession, world: World) -> None:
-    choice = FailureChoice(code=None)
-    outcomes = [
-        outcome for state in session.states for outcome in session.reopener.read_outcomes(state).values()
-    ]
-    chosen = {outcome.ordinal for outcome in outcomes if choice.takes(outcome)}
-    if not chosen and read_manifest(session.run_dir.manifest) is not None:
-        session.complete_mirror()
-        return
-    world.forget(chosen)
-    with _rollback(session):
-        run_attempt(session, NoDisplay(), reopen=choice)  # type: ignore[arg-type]
+class _Signals:
+    """Whoever asks the attempt to drain: once, or twice for an interrupt."""
 
+    def __init__(self, world: World, attempt: Attempt, draw: Random, drain: DrainRequest) -> None:
+        self._world = world
+        self._attempt = attempt
+        self._draw = draw
+        self._drain = drain
+        self._began = world.clock()
+        self._asked = 0
 
-def _equip(session: RunSession, world: World, attempt: Attempt, draw: Random) -> None:
-    """Give the session its drain request, its clock and its pool."""
-    clock = world.clock
-    session.clock, session.started = clock, clock()
-    session.drain = DrainRequest(clock=clock, wall_clock=clock)
-    began = clock()
-    asked = 0
+    def ask(self) -> None:
+        """Ask, if it is time. Raises KeyboardInterrupt at the second interrupt."""
+        if not self._asked:
+            self.ask_once()
+        elif self._attempt.ending == "interrupt" and self._asked < 2:
+            self._asked += 1
+            self._drain.ask(DrainReason.INTERRUPT)
 
-    def at_second(now: float) -> None:
-        nonlocal asked
-        if now - began < attempt.at or world.disk.is_dead:
+    def ask_once(self) -> None:
+        """Ask, if it is time and nobody has."""
+        is_asked = self._asked or self._attempt.ending not in ("drain", "interrupt")
+        if is_asked or self._world.clock() - self._began < self._attempt.at or self._world.disk.is_dead:
             return
-        if attempt.ending == "drain" and not asked:
-            asked = 1
-            session.drain.ask(draw.choice((DrainReason.TERMINATE, DrainReason.INTERRUPT)))
-        elif attempt.ending == "interrupt" and asked < 2:
-            asked += 1
-            session.drain.ask(DrainReason.INTERRUPT)
-
-    pool = SimulatedPool(
-        shape=world.shape,
-        attempt=attempt,
-        clock=clock,
-        draw=draw,
-        on_request=world.note_request,
-        at_second=at_second,
-        alone=set(world.shape.fatal),
-    )
-    session.starter = Starter(pool)  # type: ignore[assignment]
+        self._asked = 1
+        is_drain = self._attempt.ending == "drain"
+        reasons = (DrainReason.TERMINATE, DrainReason.INTERRUPT) if is_drain else (DrainReason.INTERRUPT,)
+        self._drain.ask(self._draw.choice(reasons))

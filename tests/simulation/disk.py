@@ -55,6 +55,15 @@ class _Model(Disk):
         self._name(path, file)
         self._sync_directory({"path": str(Path(path).parent)})
 
+    def _name(self, path: str, what: int | str | None, source: str | None = None) -> None:
+        # As the model's, without building paths.
+        if what is None:
+            del self._names[path]
+        else:
+            self._names[path] = what
+        parent, name = os.path.split(path)
+        self._directories[parent].unsynced.append((name, what, source and os.path.basename(source)))
+
     def remove_directory(self, path: str) -> None:
         # Its content stays known: power loss may undo the removal.
         self._name(path, None)
@@ -63,13 +72,10 @@ class _Model(Disk):
         found = self._names.get(path)
         return found if isinstance(found, int) else None
 
-    def list_journals(self) -> dict[str, _File]:
-        """Return the journals by path."""
-        return {
-            path: self._files[what]
-            for path, what in self._names.items()
-            if isinstance(what, int) and path.endswith(".wal") and "/journal/" in path
-        }
+    def list_journals(self) -> list[tuple[int, _File]]:
+        """Return the journals with the numbers of their files."""
+        found = [what for path, what in self._names.items() if path.endswith(".wal") and "/journal/" in path]
+        return [(what, self._files[what]) for what in found if isinstance(what, int)]
 
     def lose_writes(self, file: int, draw: Random) -> bytes:
         """Have a sync of `file` fail; return what it holds from now on.
@@ -113,6 +119,8 @@ class SimulatedDisk:
         self._files = 0
         self._fds: dict[int, str] = {}
         self.distrusted: set[int] = set()
+        # What a later sync of these files seemed to keep.
+        self._believed: dict[int, bytes] = {}
         self.begin(DiskFault())
 
     def begin(self, fault: DiskFault) -> None:
@@ -139,6 +147,7 @@ class SimulatedDisk:
         self._model.lose_power(self._choose_fate(), self.root)
         self._model = _Model(self._prefix)
         self.distrusted.clear()
+        self._believed.clear()
         if self.root.exists():
             for path in (self.root, *sorted(self.root.rglob("*"))):
                 if path.is_dir():
@@ -156,15 +165,28 @@ class SimulatedDisk:
     def list_journals(self, *, synced: bool) -> list[bytes]:
         """Return the contents of the journals: what is synced, or all that the process wrote."""
         return [
-            file.synced if synced or self._model.file_at(path) in self.distrusted else bytes(file.content)
-            for path, file in self._model.list_journals().items()
+            self._choose_content(number, file, synced=synced) for number, file in self._model.list_journals()
         ]
+
+    def _choose_content(self, number: int, file: _File, *, synced: bool) -> bytes:
+        if number in self._believed:
+            return self._believed[number]
+        return file.synced if synced or number in self.distrusted else bytes(file.content)
+
+    def list_unsynced(self) -> set[tuple[int, int]]:
+        """Return the journals' oldest unsynced writes, each as its file and its offset there."""
+        return {
+            (number, file.unsynced[0].get("offset", 0))
+            for number, file in self._model.list_journals()
+            if file.unsynced and number not in self.distrusted
+        }
 
     def forget(self) -> None:
         """Be an empty disk: that of another machine."""
         shutil.rmtree(self.root, ignore_errors=True)
         self._model = _Model(self._prefix)
         self.distrusted.clear()
+        self._believed.clear()
 
     def make_request(self, apply: Callable[[], Any]) -> Any:
         """Send a request to a store: at this call, too, the process may end, before or after it arrives."""
@@ -266,6 +288,8 @@ class SimulatedDisk:
         file = self._model.file_at(path)
         if file is not None:
             self._apply("sync", file=file)
+            if file in self.distrusted:
+                self._believed[file] = bytes(self._model._files[file].content)
         elif os.path.isdir(path):
             self._apply("sync_directory", path=path)
 

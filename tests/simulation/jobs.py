@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,27 @@ from synthia_batch.runner.resolve import resolve_job
 
 logging.getLogger("synthia_batch").setLevel(logging.CRITICAL)
 
+ACCEPT = "completion_tokens > 128"
+"""About half of the answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class SimulatedJob:
-    """A shape's job; its run is always in the same directory. `expected` has the files by relative path."""
+    """A shape's job; its run is always in the same directory. `expected` has the files by name.
+
+    `selected` has those of its selection, none if its parts are not of Parquet.
+    """
 
     shape: Shape
     job: ResolvedJob
     expected: dict[str, bytes]
+    selected: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 def write_job(shape: Shape, directory: Path) -> ResolvedJob:
     """Write the input of `shape` to `directory`; return its job, whose run is in `directory`/out."""
-    path = directory / f"rows-{shape.number}.jsonl"
+    # Shapes that shrink have one number: each has an input of its own.
+    path = directory / f"rows-{shape.number}-{sha256(repr(shape).encode()).hexdigest()[:8]}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in _list_rows(shape)))
     values: dict[str, Any] = {
         "name": "simulated",
@@ -46,6 +55,8 @@ def write_job(shape: Shape, directory: Path) -> ResolvedJob:
     }
     if shape.turns:
         values["input"]["turns_column"] = "turns"
+    if shape.candidates:
+        values |= {"accept": ACCEPT, "max_candidates": shape.candidates}
     explicit = Job.model_validate(values).model_dump(exclude_unset=True)
     job = resolve_job([Layer(origin="argument", values=explicit)])
     remote = Remote(url=URL, lease_seconds=LEASE_SECONDS, request_seconds=10.0, patience_seconds=300.0)

@@ -94,7 +94,8 @@ class SimulatedPool:
     clock: Clock
     draw: Random
     on_request: Callable[[Request], None]
-    at_second: Callable[[float], None]
+    at_second: Callable[[], None]
+    on_poll: Callable[[], None]
     alone: set[int] = field(default_factory=set)
     unplaced: int = 0
     polls: int = 0
@@ -149,6 +150,7 @@ class SimulatedPool:
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
         self.polls += 1
+        self.on_poll()
         if self.polls > MOST_POLLS or self.clock.now > self.began + LONGEST_SECONDS:
             raise Violation("every_schedule_ends", f"{self.polls} polls, {self.clock.now - self.began:.0f} s")
         # Where nothing happens, a driver that wakes up late sees the same.
@@ -159,7 +161,7 @@ class SimulatedPool:
             act()
         if not self._events:
             self.clock.now = end
-        self.at_second(self.clock.now)
+        self.at_second()
         events, self._events = self._events, []
         return events
 
@@ -219,13 +221,18 @@ class SimulatedPool:
     def _deliver(self, worker: int, engine: _Engine, event: PoolEvent, ordinals: Sequence[int]) -> None:
         """Deliver `event` now or late: then it may come after the end of its engine."""
         if self._happens(self.attempt.weather.late):
-            self._after(self.draw.uniform(0, LATEST_SECONDS), lambda: self._arrive(engine, event, ordinals))
+            act = partial(self._arrive, worker, engine, event, ordinals)
+            self._after(self.draw.uniform(0, LATEST_SECONDS), act)
         else:
-            self._arrive(engine, event, ordinals)
+            self._arrive(worker, engine, event, ordinals)
 
-    def _arrive(self, engine: _Engine, event: PoolEvent, ordinals: Sequence[int]) -> None:
+    def _arrive(self, worker: int, engine: _Engine, event: PoolEvent, ordinals: Sequence[int]) -> None:
         if engine.loses_messages:
             return
+        if isinstance(event, SamplesEnded) and not self._is_current(worker, engine):
+            # Nobody may listen to it any more: what it says shows whether somebody does.
+            nonsense = tuple(Failed(ordinal=n, code="ended_engine", message="nonsense") for n in ordinals)
+            event = SamplesEnded(worker=worker, epoch=engine.epoch, outcomes=nonsense)
         for ordinal in ordinals:
             engine.held.pop(ordinal, None)
         self._report(event)

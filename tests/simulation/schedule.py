@@ -17,7 +17,8 @@ class Shape:
     """A job: its rows, what each is asked, and which samples end an engine (`fatal`, by ordinal).
 
     `turns` is the number of questions of a row, 0 for prompts. `bad_row` is a row that cannot be asked.
-    `is_remote`: the output is in an object store.
+    `is_remote`: the output is in an object store. `candidates` are the most answers that are made until one
+    is accepted, 0 where every answer is.
     """
 
     number: int
@@ -31,11 +32,17 @@ class Shape:
     bad_row: int | None
     fatal: frozenset[int]
     is_remote: bool = False
+    candidates: int = 0
 
     @property
     def total(self) -> int:
         """Samples of the job."""
         return self.rows * self.systems * self.samples
+
+    @property
+    def has_parquet(self) -> bool:
+        """Whether its parts are real ones, and its events are kept: of one job in 16. See shortcuts."""
+        return self.number % 16 == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +99,23 @@ def draw_schedule(seed: int) -> Schedule:
     """Return the schedule of `seed`, always the same one."""
     draw = Random(f"schedule {seed}")
     shape = draw_shape(seed // 1000 * SHAPES + seed % SHAPES)
-    attempts = tuple(_draw_attempt(draw, shape, number) for number in range(draw.choice((1, 1, 2, 2, 3))))
-    return Schedule(seed=seed, shape=shape, attempts=attempts)
+    attempts: list[Attempt] = []
+    for number in range(draw.choice((1, 1, 2, 2, 3))):
+        attempt = _draw_attempt(draw, shape, number)
+        if attempts and draw.random() < 0.5:
+            attempt = _follow(draw, attempts[-1], attempt)
+        attempts.append(attempt)
+    return Schedule(seed=seed, shape=shape, attempts=tuple(attempts))
+
+
+def _follow(draw: Random, before: Attempt, attempt: Attempt) -> Attempt:
+    """Return `attempt` as one that shows what the one before may have spoilt."""
+    if before.ending == "failed sync":
+        return dataclasses.replace(attempt, kind="run", ending="power loss", loses_machine=False)
+    if before.weather.transient and before.ending in ("none", "drain"):
+        # Of a few samples: about the end of its first ones.
+        return dataclasses.replace(attempt, kind="retry", ending="kill", at=draw.randint(25, 70))
+    return attempt
 
 
 def draw_shape(number: int) -> Shape:
@@ -103,7 +125,7 @@ def draw_shape(number: int) -> Shape:
     total = rows * systems * samples
     flags = draw.choice(((), (), ("empty", "refusal"), ("duplicate",), ("empty", "duplicate", "refusal")))
     fatal = draw.sample(range(total), min(draw.choice((0, 0, 1, 2)), total // 3))
-    return Shape(
+    shape = Shape(
         number=number,
         rows=rows,
         systems=systems,
@@ -116,6 +138,9 @@ def draw_shape(number: int) -> Shape:
         fatal=frozenset(fatal),
         is_remote=draw.random() < 0.25,
     )
+    # A conversation has no candidates.
+    accepts = not shape.turns and draw.random() < 0.4
+    return dataclasses.replace(shape, candidates=draw.choice((1, 2, 4))) if accepts else shape
 
 
 def _draw_attempt(draw: Random, shape: Shape, number: int) -> Attempt:

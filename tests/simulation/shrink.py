@@ -52,6 +52,8 @@ def _list_smaller_shapes(shape: Shape) -> Iterator[Shape]:
             yield dataclasses.replace(smaller, fatal=fatal, bad_row=bad_row)
     if shape.turns:
         yield dataclasses.replace(shape, turns=0)
+    if shape.candidates:
+        yield dataclasses.replace(shape, candidates=0)
     if shape.flags:
         yield dataclasses.replace(shape, flags=(), drops=False)
     if shape.fatal:

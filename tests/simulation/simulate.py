@@ -14,7 +14,8 @@ from simulation.attempt import make_attempt
 from simulation.faults import Violation
 from simulation.jobs import SimulatedJob, read_output, write_job
 from simulation.schedule import CALM, Schedule, Shape
-from simulation.shortcuts import take_shortcuts
+from simulation.selection import make_selection, try_selections
+from simulation.shortcuts import spare, take_shortcuts
 from simulation.world import World, open_world
 
 MEMORY = Path("/dev/shm")
@@ -56,6 +57,8 @@ class Simulator:
         invariants.bytes_equal_the_undisturbed_run(world)
         invariants.nothing_is_left_over(world)
         invariants.verify_is_clean(world)
+        if schedule.shape.has_parquet:
+            try_selections(world.directory, schedule.shape, world.simulated.selected, draw)
 
     def find_job(self, shape: Shape) -> SimulatedJob:
         """Return the job of `shape` with the files of its undisturbed run."""
@@ -64,10 +67,16 @@ class Simulator:
             world = self._open(job, 0)
             ended = make_attempt(world, CALM, Random(0))
             invariants.a_calm_attempt_completes_the_run(ended)
-            self._jobs[shape] = dataclasses.replace(job, expected=read_output(world.directory))
+            self._jobs[shape] = dataclasses.replace(
+                job,
+                expected=read_output(world.directory),
+                selected=make_selection(world.directory, shape) if shape.has_parquet else {},
+            )
         return self._jobs[shape]
 
     def _open(self, job: SimulatedJob, seed: int) -> World:
+        spare(has_parquet=job.shape.has_parquet)
+        shutil.rmtree(job.job.output.with_name("selected"), ignore_errors=True)
         shutil.rmtree(job.job.output, ignore_errors=True)
         return open_world(job, seed)
 

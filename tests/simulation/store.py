@@ -30,12 +30,15 @@ class _Object:
 class SimulatedStore:
     """The objects of one prefix by key. `on_request` is called around each request; it may end the process.
 
+    `on_wait` is called when a pause between two tries is over.
+
     With the chance `fault` a request fails: before it arrives, after that, or it arrives later than others.
     """
 
     clock: Clock
     draw: Random
     on_request: Callable[[Callable[[], Any]], Any] = lambda apply: apply()
+    on_wait: Callable[[], None] = lambda: None
     fault: float = 0.0
     objects: dict[str, _Object] = field(default_factory=dict)
     _tags: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
@@ -106,8 +109,8 @@ class SimulatedStore:
 class _Waiting:
     """A threading.Event whose waits only move the simulated clock."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, store: SimulatedStore) -> None:
+        self._store = store
         self._is_set = False
 
     def set(self) -> None:
@@ -117,7 +120,8 @@ class _Waiting:
         return self._is_set
 
     def wait(self, seconds: float) -> bool:
-        self._clock.now += seconds
+        self._store.clock.now += seconds
+        self._store.on_wait()
         return self._is_set
 
 
@@ -145,7 +149,7 @@ def use_store(store: SimulatedStore) -> None:
 
     def open_store(url: str, patience: Patience) -> ObjectStore:
         opened = ObjectStore(url, store, patience)  # type: ignore[arg-type]
-        opened._closing = _Waiting(store.clock)  # type: ignore[assignment]
+        opened._closing = _Waiting(store)  # type: ignore[assignment]
         return opened
 
     clock = store.clock

@@ -45,7 +45,7 @@ def test_a_planted_fault_is_found_and_its_seed_printed() -> None:
     """Innocent samples are blamed after one death with them alone."""
     done = call("-c", PLANTED)
     assert done.returncode == 1, done.stderr
-    assert "bytes_equal_the_undisturbed_run" in done.stdout
+    assert "published_files_are_final" in done.stdout
     assert "replay: make simulate SEEDS=" in done.stdout
     assert "smallest: Schedule(" in done.stdout
 
@@ -58,7 +58,7 @@ def test_a_seed_has_one_schedule_and_seeds_have_all_kinds() -> None:
     assert {attempt.kind for attempt in attempts} == {"run", "subset", "retry"}
     for field in dataclasses.fields(Weather):
         assert sum(getattr(attempt.weather, field.name) > 0 for attempt in attempts) > 20, field.name
-    for what in ("fatal", "turns", "is_remote", "flags"):
+    for what in ("fatal", "turns", "is_remote", "flags", "candidates", "has_parquet"):
         assert sum(bool(getattr(schedule.shape, what)) for schedule in schedules) > 100, what
     assert sum(attempt.loses_machine for attempt in attempts) > 20
 

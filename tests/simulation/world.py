@@ -20,6 +20,7 @@ from synthia_batch.results.verify.verify import verify_run
 from synthia_batch.runner.directory.session import lock_run
 from synthia_batch.storage import lock as locks
 from synthia_batch.storage.journal.frames import scan_frames
+from synthia_batch.storage.journal.writer import SYNC_SECONDS
 
 Made = tuple[int, int]
 """A sample's ordinal and the turn of it, counted from 0; -1 for the whole sample."""
@@ -27,7 +28,10 @@ Made = tuple[int, int]
 
 @dataclass(kw_only=True)
 class World:
-    """`promised` has what was finished and must not be made again; `unsynced` what power loss may take."""
+    """`promised` has what was finished and must not be made again; `unsynced` what power loss may take.
+
+    `finished` are the promised samples that did not fail.
+    """
 
     simulated: SimulatedJob
     disk: SimulatedDisk
@@ -35,6 +39,7 @@ class World:
     clock: Clock = field(default_factory=Clock)
     promised: set[Made] = field(default_factory=set)
     unsynced: set[Made] = field(default_factory=set)
+    finished: set[int] = field(default_factory=set)
     has_transient_failures: bool = False
     store: SimulatedStore = field(init=False)
     _boots: int = 0
@@ -62,15 +67,19 @@ class World:
             self.disk.forget()
             self._boot()
             self.promised.clear()
+            self.finished.clear()
             self.unsynced.clear()  # But for what is in the store: see published_files_are_final.
             self.clock.now += LEASE_SECONDS
         self.store.fault = attempt.weather.store
+        self.store.on_wait = lambda: None
         use_store(self.store)
         hooks: dict[int, Callable[[], None]] = {}
         if attempt.reader_at is not None:
             hooks[attempt.reader_at] = self._read_along
         if attempt.intruder_at is not None:
             hooks[attempt.intruder_at] = self._intrude
+        self._unsynced_before = self.disk.list_unsynced()
+        self._unsynced_since: dict[tuple[int, int], float] = {}
         self.disk.begin(DiskFault(attempt.ending, attempt.at, attempt.half, hooks))
         self._attempt = attempt
         use_disk(self.disk)
@@ -99,13 +108,23 @@ class World:
             if made in self.promised or made in self.unsynced:
                 raise Violation("nothing_finished_is_made_again", f"sample and turn {made}")
 
+    def note_poll(self) -> None:
+        """Note that the driver waits for its pool: what it wrote a second ago is synced by now."""
+        now, unsynced = self.clock(), self.disk.list_unsynced() - self._unsynced_before
+        self._unsynced_since = {write: self._unsynced_since.get(write, now) for write in unsynced}
+        if any(now - since > SYNC_SECONDS for since in self._unsynced_since.values()):
+            raise Violation("power_loss_costs_a_second", f"not synced for more than {SYNC_SECONDS} s")
+
     def forget(self, ordinals: set[int]) -> None:
         """Allow that these samples are made again, from their first turn: a retry was asked for."""
+        if not self.shape.drops and (lost := ordinals & self.finished):
+            raise Violation("nothing_finished_counts_as_failed", f"sample {min(lost)}")
         self.promised = {made for made in self.promised if made[0] not in ordinals}
         self.unsynced = {made for made in self.unsynced if made[0] not in ordinals}
 
     def _promise(self, journal: bytes) -> None:
         self.promised.update(list_made(journal))
+        self.finished.update(list_finished(journal))
 
     def _boot(self) -> None:
         self._boots += 1
@@ -129,6 +148,15 @@ class World:
         findings = verify_run(self.directory, lambda done, total: None).findings
         if findings:
             raise Violation("readers_find_no_fault", str(findings[0]))
+
+
+def list_finished(journal: bytes) -> Iterator[int]:
+    """Yield the samples that finished in the whole frames of a journal, up to the first damage."""
+    for frame in scan_frames(io.BytesIO(journal)):
+        if frame.value is None:
+            return
+        if "finished" in frame.value:
+            yield frame.value["finished"]
 
 
 def list_made(journal: bytes) -> Iterator[Made]:

@@ -71,9 +71,10 @@ class AppendFile:
             sync_file_data(fd, self.path)
         except StorageFailed:
             # The next process must not trust what it reads: the kernel may have marked these pages clean.
-            # One try, not synced: the frame needs to last only as long as those pages.
+            # One try, not synced: the frame needs to last only as long as those pages. On a line of its own:
+            # the newline before it may be among the bytes that are lost.
             with suppress(OSError):
-                write_all(fd, encode_frame({UNSYNCED: self.synced_bytes}))
+                write_all(fd, b"\n" + encode_frame({UNSYNCED: self.synced_bytes}))
             raise
         self._is_broken = False
         self.synced_bytes = self.size_bytes

@@ -7,7 +7,7 @@ A journal is a sequence of frames (see frames.py) of six kinds:
     {"failed": ORDINAL, "code": ..., "message": ...}        a failed sample
     {"turn": 6, "of": ORDINAL, "response": ..., ...}        a turn of an unfinished conversation
     {"synced": N}                                           a mark: bytes 0 to N were on disk
-    {"unsynced": N}                                         the last frame of a writer whose sync failed
+    {"unsynced": N}                                         the last, after a newline, if a sync failed
 
 The treatment of a damaged frame depends on whether a crash can explain it:
 
