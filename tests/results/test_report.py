@@ -140,7 +140,8 @@ def test_the_page_needs_nothing_but_itself(home: Path) -> None:
     for address in ("http://", "https://", "//cdn", "@import", "url(http"):
         # matplotlib's namespaces are names, not addresses that anybody fetches.
         assert address not in page.replace("http://www.w3.org/", "")
-    assert page.count("<svg") == 2, "two histograms; too short a run for the pictures of its speed"
+    # Two histograms; and where the machine was slow enough for it, speed and busy engines.
+    assert page.count("<svg") in (2, 4)
 
 
 def test_the_report_is_no_part_of_the_dataset(synthia: Command, home: Path, tmp_path: Path) -> None:
