@@ -4,12 +4,14 @@ import os
 import socket
 import threading
 import time
+from typing import Any
 
 import pytest
 from obstore.store import MemoryStore
 
 from synthia_batch.errors import LeaseLost, RunLocked
 from synthia_batch.storage.remote.lease import Lease, read_lease
+from synthia_batch.storage.remote.object_metadata import Version
 from synthia_batch.storage.remote.object_store import ObjectStore, Patience
 
 
@@ -64,6 +66,36 @@ def test_its_thread_renews_it_and_it_is_given_back(store: ObjectStore) -> None:
         with pytest.raises(RunLocked):
             Lease.acquire(store, "b", 60)
     assert Lease.acquire(store, "b", 60).previous is not None
+
+
+def test_a_late_request_of_a_process_that_has_ended_does_not_refuse_the_next(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = Lease.acquire(store, "a", 0.05)
+    time.sleep(0.06)
+    replace = store.replace
+
+    def replace_late(*arguments: Any) -> Version | None:
+        monkeypatch.setattr(store, "replace", replace)
+        dead.release()  # Arrives between reading the lease and taking it.
+        return replace(*arguments)
+
+    monkeypatch.setattr(store, "replace", replace_late)
+    taken = Lease.acquire(store, "b", 60)
+    assert (taken.state, taken.previous and taken.previous.ends_at) == ("b", 0.0)
+    with pytest.raises(RunLocked):
+        Lease.acquire(store, "c", 60)
+
+
+def test_what_takes_no_change_is_refused_and_not_tried_for_ever(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Lease.acquire(store, "a", 60).release()
+    tries: list[str] = []
+    monkeypatch.setattr(store, "replace", lambda key, *_: tries.append(key))
+    with pytest.raises(RunLocked, match="was last written by pid"):
+        Lease.acquire(store, "b", 60)
+    assert len(tries) == 5
 
 
 def test_of_many_that_want_it_one_gets_it(store: ObjectStore) -> None:

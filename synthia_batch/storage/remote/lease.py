@@ -22,6 +22,8 @@ from synthia_batch.storage.remote.object_store import ObjectStore
 
 KEY = ".synthia/lease.json"
 _LOOK_SECONDS = 0.2
+_TRIES = 5
+"""How often a free lease is tried for that changes between reading and taking it."""
 RENEWALS = 3
 """Number of renewals within the duration of a lease."""
 
@@ -92,26 +94,29 @@ class Lease:
             RunLocked: Another process has it. Nothing was changed.
             UsageError: The bucket does not exist, or the store ignores conditions.
         """
-        started = _now()
-        found = store.read(KEY)
-        last = None if found is None else _decode(found.content, store.url)
-        if last is not None and not last.is_free and last.state != state:
-            raise _refuse(store, last)
-        record = _sign(state, last.epoch + 1 if last else 1, seconds)
-        content = _encode(record)
-        version = store.create(KEY, content, {}) if found is None else store.replace(
-            KEY, content, {}, found.version
-        )  # fmt: skip
-        if version is None:
-            there = store.read(KEY)
-            if there is None or _decode(there.content, store.url).nonce != record.nonce:
-                raise _refuse(store, last if there is None else _decode(there.content, store.url))
-            version = there.version
-        lease = cls(store, record, version, seconds)
-        lease._renewed_at = started
-        lease.previous = last
-        lease._probe(content)
-        return lease
+        last = None
+        for _ in range(_TRIES):
+            started = _now()
+            found = store.read(KEY)
+            last = None if found is None else _decode(found.content, store.url)
+            if last is not None and not last.is_free and last.state != state:
+                raise _refuse(store, last)
+            record = _sign(state, last.epoch + 1 if last else 1, seconds)
+            content = _encode(record)
+            version = store.create(KEY, content, {}) if found is None else store.replace(
+                KEY, content, {}, found.version
+            )  # fmt: skip
+            if version is None:
+                there = store.read(KEY)
+                if there is None or _decode(there.content, store.url).nonce != record.nonce:
+                    continue  # Another took it, or the late request of a process that has ended arrived.
+                version = there.version
+            lease = cls(store, record, version, seconds)
+            lease._renewed_at = started
+            lease.previous = last
+            lease._probe(content)
+            return lease
+        raise _refuse(store, last)
 
     def start(self) -> None:
         """Start renewing the lease."""
