@@ -66,4 +66,4 @@ class Select(Section):
         steps = self.model_dump(exclude_defaults=True)
         if self.dedup is not None and self.dedup.near is None:
             steps["dedup"] = self.dedup.on
-        return steps | identify_patterns((self.where, self.best, self.dedup.on if self.dedup else None))
+        return steps

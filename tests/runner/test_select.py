@@ -29,6 +29,7 @@ from synthia_batch.results.select.near import find_near, sign
 from synthia_batch.runner.selection import select_samples
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest
+from synthia_batch.storage.plan_file import require_plan
 
 ENGINE = ("--engine", "scripted", "--pool", "local", "-q")
 ROWS = 6
@@ -405,6 +406,17 @@ def test_a_selection_that_is_killed_anywhere_ends_in_the_same_bytes(answers: Pat
         assert content(Path("kept")) == whole, number
     assert number > 30
     assert read_manifest(RunDir(Path("kept")).manifest) is not None
+
+
+def test_what_gives_patterns_their_meaning_is_part_of_the_identity(answers: Path) -> None:
+    plain = select_samples(answers, Select(where="topic == 'x'"), Path("plain"))
+    found = select_samples(answers, Select(where="topic | regex_search('x') == 'x'"), Path("found"))
+    identities = [require_plan(RunDir(one.directory))["identity"]["select"] for one in (plain, found)]
+    assert ["patterns" in identity for identity in identities] == [False, True]
+    assert identities[1]["patterns"] == "re2"
+    (command,) = re.findall(r"^synthia-batch select .*", Path("found/README.md").read_text(), re.MULTILINE)
+    assert "--patterns" not in command
+    assert plain.kept == found.kept > 0
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from synthia_batch.inputs.records.expressions import (
     SampleNames,
     read_number,
 )
-from synthia_batch.job.select import EXPRESSION_FAILED, NOT_SELECTED, Select
+from synthia_batch.job.select import EXPRESSION_FAILED, NOT_SELECTED, Select, identify_patterns
 from synthia_batch.results.select.names import choose_run
 from synthia_batch.results.select.near import SIGNATURE_BYTES, check_library, find_near, sign
 
@@ -124,9 +124,10 @@ class Selector:
         self._best = None if select.best is None else Expression("best", select.best, names)
         self._dedup = None if select.dedup is None else Expression("dedup", select.dedup.on, names)
         self._near = None if select.dedup is None else select.dedup.near
-        self.facts = {} if self._near is None else {"minhash": check_library()}
-        """What decides beside the steps and the samples, for the identity."""
         used = [one for one in (self._where, self._best, self._dedup) if one is not None]
+        self.facts = {} if self._near is None else {"minhash": check_library()}
+        self.facts |= identify_patterns(one.text for one in used)
+        """What decides beside the steps and the samples, for the identity."""
         self._run = choose_run(names, select.per) if self._best is not None else names.job
         self._is_own = self._run == names.job
         row = {names.locate(self._run, ROW_INDEX), names.locate(self._run, ID)}
