@@ -82,12 +82,17 @@ class ParquetSource(FileSource):
 
     def peek(self, count: int) -> list[dict[str, Any]]:
         """Return the first records; see `Source.peek`."""
+        records: list[dict[str, Any]] = []
         with self._refuse_damage():
-            first = next(open_parquet(self._path).iter_batches(batch_size=count), None)
-            if first is None:
-                return []
-            values = [list_decoded(column) for column in first.columns]
-        return [dict(zip(first.schema.names, row, strict=True)) for row in zip(*values, strict=True)]
+            # A batch may end before, where texts are too long for one.
+            for batch in open_parquet(self._path).iter_batches(batch_size=count):
+                values = [list_decoded(column) for column in batch.columns]
+                records += (
+                    dict(zip(batch.schema.names, row, strict=True)) for row in zip(*values, strict=True)
+                )
+                if len(records) >= count:
+                    break
+        return records[:count]
 
     def scan_into(self, input_scan: InputScan) -> FileScan:
         """Add the results of one pass over the file; see `FileReader.scan_into`."""
