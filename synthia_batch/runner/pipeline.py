@@ -24,17 +24,20 @@ from synthia_batch.core.digest import digest_json
 from synthia_batch.core.log import show_log
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.errors import UsageError
+from synthia_batch.job.keys import anchor_paths
 from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.layer import Layer
 from synthia_batch.job.loading.merge import read_ray_address
 from synthia_batch.job.loading.pipeline_file import STAGES, Pipeline, Stage, read_pipeline
 from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.results.read.stage_runs import read_stage_runs
 from synthia_batch.results.report.page import try_report
 from synthia_batch.results.select.names import name_samples
 from synthia_batch.results.verify.facts import read_facts
 from synthia_batch.runner.engines import KeptEngines
 from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.pipeline_check import (
+    OF_EACH_STAGE,
     check_pipeline,
     choose_stages,
     complete_steps,
@@ -74,7 +77,7 @@ class StageResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineResult:
-    """The stages that were played. `until` is the last that was to be, `last` the last of the file.
+    """The stages that were played. `until` is the last that was to be. `is_complete`: all in the file are.
 
     `stopped`: a signal came when no stage could be drained.
     """
@@ -82,7 +85,7 @@ class PipelineResult:
     directory: Path
     stages: tuple[StageResult, ...]
     until: str
-    last: str
+    is_complete: bool
     stopped: DrainReason | None = None
 
     @property
@@ -91,18 +94,22 @@ class PipelineResult:
         return self.stopped.exit_code if self.stopped else self.stages[-1].exit_code
 
     @property
-    def is_complete(self) -> bool:
-        """Whether the last stage is."""
-        return self.is_done and self.until == self.last
-
-    @property
     def is_done(self) -> bool:
         """Whether every stage that was to be played is complete."""
         return self.stages[-1].name == self.until and self.exit_code == 0
 
 
+def _spell(value: Any) -> Any:
+    """Return the value as a job file would have it: paths as texts, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {key: _spell(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spell(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def run_stages(
-    declared: Path | Mapping[str, Any],
+    declared: Path | str | Mapping[str, Any],
     *,
     until: str | None = None,
     only: str | None = None,
@@ -117,11 +124,11 @@ def run_stages(
         SynthiaBatchError: See `errors`; each message says what to do next. Finished samples are kept.
     """
     with show_log(Display(quiet=not progress).stream, quiet=not progress):
-        path = declared if isinstance(declared, Path) else Path("pipeline")
-        if isinstance(declared, Path):
-            layer = read_job_file(path, allows_stages=True)
+        path = Path("pipeline") if isinstance(declared, Mapping) else Path(declared)
+        if isinstance(declared, Mapping):
+            layer = Layer(origin="argument", values=_spell(declared))
         else:
-            layer = Layer(origin="argument", values=declared)
+            layer = read_job_file(path, allows_stages=True)
         if not layer.sets(STAGES):
             raise UsageError(f"{path}: there are no stages; a single job is for run_job")
         return run_pipeline(
@@ -191,11 +198,12 @@ def run_pipeline(
             if results[-1].exit_code or drain.reason is not None:
                 break
     is_stopped = drain.reason is not None and len(results) < len(wanted)
+    is_done = not results[-1].exit_code and len(results) == len(wanted)
     done = PipelineResult(
         directory=root,
         stages=tuple(results),
         until=wanted[-1].name,
-        last=pipeline.stages[-1].name,
+        is_complete=is_done and _is_complete(root),
         stopped=drain.reason if is_stopped and not results[-1].exit_code else None,
     )
     if reports and done.is_complete:
@@ -203,8 +211,19 @@ def run_pipeline(
     return done
 
 
+def _is_complete(root: Path) -> bool:
+    """Whether each stage of the pipeline in `root` is complete, and made of what those before it have."""
+    return all(
+        stage.run is not None and stage.is_current and read_manifest(RunDir(stage.run).manifest) is not None
+        for stage in read_stage_runs(root) or ()
+    )
+
+
 def _record(stage: Stage) -> StageRecord:
-    declared = digest_json([stage.layer.values, stage.select and stage.select.identify()])[:32]
+    said = {key: value for key, value in stage.layer.values.items() if key not in OF_EACH_STAGE - {"engine"}}
+    # From wherever the file is named.
+    said = anchor_paths(said, Path.cwd())
+    declared = digest_json([said, stage.select and stage.select.identify()])[:32]
     return StageRecord(name=stage.name, reads=stage.reads, declared=declared)
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 
 from synthia_batch.core.checksummed_json import encode_checksummed, read_checksummed
-from synthia_batch.storage.atomic import publish_bytes
+from synthia_batch.storage.atomic import publish_bytes, remove_file
 from synthia_batch.storage.layout import RunDir
 
 
@@ -27,15 +26,18 @@ class StageRecord:
 class StageList:
     """The stages of the pipeline in `directory`, which the file there has at any time.
 
-    A stage that is declared otherwise than before, or has another run, is to be begun with all behind it.
+    A stage that is declared otherwise than before, or has another run, is to be begun with all that read it.
+    A report of the pipeline as it was is removed.
     """
 
     def __init__(self, directory: Path, stages: Sequence[StageRecord]) -> None:
         self._directory = directory
         before = read_stages(directory) or []
-        pairs = zip(before, stages, strict=False)
-        known = [*takewhile(lambda pair: replace(pair[0], directory=None, is_made=False) == pair[1], pairs)]
-        self._records = [*(record for record, _ in known), *stages[len(known) :]]
+        known = {record.name: record for record in before}
+        changed = [stage.name for stage in stages if _forget(known.get(stage.name, stage)) != stage]
+        changed += [stage.name for stage in stages if stage.name not in known]
+        behind = _list_behind(stages, changed)
+        self._records = [stage if stage.name in behind else known[stage.name] for stage in stages]
         if self._records != before:
             self._write()
 
@@ -44,9 +46,9 @@ class StageList:
         before = self._records[number]
         is_lost = before.is_made and find_stage_run(self._directory, before) is None
         if before.directory != directory or is_lost:
-            later = [replace(one, directory=None, is_made=False) for one in self._records[number + 1 :]]
-            changed = replace(before, directory=directory, is_made=False)
-            self._records = [*self._records[:number], changed, *later]
+            behind = _list_behind(self._records, [before.name])
+            self._records = [_forget(one) if one.name in behind else one for one in self._records]
+            self._records[number] = replace(before, directory=directory, is_made=False)
             self._write()
 
     def note_made(self, number: int) -> None:
@@ -56,8 +58,23 @@ class StageList:
             self._write()
 
     def _write(self) -> None:
+        remove_file(RunDir(self._directory).report)
         listed = encode_checksummed({"stages": [asdict(stage) for stage in self._records]})
         publish_bytes(RunDir(self._directory).pipeline, listed)
+
+
+def _forget(stage: StageRecord) -> StageRecord:
+    """Return the record of the stage as if it had not begun."""
+    return replace(stage, directory=None, is_made=False)
+
+
+def _list_behind(stages: Sequence[StageRecord], names: Sequence[str]) -> set[str]:
+    """Return the stages of these names, and those that read one of them or one behind."""
+    found = set(names)
+    for stage in stages:  # A stage reads one before it.
+        if stage.reads in found:
+            found.add(stage.name)
+    return found
 
 
 def read_stages(directory: Path) -> list[StageRecord] | None:

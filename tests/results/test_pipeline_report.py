@@ -46,6 +46,19 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_selection_of_a_selection_has_its_own_reasons(pipeline: Path, capsys: Any) -> None:
+    text = FILE.replace("      where: topic != 'z'\n", "      dedup: topic\n").replace(
+        "      best: answer.completion_tokens\n      per: answer\n",
+        "  - name: few\n    select: {limit: 1}\n",
+    )
+    Path("judged.yaml").write_text(text)
+    done = call(capsys, "run", "judged.yaml", "-o", "out")
+    assert (done.code, "could not write the report" in done.err) == (0, False), done.err
+    *_, keep, few = json.loads(call(capsys, "report", "out", "--json").out)["stages"]
+    assert (keep["samples"], keep["kept"], keep["dropped"]) == (24, 3, {"duplicate: topic": 21})
+    assert (few["samples"], few["kept"], few["dropped"]) == (3, 1, {"behind the limit of 1": 2})
+
+
 def test_the_funnel_counts_every_sample_once(pipeline: Path, capsys: Any) -> None:
     done = call(capsys, "run", "judged.yaml", "-q", "-o", "out")
     assert done.code == 0, done.err

@@ -311,7 +311,7 @@ def test_python_plays_the_stages_of_a_file_or_of_keys(pipeline: Path) -> None:
         False,
         ["answer"],
     )
-    whole = run_stages(Path("judged.yaml"))
+    whole = run_stages("judged.yaml")
     assert (whole.directory, whole.is_complete) == (half.directory, True)
     keys = {
         "name": "judged",
@@ -321,7 +321,7 @@ def test_python_plays_the_stages_of_a_file_or_of_keys(pipeline: Path) -> None:
         "stages": [
             {
                 "name": "answer",
-                "input": {"path": "q.jsonl", "id_column": "id", "keep_columns": ["topic"]},
+                "input": {"path": Path("q.jsonl"), "id_column": "id", "keep_columns": ("topic",)},
                 "num_samples": 2,
             },
             {"name": "judge", "input": {"prompt_template": "judge.j2"}},
@@ -343,6 +343,35 @@ def test_accept_is_checked_against_the_samples_of_a_run_that_is_named(pipeline: 
             told = call(capsys, command, *job[1:-1], *kept, "--accept", accept)
             assert (told.code, wrong in told.err) == (2 if wrong else 0, True), told.err
         assert Path("again/data").exists() is not bool(wrong)
+
+
+BRANCHES = FILE.replace(
+    "      best: judge.completion_tokens\n",
+    "      best: judge.completion_tokens\n  - name: other\n    input: {stage: judge}\n    select: {limit: 2}\n",
+)
+
+
+def test_a_branch_that_is_changed_leaves_the_other_and_no_report_of_before(
+    pipeline: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.write_text(BRANCHES)
+    assert call(capsys, "run", "judged.yaml", "-o", "out", "-q", "--until", "judge").code == 0
+    some = call(capsys, "run", "judged.yaml", "-o", "out", "-q", "--only", "other", "--json")
+    assert (some.code, json.loads(some.out)["state"]) == (0, "incomplete")
+    done = call(capsys, "run", "judged.yaml", "-o", "out", "--json", "--set", "report=true")
+    assert (done.code, json.loads(done.out)["state"]) == (0, "complete")
+    assert Path("out/report.html").exists()
+    pipeline.write_text(BRANCHES.replace("topic != 'z'", "topic != 'y'") + "max_failures: 3\n")
+    assert call(capsys, "run", "judged.yaml", "-o", "out", "-q", "--only", "keep").code == 0
+    told = json.loads(call(capsys, "status", "out", "--json").out)
+    assert [stage["state"] for stage in told["stages"]] == ["complete"] * 4
+    assert not Path("out/report.html").exists()
+    Path("sub").mkdir()
+    monkeypatch.chdir("sub")
+    same = call(capsys, "run", "../judged.yaml", "-o", "../out", "--only", "other", "-q")
+    assert same.code == 0, same.err
+    wrong = call(capsys, "run", "../judged.yaml", "--dry-run", "--until", "judge")
+    assert (wrong.code, "leave --until and --only out" in wrong.err) == (2, True)
 
 
 def test_verify_finds_a_stage_that_is_not_made_of_the_one_before(pipeline: Path, capsys: Any) -> None:

@@ -25,6 +25,7 @@ from synthia_batch.inputs.records.expressions import (
     read_number,
 )
 from synthia_batch.job.select import Select
+from synthia_batch.results.select.decide import Selector
 from synthia_batch.results.select.near import find_near, sign
 from synthia_batch.runner.selection import select_samples
 from synthia_batch.storage.layout import RunDir
@@ -408,6 +409,28 @@ def test_a_selection_that_is_killed_anywhere_ends_in_the_same_bytes(answers: Pat
     assert read_manifest(RunDir(Path("kept")).manifest) is not None
 
 
+def test_lazy_values_are_compared_by_what_they_hold(answers: Path) -> None:
+    texts = ["a b", "c", "d", "b a a", "c c"]
+    samples = [
+        {"id": str(n), "system": "", "sample_index": 0, "row_index": n, "response": text}
+        for n, text in enumerate(texts)
+    ]
+    names = SampleNames(job="q", runs={"q": ["response", "id", "row_index"]}, plain=[])
+    for expression in (
+        "q.response | words | unique | sort",
+        "q.response | words | unique | map('lower') | sort",
+    ):
+        found = Selector(Select(dedup=expression), names).decide(samples)
+        assert found.original.tolist() == [-1, -1, -1, 0, 1], expression
+    found = Selector(Select(dedup="q.response | words | unique"), names).decide(samples)
+    assert found.original.tolist() == [-1, -1, -1, -1, 1]
+    found = Selector(Select(where="q.response | words | select('equalto', 'a')"), names).decide(samples)
+    assert found.verdicts.tolist() == [0, 2, 2, 0, 2]
+    found = Selector(Select(dedup="{1: q.response, 'b': 2}"), names).decide(samples)
+    assert {*found.verdicts.tolist()} == {1}
+    assert "it cannot be compared" in found.faults[0]
+
+
 def test_what_gives_patterns_their_meaning_is_part_of_the_identity(answers: Path) -> None:
     plain = select_samples(answers, Select(where="topic == 'x'"), Path("plain"))
     found = select_samples(answers, Select(where="topic | regex_search('x') == 'x'"), Path("found"))
@@ -462,6 +485,8 @@ def test_expressions(text: str, value: Any) -> None:
         ("topic >", "where: topic >: "),
         ("topic | regex_search('(?=x)')", "regex_search: (?=x): invalid perl operator"),
         ("topic | regex_search('(')", "regex_search: (: missing )"),
+        ("topic | regex_search(pattern='(')", "regex_search: (: missing )"),
+        ("[topic] | map('regex_search', '(') | first", "regex_search: (: missing )"),
         ("row.topic()", "where: row.topic(): row can only be used as row"),
         ("topic | random", "where: topic | random: "),
         ('row["topc"]', "did you mean topic"),

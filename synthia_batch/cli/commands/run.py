@@ -58,6 +58,8 @@ def run(
     if dry_run:
         from synthia_batch.cli.commands.plan import print_plan
 
+        if until is not None or only is not None:
+            raise UsageError("--dry-run shows the whole pipeline; leave --until and --only out")
         print_plan(flags, as_json)
         return
     set_verbosity(quiet=quiet, verbose=verbose)
@@ -100,10 +102,10 @@ def _run_stages(
         counts = f"{stage.kept} of {stage.result.samples} samples kept"
         _log.info(f"{stage.name}: {counts}, {stage.result.directory}")
     last = done.stages[-1]
-    if done.is_done and not done.is_complete:
+    if done.is_done and not done.is_complete and any(wanted.values()):
         flag = "--until" if wanted["only"] is None else "--only"
         _log.info(f"ended after {last.name}, as {flag} says; without it, the same command goes on")
-    elif not done.is_complete:
+    elif not done.is_done:
         if isinstance(last.result, RunResult) and last.exit_code:
             _print_messages(last.result)
         why = f", on {done.stopped.label}" if done.stopped else ""

@@ -73,7 +73,10 @@ def verify(
             found = _verify_all(place, directory, display.show, rows)
             damaged = any(one.findings for one in found)
             told = [one.to_dict() for one in found]
-            as_object = told[0] if len(told) == 1 else {"directory": directory, "stages": told}
+            from synthia_batch.storage.layout import RunDir
+
+            is_pipeline = RunDir(place).pipeline.exists()
+            as_object = {"directory": directory, "stages": told} if is_pipeline else told[0]
             text = encode_json(as_object) if as_json else "\n".join(map(_describe, found))
     show(text)
     raise typer.Exit(EXIT_DAMAGED if damaged else 0)

@@ -8,7 +8,7 @@ is false, and what is computed or read from it is nothing, too.
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -160,7 +160,9 @@ class Expression:
     def _evaluate(self) -> Any:
         for _ in self._run(self._context):
             pass
-        return self._context.vars.pop(_VALUE)
+        value = self._context.vars.pop(_VALUE)
+        # What filters such as `map` give is lazy: always true, and equal to nothing but itself.
+        return list(value) if isinstance(value, Iterator) else value
 
 
 class _Environment(LimitedEnvironment):

@@ -27,6 +27,12 @@ def compile_pattern(pattern: str) -> Any:
 def check_patterns(tree: nodes.Template) -> None:
     """Raise ValueError for a pattern that stands in an expression and is none."""
     for node in tree.find_all(nodes.Filter):
-        first = node.args[0] if node.name == "regex_search" and node.args else None
-        if isinstance(first, nodes.Const) and isinstance(first.value, str):
-            compile_pattern(first.value)
+        # As its own argument, by name too, or as one of a filter that applies it, such as `map`.
+        named = {argument.value for argument in node.args if isinstance(argument, nodes.Const)}
+        given = [*node.args, *(keyword.value for keyword in node.kwargs)]
+        if node.name == "regex_search" or "regex_search" in named:
+            texts = [
+                one.value for one in given if isinstance(one, nodes.Const) and isinstance(one.value, str)
+            ]
+            for text in texts:
+                compile_pattern(text)  # The filter's own name is one, too.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import merge_values
@@ -83,7 +83,7 @@ def read_pipeline(whole: Layer, path: Path) -> Pipeline:
         name=str(whole.values.get("name") or path.stem),
         stages=tuple(stages),
         output=None if output is None else str(output),
-        report=whole.values.get("report") is not False,
+        report=TypeAdapter(bool).validate_python(whole.values.get("report", True)),
     )
 
 

@@ -1,5 +1,6 @@
 """read_pipeline_report(): what became of the samples of a pipeline, stage by stage."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,9 @@ from synthia_batch.results.verify.facts import RunFacts, read_facts
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.parts.columns import read_part
 from synthia_batch.storage.pipeline_file import read_stages
+
+_ORIGINAL = re.compile(r"^duplicate of .*?(, similarity \d\.\d\d)?: ")
+"""As `Decisions.explain` writes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,13 +126,13 @@ def _count_endings(facts: RunFacts) -> Counter[tuple[str, str]]:
         elif samples.shard_entry.failed:
             part = read_part(facts.run_dir.failed_part(samples.shard), ("code", "message"))
             for code, message in zip(*(column.to_pylist() for column in part.columns), strict=True):
-                ended[code, _name_reason(message, steps) if code == NOT_SELECTED else ""] += 1
+                ended[code, _name_reason(message) if code == NOT_SELECTED else ""] += 1
     return ended + Counter({(code, ""): count for code, count in counts.failures.items()})
 
 
-def _name_reason(message: str, steps: Mapping[str, Any]) -> str:
-    """Return the reason of a message without the sample that it names."""
-    return f"duplicate: {steps['dedup']}" if message.startswith("duplicate of ") else message
+def _name_reason(message: str) -> str:
+    """Return the reason of a message without the sample that it names, and how similar it is."""
+    return _ORIGINAL.sub("duplicate: ", message)
 
 
 def _describe(stage: StageRun, facts: RunFacts, ended: Counter[tuple[str, str]]) -> StageLine:

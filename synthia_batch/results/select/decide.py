@@ -7,8 +7,10 @@ import json
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
+from decimal import Decimal
 from enum import IntEnum
 from typing import Any
 
@@ -226,12 +228,22 @@ def _sign(value: Any) -> bytes:
 
 
 def _encode(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=_spell)
+    """Return a text that equal values have in common. Raises ExpressionFailed if that cannot be known."""
+    try:
+        return json.dumps(value, sort_keys=True, default=_spell)
+    except (TypeError, ValueError) as exc:
+        raise ExpressionFailed(f"it cannot be compared: {exc}") from exc
 
 
 def _spell(value: Any) -> Any:
     """Return a value that JSON has no form for, such as a date, as its type and text; nothing as null."""
-    return None if isinstance(value, Undefined) else [type(value).__name__, str(value)]
+    if isinstance(value, Undefined):
+        return None
+    if isinstance(value, Iterator):
+        return list(value)
+    if isinstance(value, date | time | timedelta | Decimal | bytes):
+        return [type(value).__name__, str(value)]
+    raise TypeError(f"a {type(value).__name__} has no text of its own")
 
 
 def _drop_worse(
