@@ -347,7 +347,8 @@ def test_accept_is_checked_against_the_samples_of_a_run_that_is_named(pipeline: 
 
 BRANCHES = FILE.replace(
     "      best: judge.completion_tokens\n",
-    "      best: judge.completion_tokens\n  - name: other\n    input: {stage: judge}\n    select: {limit: 2}\n",
+    "      best: judge.completion_tokens\n"
+    "  - name: other\n    input: {stage: judge}\n    select: {limit: 2}\n",
 )
 
 
