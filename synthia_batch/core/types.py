@@ -47,6 +47,11 @@ class Message:
     content: str
     extra: Mapping[str, Any] | None = field(default=None, hash=False)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is the user's message that the model writes."""
+        return self.role == "user" and not self.content and self.extra is None
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Message":
         """Return the message from the result of `to_dict`."""
@@ -185,6 +190,8 @@ class Sample:
     def complete(self, answers: Sequence[str], answer: str) -> tuple[Message, ...]:
         """Return the whole conversation, with its last `answer` behind what the row gives of it."""
         asked = self.join(answers)
+        if asked[-1].is_open:
+            return (*asked[:-1], Message("user", answer))
         prefill = self.prefill
         return (*(asked[:-1] if prefill else asked), Message("assistant", prefill + answer))
 

@@ -1,14 +1,15 @@
 """The section `input` of a job file."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from synthia_batch.core.types import MAX_ROW_BYTES
-from synthia_batch.job.fields import NUMBERED_ROWS, HomePath, InputPath, Number, Section, Whole
+from synthia_batch.job.fields import ADDRESS, NUMBERED_ROWS, HomePath, InputPath, Number, Section, Whole
 from synthia_batch.job.markers import Flag, Outward, always, never
-from synthia_batch.job.units import Count
+from synthia_batch.job.units import Count, parse_count
 
 InputFormat = Literal["auto", "plain", "openai-batch", "sharegpt", "alpaca", "ultrachat"]
 BadRow = Literal["refuse", "fail"]
@@ -35,7 +36,7 @@ class Sampler(Section):
     column: Annotated[str | None, always("input.digest", "likewise")] = None
     """The column of `file` to take values from. Default: all."""
     pick: Annotated[Annotated[Whole, Field(ge=1)], always("input.digest", "likewise")] = 1
-    """How many different ones a row has; more than one are a list."""
+    """How many records or entries a row has, none of them twice; more than one are a list."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -47,6 +48,12 @@ class Sampler(Section):
         known = self.choice or self.weights
         if known is not None and self.pick > len(known):
             raise ValueError(f"Input should have at least pick = {self.pick} values, and has {len(known)}")
+        if self.file is not None and ADDRESS.match(str(self.file).replace(":/", "://", 1)):
+            raise ValueError("Input should be a file on this machine, not an address")
+        try:
+            json.dumps(self.choice)
+        except (TypeError, ValueError) as exc:
+            raise ValueError(f"Input should be values that JSON has: {exc}") from exc
         return self
 
 
@@ -207,10 +214,21 @@ class Input(Section):
         """Return `values` with the path that stands for numbered rows."""
         if not isinstance(values, dict) or values.get("rows") is None:
             return values
-        path = f"{NUMBERED_ROWS}{values['rows']}"
+        try:
+            path = f"{NUMBERED_ROWS}{parse_count(values['rows'])}"
+        except ValueError:  # A fault of `rows`.
+            path = f"{NUMBERED_ROWS}1"
         if values.get("path") not in (None, path):
-            raise ValueError("Input should have a path or rows, not both")
+            raise ValueError("Input should have a path or rows, not both; leave one out")
         return {**values, "path": path}
+
+    @model_serializer(mode="wrap")
+    def _leave_path_out(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the values without the path that `rows` stands for, so that other rows can be set."""
+        values: dict[str, Any] = serialize(self)
+        if self.rows is not None:
+            values.pop("path", None)
+        return values
 
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
@@ -228,9 +246,11 @@ class Input(Section):
     @property
     def is_numbered(self) -> bool:
         """Whether its rows are numbers."""
-        return isinstance(self.path, str) and self.path.startswith(NUMBERED_ROWS)
+        return len(self.paths) == 1 and self.paths[0].startswith(NUMBERED_ROWS)
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Every named path, in order."""
+        if self.rows is not None:
+            return (f"{NUMBERED_ROWS}{self.rows}",)
         return (self.path,) if isinstance(self.path, str) else self.path

@@ -23,7 +23,7 @@ from synthia_batch.core.hardware import (
 )
 from synthia_batch.core.masking import mask_if_address
 from synthia_batch.errors import SynthiaBatchError
-from synthia_batch.inputs import open_files, resolve_inputs
+from synthia_batch.inputs import draw_columns, open_files, resolve_inputs
 from synthia_batch.job.fields import ADDRESS, STDIN
 from synthia_batch.job.loading.merge import Layer, merge_layers
 from synthia_batch.job.presets import Preset
@@ -93,7 +93,9 @@ def examine_machine() -> Diagnosis:
 
 def examine_job(layers: Sequence[Layer]) -> Diagnosis:
     """Return the checks for the job in `layers`, strongest layer first."""
-    no_input = Layer(origin="default", values={"input": {"path": NO_INPUT}}, is_explicit=False)
+    has_rows = any(layer.sets("input.rows") for layer in layers)
+    placeholder = {} if has_rows else {"input": {"path": NO_INPUT}}
+    no_input = Layer(origin="default", values=placeholder, is_explicit=False)
     chosen = add_preset(merge_layers([*layers, no_input]))
     job = merge_layers(chosen.layers).job
     output = find_directory(job) or Path("outputs")
@@ -185,9 +187,8 @@ def _check_disk(name: str, path: Path) -> Check:
 def _check_input(job: Job) -> Check:
     paths = job.input.paths
     first = f"{mask_if_address(paths[0])}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}"
-    if job.input.is_numbered:
-        return Check(name="input", state="ok", text=f"{first}: numbered rows")
-    if any(path == STDIN or ADDRESS.match(path) for path in paths):
+    is_elsewhere = any(path == STDIN or ADDRESS.match(path) for path in paths)
+    if is_elsewhere and not job.input.is_numbered:
         text = f"{first}: not checked; `synthia-batch validate` downloads it and reads every row"
         return Check(name="input", state="unknown", text=text)
     template = job.input.messages_template or job.input.prompt_template
@@ -197,6 +198,7 @@ def _check_input(job: Job) -> Check:
         digest=declared.digest,
         max_row_bytes=declared.max_row_bytes,
         fails_long_rows=declared.on_bad_row == "fail",
+        drawn=draw_columns(declared, job.seed),
     ).files
     columns = open_files(files).detect(select_rows(job, template.read_text() if template else None))
     check_kept_columns(columns, job, files[0].shown)

@@ -1,6 +1,7 @@
 """Numbered rows: drawn columns, conversations from a template, and questions that the model writes."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ def test_the_saved_job_finds_its_files_from_another_directory(
         ("personas.jsonl", "person.jsonl", "person.jsonl: there is no such file"),
         ("personas.jsonl", "personas.jsonl, column: name", "has no column 'name'; there are persona"),
         ("personas.jsonl", "personas.jsonl, pick: 4", "pick = 4 different ones, and there are 3"),
+        ("personas.jsonl", "hf://org/data", "Input should be a file on this machine, not an address"),
         ("tone: {", "id: {", "column 'id' cannot be kept"),
     ],
 )
@@ -120,6 +122,47 @@ def test_a_wrong_declaration_is_refused(job: Path, capsys: Any, old: str, new: s
     done = call(capsys, "run", "rows.yaml", "-o", "out", "-q")
     assert (done.code, told in done.err) == (2, True), done.err
     assert not Path("out").exists()
+
+
+def test_every_record_of_a_file_can_be_drawn(job: Path, capsys: Any) -> None:
+    pool = pa.table({"persona": pa.array(["a"] * 50_000 + ["b"] * 50_000).dictionary_encode()})
+    pq.write_table(pool, "big.parquet")
+    assert Path("big.parquet").stat().st_size < 50_000, "fewer bytes than records"
+    job.write_text(FILE.replace("personas.jsonl", "big.parquet"))
+    assert call(capsys, "run", "rows.yaml", "-o", "out", "-q").code == 0
+    assert 150 < Counter(row["persona"] for row in read("out"))["a"] < 250
+
+
+def test_the_order_of_weights_changes_nothing(job: Path, capsys: Any, tmp_path: Path) -> None:
+    assert call(capsys, "run", "rows.yaml", "-o", "out", "-q").code == 0
+    shutil.rmtree(tmp_path / "cache")
+    job.write_text(FILE.replace("{easy: 3, hard: 1}", "{hard: 1, easy: 3}"))
+    again = call(capsys, "run", "rows.yaml", "-o", "out", "-q")
+    assert (again.code, "already complete" in again.err) == (0, True), again.err
+
+
+@pytest.mark.parametrize("sampler", ["weights: {a: 1000000000000, b: 1, c: 1}", "choice: [a, b, c]"])
+def test_several_are_drawn_without_repeating_one(job: Path, capsys: Any, sampler: str) -> None:
+    job.write_text(FILE.replace("choice: [a, b, c], pick: 2", f"{sampler}, pick: 3"))
+    assert call(capsys, "run", "rows.yaml", "-o", "out", "-q").code == 0
+    rows = read("out")
+    assert all(sorted(row["topics"]) == ["a", "b", "c"] for row in rows)
+    firsts = Counter(row["topics"][0] for row in rows)
+    assert firsts["a"] == 400 if sampler.startswith("w") else 90 < firsts["a"] < 180
+
+
+def test_the_number_of_rows_can_be_set_anew(job: Path, capsys: Any) -> None:
+    job.write_text(FILE.replace("rows: 400", "rows: 1K"))
+    assert call(capsys, "run", "rows.yaml", "-o", "out", "-q").code == 0
+    assert call(capsys, "retry", "out", "-q").code == 0
+    assert "rows" in call(capsys, "doctor", "rows.yaml", "--json").out
+    fewer = call(capsys, "run", "rows.yaml", "-o", "fewer", "-q", "--set", "input.rows=30")
+    assert (fewer.code, len(read("fewer"))) == (0, 30), fewer.err
+    declared = Job(input={"rows": "1K"})
+    assert Job(**json.loads(declared.model_dump_json())) == declared
+    assert declared.input.model_copy(update={"rows": 60}).paths == ("rows://60",)
+    mixed = call(capsys, "run", "rows://5", "personas.jsonl", *SCRIPTED)
+    assert (mixed.code, "numbered rows are an input of their own" in mixed.err) == (2, True)
 
 
 def test_rows_can_be_named_as_a_path(job: Path, capsys: Any) -> None:
@@ -152,7 +195,8 @@ def test_a_template_writes_whole_conversations(job: Path, capsys: Any) -> None:
             ("user", row["tone"]),
         ]
     for wrong, told in (
-        (text[:-1], "the messages template does not render JSON"),
+        (text[:-1], "what the messages template renders: is a string, and as JSON"),
+        (text.replace('"one"', '"\\ud800"'), "what the messages template renders: "),
         (text.replace('"user"', '"usre"'), "what the messages template renders: "),
         ('[{"role": "user", "content": {{ "" | tojson }}}, {{ tone | tojson }}]', "message 1 is blank"),
     ):
@@ -170,8 +214,18 @@ def test_the_model_writes_the_users_message(job: Path, capsys: Any) -> None:
     rows = read("out")
     assert len({row["response"] for row in rows}) > 300
     for row in rows:
-        assert [turn["role"] for turn in row["messages"]] == ["system", "user", "assistant"]
-        assert [turn["content"] for turn in row["messages"][:2]] == [row["persona"], ""]
+        said = [(turn["role"], turn["content"]) for turn in row["messages"]]
+        assert said == [("system", row["persona"]), ("user", row["response"])]
+    assert call(capsys, "verify", "out", "--rows", "-q").code == 0
+    for kind, wanted in (
+        ("sharegpt", {"from": "human", "value": rows[0]["response"]}),
+        ("alpaca", rows[0]["response"]),
+        ("csv", rows[0]["response"]),
+    ):
+        assert call(capsys, "export", "out", "--to", kind, "-o", f"out.{kind}").code == 0
+        first = Path(f"out.{kind}").read_text().splitlines()[kind == "csv"]
+        found = first if kind == "csv" else json.loads(first).get("output", [])
+        assert wanted in (found or json.loads(first)["conversations"])
     shown = json.loads(call(capsys, "preview", "rows.yaml", "--rows", "1", "--json").out)
     assert json.dumps("<user>\n")[1:-1] in json.dumps(shown)
     assert "<assistant>" not in json.dumps(shown)

@@ -75,6 +75,9 @@ def resolve_inputs(
         StorageFailed: A copy cannot be written.
     """
     cache = cache or open_digest_cache()
+    numbered = next((path for path in paths if count_numbered(path) is not None), None)
+    if numbered is not None and len(paths) > 1:
+        raise UsageError(f"{numbered}: numbered rows are an input of their own; name no other beside them")
     if paths.count(STDIN) > 1:
         raise UsageError("-: stdin is named twice; it can be read once")
     paths = [str(keep_stdin()) if path == STDIN else path for path in paths]
@@ -84,12 +87,12 @@ def resolve_inputs(
     names = name_files([str(file.shown) for file in located])
     files = []
     for file, name in zip(located, names, strict=True):
-        numbered = count_numbered(str(file.shown))
-        if numbered is None:
+        count = count_numbered(str(file.shown))
+        if count is None:
             rows = _normalize(file, cache, makes=makes, limit=max_row_bytes, fails_long_rows=fails_long_rows)
         else:
             pools = _find_pools(drawn, cache, makes=makes)
-            rows = normalize_numbered(file, numbered, drawn, pools, cache, makes=makes)
+            rows = normalize_numbered(file, count, drawn, pools, cache, makes=makes)
         # A rewritten row was checked as it was, and may be longer as JSON.
         is_checked = rows.digest is not None and rows.kind.name != "parquet"
         files.append(

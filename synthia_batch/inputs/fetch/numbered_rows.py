@@ -19,15 +19,18 @@ from synthia_batch.core.types import InputFile
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.fetch.file_types import LocatedFile, get_kind
 from synthia_batch.inputs.fetch.normalize import NormalizedFile, get_normalized_copy, write_facts
+from synthia_batch.inputs.fetch.stamps import check_unchanged, read_stamps
 from synthia_batch.job.fields import NUMBERED_ROWS
 from synthia_batch.job.input_section import Input, Sampler
 from synthia_batch.job.units import parse_count
 
-VERSION = 1
+VERSION = 2
 """Increased when the same samplers would draw other values."""
 NUMBER = "number"
 """The column of a row's number, which counts from 0."""
 _HASH_BITS = 64
+_ALL = 10**12
+"""More records than there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +60,10 @@ def read_drawn(values: Mapping[str, Any]) -> DrawnColumns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Choice:
-    """Values, and the sums of their weights up to each; none if all are equally likely."""
+    """Values, and their weights; none if all are equally likely."""
 
     values: Sequence[Any]
-    sums: Sequence[float]
+    weights: Sequence[float]
     pick: int
 
 
@@ -92,6 +95,8 @@ def normalize_numbered(
         UsageError: A sampler's file has no such column, too few records, or values that are no JSON.
         InputRefused: It is damaged.
     """
+    paths = [file.path for files in pools.values() for file in files]
+    stamps = read_stamps(paths, found.shown)
     contents = {name: [digest_file(file.path, cache) for file in files] for name, files in pools.items()}
     settings = {name: sampler.model_dump(exclude={"file"}) for name, sampler in drawn.samplers.items()}
     key = digest_json(["numbered", VERSION, rows, list(settings.items()), contents, drawn.seed])[:32]
@@ -106,6 +111,7 @@ def normalize_numbered(
             for number in range(rows):
                 values = {name: _draw(name, choice, number, drawn.seed) for name, choice in choices.items()}
                 copy.write(json.dumps({NUMBER: number, **values}, ensure_ascii=False) + "\n")
+        check_unchanged(stamps, found.shown)  # The key is the digest of what was there before.
         write_facts(target, kind.rows_name, None)
 
     return get_normalized_copy(key, build, found, makes=makes)
@@ -113,19 +119,21 @@ def normalize_numbered(
 
 def _list_values(name: str, sampler: Sampler, files: Sequence[InputFile]) -> _Choice:
     if sampler.weights is not None:
-        weights = sampler.weights
-        return _Choice(values=list(weights), sums=list(accumulate(weights.values())), pick=sampler.pick)
+        # In order of their names: mappings in another order are equal.
+        names = sorted(sampler.weights)
+        weights = [sampler.weights[value] for value in names]
+        return _Choice(values=names, weights=weights, pick=sampler.pick)
     values = sampler.choice if sampler.choice is not None else _read_pool(name, sampler, files)
     if sampler.pick > len(values):
         what = f"pick = {sampler.pick} different ones, and there are {len(values)}"
         raise UsageError(f"input.columns.{name}: {sampler.file}: {what}")
-    return _Choice(values=values, sums=(), pick=sampler.pick)
+    return _Choice(values=values, weights=(), pick=sampler.pick)
 
 
 def _read_pool(name: str, sampler: Sampler, files: Sequence[InputFile]) -> list[Any]:
     from synthia_batch.inputs.readers.open import open_files
 
-    records = open_files(files).peek(sum(file.path.stat().st_size for file in files))
+    records = open_files(files).peek(_ALL)
     names = list(dict.fromkeys(key for record in records for key in record))
     column = sampler.column or (names[0] if len(names) == 1 else None)
     if column is not None and column not in names:
@@ -133,7 +141,7 @@ def _read_pool(name: str, sampler: Sampler, files: Sequence[InputFile]) -> list[
         raise UsageError(f"input.columns.{name}: {sampler.file} has no column {column!r}; there are {known}")
     values = [record.get(column) if column is not None else record for record in records]
     try:
-        json.dumps(values)
+        json.dumps(values, allow_nan=False)
     except (TypeError, ValueError) as exc:
         raise UsageError(f"input.columns.{name}: {sampler.file}: {exc}; name another column") from exc
     return values
@@ -146,18 +154,19 @@ def _draw(name: str, choice: _Choice, number: int, seed: int) -> Any:
 
 
 def _draw_places(name: str, choice: _Choice, number: int, seed: int) -> Iterator[int]:
-    """Yield the places of `pick` different values."""
-    taken: list[int] = []
-    attempt = 0
-    while len(taken) < choice.pick:
+    """Yield the places of `pick` values, none twice."""
+    places, weights = list(range(len(choice.values))) if choice.weights else [], list(choice.weights)
+    moved: dict[int, int] = {}
+    for attempt in range(choice.pick):
         label = json.dumps([seed, name, number, attempt]).encode()
         share = int.from_bytes(blake3(label).digest(length=_HASH_BITS // 8), "big")
-        attempt += 1
-        if choice.sums:
-            point = share / 2**_HASH_BITS * choice.sums[-1]
-            place = min(bisect_right(choice.sums, point), len(choice.values) - 1)
-        else:
-            place = share * len(choice.values) >> _HASH_BITS
-        if place not in taken:
-            taken.append(place)
-            yield place
+        if weights:
+            sums = list(accumulate(weights))
+            at = min(bisect_right(sums, share / 2**_HASH_BITS * sums[-1]), len(sums) - 1)
+            del weights[at]
+            yield places.pop(at)
+        else:  # Fisher and Yates, of which only what was moved is noted.
+            left = len(choice.values) - attempt
+            at = share * left >> _HASH_BITS
+            yield moved.get(at, at)
+            moved[at] = moved.get(left - 1, left - 1)

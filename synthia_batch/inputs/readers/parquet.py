@@ -85,7 +85,7 @@ class ParquetSource(FileSource):
         records: list[dict[str, Any]] = []
         with self._refuse_damage():
             # A batch may end before, where texts are too long for one.
-            for batch in open_parquet(self._path).iter_batches(batch_size=count):
+            for batch in open_parquet(self._path).iter_batches(batch_size=min(count, DETECT_ROWS)):
                 values = [list_decoded(column) for column in batch.columns]
                 records += (
                     dict(zip(batch.schema.names, row, strict=True)) for row in zip(*values, strict=True)

@@ -55,7 +55,7 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str
     columns = dataclasses.replace(
         _resolve_used(selection, names, path),
         final=selection.final_assistant,
-        message_fields=selection.message_fields,
+        message_fields=_choose_message_fields(selection),
         bad_rows=selection.on_bad_row,
         # Otherwise the limit decides only what is refused, which is no identity.
         max_row_bytes=selection.max_row_bytes if selection.on_bad_row == "fail" else MAX_ROW_BYTES,
@@ -65,6 +65,12 @@ def resolve_columns(selection: Selection, names: Sequence[str], path: Path | str
         if name not in columns.keep:
             raise UsageError(f"--rename-column {name}: it is not kept; add it to --keep-columns")
     return dataclasses.replace(columns, unused=tuple(name for name in names if name not in columns.used))
+
+
+def _choose_message_fields(selection: Selection) -> bool | None:
+    """Return whether messages have other fields; those that a template writes are known by its text."""
+    is_known = selection.message_fields is not None or not selection.writes_messages
+    return selection.message_fields if is_known else "tool_call" in (selection.template or "")
 
 
 def _resolve_used(selection: Selection, names: Sequence[str], path: Path | str) -> Columns:
@@ -193,7 +199,7 @@ def _resolve_template(selection: Selection, template: str, path: Path | str) -> 
         keep=_resolve_keep(selection),
         sampling=selection.sampling_column,
         tools=selection.tools_column,
-        reads=PromptTemplate(template).columns if template else (),
+        reads=PromptTemplate(template, writer).columns if template else (),
         template=template,
         writes_messages=selection.writes_messages,
         generate_role=selection.generate_role,

@@ -147,11 +147,9 @@ class RecordParser:
 
     def _parse_written(self, template: "PromptTemplate") -> Callable[[Any], tuple[Message, ...]]:
         def parse(values: Any) -> tuple[Message, ...]:
+            text = template.render(values)
             try:
-                written = json.loads(template.render(values))
-            except ValueError as exc:
-                raise RowFault(f"the messages template does not render JSON: {exc}") from exc
-            try:
+                written = parse_json_text(text, "messages", subject="")
                 return self._cut_answer(self._parse_conversation(written))
             except RowFault as exc:
                 raise RowFault(f"what the messages template renders: {exc}") from exc

@@ -28,8 +28,8 @@ _NAME = "<prompt template>"
 class PromptTemplate:
     """A compiled template. `columns` are the names of the columns that it reads, sorted."""
 
-    def __init__(self, text: str) -> None:
-        """Compile `text`.
+    def __init__(self, text: str, flag: str = "--prompt-template") -> None:
+        """Compile `text`, which `flag` names in messages.
 
         Raises:
             UsageError: It is invalid, reads no column, or uses `row` other than as `row["NAME"]`.
@@ -41,9 +41,7 @@ class PromptTemplate:
             # The file name identifies frames of the template in a traceback.
             code = environment.compile(text, filename=_NAME)
         except jinja2.TemplateSyntaxError as exc:
-            raise UsageError(
-                f"--prompt-template, line {exc.lineno}: {exc.message}; fix the template"
-            ) from exc
+            raise UsageError(f"{flag}, line {exc.lineno}: {exc.message}; fix the template") from exc
         self.columns = tuple(sorted(_list_columns(tree)))
         self.fields = tuple(
             (node.node.name, node.attr)
@@ -53,7 +51,7 @@ class PromptTemplate:
         """The names that stand behind a column's."""
         if not self.columns:
             raise UsageError(
-                "--prompt-template: expected at least one {{ COLUMN }}, got a template that reads no column: "
+                f"{flag}: expected at least one {{{{ COLUMN }}}}, got a template that reads no column: "
                 "all prompts would be the same"
             )
         self._template = jinja2.Template.from_code(environment, code, environment.make_globals(None))

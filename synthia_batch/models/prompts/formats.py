@@ -74,12 +74,6 @@ def continues(messages: Sequence[Message]) -> bool:
     return messages[-1].role == "assistant"
 
 
-def opens_user(messages: Sequence[Message]) -> bool:
-    """Whether `messages` end with an empty user message, which the model writes."""
-    last = messages[-1]
-    return last.role == "user" and not last.content and last.extra is None
-
-
 def has_calls(message: Message) -> bool:
     """Whether `message` calls tools."""
     return message.extra is not None and "tool_calls" in message.extra
@@ -87,7 +81,7 @@ def has_calls(message: Message) -> bool:
 
 def _is_open(messages: Sequence[Message]) -> bool:
     """Whether the model writes on at the end of `messages`, and not a new answer."""
-    return continues(messages) or opens_user(messages)
+    return continues(messages) or messages[-1].is_open
 
 
 def _write_lines(messages: Sequence[Message], tools: Tools) -> list[str]:
@@ -117,7 +111,7 @@ class SynthiaFormat:
         """Return one line per turn and an open ASSISTANT: at the end."""
         _refuse_arguments(kwargs)
         lines = _write_lines(messages, tools)
-        if opens_user(messages):
+        if messages[-1].is_open:
             return "\n".join(lines).rstrip(" ")
         return "\n".join(lines if continues(messages) else [*lines, "ASSISTANT:"])
 
@@ -191,7 +185,7 @@ class ChatFormat:
 
     def write(self, messages: Sequence[Message], tools: Tools = (), kwargs: Arguments = NO_ARGUMENTS) -> str:
         """Return `messages` rendered by the template, with the start of an answer or up to the end of one."""
-        if opens_user(messages):
+        if messages[-1].is_open:
             asked = self._render([*messages[:-1], Message("user", _PLACE)], tools, kwargs)
             # Tokens of words begin with the space.
             prompt = asked[: max(0, asked.rfind(_PLACE))].rstrip(" ")

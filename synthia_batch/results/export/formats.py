@@ -195,7 +195,8 @@ def _find_system(messages: Sequence[Message]) -> str:
 def _pair_turns(sample: FinishedSample) -> list[tuple[str, str]]:
     """Return each answer with the messages since the previous answer, without system messages.
 
-    A last answer that calls tools is its text as it was generated.
+    A last answer that calls tools is its text as it was generated; a last message of the user was generated,
+    too, with nothing asked.
     """
     pairs: list[tuple[str, str]] = []
     questions: list[str] = []
@@ -205,6 +206,8 @@ def _pair_turns(sample: FinishedSample) -> list[tuple[str, str]]:
             questions = []
         elif turn.role != "system":
             questions.append(turn.content)
+    if questions:
+        pairs.append(("\n\n".join(questions[:-1]), questions[-1]))
     if find_calls(sample.messages[-1]):
         pairs[-1] = (pairs[-1][0], sample.response)
     return pairs

@@ -6,7 +6,7 @@ The input is read only for the lines and ids of rows that failed in unpublished 
 import glob
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from synthia_batch.inputs import Scan, open_files, resolve_inputs
 from synthia_batch.inputs.fetch.cache import is_copy
 from synthia_batch.inputs.fetch.numbered_rows import NO_COLUMNS, DrawnColumns, read_drawn
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
+from synthia_batch.job.fields import NUMBERED_ROWS
 from synthia_batch.job.select import ACCEPT_FAILED, EXPRESSION_FAILED, NOT_ACCEPTED, NOT_SELECTED
 from synthia_batch.results.quality.flags import CODE_PREFIX
 from synthia_batch.results.read.snapshot import MAX_READS, SnapshotReader, open_snapshots
@@ -214,9 +215,13 @@ class _Reader:
 def _find_input(snapshots: SnapshotReader) -> tuple[tuple[str, ...], DrawnColumns]:
     """Return the input paths and drawn columns of the saved job, or the input's name if there is none."""
     job = read_job(snapshots.run_dir.job, snapshots.run_dir.root)
-    paths = job.values["input"]["path"] if job else snapshots.plan["source_file"]
+    paths = _name_paths(job.values["input"]) if job else snapshots.plan["source_file"]
     drawn = read_drawn(job.values) if job else NO_COLUMNS
     return (paths,) if isinstance(paths, str) else tuple(paths), drawn
+
+
+def _name_paths(declared: Mapping[str, Any]) -> Any:
+    return declared["path"] if "path" in declared else f"{NUMBERED_ROWS}{declared['rows']}"
 
 
 def _describe_path(text: str, name: str) -> str:

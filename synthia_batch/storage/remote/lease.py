@@ -101,19 +101,20 @@ class Lease:
             last = None if found is None else _decode(found.content, store.url)
             if last is not None and not last.is_free and last.state != state:
                 raise _refuse(store, last)
-            record = _sign(state, last.epoch + 1 if last else 1, seconds)
+            previous, record = last, _sign(state, last.epoch + 1 if last else 1, seconds)
             content = _encode(record)
             version = store.create(KEY, content, {}) if found is None else store.replace(
                 KEY, content, {}, found.version
             )  # fmt: skip
             if version is None:
                 there = store.read(KEY)
-                if there is None or _decode(there.content, store.url).nonce != record.nonce:
+                last = None if there is None else _decode(there.content, store.url)
+                if there is None or last is None or last.nonce != record.nonce:
                     continue  # Another took it, or the late request of a process that has ended arrived.
                 version = there.version
             lease = cls(store, record, version, seconds)
             lease._renewed_at = started
-            lease.previous = last
+            lease.previous = previous
             lease._probe(content)
             return lease
         raise _refuse(store, last)
