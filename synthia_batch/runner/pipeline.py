@@ -197,18 +197,24 @@ def run_pipeline(
             results.append(StageResult(name=stage.name, result=result))
             if results[-1].exit_code or drain.reason is not None:
                 break
-    is_stopped = drain.reason is not None and len(results) < len(wanted)
-    is_done = not results[-1].exit_code and len(results) == len(wanted)
-    done = PipelineResult(
-        directory=root,
-        stages=tuple(results),
-        until=wanted[-1].name,
-        is_complete=is_done and _is_complete(root),
-        stopped=drain.reason if is_stopped and not results[-1].exit_code else None,
-    )
+    done = _conclude(root, wanted, results, drain.reason)
     if reports and done.is_complete:
         try_report(root)
     return done
+
+
+def _conclude(
+    root: Path, wanted: Sequence[Stage], results: Sequence[StageResult], drained: DrainReason | None
+) -> PipelineResult:
+    """Return what became of the `wanted` stages of the pipeline in `root`."""
+    is_whole, has_failed = len(results) == len(wanted), results[-1].exit_code != 0
+    return PipelineResult(
+        directory=root,
+        stages=tuple(results),
+        until=wanted[-1].name,
+        is_complete=is_whole and not has_failed and _is_complete(root),
+        stopped=None if is_whole or has_failed else drained,
+    )
 
 
 def _is_complete(root: Path) -> bool:
