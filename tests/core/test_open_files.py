@@ -17,7 +17,8 @@ from synthia_batch.storage.journal.append_file import AppendFile
 PACKAGE = Path(__file__).parent.parent.parent / "synthia_batch"
 IN_A_DIRECTORY_OF_ITS_OWN = {
     "inputs/fetch/normalize.py", "inputs/fetch/text_folder.py", "inputs/fetch/datasets_dir.py",
-    "inputs/fetch/arrow.py", "inputs/remote/fetch.py", "inputs/records/hash_index.py", "core/cache.py",
+    "inputs/fetch/arrow.py", "inputs/fetch/numbered_rows.py", "inputs/remote/fetch.py",
+    "inputs/records/hash_index.py", "core/cache.py",
     "models/gguf.py", "models/gguf_convert.py",
 }  # fmt: skip
 """These write below a directory that `tempfile` has just created for this user alone."""
