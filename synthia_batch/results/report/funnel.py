@@ -11,7 +11,7 @@ from synthia_batch.job.select import NOT_SELECTED
 from synthia_batch.results.export.pairs import Pair
 from synthia_batch.results.read.counts import RunCounts, find_limit
 from synthia_batch.results.read.history import list_attempts
-from synthia_batch.results.read.shards import PublishedSamples, list_samples
+from synthia_batch.results.read.shards import PublishedSamples, ShardSamples, list_samples
 from synthia_batch.results.read.stage_runs import StageRun, read_stage_runs
 from synthia_batch.results.report.scores import (
     Distribution,
@@ -23,7 +23,6 @@ from synthia_batch.results.report.summary import find_state
 from synthia_batch.results.verify.facts import RunFacts, read_facts
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.parts.columns import read_part
-from synthia_batch.storage.pipeline_file import read_stages
 
 _ORIGINAL = re.compile(r"^duplicate of .*?(, similarity \d\.\d\d)?: ")
 """As `Decisions.explain` writes it."""
@@ -88,14 +87,14 @@ def read_pipeline_report(directory: Path) -> PipelineReport:
         IntegrityError: A file of it was altered.
     """
     found = {one.name: one for one in read_stage_runs(directory) or []}
-    reads = {one.name: one.reads for one in read_stages(directory) or []}
     lines, endings, current = [], dict[str, Counter[tuple[str, str]]](), []
     for name, stage in found.items():
         if stage.run is None:
             continue
-        facts, source = read_facts(stage.run), found.get(reads[name] or "")
-        ended = endings[name] = _count_endings(facts)
-        lines.append(_describe(stage, facts, ended - endings.get(reads[name] or "", Counter())))
+        facts, source = read_facts(stage.run), found.get(stage.reads or "")
+        shards = list_samples(facts)
+        ended = endings[name] = _count_endings(facts, shards)
+        lines.append(_describe(stage, facts, shards, ended - endings.get(stage.reads or "", Counter())))
         if stage.is_current:
             current.append((name, stage.run, source.run if source else None))
     scores = list_scores(current)
@@ -111,14 +110,14 @@ def read_pipeline_report(directory: Path) -> PipelineReport:
     )
 
 
-def _count_endings(facts: RunFacts) -> Counter[tuple[str, str]]:
+def _count_endings(facts: RunFacts, shards: Sequence[ShardSamples]) -> Counter[tuple[str, str]]:
     """Count what failed by code, and what was not selected by reason as well.
 
     A selection's failed samples are those of the run that it reads and its own.
     """
     steps = facts.plan["identity"].get("select")
     counts, ended = RunCounts(max_tokens=None), Counter[tuple[str, str]]()
-    for samples in list_samples(facts):
+    for samples in shards:
         if steps is None or not isinstance(samples, PublishedSamples):
             codes = samples.read_codes()
             if codes is not None:
@@ -135,10 +134,12 @@ def _name_reason(message: str) -> str:
     return _ORIGINAL.sub("duplicate: ", message)
 
 
-def _describe(stage: StageRun, facts: RunFacts, ended: Counter[tuple[str, str]]) -> StageLine:
+def _describe(
+    stage: StageRun, facts: RunFacts, shards: Sequence[ShardSamples], ended: Counter[tuple[str, str]]
+) -> StageLine:
     is_selection = "select" in facts.plan["identity"]
     counts = RunCounts(max_tokens=find_limit(facts.plan["identity"]))
-    for samples in list_samples(facts):
+    for samples in shards:
         numbers = samples.read_numbers()
         if numbers is not None:
             counts.add_finished(numbers)
