@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, WrapValidator, field_validator
 
 from synthia_batch.errors import UsageError
+from synthia_batch.job.accept_function import keep_function
 from synthia_batch.job.fields import (
     LONGEST_NAME,
     STORE_URL,
@@ -137,12 +138,14 @@ class Job(Section, metaclass=_ReportingFaults):
     out as soon as there is no room for max_tokens, or half of max_model_len if that is less."""
     accept: Annotated[
         str | None,
+        WrapValidator(keep_function),
         Flag("Prompts and samples", "Ask again until an answer makes it true.", metavar="EXPRESSION"),
         always("accept", "which answers are kept, with `max_candidates`; only if it is set"),
     ] = None
     """Generates another answer for a sample, with the next seed, until this expression is true of one. It
     is Jinja's, about kept columns and `response`, `reasoning`, `finish_reason`, `completion_tokens` and
-    `json`, the parsed response. The column `candidates` has how many answers it took."""
+    `json`, the parsed response. The column `candidates` has how many answers it took. From Python it may be
+    a function, too: see the page about Python."""
     max_candidates: Annotated[
         Whole,
         Field(ge=1, le=1000),

@@ -24,6 +24,7 @@ from synthia_batch.core.digest import digest_json
 from synthia_batch.core.log import show_log
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.errors import UsageError
+from synthia_batch.job.accept_function import AcceptFunction
 from synthia_batch.job.keys import anchor_paths
 from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.layer import Layer
@@ -100,11 +101,13 @@ class PipelineResult:
 
 
 def _spell(value: Any) -> Any:
-    """Return the value as a job file would have it: paths as texts, tuples as lists."""
+    """Return the value as a job file would have it: paths as texts, tuples as lists, functions as source."""
     if isinstance(value, Mapping):
         return {key: _spell(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_spell(inner) for inner in value]
+    if callable(value):
+        return AcceptFunction(value)
     return str(value) if isinstance(value, Path) else value
 
 

@@ -1,5 +1,6 @@
-"""Which answers a job accepts: the expression `accept`, about the row's kept columns and the answer."""
+"""Which answers a job accepts: `accept`, about the row's kept columns and the answer."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,11 +16,13 @@ from synthia_batch.inputs.records.expressions import (
     open_kept,
     parse,
 )
+from synthia_batch.job.accept_function import AcceptFunction
 from synthia_batch.job.schema import Job
 from synthia_batch.job.select import ACCEPT_FAILED, NOT_ACCEPTED
 
 SHOWN_CHARACTERS = 2000
 """Of the last candidate, in the message of such a sample."""
+_IS_SOURCE = re.compile(r"(@.*\n)*def \w+\(")
 _OF_ANSWER = ("response", "reasoning", "finish_reason", "completion_tokens", JSON)
 
 
@@ -27,7 +30,7 @@ _OF_ANSWER = ("response", "reasoning", "finish_reason", "completion_tokens", JSO
 class Acceptance:
     """At most `max_candidates` answers are generated for a sample, until one is accepted."""
 
-    expression: Expression
+    expression: "Expression | _Function"
     max_candidates: int
 
     def judge(self, row: Row, answer: Finished, outcome: Outcome, number: int) -> Outcome | None:
@@ -50,11 +53,30 @@ class Acceptance:
 
     def _accepts(self, row: Row, answer: Finished) -> bool:
         of_answer = {name: getattr(answer, name) for name in _OF_ANSWER if name != JSON}
-        kept = {name: open_kept(value) for name, value in row.kept.items()}
+        is_function = isinstance(self.expression, _Function)
+        kept = {name: value if is_function else open_kept(value) for name, value in row.kept.items()}
         values: dict[str, Any] = {"id": row.id, **kept, **of_answer}
         if JSON in self.expression.columns:
             values[JSON] = parse(answer.response)
         return bool(self.expression.evaluate(values))
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """A function in the place of an expression: see AcceptFunction."""
+
+    source: AcceptFunction
+    columns: tuple[str, ...] = (JSON,)
+
+    @property
+    def text(self) -> str:
+        return self.source.function.__name__
+
+    def evaluate(self, values: Mapping[str, Any]) -> object:
+        try:
+            return self.source.function(values)
+        except Exception as exc:
+            raise ExpressionFailed(f"{self.text}: {type(exc).__name__}: {exc}") from exc
 
 
 def open_acceptance(job: Job) -> Acceptance | None:
@@ -80,6 +102,13 @@ def compile_acceptance(job: Job, kept: Sequence[str], runs: Mapping[str, Sequenc
         )
     if JSON in kept:
         raise UsageError(f"accept: {JSON} is the parsed response; keep that column under another name")
+    if isinstance(job.accept, AcceptFunction):
+        return Acceptance(expression=_Function(job.accept), max_candidates=job.max_candidates)
+    if _IS_SOURCE.match(job.accept):
+        raise UsageError(
+            "accept: this job was run from Python, with the function of which the saved job has the source; "
+            "go on there, with run_job and the same function as `accept`"
+        )
     plain = [name for name in kept if name not in runs]
     names = SampleNames(job="", runs=runs, plain=(*plain, *_OF_ANSWER))
     expression = Expression("accept", job.accept, names)

@@ -172,3 +172,96 @@ def test_what_has_no_effect_is_refused(capsys: Any) -> None:
     assert run(capsys, "one", "--temperature", "0", "--max-candidates", "1").code in (0, 3)
     alone = run(capsys, "out", "--max-candidates", "3", accept=None)
     assert (alone.code, "has no effect without accept" in alone.err) == (2, True)
+
+
+def has_few_words(answer: Any) -> bool:
+    return len(answer["response"].split()) <= answer["most"]
+
+
+def has_few_words_exactly(answer: Any) -> bool:
+    return len(answer["response"].split()) < answer["most"] + 1
+
+
+def divides(answer: Any) -> float:
+    return 1 / (answer["most"] - 9)
+
+
+def declare(output: str, accept: Any) -> dict[str, Any]:
+    return {
+        "input": {"path": "q.jsonl", "keep_columns": ["most"]},
+        "engine": {"kind": "scripted"},
+        "pool": {"kind": "local"},
+        "num_samples": 2,
+        "max_candidates": 4,
+        "accept": accept,
+        "output": output,
+    }
+
+
+def test_a_function_accepts_what_the_same_expression_does(capsys: Any) -> None:
+    from synthia_batch import Job, open_run, run_job
+    from synthia_batch.errors import IdentityMismatch, UsageError
+
+    assert run(capsys, "by-expression").code == 0
+    made = run_job(Job(**declare("by-function", has_few_words)))
+    assert made.is_complete
+    assert made.failed
+    assert read("by-function") == read("by-expression")
+    assert [row["message"].split(")")[0] for row in read("by-function", "failed")] == [
+        "none of 4 answers was accepted (has_few_words"
+    ] * made.failed
+    assert run_job(Job(**declare("by-function", has_few_words))).made == 0, "the same function resumes"
+    with pytest.raises(IdentityMismatch, match="accept"):
+        run_job(Job(**declare("by-function", has_few_words_exactly)))
+    saved = json.loads(Path("by-function/.synthia/job.json").read_text())
+    assert saved["job"]["accept"].startswith("def has_few_words(answer")
+    for command in (["retry", "by-function"], ["verify", "by-function", "--rerun", "1"]):
+        done = call(capsys, *command)
+        assert (done.code, "run from Python" in done.err) == (2, True), done.err
+    with pytest.raises(UsageError, match="run from Python"):
+        run_job(open_run("by-function").job)
+    assert call(capsys, "verify", "by-function").code == 0
+    assert call(capsys, "report", "by-function").code == 0
+
+
+def test_an_error_of_a_function_fails_the_sample_and_names_it() -> None:
+    from synthia_batch import Job, run_job
+
+    made = run_job(Job(**declare("out", divides)))
+    assert (made.finished, made.failed) == (2, 2 * ROWS - 2)
+    assert {row["code"] for row in read("out", "failed")} == {"accept_failed"}
+    assert read("out", "failed")[0]["message"] == "accept: divides: ZeroDivisionError: division by zero"
+
+
+def test_a_function_whose_source_does_not_show_what_it_does_is_refused() -> None:
+    from synthia_batch import Job
+    from synthia_batch.errors import UsageError
+
+    limit = 3
+
+    def has_limit(answer: Any) -> bool:
+        return len(answer["response"]) < limit
+
+    space: dict[str, Any] = {}
+    exec("def made(answer): return True", space)
+    for accept, what in (
+        (lambda answer: True, "no source of its own"),
+        (len, "no source of its own"),
+        (has_limit, "has_limit depends on limit"),
+        (space["made"], "the source of made cannot be read"),
+    ):
+        with pytest.raises(UsageError, match=what):
+            Job(**declare("out", accept))
+
+
+def test_a_stage_of_a_pipeline_takes_a_function() -> None:
+    from synthia_batch import run_stages
+
+    first = declare("", has_few_words)
+    first.pop("output")
+    stages = [{"name": "few", **first}, {"name": "kept", "select": {"limit": 3}}]
+    declared = {"name": "judged", "stages": stages, "output": "judged"}
+    assert run_stages(declared).is_complete
+    again = run_stages(declared)
+    assert [stage.kept for stage in again.stages] == [again.stages[0].kept, 3]
+    assert all(len(row["response"].split()) <= 9 for row in read(str(again.stages[0].result.directory)))

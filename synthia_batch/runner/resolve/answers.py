@@ -4,6 +4,7 @@ from typing import Any
 
 from synthia_batch.core.types import Structure
 from synthia_batch.errors import UsageError
+from synthia_batch.job.accept_function import AcceptFunction
 from synthia_batch.job.loading.merge import Merged
 from synthia_batch.job.resolved import Device, EngineSpec
 from synthia_batch.job.schema import TEMPLATE_DATE, Determinism, Job
@@ -164,6 +165,8 @@ def identify_acceptance(merged: Merged, *, plays_turns: bool) -> dict[str, Any]:
         if plays_turns:
             raise UsageError("accept: is for single answers; a conversation of several turns has none")
         open_acceptance(job)
+    if isinstance(job.accept, AcceptFunction):
+        return {"function": str(job.accept), "max_candidates": job.max_candidates}
     patterns = identify_patterns((job.accept,))
     return {"expression": job.accept, "max_candidates": job.max_candidates, **patterns}
 
