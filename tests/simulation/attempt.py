@@ -12,9 +12,11 @@ from simulation.world import World
 from synthia_batch.core.events import Event, EventBus
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.errors import SynthiaBatchError
+from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.runner import retry, run
 from synthia_batch.runner.directory.reopen import FailureChoice
 from synthia_batch.runner.directory.session import RunSession
+from synthia_batch.runner.pipeline import run_pipeline
 from synthia_batch.runner.subset import pick_probe
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest
@@ -83,7 +85,9 @@ def make_attempt(world: World, attempt: Attempt, draw: Random) -> Ended:
 def _run(world: World, attempt: Attempt, draw: Random) -> bool:
     """Do what the command does, in a session of `_open_session`; return whether the run is complete."""
 
-    def open_session(*_: object, **__: object) -> AbstractContextManager[RunSession]:
+    def open_session(job: ResolvedJob, *_: object, **__: object) -> AbstractContextManager[RunSession]:
+        if attempt.kind == "pipeline":
+            world.enter(job)
         return _open_session(world, attempt, draw)
 
     retry.open_session = run.open_session = open_session  # type: ignore[assignment]
@@ -95,6 +99,9 @@ def _run(world: World, attempt: Attempt, draw: Random) -> bool:
             retry._reopen_and_run(job, ALL_FAILED, display, EventBus(), force=True)  # type: ignore[arg-type]
         case "subset":
             _run_subset(world, attempt, draw)
+        case "pipeline":
+            assert world.simulated.pipeline is not None
+            return run_pipeline(world.simulated.pipeline, [], NoDisplay).is_complete  # type: ignore[arg-type]
     return RunDir(job.output).manifest.exists()
 
 

@@ -43,12 +43,13 @@ def a_calm_attempt_completes_the_run(ended: Ended) -> None:
 
 def bytes_equal_the_undisturbed_run(world: World) -> None:
     """Every sample once, in data/ or failed/, and only fatal ones blamed: the files are those of that run."""
-    _compare(read_output(world.directory), world.simulated.expected)
+    compare_files(read_output(world.directory), world.simulated.expected)
     if world.shape.is_remote:
-        _compare(world.store.read_dataset(), world.simulated.expected)
+        compare_files(world.store.read_dataset(), world.simulated.expected)
 
 
-def _compare(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+def compare_files(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """Files, by name, are those that were expected."""
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             what = (

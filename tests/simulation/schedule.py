@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-Kind = Literal["run", "subset", "retry"]
+Kind = Literal["run", "subset", "retry", "pipeline"]
 Ending = Literal["none", "kill", "power loss", "full disk", "failed sync", "drain", "interrupt"]
 ENDINGS: tuple[Ending, ...] = ("none", "kill", "power loss", "full disk", "failed sync", "drain", "interrupt")
 SHAPES = 48
@@ -43,6 +43,11 @@ class Shape:
     def has_parquet(self) -> bool:
         """Whether its parts are real ones, and its events are kept: of one job in 16. See shortcuts."""
         return self.number % 16 == 0
+
+    @property
+    def is_in_pipeline(self) -> bool:
+        """Whether it is the first stage of a pipeline, too."""
+        return self.number % SHAPES == 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +111,25 @@ def draw_schedule(seed: int) -> Schedule:
             attempt = _follow(draw, attempts[-1], attempt)
         attempts.append(attempt)
     return Schedule(seed=seed, shape=shape, attempts=tuple(attempts))
+
+
+def draw_stages(draw: Random, shape: Shape) -> tuple[Attempt, ...]:
+    """Return attempts of the pipeline that begins with `shape`, in weather that leaves its bytes alone."""
+    attempts: list[Attempt] = []
+    for _ in range(draw.randint(1, 3)):
+        attempt = _draw_attempt(draw, shape, 0)
+        attempts.append(
+            dataclasses.replace(
+                attempt,
+                kind="pipeline",
+                at=attempt.at * draw.choice((1, 2, 3)),  # Also in the later stages.
+                weather=dataclasses.replace(attempt.weather, transient=0.0, store=0.0),
+                intruder_at=None,
+                reader_at=None,
+                loses_machine=False,
+            )
+        )
+    return tuple(attempts)
 
 
 def _follow(draw: Random, before: Attempt, attempt: Attempt) -> Attempt:

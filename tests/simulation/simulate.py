@@ -13,6 +13,7 @@ from simulation import invariants
 from simulation.attempt import make_attempt
 from simulation.faults import Violation
 from simulation.jobs import SimulatedJob, read_output, write_job
+from simulation.pipeline import add_stages, try_stages
 from simulation.schedule import CALM, Schedule, Shape
 from simulation.selection import make_selection, try_selections
 from simulation.shortcuts import spare, take_shortcuts
@@ -59,6 +60,8 @@ class Simulator:
         invariants.verify_is_clean(world)
         if schedule.shape.has_parquet:
             try_selections(world.directory, schedule.shape, world.simulated.selected, draw)
+        if schedule.shape.is_in_pipeline:
+            try_stages(world.simulated, schedule.seed)
 
     def find_job(self, shape: Shape) -> SimulatedJob:
         """Return the job of `shape` with the files of its undisturbed run."""
@@ -72,12 +75,15 @@ class Simulator:
                 expected=read_output(world.directory),
                 selected=make_selection(world.directory, shape) if shape.has_parquet else {},
             )
+            if shape.is_in_pipeline:
+                self._jobs[shape] = add_stages(self._jobs[shape], self._directory)
         return self._jobs[shape]
 
     def _open(self, job: SimulatedJob, seed: int) -> World:
         spare(has_parquet=job.shape.has_parquet)
         shutil.rmtree(job.job.output.with_name("selected"), ignore_errors=True)
         shutil.rmtree(job.job.output, ignore_errors=True)
+        shutil.rmtree(job.job.output.with_name("stages"), ignore_errors=True)
         return open_world(job, seed)
 
 

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -43,8 +43,10 @@ class World:
     has_transient_failures: bool = False
     store: SimulatedStore = field(init=False)
     _boots: int = 0
+    _other_stages: dict[Path, tuple[set[Made], set[Made], set[int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._boot_id = self.directory.parent / "boot"
         self.disk.on_journal_removed = self._promise
         self.store = SimulatedStore(self.clock, Random(f"store {self.seed}"), self.disk.make_request)
         self._boot()
@@ -60,6 +62,15 @@ class World:
     @property
     def directory(self) -> Path:
         return self.job.output
+
+    def enter(self, job: ResolvedJob) -> None:
+        """Go on to the run of `job`, a stage of a pipeline. What others were promised stays so."""
+        if job.output == self.directory:
+            return
+        self._other_stages[self.directory] = (self.promised, self.unsynced, self.finished)
+        self.simulated = replace(self.simulated, job=job)
+        nothing: tuple[set[Made], set[Made], set[int]] = (set(), set(), set())
+        self.promised, self.unsynced, self.finished = self._other_stages.pop(job.output, nothing)
 
     def begin_attempt(self, attempt: Attempt) -> None:
         """Begin a process that meets what `attempt` says."""
@@ -128,9 +139,8 @@ class World:
 
     def _boot(self) -> None:
         self._boots += 1
-        path = self.directory.parent / "boot"
-        path.write_text(f"boot {self._boots}")
-        locks._BOOT_ID = path
+        self._boot_id.write_text(f"boot {self._boots}")
+        locks._BOOT_ID = self._boot_id
 
     def _intrude(self) -> None:
         """Try to start the same run beside this one: it is refused once this one is the owner."""
