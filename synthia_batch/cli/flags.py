@@ -84,11 +84,7 @@ def list_job_flags() -> "Mapping[str, tuple[Key, Flag]]":
     panels = get_args(Panel)
     found = [(key, flag) for key in walk_keys() if (flag := key.find(Flag)) is not None]
     found.sort(key=lambda pair: (panels.index(pair[1].panel), pair[1].order))
-    return {_name(key, flag).replace("-", "_"): (key, flag) for key, flag in found}
-
-
-def _name(key: "Key", flag: Flag) -> str:
-    return flag.name or key.name.rpartition(".")[2].replace("_", "-")
+    return {str(key.flag_name).replace("-", "_"): (key, flag) for key, flag in found}
 
 
 def add_job_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -147,7 +143,7 @@ def _make_parameter(name: str, kind: Any, declared: Any) -> inspect.Parameter:
 
 
 def _make_option(key: "Key", flag: Flag) -> Any:
-    names = [f"--{_name(key, flag)}", *([flag.short] if flag.short else [])]
+    names = [f"--{key.flag_name}", *([flag.short] if flag.short else [])]
     return typer.Option(
         *names,
         metavar=flag.metavar,

@@ -33,6 +33,12 @@ class Key:
         """Return the key's marker of `kind`, or None."""
         return next(_find_markers(self.field.metadata, self.field.annotation, kind), None)
 
+    @property
+    def flag_name(self) -> str | None:
+        """The name of its flag, without dashes; None if it has none."""
+        flag = self.find(Flag)
+        return None if flag is None else flag.name or self.name.rpartition(".")[2].replace("_", "-")
+
 
 @cache
 def walk_keys() -> tuple[Key, ...]:
@@ -114,7 +120,7 @@ def wants_text(key: str) -> bool:
         if field is None:
             return False
         section = field.annotation
-    return str in _list_kinds(section)
+    return str in list_kinds(section)
 
 
 def suggest_key(key: str) -> str | None:
@@ -160,11 +166,11 @@ def _list_names(section: str) -> list[str]:
     return [name for name in below if "." not in name]
 
 
-def _list_kinds(annotation: Any) -> set[Any]:
+def list_kinds(annotation: Any) -> set[Any]:
     """Return the types within `annotation`: str and None for `tuple[Annotated[str, ...], ...] | None`."""
     if get_origin(annotation) is Annotated:
-        return _list_kinds(get_args(annotation)[0])
+        return list_kinds(get_args(annotation)[0])
     inner = get_args(annotation)
     if not inner or get_origin(annotation) is dict:
         return {annotation}
-    return set().union(*(_list_kinds(kind) for kind in inner))
+    return set().union(*(list_kinds(kind) for kind in inner))

@@ -26,6 +26,7 @@ from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.errors import UsageError
 from synthia_batch.job.accept_function import AcceptFunction
 from synthia_batch.job.keys import anchor_paths
+from synthia_batch.job.loading.errors import naming_fields
 from synthia_batch.job.loading.job_file import read_job_file
 from synthia_batch.job.loading.layer import Layer
 from synthia_batch.job.loading.merge import read_ray_address
@@ -126,7 +127,7 @@ def run_stages(
     Raises:
         SynthiaBatchError: See `errors`; each message says what to do next. Finished samples are kept.
     """
-    with show_log(Display(quiet=not progress).stream, quiet=not progress):
+    with show_log(Display(quiet=not progress).stream, quiet=not progress), naming_fields():
         path = Path("pipeline") if isinstance(declared, Mapping) else Path(declared)
         if isinstance(declared, Mapping):
             layer = Layer(origin="argument", values=_spell(declared))

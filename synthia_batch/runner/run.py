@@ -11,6 +11,7 @@ from synthia_batch.core.events import EventBus
 from synthia_batch.core.log import show_log
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.job.loading.command_line import read_command, turn_into_run
+from synthia_batch.job.loading.errors import naming_fields
 from synthia_batch.job.loading.merge import Layer, read_ray_address
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import Job
@@ -58,7 +59,7 @@ def run_job(
         SynthiaBatchError: See `errors`; each message says what to do next. Finished samples are kept.
     """
     display = display or Display(quiet=not progress)
-    with show_log(display.stream, quiet=not progress):
+    with show_log(display.stream, quiet=not progress), naming_fields():
         explicit = Layer(origin="argument", values=job.model_dump(exclude_unset=True))
         resolved = resolve_job([explicit, read_ray_address(os.environ)])
         return run_resolved_job(resolved, display, force=force)

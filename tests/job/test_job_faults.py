@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from conftest import Command, write_jsonl
 
-from synthia_batch import Job, SynthiaBatchError
+from synthia_batch import Job, SynthiaBatchError, run_job
 from synthia_batch.core import console, hub_network
+from synthia_batch.errors import UsageError
+from synthia_batch.job.loading.errors import naming_fields
 from synthia_batch.models import hub
 
 
@@ -38,6 +40,29 @@ def test_every_fault_of_a_job_in_python_is_an_error_of_this_package(
     assert words in str(refused.value)
     assert "--" not in str(refused.value)
     assert str(refused.value).endswith("help(synthia_batch.Job) lists the fields")
+
+
+def test_advice_about_flags_names_fields_when_it_is_given_in_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": "Which?"}, {"question": None}]
+    source = {"path": str(write_jsonl(tmp_path / "q.jsonl", rows))}
+    common = {"input": source, "engine": {"kind": "scripted"}, "pool": {"kind": "local"}}
+    for values, words in (
+        ({}, "; input.on_bad_row=fail sets bad rows aside"),
+        ({"system": ["synthia", "synthia"]}, "system: synthia, synthia; name each system message once"),
+        ({"sampling": {"guided_json": "{}"}}, "use structured.json_schema=FILE"),
+        ({"model": {"name": str(tmp_path)}, "engine": {"kind": "openai"}}, "base_url http://127.0.0.1"),
+    ):
+        with pytest.raises(SynthiaBatchError) as refused:
+            run_job(Job(**{**common, **values}))  # type: ignore[arg-type]
+        assert words in str(refused.value)
+        assert "--" not in str(refused.value)
+    command = "`synthia-batch run --workers 3`, --workers 3, use --pool ray, --trust"
+    with pytest.raises(SynthiaBatchError) as refused, naming_fields():
+        raise UsageError(command)
+    assert str(refused.value) == "`synthia-batch run --workers 3`, pool.workers=3, use pool.kind=ray, --trust"
 
 
 @pytest.mark.parametrize(

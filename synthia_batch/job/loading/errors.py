@@ -3,6 +3,8 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from synthia_batch.core.formatting import clip
-from synthia_batch.errors import UsageError
+from synthia_batch.errors import SynthiaBatchError, UsageError
 from synthia_batch.job.dotted import drop_numbers, flatten, spell_key
-from synthia_batch.job.keys import suggest_key
+from synthia_batch.job.keys import Key, list_kinds, suggest_key, walk_keys
 from synthia_batch.job.loading.layer import Layer, Place, find_layer, walk_texts
 from synthia_batch.job.loading.secrets import REFERENCE, SECRET_KEYS, is_secret_key, mask_value
 from synthia_batch.job.loading.trust import OTHERS_FILE
@@ -35,6 +37,8 @@ _WORDS = {
     "bool_type": "Input should be true or false",
 }
 """Replacements for Pydantic's messages in terms of Python."""
+_MENTION = re.compile(r"`[^`]*`|(?<![\w-])(?:-\w/)?--(?P<flag>[a-z][a-z-]*)(?: (?P<value>[\w.=]+))?")
+"""A flag in a message, with the word behind it."""
 
 
 def refuse_faults(faults: Sequence[str]) -> None:
@@ -59,7 +63,44 @@ def explain_call(exc: ValidationError, values: Mapping[str, Any]) -> str:
     given = {key: value for key, value in values.items() if not isinstance(value, BaseModel)}
     layer = Layer(origin="argument", values=given)
     lines = [f"  {fault}" for fault in explain_faults(exc, [layer])]
-    return "\n".join(["the job cannot be used:", *lines, "help(synthia_batch.Job) lists the fields"])
+    whole = "\n".join(["the job cannot be used:", *lines, "help(synthia_batch.Job) lists the fields"])
+    return _name_fields(whole)
+
+
+@contextmanager
+def naming_fields() -> Iterator[None]:
+    """Have the errors of a call from Python name fields of the job where they name flags of the command."""
+    try:
+        yield
+    except SynthiaBatchError as exc:
+        exc.args = tuple(map(_name_fields, exc.args))
+        raise
+
+
+def _name_fields(message: str) -> str:
+    """Return a message with `determinism=fast` for `--determinism fast`, and `workers` for `--workers`.
+
+    Whole commands, which are in backticks, stay.
+    """
+    return _MENTION.sub(_name_field, message)
+
+
+def _name_field(mention: re.Match[str]) -> str:
+    flag, value = mention["flag"], mention["value"]
+    if flag == "set" and value:
+        return value
+    key = _key_of_flags().get(flag) if flag else None
+    if key is None:
+        return mention[0]
+    if value and (value.isupper() or value.isdecimal() or value in list_kinds(key.field.annotation)):
+        return f"{key.name}={value}"
+    return f"{key.name} {value}" if value else key.name
+
+
+@cache
+def _key_of_flags() -> dict[str, Key]:
+    """Return the keys that have a flag, by its name without dashes."""
+    return {name: key for key in walk_keys() if (name := key.flag_name)}
 
 
 def find_references(layers: Sequence[Layer]) -> list[str]:

@@ -199,7 +199,7 @@ def _read_requests(merged: Merged, choices: int) -> Layer:
     if merged.is_explicit("num_samples") and merged.job.num_samples != choices:
         with merged.locate_errors("num_samples"):
             raise UsageError(
-                f"-n/--num-samples {merged.job.num_samples}: the requests set n: {choices}; leave -n out"
+                f"-n/--num-samples {merged.job.num_samples}: the requests set n: {choices}; leave it out"
             )
     return Layer(origin="the requests", values={"num_samples": choices}, is_explicit=False)
 
