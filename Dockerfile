@@ -6,7 +6,9 @@ FROM python:3.12-slim-bookworm
 
 ARG ACCELERATOR=cpu
 
-# Triton compiles a small module with the C compiler when an engine starts on a GPU.
+# Triton compiles a small module with the C compiler when an engine starts on a GPU. Debian keeps no old versions
+# that could be named.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev libgomp1 libnuma1 \
     && rm -rf /var/lib/apt/lists/*
@@ -21,7 +23,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 
 # A user without rights; -u "$(id -u):$(id -g)" makes its files yours.
 RUN useradd --create-home --uid 1000 batch && mkdir /data && chown batch /data
-USER batch
+USER 1000
 WORKDIR /data
 VOLUME /data
 ENTRYPOINT ["synthia-batch"]

@@ -115,7 +115,7 @@ def test_the_dockerfile_is_in_order() -> None:
     assert json.loads(dict(instructions)["ENTRYPOINT"]) == ["synthia-batch"]
     assert json.loads(dict(instructions)["CMD"]) == ["--help"]
     users = [value for name, value in instructions if name == "USER"]
-    assert users == ["batch"], "not root"
+    assert users == ["1000"], "not root"
     assert names.index("USER") < names.index("ENTRYPOINT")
     runs = [value for name, value in instructions if name == "RUN"]
     assert any("--no-install-recommends" in run and "rm -rf /var/lib/apt/lists/*" in run for run in runs)
