@@ -149,7 +149,7 @@ def open_locator(files: Sequence[InputFile], scan: Scan, samples_per_row: int) -
     """Return a function from a sample's ordinal to its place, file:line, in the scanned input.
 
     Each call reads up to a thousand rows, so use it for few samples. If the input is gone, the place
-    is the row, counted from 0.
+    is its `row_index`.
     """
     source = open_files(files)
 
@@ -158,7 +158,7 @@ def open_locator(files: Sequence[InputFile], scan: Scan, samples_per_row: int) -
         try:
             row = next(source.read_rows(scan, index, index + 1))
         except (SynthiaBatchError, StopIteration):
-            return f"{source.shown}: row {index}"
+            return f"{source.shown}: row_index {index}"
         return source.locate(row)
 
     return locate

@@ -47,7 +47,7 @@ def test_without_answers_nothing_is_written_and_nothing_started(
     shown = synthia("preview", questions, *TWO, "-n", "2")
     assert shown.code == 0, shown.err
     assert snapshot(tmp_path) == before
-    assert "q.jsonl:1: row 0, id " in shown.out
+    assert "q.jsonl:1: row_index 0, id " in shown.out
     assert "  | <user>\n  | What is 1 squared?\n  | <assistant>\n" in shown.out
     assert "What is 2 squared?" not in shown.out
     assert shown.out.count("  | You are a poet.\n") == 2

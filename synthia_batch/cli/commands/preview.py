@@ -68,7 +68,7 @@ def _print_rows(job: "ResolvedJob", found: "JobPreview", full: bool) -> None:
     if told or day:
         show(f"chat template: {', '.join([*told, *([f'today is {day} (template_date)'] if day else [])])}\n")
     for row, samples in _group_by_row(found):
-        place = make_visible(f"{job.inputs[row.file].name}:{row.line}: row {row.index}, id {row.id}")
+        place = make_visible(f"{job.inputs[row.file].name}:{row.line}: row_index {row.index}, id {row.id}")
         show(place)
         shown = [_make_column(job, sample, full) for sample in samples]
         depth = max(len(column.texts) for column in shown)

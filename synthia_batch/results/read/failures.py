@@ -56,8 +56,8 @@ class FailedSample:
 
     @property
     def place(self) -> str:
-        """The row as file:line, or its index if the line is unknown."""
-        return f"{self.file}: row {self.row_index}" if self.line is None else f"{self.file}:{self.line}"
+        """The row as file:line, or its `row_index` if the line is unknown."""
+        return f"{self.file}: row_index {self.row_index}" if self.line is None else f"{self.file}:{self.line}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-serializable values."""
