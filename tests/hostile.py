@@ -65,6 +65,7 @@ def add_history(run_directory: Path) -> None:
         (2, "worker_lost", {"worker": 0, "reason": TEXTS[1], "unfinished": 3}),
         (3, "progress", _progress(180, 3000)),
         (40, "attempt_started", {"epoch": 2, "pid": 2, "host": TEXTS[5]}),
+        (41, "worker_ready", {"worker": 0, "engine": TEXTS[2], "device": TEXTS[3]}),
         (41, "progress", _progress(60, 500)),
         (42, "progress", _progress(120, 4500)),
         (43, "attempt_ended", {"made": 30, "drained": TEXTS[4]}),

@@ -99,7 +99,7 @@ class Display:
 
         tqdm would overwrite all of it with blanks, which in a narrower terminal wrap to the next line.
         """
-        width = _measure_width(self.stream)
+        width = measure_width(self.stream)
         if self._width is not None and width != self._width:
             self.stream.write("\r\x1b[K")
             bar.sp = tqdm.status_printer(self.stream)
@@ -149,7 +149,7 @@ def _is_notebook(stream: TextIO) -> bool:
     return type(stream).__module__.startswith("ipykernel.")
 
 
-def _measure_width(stream: TextIO) -> int | None:
+def measure_width(stream: TextIO) -> int | None:
     """Return the columns of the terminal of `stream`, None if it has none."""
     try:
         return os.get_terminal_size(stream.fileno()).columns

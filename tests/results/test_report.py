@@ -20,11 +20,12 @@ from conftest import ROOT, Command, command_of, make_environment, read_bytes_of_
 from hostile import TEXTS, add_history, make_hostile_run
 
 from synthia_batch.results.read.counts import LengthHistogram
-from synthia_batch.results.read.history import Interval, coarsen, list_attempts, read_history
+from synthia_batch.results.read.history import Interval, Loading, coarsen, list_attempts, read_history
 from synthia_batch.results.report import answers
+from synthia_batch.results.report.bins import make_bins
 from synthia_batch.results.report.escape import escape_text, make_visible
 from synthia_batch.results.report.page import render_page
-from synthia_batch.results.report.plots import make_bins
+from synthia_batch.results.report.plots import default_settings, draw_speed, render_svg
 from synthia_batch.results.report.samples import SampleSelection, choose_stride, hash_samples, list_strided
 from synthia_batch.results.report.summary import Report, read_report
 from synthia_batch.results.report.verdict import assess, format_share
@@ -106,6 +107,8 @@ def test_the_verdict_is_plain_words(home: Path, found: Report) -> None:
     sentences = [sentence.text for sentence in assess(found)]
     assert sentences[0] == f"Complete: {len(rows):,} of 2,400 samples are finished, {failed:,} failed."
     share = round(100 * cut / len(rows))
+    reached = sum(row["completion_tokens"] == 12 for row in rows)
+    assert f">limit 12, {reached:,} at it</text>" in render_page(found)
     assert sentences[1] == (
         f"{cut:,} of {len(rows):,} answers ({share}%) were cut off at 12 tokens: raise --max-tokens."
     )
@@ -140,8 +143,8 @@ def test_the_page_needs_nothing_but_itself(home: Path) -> None:
     for address in ("http://", "https://", "//cdn", "@import", "url(http"):
         # matplotlib's namespaces are names, not addresses that anybody fetches.
         assert address not in page.replace("http://www.w3.org/", "")
-    # Two histograms; and where the machine was slow enough for it, speed and busy engines.
-    assert page.count("<svg") in (2, 4)
+    # Two histograms; and where the machine was slow enough for it, speed and busy engines over time.
+    assert page.count("<svg") in (2, 3)
 
 
 def test_the_report_is_no_part_of_the_dataset(synthia: Command, home: Path, tmp_path: Path) -> None:
@@ -335,10 +338,42 @@ def test_a_sample_shows_its_question_and_its_tokens_above_the_answer(found: Repo
 
 def test_failures_have_their_line_in_the_input(found: Report) -> None:
     (failures,) = found.examples.failures.values()
-    assert [failure.place for failure in failures] == ["q.jsonl:1", "q.jsonl:5", "q.jsonl:10"]
+    assert [failure.source for failure in failures] == ["q.jsonl:1", "q.jsonl:5", "q.jsonl:10"]
     assert failures[0].message.text == "failed as scripted"
     assert failures[0].turns is not None
     assert failures[0].turns[-1].content.text == "What is 0 squared?"
+
+
+def test_finished_samples_have_their_line_in_the_input(found: Report) -> None:
+    shown = [*found.examples.side_by_side, *found.examples.flagged, *found.examples.kinds["random"]]
+    for one in shown:
+        row = int(re.findall(r"^row (\d+)", one.title)[0])
+        assert one.source == f"q.jsonl:{row + 1}"
+    assert f"<code>{shown[-1].source}</code>" in render_page(found)
+
+
+def test_without_its_input_a_run_has_a_page_without_lines(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "out", tmp_path / "out")
+    job = tmp_path / "out/.synthia/job.json"
+    for damage in (job.unlink, lambda: job.write_text("altered")):
+        damage()
+        moved = read_report(tmp_path / "out")
+        assert {sample.source for sample in moved.examples.kinds["random"]} == {""}
+        (failures,) = moved.examples.failures.values()
+        assert failures[0].source == "q.jsonl:1", "failed/ has it"
+
+
+def list_led(report: Report, page: str) -> list[str]:
+    """Return the places that the verdict leads to, each of which is in the page once."""
+    led = [sentence.samples for sentence in assess(report) if sentence.samples]
+    for place in led:
+        assert f'<a href="#{place}">samples</a>' in page
+        assert page.count(f'id="{place}"') == 1
+    return led
+
+
+def test_every_sentence_about_samples_leads_to_them(found: Report) -> None:
+    assert list_led(found, render_page(found)) == ["panel-truncated", "panel-failed"]
 
 
 def test_beyond_a_limit_the_text_of_every_nth_shard_is_read_and_the_page_says_so(
@@ -357,8 +392,10 @@ def test_beyond_a_limit_the_text_of_every_nth_shard_is_read_and_the_page_says_so
 def test_every_hostile_text_is_within_the_size_of_a_page(tmp_path: Path) -> None:
     out = make_hostile_run(tmp_path)
     add_history(out)
-    page = render_page(read_report(out))
+    report = read_report(out)
+    page = render_page(report)
     assert len(page.encode()) < 2_000_000
+    assert {"flagged-empty", "flagged-repetitive"} <= set(list_led(report, page))
     for text in TEXTS[:6]:
         assert text not in page, "it must be escaped"
 
@@ -430,6 +467,19 @@ def test_bins_hold_every_sample_once_and_are_few(lengths: list[int]) -> None:
     assert len(bins.edges) == len(bins.counts) + 1
     assert bins.edges[0] <= min(lengths)
     assert max(lengths) < bins.edges[-1]
+    assert (bins.limit, bins.at_limit, bins.last_within) == (None, 0, None)
+
+
+@pytest.mark.parametrize("lengths", [[0, 7], [7], [1, 1000, 1000], list(range(513)) * 2, [3] * 9, [40, 512]])
+def test_a_bin_ends_at_the_limit_that_answers_reach(lengths: list[int]) -> None:
+    limit = max(lengths)
+    bins = make_bins(np.bincount(lengths), limit)
+    assert bins.last_within is not None
+    assert bins.edges[bins.last_within + 1] == limit + 1
+    assert bins.at_limit == lengths.count(limit) <= bins.counts[bins.last_within]
+    assert (sum(bins.counts), bins.edges[0]) == (len(lengths), max(0, bins.edges[0]))
+    unreached = make_bins(np.bincount(lengths), limit + 1)
+    assert (unreached.at_limit, unreached.last_within) == (0, None)
 
 
 def test_the_time_between_attempts_is_left_out(tmp_path: Path) -> None:
@@ -441,6 +491,12 @@ def test_the_time_between_attempts_is_left_out(tmp_path: Path) -> None:
     assert cut.resumes == [180.0]
     assert cut.losses == [120.0]
     assert [(one.start, one.end) for one in cut.attempts[1]] == [(240.0, 300.0)]
+    assert cut.loadings == [Loading(start=0.0, end=0.0), Loading(start=180.0, end=240.0)]
+    assert (whole.end, cut.end) == (2520.0, 300.0)
+    with default_settings():
+        plot = render_svg(draw_speed(cut))
+    for text in ("tokens/s", "busy engines", "loading", "worker lost and restarted", "run resumed"):
+        assert plot.count(f">{text}</text>") == 1, "one axis of time, and one legend"
     first, second = list_attempts(events, is_running=False)
     assert (first.made, first.workers_lost, first.end) == (60, 1, "killed, or ended by an error")
     assert second.end == f"drained on {TEXTS[4]}"

@@ -117,8 +117,8 @@ def test_the_page_says_nothing_and_asks_for_nothing(
 ) -> None:
     with watch(browser, find_page(name, request)) as watched:
         watched.page.wait_for_load_state("networkidle")
-        for label in watched.page.locator(".tabs > label").all():
-            label.click()
+        for link in watched.page.locator(".choices a").all():
+            link.click()
         for link in watched.page.locator("nav a").all():
             link.click()
         assert watched.noise == []
@@ -135,12 +135,12 @@ def test_the_page_fits_its_window_and_is_not_blank(
 
     with watch(browser, find_page(name, request), width, scheme) as watched:
         watched.check_quiet()
-        for label in watched.page.locator(".tabs > label").all():
-            label.click()
+        for link in watched.page.locator(".choices a").all():
+            link.click()
             wide, room = watched.page.evaluate(
                 "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
             )
-            assert wide <= room, f"{label.inner_text()}: {wide} pixels in {room}"
+            assert wide <= room, f"{link.inner_text()}: {wide} pixels in {room}"
         picture = Image.open(BytesIO(watched.page.screenshot()))
     assert picture.width == width
     colors = picture.convert("RGB").getcolors(maxcolors=1 << 24) or []
@@ -192,7 +192,7 @@ def test_an_answer_of_100_kb_is_cut_and_the_page_says_where_it_is(browser: Any, 
     assert hostile_page.stat().st_size < 2_000_000
     with watch(browser, hostile_page) as watched:
         page = watched.page
-        page.locator("label[for=tab-longest]").click()
+        page.locator(".choices [href='#panel-longest']").click()
         panel = page.locator("#panel-longest")
         assert "of 100,000 characters; full text: row " in panel.inner_text()
         assert "of data/train-00000-of-00001.parquet" in panel.inner_text()
@@ -206,12 +206,12 @@ def test_the_tabs_show_one_kind_of_sample_at_a_time(browser: Any, plain_page: Pa
     with watch(browser, plain_page) as watched:
         page = watched.page
         for kind in ("random", "longest", "truncated", "failed", "flagged"):
-            page.locator(f"label[for=tab-{kind}]").click()
+            page.locator(f".choices [href='#panel-{kind}']").click()
             shown = page.locator(".panel:visible")
             assert [one.get_attribute("id") for one in shown.all()] == [f"panel-{kind}"]
-        page.locator("label[for=tab-failed]").click()
+        page.locator(".choices [href='#panel-failed']").click()
         assert "scripted_failure" in page.locator("#panel-failed").inner_text()
-        page.locator("label[for=tab-random]").click()
+        page.locator(".choices [href='#panel-random']").click()
         page.locator("#panel-random details summary").first.click()
         assert "You are Synthia" in page.locator("#panel-random").inner_text()
 
@@ -223,6 +223,22 @@ def test_the_verdict_stands_first_and_says_what_to_do(browser: Any, plain_page: 
         text = verdict.inner_text()
         assert "Complete: 49 of 56 samples are finished, 7 failed." in text
         assert "were cut off at 12 tokens: raise --max-tokens." in text
+
+
+def test_a_sentence_of_the_verdict_leads_to_its_samples(browser: Any, plain_page: Path) -> None:
+    with watch(browser, plain_page, 390) as watched:
+        page = watched.page
+        for sentence, panel in (("cut off at", "panel-truncated"), ("failed: ", "panel-failed")):
+            page.locator("#verdict li", has_text=sentence).locator("a").click()
+            shown = page.locator(".panel:visible")
+            assert [one.get_attribute("id") for one in shown.all()] == [panel]
+            page.wait_for_function(
+                "id => document.getElementById(id).getBoundingClientRect().top < innerHeight", arg=panel
+            )
+            chosen = page.locator(f".choices [href='#{panel}']")
+            other = page.locator(".choices [href='#panel-random']")
+            colors = {one.evaluate("e => getComputedStyle(e).backgroundColor") for one in (chosen, other)}
+            assert len(colors) == 2, "one of them is marked"
 
 
 def test_a_script_in_the_page_would_not_run(browser: Any, plain_page: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def demo(
     sample = place_sample(Path())
     layers = [Layer(origin="flag", values=values), read_environment(os.environ), make_demo_layer(sample)]
     result = run_resolved_job(resolve_job(layers), Display(quiet=quiet))
-    print_result(result, as_json)
+    print_result(result, as_json, quiet=quiet)
     if result.drained is None:
         show(
             f"look at it with: synthia-batch status {shlex.quote(str(result.directory))}\n"

@@ -66,7 +66,7 @@ def retry(
         show(_to_json(directory) if as_json else directory)
         return
     _log.info(f"retried {result.chosen} failed samples")
-    print_result(result.run, as_json)
+    print_result(result.run, as_json, quiet=quiet)
     stages = None if is_url(directory) else read_stage_runs(Path(directory))
     if result.mended and stages and stages[-1].run != result.directory:
         _log.info("run the pipeline again: what is behind this stage is not made of its new samples yet")

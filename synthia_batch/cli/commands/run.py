@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from synthia_batch.cli.flags import JobFlags
+from synthia_batch.cli.picture import show_picture
 from synthia_batch.cli.streams import OutputClosed
 from synthia_batch.core.formatting import encode_json
 from synthia_batch.core.terminal import show
@@ -74,7 +75,7 @@ def run(
     job = resolve_job(layers)
     with _log_details(job) if verbose else nullcontext():
         result = run_resolved_job(job, display, force=force)
-    print_result(result, as_json)
+    print_result(result, as_json, quiet=quiet)
     raise typer.Exit(result.exit_code)
 
 
@@ -101,6 +102,8 @@ def _run_stages(
     for stage in done.stages:
         counts = f"{stage.kept} of {stage.result.samples} samples kept"
         _log.info(f"{stage.name}: {counts}, {stage.result.directory}")
+        if isinstance(stage.result, RunResult) and not quiet:
+            show_picture(stage.result)
     last = done.stages[-1]
     if done.is_done and not done.is_complete and any(wanted.values()):
         flag = "--until" if wanted["only"] is None else "--only"
@@ -132,11 +135,14 @@ def _describe_stage(stage: "StageResult") -> dict[str, Any]:
     return {"name": stage.name, "directory": str(result.directory), "state": state, **counts}
 
 
-def print_result(result: "RunResult", as_json: bool) -> None:
+def print_result(result: "RunResult", as_json: bool, *, quiet: bool) -> None:
     """Print the result: the run's directory or JSON to stdout, messages to stderr.
 
-    A stdout that cannot be written does not change the result of the run.
+    Unless `quiet`, a terminal gets a picture of the run before them. A stdout that cannot be written does
+    not change the result of the run.
     """
+    if not quiet:
+        show_picture(result)
     _print_messages(result)
     try:
         if as_json:

@@ -6,26 +6,22 @@ The input is read only for the lines and ids of rows that failed in unpublished 
 import glob
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.core.types import ANY_ROW_BYTES, Failed, Row, Shard
-from synthia_batch.errors import IntegrityError, SynthiaBatchError
-from synthia_batch.inputs import Scan, open_files, resolve_inputs
+from synthia_batch.core.types import Failed, Shard
+from synthia_batch.errors import IntegrityError
 from synthia_batch.inputs.fetch.cache import is_copy
-from synthia_batch.inputs.fetch.numbered_rows import NO_COLUMNS, DrawnColumns, read_drawn
-from synthia_batch.inputs.records.row_ids import DuplicateIndex
-from synthia_batch.job.fields import NUMBERED_ROWS
 from synthia_batch.job.select import ACCEPT_FAILED, EXPRESSION_FAILED, NOT_ACCEPTED, NOT_SELECTED
 from synthia_batch.results.quality.flags import CODE_PREFIX
+from synthia_batch.results.read.input_rows import InputRows
 from synthia_batch.results.read.snapshot import MAX_READS, SnapshotReader, open_snapshots
 from synthia_batch.storage.journal.reader import replay
 from synthia_batch.storage.parts.columns import read_part
 from synthia_batch.storage.parts.schema import FAILED_NAMES
 from synthia_batch.storage.recovery import Published, ShardState
-from synthia_batch.storage.saved_job import read_job
 
 _BAD_ROWS = frozenset({"bad_row", "prompt_empty", "prompt_not_expressible", "adapter_unknown"})
 """Codes whose cause is in the row itself."""
@@ -79,7 +75,7 @@ def list_failures(directory: Path, code: str | None = None) -> Iterator[FailedSa
     Holds the failed samples of one shard in memory at a time.
     """
     snapshots = open_snapshots(directory)
-    reader = _Reader(snapshots, *_find_input(snapshots))
+    reader = _Reader(snapshots)
     for state in snapshots.read():
         if state.failed:
             yield from (sample for sample in reader.read(state) if code in (None, sample.code))
@@ -134,15 +130,14 @@ def advise_on_failures(place: str, codes: Collection[str]) -> list[str]:
 
 
 class _Reader:
-    """Reads the failed samples of a shard. `inputs` are the paths that the job names, `drawn` its columns."""
+    """Reads the failed samples of a shard."""
 
-    def __init__(self, snapshots: SnapshotReader, inputs: tuple[str, ...], drawn: DrawnColumns) -> None:
+    def __init__(self, snapshots: SnapshotReader) -> None:
         self._snapshots = snapshots
-        self._drawn = drawn
-        self._inputs = inputs
+        self._rows = InputRows(snapshots.run_dir, snapshots.plan)
         self._names: Sequence[str] = snapshots.plan.get("source_files", ())
         # A single file by its path, several by their names in the output.
-        self._path = _describe_path(inputs[0], snapshots.plan["source_file"])
+        self._path = _describe_path(self._rows.paths[0], snapshots.plan["source_file"])
 
     def read(self, state: ShardState) -> list[FailedSample]:
         """Return the failed samples of a shard in `state`, or in its current state if it changed.
@@ -183,7 +178,7 @@ class _Reader:
     def _describe(self, failed: list[Failed]) -> list[FailedSample]:
         per_row = self._snapshots.plan["samples_per_row"]
         num_samples = self._snapshots.plan["identity"]["num_samples"]
-        rows = self._read_rows({outcome.ordinal // per_row for outcome in failed})
+        rows = self._rows.read({outcome.ordinal // per_row for outcome in failed})
         return [
             FailedSample(
                 code=outcome.code,
@@ -197,31 +192,6 @@ class _Reader:
             for outcome in failed
             for row in [rows.get(outcome.ordinal // per_row)]
         ]
-
-    def _read_rows(self, wanted: set[int]) -> dict[int, Row]:
-        """Return the rows with these indexes, or none if the input no longer exists unchanged."""
-        try:
-            duplicates = DuplicateIndex.load(self._snapshots.run_dir.duplicates)
-            scan = Scan.from_dict(self._snapshots.plan["scan"], duplicates)
-            columns = scan.columns
-            limit = columns.max_row_bytes if columns.bad_rows == "fail" else ANY_ROW_BYTES
-            files = resolve_inputs(self._inputs, makes=False, max_row_bytes=limit, drawn=self._drawn).files
-            rows = open_files(files).read_rows(scan, min(wanted), max(wanted) + 1)
-            return {row.index: row for row in rows if row.index in wanted}
-        except SynthiaBatchError:
-            return {}
-
-
-def _find_input(snapshots: SnapshotReader) -> tuple[tuple[str, ...], DrawnColumns]:
-    """Return the input paths and drawn columns of the saved job, or the input's name if there is none."""
-    job = read_job(snapshots.run_dir.job, snapshots.run_dir.root)
-    paths = _name_paths(job.values["input"]) if job else snapshots.plan["source_file"]
-    drawn = read_drawn(job.values) if job else NO_COLUMNS
-    return (paths,) if isinstance(paths, str) else tuple(paths), drawn
-
-
-def _name_paths(declared: Mapping[str, Any]) -> Any:
-    return declared["path"] if "path" in declared else f"{NUMBERED_ROWS}{declared['rows']}"
 
 
 def _describe_path(text: str, name: str) -> str:

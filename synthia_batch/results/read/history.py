@@ -6,6 +6,10 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
+SPEED_INTERVALS = 60
+SPEED_SECONDS = 10.0
+"""Tokens are counted when their sample ends: over shorter intervals, speed is mostly noise."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressEvent:
@@ -34,12 +38,30 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunHistory:
-    """A run over time: the intervals of each attempt; `losses` and `resumes` are in seconds."""
+class Loading:
+    """The time of an attempt before its first engine was ready, in seconds as in Interval."""
 
-    attempts: Sequence[Sequence[Interval]]
-    losses: Sequence[float]
-    resumes: Sequence[float]
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHistory:
+    """A run over time: the intervals of each attempt; `losses` and `resumes` are in seconds.
+
+    There is a loading for each attempt, up to its last event if no engine was ever ready.
+    """
+
+    attempts: Sequence[Sequence[Interval]] = ()
+    losses: Sequence[float] = ()
+    resumes: Sequence[float] = ()
+    loadings: Sequence[Loading] = ()
+
+    @property
+    def end(self) -> float:
+        """The end of the last interval or loading, in seconds; 0 if there is none."""
+        intervals = (one.end for attempt in self.attempts for one in attempt)
+        return max((*intervals, *(one.end for one in self.loadings)), default=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +129,7 @@ def read_history(events: Sequence[Mapping[str, Any]], *, cuts_pauses: bool = Fal
     `cuts_pauses` leaves out the time between attempts, so that a long pause does not dominate the plot.
     """
     if not events:
-        return RunHistory(attempts=[], losses=[], resumes=[])
+        return RunHistory()
     begins = _find_begins(events, cuts_pauses)
     progress = read_progress(events)
     numbers = dict.fromkeys(one.attempt for one in progress)
@@ -119,7 +141,24 @@ def read_history(events: Sequence[Mapping[str, Any]], *, cuts_pauses: bool = Fal
         attempts=intervals,
         losses=_list_times(events, "worker_lost", begins),
         resumes=_list_times(events, "attempt_started", begins)[1:],
+        loadings=[_measure_loading(*pair) for pair in zip(_split_attempts(events), begins, strict=False)],
     )
+
+
+def smooth_speed(history: RunHistory) -> list[list[Interval]]:
+    """Return the intervals of each attempt in steps over which speed says something, without its loading.
+
+    An attempt in which no engine generated for as long as an interval is left out.
+    """
+    seconds = max(SPEED_SECONDS, history.end / SPEED_INTERVALS)
+    generating = [[one for one in attempt if not _is_loading(one, history)] for attempt in history.attempts]
+    return [coarsen(attempt, seconds) for attempt in generating if attempt]
+
+
+def _is_loading(interval: Interval, history: RunHistory) -> bool:
+    """Whether the engines were loading in the middle of the interval."""
+    middle = (interval.start + interval.end) / 2
+    return any(one.start <= middle < one.end for one in history.loadings)
 
 
 def coarsen(intervals: Sequence[Interval], seconds: float) -> list[Interval]:
@@ -138,16 +177,27 @@ def coarsen(intervals: Sequence[Interval], seconds: float) -> list[Interval]:
 
 def list_attempts(events: Iterable[Mapping[str, Any]], *, is_running: bool) -> list[AttemptSummary]:
     """Return the attempts of a run, in order; `is_running` applies to the last one."""
+    groups = _split_attempts(events)
+    return [
+        _describe(number, group, is_running=is_running and number == len(groups))
+        for number, group in enumerate(groups, 1)
+    ]
+
+
+def _split_attempts(events: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Return the events of each attempt, which begin with its start."""
     groups: list[list[Mapping[str, Any]]] = []
     for event in events:
         if event["kind"] == "attempt_started":
             groups.append([])
         if groups:
             groups[-1].append(event)
-    return [
-        _describe(number, group, is_running=is_running and number == len(groups))
-        for number, group in enumerate(groups, 1)
-    ]
+    return groups
+
+
+def _measure_loading(events: Sequence[Mapping[str, Any]], begin: float) -> Loading:
+    ready = next((event for event in events if event["kind"] == "worker_ready"), events[-1])
+    return Loading(start=stamp(events[0]["time"]) - begin, end=stamp(ready["time"]) - begin)
 
 
 def _describe(number: int, events: Sequence[Mapping[str, Any]], *, is_running: bool) -> AttemptSummary:

@@ -23,7 +23,6 @@ from synthia_batch.results.report.escape import make_visible
 from synthia_batch.results.report.pipeline_page import describe_pipeline
 from synthia_batch.results.report.plots import (
     default_settings,
-    draw_engines,
     draw_lengths,
     draw_speed,
     render_svg,
@@ -97,6 +96,7 @@ def render_page(report: Report) -> str:
         "verdict": assess(report),
         "plots": _draw_all(report),
         "reasons": _list_reasons(report),
+        "times": _list_times(report),
         "systems": _list_systems(report),
         "identity": [(key, _format_value(value)) for key, value in flatten(head.identity).items()],
         "parts": list(report.parts)[:MAX_PARTS],
@@ -139,13 +139,10 @@ def _draw(report: Report) -> Iterator[tuple[str, Markup]]:
         sums = head.plays_turns
         prompts = "tokens of the prompts of a conversation" if sums else "tokens of a prompt"
         answers = "tokens of the answers of a conversation" if sums else "tokens of an answer"
-        # Tokens of a conversation are sums, to which no limit applies.
-        limits = (None, None) if sums else (head.max_model_len, head.max_tokens)
-        yield "prompts", Markup(render_svg(draw_lengths(report.prompt_bins, limits[0], prompts)))
-        yield "answers", Markup(render_svg(draw_lengths(report.answer_bins, limits[1], answers)))
+        yield "prompts", Markup(render_svg(draw_lengths(report.prompt_bins, prompts)))
+        yield "answers", Markup(render_svg(draw_lengths(report.answer_bins, answers)))
     if any(report.history.attempts):
         yield "speed", Markup(render_svg(draw_speed(report.history)))
-        yield "engines", Markup(render_svg(draw_engines(report.history)))
 
 
 def _list_reasons(report: Report) -> list[dict[str, Any]]:
@@ -157,10 +154,31 @@ def _list_reasons(report: Report) -> list[dict[str, Any]]:
             "meaning": _REASONS.get(name, ""),
             "count": count,
             "share": format_share(count, whole.finished),
-            "percent": round(100 * count / whole.finished, 2),
+            "percent": _percent(count, whole.finished),
         }
         for name, count in ordered
     ]
+
+
+def _list_times(report: Report) -> list[dict[str, Any]]:
+    """Return what the attempts took their time for: loading, generating and the rest."""
+    whole = sum(attempt.seconds for attempt in report.attempts)
+    loading = sum(one.end - one.start for one in report.history.loadings)
+    generating = sum(attempt.generating_seconds for attempt in report.attempts)
+    named = (
+        ("loading", "until the first engine was ready", loading),
+        ("generating", "from then on, to the last sample", generating),
+        ("the rest", "publishing files and ending", whole - loading - generating),
+    )
+    return [
+        {"name": name, "meaning": meaning, "seconds": max(0.0, seconds), "percent": _percent(seconds, whole)}
+        for name, meaning, seconds in named
+    ]
+
+
+def _percent(part: float, whole: float) -> float:
+    """Return the width of a bar in percent."""
+    return round(min(100.0, max(0.0, 100 * part / whole)), 2) if whole else 0.0
 
 
 def _list_systems(report: Report) -> list[dict[str, Any]]:

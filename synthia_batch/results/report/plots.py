@@ -6,23 +6,17 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from synthia_batch.results.read.history import Interval, RunHistory, coarsen
+from synthia_batch.results.read.history import Interval, RunHistory, coarsen, smooth_speed
+from synthia_batch.results.report.bins import Bins
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 MAX_INTERVALS = 240
-SPEED_INTERVALS = 60
-SPEED_SECONDS = 10.0
-"""Tokens are counted when their sample ends: over shorter intervals, speed is mostly noise."""
-MAX_BINS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,92 +29,72 @@ class Palette:
     accent: str
     second: str
     alarm: str
+    warn: str
 
 
 PAPER = Palette(
-    ink="#111111", muted="#555555", grid="#dddddd", accent="#2563eb", second="#0d9488", alarm="#dc2626"
-)
+    ink="#111111", muted="#555555", grid="#dddddd", accent="#2563eb", second="#0d9488", alarm="#dc2626",
+    warn="#a15c00",
+)  # fmt: skip
 PAGE = Palette(
-    ink="#010101", muted="#020202", grid="#030303", accent="#040404", second="#050505", alarm="#060606"
-)
+    ink="#010101", muted="#020202", grid="#030303", accent="#040404", second="#050505", alarm="#060606",
+    warn="#070707",
+)  # fmt: skip
 """Placeholders for the page's own colors, which differ in light and dark mode."""
 _SIZE_INCHES = (4.4, 2.3)  # the width of a phone: text is then as large as the text around it
+_TALL_INCHES = (4.4, 3.6)
 _REFERENCE = re.compile(r"url\(#([\w-]+)\)|href=\"#([\w-]+)\"")
 _ID = re.compile(r" id=\"([\w-]+)\"")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bins:
-    """A histogram: `counts[n]` samples have at least `edges[n]` and less than `edges[n + 1]` tokens."""
+def draw_lengths(bins: Bins, label: str) -> "Figure":
+    """Return the plot of a histogram with its limit marked, at the edge if far away.
 
-    edges: Sequence[int]
-    counts: Sequence[int]
-
-
-def make_bins(counts: NDArray[np.int64]) -> Bins:
-    """Return the histogram of `counts[n]` samples with n tokens, in bins of a round width."""
-    stop = len(np.trim_zeros(counts, "b"))
-    (used,) = np.nonzero(counts)
-    start = int(used[0]) if len(used) else 0
-    width = next(
-        step
-        for power in range(12)
-        for step in (10**power, 2 * 10**power, 5 * 10**power)
-        if (stop - start) <= step * (MAX_BINS - 1)
-    )
-    edges = list(range(start // width * width, max(stop, 1) + width, width))
-    padded = np.zeros(edges[-1], dtype=np.int64)
-    padded[: min(stop, edges[-1])] = counts[:stop]
-    sums = [int(padded[low:high].sum()) for low, high in pairwise(edges)]
-    while len(sums) > 1 and not sums[-1]:
-        sums.pop()
-        edges.pop()
-    return Bins(edges=edges, counts=sums)
-
-
-def draw_lengths(bins: Bins, limit: int | None, label: str) -> "Figure":
-    """Return the plot of a histogram with the limit marked, at the edge if far away."""
+    The bar of n tokens is drawn around n, so that what has as many as the limit is left of its line.
+    """
     figure, axes = _make_figure()
-    axes.stairs(bins.counts, bins.edges, fill=True, color=PAGE.accent, alpha=0.85)
+    edges = [edge - 0.5 for edge in bins.edges]
+    axes.stairs(bins.counts, edges, fill=True, color=PAGE.accent, alpha=0.85)
     axes.set(xlabel=label, ylabel="samples")
-    span = bins.edges[-1] - bins.edges[0]
-    if limit is not None and limit <= bins.edges[-1] + span:
-        axes.axvline(limit, color=PAGE.alarm, linestyle="--", linewidth=1.4)
-        _write_limit(axes, limit, f"limit {limit:,}")
+    axes.xaxis.set_major_locator(_make_locator(bins=6, whole=True))
+    limit, at = bins.limit, bins.last_within
+    if limit is not None and at is not None:
+        axes.stairs([bins.at_limit], edges[at : at + 2], fill=True, color=PAGE.warn)
+    if limit is not None and limit <= 2 * bins.edges[-1] - bins.edges[0]:
+        axes.axvline(limit + 0.5, color=PAGE.warn, linestyle="--", linewidth=1.4)
+        reached = f", {bins.at_limit:,} at it" if bins.at_limit else ""
+        _write_limit(axes, limit + 0.5, f"limit {limit:,}{reached}")
     elif limit is not None:
         axes.text(
             0.99, 0.97, f"limit {limit:,}, far to the right", transform=axes.transAxes,
-            ha="right", va="top", color=PAGE.alarm, fontsize=9,
+            ha="right", va="top", color=PAGE.warn, fontsize=9,
         )  # fmt: skip
     axes.set_ylim(0, max(bins.counts) * 1.18)
     return figure
 
 
 def draw_speed(history: RunHistory) -> "Figure":
-    """Return the plot of generated tokens/s over time, with lost workers and resumes marked."""
-    figure, axes = _make_figure()
-    _plot_speed(axes, history, PAGE)
-    return figure
+    """Return two plots on one axis of time: generated tokens/s, and the mean number of busy engines.
 
+    The loading of engines is shaded; lost workers and resumes are marked.
+    """
+    from matplotlib.figure import Figure
 
-def draw_engines(history: RunHistory) -> "Figure":
-    """Return the plot of the mean number of busy engines in each interval."""
-    figure, axes = _make_figure()
-    _plot_engines(axes, history, PAGE)
+    figure = Figure(figsize=_TALL_INCHES, facecolor="none")
+    axes = figure.subplots(2, sharex=True, height_ratios=(3, 2), subplot_kw={"facecolor": "none"})
+    figure.subplots_adjust(left=0.15, right=0.97, bottom=0.13, top=0.93, hspace=0.12)
+    _draw_history(axes, history, PAGE)
     return figure
 
 
 def draw_history(history: RunHistory, title: str) -> "Figure":
-    """Return both plots stacked, in fixed colors."""
+    """Return the same plots for paper, in fixed colors."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
-    speed, busy = figure.subplots(2, sharex=True)
-    for axes in (speed, busy):
-        _style(axes, PAPER)
-    _plot_speed(speed, history, PAPER)
-    _plot_engines(busy, history, PAPER)
-    speed.set(title=title, xlabel="")
+    axes = figure.subplots(2, sharex=True)
+    _draw_history(axes, history, PAPER)
+    axes[0].set(title=title)
     return figure
 
 
@@ -165,63 +139,55 @@ def _make_figure() -> "tuple[Figure, Axes]":
 
 
 def _style(axes: "Axes", palette: Palette) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     axes.tick_params(colors=palette.muted, labelsize=9)
     axes.grid(visible=True, color=palette.grid, linewidth=0.7)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(palette.muted)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.yaxis.set_major_locator(_make_locator(bins=5, whole=True))
+    axes.xaxis.set_major_locator(_make_locator(bins=6, whole=False))
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set_color(palette.ink)
         axis.set_major_formatter(_abbreviate)
 
 
-def _plot_speed(axes: "Axes", history: RunHistory, palette: Palette) -> None:
+def _make_locator(*, bins: int, whole: bool) -> "MaxNLocator":
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=bins, integer=whole)
+
+
+def _draw_history(both: "Sequence[Axes]", history: RunHistory, palette: Palette) -> None:
+    """Draw speed above and busy engines below, on axes that share their time."""
+    speed, busy = both
     unit, seconds = _choose_unit(history)
-    width = max(SPEED_SECONDS, _find_end(history) / SPEED_INTERVALS)
-    for edges, intervals in _list_steps(history, seconds, width):
+    for axes in both:
+        _style(axes, palette)
+        _mark(axes, history, seconds, palette)
+    for intervals in smooth_speed(history):
+        edges = _list_edges(intervals, seconds)
         speeds = [one.tokens_per_second for one in intervals]
-        axes.stairs(speeds, edges, color=palette.accent, baseline=None, linewidth=1.6)
-    axes.set(xlabel=unit, ylabel="tokens/s")
-    _mark(axes, history, seconds, palette)
-    if history.losses or history.resumes:
-        axes.legend(
-            loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, fontsize=8, frameon=False,
-            labelcolor=palette.ink, handlelength=1.6, borderpad=0.1,
+        speed.stairs(speeds, edges, color=palette.accent, baseline=None, linewidth=1.6)
+    for attempt in filter(None, history.attempts):
+        intervals = coarsen(attempt, history.end / MAX_INTERVALS)
+        engines = [one.busy_engines for one in intervals]
+        busy.stairs(engines, _list_edges(intervals, seconds), color=palette.second, fill=True, alpha=0.85)
+    speed.set(ylabel="tokens/s")
+    busy.set(xlabel=unit, ylabel="busy engines")
+    for axes in both:
+        axes.set_xlim(0, history.end / seconds)
+        axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) * 1.05)
+    if speed.get_legend_handles_labels()[0]:
+        speed.legend(
+            loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=3, fontsize=8, frameon=False,
+            labelcolor=palette.ink, handlelength=1.6, borderpad=0.1, columnspacing=1.2,
         )  # fmt: skip
-    _leave_room(axes)
 
 
-def _plot_engines(axes: "Axes", history: RunHistory, palette: Palette) -> None:
-    unit, seconds = _choose_unit(history)
-    for edges, intervals in _list_steps(history, seconds, _find_end(history) / MAX_INTERVALS):
-        busy = [one.busy_engines for one in intervals]
-        axes.stairs(busy, edges, color=palette.second, fill=True, alpha=0.85)
-    axes.set(xlabel=unit, ylabel="busy engines")
-    _mark(axes, history, seconds, palette)
-    _leave_room(axes)
-
-
-def _leave_room(axes: "Axes") -> None:
-    axes.set_xlim(left=0)
-    axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) * 1.05)
-
-
-def _list_steps(
-    history: RunHistory, seconds: float, width: float
-) -> Iterator[tuple[list[float], list[Interval]]]:
-    """Yield the edges and intervals of each attempt, edges in units of `seconds`.
-
-    An interval lasts `width` seconds or more.
-    """
-    for attempt in history.attempts:
-        intervals = coarsen(attempt, width)
-        if intervals:
-            yield [one.start / seconds for one in intervals] + [intervals[-1].end / seconds], intervals
+def _list_edges(intervals: Sequence[Interval], seconds: float) -> list[float]:
+    """Return the edges of consecutive intervals, in units of `seconds`."""
+    return [one.start / seconds for one in intervals] + [intervals[-1].end / seconds]
 
 
 def _abbreviate(value: float, _place: float) -> str:
@@ -230,17 +196,23 @@ def _abbreviate(value: float, _place: float) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
 
 
-def _write_limit(axes: "Axes", limit: int, text: str) -> None:
+def _write_limit(axes: "Axes", limit: float, text: str) -> None:
     low, high = axes.get_xlim()
     is_right = limit > (low + high) / 2
     axes.annotate(
         text, (limit, 0.97), xycoords=("data", "axes fraction"), xytext=(-4 if is_right else 4, 0),
         textcoords="offset points", ha="right" if is_right else "left", va="top",
-        color=PAGE.alarm, fontsize=9,
+        color=PAGE.warn, fontsize=9,
     )  # fmt: skip
 
 
 def _mark(axes: "Axes", history: RunHistory, seconds: float, palette: Palette) -> None:
+    """Shade the loading of engines, and mark lost workers and resumes."""
+    wide = [span for span in history.loadings if span.end - span.start >= history.end / MAX_INTERVALS]
+    for number, span in enumerate(wide):
+        name = None if number else "loading"
+        edges = (span.start / seconds, span.end / seconds)
+        axes.axvspan(*edges, color=palette.muted, alpha=0.25, linewidth=0, label=name)
     for times, color, style, label in (
         (history.losses, palette.alarm, ":", "worker lost and restarted"),
         (history.resumes, palette.ink, "--", "run resumed"),
@@ -250,12 +222,8 @@ def _mark(axes: "Axes", history: RunHistory, seconds: float, palette: Palette) -
             axes.axvline(time / seconds, color=color, linestyle=style, linewidth=1.2, label=name)
 
 
-def _find_end(history: RunHistory) -> float:
-    return max((one.end for attempt in history.attempts for one in attempt), default=0.0)
-
-
 def _choose_unit(history: RunHistory) -> tuple[str, float]:
-    longest = _find_end(history)
+    longest = history.end
     if longest > 3 * 3600:
         return "hours", 3600.0
     return ("minutes", 60.0) if longest > 300 else ("seconds", 1.0)

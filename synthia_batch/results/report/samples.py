@@ -1,7 +1,7 @@
 """The samples of a report: which ones, always the same of the same run, and their escaped text."""
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,10 +122,12 @@ class ReportTurn:
 class ReportSample:
     """A finished sample. `place` locates its full text; `turns` is None if its prompt is in no part yet.
 
-    `note` is the reason for its selection if the heading does not give it.
+    `source` is its row as file:line, empty if the input is gone. `note` is the reason for its selection if
+    the heading does not give it.
     """
 
     title: str
+    source: str
     place: str
     turns: Sequence[ReportTurn] | None
     hidden_turns: int
@@ -140,10 +142,10 @@ class ReportSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportFailure:
-    """A failed sample. `place` is its line in the input, or its row index."""
+    """A failed sample. `source` is its row as file:line, or the row's index."""
 
     title: str
-    place: str
+    source: str
     code: str
     message: Escaped
     turns: Sequence[ReportTurn] | None
@@ -152,41 +154,98 @@ class ReportFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideBySide:
-    """The answers to one row under each system message."""
+    """The answers to one row under each system message. `source` is as in ReportSample."""
 
     title: str
+    source: str
     question: Escaped | None
     samples: Sequence[ReportSample]
 
 
-def fetch_samples(
-    shards: Mapping[int, ShardSamples], selection: SampleSelection, note: str = ""
-) -> list[ReportSample]:
-    """Return the selected samples, in the order of the dataset."""
-    return [
-        _escape_sample(shards[number], position, row, note)
-        for number, positions in selection.by_shard.items()
-        for position, row in zip(positions, shards[number].read_finished(positions), strict=True)
-    ]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleFetcher:
+    """Reads selected samples. `shards` are by number; `locate` returns a row's file:line, None if unknown."""
 
+    shards: Mapping[int, ShardSamples]
+    locate: Callable[[int], str | None]
 
-def fetch_side_by_side(shards: Mapping[int, ShardSamples], rows: SampleSelection) -> list[SideBySide]:
-    """Return the selected rows, each with the first answer under every system message."""
-    return [_compare(shards[number], row) for number, chosen in rows.by_shard.items() for row in chosen]
+    def fetch(self, selection: SampleSelection, note: str = "") -> list[ReportSample]:
+        """Return the selected samples, in the order of the dataset."""
+        return [
+            self._escape(self.shards[number], position, row, note)
+            for number, positions in selection.by_shard.items()
+            for position, row in zip(positions, self.shards[number].read_finished(positions), strict=True)
+        ]
 
+    def compare(self, rows: SampleSelection) -> list[SideBySide]:
+        """Return the selected rows, each with the first answer under every system message."""
+        return [
+            self._compare(self.shards[number], row)
+            for number, chosen in rows.by_shard.items()
+            for row in chosen
+        ]
 
-def fetch_failures(shards: Iterable[ShardSamples]) -> dict[str, list[ReportFailure]]:
-    """Return the first failed samples of each code, about a dozen in all."""
-    examples: dict[str, list[ReportFailure]] = {}
-    for samples in shards:
-        codes = samples.read_codes()
-        if codes is None:
-            continue
-        positions = _find_examples(codes, {code: len(known) for code, known in examples.items()})
-        for row in samples.read_failed(positions) if positions else ():
-            if sum(map(len, examples.values())) < MAX_FAILED or row["code"] not in examples:
-                examples.setdefault(row["code"], []).append(_escape_failure(row))
-    return examples
+    def fetch_failures(self) -> dict[str, list[ReportFailure]]:
+        """Return the first failed samples of each code, about a dozen in all."""
+        examples: dict[str, list[ReportFailure]] = {}
+        for samples in self.shards.values():
+            codes = samples.read_codes()
+            if codes is None:
+                continue
+            positions = _find_examples(codes, {code: len(known) for code, known in examples.items()})
+            for row in samples.read_failed(positions) if positions else ():
+                if sum(map(len, examples.values())) < MAX_FAILED or row["code"] not in examples:
+                    examples.setdefault(row["code"], []).append(self._escape_failure(row))
+        return examples
+
+    def _compare(self, samples: ShardSamples, row: int) -> SideBySide:
+        numbers = samples.read_numbers()
+        if numbers is None:
+            raise ValueError(f"shard {samples.shard.number} has no finished samples")
+        of_row = np.nonzero((numbers.row == row) & (numbers.index == 0))[0][:MAX_SYSTEMS].tolist()
+        of_row = of_row or np.nonzero(numbers.row == row)[0][:1].tolist()
+        rows = samples.read_finished(of_row)
+        compared = [self._escape(samples, at, found, "") for at, found in zip(of_row, rows, strict=True)]
+        turns = compared[0].turns or ()
+        question = next((turn.content for turn in reversed(turns) if turn.role == "user"), None)
+        return SideBySide(title=f"row {row}", source=compared[0].source, question=question, samples=compared)
+
+    def _escape(
+        self, samples: ShardSamples, position: int, row: Mapping[str, Any], note: str
+    ) -> ReportSample:
+        messages = row["messages"]
+        # The last message is the answer.
+        turns = None if messages is None else _escape_turns(messages[:-1])
+        return ReportSample(
+            title=_name(row),
+            source=self._name_source(row),
+            place=f"row {position} of {samples.place}, counted from 0",
+            turns=turns,
+            hidden_turns=max(0, len(messages or ()) - 1 - MAX_TURNS),
+            answer=escape_text(row["response"], ANSWER_BYTES),
+            reasoning=escape_text(row["reasoning"], TURN_BYTES) if row["reasoning"] else None,
+            system=make_visible(row["system"]),
+            finish_reason=make_visible(row["finish_reason"]),
+            prompt_tokens=row["prompt_tokens"],
+            completion_tokens=row["completion_tokens"],
+            note=note,
+        )
+
+    def _escape_failure(self, row: Mapping[str, Any]) -> ReportFailure:
+        return ReportFailure(
+            title=_name(row),
+            source=self._name_source(row) or f"row {row['row_index']}",
+            code=make_visible(row["code"]),
+            message=escape_text(row["message"], TURN_BYTES),
+            turns=None if row["messages"] is None else _escape_turns(row["messages"]),
+            hidden_turns=max(0, len(row["messages"] or ()) - MAX_TURNS),
+        )
+
+    def _name_source(self, row: Mapping[str, Any]) -> str:
+        """Return the sample's file:line: failed/ has it, and otherwise the input. Empty if unknown."""
+        if row.get("source_line") is not None:
+            return make_visible(f"{row['source_file']}:{row['source_line']}")
+        return make_visible(self.locate(row["row_index"]) or "")
 
 
 def _find_examples(codes: PartCodes, known: Mapping[str, int]) -> list[int]:
@@ -196,52 +255,6 @@ def _find_examples(codes: PartCodes, known: Mapping[str, int]) -> list[int]:
         if room > 0:
             positions += np.nonzero(codes.code == index)[0][:room].tolist()
     return sorted(positions)
-
-
-def _compare(samples: ShardSamples, row: int) -> SideBySide:
-    numbers = samples.read_numbers()
-    if numbers is None:
-        raise ValueError(f"shard {samples.shard.number} has no finished samples")
-    of_row = np.nonzero((numbers.row == row) & (numbers.index == 0))[0][:MAX_SYSTEMS].tolist()
-    of_row = of_row or np.nonzero(numbers.row == row)[0][:1].tolist()
-    rows = samples.read_finished(of_row)
-    compared = [_escape_sample(samples, at, found, "") for at, found in zip(of_row, rows, strict=True)]
-    turns = compared[0].turns or ()
-    question = next((turn.content for turn in reversed(turns) if turn.role == "user"), None)
-    return SideBySide(title=f"row {row}", question=question, samples=compared)
-
-
-def _escape_sample(samples: ShardSamples, position: int, row: Mapping[str, Any], note: str) -> ReportSample:
-    messages = row["messages"]
-    # The last message is the answer.
-    turns = None if messages is None else _escape_turns(messages[:-1])
-    return ReportSample(
-        title=_name(row),
-        place=f"row {position} of {samples.place}, counted from 0",
-        turns=turns,
-        hidden_turns=max(0, len(messages or ()) - 1 - MAX_TURNS),
-        answer=escape_text(row["response"], ANSWER_BYTES),
-        reasoning=escape_text(row["reasoning"], TURN_BYTES) if row["reasoning"] else None,
-        system=make_visible(row["system"]),
-        finish_reason=make_visible(row["finish_reason"]),
-        prompt_tokens=row["prompt_tokens"],
-        completion_tokens=row["completion_tokens"],
-        note=note,
-    )
-
-
-def _escape_failure(row: Mapping[str, Any]) -> ReportFailure:
-    known = row["source_file"] is not None
-    return ReportFailure(
-        title=_name(row),
-        place=make_visible(f"{row['source_file']}:{row['source_line']}")
-        if known
-        else f"row {row['row_index']}",
-        code=make_visible(row["code"]),
-        message=escape_text(row["message"], TURN_BYTES),
-        turns=None if row["messages"] is None else _escape_turns(row["messages"]),
-        hidden_turns=max(0, len(row["messages"] or ()) - MAX_TURNS),
-    )
 
 
 def _escape_turns(messages: Sequence[Mapping[str, str]]) -> list[ReportTurn]:

@@ -1,30 +1,30 @@
 """read_report(): the content of a run's report, from its directory: counts, history and examples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from synthia_batch.errors import IntegrityError
 from synthia_batch.results.read.counts import RunCounts, find_limit
 from synthia_batch.results.read.history import AttemptSummary, RunHistory, list_attempts, read_history
+from synthia_batch.results.read.input_rows import InputRows
 from synthia_batch.results.read.shards import PublishedSamples, ShardSamples, list_samples
 from synthia_batch.results.report.answers import AnswerTexts, read_texts
-from synthia_batch.results.report.plots import Bins, make_bins
+from synthia_batch.results.report.bins import Bins, make_bins
 from synthia_batch.results.report.samples import (
     ReportFailure,
     ReportSample,
     ReportSelection,
+    SampleFetcher,
     SideBySide,
-    fetch_failures,
-    fetch_samples,
-    fetch_side_by_side,
 )
 from synthia_batch.results.verify.facts import RunFacts, read_facts
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.lock import find_running
 from synthia_batch.storage.manifest import ManifestPart, read_manifest
-from synthia_batch.storage.parts.columns import read_part_facts
+from synthia_batch.storage.parts.columns import PartNumbers, read_part_facts
 
 State = Literal["complete", "running", "interrupted"]
 
@@ -64,30 +64,40 @@ class RunExamples:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """The content of a report."""
+class RunNumbers:
+    """The numbers of a run that need no text of a sample: what the terminal shows, and the report too."""
 
     head: RunHead
     counts: RunCounts
-    texts: AnswerTexts
     history: RunHistory
     attempts: Sequence[AttemptSummary]
-    parts: Sequence[ManifestPart]
-    examples: RunExamples
 
     @property
     def prompt_bins(self) -> Bins:
-        return make_bins(self.counts.total.prompts.counts)
+        """Prompts by tokens. Those of conversations are sums, to which no limit applies."""
+        limit = None if self.head.plays_turns else self.head.max_model_len
+        return make_bins(self.counts.total.prompts.counts, limit)
 
     @property
     def answer_bins(self) -> Bins:
-        return make_bins(self.counts.total.answers.counts)
+        """Answers by tokens, as the prompts."""
+        limit = None if self.head.plays_turns else self.head.max_tokens
+        return make_bins(self.counts.total.answers.counts, limit)
 
     @property
     def tokens_per_second(self) -> float | None:
         """Generated tokens per second with a ready engine, over all attempts."""
         seconds = sum(attempt.generating_seconds for attempt in self.attempts)
         return sum(attempt.tokens for attempt in self.attempts) / seconds if seconds > 0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report(RunNumbers):
+    """The content of a report."""
+
+    texts: AnswerTexts
+    parts: Sequence[ManifestPart]
+    examples: RunExamples
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers of the page as JSON-serializable values."""
@@ -115,27 +125,49 @@ class Report:
 def read_report(directory: Path) -> Report:
     """Return the report of the run in `directory`, complete or not. Only reads, takes no lock."""
     facts = read_facts(directory)
-    shards = list_samples(facts)
+    shards, selection = list_samples(facts), ReportSelection()
+    numbers = _read_numbers(facts, shards, selection.add)
+    texts = read_texts(shards, numbers.counts.total.finished)
+    manifest = read_manifest(facts.run_dir.manifest)
+    fetcher = SampleFetcher(
+        shards={samples.shard.number: samples for samples in shards}, locate=_open_places(facts)
+    )
+    return Report(
+        head=numbers.head,
+        counts=numbers.counts,
+        history=numbers.history,
+        attempts=numbers.attempts,
+        texts=texts,
+        parts=manifest.parts if manifest else (),
+        examples=_fetch_examples(fetcher, selection, texts, has_several=len(numbers.counts.groups) > 1),
+    )
+
+
+def read_run_numbers(directory: Path) -> RunNumbers:
+    """Return the numbers of the report of the run in `directory`, without reading any text."""
+    facts = read_facts(directory)
+    return _read_numbers(facts, list_samples(facts), lambda shard, numbers: None)
+
+
+def _read_numbers(
+    facts: RunFacts, shards: Sequence[ShardSamples], offer: Callable[[int, PartNumbers], None]
+) -> RunNumbers:
+    """Return the numbers of a run; `offer` gets those of every shard."""
     head = _read_head(facts, shards)
-    counts, selection = RunCounts(max_tokens=head.max_tokens), ReportSelection()
+    counts = RunCounts(max_tokens=head.max_tokens)
     for samples in shards:
         numbers, codes = samples.read_numbers(), samples.read_codes()
         if numbers is not None:
             counts.add_finished(numbers)
-            selection.add(samples.shard.number, numbers)
+            offer(samples.shard.number, numbers)
         if codes is not None:
             counts.add_failed(codes)
-    texts = read_texts(shards, counts.total.finished)
     events = [event for event in read_events(facts.run_dir.events) if {"kind", "time"} <= event.keys()]
-    manifest = read_manifest(facts.run_dir.manifest)
-    return Report(
+    return RunNumbers(
         head=head,
         counts=counts,
-        texts=texts,
         history=read_history(events, cuts_pauses=True),
         attempts=list_attempts(events, is_running=head.state == "running"),
-        parts=manifest.parts if manifest else (),
-        examples=_fetch_examples(shards, selection, texts, has_several=len(counts.groups) > 1),
     )
 
 
@@ -181,19 +213,22 @@ def _find_writer(facts: RunFacts, shards: Sequence[ShardSamples]) -> str:
 
 
 def _fetch_examples(
-    shards: Sequence[ShardSamples], selection: ReportSelection, texts: AnswerTexts, *, has_several: bool
+    fetcher: SampleFetcher, selection: ReportSelection, texts: AnswerTexts, *, has_several: bool
 ) -> RunExamples:
-    by_number = {samples.shard.number: samples for samples in shards}
     return RunExamples(
-        kinds={kind: fetch_samples(by_number, chosen) for kind, chosen in selection.kinds.items()},
-        flagged=[
-            sample
-            for mark, chosen in texts.examples.items()
-            for sample in fetch_samples(by_number, chosen, mark)
-        ],
-        failures=fetch_failures(shards),
-        side_by_side=fetch_side_by_side(by_number, selection.rows) if has_several else [],
+        kinds={kind: fetcher.fetch(chosen) for kind, chosen in selection.kinds.items()},
+        flagged=[sample for mark, chosen in texts.examples.items() for sample in fetcher.fetch(chosen, mark)],
+        failures=fetcher.fetch_failures(),
+        side_by_side=fetcher.compare(selection.rows) if has_several else [],
     )
+
+
+def _open_places(facts: RunFacts) -> Callable[[int], str | None]:
+    """Return what locates rows in the input. No place is known if the saved job is damaged."""
+    try:
+        return InputRows(facts.run_dir, facts.plan).locate
+    except IntegrityError:
+        return lambda index: None
 
 
 def _attempt_to_dict(attempt: AttemptSummary) -> dict[str, Any]:

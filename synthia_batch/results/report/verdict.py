@@ -21,10 +21,11 @@ _MARKS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sentence:
-    """One sentence of the verdict."""
+    """One sentence of the verdict. `samples` is the id of the page's part that shows its samples, if any."""
 
     level: Level
     text: str
+    samples: str = ""
 
 
 def assess(report: Report) -> list[Sentence]:
@@ -77,6 +78,7 @@ def _describe_truncation(report: Report) -> Iterator[Sentence]:
         yield Sentence(
             level="warn",
             text=f"{_count(by_limit, whole.finished, what)} {how} {_name_limit(head)}",
+            samples="panel-truncated",
         )
     if by_limit < whole.truncated:
         yield Sentence(
@@ -84,6 +86,7 @@ def _describe_truncation(report: Report) -> Iterator[Sentence]:
             text=f"{_count(whole.truncated - by_limit, whole.finished, what)} were cut off because the "
             f"context{_format_length(head.max_model_len)} was full: shorten the prompts, or raise "
             "model.max_model_len.",
+            samples="panel-truncated",
         )
 
 
@@ -102,6 +105,7 @@ def _describe_failures(report: Report) -> Iterator[Sentence]:
             level="bad" if total > ended / 2 else "warn",
             text=f"{_count(total, ended, 'samples')} failed: {named}{more}. "
             "What helps: synthia-batch failed DIR.",
+            samples="panel-failed",
         )
 
 
@@ -111,7 +115,11 @@ def _describe_texts(report: Report) -> Iterator[Sentence]:
         found = texts.total[mark]
         if found and found >= notable * texts.read:
             counted = _count(found, texts.read, "answers" if texts.read == texts.finished else "answers read")
-            yield Sentence(level="note" if mark == "refusal" else "warn", text=words.format(counted) + ".")
+            yield Sentence(
+                level="note" if mark == "refusal" else "warn",
+                text=words.format(counted) + ".",
+                samples=f"flagged-{mark}",
+            )
 
 
 def _describe_losses(report: Report) -> Iterator[Sentence]:
