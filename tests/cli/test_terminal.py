@@ -149,7 +149,7 @@ def count_samples(terminal: Terminal) -> int:
 
 def test_status_watches_a_run_from_another_terminal_until_it_ends(questions: Path, tmp_path: Path) -> None:
     with (
-        running(questions, tmp_path, *slow(700)) as run,
+        running(questions, tmp_path, *slow(1000)) as run,
         open_terminal("status", "out", "--watch", directory=tmp_path, columns=70) as terminal,
     ):
         terminal.wait_for(f"running (pid {run.pid} on ")
@@ -184,7 +184,7 @@ def test_whoever_watches_leaves_with_ctrl_c_and_the_run_goes_on(questions: Path,
 def test_status_watched_down_a_pipe_is_a_line_per_look(
     questions: Path, tmp_path: Path, synthia: Command
 ) -> None:
-    with running(questions, tmp_path, *slow(200, 1)):
+    with running(questions, tmp_path, *slow(400, 1)):
         lines = synthia("status", "out", "--watch", NO_COLOR="1").stdout.splitlines()
     looks = [line for line in lines if " running " in line]
     assert len(looks) >= 2
@@ -196,7 +196,7 @@ def test_status_watched_down_a_pipe_is_a_line_per_look(
 def test_status_watched_as_json_is_an_object_per_look(
     questions: Path, tmp_path: Path, synthia: Command
 ) -> None:
-    with running(questions, tmp_path, *slow(200, 1)):
+    with running(questions, tmp_path, *slow(400, 1)):
         looks = [
             json.loads(line) for line in synthia("status", "out", "--watch", "--json").stdout.splitlines()
         ]

@@ -52,9 +52,9 @@ class Ended:
 
 
 class WarmProcess:
-    """See warm.py. One run at a time."""
+    """See warm.py. One run at a time. `modules` are imported as well."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, *modules: str) -> None:
         self._scratch = scratch
         self._requests = 0
         environment = make_environment(
@@ -64,7 +64,7 @@ class WarmProcess:
             OPENBLAS_NUM_THREADS="1",
             OMP_NUM_THREADS="1",
         )
-        command = [sys.executable, str(Path(__file__).parent / "warm.py")]
+        command = [sys.executable, str(Path(__file__).parent / "warm.py"), *modules]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -119,8 +119,8 @@ class WarmProcess:
 
 
 @contextmanager
-def start_warm_process(scratch: Path) -> Iterator[WarmProcess]:
-    warm = WarmProcess(scratch)
+def start_warm_process(scratch: Path, *modules: str) -> Iterator[WarmProcess]:
+    warm = WarmProcess(scratch, *modules)
     try:
         yield warm
     finally:

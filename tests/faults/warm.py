@@ -55,7 +55,7 @@ def serve() -> dict[str, Any] | None:
 
 def _warm_up() -> None:
     # Imported, not used: pyarrow's threads start with its first use, and threads do not outlive a fork.
-    for module in IMPORTS:
+    for module in (*IMPORTS, *sys.argv[1:]):
         importlib.import_module(module)
     _build_command_line()
     if early := READ_THE_ENVIRONMENT & sys.modules.keys():
