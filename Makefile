@@ -4,7 +4,7 @@ export PYTHON ACCELERATOR
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-long simulate bench gpu-check check docs clean
+.PHONY: help setup demo test test-fast test-long simulate bench gpu-check check docs clean
 .DEFAULT_GOAL := setup
 
 help:  ## this list
@@ -18,6 +18,11 @@ demo: setup  ## a first job: 28 questions to the embedded model
 
 test: setup  ## every test but the longest; a part of them: make test ARGS="tests/inputs"
 	@tools/test.sh $(ARGS)
+
+# Without an engine, Ray and real kills. Of a change, most is seen here; `make test` has the rest.
+FAST := tests/core tests/inputs tests/job tests/models tests/scheduler tests/storage tests/test_imports.py
+test-fast: setup  ## tests without engines, Ray and kills: three minutes on two cores
+	@tools/test.sh -m "not machine and not long" $(FAST) $(ARGS)
 
 test-long: setup  ## what `make test` says that it skips: about an hour on two cores
 	@tools/test_long.sh $(ARGS)

@@ -1,10 +1,13 @@
-"""Planted mutations of scheduler and storage: which of them does the simulator catch, and at which seed?
+"""Planted mutations: which of them are caught, and by what?
 
     python -m benchmarks.mutations --seeds 0..20000 --seconds 120 --only 3,7
+    python -m benchmarks.mutations --tests --seed 1 --count 20 --results mutants.jsonl
 
-Each is planted alone in a throw-away copy of the package and its tests, and schedules run until one violates
-an invariant, or until the seeds or the seconds (of the clock, for each mutation) are over. Prints a line of a
-Markdown table for each.
+Those of the list below are for the simulator: each is planted alone in a throw-away copy of the package and
+its tests, and schedules run until one violates an invariant, or until the seeds or the seconds (of the clock,
+for each mutation) are over. With `--tests`, others are drawn with a seed from five packages and tried against
+the tests of their package; the same command goes on where an earlier one stopped. Prints a line of a Markdown
+table for each.
 """
 
 import argparse
@@ -15,7 +18,10 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+
+from benchmarks.mutants import TESTS, Mutant, draw_mutants, read_verdicts, try_mutants, write_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -167,13 +173,33 @@ def try_mutation(mutation: Mutation, seeds: str, seconds: float) -> str:
     return f"| {mutation.name} | {caught} | {took:.0f} s |"
 
 
+def try_at_random(mutants: list[Mutant], results: Path, seconds: float) -> None:
+    """Try `mutants`, and print the verdicts on all of them, those of earlier calls first."""
+    earlier = [one for one in read_verdicts(results) if one.mutant in mutants]
+    for line in write_table(chain(earlier, try_mutants(ROOT, mutants, results, seconds=seconds))):
+        print(line, flush=True)
+    verdicts = [one for one in read_verdicts(results) if one.mutant in mutants]
+    print(f"\n{sum(one.is_caught for one in verdicts)} of {len(verdicts)} caught")
+
+
 def main() -> None:
     """Try the mutations asked for, one after the other."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutations")
     parser.add_argument("--seeds", default="0..20000", help="FIRST..LAST without LAST")
     parser.add_argument("--seconds", type=float, default=3600.0, help="at most, for each mutation")
     parser.add_argument("--only", default="", help="their numbers, counted from 1, separated by commas")
+    parser.add_argument("--tests", action="store_true", help="mutants at random, against the tests")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutants at random")
+    parser.add_argument("--packages", default=",".join(TESTS), help="of the mutants at random")
+    parser.add_argument("--count", type=int, default=10, help="of the mutants at random")
+    parser.add_argument(
+        "--results", type=Path, default=Path("mutants.jsonl"), help="where their verdicts are kept"
+    )
     options = parser.parse_args()
+    if options.tests:
+        mutants = draw_mutants(ROOT, options.seed, options.count, options.packages.split(","))
+        try_at_random(mutants, options.results, options.seconds)
+        return
     only = {int(number) for number in options.only.split(",") if number}
     print("| mutation | caught by | time |", "|---|---|---|", sep="\n", flush=True)
     for number, mutation in enumerate(MUTATIONS, start=1):

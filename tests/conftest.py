@@ -2,10 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +33,11 @@ os.environ.setdefault("SYNTHIA_BATCH_REPORT", "false")
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills", "[ray]")
+TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills", "[ray]", "_in_rays_processes_")
 """Tests with engines or clusters of their own, of which two cores have room for one at a time."""
 
-THIRDS = 3
-"""One file of so many waits for the tests that take the machine, so that both cores are busy to the end."""
+LONG_FILES = ("tests/faults/", "tests/stores/", "tests/runner/", "tests/cli/", "tests/results/")
+"""Their files begin first, so that no long one is left to be waited for at the end."""
 
 NEED_AVX512 = {
     "test_cards_method",
@@ -62,6 +62,15 @@ NEED_AVX512 = {
 """Files of tests/engine that run whole jobs, or kernels that vLLM's build for older CPUs lacks."""
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pick_startup(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that are read while Python and the libraries start."""
+    prefixes = ("PYTHON", "LD_", "LANG", "LC_", "OMP_", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "TERM")
+    return {name: value for name, value in environment.items() if name.startswith(prefixes)}
+
+
+STARTUP = pick_startup(os.environ)
 
 
 def lacks_avx512() -> bool:
@@ -95,16 +104,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests that take the machine, and say which are left to `make test-long`."""
     for item in items:
-        if any(word in item.nodeid for word in TAKE_THE_MACHINE):  # tools/test.sh: one after the other
+        if takes_the_machine(item.nodeid):
             item.add_marker(pytest.mark.machine)
-        if zlib.crc32(item.path.name.encode()) % THIRDS == 0:
-            item.add_marker(pytest.mark.later)
         if item.path.stem in NEED_AVX512 and lacks_avx512():
             reason = "no AVX512 here: vLLM lacks kernels, and an engine takes over a minute to start"
             item.add_marker(pytest.mark.exhaustive(reason))
         exhaustive = item.get_closest_marker("exhaustive")
         if exhaustive is not None and not config.getoption("exhaustive"):
             item.add_marker(pytest.mark.skip(reason=f"in `make test-long`: {exhaustive.args[0]}"))
+    items.sort(key=lambda item: (not takes_the_machine(item.nodeid), not item.nodeid.startswith(LONG_FILES)))
+
+
+def takes_the_machine(node: str) -> bool:
+    return any(word in node for word in TAKE_THE_MACHINE)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have each process of `-n` take a file at a time, and one of them all that takes the machine."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "machine" if takes_the_machine(nodeid) else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False  # In the order of the items, not of how many a file has.
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -117,23 +142,49 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator["WarmProcess"]:
 
 
 @pytest.fixture
-def synthia(tmp_path: Path) -> Command:
-    """Run the command line in `tmp_path`, as a user would; returns what it printed and its exit code."""
+def synthia(request: pytest.FixtureRequest, tmp_path: Path) -> Command:
+    """Run the command line in `tmp_path`, as a user would; returns what it printed and its exit code.
+
+    It is a process of its own, forked from one that has imported everything (see faults/warm.py), or a new
+    Python: where the test is marked with `own_python` or takes the machine, and where it sets a variable that
+    is read while Python or a library starts.
+    """
+    marks = {mark.name for mark in request.node.iter_markers()}
 
     def run(
         *arguments: str | Path, timeout: float = 120, **environment: str
     ) -> subprocess.CompletedProcess[str]:
+        variables = make_environment(**environment)
+        is_new = bool(marks & {"own_python", "machine"}) or pick_startup(variables) != STARTUP
+        warm = None if is_new else request.getfixturevalue("warm")
+        return run_command(*arguments, directory=tmp_path, environment=variables, timeout=timeout, warm=warm)
+
+    return run
+
+
+def run_command(
+    *arguments: str | Path,
+    directory: Path,
+    environment: dict[str, str],
+    timeout: float = 120,
+    warm: "WarmProcess | None",
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end, forked from `warm` or in a new Python."""
+    command = command_of(*arguments)
+    if warm is None:
         return subprocess.run(
-            command_of(*arguments),
-            cwd=tmp_path,
-            env=make_environment(**environment),
+            command,
+            cwd=directory,
+            env=environment,
             capture_output=True,
             text=True,
             timeout=timeout,
             check=False,
         )
-
-    return run
+    ended = warm.run_as_user(directory, [str(argument) for argument in arguments], environment, timeout)
+    if ended.code == -signal.SIGALRM:
+        raise subprocess.TimeoutExpired(command, timeout, ended.stdout, ended.stderr)
+    return subprocess.CompletedProcess(command, ended.code, ended.stdout, ended.stderr)
 
 
 def command_of(*arguments: str | Path) -> list[str]:

@@ -85,7 +85,7 @@ class FakeHub(ThreadingHTTPServer):
 @contextmanager
 def serve_hub() -> Iterator[FakeHub]:
     hub = FakeHub()
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield hub
     finally:

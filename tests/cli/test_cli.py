@@ -176,7 +176,7 @@ def test_a_second_ctrl_c_stops_at_once_and_says_how_to_resume(
     assert "stopped at once; finished samples are kept, resume with: synthia-batch run" in errors
     assert "drained on" not in errors
     assert "Traceback" not in errors
-    resumed = synthia(*arguments, "--json")
+    resumed = synthia(*arguments, "--json", "--pool", "local")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["made_now"] <= 36
 

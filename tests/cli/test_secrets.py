@@ -105,6 +105,7 @@ def read_files(*directories: Path) -> bytes:
     return b"".join(str(path).encode() + path.read_bytes() for path in paths)
 
 
+@pytest.mark.own_python  # The arguments of its commands are looked for among those of all processes.
 @pytest.mark.timeout(900)  # A dozen commands, one after the other.
 def test_no_file_of_a_run_and_nothing_printed_has_a_secret(synthia: Command, tmp_path: Path) -> None:
     seen, sent = [], []

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ FAIL_EVERY = 5
 MEMORY = Path("/dev/shm")
 ROOM_MIB = 32
 """Several times what the small job's directories and records take: containers often have 64 there."""
+PATIENCE_SECONDS = 60
 PATCH = {
     "synthia_batch.job.plan.ROWS_STEP": SHARD_ROWS,
     # Small journals get marks, too.
@@ -50,10 +52,11 @@ class Ended:
 
 
 class WarmProcess:
-    """See warm.py. One run at a time."""
+    """See warm.py. One run at a time. `modules` are imported as well."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, *modules: str) -> None:
         self._scratch = scratch
+        self._requests = 0
         environment = make_environment(
             PYTHONPATH=os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
             TMPDIR=str(scratch),
@@ -61,11 +64,11 @@ class WarmProcess:
             OPENBLAS_NUM_THREADS="1",
             OMP_NUM_THREADS="1",
         )
-        command = [sys.executable, str(Path(__file__).parent / "warm.py")]
+        command = [sys.executable, str(Path(__file__).parent / "warm.py"), *modules]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        if self._answer() != "ready":
+        if self._read_line() != "ready":
             raise RuntimeError("the warm process did not start; its stderr says why")
 
     def run(
@@ -78,33 +81,46 @@ class WarmProcess:
         **faults: Mapping[str, Any],
     ) -> Ended:
         """Run `synthia-batch ARGUMENTS` in `directory`, with faults under the run directory `root`."""
-        files = {name: str(self._scratch / name) for name in ("stdout", "stderr")}
-        request = {
-            "directory": str(directory),
-            "arguments": arguments,
-            "root": str(directory / root),
-            "faults": faults,
-            "patch": dict(patch),
-            "boot": boot,
-            **files,
-        }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        code = json.loads(self._answer())
-        return Ended(code=code, **{name: Path(path).read_text() for name, path in files.items()})
+        spoilt = {"root": str(directory / root), "faults": faults, "patch": dict(patch), "boot": boot}
+        return self._ask(directory, arguments, PATIENCE_SECONDS, environment=None, **spoilt)
+
+    def run_as_user(
+        self, directory: Path, arguments: Sequence[str], environment: Mapping[str, str], seconds: float
+    ) -> Ended:
+        """Run `synthia-batch ARGUMENTS` as it is; SIGALRM ends it after `seconds`."""
+        return self._ask(directory, arguments, math.ceil(seconds), environment=dict(environment))
 
     def close(self) -> None:
         self._process.communicate(timeout=10)
 
-    def _answer(self) -> str:
+    def _ask(self, directory: Path, arguments: Sequence[str], seconds: int, **more: Any) -> Ended:
+        files = {name: str(self._scratch / name) for name in ("stdout", "stderr")}
+        self._requests += 1
+        request = {
+            "number": self._requests,
+            "directory": str(directory),
+            "arguments": arguments,
+            "seconds": seconds,
+            **files,
+            **more,
+        }
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        # A test that ran out of time did not wait for the answer to its last request.
+        number = 0
+        while number != self._requests:
+            number, code = json.loads(self._read_line())
+        return Ended(code=code, **{name: Path(path).read_text() for name, path in files.items()})
+
+    def _read_line(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
 
 @contextmanager
-def start_warm_process(scratch: Path) -> Iterator[WarmProcess]:
-    warm = WarmProcess(scratch)
+def start_warm_process(scratch: Path, *modules: str) -> Iterator[WarmProcess]:
+    warm = WarmProcess(scratch, *modules)
     try:
         yield warm
     finally:

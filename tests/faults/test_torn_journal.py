@@ -1,4 +1,4 @@
-"""A journal cut at every byte and flipped at every byte, and what the next run makes of it."""
+"""A journal cut and flipped at its bytes, and what the next run makes of it."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import pytest
 from harness import (
     SmallJob,
     WarmProcess,
+    exhaustively,
     list_journaled,
     open_small_job,
     replace_tree,
@@ -26,6 +27,9 @@ FAIL_EVERY = 3
 SHARD = Shard(number=1, count=2, first_row=2, stop_row=4, first=2, stop=4)
 PUBLISHED = {0, 1}
 """The samples of the first shard."""
+STRIDES = [7, exhaustively(1, "a journal cut and flipped at every byte, not at every seventh")]
+HEAD_BYTES = 14
+"""CRC and length of a frame, and the first byte of its text."""
 
 
 @pytest.fixture
@@ -60,21 +64,35 @@ def list_frame_bounds(job: SmallJob) -> list[tuple[int, int]]:
         return [(frame.offset, frame.stop) for frame in scan_frames(file)]
 
 
-def test_a_journal_cut_at_every_byte_is_made_again_from_there(job: SmallJob) -> None:
+def list_positions(job: SmallJob, stride: int, stop: int) -> list[int]:
+    """Return every `stride`-th byte up to `stop`, and all where a frame ends and the next has its head."""
+    inside = {
+        at
+        for start, end in list_frame_bounds(job)
+        for at in (*range(start, start + HEAD_BYTES), end - 2, end - 1)
+    }
+    return sorted(at for at in {*range(0, stop, stride), *inside} if at < stop)
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+def test_a_journal_cut_at_any_byte_is_made_again_from_there(job: SmallJob, stride: int) -> None:
     whole = journal_of(job).read_bytes()
     unpublished = list_journaled(journal_of(job))
     assert unpublished == {2, 3}
-    for length in range(len(whole) + 1):
+    lengths = [*list_positions(job, stride, len(whole)), len(whole)]
+    for length in lengths:
         kept = list_journaled(restore(job, whole[:length]))
         job.check_resumed(ended_before=PUBLISHED | kept, context=length)
         assert sorted(job.made()) == sorted(unpublished - kept), length
-    print(f"{len(whole) + 1} cuts")
+    print(f"{len(lengths)} cuts")
 
 
-def test_a_flip_at_every_byte_is_refused_with_its_offset_and_repaired(job: SmallJob) -> None:
+@pytest.mark.parametrize("stride", STRIDES)
+def test_a_flip_at_any_byte_is_refused_with_its_offset_and_repaired(job: SmallJob, stride: int) -> None:
     whole = journal_of(job).read_bytes()
     *bounds, (last, _) = list_frame_bounds(job)
-    for position in range(last - 1):
+    positions = list_positions(job, stride, last - 1)
+    for position in positions:
         path = restore(job, flip(whole, position))
         before = path.read_bytes()
         refused = job.run()
@@ -90,7 +108,7 @@ def test_a_flip_at_every_byte_is_refused_with_its_offset_and_repaired(job: Small
         assert f"byte {offset}: " in dropped[0], (position, dropped)
         assert len(dropped) <= 2  # a newline that was flipped takes two frames with it
         job.check_resumed(ended_before=PUBLISHED | list_journaled(path), context=position)
-    print(f"{last - 1} flips")
+    print(f"{len(positions)} flips")
 
 
 def test_a_flip_at_every_byte_of_the_last_frame_is_a_torn_tail(job: SmallJob) -> None:

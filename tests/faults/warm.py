@@ -1,21 +1,21 @@
 """A process that has imported everything and opened nothing, and forks a `synthia-batch` on request.
 
 Starting Python and importing pyarrow costs a second; a fork costs a hundredth of one. So a test can
-kill thousands of real processes in minutes. Requests come as lines of JSON on stdin, one answer
-each goes to stdout.
+kill thousands of real processes in minutes, and others need not wait for imports. Requests come as
+lines of JSON on stdin; one answer each, the request's number and the exit code, goes to stdout.
 """
 
 import gc
 import importlib
 import json
 import os
+import runpy
 import signal
 import sys
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-HERE = Path(__file__).parent
-PATIENCE_SECONDS = 60
+READ_THE_ENVIRONMENT = {"huggingface_hub", "matplotlib", "ray", "torch", "transformers", "vllm"}
+"""As they are imported: they are left to those that are forked."""
 IMPORTS = (
     "pandas",  # pyarrow looks for it at the first array
     "pyarrow.compute",
@@ -38,24 +38,28 @@ IMPORTS = (
 )
 
 
-def serve() -> None:
+def serve() -> dict[str, Any] | None:
+    """Answer requests until there are no more; in a forked process, return what that is to become."""
     _warm_up()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     answers.write("ready\n")
     for line in sys.stdin:
-        request = json.loads(line)
+        request: dict[str, Any] = json.loads(line)
         child = os.fork()
         if child == 0:
-            _become(request)
+            return request
         _, status = os.waitpid(child, 0)
-        answers.write(json.dumps(os.waitstatus_to_exitcode(status)) + "\n")
+        answers.write(json.dumps([request["number"], os.waitstatus_to_exitcode(status)]) + "\n")
+    return None
 
 
 def _warm_up() -> None:
     # Imported, not used: pyarrow's threads start with its first use, and threads do not outlive a fork.
-    for module in IMPORTS:
+    for module in (*IMPORTS, *sys.argv[1:]):
         importlib.import_module(module)
     _build_command_line()
+    if early := READ_THE_ENVIRONMENT & sys.modules.keys():
+        raise ImportError(f"imported too early: {early}")
     gc.freeze()
 
 
@@ -72,18 +76,30 @@ def _build_command_line() -> None:
     typer.main.get_command = lambda _: built
 
 
-def _become(request: dict[str, Any]) -> NoReturn:
-    """Be `synthia-batch ARGUMENTS`, with the faults asked for."""
+def become(request: dict[str, Any]) -> None:
+    """Be `synthia-batch ARGUMENTS`, in the environment of a user or with the faults asked for."""
+    signal.alarm(request["seconds"])
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(file, number)
+        os.close(file)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(request["directory"])
+    if request["environment"] is None:
+        _become_faulty(request)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    # As `python -m synthia_batch` has them. What ends the interpreter is the interpreter's own.
+    sys.path[0] = os.getcwd()
+    sys.argv = ["synthia-batch", *request["arguments"]]
+    runpy.run_module("synthia_batch", run_name="__main__", alter_sys=True)
+
+
+def _become_faulty(request: dict[str, Any]) -> None:
     import syscalls
 
     code = 1
     try:
-        signal.alarm(PATIENCE_SECONDS)
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(file, number)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.chdir(request["directory"])
         syscalls.patch(request["patch"])
         if request["boot"]:
             syscalls.patch({"synthia_batch.runner.directory.session.read_boot_id": lambda: request["boot"]})
@@ -112,4 +128,6 @@ def _run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    serve()
+    _request = serve()
+    if _request is not None:
+        become(_request)

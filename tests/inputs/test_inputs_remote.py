@@ -90,7 +90,7 @@ def serve(web: Web) -> Iterator[Web]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     web.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
         yield web
@@ -325,7 +325,7 @@ def test_a_bucket_of_google_is_read_on_a_server_in_the_shape_of_its_api(
     synthia: Command, tmp_path: Path
 ) -> None:
     with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         for name, content in (("in/a.jsonl", TEXT), ("in/b.jsonl.gz", gzip.compress(TEXT))):
             server.bucket.objects[name] = Stored(1, content, {})
         done = synthia("run", "gs://bucket/in", "-o", "out", *ENGINE, **server.environment)
@@ -404,7 +404,7 @@ def serve_hub() -> Iterator[Web]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield Web(url=f"http://127.0.0.1:{server.server_address[1]}", asked=[("GET", path) for path in seen])
     finally:

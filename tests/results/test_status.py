@@ -117,24 +117,32 @@ def test_a_log_that_grows_is_read_on_where_it_was_left(tmp_path: Path) -> None:
     assert reader.read() == []
 
 
-@pytest.fixture
-def half_done(tmp_path: Path) -> Path:
-    """A run of 3,000 samples, killed in its third shard."""
-    write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(3000)])
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run of 3,000 samples, in "out", was killed in its third shard."""
+    home = tmp_path_factory.mktemp("killed")
+    write_jsonl(home / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(3000)])
     command = command_of(
         "run", "q.jsonl", *SCRIPTED, "-q", "--set", "engine.fail_every=100", "--set", "engine.latency_ms=40",
         "--set", "engine.max_num_seqs=32", "--max-tokens", "20",
     )  # fmt: skip
-    with subprocess.Popen(command, cwd=tmp_path, env=make_environment()) as run:
-        journal = tmp_path / "out/.synthia/journal/shard-00002.wal"
+    with subprocess.Popen(command, cwd=home, env=make_environment()) as run:
+        journal = home / "out/.synthia/journal/shard-00002.wal"
         while not journal.exists() or journal.stat().st_size < 2000:
             assert run.poll() is None
             time.sleep(0.02)
         run.kill()
+    return home
+
+
+@pytest.fixture
+def half_done(killed: Path, tmp_path: Path) -> Path:
+    """That run, to be changed."""
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     return tmp_path / "out"
 
 
-def test_counts_are_the_same_from_events_and_from_the_files_themselves(half_done: Path) -> None:
+def test_counts_are_the_same_from_events_and_from_the_files_themselves(killed: Path, half_done: Path) -> None:
     status = read_status(half_done)
     assert status.state == "interrupted"
     assert status.shards_published >= 1
@@ -142,7 +150,7 @@ def test_counts_are_the_same_from_events_and_from_the_files_themselves(half_done
     assert status.failures == {"scripted_failure": status.failed}
     assert 0 < status.truncated < status.finished
     assert status.published_bytes > 0
-    assert status.next.startswith(f"cd {half_done.parent} && synthia-batch run q.jsonl --engine scripted")
+    assert status.next.startswith(f"cd {killed} && synthia-batch run q.jsonl --engine scripted")
     (half_done / ".synthia/events.jsonl").unlink()
     read = read_status(half_done)
     for name in ("finished", "failed", "failures", "truncated", "shards_published", "published_bytes"):

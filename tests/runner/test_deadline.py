@@ -132,11 +132,11 @@ def test_a_run_stops_admitting_in_time_and_drops_nothing(synthia: Command, tmp_p
     log = tmp_path / "calls"
     flags = ("--engine", "scripted", "--pool", "local", "--set", f"engine.call_log={log}", "-o", "out")
     slow = ("--set", "engine.latency_ms=500", "--set", "engine.max_num_seqs=8")
-    done = synthia("run", source, *flags, *slow, "--deadline", "12s")
+    done = synthia("run", source, *flags, *slow, "--deadline", "6s")
     assert done.returncode == 75, done.stderr
     assert "stops by " in done.stderr
     assert "drained on the deadline" in done.stderr
-    assert "--deadline 12s" in done.stderr.split("resume with: ")[1]
+    assert "--deadline 6s" in done.stderr.split("resume with: ")[1]
     finished = json.loads(synthia("status", "out", "--json").stdout)["finished"]
     assert 0 < finished < 200
     again = synthia("run", source, *flags)

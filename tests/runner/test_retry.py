@@ -17,7 +17,8 @@ from synthia_batch.storage.manifest import read_manifest
 from synthia_batch.storage.saved_job import read_job
 
 LONG = 7  # the row whose prompt fits no engine: it fails however often it is tried
-ROWS = 1100
+ROWS, SHARD_ROWS = 110, 100
+"""Two shards, which are made and published hundreds of times here."""
 FLAGS = (
     "--engine", "scripted", "--pool", "local", "-q", "-s", "synthia", "-s", "none", "-n", "2",
     "--set", "model.max_model_len=900", "--set", "engine.fail_every=5",
@@ -37,6 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Path:
+    monkeypatch.setattr("synthia_batch.job.plan.ROWS_STEP", SHARD_ROWS)
     monkeypatch.chdir(finished)
     if not (finished / "whole").exists():
         assert call(capsys, "run", "q.jsonl", *FLAGS, "-o", "failing").code == 0

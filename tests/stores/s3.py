@@ -224,7 +224,7 @@ def serve_s3(scratch: Path) -> Iterator[S3]:
         [sys.executable, "-m", "ministack"], env=environment, stdout=log, stderr=log, cwd=scratch
     )
     proxy = Proxy(port)
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True).start()
     try:
         s3 = S3(port, proxy)
         _wait_for(process, port)

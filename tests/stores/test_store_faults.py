@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import command_of, make_environment, read_call_log, write_jsonl
+from conftest import command_of, make_environment, read_call_log, run_command, write_jsonl
+from harness import WarmProcess
 from s3 import S3, URL, Fault, Seen, read_lease, serve_s3
 
 ROWS = 2200
@@ -35,20 +36,20 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 
 
 @pytest.fixture
-def run(s3: S3, tmp_path: Path) -> Iterator["Runner"]:
+def run(s3: S3, warm: WarmProcess, tmp_path: Path) -> Iterator["Runner"]:
     s3.empty()
     write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(ROWS)])
-    yield Runner(s3, tmp_path)
+    yield Runner(s3, warm, tmp_path)
     s3.empty()
 
 
 @pytest.fixture(scope="module")
-def expected(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def expected(s3: S3, warm: WarmProcess, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What an undisturbed run puts into the store."""
     s3.empty()
     directory = tmp_path_factory.mktemp("undisturbed")
     write_jsonl(directory / "q.jsonl", [{"question": f"What is {n} squared?"} for n in range(ROWS)])
-    runner = Runner(s3, directory)
+    runner = Runner(s3, warm, directory)
     done = runner()
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == URL
@@ -60,31 +61,35 @@ def expected(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byte
 class Runner:
     """Runs the job in `directory`, in a real process, to the store behind the proxy."""
 
-    def __init__(self, s3: S3, directory: Path) -> None:
+    def __init__(self, s3: S3, warm: WarmProcess, directory: Path) -> None:
         self.s3 = s3
+        self.warm = warm
         self.directory = directory
 
     def __call__(self, *more: str, state: str = "state", **settings: Any) -> subprocess.CompletedProcess[str]:
-        process = self.start(*more, state=state, **settings)
-        stdout, stderr = process.communicate(timeout=100)
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+        arguments = self.say(state, settings, *more)
+        where = {"directory": self.directory, "environment": self.environment}
+        return run_command(*arguments, **where, timeout=100, warm=self.warm)
 
     def start(self, *more: str, state: str = "state", **settings: Any) -> subprocess.Popen[str]:
-        said = {name.replace("__", "."): value for name, value in settings.items()}
-        values = {**SETTINGS, "engine.call_log": self.directory / f"calls-{state}", **said}
-        flags = [flag for name, value in values.items() for flag in ("--set", f"{name}={value}")]
-        where = ("-o", URL, "--state", state)
-        return self.start_command("run", "q.jsonl", *FLAGS, *flags, *where, *more)
-
-    def start_command(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            command_of(*arguments),
+            command_of(*self.say(state, settings, *more)),
             cwd=self.directory,
-            env=make_environment(**self.s3.environment),
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def say(self, state: str, settings: dict[str, Any], *more: str) -> tuple[str, ...]:
+        said = {name.replace("__", "."): value for name, value in settings.items()}
+        values = {**SETTINGS, "engine.call_log": self.directory / f"calls-{state}", **said}
+        flags = [flag for name, value in values.items() for flag in ("--set", f"{name}={value}")]
+        return ("run", "q.jsonl", *FLAGS, *flags, "-o", URL, "--state", state, *more)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return make_environment(**self.s3.environment)
 
     def made(self, state: str = "state") -> Counter[int]:
         return Counter(read_call_log(self.directory / f"calls-{state}"))

@@ -12,6 +12,8 @@ from s3 import S3, Fault, Seen, StoreJob, read_lease, serve_s3
 
 KILLED = -9
 LEASE = {"store.lease": "1s"}
+LEAST_REQUESTS = 15
+"""Of a run, however quick."""
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,11 @@ def count_requests(s3: S3, job: StoreJob) -> int:
     return len(s3.proxy.seen)
 
 
-def kill_at(s3: S3, job: StoreJob, number: int, *, landed: bool) -> set[int]:
-    """Have the run killed at its request `number`; return the samples that had ended."""
+def kill_at(s3: S3, job: StoreJob, number: int, *, landed: bool) -> set[int] | None:
+    """Have the run killed at its request `number`; return the samples that had ended.
+
+    None: it had fewer requests. A slow machine renews a short lease more often in one run than in the next.
+    """
 
     def hits(seen: Seen) -> bool:
         return seen.number == number
@@ -62,6 +67,8 @@ def kill_at(s3: S3, job: StoreJob, number: int, *, landed: bool) -> set[int]:
     fault = Fault(hits, after="reset", call_after=job.kill)
     s3.proxy.faults.append(fault if landed else Fault(hits, before="reset", call=job.kill))
     ended = job.run()
+    if ended.code == 0 and number > LEAST_REQUESTS:
+        return None
     assert ended.code == KILLED, (number, ended.stderr)
     return read_ended(job.run_directory)
 
@@ -72,10 +79,12 @@ def test_a_run_killed_at_any_request_goes_on_from_its_state_directory(
     s3: S3, job: StoreJob, landed: bool
 ) -> None:
     requests = count_requests(s3, job)
-    assert requests > 15
+    assert requests > LEAST_REQUESTS
     for number in range(1, requests + 1):
         start_afresh(s3, job)
         ended_before = kill_at(s3, job, number, landed=landed)
+        if ended_before is None:
+            break
         assert "manifest.json" not in s3.list() or s3.read_dataset() == job.expected, number
         job.check_resumed(ended_before=ended_before, context=number)
         assert s3.read_dataset() == job.expected, number
@@ -88,7 +97,8 @@ def test_a_run_killed_at_any_request_is_adopted_where_its_state_directory_is_los
     job.settings |= LEASE
     for number in range(1, count_requests(s3, job) + 1):
         start_afresh(s3, job)
-        kill_at(s3, job, number, landed=True)
+        if kill_at(s3, job, number, landed=True) is None:
+            break
         there = {key for key in s3.list() if key.endswith(".parquet")}
         shutil.rmtree(job.run_directory)
         wait_for_lease(s3)

@@ -1,4 +1,4 @@
-"""Jobs whose text a server makes: the command in a real process, against a server on loopback."""
+"""Jobs whose text a server makes: the command, against a server on loopback."""
 
 import os
 import signal
@@ -6,7 +6,8 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,26 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Command, command_of, make_environment, read_bytes_of_data, write_jsonl
 from endpoints import MODEL, QUESTION, Call, Endpoint, Reply, complete, fail
+from harness import WarmProcess, start_warm_process
+from inside import Answer, call
 
 from synthia_batch import Job, open_run
 from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.runner.resolve import resolve_job
+from synthia_batch.workers.openai import engine as openai_engine
 from synthia_batch.workers.openai import settings as openai_settings
+from synthia_batch.workers.openai.retry import BACKOFF
 
 KEY = "sk-secret-5f1c9"
 FLAGS = ("--engine", "openai", "--model", MODEL, "--determinism", "fast", "-o", "out")
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmProcess]:
+    """With the client, whose import takes longer than a run."""
+    with start_warm_process(tmp_path_factory.mktemp("warm"), openai_engine.__name__) as process:
+        yield process
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +57,18 @@ def ask(synthia: Command, server: Endpoint, directory: Path, *flags: str | Path,
     source = directory / "q.jsonl"
     source = source if source.exists() else write_questions(directory)
     return synthia("run", source, *FLAGS, "--base-url", server.url, *flags, **environment)
+
+
+Ask = Callable[..., Answer]
+
+
+@pytest.fixture
+def ask_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Ask:
+    """As `ask`, in this process, with pauses of a twentieth between the tries of a request."""
+    monkeypatch.chdir(tmp_path)
+    write_questions(tmp_path)
+    monkeypatch.setattr(openai_engine, "BACKOFF", replace(BACKOFF, first_seconds=0.025, longest_seconds=1.0))
+    return lambda server, *flags: call(capsys, "run", "q.jsonl", *FLAGS, "--base-url", server.url, *flags)
 
 
 def read_rows(directory: Path, kind: str = "data") -> list[dict[str, Any]]:
@@ -125,7 +149,7 @@ def test_a_busy_server_is_given_the_time_that_it_asks_for(
     assert len(read_rows(tmp_path)) == 8
 
 
-def test_what_breaks_once_is_asked_again(synthia: Command, server: Endpoint, tmp_path: Path) -> None:
+def test_what_breaks_once_is_asked_again(ask_soon: Ask, server: Endpoint, tmp_path: Path) -> None:
     faults = [
         Reply(status=500, content=b"oh no"),
         Reply(status=503, content={"error": {"message": "loading"}}),
@@ -138,8 +162,8 @@ def test_what_breaks_once_is_asked_again(synthia: Command, server: Endpoint, tmp
     ]
     texts = {f"What is {n}?": fault for n, fault in enumerate(faults)}
     server.behave = lambda call, before: None if before else texts.get(call.text)
-    done = ask(synthia, server, tmp_path, "--set", "engine.timeout_seconds=6")
-    assert done.returncode == 0, done.stderr
+    done = ask_soon(server, "--set", "engine.timeout_seconds=6")
+    assert done.code == 0, done.err
     assert server.texts == Counter(dict.fromkeys(texts, 2))
     assert len(read_rows(tmp_path)) == 8
 
@@ -176,7 +200,7 @@ def test_what_a_server_cannot_make_fails_alone_and_with_its_code(
 
 
 def test_a_server_that_fails_at_everything_is_waited_for(
-    synthia: Command, server: Endpoint, tmp_path: Path
+    ask_soon: Ask, server: Endpoint, tmp_path: Path
 ) -> None:
     """No sample is given up for what is the server's own fault."""
     failures = 0
@@ -185,17 +209,20 @@ def test_a_server_that_fails_at_everything_is_waited_for(
         nonlocal failures
         if call.text == QUESTION and not failures:  # as the engine begins
             return None
-        failures += 1
-        return fail(500, "broken") if failures <= 24 else None
+        # Not back between a sample's failure and the question whether the server works: that is the sample's.
+        failures += failures < 24 or (failures < 100 and call.text == QUESTION)
+        if failures >= 24 and call.text != QUESTION:
+            failures = 100
+        return fail(500, "broken") if failures < 100 else None
 
     server.behave = behave
-    done = ask(synthia, server, tmp_path, "--set", "engine.concurrency=2")
-    assert done.returncode == 0, done.stderr
+    done = ask_soon(server, "--set", "engine.concurrency=1")
+    assert done.code == 0, done.err
     assert failures > 24
     assert len(read_rows(tmp_path)) == 8
 
 
-def test_a_server_that_restarts_costs_waiting_and_nothing_else(synthia: Command, tmp_path: Path) -> None:
+def test_a_server_that_restarts_costs_waiting_and_nothing_else(ask_soon: Ask, tmp_path: Path) -> None:
     first = Endpoint(lambda call, before: Reply(status=503) if len(first.texts) > 4 else None)
     later: list[Endpoint] = []
 
@@ -203,16 +230,16 @@ def test_a_server_that_restarts_costs_waiting_and_nothing_else(synthia: Command,
         while len(first.texts) < 5:
             time.sleep(0.02)
         first.stop()
-        time.sleep(1.5)
+        time.sleep(0.5)
         later.append(Endpoint(port=first.port).__enter__())
 
     with first:
         thread = threading.Thread(target=restart)
         thread.start()
-        done = ask(synthia, first, tmp_path, "--set", "engine.concurrency=2")
+        done = ask_soon(first, "--set", "engine.concurrency=2")
         thread.join()
     later[0].stop()
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     assert len(read_rows(tmp_path)) == 8
     made = Counter(call.text for call in first.calls[:5]) + later[0].texts
     assert set(made) >= {f"What is {n}?" for n in range(8)}
@@ -220,25 +247,25 @@ def test_a_server_that_restarts_costs_waiting_and_nothing_else(synthia: Command,
 
 
 def test_a_server_that_stays_away_ends_the_run_and_the_next_one_goes_on(
-    synthia: Command, tmp_path: Path
+    ask_soon: Ask, tmp_path: Path
 ) -> None:
     with Endpoint() as whole:
-        assert ask(synthia, whole, tmp_path).returncode == 0
+        assert ask_soon(whole).code == 0
     (tmp_path / "out").rename(tmp_path / "whole")
     with Endpoint(lambda call, before: Reply(status=502) if len(server.texts) > 4 else None) as server:
-        flags = ("--set", "engine.concurrency=1", "--set", "engine.patience_seconds=2")
-        gone = ask(synthia, server, tmp_path, *flags)
-    assert gone.returncode == 69, gone.stderr
-    assert "HTTP 502" in gone.stderr
-    assert "engine.patience_seconds" in gone.stderr
-    refused = ask(synthia, server, tmp_path)
-    assert refused.returncode == 69
-    assert "no server answers" in refused.stderr
+        flags = ("--set", "engine.concurrency=1", "--set", "engine.patience_seconds=0.5")
+        gone = ask_soon(server, *flags)
+    assert gone.code == 69, gone.err
+    assert "HTTP 502" in gone.err
+    assert "engine.patience_seconds" in gone.err
+    refused = ask_soon(server)
+    assert refused.code == 69
+    assert "no server answers" in refused.err
     with Endpoint() as back:
         back.max_model_len = 99
-        done = ask(synthia, back, tmp_path)
-    assert "max_model_len 99; the run began with openai tiny, of tests, max_model_len 4096" in done.stderr
-    assert done.returncode == 0, done.stderr
+        done = ask_soon(back)
+    assert "max_model_len 99; the run began with openai tiny, of tests, max_model_len 4096" in done.err
+    assert done.code == 0, done.err
     assert sum(back.texts.values()) == 4
     assert read_bytes_of_data(tmp_path / "out") == read_bytes_of_data(tmp_path / "whole")
 

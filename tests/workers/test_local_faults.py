@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import NEEDS_VLLM, Command, read_bytes_of_data, read_call_log, write_jsonl
+from harness import WarmProcess
 
 LOCAL = ("--engine", "scripted", "--pool", "local")
 
@@ -37,12 +38,14 @@ def test_an_engine_out_of_memory_starts_again_smaller_and_says_so(
 
 
 def test_an_engine_that_hangs_on_everything_ends_the_run_with_the_reason(
-    synthia: Command, tmp_path: Path
+    synthia: Command, warm: WarmProcess, tmp_path: Path
 ) -> None:
     source = write_questions(tmp_path / "q.jsonl", 200)
-    done = synthia("run", source, *LOCAL, "--set", "engine.hang_on=squared", "-o", "out", "--set",
-                   "pool.watchdog_seconds=0.4", timeout=100)  # fmt: skip
-    assert done.returncode == 69, done.stderr
+    hanging = ("--set", "engine.hang_on=squared", "--set", "pool.watchdog_seconds=0.4")
+    # How long its pauses are, tests/scheduler/test_restart_policy.py says.
+    quick = {"synthia_batch.scheduler.restart_policy.FIRST_PAUSE_SECONDS": 0.01}
+    done = warm.run(tmp_path, "run", "q.jsonl", *LOCAL, *hanging, "-o", "out", patch=quick)
+    assert done.code == 69, done.stderr
     assert "no worker is left" in done.stderr
     assert "made no step for 0.4 s" in done.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
