@@ -40,10 +40,6 @@ BESIDE_KEYS: Mapping[str, IdentityClass] = {
     "any other `engine.` setting": always(
         "engine", "most change tokens, and a list of those that do not is safer than one of those that do"
     ),
-    "the steps of `select`": always(
-        "select",
-        "as they are written, the samples of their run and a benchmark's files by digest, not by place",
-    ),
     "this package's format": always(
         "output_format", "columns, encoding, seeds, rendering and shards of this version"
     ),
