@@ -19,7 +19,7 @@ from synthia_batch.job.keys import walk_keys
 from synthia_batch.job.loading.json_schema import make_schema
 from synthia_batch.job.markers import Flag, Panel
 from synthia_batch.job.sections import EngineKind
-from synthia_batch.job.select import Select
+from synthia_batch.job.select import Combine, Combined, Decontaminate, Dedup, Select
 from synthia_batch.storage.parts.schema import DATA_COLUMNS, FAILED_COLUMNS, OutputColumn
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
@@ -33,6 +33,14 @@ OF_ROWS = {
     "input.columns.final": "`input.final_assistant: continue`",
 }
 """What the user sets for a column that depends on the input's columns, by its key in the identity."""
+SELECT_SECTIONS = {
+    "select": Select,
+    "select.combine": Combine,
+    "select.combine.NAME": Combined,
+    "select.dedup": Dedup,
+    "select.decontaminate": Decontaminate,
+}
+"""The keys of a selection, by the section that has them."""
 Schema = Mapping[str, Any]
 
 
@@ -76,8 +84,11 @@ def render_job_file() -> str:
 
 def render_pipeline_file() -> str:
     """Return the page of a job file with stages."""
-    schema = Select.model_json_schema()
-    keys = _render_keys(schema, schema, {}, "select.")
+    parts = []
+    for key, section in SELECT_SECTIONS.items():
+        schema = section.model_json_schema()
+        keys = _render_keys(schema, schema, {}, f"{key}.")
+        parts.append(f"## `{key}`\n\n{inspect.getdoc(section)}\n\n{keys}")
     return (
         f"# Pipeline file\n\n{NOTE} [Stages and selections](../how-to/selection.md) explains it.\n\n"
         "| key | meaning |\n|---|---|\n"
@@ -91,7 +102,7 @@ def render_pipeline_file() -> str:
         "| `input.stage` | the stage that it reads. Default: the one before, unless `input.path` is set |\n"
         "| `select` | makes it a selection, with the keys below |\n"
         "| any other key of a job | as in a job file; `output` belongs beside `stages` |\n\n"
-        f"## `select`\n\n{inspect.getdoc(Select)}\n\n{keys}"
+        + "\n".join(parts)
     )
 
 
@@ -99,7 +110,8 @@ def render_output_columns() -> str:
     """Return the page of columns."""
     return (
         f"# Output columns\n\n{NOTE}\n\n## `data/`: finished samples\n\n{_render_columns(DATA_COLUMNS)}\n"
-        "Columns that are kept from the input (`input.keep_columns`) follow, with their own types.\n\n"
+        "Columns that are kept from the input (`input.keep_columns`) follow, with their own types; then the "
+        "values that a selection combines (`select.combine`).\n\n"
         f"## `failed/`: failed samples\n\n{_render_columns(FAILED_COLUMNS)}"
     )
 

@@ -49,6 +49,7 @@ EXAMPLES = {
     "select": (
         "synthia-batch select outputs/judged-1a2b3c4d --where 'judged.json.score >= 7' --limit 1000",
         "synthia-batch select outputs/questions-1a2b3c4d --dedup questions.response --sample 1000",
+        "synthia-batch select outputs/judged-1a2b3c4d --combine score=mean:judged.json.score --best score",
     ),
     "push": ("synthia-batch push outputs/questions-1a2b3c4d me/questions --private",),
     "verify": ("synthia-batch verify outputs/questions-1a2b3c4d --rows",),

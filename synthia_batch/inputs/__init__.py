@@ -5,7 +5,7 @@ from synthia_batch.inputs.fetch.content_digest import check_digest, digest_conte
 from synthia_batch.inputs.fetch.discover import InputFiles, ResolvedInput, resolve_inputs
 from synthia_batch.inputs.fetch.normalize import drop_refused
 from synthia_batch.inputs.fetch.numbered_rows import NUMBER, draw_columns
-from synthia_batch.inputs.readers.open import open_files, open_source
+from synthia_batch.inputs.readers.open import open_file, open_files, open_source
 
 __all__ = [
     "NUMBER",
@@ -20,6 +20,7 @@ __all__ = [
     "digest_files",
     "draw_columns",
     "drop_refused",
+    "open_file",
     "open_files",
     "open_source",
     "resolve_inputs",

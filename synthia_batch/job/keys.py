@@ -15,6 +15,7 @@ from synthia_batch.job.fields import Section
 from synthia_batch.job.markers import Anchored, Flag, IdentityClass, Outward
 from synthia_batch.job.schema import Job
 from synthia_batch.job.sections import Engine
+from synthia_batch.job.select import Decontaminate
 
 ANY_NAME = "*"
 """In the name of a key, what the user has named a section of a table by."""
@@ -87,8 +88,9 @@ def anchor_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 @cache
 def _list_anchored() -> tuple[tuple[str, Anchored], ...]:
-    """Return the keys whose texts name something on this machine, with their markers."""
-    found = ((key.name, key.find(Anchored)) for key in walk_keys())
+    """Return the keys, of a job or of a stage that selects, whose texts name something on this machine."""
+    of_select = Key("select.decontaminate.against", Decontaminate.model_fields["against"])
+    found = ((key.name, key.find(Anchored)) for key in (*walk_keys(), of_select))
     return tuple((name, marker) for name, marker in found if marker is not None)
 
 

@@ -1,6 +1,6 @@
 """What a pipeline comes to: its first stage exactly, the others as upper limits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +64,8 @@ def forecast_pipeline(pipeline: Pipeline, flags: Sequence[Layer], *, needs_model
     for stage in pipeline.stages:
         rows = found[stage.reads].samples if stage.reads is not None else first.rows
         if stage.select is not None:
+            if stage.select.combine is not None:
+                rows = min(rows, _count_combined(pipeline, stage, found, first.rows))
             kept = _limit(stage.select, rows, first.rows if keeps_all else rows)
             found[stage.name] = _describe(stage, kept, 0, f"keeps at most {kept:,}")
             continue
@@ -81,6 +83,22 @@ def _count(stage: Stage, flags: Sequence[Layer], needs_model: bool) -> int:
     """Return the number of samples of a stage that reads no other, whose rows are read once."""
     job = resolve_job([*flags, stage.layer], needs_model=needs_model)
     return check_input(job) * job.plan.samples_per_row
+
+
+def _count_combined(
+    pipeline: Pipeline, stage: Stage, found: Mapping[str, StageForecast], first_rows: int
+) -> int:
+    """Return how many samples `combine` makes at most of those of the stage before."""
+    stages = {one.name: one for one in pipeline.stages}
+    made = stages[str(stage.reads)]
+    while made.select is not None:
+        made = stages[str(made.reads)]
+    per = stage.select.combine.per if stage.select is not None and stage.select.combine is not None else None
+    if per in found and per != made.name:
+        return found[str(per)].samples
+    if made.reads is not None:
+        return found[made.reads].samples
+    return first_rows if made is pipeline.stages[0] else found[made.name].samples
 
 
 def _limit(select: Select, rows: int, first_rows: int) -> int:

@@ -126,7 +126,7 @@ def _check_names(pipeline: Pipeline, flags: Sequence[Layer]) -> None:
         if stage.select is not None:
             if before is not None:
                 try:
-                    Selector(complete_steps(stage.select, before, pipeline), before)
+                    before = Selector(complete_steps(stage.select, before, pipeline), before).names
                 except UsageError as exc:
                     raise stage.refuse(f"select.{str(exc).partition(':')[0]}", exc) from exc
             known[stage.name] = before

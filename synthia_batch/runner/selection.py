@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 
 from synthia_batch.core.events import EventBus
-from synthia_batch.core.types import Shard
+from synthia_batch.core.types import KeptColumn, Shard
 from synthia_batch.errors import IntegrityError, NothingSelected, UsageError
 from synthia_batch.job.identity import digest_text, fingerprint
 from synthia_batch.job.loading.command_line import read_command
-from synthia_batch.job.select import Select
+from synthia_batch.job.select import NO_STEPS, Select
 from synthia_batch.results.read.counts import RunCounts, find_limit
 from synthia_batch.results.read.run import open_complete_run
 from synthia_batch.results.read.stage_runs import digest_parts
 from synthia_batch.results.report.card import CardFacts, write_card
 from synthia_batch.results.report.page import try_report
-from synthia_batch.results.select.decide import PLACE, Decisions, Selector, Verdict
-from synthia_batch.results.select.names import name_samples
+from synthia_batch.results.select.decide import Selector
+from synthia_batch.results.select.names import PLACE, name_samples
+from synthia_batch.results.select.verdicts import Decisions, Verdict
 from synthia_batch.results.verify.facts import RunFacts, read_facts
 from synthia_batch.runner.directory.plan import describe_parts, refuse_identity
 from synthia_batch.runner.directory.session import read_time
@@ -41,7 +42,7 @@ from synthia_batch.storage.ledger import PartLedger, read_ledger
 from synthia_batch.storage.lock import RunLock, WriterEpoch
 from synthia_batch.storage.manifest import Manifest, list_parts, read_manifest, write_manifest
 from synthia_batch.storage.parts.columns import read_codes, read_numbers
-from synthia_batch.storage.parts.selection import SelectedRun, encode_selection, iterate_samples
+from synthia_batch.storage.parts.selection import Chosen, SelectedRun, encode_selection, iterate_samples
 from synthia_batch.storage.plan_file import write_plan_once
 from synthia_batch.storage.publish import publish_shard
 from synthia_batch.storage.recovery import (
@@ -87,7 +88,7 @@ def select_samples(
         IntegrityError: A file of the run, or of the selection, was altered.
     """
     if not select.identify():
-        raise UsageError("nothing is selected: set where, best, dedup, limit or sample")
+        raise UsageError(NO_STEPS)
     for flag, place in (("DIR", source), ("-o", output)):
         if place is not None and ":/" in str(place):
             raise UsageError(f"{flag} {place}: select reads and writes directories; copy the run here")
@@ -103,7 +104,7 @@ def select_samples(
     if run_dir.root.absolute().is_relative_to(source.absolute()):
         raise UsageError(f"-o {run_dir.root}: it would be in the run that is selected from; name another")
     refuse_identity(plan["identity"], run_dir)
-    decisions = selector.decide(_iterate_finished(facts, selector.columns))
+    decisions = selector.decide(lambda columns: _iterate_finished(facts, columns))
     dropped = {name: count for name, count in decisions.count().items() if name != "kept"}
     if not decisions.kept:
         steps = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in dropped.items())
@@ -111,6 +112,7 @@ def select_samples(
         raise NothingSelected(
             f"{source}: none of its {len(decisions.verdicts)} samples is kept: {steps}{first}"
         )
+    plan = {**plan, "scan": _add_kept(plan["scan"], decisions.added)}
     _Selection(run_dir=run_dir, plan=plan, facts=facts, decisions=decisions, before=before).write()
     if reports:
         try_report(run_dir.root)
@@ -121,6 +123,12 @@ def _make_plan(plan: Mapping[str, Any], manifest: Manifest, steps: Mapping[str, 
     """Return the plan of a selection: that of its run, with the run's rows and the steps in the identity."""
     identity = {**plan["identity"], "select": {"rows": digest_parts(manifest), **steps}}
     return {**plan, "fingerprint": fingerprint(identity), "identity": identity}
+
+
+def _add_kept(scan: Mapping[str, Any], added: Sequence[KeptColumn]) -> dict[str, Any]:
+    """Return what a plan says of the input, with the columns that a selection has `added`."""
+    described = [{"name": column.name, "type": column.type} for column in added]
+    return {**scan, "kept": [*scan["kept"], *described]}
 
 
 def _iterate_finished(facts: RunFacts, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -194,18 +202,22 @@ class _Selection:
             begin, first = first, first + (data.rows if data is not None else 0)
             if isinstance(state, Published):
                 continue
-
-            def explain(number: int, begin: int = begin) -> tuple[str, str]:
-                return self.decisions.explain(begin + number, names.__getitem__)
-
-            is_kept = self.decisions.verdicts[begin:first] == Verdict.KEPT
-            encoded = encode_selection(source, shard, is_kept, explain)
+            encoded = encode_selection(source, shard, chosen := self._choose(begin, first, names))
             # Empty: it says that the shard is being published, whatever interrupts that.
             journal = Journal.open(self.run_dir.journal(shard), shard, writer)
             publish_shard(self.run_dir, encoded, journal, ledger)
-            made += int(np.count_nonzero(is_kept))
+            made += int(np.count_nonzero(chosen.is_kept))
             events.publish(self._count(shard))
         return made
+
+    def _choose(self, begin: int, stop: int, names: Mapping[int, str]) -> Chosen:
+        """Return what becomes of the samples `begin` to `stop` (excluded), the rows of a part."""
+        decisions = self.decisions
+        return Chosen(
+            is_kept=decisions.verdicts[begin:stop] == Verdict.KEPT,
+            explain=lambda number: decisions.explain(begin + number, names.__getitem__),
+            read=lambda number: decisions.read(begin + number),
+        )
 
     def _describe_source(self) -> SelectedRun:
         plan, facts = self.plan, self.facts
@@ -217,6 +229,7 @@ class _Selection:
             # Of several files, data/ does not say which has the row.
             source_file=plan["name"] if "source_files" in plan else plan["source_file"],
             metadata=describe_parts(plan["fingerprint"], plan["identity"]),
+            added=self.decisions.added,
         )
 
     def _count(self, shard: Shard) -> ShardPublished:
@@ -238,7 +251,7 @@ class _Selection:
 
 
 def _name_originals(facts: RunFacts, decisions: Decisions) -> dict[int, str]:
-    """Return the names of the samples of which others are duplicates, by number."""
+    """Return the names of the samples of which others are duplicates, or into which they are combined."""
     wanted = set(decisions.original[decisions.original >= 0].tolist())
     if not wanted:
         return {}
@@ -267,7 +280,4 @@ def _make_card(plan: Mapping[str, Any], facts: RunFacts, select: Select) -> Card
 
 def _spell_command(source: Path, select: Select) -> list[str]:
     """Return the words of a command that makes this selection."""
-    steps = select.identify()
-    if select.dedup is not None:
-        steps |= {"dedup": select.dedup.on} | ({"near": near} if (near := select.dedup.near) else {})
-    return ["synthia-batch", "select", str(source), *(f"--{name}={value}" for name, value in steps.items())]
+    return ["synthia-batch", "select", str(source), *select.spell_flags()]

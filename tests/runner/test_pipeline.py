@@ -167,7 +167,16 @@ def test_the_same_command_makes_nothing_again(pipeline: Path, capsys: Any) -> No
     assert {path: path.stat().st_mtime_ns for path in Path("outputs").glob("**/*.parquet")} == stamps
 
 
+STEPS = FILE.replace(
+    "      best:",
+    "      combine: {tokens: {mean: judge.completion_tokens}}\n"
+    "      decontaminate: {against: benchmark.jsonl, column: text, on: topic}\n"
+    "      best:",
+).replace("best: judge.completion_tokens", "best: tokens")
+
+
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("file", [FILE, STEPS], ids=["plain", "combine and decontaminate"])
 @pytest.mark.parametrize(
     "stride",
     [
@@ -176,8 +185,10 @@ def test_the_same_command_makes_nothing_again(pipeline: Path, capsys: Any) -> No
     ],
 )
 def test_a_pipeline_that_is_killed_at_any_write_ends_in_the_same_bytes(
-    pipeline: Path, capsys: Any, stride: int
+    pipeline: Path, capsys: Any, stride: int, file: str
 ) -> None:
+    write_jsonl(Path("benchmark.jsonl"), [{"text": "y"}])
+    pipeline.write_text(file)
     assert call(capsys, "run", "judged.yaml", "-q", "-o", "whole").code == 0
     whole = content(Path("whole"))
     assert len(whole) == 10, sorted(whole)
@@ -682,6 +693,7 @@ WRONG = {
     "a misspelt key of a job": ("num_samples", "num_sample", "judged.yaml:7:5: num_sample: unknown key"),
     "an unknown stage": ("    select:", "    input: {stage: jugde}\n    select:",
                          "judged.yaml:11:20: input.stage: there is no stage jugde before this one"),
+    "a misspelt step": ("best:", "comibne:", "comibne: unknown key. Did you mean 'combine'?"),
     "two of a name": ("name: keep", "name: judge", "two stages are named judge"),
     "no name": ("- name: keep\n    select:", "- select:", "a stage needs a name of letters, digits and _"),
     "no input": ("path: q.jsonl, ", "", "the first stage needs an input"),
@@ -719,6 +731,40 @@ def test_what_is_wrong_is_refused_with_its_place_before_anything_starts(
     old, new, said = WRONG[what]
     assert FILE.count(old) == 1
     Path("judged.yaml").write_text(FILE.replace(old, new))
+    done = call(capsys, "run", "judged.yaml", "-o", "out")
+    assert done.code == 2, done.err
+    assert said in done.err
+    assert not Path("out").exists()
+
+
+COMBINE = "      combine: {score: {mean: judge.json.score}}\n"
+AGAINST = "      decontaminate: {against: q.jsonl, column: prompt, on: topic}\n"
+WRONG_STEPS = {
+    "a value behind it": (COMBINE, ("topic != 'z'", "scor > 1"), "judged.yaml:13:14: where: scor > 1 and"),
+    "a name in a value": (COMBINE, ("judge.json", "judg.json"),
+                          "judged.yaml:12:31: combine.score.mean: judg.json.score: there is no judg; did"),
+    "a way to combine": (COMBINE, ("mean", "meen"),
+                         "judged.yaml:12:25: combine.score.meen: unknown key. Did you mean 'mean'?"),
+    "the name of a column": (COMBINE, ("score:", "topic:"), "combine.topic: there is a column topic already"),
+    "a run to combine by": (COMBINE, ("{score", "{per: anser, score"),
+                            "judged.yaml:12:22: combine.per: there is no run anser; there are"),
+    "a benchmark": (AGAINST, ("q.jsonl, c", "b.jsonl, c"),
+                    "judged.yaml:12:32: decontaminate.against: b.jsonl: "),
+    "a column of a benchmark": (AGAINST, ("column: prompt", "column: promt"),
+                                "judged.yaml:12:49: decontaminate.column: q.jsonl has no column promt; did"),
+    "no column of a benchmark": (AGAINST, ("column: prompt, ", ""),
+                                 "decontaminate.column: not set, and has no default"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG_STEPS)
+def test_a_wrong_step_is_refused_with_its_place_before_anything_starts(
+    pipeline: Path, capsys: Any, what: str
+) -> None:
+    added, (old, new), said = WRONG_STEPS[what]
+    text = FILE.replace("      where:", f"{added}      where:")
+    assert text.count(old) == 1
+    pipeline.write_text(text.replace(old, new))
     done = call(capsys, "run", "judged.yaml", "-o", "out")
     assert done.code == 2, done.err
     assert said in done.err

@@ -27,6 +27,7 @@ from synthia_batch.inputs.records.expressions import (
 from synthia_batch.job.select import Select
 from synthia_batch.results.select.decide import Selector
 from synthia_batch.results.select.near import find_near, sign
+from synthia_batch.results.select.verdicts import Verdict
 from synthia_batch.runner.selection import select_samples
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest
@@ -47,6 +48,7 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Pat
     monkeypatch.chdir(tmp_path)
     rows = [{"id": f"r{n}", "prompt": f"Say {n}", "topic": "xy"[n % 2]} for n in range(ROWS)]
     write_jsonl(tmp_path / "q.jsonl", rows)
+    write_jsonl(tmp_path / "benchmark.jsonl", [{"topic": "x"}])
     options = ("--id-column", "id", "--keep-columns", "topic", "-n", "2", "--samples-per-file", "4")
     failing = ("--set", "engine.fail_every=5")
     assert call(capsys, "run", "q.jsonl", *ENGINE, *options, *failing, "-o", "answers").code == 0
@@ -370,7 +372,7 @@ def test_the_same_selection_again_changes_nothing_and_another_is_refused(answers
     assert {path: path.stat().st_mtime_ns for path in Path("kept").glob("*/*.parquet")} == stamps
     with pytest.raises(IdentityMismatch, match=r"select\.limit: 3 before, 4 now"):
         select(answers, limit=4)
-    with pytest.raises(UsageError, match="nothing is selected: set where, best, dedup, limit or sample"):
+    with pytest.raises(UsageError, match="nothing is selected: set combine, where, best, dedup, decont"):
         select(answers)
     (answers / "manifest.json").unlink()
     with pytest.raises(UsageError, match="is not complete"):
@@ -382,6 +384,11 @@ def test_the_same_selection_again_changes_nothing_and_another_is_refused(answers
     [
         {"where": "topic == 'x'", "best": "q.completion_tokens"},
         {"dedup": {"on": "q.response", "near": 0.5}},
+        {
+            "combine": {"tokens": {"mean": "q.completion_tokens"}, "ended": {"majority": "q.finish_reason"}},
+            "where": "tokens > 1 and ended == 'stop'",
+            "decontaminate": {"against": "benchmark.jsonl", "column": "topic", "on": "topic"},
+        },
     ],
 )
 def test_a_selection_that_is_killed_anywhere_ends_in_the_same_bytes(answers: Path, steps: Any) -> None:
@@ -420,13 +427,15 @@ def test_lazy_values_are_compared_by_what_they_hold(answers: Path) -> None:
         "q.response | words | unique | sort",
         "q.response | words | unique | map('lower') | sort",
     ):
-        found = Selector(Select(dedup=expression), names).decide(samples)
+        found = Selector(Select(dedup=expression), names).decide(lambda columns: samples)
         assert found.original.tolist() == [-1, -1, -1, 0, 1], expression
-    found = Selector(Select(dedup="q.response | words | unique"), names).decide(samples)
+    found = Selector(Select(dedup="q.response | words | unique"), names).decide(lambda columns: samples)
     assert found.original.tolist() == [-1, -1, -1, -1, 1]
-    found = Selector(Select(where="q.response | words | select('equalto', 'a')"), names).decide(samples)
-    assert found.verdicts.tolist() == [0, 2, 2, 0, 2]
-    found = Selector(Select(dedup="{1: q.response, 'b': 2}"), names).decide(samples)
+    found = Selector(Select(where="q.response | words | select('equalto', 'a')"), names).decide(
+        lambda columns: samples
+    )
+    assert (found.verdicts == Verdict.WHERE).tolist() == [False, True, True, False, True]
+    found = Selector(Select(dedup="{1: q.response, 'b': 2}"), names).decide(lambda columns: samples)
     assert {*found.verdicts.tolist()} == {1}
     assert "it cannot be compared" in found.faults[0]
 

@@ -17,6 +17,9 @@ SELECTIONS = (
     Select(where="simulated.completion_tokens > 100"),
     Select(best="simulated.completion_tokens"),
     Select(dedup="simulated.response", limit=3),
+    Select.model_validate(
+        {"combine": {"tokens": {"max": "simulated.completion_tokens"}}, "where": "tokens > 100"}
+    ),
 )
 CALLS = 80
 """About as many changes of the disk as a selection makes."""

@@ -19,7 +19,7 @@ CHECKED_ROWS = 16
 
 
 class FileSource(ABC):
-    """A file of rows; implements `Source`. A reader of a format adds the five abstract methods."""
+    """A file of rows; implements `Source`. A reader of a format adds the six abstract methods."""
 
     empty_hint = ""
     """Added to the message about a file without rows."""
@@ -53,6 +53,13 @@ class FileSource(ABC):
     @abstractmethod
     def peek(self, count: int) -> list[dict[str, Any]]:
         """Return the first records; see `Source.peek`."""
+
+    @abstractmethod
+    def read_column(self, name: str) -> Iterator[tuple[int, Any]]:
+        """Yield the line of each record, or row, counted from 1, and its value of a column, None without one.
+
+        Raises as `peek`, and InputRefused if the file changed since its stamp was read.
+        """
 
     @abstractmethod
     def scan_into(self, input_scan: InputScan) -> FileScan:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from synthia_batch.core.types import Row
+from synthia_batch.errors import InputRefused
 from synthia_batch.inputs.base import (
     CHECKPOINT_ROWS,
     DETECT_ROWS,
@@ -104,6 +105,18 @@ class JsonlSource(FileSource):
                     faults.add(f"{self._shown}:{line.number}", str(fault))
         faults.raise_if_any()
         return records
+
+    def read_column(self, name: str) -> Iterator[tuple[int, Any]]:
+        """Yield line and value of each record; see `FileSource.read_column`."""
+        self._watched.begin_scan()
+        with report_unreadable(self._shown), open_lines(self._path) as file:
+            for line in self._iterate_lines(file):
+                try:
+                    record, _ = parse_line(line)
+                except RowFault as fault:
+                    raise InputRefused([f"{self._shown}:{line.number}: {fault}"]) from fault
+                yield line.number, record.get(name)
+        self._watched.end_scan()
 
     def scan_into(self, input_scan: InputScan) -> FileScan:
         """Add the results of one pass over the file; see `FileReader.scan_into`."""

@@ -31,23 +31,25 @@ def open_source(path: Path, shown: Path | str | None = None) -> "FileSource":
 
 def open_files(files: Sequence[InputFile]) -> Source:
     """Return the source that reads all of `files`, one after the other, in the formats found earlier."""
-    sources = [
-        _open(
-            get_kind(file.kind),
-            file.path,
-            file.shown,
-            stamp=file.stamp,
-            content=file.content,
-            max_row_bytes=file.max_row_bytes,
-            is_new_copy=file.is_new_copy,
-        )
-        for file in files
-    ]
+    sources = [open_file(file) for file in files]
     if len(sources) == 1:
         return sources[0]
     from synthia_batch.inputs.readers.multi_file import ManySource
 
     return ManySource(sources)
+
+
+def open_file(file: InputFile) -> "FileSource":
+    """Return the source that reads one file, in the format found earlier."""
+    return _open(
+        get_kind(file.kind),
+        file.path,
+        file.shown,
+        stamp=file.stamp,
+        content=file.content,
+        max_row_bytes=file.max_row_bytes,
+        is_new_copy=file.is_new_copy,
+    )
 
 
 def _open(kind: InputKind, path: Path, shown: Path | str, **options: Any) -> "FileSource":

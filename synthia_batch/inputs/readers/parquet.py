@@ -94,6 +94,16 @@ class ParquetSource(FileSource):
                     break
         return records[:count]
 
+    def read_column(self, name: str) -> Iterator[tuple[int, Any]]:
+        """Yield number and value of each row; see `FileSource.read_column`."""
+        self._watched.begin_scan()
+        with self._refuse_damage():
+            file = open_parquet(self._path)
+            for located in iterate_batches(self._path, file, (name,), 0, file.metadata.num_rows):
+                values = list_decoded(located.batch.column(0)) if located.batch.num_columns else ()
+                yield from enumerate(values, start=located.first + 1)
+        self._watched.end_scan()
+
     def scan_into(self, input_scan: InputScan) -> FileScan:
         """Add the results of one pass over the file; see `FileReader.scan_into`."""
         size = self._watched.begin_scan()

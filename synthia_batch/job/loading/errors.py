@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -53,9 +53,11 @@ def refuse_faults(faults: Sequence[str]) -> None:
         raise UsageError("\n".join(["the job cannot be used:", *lines, advice]))
 
 
-def explain_faults(exc: ValidationError, layers: Sequence[Layer]) -> list[str]:
-    """Return a line for each value that does not fit the schema."""
-    return [_explain(fault, layers) for fault in exc.errors()]
+def explain_faults(
+    exc: ValidationError, layers: Sequence[Layer], suggest: Callable[[str], str | None] = suggest_key
+) -> list[str]:
+    """Return a line for each value that does not fit the schema; `suggest` returns what a key may mean."""
+    return [_explain(fault, layers, suggest) for fault in exc.errors()]
 
 
 def explain_call(exc: ValidationError, values: Mapping[str, Any]) -> str:
@@ -153,17 +155,19 @@ def _find_odd(value: Any) -> str | None:
     )
 
 
-def _explain(fault: ErrorDetails, layers: Sequence[Layer]) -> str:
+def _explain(fault: ErrorDetails, layers: Sequence[Layer], suggest: Callable[[str], str | None]) -> str:
     key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "missing":
+    if fault["type"] == "missing" and fault["loc"][0] == "input":
         return f"{key}: not set; name an input file or a job file"
     layer = find_layer(key, layers) or find_layer(str(fault["loc"][0]), layers)
     place = layer.find_place(key) if layer else Place(origin="default")
+    if fault["type"] == "missing":
+        return _place(key, place, "not set, and has no default")
     if fault["type"] == "extra_forbidden":
         section, _, name = key.rpartition(".")
         if section == "sampling" and name in REFUSED:
             return _place(key, place, f"not supported in a job: {REFUSED[name]}", of_key=True)
-        near = suggest_key(key)
+        near = suggest(key)
         return _place(key, place, f"unknown key.{f' Did you mean {near!r}?' if near else ''}", of_key=True)
     if fault["input"] is None:
         return _place(key, place, "has no value; give it one, or remove the key")

@@ -17,7 +17,7 @@ from synthia_batch.job.dotted import merge_values
 from synthia_batch.job.loading.errors import explain_faults, refuse_faults
 from synthia_batch.job.loading.layer import Layer
 from synthia_batch.job.loading.merge import merge_layers
-from synthia_batch.job.select import Select
+from synthia_batch.job.select import NO_STEPS, Select, suggest_step
 
 STAGES = "stages"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
@@ -160,10 +160,10 @@ def _read_selection(layer: Layer, at: str, known: list[str]) -> Select:
         if not first["loc"]:
             raise _refuse(layer, "select", at, first["msg"].partition(", ")[2]) from exc
         places = {key.removeprefix("select."): place for key, place in layer.places.items()}
-        refuse_faults(explain_faults(exc, [replace(layer, values=steps, places=places)]))
+        refuse_faults(explain_faults(exc, [replace(layer, values=steps, places=places)], suggest_step))
         raise
     if not select.identify():
-        raise _refuse(layer, "select", at, "nothing is selected: set where, best, dedup, limit or sample")
+        raise _refuse(layer, "select", at, NO_STEPS)
     return select
 
 

@@ -100,7 +100,7 @@ def describe_dataset(facts: CardFacts, manifest: Manifest, data: CardData) -> st
         _describe_head(manifest),
         _describe_contents(facts, manifest),
         _describe_statistics(facts, data.counts),
-        _describe_columns(data.facts),
+        _describe_columns(facts, data.facts),
         _describe_loading(facts, manifest),
         _describe_generation(facts, manifest),
         _describe_licence(facts),
@@ -178,12 +178,16 @@ def _describe_group(name: str, group: SystemCounts) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _describe_columns(facts: PartFacts | None) -> Iterator[str]:
-    if facts is None:
+def _describe_columns(facts: CardFacts, part: PartFacts | None) -> Iterator[str]:
+    if part is None:
         return
     yield from ("## Columns", "", "| column | type | what it is |", "|---|---|---|")
     meanings = {column.name: column.meaning for column in DATA_COLUMNS}
-    for name, kind in facts.columns:
+    for name, value in facts.identity.get("select", {}).get("combine", {}).items():
+        if isinstance(value, Mapping):
+            ((how, text),) = value.items()
+            meanings[name] = f"{how} of {_code(text)}, of several samples"
+    for name, kind in part.columns:
         yield f"| {_escape(name)} | {_code(kind)} | {meanings.get(name, 'kept from the input')} |"
 
 

@@ -24,8 +24,12 @@ from synthia_batch.results.verify.facts import RunFacts, read_facts
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.parts.columns import read_part
 
-_ORIGINAL = re.compile(r"^duplicate of .*?(, similarity \d\.\d\d)?: ")
-"""As `Decisions.explain` writes it."""
+_REASONS = (
+    (re.compile(r"^duplicate of .*?(, similarity \d\.\d\d)?: "), "duplicate: "),
+    (re.compile(r"^combined into .*$", re.DOTALL), "combined into another"),
+    (re.compile(r"^shares words with row \d+ of "), "shares words with "),
+)
+"""What `Decisions.explain` writes, and the same without another sample or row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +135,9 @@ def _count_endings(facts: RunFacts, shards: Sequence[ShardSamples]) -> Counter[t
 
 def _name_reason(message: str) -> str:
     """Return the reason of a message without the sample that it names, and how similar it is."""
-    return _ORIGINAL.sub("duplicate: ", message)
+    for pattern, reason in _REASONS:
+        message = pattern.sub(reason, message)
+    return message
 
 
 def _describe(

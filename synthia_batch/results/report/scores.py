@@ -36,10 +36,11 @@ _JSON_NUMBER = re.compile(r"\b[A-Za-z_]\w*\.json(?:\.[A-Za-z_]\w*)+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """An expression, and the run on whose samples it is evaluated."""
+    """An expression, and the run on whose samples it is evaluated. `is_judged`: several say it of one row."""
 
     text: str
     run: Path
+    is_judged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +84,13 @@ def list_scores(stages: Sequence[tuple[str, Path, Path | None]]) -> list[Score]:
         identity = read_facts(run).plan["identity"]
         steps = identity.get("select")
         if steps is None:
-            texts, place = [f"{name}.json.{key}" for key in _list_numbers(identity)], run
+            scores = [Score(text=f"{name}.json.{key}", run=run) for key in _list_numbers(identity)]
         elif source is not None:
-            texts, place = [*_list_read(steps)], source
+            scores = [*_list_read(steps, run, source)]
         else:
             continue
-        for text in texts:
-            found.setdefault(text, Score(text=text, run=place))
+        for score in scores:
+            found.setdefault(score.text, score)
     return [*found.values()]
 
 
@@ -101,10 +102,16 @@ def _list_numbers(identity: Mapping[str, Any]) -> Iterator[str]:
             yield key
 
 
-def _list_read(steps: Mapping[str, Any]) -> Iterator[str]:
+def _list_read(steps: Mapping[str, Any], run: Path, source: Path) -> Iterator[Score]:
+    """Yield what the selection in `run` reads of `source`. Its combined values only its own samples have."""
+    combined = {name: value for name, value in steps.get("combine", {}).items() if isinstance(value, Mapping)}
+    for name, value in combined.items():
+        if not {"majority", "all"} & value.keys():
+            yield from (Score(text=text, run=source, is_judged=True) for text in value.values())
+            yield Score(text=name, run=run)
     if "best" in steps:
-        yield steps["best"]
-    yield from _JSON_NUMBER.findall(steps.get("where", ""))
+        yield Score(text=steps["best"], run=run if combined else source)
+    yield from (Score(text=text, run=source) for text in _JSON_NUMBER.findall(steps.get("where", "")))
 
 
 @dataclass(slots=True)
@@ -141,7 +148,7 @@ def read_distribution(score: Score) -> Distribution | None:
             _read_values(facts, published[at], expression, values)
     if not values.numbers:
         return None
-    is_judge = score.text.startswith(f"{names.job}.json.") and values.several
+    is_judge = score.is_judged or score.text.startswith(f"{names.job}.json.")
     gap = values.gaps / values.several if values.several else 0.0
     return Distribution(
         text=score.text,
@@ -152,7 +159,7 @@ def read_distribution(score: Score) -> Distribution | None:
         median=round(float(np.median(values.numbers)), 3),
         bars=make_bars(values.numbers),
         agreement=Agreement(rows=values.several, equal=values.equal, mean_gap=round(gap, 3))
-        if is_judge
+        if is_judge and values.several
         else None,
     )
 

@@ -1,6 +1,7 @@
-"""Parts of a selection: rows of another run's parts, unchanged, in files of its own.
+"""Parts of a selection: rows of another run's parts, in files of its own.
 
-What is not kept of data/ is in failed/, with its code and message, among what had failed before.
+A row is unchanged, with the columns that the selection adds behind its own. What is not kept of data/ is in
+failed/, with its code and message, among what had failed before.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +31,10 @@ _COPIED = ("id", "row_index", "sample_index", "messages")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectedRun:
-    """The run that is selected from, and the `source_file` and `metadata` of the selection's files."""
+    """The run that is selected from, and the `source_file` and `metadata` of the selection's files.
+
+    `added` are the selection's columns behind those that the run `kept`.
+    """
 
     run_dir: RunDir
     grid: SampleGrid
@@ -38,6 +42,20 @@ class SelectedRun:
     fingerprint: str
     source_file: str
     metadata: Mapping[str, str]
+    added: Sequence[KeptColumn] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What a selection makes of the rows of a data part, by their numbers in it.
+
+    `is_kept` has an entry for each; `explain` returns code and message of one that is not. `read` returns the
+    values of one that is, for the columns that the selection adds, by name.
+    """
+
+    is_kept: NDArray[np.bool_]
+    explain: Callable[[int], tuple[str, str]]
+    read: Callable[[int], Mapping[str, Any]]
 
 
 def list_runs(kept: Sequence[KeptColumn]) -> dict[str, tuple[str, ...]]:
@@ -59,26 +77,20 @@ def iterate_samples(path: Path, columns: Sequence[str]) -> Iterator[dict[str, An
                 yield dict(zip(batch.schema.names, row, strict=True))
 
 
-def encode_selection(
-    run: SelectedRun,
-    shard: Shard,
-    is_kept: NDArray[np.bool_],
-    explain: Callable[[int], tuple[str, str]],
-) -> EncodedShard:
+def encode_selection(run: SelectedRun, shard: Shard, chosen: Chosen) -> EncodedShard:
     """Return the parts of `shard` in a selection.
 
-    `is_kept` has an entry for each row of the shard's data part; `explain` returns code and message of one
-    that is not kept. The memory is that of the encoded parts, a row group of data/, and all that is not kept.
+    The memory is that of the encoded parts, a row group of data/, and all that is not kept.
     """
     data, failed = run.run_dir.data_part(shard), run.run_dir.failed_part(shard)
-    schema = describe_data(run.kept, run.grid.optional, run.metadata)
-    made = encode_tables(_filter(data, is_kept), schema) if data.exists() else None
-    dropped = _list_dropped(data, is_kept, explain, run.source_file)
+    schema = describe_data([*run.kept, *run.added], run.grid.optional, run.metadata)
+    made = encode_tables(_filter(data, chosen, run.added), schema) if data.exists() else None
+    dropped = _list_dropped(data, chosen, run.source_file)
     tables = [dropped] if dropped is not None else []
     tables += [read_part(failed)] if failed.exists() else []
     if not tables:
         return EncodedShard(shard=shard, data=made, failed=None)
-    ordinals = _number_failed(run, shard, data, is_kept)
+    ordinals = _number_failed(run, shard, data, chosen.is_kept)
     rows = pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
     rows = rows.take(pa.array(np.argsort(ordinals, kind="stable")))
     return EncodedShard(shard=shard, data=made, failed=encode_tables([rows], describe_failed(run.metadata)))
@@ -114,24 +126,30 @@ def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield waiting
 
 
-def _filter(path: Path, is_kept: NDArray[np.bool_]) -> Iterator[pa.Table]:
+def _filter(path: Path, chosen: Chosen, added: Sequence[KeptColumn]) -> Iterator[pa.Table]:
+    """Yield the rows that are kept, with the columns that are `added`."""
     first = 0
     with open_part(path) as file:
-        for number in range(file.num_row_groups):
-            table = file.read_row_group(number, use_threads=False)
-            yield table.filter(pa.array(is_kept[first : first + table.num_rows]))
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, use_threads=False)
+            is_kept = chosen.is_kept[first : first + table.num_rows]
+            numbers = (first + np.flatnonzero(is_kept)).tolist()
             first += table.num_rows
+            table = table.filter(pa.array(is_kept))
+            values = [chosen.read(number) for number in numbers] if added else []
+            for column in added:
+                made = pa.array([value[column.name] for value in values], kept_type(column))
+                table = table.append_column(column.name, made)
+            yield table
 
 
-def _list_dropped(
-    path: Path, is_kept: NDArray[np.bool_], explain: Callable[[int], tuple[str, str]], source_file: str
-) -> pa.Table | None:
+def _list_dropped(path: Path, chosen: Chosen, source_file: str) -> pa.Table | None:
     """Return the rows of failed/ for those of the data part at `path` that are not kept."""
-    numbers = np.flatnonzero(~is_kept)
+    numbers = np.flatnonzero(~chosen.is_kept)
     if not len(numbers):
         return None
-    copied = read_part(path, _COPIED).filter(pa.array(~is_kept))
-    codes, messages = zip(*map(explain, numbers.tolist()), strict=True)
+    copied = read_part(path, _COPIED).filter(pa.array(~chosen.is_kept))
+    codes, messages = zip(*map(chosen.explain, numbers.tolist()), strict=True)
     columns = {
         **{column: copied[column] for column in _COPIED},
         "code": pa.array(codes, pa.string()),
