@@ -226,7 +226,8 @@ def test_the_directory_is_a_run_that_the_other_commands_take(answers: Path, caps
     assert (verified.code, "no findings: complete" in verified.out) == (0, True), verified
     assert "6 finished, 6 failed" in call(capsys, "status", "kept").out
     listed = call(capsys, "failed", "kept", "--code", "not_selected")
-    assert "q.jsonl: row_index 1: not_selected: not the best of its row: q.completion_tokens (id r1" in listed.out
+    why = "not_selected: not the best of its row: q.completion_tokens (id r1"
+    assert f"q.jsonl: row_index 1: {why}" in listed.out
     assert "select from that again" in listed.err
     assert len(call(capsys, "export", "kept", "--to", "messages").out.splitlines()) == 6
     refused = call(capsys, "retry", "kept")
