@@ -6,7 +6,7 @@ The schema is imported only once a command with such flags is called: `--help` d
 import copy
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from synthia_batch.job.markers import Flag, Panel
 if TYPE_CHECKING:
     from synthia_batch.job.keys import Key
     from synthia_batch.job.loading.merge import Layer
+    from synthia_batch.job.loading.pipeline_file import Pipeline
 
 INPUT_HELP = (
     "Files, directories, patterns, addresses (s3://, gs://, https://, hf://) or - for stdin: JSONL, Parquet, "
@@ -37,11 +38,8 @@ class JobFlags:
 
     values: Mapping[str, Any]
 
-    def read_layers(self, *, allows_stages: bool = False) -> "list[Layer]":
-        """Return the layers of flags, environment and job file, the strongest first.
-
-        The job file may be a pipeline if the caller `allows_stages`.
-        """
+    def read_layers(self) -> "list[Layer]":
+        """Return the layers of flags, environment and job file, the strongest first."""
         from synthia_batch.job.dotted import merge_values, nest
         from synthia_batch.job.loading.job_file import read_job_file
         from synthia_batch.job.loading.merge import Layer, parse_assignment, read_environment
@@ -55,7 +53,20 @@ class JobFlags:
         for assignment in self.values["settings"] or []:
             explicit = merge_values(explicit, parse_assignment(assignment))
         layers = [Layer(origin="flag", values=explicit), read_environment(os.environ)]
-        return [*layers, read_job_file(job_file, allows_stages=allows_stages)] if job_file else layers
+        return [*layers, read_job_file(job_file)] if job_file else layers
+
+    def find_pipeline(self, layers: "Sequence[Layer]") -> "Pipeline | None":
+        """Return the pipeline in the last of `layers`, None if there is no job file or it has a single job.
+
+        Raises:
+            UsageError: It cannot be run as it is.
+        """
+        from synthia_batch.job.loading.pipeline_file import STAGES, read_pipeline
+
+        _, job_file = self._split_arguments()
+        if job_file is None or not layers[-1].sets(STAGES):
+            return None
+        return read_pipeline(layers[-1], job_file)
 
     @property
     def job_file(self) -> Path:

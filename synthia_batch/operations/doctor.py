@@ -58,7 +58,7 @@ from synthia_batch.workers.vllm.compat import describe_range, find_support
 LOW_DISK_BYTES = 2 * 10**9
 NO_INPUT = "no input"
 """The input of a job without one: its model can still be checked."""
-
+ANY_INPUT = Layer(origin="default", values={"input": {"path": NO_INPUT}}, is_explicit=False)
 
 CPU_IMPORT = """
 import synthia_batch.workers.vllm.engine
@@ -88,28 +88,32 @@ class Diagnosis:
 
 def examine_machine() -> Diagnosis:
     """Return the checks that apply to any job."""
-    return Diagnosis(checks=tuple(_list_machine_checks(detect_device(), Path("outputs"), None)))
+    return Diagnosis(checks=tuple(list_machine_checks(detect_device(), Path("outputs"), None)))
 
 
 def examine_job(layers: Sequence[Layer]) -> Diagnosis:
     """Return the checks for the job in `layers`, strongest layer first."""
-    has_rows = any(layer.sets("input.rows") for layer in layers)
-    placeholder = {} if has_rows else {"input": {"path": NO_INPUT}}
-    no_input = Layer(origin="default", values=placeholder, is_explicit=False)
-    chosen = add_preset(merge_layers([*layers, no_input]))
+    chosen = add_preset(merge_layers([*layers, ANY_INPUT]))
     job = merge_layers(chosen.layers).job
     output = find_directory(job) or Path("outputs")
-    checks = [*_list_machine_checks(choose_device(job), output, job)]
+    of_job = list_job_checks(job, chosen.preset)
+    return Diagnosis(checks=(*list_machine_checks(choose_device(job), output, job), *of_job))
+
+
+def list_job_checks(job: Job, preset: Preset | None) -> list[Check]:
+    """Return the checks of the job's input, and whether its model or its processes fit."""
+    checks = []
     if job.input.path != NO_INPUT:
         checks.append(_try("input", lambda: _check_input(job)))
     if job.engine.kind == "vllm":
-        checks += _list_model_checks(job, chosen.preset)
+        checks += _list_model_checks(job, preset)
     elif job.pool.ray_address in (None, "local"):
         checks.append(_judge_fit(check_processes(job.pool.kind, job.pool.workers)))
-    return Diagnosis(checks=tuple(checks))
+    return checks
 
 
-def _list_machine_checks(device: str, output: Path, job: Job | None) -> Iterator[Check]:
+def list_machine_checks(device: str, output: Path, job: Job | None) -> Iterator[Check]:
+    """Yield the checks of this machine for a job that writes to `output`, or if None for any."""
     installed = installed_vllm()
     if job is not None and job.engine.kind == "scripted":
         yield Check(name="engine", state="ok", text="scripted: no weights, no GPU")

@@ -78,7 +78,7 @@ def probe_job(job: ResolvedJob, count: int, display: Display) -> Probe:
 
     partial = run_partial(job, choose, display)
     outcomes = [sample.outcome for sample in partial.samples if sample.outcome is not None]
-    speed = choose_speed(_read_speeds(RunDir(job.output)))
+    speed = choose_speed(read_speeds(RunDir(job.output)))
     lengths, longest = list_lengths(outcomes), _count_longest(job, partial.samples)
     left = partial.total - partial.ended
     tokens = predict_total(lengths, partial.total - len(lengths), longest).shift(sum(lengths))
@@ -116,7 +116,8 @@ def _estimate(job: ResolvedJob, speed: Speed | None, samples: int, tokens: Span)
     return Estimate(samples=samples, tokens=tokens, seconds=seconds, hours=hours)
 
 
-def _read_speeds(run_dir: RunDir) -> list[Speed]:
+def read_speeds(run_dir: RunDir) -> list[Speed]:
+    """Return the speeds that the attempts of a run have measured, in order."""
     names = [field.name for field in fields(Speed)]
     events = (event for event in read_events(run_dir.events) if event.get("kind") == Speed.kind)
     complete = (event for event in events if all(name in event for name in names))

@@ -132,7 +132,7 @@ def run_stages(
         if isinstance(declared, Mapping):
             layer = Layer(origin="argument", values=_spell(declared))
         else:
-            layer = read_job_file(path, allows_stages=True)
+            layer = read_job_file(path)
         if not layer.sets(STAGES):
             raise UsageError(f"{path}: there are no stages; a single job is for run_job")
         return run_pipeline(

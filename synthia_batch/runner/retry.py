@@ -11,6 +11,7 @@ from synthia_batch.core.events import EventBus
 from synthia_batch.errors import StorageFailed
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
+from synthia_batch.results.report.page import try_report
 from synthia_batch.runner.directory.reopen import FailureChoice, close_again, read_ending
 from synthia_batch.runner.directory.session import RunSession
 from synthia_batch.runner.monitoring.lifecycle import follow_run
@@ -18,7 +19,8 @@ from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resume import resolve_kept_job, resolve_remote_job
 from synthia_batch.runner.run import open_session, report_if_complete, run_attempt
 from synthia_batch.runner.subset import SampleSubset
-from synthia_batch.storage.lock import lock_pipeline
+from synthia_batch.storage.atomic import remove_file
+from synthia_batch.storage.lock import find_pipeline, lock_pipeline
 from synthia_batch.storage.manifest import read_manifest
 
 _log = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ def retry_failed(
     with lock_pipeline(job.output), follow_run(job, events) as report_end:
         result = _reopen_and_run(job, choice, display, events, force=force)
         if result.run is not None:
+            _renew_pipeline_report(job.output)
             report_end(result.run.ending)
         return result
 
@@ -87,6 +90,14 @@ def _reopen_and_run(
             result = run_attempt(session, display, subset=subset, reopen=choice)
     report_if_complete(job)
     return RetryResult(directory=job.output, chosen=chosen, run=result, mended=failed - result.failed)
+
+
+def _renew_pipeline_report(run: Path) -> None:
+    """Write the report anew of the pipeline that `run` is a stage of, if it has one: it was of before."""
+    pipeline = find_pipeline(run)
+    if pipeline is not None and pipeline.report.exists():
+        remove_file(pipeline.report)
+        try_report(pipeline.root)
 
 
 @contextmanager

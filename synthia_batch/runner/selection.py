@@ -66,6 +66,11 @@ class SelectResult:
     kept: int
     dropped: Mapping[str, int]
 
+    @property
+    def not_selected(self) -> int:
+        """How many samples a step has dropped, without those on which an expression failed."""
+        return sum(count for step, count in self.dropped.items() if step != Verdict.FAILED.name.lower())
+
 
 def select_samples(
     source: Path,
@@ -113,10 +118,23 @@ def select_samples(
             f"{source}: none of its {len(decisions.verdicts)} samples is kept: {steps}{first}"
         )
     plan = {**plan, "scan": _add_kept(plan["scan"], decisions.added)}
-    _Selection(run_dir=run_dir, plan=plan, facts=facts, decisions=decisions, before=before).write()
+    named = _name_source(facts, source, None if called is None else within)
+    _Selection(
+        run_dir=run_dir, plan=plan, facts=facts, decisions=decisions, before=before, named=named
+    ).write()
     if reports:
         try_report(run_dir.root)
     return SelectResult(directory=run_dir.root, samples=before.samples, kept=decisions.kept, dropped=dropped)
+
+
+def _name_source(facts: RunFacts, source: Path, stages: Path | None) -> Path:
+    """Return what the card's command calls the run in `source`: of a stage, as seen from the pipeline.
+
+    Of another not where it is: the same selection has the same card.
+    """
+    if stages is not None:
+        return Path(stages.name) / source.name
+    return Path("outputs") / f"{facts.plan['name']}-{facts.fingerprint[:8]}"
 
 
 def _make_plan(plan: Mapping[str, Any], manifest: Manifest, steps: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,13 +158,17 @@ def _iterate_finished(facts: RunFacts, columns: tuple[str, ...]) -> Iterator[dic
 
 @dataclass(slots=True, kw_only=True)
 class _Selection:
-    """The selection in `run_dir`, by `decisions` on the run of `facts`, whose manifest was `before`."""
+    """The selection in `run_dir`, by `decisions` on the run of `facts`, whose manifest was `before`.
+
+    The card's command names that run's directory as `named`.
+    """
 
     run_dir: RunDir
     plan: Mapping[str, Any]
     facts: RunFacts
     decisions: Decisions
     before: Manifest
+    named: Path
 
     def write(self) -> None:
         """Publish every shard that is missing, then the card and the manifest."""
@@ -186,7 +208,7 @@ class _Selection:
                     f"{facts.run_dir.root} was changed while samples of it were selected; "
                     f"remove {run_dir.root} and run the command again"
                 )
-            write_card(run_dir, _make_card(self.plan, facts, self.decisions.select), manifest)
+            write_card(run_dir, _make_card(self.plan, facts, self.decisions.select, self.named), manifest)
             sync_directory(run_dir.journals)
             write_manifest(run_dir.manifest, manifest)
 
@@ -263,15 +285,14 @@ def _name_originals(facts: RunFacts, decisions: Decisions) -> dict[int, str]:
     }
 
 
-def _make_card(plan: Mapping[str, Any], facts: RunFacts, select: Select) -> CardFacts:
-    # Not where it is: the same selection has the same card.
+def _make_card(plan: Mapping[str, Any], facts: RunFacts, select: Select, named: Path) -> CardFacts:
     source = f"{facts.plan['name']}-{facts.fingerprint[:8]}"
     systems = plan["identity"]["system"]
     return CardFacts(
         name=plan["name"],
         model=plan["identity"]["model"]["name"],
         source=source,
-        command=shlex.join(_spell_command(Path("outputs") / source, select)),
+        command=shlex.join(_spell_command(named, select)),
         systems={name: "" if digest == digest_text("") else f"as in {source}" for name, digest in systems},
         identity=plan["identity"],
         licence=None,

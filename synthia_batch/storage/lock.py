@@ -155,11 +155,15 @@ class RunLock:
 
 def lock_pipeline(run: Path) -> AbstractContextManager[object]:
     """Return the lock of the pipeline that the directory `run` is a stage of, if it is of any."""
+    pipeline = find_pipeline(run)
+    return nullcontext() if pipeline is None else RunLock(pipeline, datetime.now().astimezone())
+
+
+def find_pipeline(run: Path) -> RunDir | None:
+    """Return the directory of the pipeline that the directory `run` is a stage of, None if it is of none."""
     run = run.resolve()
     pipeline = RunDir(run.parent.parent)
-    if pipeline.stages != run.parent or not pipeline.pipeline.exists():
-        return nullcontext()
-    return RunLock(pipeline, datetime.now().astimezone())
+    return pipeline if pipeline.stages == run.parent and pipeline.pipeline.exists() else None
 
 
 def read_owner(path: Path) -> Owner | None:

@@ -259,3 +259,44 @@ def test_reasoning_is_no_users_message(job: Path, capsys: Any) -> None:
     flags = ("--model", "demo", "--chat-template", "think.j2", "--set", "input.generate_role=user")
     done = call(capsys, "plan", "rows://5", *flags)
     assert (done.code, "the chat template begins with reasoning" in done.err) == (2, True), done.err
+
+
+def test_the_command_line_names_other_rows_or_another_input(job: Path, capsys: Any) -> None:
+    assert call(capsys, "run", "rows.yaml", "-o", "whole", "-q").code == 0
+    for name, arguments in (("typed", ("rows://30",)), ("set", ("--set", "input.rows=30"))):
+        done = call(capsys, "run", "rows.yaml", *arguments, "-o", name, "-q")
+        assert done.code == 0, done.err
+        assert [row["persona"] for row in read(name)] == [row["persona"] for row in read("whole")[:30]]
+    job.write_text(
+        "input: {rows: 400, prompt_template: ask.j2}\nengine: {kind: scripted}\npool: {kind: local}\n"
+    )
+    Path("ask.j2").write_text("{{ persona }}")
+    done = call(capsys, "run", "personas.jsonl", "rows.yaml", "-o", "file", "-q")
+    assert done.code == 0, done.err
+    assert len(read("file")) == 3
+    planned = json.loads(call(capsys, "plan", "personas.jsonl", "rows.yaml", "--json").out)
+    assert planned["settings"]["input.rows"] == {"value": None, "origin": "default"}
+
+
+def test_no_more_rows_are_written_than_the_job_takes(job: Path, capsys: Any) -> None:
+    done = call(capsys, "run", "rows://1G", "rows.yaml", "--limit", "10", "-o", "out", "-q")
+    assert done.code == 0, done.err
+    assert [row["id"] for row in read("out")] == [str(number) for number in range(10)]
+    (copy,) = Path("cache").glob("**/rows.jsonl")
+    assert len(copy.read_text().splitlines()) == 10
+    assert call(capsys, "run", "rows://1G", "rows.yaml", "--limit", "10", "-o", "out", "-q").code == 0
+    assert call(capsys, "run", "rows.yaml", "-o", "whole", "-q").code == 0
+    assert [row["persona"] for row in read("whole")[:10]] == [row["persona"] for row in read("out")]
+
+
+def test_failed_rows_that_ask_nothing_are_run_with_the_flag_that_says_so(job: Path, capsys: Any) -> None:
+    job.write_text("input: {rows: 3, generate_role: user}\nengine: {kind: scripted}\npool: {kind: local}\n")
+    short = ("--set", "model.max_model_len=16", "-s", "A system message that is too long. " * 9)
+    assert call(capsys, "run", "rows.yaml", *short, "-o", "out", "-q").code == 3
+    told = call(capsys, "failed", "out").err
+    advised = "synthia-batch run out/failed --set input.generate_role=user --set model.max_model_len=TOKENS"
+    assert advised in told
+    words = advised.replace("TOKENS", "4096").split()[1:]
+    done = call(capsys, *words, "-s", "Short", *SCRIPTED, "-o", "again")
+    assert done.code == 0, done.err
+    assert len(read("again")) == 3

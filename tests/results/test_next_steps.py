@@ -25,6 +25,21 @@ def test_the_cards_command_makes_the_same_job(synthia: Command, tmp_path: Path) 
     assert json.loads(planned.stdout)["fingerprint"] in json.dumps(plan)
 
 
+def test_the_cards_command_draws_the_same_columns(synthia: Command, tmp_path: Path) -> None:
+    columns = {"tone": {"choice": ["dry", "it's \u00fc"]}, "level": {"weights": {"1": 3, "hard": 1}}}
+    given = ("--set", f"input.columns={json.dumps(columns)}", "--set", "input.generate_role=user")
+    flags = ("--engine", "scripted", "--pool", "local", "-s", "synthia", "--limit", "4")
+    done = synthia("run", "rows://9", *given, *flags, "-o", "out")
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "out/README.md").read_text()
+    command = next(line for line in card.splitlines() if line.startswith("synthia-batch run"))
+    assert "--keep-columns" not in command
+    planned = synthia("plan", *shlex.split(command)[2:], "--json")
+    assert planned.returncode == 0, planned.stderr
+    plan = json.loads((tmp_path / "out/.synthia/plan.json").read_text())
+    assert json.loads(planned.stdout)["fingerprint"] in json.dumps(plan)
+
+
 @pytest.mark.parametrize(
     ("installed", "suggested"),
     [

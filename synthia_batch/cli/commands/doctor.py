@@ -15,11 +15,19 @@ _MARKS = {"ok": "ok ", "unknown": " ? ", "bad": "BAD"}
 def doctor(
     flags: JobFlags, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False
 ) -> None:
-    """Check engine, GPUs, memory, Ray and disk, and whether a job will fit. Exits with 0 or 2."""
+    """Check engine, GPUs, memory, Ray and disk, and whether a job will fit. Exits with 0 or 2.
+
+    Of a pipeline, whether each of its stages will.
+    """
     from synthia_batch.operations.doctor import examine_job, examine_machine
+    from synthia_batch.operations.pipeline_doctor import examine_stages
 
     layers = flags.read_layers()
-    found = examine_job(layers) if any(layer.values for layer in layers) else examine_machine()
+    pipeline = flags.find_pipeline(layers)
+    if pipeline is not None:
+        found = examine_stages(pipeline, layers[:-1])
+    else:
+        found = examine_job(layers) if any(layer.values for layer in layers) else examine_machine()
     if as_json:
         show(encode_json(found.to_dict(), indent=2))
     else:

@@ -11,6 +11,8 @@ from synthia_batch.core.formatting import encode_json
 from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from synthia_batch.results.read.failures import FailedSample
 
 
@@ -21,7 +23,7 @@ def failed(
 ) -> None:
     """List the failed samples with file:line. Only reads; works while the run is in progress.
 
-    Of a pipeline, those of each stage.
+    Of a pipeline, those of each stage; one whose directory is missing is named.
 
     Counts by code and the next command go to stderr.
 
@@ -29,21 +31,25 @@ def failed(
     """
     from synthia_batch.results.read.failures import list_failures
     from synthia_batch.results.read.stage_runs import read_stage_runs
+    from synthia_batch.results.verify.stages import miss_stage
 
     with open_location(directory) as place:
         stages = read_stage_runs(place)
+        for stage in stages or []:
+            if stage.lost is not None:
+                show(miss_stage(stage, stage.lost), file=sys.stderr)
         begun = [(stage.name, stage.run) for stage in stages or [] if stage.run is not None]
         outdated = {stage.name for stage in stages or [] if stage.run is not None and not stage.is_current}
-        for stage, run in [("", place)] if stages is None else begun:
-            of_stage = {"stage": stage} if stage else {}
+        for name, run in [("", place)] if stages is None else begun:
+            of_stage = {"stage": name} if name else {}
             counts: Counter[str] = Counter()
             for sample in list_failures(run):
                 counts[sample.code] += 1
                 if code in (None, sample.code):
                     show(encode_json({**of_stage, **sample.to_dict()}) if as_json else _describe(sample))
             sys.stdout.flush()
-            told = _summarize(str(run) if stage else directory, code, counts, is_outdated=stage in outdated)
-            show(told, file=sys.stderr)
+            shown = str(run) if name else directory
+            show(_summarize(shown, run, code, counts, is_outdated=name in outdated), file=sys.stderr)
 
 
 def _describe(sample: "FailedSample") -> str:
@@ -54,10 +60,10 @@ def _describe(sample: "FailedSample") -> str:
     return f"{place}: {sample.code}: {shorten(sample.message)} ({name}sample {sample.sample_index})"
 
 
-def _summarize(directory: str, code: str | None, counts: Counter[str], *, is_outdated: bool) -> str:
+def _summarize(shown: str, run: "Path", code: str | None, counts: Counter[str], *, is_outdated: bool) -> str:
     if not counts:
-        return f"{directory}: no sample has failed"
-    from synthia_batch.results.read.failures import advise_on_failures
+        return f"{shown}: no sample has failed"
+    from synthia_batch.results.read.failures import advise_on_failures, asks_nothing
 
     lines = [f"failed: {counts.total():,}, by code:"]
     lines += [f"  {name:<24} {count:>9,}" for name, count in counts.most_common()]
@@ -67,4 +73,5 @@ def _summarize(directory: str, code: str | None, counts: Counter[str], *, is_out
     if is_outdated:
         lines.append("a stage before it has changed: run the pipeline again, it makes this one anew")
         return "\n".join(lines)
-    return "\n".join([*lines, *advise_on_failures(directory, [code] if code is not None else list(counts))])
+    codes = [code] if code is not None else list(counts)
+    return "\n".join([*lines, *advise_on_failures(shown, codes, asks_nothing=asks_nothing(run))])

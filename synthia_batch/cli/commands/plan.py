@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from synthia_batch.job.loading.layer import Layer
+    from synthia_batch.job.loading.pipeline_file import Pipeline
     from synthia_batch.job.resolved import ResolvedJob
     from synthia_batch.operations.disk_usage import DiskUsage
     from synthia_batch.operations.forecast import Forecast, FoundRows
+    from synthia_batch.operations.pipeline_forecast import PipelineForecast
 
 
 MOST_FILES = 50
@@ -36,7 +38,7 @@ def plan(
             min=1,
             metavar="N",
             help="Generate N samples from across the job, and estimate the whole job from them. They "
-            "count as done when the run starts.",
+            "count as done when the run starts. Of a pipeline, carry its first N rows through all stages.",
         ),
     ] = None,
     here: HereFlag = False,
@@ -50,9 +52,11 @@ def validate(flags: JobFlags, here: HereFlag = False) -> None:
     from synthia_batch.core.formatting import format_count
     from synthia_batch.operations.forecast import check_input
 
-    layers = flags.read_layers(allows_stages=True)
-    if layers[-1].sets("stages"):
-        _validate_stages(layers, flags.job_file, needs_model=here)
+    layers = flags.read_layers()
+    pipeline = flags.find_pipeline(layers)
+    if pipeline is not None:
+        _refuse_here(flags, here)
+        _validate_stages(pipeline, layers[:-1], flags.job_file)
         return
     job = _resolve(layers, here=here, needs_model=here)
     rows = check_input(job)
@@ -62,12 +66,19 @@ def validate(flags: JobFlags, here: HereFlag = False) -> None:
     show(f"{name}: {format_count(rows, 'row')}, no faults{later}")
 
 
-def _validate_stages(layers: "Sequence[Layer]", path: "Path", *, needs_model: bool) -> None:
+def _refuse_here(flags: JobFlags, here: bool) -> None:
+    """Refuse `here`: a later stage is resolved only once those before it are complete."""
+    if here:
+        raise typer.BadParameter(
+            f"--here takes a single job; `synthia-batch doctor {flags.job_file}` checks each stage"
+        )
+
+
+def _validate_stages(pipeline: "Pipeline", flags: "Sequence[Layer]", path: "Path") -> None:
     from synthia_batch.core.formatting import format_count
-    from synthia_batch.job.loading.pipeline_file import read_pipeline
     from synthia_batch.operations.pipeline_forecast import forecast_pipeline
 
-    found = forecast_pipeline(read_pipeline(layers[-1], path), layers[:-1], needs_model=needs_model)
+    found = forecast_pipeline(pipeline, flags, needs_model=False)
     rows = format_count(found.first.rows, "row")
     show(f"{path}: {len(found.stages)} stages, no faults in them or in {rows} of the first")
 
@@ -83,11 +94,11 @@ def print_plan(
     """Print the forecast of the job in `flags`, and an estimate from `probe_samples` of its samples."""
     from synthia_batch.operations.forecast import forecast_job
 
-    layers = flags.read_layers(allows_stages=True)
-    if layers[-1].sets("stages"):
-        if probe_samples is not None:
-            raise typer.BadParameter("--probe takes a single job: probe a stage as a job file of its own")
-        _print_stages(layers, flags.job_file, as_json, shows_defaults=shows_defaults, here=here)
+    layers = flags.read_layers()
+    pipeline = flags.find_pipeline(layers)
+    if pipeline is not None:
+        _refuse_here(flags, here)
+        _print_stages(pipeline, layers[:-1], as_json, probe_samples, shows_defaults=shows_defaults)
         return
     job = _resolve(layers, here=here, needs_model=here or probe_samples is not None)
     forecast = forecast_job(job)
@@ -106,21 +117,44 @@ def print_plan(
 
 
 def _print_stages(
-    layers: "Sequence[Layer]", path: "Path", as_json: bool, *, shows_defaults: bool, here: bool
+    pipeline: "Pipeline",
+    flags: "Sequence[Layer]",
+    as_json: bool,
+    probe_rows: int | None,
+    *,
+    shows_defaults: bool,
 ) -> None:
-    """Print the forecast of the pipeline in the last of `layers`: its stages, then the first one's."""
-    from synthia_batch.job.loading.pipeline_file import read_pipeline
+    """Print the forecast of the pipeline: its stages, then the first one's.
+
+    With `probe_rows`, also an estimate of the whole from so many rows.
+    """
     from synthia_batch.operations.pipeline_forecast import forecast_pipeline
 
-    found = forecast_pipeline(read_pipeline(layers[-1], path), layers[:-1], needs_model=here)
+    found = forecast_pipeline(pipeline, flags, needs_model=probe_rows is not None)
+    values = {
+        "name": found.name,
+        "stages": [stage.to_dict() for stage in found.stages],
+        "first": found.first.to_dict(),
+    }
+    if not as_json:
+        _show_stages(found, shows_defaults)
+    if probe_rows is not None:
+        from synthia_batch.cli.commands.stages import describe_stages, probe_stages, probe_to_dict
+
+        probed = probe_stages(pipeline, flags, found, probe_rows)
+        values["probe"] = probe_to_dict(probed)
+        if not as_json:
+            show(f"\n{describe_stages(probed, probe_rows)}")
     if as_json:
-        stages = [stage.to_dict() for stage in found.stages]
-        show(encode_json({"name": found.name, "stages": stages, "first": found.first.to_dict()}, indent=2))
-        return
+        show(encode_json(values, indent=2))
+
+
+def _show_stages(found: "PipelineForecast", shows_defaults: bool) -> None:
     show(f"{found.name}: {len(found.stages)} stages; what later ones have depends on those before")
     width = max(len(stage.name) for stage in found.stages) + 2
     for number, stage in enumerate(found.stages):
-        reads = f"reads {stage.reads}" if stage.reads is not None else f"{found.first.rows:,} rows"
+        own = "reads its own input" if number else f"{found.first.rows:,} rows"
+        reads = f"reads {stage.reads}" if stage.reads is not None else own
         most = "up to " if number else ""
         requests = f" of up to {stage.requests:,} answers" if stage.requests > stage.samples else ""
         show(f"{stage.name:<{width}}{reads}, {most}{stage.samples:,} samples{requests}, {stage.does}")

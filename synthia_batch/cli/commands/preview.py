@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 def preview(
     flags: JobFlags,
     count: Annotated[
-        int, typer.Option("-n", "--rows", min=1, help="Number of rows to show, from the first.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            "-n", "--rows", min=1, metavar="N", help="Rows to show, from the first. [3; 1 of a pipeline]"
+        ),
+    ] = None,
     scattered: Annotated[
         bool, typer.Option("--random", help="Show rows from across the input, always the same ones.")
     ] = False,
@@ -39,6 +42,9 @@ def preview(
     """Show the exact prompts of a few rows for each system message, and their answers with --answers.
 
     Takes the flags of `run`, except that -n is the number of rows. Writes nothing without --answers.
+
+    Of a pipeline, shows the prompts of the first stage and what each later one asks or keeps; with --answers
+    the way of the first row through all stages.
     """
     from synthia_batch.core.console import Display
     from synthia_batch.core.log import set_verbosity
@@ -47,22 +53,31 @@ def preview(
 
     set_verbosity(quiet=quiet)
     display = Display(quiet=quiet)
-    job = resolve_job(flags.read_layers())
+    layers = flags.read_layers()
+    pipeline = flags.find_pipeline(layers)
+    if pipeline is not None:
+        from synthia_batch.cli.commands.stages import PreviewChoice, preview_stages
+
+        choice = PreviewChoice(scattered=scattered, answers=answers, full=full, as_json=as_json, quiet=quiet)
+        preview_stages(pipeline, layers[:-1], count or 1, choice)
+        return
+    job, count = resolve_job(layers), count or 3
     if answers:
         found = preview_answers(job, count, display, scattered=scattered)
     else:
         found = preview_prompts(job, count, scattered=scattered)
     if as_json:
-        show(encode_json(_to_dict(job, found), indent=2))
+        show(encode_json(preview_to_dict(job, found), indent=2))
     else:
-        _print_rows(job, found, full)
+        print_rows(job, found, full)
     if answers:
         _print_messages(found)
     if found.drained is not None:
         raise typer.Exit(found.drained.exit_code)
 
 
-def _print_rows(job: "ResolvedJob", found: "JobPreview", full: bool) -> None:
+def print_rows(job: "ResolvedJob", found: "JobPreview", full: bool) -> None:
+    """Print the prompts of each row, and the answers if they are known."""
     day = _find_day(job)
     told = [f"{name}={json.dumps(value)}" for name, value in job.prompt.kwargs.items()]
     if told or day:
@@ -137,7 +152,8 @@ def _print_messages(found: "JobPreview") -> None:
         show(f"{done} in {found.directory}; `run` with the same flags generates the others", file=sys.stderr)
 
 
-def _to_dict(job: "ResolvedJob", found: "JobPreview") -> dict[str, Any]:
+def preview_to_dict(job: "ResolvedJob", found: "JobPreview") -> dict[str, Any]:
+    """Return the prompts of each row as JSON-serializable values."""
     return {
         "directory": str(found.directory).encode(errors="backslashreplace").decode(),
         "model": job.model.name,

@@ -98,15 +98,21 @@ def _describe_failures(found: "Probe") -> str:
 
 
 def _describe_estimate(estimate: "Estimate", hours_of: str) -> str:
-    text = f"{estimate.samples} samples, {_format_span(estimate.tokens)} tokens"
+    text = f"{estimate.samples} samples, {format_span(estimate.tokens)} tokens"
     if estimate.seconds is None or estimate.hours is None:
         return text
-    low, high = (format_seconds(end) for end in (estimate.seconds.low, estimate.seconds.high))
-    hours = _format_span(estimate.hours)
-    return f"{text}, {low if low == high else f'{low} to {high}'}, {hours} {hours_of}-hours"
+    hours = format_span(estimate.hours)
+    return f"{text}, {format_duration(estimate.seconds)}, {hours} {hours_of}-hours"
 
 
-def _format_span(span: "Span") -> str:
+def format_duration(seconds: "Span") -> str:
+    """Return a range of seconds as text."""
+    low, high = (format_seconds(end) for end in (seconds.low, seconds.high))
+    return low if low == high else f"{low} to {high}"
+
+
+def format_span(span: "Span") -> str:
+    """Return a range of numbers as text."""
     low, high = _format_number(span.low), _format_number(span.high)
     return low if low == high else f"{low} to {high}"
 

@@ -19,9 +19,8 @@ from synthia_batch.errors import StorageFailed, UsageError
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from synthia_batch.job.loading.layer import Layer
+    from synthia_batch.job.loading.pipeline_file import Pipeline
     from synthia_batch.job.resolved import ResolvedJob
     from synthia_batch.runner.monitoring.result import RunResult
     from synthia_batch.runner.pipeline import StageResult
@@ -64,10 +63,11 @@ def run(
         print_plan(flags, as_json)
         return
     set_verbosity(quiet=quiet, verbose=verbose)
-    layers = flags.read_layers(allows_stages=True)
-    if layers[-1].sets("stages"):
+    layers = flags.read_layers()
+    pipeline = flags.find_pipeline(layers)
+    if pipeline is not None:
         wanted = {"until": until, "only": only}
-        _run_stages(layers, flags.job_file, wanted, quiet=quiet, as_json=as_json, force=force)
+        _run_stages(pipeline, layers[:-1], wanted, quiet=quiet, as_json=as_json, force=force)
     for flag, stage in (("--until", until), ("--only", only)):
         if stage is not None:
             raise UsageError(f"{flag} {stage}: this is a single job; a pipeline has stages")
@@ -80,25 +80,23 @@ def run(
 
 
 def _run_stages(
-    layers: "Sequence[Layer]",
-    path: "Path",
+    pipeline: "Pipeline",
+    flags: "Sequence[Layer]",
     wanted: Mapping[str, str | None],
     *,
     quiet: bool,
     as_json: bool,
     force: bool,
 ) -> NoReturn:
-    """Run the pipeline in the last of `layers`, print what became of each stage, and exit.
+    """Run the pipeline, print what became of each stage, and exit.
 
     `wanted` has the stage of `until` or `only`.
     """
     from synthia_batch.core.console import Display
-    from synthia_batch.job.loading.pipeline_file import read_pipeline
     from synthia_batch.runner.monitoring.result import RunResult
     from synthia_batch.runner.pipeline import run_pipeline
 
-    pipeline = read_pipeline(layers[-1], path)
-    done = run_pipeline(pipeline, layers[:-1], lambda: Display(quiet=quiet), force=force, **wanted)
+    done = run_pipeline(pipeline, flags, lambda: Display(quiet=quiet), force=force, **wanted)
     for stage in done.stages:
         counts = f"{stage.kept} of {stage.result.samples} samples kept"
         _log.info(f"{stage.name}: {counts}, {stage.result.directory}")
@@ -128,10 +126,17 @@ def _describe_stage(stage: "StageResult") -> dict[str, Any]:
     from synthia_batch.runner.monitoring.result import RunResult
 
     result = stage.result
-    state = "complete"
+    state, not_selected = "complete", 0
     if isinstance(result, RunResult):
         state = "too_many_failures" if result.has_too_many_failures else _name_state(result)
-    counts = {"samples": result.samples, "kept": stage.kept, "failed": result.samples - stage.kept}
+    else:
+        not_selected = result.not_selected
+    counts = {
+        "samples": result.samples,
+        "kept": stage.kept,
+        "not_selected": not_selected,
+        "failed": result.samples - stage.kept - not_selected,
+    }
     return {"name": stage.name, "directory": str(result.directory), "state": state, **counts}
 
 
@@ -195,7 +200,7 @@ def _format_loading(result: "RunResult") -> str:
 def _explain_failures(result: "RunResult") -> list[str]:
     """Return the most common reasons with examples, and what to do next."""
     from synthia_batch.core.formatting import shorten
-    from synthia_batch.results.read.failures import COMMONEST, advise_on_failures, find_reasons
+    from synthia_batch.results.read.failures import COMMONEST, advise_on_failures, asks_nothing, find_reasons
 
     lines = []
     if result.max_failures is not None and result.failed > result.max_failures:
@@ -205,7 +210,8 @@ def _explain_failures(result: "RunResult") -> list[str]:
     for reason in reasons[:COMMONEST]:
         example = f"{shorten(reason.example.place)}: {shorten(reason.example.message)}"
         lines.append(f"  {reason.count:>7,} {reason.code}, such as {example}")
-    lines += advise_on_failures(str(result.directory), [reason.code for reason in reasons])
+    codes = [reason.code for reason in reasons]
+    lines += advise_on_failures(str(result.directory), codes, asks_nothing=asks_nothing(result.directory))
     if result.drained is not None:
         lines.append("or continue: the same command with a higher --max-failures")
     return lines

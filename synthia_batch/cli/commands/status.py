@@ -148,7 +148,8 @@ def describe_status(status: "RunStatus | PipelineStatus") -> list[str]:
 
 def _describe_pipeline(status: "PipelineStatus") -> list[str]:
     """Return a line for each stage, and the facts of the one that is being played."""
-    lines = [f"{Path(status.directory).name}  {_describe_owner(status)}"]
+    told = f", stages {status.summary}" if status.state == "incomplete" else ""
+    lines = [f"{Path(status.directory).name}  {_describe_owner(status)}{told}"]
     width = max(map(len, status.stages), default=0) + 2
     for name, found in status.stages.items():
         mark = "outdated: a stage before it has changed; " if name in status.outdated else ""
@@ -170,13 +171,17 @@ def describe_briefly(status: "RunStatus | PipelineStatus") -> str:
     from synthia_batch.results.read.pipeline_status import PipelineStatus
 
     if isinstance(status, PipelineStatus):
+        if status.state == "incomplete":
+            return f"incomplete, stages {status.summary}"
         begun = [name for name, found in status.stages.items() if found is not None]
         of_stage = f", {begun[-1]}: {describe_briefly(status.latest)}" if status.latest is not None else ""
         return f"{status.state}, stage {len(begun)} of {len(status.stages)}{of_stage}"
-    ended = status.finished + status.failed
+    ended = status.samples_ended
     parts = [f"{status.state} {ended}/{status.samples} ({100 * ended / status.samples:.0f}%)"]
     if status.tokens_per_second_now is not None:
         parts.append(f"{status.tokens_per_second_now:.0f} tokens/s")
+    if status.not_selected:
+        parts.append(f"{status.not_selected} not selected")
     parts.append(f"{status.failed} failed")
     if status.truncated:
         parts.append(f"{100 * status.truncated_share:.1f}% cut off")
@@ -198,12 +203,14 @@ def _describe_owner(status: "RunStatus | PipelineStatus") -> str:
 
 
 def _describe_counts(status: "RunStatus") -> str:
-    ended = status.finished + status.failed
+    ended = status.samples_ended
     text = (
         f"{ended:,} of {status.samples:,} ({100 * ended / status.samples:.1f}%): {status.finished:,} finished"
     )
     if status.truncated:
         text += f", {status.truncated:,} of them cut off at max_tokens ({100 * status.truncated_share:.1f}%)"
+    if status.not_selected:
+        text += f", {status.not_selected:,} not selected"
     return f"{text}, {status.failed:,} failed"
 
 

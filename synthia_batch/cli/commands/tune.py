@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,8 @@ from synthia_batch.core.formatting import encode_json
 from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
+    from synthia_batch.job.loading.layer import Layer
+    from synthia_batch.job.loading.pipeline_file import Pipeline
     from synthia_batch.operations.tune import Tuning
 
 
@@ -28,20 +30,35 @@ def tune(
 ) -> None:
     """Measure a few engine settings on prompts from the input; later runs of the model use the best.
 
-    Takes the flags of `run`. Engine settings in flags stay fixed. Touches no run directory.
+    Takes the flags of `run`. Engine settings in flags stay fixed. Touches no run directory. Of a pipeline,
+    measures its first stage; stages with the same model use the same settings.
     """
     from synthia_batch.core.log import mute_log
     from synthia_batch.operations.tune import tune_job
     from synthia_batch.runner.resolve import resolve_job
 
     budget_seconds = _parse_budget(budget)
-    job = resolve_job(flags.read_layers(), uses_tuned=False)
+    layers = flags.read_layers()
+    pipeline = flags.find_pipeline(layers)
+    if pipeline is not None:
+        layers = _take_first(pipeline, layers[:-1])
+    job = resolve_job(layers, uses_tuned=False)
     with mute_log("synthia_batch.operations.tune") if quiet else nullcontext():
         tuning = tune_job(job, budget_seconds, prompts)
     show(encode_json(_to_dict(tuning)) if as_json else _describe(tuning))
     _print_messages(tuning)
     if tuning.is_interrupted and tuning.stopped is not None:
         raise typer.Exit(tuning.stopped.exit_code)
+
+
+def _take_first(pipeline: "Pipeline", flags: "Sequence[Layer]") -> "list[Layer]":
+    """Return the layers of the first stage, and say that it is measured."""
+    from synthia_batch.runner.pipeline_check import check_pipeline
+
+    check_pipeline(pipeline, flags)
+    first = pipeline.stages[0]
+    show(f"measuring the first stage, {first.name}; stages with its model use what is found", file=sys.stderr)
+    return [*flags, first.layer]
 
 
 def _describe(tuning: "Tuning") -> str:

@@ -1,6 +1,7 @@
 """`synthia-batch verify`: check that a run directory holds exactly what its run wrote."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
     from synthia_batch.operations.rerun import RerunResult, RerunSelection
+    from synthia_batch.results.read.stage_runs import StageRun
     from synthia_batch.results.verify.repair import RepairResult
     from synthia_batch.results.verify.verify import Verification
     from synthia_batch.storage.recovery import OnProgress
@@ -70,27 +72,29 @@ def verify(
             damaged = bool(repaired.remaining)
             text = _repair_to_json(place, repaired) if as_json else _describe_repair(place, repaired)
         else:
-            found = _verify_all(place, directory, display.show, rows)
+            from synthia_batch.results.read.stage_runs import read_stage_runs
+
+            stages = read_stage_runs(place)
+            found = _verify_all(place, stages, directory, display.show, rows)
             damaged = any(one.findings for one in found)
             told = [one.to_dict() for one in found]
-            from synthia_batch.storage.layout import RunDir
-
-            is_pipeline = RunDir(place).pipeline.exists()
-            as_object = {"directory": directory, "stages": told} if is_pipeline else told[0]
+            as_object = {"directory": directory, "stages": told} if stages is not None else told[0]
             text = encode_json(as_object) if as_json else "\n".join(map(_describe, found))
     show(text)
     raise typer.Exit(EXIT_DAMAGED if damaged else 0)
 
 
 def _verify_all(
-    place: Path, shown: str, on_progress: "OnProgress", decodes_rows: bool
+    place: Path,
+    stages: "Sequence[StageRun] | None",
+    shown: str,
+    on_progress: "OnProgress",
+    decodes_rows: bool,
 ) -> "list[Verification]":
-    """Return what is found of a run, or of each stage of a pipeline."""
-    from synthia_batch.results.read.stage_runs import read_stage_runs
+    """Return what is found of a run, or of each of the `stages` of a pipeline."""
     from synthia_batch.results.verify.stages import verify_stages
     from synthia_batch.results.verify.verify import verify_run
 
-    stages = read_stage_runs(place)
     if stages is not None:
         return verify_stages(stages, on_progress, decodes_rows=decodes_rows)
     return [replace(verify_run(place, on_progress, decodes_rows=decodes_rows), directory=shown)]

@@ -35,10 +35,14 @@ _ALL = 10**12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawnColumns:
-    """What the columns of numbered rows are drawn from, by name, and the job's seed."""
+    """What the columns of numbered rows are drawn from, by name, and the job's seed.
+
+    `limit` is how many of the rows the job takes, None for all: no more are written.
+    """
 
     samplers: Mapping[str, Sampler] = field(default_factory=dict)
     seed: int = 0
+    limit: int | None = None
 
 
 NO_COLUMNS = DrawnColumns()
@@ -46,7 +50,7 @@ NO_COLUMNS = DrawnColumns()
 
 def draw_columns(declared: Input, seed: int) -> DrawnColumns:
     """Return the drawn columns of a job with this input and `seed`."""
-    return DrawnColumns(samplers=declared.columns, seed=seed)
+    return DrawnColumns(samplers=declared.columns, seed=seed, limit=declared.limit)
 
 
 def read_drawn(values: Mapping[str, Any]) -> DrawnColumns:
@@ -55,6 +59,7 @@ def read_drawn(values: Mapping[str, Any]) -> DrawnColumns:
     return DrawnColumns(
         samplers={name: Sampler.model_validate(sampler) for name, sampler in samplers.items()},
         seed=values.get("seed", 0),
+        limit=values["input"].get("limit"),
     )
 
 
@@ -89,7 +94,9 @@ def normalize_numbered(
     *,
     makes: bool = True,
 ) -> NormalizedFile:
-    """Return a file of `rows` numbered rows, created if missing. `pools` are the files of samplers.
+    """Return a file of `rows` numbered rows, or as many as are taken, created if missing.
+
+    `pools` are the files of samplers.
 
     Raises:
         UsageError: A sampler's file has no such column, too few records, or values that are no JSON.
@@ -99,7 +106,8 @@ def normalize_numbered(
     stamps = read_stamps(paths, found.shown)
     contents = {name: [digest_file(file.path, cache) for file in files] for name, files in pools.items()}
     settings = {name: sampler.model_dump(exclude={"file"}) for name, sampler in drawn.samplers.items()}
-    key = digest_json(["numbered", VERSION, rows, list(settings.items()), contents, drawn.seed])[:32]
+    taken = rows if drawn.limit is None else min(rows, drawn.limit)
+    key = digest_json(["numbered", VERSION, taken, list(settings.items()), contents, drawn.seed])[:32]
     kind = get_kind("jsonl")
 
     def build(target: Path) -> None:
@@ -108,7 +116,7 @@ def normalize_numbered(
             name: _list_values(name, sampler, pools.get(name, ())) for name, sampler in drawn.samplers.items()
         }
         with (target / kind.rows_name).open("w", encoding="utf-8") as copy:
-            for number in range(rows):
+            for number in range(taken):
                 values = {name: _draw(name, choice, number, drawn.seed) for name, choice in choices.items()}
                 copy.write(json.dumps({NUMBER: number, **values}, ensure_ascii=False) + "\n")
         check_unchanged(stamps, found.shown)  # The key is the digest of what was there before.

@@ -15,20 +15,14 @@ MOST_BYTES = 1_000_000
 """A larger file is data that was mistaken for a job file."""
 
 
-def read_job_file(path: Path, *, allows_stages: bool = False) -> Layer:
+def read_job_file(path: Path) -> Layer:
     """Return the layer of the job file at `path`, its relative paths joined to the file's directory.
 
-    Faults of single keys are in the layer: `merge_layers` reports them with all others. A pipeline is refused
-    unless `allows_stages`.
+    Faults of single keys are in the layer: `merge_layers` reports them with all others. Of a pipeline, the
+    layer has `stages`.
     """
     marked = read_marked(_read_text(path), str(path))
     stages = marked.values.get("stages")
-    if stages is not None and not allows_stages:
-        raise UsageError(
-            f"{path}: a pipeline of stages; run, plan and validate take one, this command a single job: "
-            "write the keys of one stage into a job file of its own; a later stage reads the directory that "
-            "`run --until STAGE` prints for the one before it: `input: {path: RUN}`"
-        )
     values = _read_values(marked.values, path.parent)
     if isinstance(stages, list):
         values["stages"] = [

@@ -7,7 +7,7 @@ A layer is a nested dict in the shape of a job file. The first layer that sets a
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -25,6 +25,8 @@ from synthia_batch.job.schema import Job
 
 __all__ = ["Layer", "Merged", "merge_layers", "parse_assignment", "read_environment", "read_ray_address"]
 ENVIRONMENT_PREFIX = "SYNTHIA_BATCH_"
+_INPUTS = ("path", "rows")
+"""The keys of `input` of which each names the input, so that one overrides the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ def merge_layers(layers: Sequence[Layer]) -> Merged:
     Raises:
         UsageError: A key is unknown or a value does not fit; lists every such fault.
     """
+    layers = _drop_other_inputs(layers)
     # Values that JSON cannot represent would fail before validation.
     refuse_faults(find_odd_values(layers))
     faults = [*(fault for layer in layers for fault in layer.faults), *find_references(layers)]
@@ -83,6 +86,23 @@ def merge_layers(layers: Sequence[Layer]) -> Merged:
         explicit_keys=frozenset(key for key, layer in sources.items() if layer and layer.is_explicit),
         layers=tuple(layers),
     )
+
+
+def _drop_other_inputs(layers: Sequence[Layer]) -> list[Layer]:
+    """Return the layers, of which only the strongest one that names an input does."""
+    kept: list[Layer] = []
+    is_named = False
+    for layer in layers:
+        declared = layer.values.get("input")
+        if isinstance(declared, Mapping):
+            named = {key for key in _INPUTS if declared.get(key) is not None}
+            if is_named and named:
+                others = {key: value for key, value in declared.items() if key not in _INPUTS}
+                kept.append(replace(layer, values={**layer.values, "input": others}))
+                continue
+            is_named = is_named or bool(named)
+        kept.append(layer)
+    return kept
 
 
 def read_environment(environment: Mapping[str, str]) -> Layer:

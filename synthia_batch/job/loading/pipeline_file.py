@@ -118,6 +118,8 @@ def _read_stage(whole: Layer, number: int, values: Any, known: list[str]) -> Sta
     own = {key: value for key, value in source.items() if key != "stage"}
     defaults = {key: value for key, value in whole.values.items() if key not in (STAGES, "name", "output")}
     inherited = {} if is_selection else {k: v for k, v in defaults.items() if k != "input" or reads is None}
+    if has_own and isinstance(inherited.get("input"), Mapping):  # Of the two, its own is meant.
+        inherited["input"] = {k: v for k, v in inherited["input"].items() if k not in ("path", "rows")}
     if not {"accept"} & {*inherited, *values}:
         inherited.pop("max_candidates", None)  # A default for the stages that accept.
     layer = replace(layer, values=merge_values(inherited, {**values, "input": own}))

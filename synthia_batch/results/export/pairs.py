@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, mean
 from typing import Any
 
 from synthia_batch.core.counts import CUT_OFF
@@ -28,7 +28,10 @@ class Answer:
     @property
     def score(self) -> float:
         """The mean of its scores."""
-        return fmean(self.scores)
+        try:
+            return fmean(self.scores)
+        except OverflowError:  # Only of their sum, which the slower function does not compute in floats.
+            return mean(self.scores)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,10 @@ from synthia_batch.results.quality.flags import CODE_PREFIX
 from synthia_batch.results.read.input_rows import InputRows
 from synthia_batch.results.read.snapshot import MAX_READS, SnapshotReader, open_snapshots
 from synthia_batch.storage.journal.reader import replay
+from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.parts.columns import read_part
 from synthia_batch.storage.parts.schema import FAILED_NAMES
+from synthia_batch.storage.plan_file import require_plan
 from synthia_batch.storage.recovery import Published, ShardState
 
 _BAD_ROWS = frozenset({"bad_row", "prompt_empty", "prompt_not_expressible", "adapter_unknown"})
@@ -93,13 +95,25 @@ def find_reasons(directory: Path) -> list[FailureReason]:
     ]
 
 
-def advise_on_failures(place: str, codes: Collection[str]) -> list[str]:
+def asks_nothing(directory: Path) -> bool:
+    """Return whether the model writes the questions of the run in `directory`: its rows have none.
+
+    Raises:
+        UsageError: `directory` is not a run directory.
+    """
+    columns = require_plan(RunDir(directory))["identity"]["input"]["columns"]
+    return bool(columns.get("generate_role") == "user")
+
+
+def advise_on_failures(place: str, codes: Collection[str], *, asks_nothing: bool = False) -> list[str]:
     """Return what helps against failures with these codes: the one place that says it.
 
     A run keeps its identity, so that every sample of a dataset was made alike. What only other settings or
-    other rows can change is a run of its own, of the failed rows alone.
+    other rows can change is a run of its own, of the failed rows alone. It needs to be told if the run
+    `asks_nothing`.
     """
     here, rows = shlex.quote(place), shlex.quote(place.rstrip("/") + "/failed")
+    rows += " --set input.generate_role=user" if asks_nothing else ""
     flagged = [code for code in codes if code.startswith(CODE_PREFIX)]
     by_row = _BAD_ROWS | _BY_IDENTITY | ACCEPT_CODES
     again = [code for code in codes if code not in by_row and code not in flagged]

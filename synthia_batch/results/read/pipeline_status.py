@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from synthia_batch.storage.lock import find_running
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineStatus:
-    """Status of a pipeline. `state` is as a run's; a stage that has not begun has None.
+    """Status of a pipeline. `state` is as a run's; `incomplete` if no stage that has begun is interrupted, as
+    after `--until`. A stage that has not begun has None.
 
     `owner` is the process that plays it as `pid@host`. `outdated` are the stages before which others have
     changed: they are to be made again. `lost` are those that were complete and whose directory is not there.
@@ -31,20 +33,39 @@ class PipelineStatus:
     def is_going_on(self) -> bool:
         """Whether it is being played, or may be."""
         begun = [found for found in self.stages.values() if found is not None]
-        return self.state not in ("complete", "interrupted") or any(found.is_going_on for found in begun)
+        has_ended = self.state in ("complete", "incomplete", "interrupted")
+        return not has_ended or any(found.is_going_on for found in begun)
 
     @property
     def latest(self) -> RunStatus | None:
         """The status of the last stage that has begun."""
         return next((found for found in reversed([*self.stages.values()]) if found is not None), None)
 
+    @property
+    def summary(self) -> str:
+        """The state of each stage, in order: `ask, judge: complete; keep: not begun`."""
+        states = [
+            (name, "outdated" if name in self.outdated else self._name_state(name)) for name in self.stages
+        ]
+        groups = groupby(states, key=lambda pair: pair[1])
+        return "; ".join(f"{', '.join(name for name, _ in group)}: {state}" for state, group in groups)
+
+    def _name_state(self, stage: str) -> str:
+        found = self.stages[stage]
+        if found is not None:
+            return found.state
+        return "lost" if stage in self.lost else "not begun"
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON."""
-        stages = []
-        for name, found in self.stages.items():
-            absent = "lost" if name in self.lost else "not begun"
-            of_stage = {"state": absent} if found is None else found.to_dict()
-            stages.append({"stage": name, "is_outdated": name in self.outdated, **of_stage})
+        stages = [
+            {
+                "stage": name,
+                "is_outdated": name in self.outdated,
+                **({"state": self._name_state(name)} if found is None else found.to_dict()),
+            }
+            for name, found in self.stages.items()
+        ]
         return {"directory": self.directory, "state": self.state, "owner": self.owner, "stages": stages}
 
 
@@ -63,11 +84,15 @@ class PipelineStatusReader:
         runs = read_stage_runs(self._directory) or []
         stages = {one.name: None if one.run is None else self._read_run(one.run) for one in runs}
         outdated = tuple(one.name for one in runs if one.run is not None and not one.is_current)
-        is_made = all(found is not None and found.state == "complete" for found in stages.values())
-        is_complete = is_made and not outdated
+        begun = [found for found in stages.values() if found is not None]
+        is_interrupted = any(found.state != "complete" for found in begun)
+        is_complete = len(begun) == len(stages) and not is_interrupted and not outdated
+        state = "complete" if is_complete else describe_state(running, run_dir)
+        if running is None and not (is_complete or is_interrupted):
+            state = "incomplete"
         return PipelineStatus(
             directory=str(self._directory),
-            state="complete" if is_complete else describe_state(running, run_dir),
+            state=state,
             owner=f"{running.pid}@{running.host}" if running and not is_complete else None,
             stages=stages,
             outdated=outdated,

@@ -71,6 +71,8 @@ def find_result(directory: Path) -> Path:
     if last.run is None or not last.is_current:
         there = ", ".join(str(stage.run) for stage in found if stage.run is not None) or "none yet"
         what = "has not come to" if last.run is None else "has changed before"
+        if last.lost is not None:
+            what = f"misses {last.lost.name}, the run of"
         raise UsageError(
             f"{directory}: the pipeline {what} its last stage, {last.name}; run it again, or name the run of "
             f"a stage: {there}"

@@ -12,6 +12,7 @@ from typing import Any
 
 from synthia_batch.core.counts import Tally
 from synthia_batch.core.shutdown import DrainReason
+from synthia_batch.job.select import NOT_SELECTED
 from synthia_batch.results.read.attempt import AttemptHistory, WorkerActivity
 from synthia_batch.results.read.snapshot import open_snapshots
 from synthia_batch.storage.events import EventReader
@@ -26,8 +27,9 @@ class RunStatus:
     """Status of a run. `state` is complete, running, interrupted, or unknown if it cannot be seen.
 
     `owner` is the current writer as `pid@host`. `failures` counts failed samples by code, most common
-    first; `truncated` finished samples were cut off at max_tokens. `determinism` is the class and its
-    promise. `attempts` counts starts; `ended` is the reason if the latest attempt stopped early.
+    first; `not_selected` are those of a selection that no step keeps, which did not fail;
+    `truncated` finished samples were cut off at max_tokens. `determinism` is the class and its promise.
+    `attempts` counts starts; `ended` is the reason if the latest attempt stopped early.
 
     Of the latest attempt, None if not yet reported: tokens and samples per second since its first engine
     was ready, the same over the last minute (`_now`), the share of prompt tokens from prefix caches, and
@@ -44,6 +46,7 @@ class RunStatus:
     samples: int
     finished: int
     failed: int
+    not_selected: int
     failures: Mapping[str, int]
     truncated: int
     truncated_share: float
@@ -65,6 +68,11 @@ class RunStatus:
     published_bytes: int
     free_bytes: int
     next: str
+
+    @property
+    def samples_ended(self) -> int:
+        """How many samples are finished, failed or not selected."""
+        return self.finished + self.failed + self.not_selected
 
     @property
     def is_going_on(self) -> bool:
@@ -94,6 +102,7 @@ class StatusReader:
         self._apply_events()
         states = snapshots.read()
         counts = sum((snapshots.count(state) for state in states), Tally())
+        failures = Counter({code: n for code, n in counts.failures.items() if code != NOT_SELECTED})
         owner, workers = read_owner(run_dir.owner), history.list_workers()
         state = "complete" if is_complete else describe_state(running, run_dir)
         return RunStatus(
@@ -104,8 +113,9 @@ class StatusReader:
             owner=f"{running.pid}@{running.host}" if running and not is_complete else None,
             samples=snapshots.shards[-1].stop,
             finished=counts.finished,
-            failed=counts.failed,
-            failures=dict(Counter(counts.failures).most_common()),
+            failed=failures.total(),
+            not_selected=counts.failed - failures.total(),
+            failures=dict(failures.most_common()),
             truncated=counts.truncated,
             truncated_share=round(counts.truncated / max(1, counts.finished), 4),
             shards=len(snapshots.shards),
@@ -119,7 +129,7 @@ class StatusReader:
             workers=workers if running and not is_complete else _end_workers(workers),
             published_bytes=_count_bytes(states),
             free_bytes=shutil.disk_usage(run_dir.root).free,
-            next=_choose_next(self._directory, state, counts, history),
+            next=_choose_next(self._directory, state, history, has_failed=bool(failures)),
         )
 
     def _apply_events(self) -> None:
@@ -180,11 +190,11 @@ def _count_bytes(states: Sequence[ShardState]) -> int:
     return sum(part.bytes for state in published for part in state.shard_entry.parts)
 
 
-def _choose_next(directory: Path, state: str, counts: Tally, history: AttemptHistory) -> str:
+def _choose_next(directory: Path, state: str, history: AttemptHistory, *, has_failed: bool) -> str:
     """Return the command to run next."""
     here = shlex.quote(str(directory))
     if state == "complete":
-        return f"synthia-batch failed {here}" if counts.failed else f"synthia-batch report {here}"
+        return f"synthia-batch failed {here}" if has_failed else f"synthia-batch report {here}"
     if state != "interrupted":
         return f"synthia-batch status {here} --watch"
     # Starting again without a change would fail again.

@@ -28,6 +28,8 @@ MAX_VALUES = 200_000
 MAX_BYTES = 100_000_000
 """Beyond either limit (samples, bytes of parts), only every n-th shard is read, as for a run's answers."""
 MAX_BARS = 21
+MOST_NUMBER = 1e300
+"""A number beyond it is counted as missing: sums of such numbers are no numbers any more."""
 PAIRS = 3
 PAIRED_SAMPLES = 5_000
 """Pairs are of the first so many samples, which are read with all their text."""
@@ -59,8 +61,8 @@ class Agreement:
 class Distribution:
     """The values of a score: `bars` are labels and counts, in order of the values.
 
-    `missing` samples have no number. `read` of the `finished` samples were read. `agreement` is None if no
-    row has several values from a judge.
+    `missing` samples have no number, or one beyond MOST_NUMBER. `read` of the `finished` samples were read.
+    `agreement` is None if no row has several values from a judge.
     """
 
     text: str
@@ -172,7 +174,7 @@ def _read_values(facts: RunFacts, samples: PublishedSamples, score: Expression, 
             number = read_number(score.evaluate(sample))
         except ExpressionFailed:
             number = math.nan
-        if math.isnan(number):
+        if math.isnan(number) or abs(number) > MOST_NUMBER:
             values.missing += 1
         else:
             values.numbers.append(number)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from synthia_batch.job.select import NOT_SELECTED
 from synthia_batch.results.report.summary import Report, RunHead
 
 Level = Literal["good", "note", "warn", "bad"]
@@ -49,8 +50,12 @@ def format_share(part: int, whole: int) -> str:
 
 
 def _describe_state(report: Report) -> Sentence:
-    head, finished, failed = report.head, report.counts.total.finished, report.counts.failed
+    head, finished = report.head, report.counts.total.finished
+    failed = sum(_list_failures(report).values())
+    dropped = report.counts.failed - failed
     done = f"{finished:,} of {head.samples:,} samples are finished"
+    if dropped:
+        done += f", {dropped:,} not selected"
     if failed:
         done += f", {failed:,} failed"
     if head.state == "running":
@@ -59,8 +64,8 @@ def _describe_state(report: Report) -> Sentence:
         return Sentence(level="warn", text=f"Not complete: {done}. The same command resumes it.")
     if not finished:
         return Sentence(level="bad", text=f"Complete, and every one of the {head.samples:,} samples failed.")
-    if failed:
-        return Sentence(level="warn", text=f"Complete: {done}.")
+    if failed or dropped:
+        return Sentence(level="warn" if failed else "good", text=f"Complete: {done}.")
     return Sentence(level="good", text=f"Complete: all {finished:,} samples are finished.")
 
 
@@ -95,18 +100,23 @@ def _format_length(tokens: int | None) -> str:
 
 
 def _describe_failures(report: Report) -> Iterator[Sentence]:
-    failures = report.counts.failures_by_count
+    failures = _list_failures(report)
     if failures:
         named = ", ".join(f"{code} {number:,}" for code, number in list(failures.items())[:3])
         more = f" and {len(failures) - 3} other codes" if len(failures) > 3 else ""
-        total = report.counts.failed
-        ended = total + report.counts.total.finished
+        total = sum(failures.values())
+        ended = report.counts.failed + report.counts.total.finished
         yield Sentence(
             level="bad" if total > ended / 2 else "warn",
             text=f"{_count(total, ended, 'samples')} failed: {named}{more}. "
             "What helps: synthia-batch failed DIR.",
             samples="panel-failed",
         )
+
+
+def _list_failures(report: Report) -> dict[str, int]:
+    """Return the failed samples by code, most common first, without those that a selection drops."""
+    return {code: n for code, n in report.counts.failures_by_count.items() if code != NOT_SELECTED}
 
 
 def _describe_texts(report: Report) -> Iterator[Sentence]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from synthia_batch.results.read.stage_runs import StageRun
 from synthia_batch.results.verify.findings import Finding, FindingKind
@@ -16,8 +17,7 @@ def verify_stages(
     found = []
     for stage in stages:
         if stage.lost is not None:
-            what = f"the run of the stage {stage.name} was complete, and is not there"
-            missed = Finding(kind=FindingKind.LOST, file=stage.lost.name, what=what)
+            missed = miss_stage(stage, stage.lost)
             found.append(Verification(directory=str(stage.lost), state="unknown", findings=(missed,)))
         if stage.run is None:
             continue
@@ -28,3 +28,9 @@ def verify_stages(
             checked = replace(checked, findings=(*checked.findings, broken))
         found.append(checked)
     return found
+
+
+def miss_stage(stage: StageRun, lost: Path) -> Finding:
+    """Return the finding that the directory `lost` of a stage that was complete is not there."""
+    what = f"the run of the stage {stage.name} was complete, and is not there"
+    return Finding(kind=FindingKind.LOST, file=lost.name, what=what)

@@ -1,9 +1,11 @@
 """The dataset card of a run that is about to be complete."""
 
+import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from synthia_batch.job.input_section import Sampler
 from synthia_batch.job.presets import read_preset
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.sections import DEMO_MODEL
@@ -78,8 +80,11 @@ def _spell_command(job: ResolvedJob, source_files: Sequence[str]) -> Iterator[st
     for column in _COLUMN_FLAGS:
         if columns.get(column) is not None:
             yield from (f"--{column}-column", columns[column])
-    if columns["keep"]:
-        yield from ("--keep-columns", ",".join(columns["keep"]))
+    drawn = job.declared.input.columns
+    if drawn:
+        yield from ("--set", f"input.columns={_spell_columns(drawn)}")
+    if kept := [name for name in columns["keep"] if name not in drawn]:
+        yield from ("--keep-columns", ",".join(kept))
     if identity["input"]["limit"] is not None:
         yield from ("--limit", str(identity["input"]["limit"]))
     if columns.get("system") is None:
@@ -92,6 +97,15 @@ def _spell_command(job: ResolvedJob, source_files: Sequence[str]) -> Iterator[st
         yield from ["--drop-flagged"] * identity["flags"]["drop"]
     if identity["determinism"] != "strict":
         yield from ("--determinism", identity["determinism"])
+
+
+def _spell_columns(drawn: Mapping[str, Sampler]) -> str:
+    """Return the drawn columns as `--set` takes them, but for where their files are."""
+    declared = {
+        name: sampler.model_dump(mode="json", exclude_defaults=True) for name, sampler in drawn.items()
+    }
+    spelled = {name: {**said, "file": "FILE"} if "file" in said else said for name, said in declared.items()}
+    return json.dumps(spelled, ensure_ascii=False)
 
 
 def _spell_sampling(sampling: dict[str, Any]) -> Iterator[str]:
