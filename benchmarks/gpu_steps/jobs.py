@@ -171,6 +171,13 @@ def run_awq(setting: Setting) -> Result:
     if not (model / "config.json").exists():
         make_awq_checkpoint(Path(setting.small), model)
     rows = min(setting.rows, 256)
+    if setting.is_rehearsal and "avx512f" not in Path("/proc/cpuinfo").read_text():
+        command = make_run(setting, setting.directory / "awq-refused", rows=rows, model=str(model))
+        ended = run(command, logs / "6-refused.log", setting.allow(400))
+        return Result(
+            must={"AWQ is refused after one load": ended.code == 2 and "needs AVX512" in ended.output},
+            skipped=["vLLM has no AWQ on CPUs without AVX512"],
+        )
     rerun = min(rows, RERUN)
     strict, fast = setting.directory / "awq-strict", setting.directory / "awq-fast"
     made = run(

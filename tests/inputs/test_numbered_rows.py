@@ -297,6 +297,6 @@ def test_failed_rows_that_ask_nothing_are_run_with_the_flag_that_says_so(job: Pa
     advised = "synthia-batch run out/failed --set input.generate_role=user --set model.max_model_len=TOKENS"
     assert advised in told
     words = advised.replace("TOKENS", "4096").split()[1:]
-    done = call(capsys, *words, "-s", "Short", *SCRIPTED, "-o", "again")
+    done = call(capsys, *words, "-s", "text:Short", *SCRIPTED, "-o", "again")
     assert done.code == 0, done.err
     assert len(read("again")) == 3

@@ -224,7 +224,7 @@ def test_the_directory_is_a_run_that_the_other_commands_take(answers: Path, caps
     assert Path(told["directory"]).parent == Path("outputs")
     verified = call(capsys, "verify", "kept", "--rows")
     assert (verified.code, "no findings: complete" in verified.out) == (0, True), verified
-    assert "6 finished, 6 failed" in call(capsys, "status", "kept").out
+    assert "6 finished, 3 not selected, 3 failed" in call(capsys, "status", "kept").out
     listed = call(capsys, "failed", "kept", "--code", "not_selected")
     why = "not_selected: not the best of its row: q.completion_tokens (id r1"
     assert f"q.jsonl: row_index 1: {why}" in listed.out

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,19 @@ def test_a_process_reads_what_it_and_its_children_printed_since_the_start(tmp_pa
 def test_output_to_two_files_as_ray_has_it_is_read_from_both(tmp_path: Path) -> None:
     read = run_with_output_to(tmp_path, tmp_path / "w.out", tmp_path / "w.err")
     assert read == "of a child\nof this process\n"
+
+
+@NEEDS_VLLM
+def test_a_cpu_without_the_kernel_of_packed_weights_is_refused_once_the_engine_is_loaded() -> None:
+    import torch
+
+    from synthia_batch.workers.vllm.errors import check_kernels
+
+    has_kernel = hasattr(torch.ops._C, "cpu_gemm_wna16")
+    for device, quantization in (("cpu", None), ("cpu", "fp8"), ("cuda", "awq")):
+        check_kernels(device, quantization)
+    for quantization in ("awq", "cpu_awq", "gptq"):
+        with (
+            nullcontext() if has_kernel else pytest.raises(UsageError, match=f"{quantization}.* needs AVX512")
+        ):
+            check_kernels("cpu", quantization)

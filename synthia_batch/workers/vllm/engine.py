@@ -28,7 +28,7 @@ from synthia_batch.workers.vllm.admission import StepBudget, open_kv_budget
 from synthia_batch.workers.vllm.arguments import engine_arguments
 from synthia_batch.workers.vllm.compat import client_errors, patch_cpu
 from synthia_batch.workers.vllm.core_process import has_own_process, watch_core
-from synthia_batch.workers.vllm.errors import core_errors, memory_errors, setting_errors
+from synthia_batch.workers.vllm.errors import check_kernels, core_errors, memory_errors, setting_errors
 from synthia_batch.workers.vllm.outputs import convert_answer, open_splitter
 from synthia_batch.workers.vllm.params import check_params, count_kept_logprobs, make_params
 from synthia_batch.workers.vllm.policy import check_capability
@@ -60,6 +60,7 @@ class VllmEngine:
         self._engine = self._llm.llm_engine
         watch_core(self._engine.engine_core)
         config = self._engine.vllm_config
+        check_kernels(spec.device, config.model_config.quantization)
         self._max_num_seqs = config.scheduler_config.max_num_seqs
         self._vocabulary = config.model_config.get_vocab_size()
         self._budget = StepBudget(self._max_num_seqs) if spec.device == "cpu" else None

@@ -25,6 +25,7 @@ _SHORTAGE = re.compile(
 memory on a GPU. Those of vLLM are ValueErrors, which have no type of their own."""
 _SETTING = re.compile(r"(?:\bValueError|\bValidationError): (?P<message>.*(?:\n.*){0,2})")
 """The last line of the traceback of an invalid setting; Pydantic's messages have two more."""
+_OF_PACKED_WEIGHTS = "cpu_gemm_wna16"
 _MORE_THAN_ANY_MACHINE_HAS = 2**62
 
 
@@ -81,6 +82,22 @@ def explain_core(printed: str, *, is_loading: bool) -> EngineOutOfMemory | Usage
     if last is None or not is_loading:
         return None
     return UsageError(_explain_setting(last["message"].strip()))
+
+
+def check_kernels(device: str, quantization: str | None) -> None:
+    """Check that a loaded engine has the kernel of its weights, without which it dies of every prompt.
+
+    vLLM's CPU build has the one for 4-bit weights (kernels/linear/mixed_precision/cpu.py) only for AVX512.
+
+    Raises:
+        UsageError: It does not.
+    """
+    is_packed = device == "cpu" and any(method in (quantization or "") for method in ("awq", "gptq"))
+    if is_packed and not hasattr(torch.ops._C, _OF_PACKED_WEIGHTS):
+        raise UsageError(
+            f"the model is quantized with {quantization}; vLLM's build for this CPU lacks the kernel for that "
+            f"({_OF_PACKED_WEIGHTS}, which needs AVX512): use another machine, or a model that is not quantized"
+        )
 
 
 def is_gpu_shortage(message: str) -> bool:
