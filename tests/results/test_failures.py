@@ -144,7 +144,7 @@ def test_where_the_input_has_gone_rows_are_named_by_number(tmp_path: Path, synth
     (tmp_path / "q.jsonl").unlink()
     lines = synthia("failed", "out").stdout.splitlines()
     assert lines
-    assert all(line.startswith("q.jsonl: row ") for line in lines)
+    assert all(line.startswith("q.jsonl: row_index ") for line in lines)
     (tmp_path / "out/.synthia/job.json").unlink()
     assert synthia("failed", "out").stdout.splitlines() == lines
 

@@ -95,8 +95,8 @@ def check_kernels(device: str, quantization: str | None) -> None:
     is_packed = device == "cpu" and any(method in (quantization or "") for method in ("awq", "gptq"))
     if is_packed and not hasattr(torch.ops._C, _OF_PACKED_WEIGHTS):
         raise UsageError(
-            f"the model is quantized with {quantization}; vLLM's build for this CPU lacks the kernel for that "
-            f"({_OF_PACKED_WEIGHTS}, which needs AVX512): use another machine, or a model that is not quantized"
+            f"the model is quantized with {quantization}; vLLM's build for this CPU has no kernel for it "
+            f"({_OF_PACKED_WEIGHTS} needs AVX512): use another machine, or a model that is not quantized"
         )
 
 
