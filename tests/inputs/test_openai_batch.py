@@ -90,7 +90,7 @@ def test_another_number_of_samples_than_the_requests_set_is_refused(capsys: Any)
     write_jsonl(Path("b.jsonl"), [request(1, n=2)])
     refused = call(capsys, "run", "b.jsonl", "-n", "3", *ENGINE)
     assert refused.code == 2
-    assert "-n/--num-samples 3: the requests set n: 2; leave -n out" in refused.err
+    assert "-n/--num-samples 3: the requests set n: 2; leave it out" in refused.err
     write_jsonl(Path("b.jsonl"), [request(1), request(2, n=1)])
     assert call(capsys, "run", "b.jsonl", "-n", "3", *ENGINE).code == 0, "n of one is the API's default"
 
