@@ -33,8 +33,13 @@ os.environ.setdefault("SYNTHIA_BATCH_REPORT", "false")
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-TAKE_THE_MACHINE = ("tests/engine/", "test_ray_", "test_random_kills", "[ray]", "_in_rays_processes_")
-"""Tests with engines or clusters of their own, of which two cores have room for one at a time."""
+TAKE_THE_MACHINE = tuple(
+    "tests/engine/ test_ray_ test_random_kills [ray] _in_rays_processes_ _under_ray_ _on_a_ray_".split()
+)
+"""Tests with engines or clusters of their own, of which two cores have room for one at a time.
+
+They are told by their names: that is all that the process which hands them out sees of them.
+"""
 
 LONG_FILES = ("tests/faults/", "tests/stores/", "tests/runner/", "tests/cli/", "tests/results/")
 """Their files begin first, so that no long one is left to be waited for at the end."""
@@ -106,6 +111,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if takes_the_machine(item.nodeid):
             item.add_marker(pytest.mark.machine)
+        elif item.get_closest_marker("machine"):
+            raise pytest.UsageError(
+                f"{item.nodeid}: takes the machine, which its name must say: TAKE_THE_MACHINE"
+            )
         if item.path.stem in NEED_AVX512 and lacks_avx512():
             reason = "no AVX512 here: vLLM lacks kernels, and an engine takes over a minute to start"
             item.add_marker(pytest.mark.exhaustive(reason))

@@ -46,14 +46,15 @@ def test_rows_far_apart_are_found_in_several_files(capsys: pytest.CaptureFixture
     assert rows.read(set()) == {}
 
 
-@pytest.mark.parametrize("text", [None, '{"question": "changed, and of another size"}\n'])
+@pytest.mark.parametrize("text", [None, "changed, and of another size", "What is 2?"])
 def test_an_input_that_is_gone_or_changed_has_no_rows(
     text: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_jsonl(Path("q.jsonl"), [{"question": "What is 1?"}])
     assert call(capsys, "run", "q.jsonl", *SCRIPTED).code == 0
+    assert (open_rows().locate(0), open_rows().read({0}).keys()) == ("q.jsonl:1", {0})
     path.unlink()
     if text is not None:
-        path.write_text(text)
+        write_jsonl(path, [{"question": text}])
     rows = open_rows()
     assert (rows.locate(0), rows.read({0})) == (None, {})

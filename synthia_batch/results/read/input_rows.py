@@ -3,9 +3,10 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from synthia_batch.core.digest import open_digest_cache
 from synthia_batch.core.types import ANY_ROW_BYTES, Row
-from synthia_batch.errors import SynthiaBatchError
-from synthia_batch.inputs import Scan, open_files, resolve_inputs
+from synthia_batch.errors import IntegrityError, SynthiaBatchError
+from synthia_batch.inputs import Scan, digest_contents, digest_files, open_files, resolve_inputs
 from synthia_batch.inputs.base import CHECKPOINT_ROWS, Source
 from synthia_batch.inputs.fetch.numbered_rows import NO_COLUMNS, read_drawn
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
@@ -62,7 +63,10 @@ class InputRows:
     def _open(self) -> tuple[Source, Scan]:
         scan = Scan.from_dict(self._plan["scan"], DuplicateIndex.load(self._run_dir.duplicates))
         limit = scan.columns.max_row_bytes if scan.columns.bad_rows == "fail" else ANY_ROW_BYTES
-        files = resolve_inputs(self.paths, makes=False, max_row_bytes=limit, drawn=self._drawn).files
+        found = resolve_inputs(self.paths, makes=False, max_row_bytes=limit, drawn=self._drawn).files
+        files = digest_contents(found, open_digest_cache())
+        if digest_files(files) != self._plan["identity"]["input"]["digest"]:
+            raise IntegrityError(f"{found[0].shown}: the input changed since the run began")
         return open_files(files), scan
 
 
