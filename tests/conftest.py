@@ -33,9 +33,7 @@ os.environ.setdefault("SYNTHIA_BATCH_REPORT", "false")
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-TAKE_THE_MACHINE = tuple(
-    "tests/engine/ test_ray_ test_random_kills [ray] _in_rays_processes_ _under_ray_ _on_a_ray_".split()
-)
+TAKE_THE_MACHINE = ("tests/engine/", "test_random_kills", "_ray_", "[ray]")
 """Tests with engines or clusters of their own, of which two cores have room for one at a time.
 
 They are told by their names: that is all that the process which hands them out sees of them.

@@ -63,7 +63,7 @@ def list_users_of(directory: str) -> set[int]:
     return found
 
 
-def test_the_ray_job_asks_for_a_run_that_this_version_understands() -> None:
+def test_the_rayjob_asks_for_a_run_that_this_version_understands() -> None:
     spec = YAML(typ="safe").load(CLUSTER / "rayjob.yaml")
     assert (spec["apiVersion"], spec["kind"]) == ("ray.io/v1", "RayJob")
     words = spec["spec"]["entrypoint"].split()

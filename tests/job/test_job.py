@@ -96,7 +96,7 @@ def test_a_key_that_wants_text_takes_it_as_it_is_typed(assignment: str, value: A
     assert read_environment({"SYNTHIA_BATCH_SYSTEM": "@sys.txt"}).values == {"system": "@sys.txt"}
 
 
-def test_the_environments_ray_address_goes_before_the_job_files() -> None:
+def test_the_address_in_the_environment_goes_before_the_job_files() -> None:
     layer = read_environment({"RAY_ADDRESS": "ray:1"})
     job_file = Layer(origin="file", values={"input": {"path": "a"}, "pool": {"ray_address": "ray:2"}})
     merged = merge_layers([layer, job_file])

@@ -146,7 +146,7 @@ def test_a_stage_with_another_engine_loads_it_when_the_one_before_has_ended(
     assert "stay loaded" not in done.err
 
 
-def test_engines_in_rays_processes_stay_loaded_too(pipeline: Path, synthia: Command, capsys: Any) -> None:
+def test_engines_in_ray_processes_stay_loaded_too(pipeline: Path, synthia: Command, capsys: Any) -> None:
     pipeline.write_text(FILE.replace("kind: local", "kind: ray"))
     done = synthia("run", "judged.yaml", "--workers", "2", "-o", "out")
     assert done.returncode == 0, done.stderr

@@ -133,7 +133,7 @@ def test_a_process_reads_what_it_and_its_children_printed_since_the_start(tmp_pa
     assert run_with_output_to(tmp_path, log, log) == "of a child\nof this process\n"
 
 
-def test_output_to_two_files_as_ray_has_it_is_read_from_both(tmp_path: Path) -> None:
+def test_output_to_two_files_is_read_from_both(tmp_path: Path) -> None:
     read = run_with_output_to(tmp_path, tmp_path / "w.out", tmp_path / "w.err")
     assert read == "of a child\nof this process\n"
 
