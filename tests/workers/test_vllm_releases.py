@@ -239,10 +239,6 @@ def test_cpu_patches_are_left_out_of_a_release_that_they_were_not_tested_on() ->
 
 def test_what_0_26_lacks_has_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     exceptions: Any = pytest.importorskip("vllm.exceptions")
-    config: Any = pytest.importorskip("vllm.config.model")
     assert compat.client_errors() == (exceptions.VLLMClientError, ValueError)
-    modes = compat.processed_logprobs_modes()
     monkeypatch.delattr(exceptions, "VLLMClientError")
-    monkeypatch.delattr(config, "PROCESSED_LOGPROBS_MODES")
     assert compat.client_errors() == (ValueError,)
-    assert compat.processed_logprobs_modes() == modes

@@ -1,19 +1,13 @@
 """Which columns an input has and how they are used, from the first rows of all its files."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from synthia_batch.core.types import KeptColumn
 from synthia_batch.errors import InputRefused, UsageError
-from synthia_batch.inputs.base import Columns, FileScan, Selection
+from synthia_batch.inputs.base import Columns, Selection
 from synthia_batch.inputs.records.columns import resolve_columns, spell_name
-
-if TYPE_CHECKING:
-    from synthia_batch.inputs.readers.scan import InputScan
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +25,8 @@ class FirstNames:
     needs_prompt: bool = False
 
 
-class FileReader(Protocol):
-    """One file of an input that is scanned."""
+class ColumnReader(Protocol):
+    """One file of an input, as far as its columns are concerned."""
 
     empty_hint: str
 
@@ -45,15 +39,6 @@ class FileReader(Protocol):
 
     def refine(self, columns: Columns) -> Columns:
         """Return `columns`, if they fit the file, with what only its values show."""
-
-    def scan_into(self, input_scan: InputScan) -> FileScan:
-        """Check the file's selected rows, add the results to `input_scan`, and return their positions."""
-
-    def drop_copy(self) -> None:
-        """Remove the file if it is a copy that was made for this scan."""
-
-    def check_kept(self, input_scan: InputScan, kept: Sequence[KeptColumn], rows: int) -> None:
-        """Raise UsageError if a value of the first `rows` rows is not exact in the `kept` types."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +55,10 @@ class Detected:
     shown: str
 
 
-def detect_columns(readers: Sequence[FileReader], selection: Selection) -> Detected:
+def detect_columns(readers: Sequence[ColumnReader], selection: Selection) -> Detected:
     """Return the columns that the first rows of all files lead to; see `Source.detect`."""
     places: dict[str, str] = {}
-    first: FileReader | None = None
+    first: ColumnReader | None = None
     advice = ""
     left = selection.limit
     for reader in readers:

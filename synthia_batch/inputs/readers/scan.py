@@ -5,12 +5,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from synthia_batch.core.types import KeptColumn, Row
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.base import PROGRESS_ROWS, Columns, FileScan, Scan, Selection
-from synthia_batch.inputs.readers.detect import Detected, FileReader, detect_columns
+from synthia_batch.inputs.readers.detect import ColumnReader, Detected, detect_columns
 from synthia_batch.inputs.readers.json_types import KindTracker
 from synthia_batch.inputs.records.columns import TELLING, require_columns, resolve_columns, show_names
 from synthia_batch.inputs.records.faults import FaultList, OtherRequest, RowFault
@@ -194,6 +194,19 @@ class InputScan:
             f"{place}: column {column.name!r} is {here} here and {there} in {by}, and no type holds both "
             "without loss; cast it in one of them, or leave it out of --keep-columns"
         )
+
+
+class FileReader(ColumnReader, Protocol):
+    """One file of an input that is scanned."""
+
+    def scan_into(self, input_scan: InputScan) -> FileScan:
+        """Check the file's selected rows, add the results to `input_scan`, and return their positions."""
+
+    def drop_copy(self) -> None:
+        """Remove the file if it is a copy that was made for this scan."""
+
+    def check_kept(self, input_scan: InputScan, kept: Sequence[KeptColumn], rows: int) -> None:
+        """Raise UsageError if a value of the first `rows` rows is not exact in the `kept` types."""
 
 
 def scan_files(

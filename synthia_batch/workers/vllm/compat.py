@@ -97,11 +97,3 @@ def client_errors() -> tuple[type[Exception], ...]:
     # 0.26 has only its child VLLMValidationError, which is a ValueError there.
     found: type[Exception] | None = getattr(exceptions, "VLLMClientError", None)
     return (ValueError,) if found is None else (found, ValueError)
-
-
-def processed_logprobs_modes() -> tuple[str, ...]:
-    """Return the modes in which log-probabilities are those after top-k and top-p."""
-    from vllm.config import model
-
-    # 0.26 names them only in a type.
-    return tuple(getattr(model, "PROCESSED_LOGPROBS_MODES", ("processed_logits", "processed_logprobs")))

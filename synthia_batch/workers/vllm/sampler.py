@@ -21,10 +21,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from vllm.config.model import PROCESSED_LOGPROBS_MODES
 from vllm.v1.sample.ops import topk_topp_sampler as vllm_sampler
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
-
-from synthia_batch.workers.vllm.compat import processed_logprobs_modes
 
 BLOCK = 64
 """Tokens in a block. Smaller blocks slow down the first pass, larger ones the second."""
@@ -33,7 +32,6 @@ MAX_TOP_TOKENS = 256
 MAX_BLOCKS, MAX_CANDIDATES = 2 * MAX_TOP_TOKENS, 16 * MAX_TOP_TOKENS
 """A row with more blocks to search, or more tokens in them, is left to vLLM: mostly equal logits, which would
 take memory in all rows."""
-_PROCESSED_MODES = frozenset(processed_logprobs_modes())
 MIN_VOCABULARY = MAX_TOP_TOKENS * BLOCK
 """Smaller vocabularies have fewer blocks than the tokens searched for."""
 # SplitMix64 (Steele, Lea, Flood 2014), its constants as signed numbers.
@@ -95,7 +93,7 @@ def can_draw_from_top(
 ) -> bool:
     """Whether top-k or top-p may leave few tokens, and no caller needs the masked `logits`."""
     rows, vocabulary = logits.shape
-    needs_logits = sampler.use_fp64_gumbel or sampler.logprobs_mode in _PROCESSED_MODES
+    needs_logits = sampler.use_fp64_gumbel or sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
     is_limited = k is not None or p is not None
     return is_limited and not needs_logits and rows > 0 and vocabulary >= MIN_VOCABULARY
 
