@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_steps.base import Result, Setting, run
@@ -31,11 +32,15 @@ def check_machine(setting: Setting) -> Result:
             "driver": name_driver(),
             "compiler": shutil.which("gcc") or shutil.which("clang"),
             "nvcc": shutil.which("nvcc"),
-            "doctor": {c["name"]: f"{c['state']}: {c['text']}" for c in found["checks"]}
-            if found
-            else doctor.output,
+            "doctor": _read_checks(found) if found else doctor.output,
         },
     )
     if not setting.is_rehearsal:
         result.must["a GPU is there"] = bool(name_gpus())
     return result
+
+
+def _read_checks(found: Any) -> dict[str, str]:
+    """Return what `doctor` said by check, without the home directory's name, which is nobody else's."""
+    texts = {check["name"]: f"{check['state']}: {check['text']}" for check in found["checks"]}
+    return {name: text.replace(f"{Path.home()}/", "~/") for name, text in texts.items()}
