@@ -266,9 +266,9 @@ class _Selection:
         return ShardPublished(
             shard=shard.number,
             finished=total.finished,
-            failed=counts.failed,
+            failed=counts.codes.total(),
             truncated=total.truncated,
-            failures=dict(counts.failures_by_count),
+            failures=dict(counts.codes_by_count),
         )
 
 

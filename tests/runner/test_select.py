@@ -16,6 +16,7 @@ import pytest
 from conftest import write_jsonl
 from inside import Killed, call, dying_at
 
+from synthia_batch import open_run
 from synthia_batch.core.digest import digest_json
 from synthia_batch.errors import IdentityMismatch, NothingSelected, UsageError
 from synthia_batch.inputs.records.expressions import (
@@ -229,6 +230,7 @@ def test_the_directory_is_a_run_that_the_other_commands_take(answers: Path, caps
     why = "not_selected: not the best of its row: q.completion_tokens (id r1"
     assert f"q.jsonl: row_index 1: {why}" in listed.out
     assert "select from that again" in listed.err
+    assert "failed: 3, not selected: 3, by code:" in listed.err
     assert len(call(capsys, "export", "kept", "--to", "messages").out.splitlines()) == 6
     refused = call(capsys, "retry", "kept")
     assert refused.code == 2
@@ -240,6 +242,24 @@ def test_the_directory_is_a_run_that_the_other_commands_take(answers: Path, caps
     asked = call(capsys, "run", "kept", *ENGINE, "--prompt-template", "ask.j2", "-o", "judged")
     assert asked.code == 0, asked.err
     assert len(read(Path("judged"))) == 6
+
+
+def test_what_is_not_selected_counts_nowhere_as_failed(answers: Path, capsys: Any) -> None:
+    select(answers, best="q.completion_tokens")
+    expected = {"failed": 3, "not_selected": 3, "failures": {"scripted_failure": 3}}
+    told = json.loads(call(capsys, "report", "kept", "--json").out)
+    assert {key: told[key] for key in expected} == expected
+    numbers = open_run("kept").statistics().to_dict()
+    assert {key: numbers[key] for key in expected} == expected
+    assert numbers["missing"] == 0
+    assert call(capsys, "report", "kept").code == 0
+    page = Path("kept/report.html").read_text()
+    assert "<b>3</b><span>failed</span>" in page
+    assert "<b>3</b><span>not selected</span>" in page
+    assert ">Failed 3</a>" in page
+    assert ">Not selected 3</a>" in page
+    assert page.count(">not_selected<") == 3, "in the tab alone, not in the table of failures"
+    assert "retry" not in page
 
 
 def test_the_best_answers_of_a_row_are_found_by_what_a_later_run_says_of_them(

@@ -63,9 +63,11 @@ def _describe(sample: "FailedSample") -> str:
 def _summarize(shown: str, run: "Path", code: str | None, counts: Counter[str], *, is_outdated: bool) -> str:
     if not counts:
         return f"{shown}: no sample has failed"
+    from synthia_batch.job.select import NOT_SELECTED
     from synthia_batch.results.read.failures import advise_on_failures, asks_nothing
 
-    lines = [f"failed: {counts.total():,}, by code:"]
+    dropped = f", not selected: {counts[NOT_SELECTED]:,}" if counts[NOT_SELECTED] else ""
+    lines = [f"failed: {counts.total() - counts[NOT_SELECTED]:,}{dropped}, by code:"]
     lines += [f"  {name:<24} {count:>9,}" for name, count in counts.most_common()]
     if code is not None and code not in counts:
         lines.append(f"none with the code {code}")

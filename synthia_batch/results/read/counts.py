@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthia_batch.core.counts import CUT_OFF
+from synthia_batch.job.select import NOT_SELECTED
 from synthia_batch.storage.parts.columns import PartCodes, PartNumbers
 
 QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95}
@@ -107,7 +108,7 @@ class SystemCounts:
 
 @dataclass(slots=True)
 class RunCounts:
-    """Counts of a run. `groups` are keyed by the column `system`, `failures` by code.
+    """Counts of a run. `groups` are keyed by the column `system`, `codes`, of what is in failed/, by code.
 
     `max_tokens` is the limit of an answer, None if rows have their own: it is then unknown which answers
     were cut off by the context.
@@ -115,7 +116,7 @@ class RunCounts:
 
     max_tokens: int | None
     groups: dict[str, SystemCounts] = field(default_factory=dict)
-    failures: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
 
     def add_finished(self, numbers: PartNumbers) -> None:
         is_cut = np.array([reason == CUT_OFF for reason in numbers.reasons], dtype=bool)
@@ -132,7 +133,7 @@ class RunCounts:
 
     def add_failed(self, codes: PartCodes) -> None:
         counts = np.bincount(codes.code, minlength=len(codes.codes))
-        self.failures += Counter(dict(zip(codes.codes, counts.tolist(), strict=True)))
+        self.codes += Counter(dict(zip(codes.codes, counts.tolist(), strict=True)))
 
     @property
     def total(self) -> SystemCounts:
@@ -142,13 +143,23 @@ class RunCounts:
         return total
 
     @property
-    def failed(self) -> int:
-        return self.failures.total()
+    def not_selected(self) -> int:
+        """Number of samples that a selection does not keep, which is no failure."""
+        return self.codes[NOT_SELECTED]
 
     @property
-    def failures_by_count(self) -> Mapping[str, int]:
-        """Failures by code, most common first; codes with equal counts by name."""
-        return dict(sorted(self.failures.items(), key=lambda pair: (-pair[1], pair[0])))
+    def failed(self) -> int:
+        return self.codes.total() - self.not_selected
+
+    @property
+    def codes_by_count(self) -> Mapping[str, int]:
+        """The codes, most common first; those with equal counts by name."""
+        return dict(sorted(self.codes.items(), key=lambda pair: (-pair[1], pair[0])))
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """Failures by code, most common first."""
+        return {code: count for code, count in self.codes_by_count.items() if code != NOT_SELECTED}
 
 
 def find_limit(identity: Mapping[str, Any]) -> int | None:

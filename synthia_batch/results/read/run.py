@@ -30,7 +30,7 @@ _BATCH_ROWS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatistics:
-    """Counts of a run. `samples` is the planned total; `finished` and `failed` have ended.
+    """Counts of a run. `samples` is the planned total; `finished`, `failed` and `not_selected` have ended.
 
     `failures` counts failed samples by code, `finish_reasons` finished samples by finish reason, most
     common first. Tokens are sums over the finished samples.
@@ -39,6 +39,7 @@ class RunStatistics:
     samples: int
     finished: int
     failed: int
+    not_selected: int
     failures: Mapping[str, int]
     finish_reasons: Mapping[str, int]
     prompt_tokens: int
@@ -47,7 +48,7 @@ class RunStatistics:
     @property
     def missing(self) -> int:
         """Number of samples still to be generated."""
-        return self.samples - self.finished - self.failed
+        return self.samples - self.finished - self.failed - self.not_selected
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-serializable values."""
@@ -123,7 +124,8 @@ class Run:
             samples=facts.shards[-1].stop,
             finished=total.finished,
             failed=counts.failed,
-            failures=counts.failures_by_count,
+            not_selected=counts.not_selected,
+            failures=counts.failures,
             finish_reasons=dict(total.reasons.most_common()),
             prompt_tokens=total.prompts.tokens,
             completion_tokens=total.answers.tokens,

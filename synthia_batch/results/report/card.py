@@ -164,10 +164,10 @@ def _describe_statistics(facts: CardFacts, counts: RunCounts) -> Iterator[str]:
             yield _describe_group("all", whole)
         reasons = ", ".join(f"{_code(name)} {count:,}" for name, count in sorted(whole.reasons.items()))
         yield from ("", f"The answers' lengths are in tokens. They ended by: {reasons}.")
-    if counts.failures:
-        failures = ", ".join(f"{_code(code)} {count:,}" for code, count in counts.failures_by_count.items())
+    if counts.codes:
+        codes = ", ".join(f"{_code(code)} {count:,}" for code, count in counts.codes_by_count.items())
         what = "was not kept" if "select" in facts.identity else "could not be made"
-        yield from ("", f"What {what}, by code: {failures}.")
+        yield from ("", f"What {what}, by code: {codes}.")
 
 
 def _describe_group(name: str, group: SystemCounts) -> str:

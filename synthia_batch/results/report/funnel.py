@@ -130,7 +130,7 @@ def _count_endings(facts: RunFacts, shards: Sequence[ShardSamples]) -> Counter[t
             part = read_part(facts.run_dir.failed_part(samples.shard), ("code", "message"))
             for code, message in zip(*(column.to_pylist() for column in part.columns), strict=True):
                 ended[code, _name_reason(message) if code == NOT_SELECTED else ""] += 1
-    return ended + Counter({(code, ""): count for code, count in counts.failures.items()})
+    return ended + Counter({(code, ""): count for code, count in counts.codes.items()})
 
 
 def _name_reason(message: str) -> str:

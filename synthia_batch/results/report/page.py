@@ -184,7 +184,8 @@ def _percent(part: float, whole: float) -> float:
 def _list_systems(report: Report) -> list[dict[str, Any]]:
     expected = report.head.samples // len(report.head.systems)
     # Rows may have their own system message: the expected number is then unknown.
-    is_known = report.head.state == "complete" and set(report.counts.groups) <= set(report.head.systems)
+    has_all = report.head.state == "complete" and not report.counts.not_selected
+    is_known = has_all and set(report.counts.groups) <= set(report.head.systems)
     lines = []
     for name, group in sorted(report.counts.groups.items()):
         read = report.texts.read_by_group.get(name, 0)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from synthia_batch.errors import IntegrityError
+from synthia_batch.job.select import NOT_SELECTED
 from synthia_batch.results.read.counts import RunCounts, find_limit
 from synthia_batch.results.read.history import AttemptSummary, RunHistory, list_attempts, read_history
 from synthia_batch.results.read.input_rows import InputRows
@@ -55,11 +56,12 @@ class RunHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunExamples:
-    """The samples of a report: finished ones by kind, failed ones by code, rows side by side."""
+    """The samples of a report: finished ones by kind, failed ones by code, and rows side by side."""
 
     kinds: Mapping[str, Sequence[ReportSample]]
     flagged: Sequence[ReportSample]
     failures: Mapping[str, Sequence[ReportFailure]]
+    not_selected: Sequence[ReportFailure]
     side_by_side: Sequence[SideBySide]
 
 
@@ -111,7 +113,8 @@ class Report(RunNumbers):
             "rows": head.rows,
             "samples": head.samples,
             "failed": self.counts.failed,
-            "failures": dict(self.counts.failures_by_count),
+            "not_selected": self.counts.not_selected,
+            "failures": dict(self.counts.failures),
             **whole.to_dict(),
             "prompt_histogram": asdict(self.prompt_bins),
             "completion_histogram": asdict(self.answer_bins),
@@ -215,10 +218,12 @@ def _find_writer(facts: RunFacts, shards: Sequence[ShardSamples]) -> str:
 def _fetch_examples(
     fetcher: SampleFetcher, selection: ReportSelection, texts: AnswerTexts, *, has_several: bool
 ) -> RunExamples:
+    failures = fetcher.fetch_failures()
     return RunExamples(
         kinds={kind: fetcher.fetch(chosen) for kind, chosen in selection.kinds.items()},
         flagged=[sample for mark, chosen in texts.examples.items() for sample in fetcher.fetch(chosen, mark)],
-        failures=fetcher.fetch_failures(),
+        not_selected=failures.pop(NOT_SELECTED, []),
+        failures=failures,
         side_by_side=fetcher.compare(selection.rows) if has_several else [],
     )
 

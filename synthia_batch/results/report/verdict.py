@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from synthia_batch.job.select import NOT_SELECTED
 from synthia_batch.results.report.summary import Report, RunHead
 
 Level = Literal["good", "note", "warn", "bad"]
@@ -51,8 +50,7 @@ def format_share(part: int, whole: int) -> str:
 
 def _describe_state(report: Report) -> Sentence:
     head, finished = report.head, report.counts.total.finished
-    failed = sum(_list_failures(report).values())
-    dropped = report.counts.failed - failed
+    failed, dropped = report.counts.failed, report.counts.not_selected
     done = f"{finished:,} of {head.samples:,} samples are finished"
     if dropped:
         done += f", {dropped:,} not selected"
@@ -100,23 +98,18 @@ def _format_length(tokens: int | None) -> str:
 
 
 def _describe_failures(report: Report) -> Iterator[Sentence]:
-    failures = _list_failures(report)
+    failures = report.counts.failures
     if failures:
         named = ", ".join(f"{code} {number:,}" for code, number in list(failures.items())[:3])
         more = f" and {len(failures) - 3} other codes" if len(failures) > 3 else ""
-        total = sum(failures.values())
-        ended = report.counts.failed + report.counts.total.finished
+        total, dropped = report.counts.failed, report.counts.not_selected
+        ended = total + dropped + report.counts.total.finished
         yield Sentence(
             level="bad" if total > ended / 2 else "warn",
             text=f"{_count(total, ended, 'samples')} failed: {named}{more}. "
             "What helps: synthia-batch failed DIR.",
             samples="panel-failed",
         )
-
-
-def _list_failures(report: Report) -> dict[str, int]:
-    """Return the failed samples by code, most common first, without those that a selection drops."""
-    return {code: n for code, n in report.counts.failures_by_count.items() if code != NOT_SELECTED}
 
 
 def _describe_texts(report: Report) -> Iterator[Sentence]:
