@@ -27,7 +27,8 @@ def show_picture(result: "RunResult") -> None:
     symbols = UNICODE if _can_encode(UNICODE.levels, stream.encoding) else ASCII
     try:
         lines = draw_picture(read_run_numbers(result.directory), measure_width(stream) or 0, symbols)
-    except Exception as exc:
+    # Ctrl-C too: the run has ended, and its exit code says how.
+    except (Exception, KeyboardInterrupt) as exc:
         _log.debug(f"no picture of the run: {exc}")
         return
     if lines:

@@ -65,7 +65,6 @@ def retry_failed(
     with lock_pipeline(job.output), follow_run(job, events) as report_end:
         result = _reopen_and_run(job, choice, display, events, force=force)
         if result.run is not None:
-            _renew_pipeline_report(job.output)
             report_end(result.run.ending)
         return result
 
@@ -82,7 +81,7 @@ def _reopen_and_run(
         if not chosen and is_complete:
             session.complete_mirror()  # That retry may not have come so far.
             return RetryResult(directory=job.output, chosen=0, run=None)
-        with _rollback(session):
+        with _renew_pipeline_report(job.output), _rollback(session):
             # Of an interrupted run the failed samples alone: the others are for the run to generate. In a run
             # of which all was published before, others are missing after a killed retry: this completes it.
             is_interrupted = not is_complete and not session.was_published
@@ -92,12 +91,21 @@ def _reopen_and_run(
     return RetryResult(directory=job.output, chosen=chosen, run=result, mended=failed - result.failed)
 
 
-def _renew_pipeline_report(run: Path) -> None:
-    """Write the report anew of the pipeline that `run` is a stage of, if it has one: it was of before."""
+@contextmanager
+def _renew_pipeline_report(run: Path) -> Iterator[None]:
+    """Remove the report of the pipeline of which `run` is a stage, and write it anew after the block.
+
+    A retry that is killed leaves none, rather than one of the state before.
+    """
     pipeline = find_pipeline(run)
-    if pipeline is not None and pipeline.report.exists():
+    had_report = pipeline is not None and pipeline.report.exists()
+    if pipeline is not None and had_report:
         remove_file(pipeline.report)
-        try_report(pipeline.root)
+    try:
+        yield
+    finally:
+        if pipeline is not None and had_report:
+            try_report(pipeline.root)
 
 
 @contextmanager

@@ -113,9 +113,11 @@ def select_samples(
     dropped = {name: count for name, count in decisions.count().items() if name != "kept"}
     if not decisions.kept:
         steps = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in dropped.items())
-        first = "".join(f"; first: {fault}" for fault in list(decisions.faults.values())[:1])
+        found = [f"first: {fault}" for fault in list(decisions.faults.values())[:1]]
+        found += selector.describe_values(lambda columns: _iterate_finished(facts, columns))
         raise NothingSelected(
-            f"{source}: none of its {len(decisions.verdicts)} samples is kept: {steps}{first}"
+            f"{source}: none of its {len(decisions.verdicts)} samples is kept: {'; '.join([steps, *found])}\n"
+            "  change what is selected and run the command again: runs that are complete stay as they are"
         )
     plan = {**plan, "scan": _add_kept(plan["scan"], decisions.added)}
     named = _name_source(facts, source, None if called is None else within)

@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
-from inside import call
+from inside import Killed, call, dying_at
 
 FILE = """\
 name: judged
@@ -58,6 +59,9 @@ def test_a_pipeline_that_ended_in_order_is_incomplete_and_says_what_is_not_begun
     play(capsys, "--until", "judge")
     told = call(capsys, "status", "out").out.splitlines()
     assert told[0] == "out  incomplete, stages answer, judge: complete; keep: not begun"
+    verified = call(capsys, "verify", "out")
+    assert (verified.code, verified.out.splitlines()[-1]) == (0, "stage keep: not begun")
+    assert json.loads(call(capsys, "verify", "out", "--json").out)["not_begun"] == ["keep"]
     assert told[-1] == "next      run the pipeline again"
     assert json.loads(call(capsys, "status", "out", "--json").out)["state"] == "incomplete"
     watched = call(capsys, "status", "out", "--watch")
@@ -138,6 +142,25 @@ def test_a_retry_of_a_stage_writes_the_report_of_the_pipeline_anew(pipeline: Pat
     assert "Complete: " in page.read_text()
     Path("mended").touch()
     assert call(capsys, "retry", str(made["answer"]), "-q").code == 0
+    assert "Not complete: judge, keep to be made." in page.read_text()
+
+
+def test_a_retry_that_is_killed_leaves_no_report_of_the_state_before(pipeline: Path, capsys: Any) -> None:
+    pipeline.write_text(FAILING)
+    made, page = play(capsys, "--set", "report=true"), Path("out/report.html")
+    Path("mended").touch()
+    shutil.copytree("out", "before")
+    for number in count(1):
+        shutil.rmtree("out")
+        shutil.copytree("before", "out", symlinks=True)
+        try:
+            with dying_at(number):
+                assert call(capsys, "retry", str(made["answer"]), "-q").code == 0
+            break
+        except Killed:
+            is_as_before = (made["answer"] / "manifest.json").exists()
+            assert is_as_before or not page.exists(), number
+    assert number > 10
     assert "Not complete: judge, keep to be made." in page.read_text()
 
 

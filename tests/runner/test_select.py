@@ -107,9 +107,19 @@ def test_the_best_of_each_row_stay_and_of_equal_ones_the_earlier(answers: Path) 
         next(row for row in before if row["id"] == one) for one in dict.fromkeys(row["id"] for row in before)
     ]
     assert select(answers, "both", best="q.completion_tokens", top=2) == before
-    with pytest.raises(NothingSelected, match=r"none of its 9 samples is kept: no score 9"):
+    with pytest.raises(
+        NothingSelected, match=r"none of its 9 samples is kept: no score 9\n.*again: runs that are"
+    ):
         select(answers, "none", best="q.json.score")
     assert not Path("none").exists()
+
+
+def test_what_keeps_nothing_says_which_values_there_are(answers: Path) -> None:
+    tokens = [row["completion_tokens"] for row in read(answers)]
+    with pytest.raises(NothingSelected) as found:
+        select(answers, "none", where="(q.completion_tokens >= 1e3) and q.json.score > 7 and topic == 'x'")
+    said = f"where 9; q.completion_tokens is {min(tokens)} to {max(tokens)}; q.json.score is no number\n"
+    assert said in str(found.value)
 
 
 def test_of_equal_values_the_first_of_the_whole_run_stays(answers: Path) -> None:

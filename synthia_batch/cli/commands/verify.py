@@ -78,8 +78,10 @@ def verify(
             found = _verify_all(place, stages, directory, display.show, rows)
             damaged = any(one.findings for one in found)
             told = [one.to_dict() for one in found]
-            as_object = {"directory": directory, "stages": told} if stages is not None else told[0]
-            text = encode_json(as_object) if as_json else "\n".join(map(_describe, found))
+            ahead = [stage.name for stage in stages or () if stage.run is None and stage.lost is None]
+            of_pipeline = {"directory": directory, "stages": told, "not_begun": ahead}
+            lines = [*map(_describe, found), *(f"stage {name}: not begun" for name in ahead)]
+            text = encode_json(told[0] if stages is None else of_pipeline) if as_json else "\n".join(lines)
     show(text)
     raise typer.Exit(EXIT_DAMAGED if damaged else 0)
 

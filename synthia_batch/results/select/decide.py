@@ -5,6 +5,7 @@ text.
 """
 
 import math
+import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.expressions import (
     ID,
     Expression,
@@ -29,6 +31,7 @@ from synthia_batch.results.select.names import PLACE, ROW_INDEX, add_combined, c
 from synthia_batch.results.select.near import SIGNATURE_BYTES, check_library, find_near
 from synthia_batch.results.select.verdicts import Decisions, Verdict
 
+_COMPARED = re.compile(r"\(*(.+?)\s*[<>]=?\s*[-+\d.e]+\)*")
 ReadSamples = Callable[[tuple[str, ...]], Iterable[Mapping[str, Any]]]
 """Returns the finished samples of a run in their order, with these columns."""
 
@@ -134,6 +137,23 @@ class Selector:
             draws = np.frombuffer(noted.draws, np.uint64)[kept]
             verdicts[kept[np.argsort(draws, kind="stable")[self._select.sample :]]] = Verdict.NOT_DRAWN
         return decisions
+
+    def describe_values(self, read: ReadSamples) -> list[str]:
+        """Return the lowest and highest value of each expression that `where` compares with a number."""
+        clauses = re.split(r"\s+(?:and|or)\s+", self._select.where or "")
+        texts = [found[1] for clause in clauses if (found := _COMPARED.fullmatch(clause.strip()))]
+        lines = []
+        for text in dict.fromkeys(texts):
+            try:
+                expression = Expression("where", text, self.names)
+                found = (read_number(expression.evaluate(one)) for one in read(expression.columns))
+                values = np.fromiter(found, np.float64)
+            except (UsageError, ExpressionFailed, KeyError):
+                continue  # By itself it is no expression, or it is of a combined value.
+            values = values[~np.isnan(values)]
+            told = f"{values.min():g} to {values.max():g}" if len(values) else "no number"
+            lines.append(f"{text} is {told}")
+        return lines
 
     @property
     def _digest_bytes(self) -> int:
