@@ -1,12 +1,14 @@
 """Failed samples: told as they come, listed, counted, and reasons to end early."""
 
 import json
+import shlex
 import signal
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from conftest import Command, command_of, make_environment, read_bytes_of_data, write_jsonl
 from inside import call
@@ -60,7 +62,8 @@ def test_a_complete_run_lists_what_failed_with_its_place(
         "  scripted_failure                 5",
         "fix the cause, then retry them: synthia-batch retry out --code scripted_failure",
         "too long in this run, whose settings stay as they are; run those rows by themselves: "
-        "synthia-batch run out/failed --set model.max_model_len=TOKENS",
+        "synthia-batch run out/failed --set engine.kind=scripted --set engine.fail_every=60 "
+        "--set pool.kind=local --set model.max_model_len=TOKENS",
     ]
 
 
@@ -252,18 +255,29 @@ def test_the_advice_is_a_way_that_can_help() -> None:
     (bad,) = advise_on_failures("out", ["bad_row", "prompt_empty"])
     assert "in a file of their own" in bad
     (flagged,) = advise_on_failures("out", ["flagged_empty"])
-    assert flagged.endswith("synthia-batch run out/failed --seed 1")
+    assert flagged.endswith("synthia-batch run out/failed --set seed=1")
+    settings = {"model.name": "demo", "seed": 7, "sampling.stop": ["a b"]}
+    (flagged,) = advise_on_failures("out", ["flagged_empty"], settings)
+    assert flagged.endswith("out/failed --set model.name=demo --set 'sampling.stop=[\"a b\"]' --set seed=1")
     several = advise_on_failures("out", ["engine_error", "prompt_too_long", "engine_crash"])
     assert several[0] == "fix the cause, then retry them: synthia-batch retry out"
     assert len(several) == 2
 
 
 def test_rows_that_were_too_long_are_run_by_themselves_as_advised(synthia: Command, tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "q.jsonl", [{"question": "short"}, {"question": "long " * 60}])
-    job = ("--engine", "scripted", "--pool", "local")
-    assert synthia("run", "q.jsonl", *job, "--set", "model.max_model_len=200", "-o", "out").returncode == 0
+    rows = [{"name": "short one", "question": "short"}, {"name": "long one", "question": "long " * 60}]
+    write_jsonl(tmp_path / "q.jsonl", rows)
+    job = ("--engine", "scripted", "--pool", "local", "--preset", "synthia-7b", "--top-k", "7")
+    own = ("-s", "text:Answer in French.", "--id-column", "name", "--set", "model.max_model_len=200")
+    assert synthia("run", "q.jsonl", *job, *own, "-o", "out").returncode == 0
     told = synthia("failed", "out")
     assert "retry" not in told.stderr
-    assert "synthia-batch run out/failed --set model.max_model_len=TOKENS" in told.stderr
-    done = synthia("run", "out/failed", *job, "--set", "model.max_model_len=4K", "-o", "rest")
+    advised = told.stderr.splitlines()[-1].partition("by themselves: ")[2]
+    words = shlex.split(advised.replace("TOKENS", "4K"))
+    assert words[:3] == ["synthia-batch", "run", "out/failed"]
+    done = synthia(*words[1:], "-o", "rest")
     assert "complete: 1 of 1 samples finished" in done.stderr
+    (row,) = pq.read_table(tmp_path / "rest/data").to_pylist()
+    assert (row["id"], row["messages"][0]["content"]) == ("long one", "Answer in French.")
+    plan = json.loads((tmp_path / "rest/.synthia/plan.json").read_text())
+    assert plan["identity"]["sampling"]["top_k"] == 7

@@ -4,16 +4,19 @@ The input is read only for the lines and ids of rows that failed in unpublished 
 """
 
 import glob
+import json
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from synthia_batch.core.types import Failed, Shard
 from synthia_batch.errors import IntegrityError
 from synthia_batch.inputs.fetch.cache import is_copy
+from synthia_batch.job.dotted import flatten
 from synthia_batch.job.select import ACCEPT_FAILED, EXPRESSION_FAILED, NOT_ACCEPTED, NOT_SELECTED
 from synthia_batch.results.quality.flags import CODE_PREFIX
 from synthia_batch.results.read.input_rows import InputRows
@@ -24,11 +27,16 @@ from synthia_batch.storage.parts.columns import read_part
 from synthia_batch.storage.parts.schema import FAILED_NAMES
 from synthia_batch.storage.plan_file import require_plan
 from synthia_batch.storage.recovery import Published, ShardState
+from synthia_batch.storage.saved_job import read_job
 
 _BAD_ROWS = frozenset({"bad_row", "prompt_empty", "prompt_not_expressible", "adapter_unknown"})
 """Codes whose cause is in the row itself."""
 _BY_IDENTITY = frozenset({"prompt_too_long", "context_overflow"})
 """Codes whose cause is a setting of the run's identity: a retry, which keeps that, fails again."""
+_OF_ROWS = frozenset(
+    {"input", "output", "store", "name", "system", "replace_system", "num_samples", "report"}
+)
+"""Keys of a job that say what its rows are, or where its output goes, and how it is told of."""
 SELECT_CODES = frozenset({NOT_SELECTED, EXPRESSION_FAILED})
 ACCEPT_CODES = frozenset({NOT_ACCEPTED, ACCEPT_FAILED})
 COMMONEST = 3
@@ -95,25 +103,38 @@ def find_reasons(directory: Path) -> list[FailureReason]:
     ]
 
 
-def asks_nothing(directory: Path) -> bool:
-    """Return whether the model writes the questions of the run in `directory`: its rows have none.
+def list_settings(directory: Path) -> dict[str, Any]:
+    """Return the dotted keys with which a run of the rows in failed/ is like the run in `directory`.
+
+    These rows are whole conversations, a sample each, with their system messages.
 
     Raises:
         UsageError: `directory` is not a run directory.
+        IntegrityError: Its saved job was altered.
     """
-    columns = require_plan(RunDir(directory))["identity"]["input"]["columns"]
-    return bool(columns.get("generate_role") == "user")
+    run_dir = RunDir(directory)
+    identity = require_plan(run_dir)["identity"]
+    saved = read_job(run_dir.job, directory)
+    values = (
+        flatten({key: value for key, value in saved.values.items() if key not in _OF_ROWS}) if saved else {}
+    )
+    if identity["num_samples"] == len(identity["system"]) == 1:  # An id stands there once.
+        values["input.id_column"] = "id"
+    if identity["input"]["columns"].get("generate_role") == "user":
+        values["input.generate_role"] = "user"
+    return values | ({"system": "none"} if "preset" in values else {})
 
 
-def advise_on_failures(place: str, codes: Collection[str], *, asks_nothing: bool = False) -> list[str]:
+def advise_on_failures(
+    place: str, codes: Collection[str], settings: Mapping[str, Any] = MappingProxyType({})
+) -> list[str]:
     """Return what helps against failures with these codes: the one place that says it.
 
     A run keeps its identity, so that every sample of a dataset was made alike. What only other settings or
-    other rows can change is a run of its own, of the failed rows alone. It needs to be told if the run
-    `asks_nothing`.
+    other rows can change is a run of its own, of the failed rows alone, with the `settings` of this one: see
+    `list_settings`.
     """
-    here, rows = shlex.quote(place), shlex.quote(place.rstrip("/") + "/failed")
-    rows += " --set input.generate_role=user" if asks_nothing else ""
+    here, rows = shlex.quote(place), place.rstrip("/") + "/failed"
     flagged = [code for code in codes if code.startswith(CODE_PREFIX)]
     by_row = _BAD_ROWS | _BY_IDENTITY | ACCEPT_CODES
     again = [code for code in codes if code not in by_row and code not in flagged]
@@ -126,7 +147,7 @@ def advise_on_failures(place: str, codes: Collection[str], *, asks_nothing: bool
     if _BY_IDENTITY.intersection(codes):
         lines.append(
             "too long in this run, whose settings stay as they are; run those rows by themselves: "
-            f"synthia-batch run {rows} --set model.max_model_len=TOKENS"
+            + _spell_run(rows, settings, "model.max_model_len", "TOKENS")
         )
     if _BAD_ROWS.intersection(codes):
         lines.append("bad rows fail again: correct them in a file of their own, and run that")
@@ -138,9 +159,18 @@ def advise_on_failures(place: str, codes: Collection[str], *, asks_nothing: bool
     if flagged:
         lines.append(
             "flagged answers come out the same again: run those rows by themselves with another --seed: "
-            f"synthia-batch run {rows} --seed 1"
+            + _spell_run(rows, settings, "seed", 1)
         )
     return lines
+
+
+def _spell_run(rows: str, settings: Mapping[str, Any], key: str, value: Any) -> str:
+    """Return the command that runs `rows` with the `settings`, but another `value` of `key`."""
+    changed = {name: said for name, said in settings.items() if name != key} | {key: value}
+    words = (
+        f"{name}={said if isinstance(said, str) else json.dumps(said)}" for name, said in changed.items()
+    )
+    return shlex.join(["synthia-batch", "run", rows, *(part for word in words for part in ("--set", word))])
 
 
 class _Reader:

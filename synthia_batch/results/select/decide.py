@@ -146,8 +146,8 @@ class Selector:
         for text in dict.fromkeys(texts):
             try:
                 expression = Expression("where", text, self.names)
-                found = (read_number(expression.evaluate(one)) for one in read(expression.columns))
-                values = np.fromiter(found, np.float64)
+                samples = read(expression.columns)
+                values = np.fromiter(map(read_number, map(expression.evaluate, samples)), np.float64)
             except (UsageError, ExpressionFailed, KeyError):
                 continue  # By itself it is no expression, or it is of a combined value.
             values = values[~np.isnan(values)]
