@@ -148,6 +148,21 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator["WarmProcess"]:
         yield process
 
 
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The embedded model in this user's cache, which takes twenty seconds to prepare in another."""
+    from synthia_batch.models.demo import prepare_demo_model
+
+    return prepare_demo_model(lambda stage, done, total: None)
+
+
+def share_demo_model(model: Path, cache: Path) -> None:
+    """Have the cache directory `cache`, of a test alone, hold the embedded `model` as well."""
+    target = cache / "synthia-batch" / "models" / model.name
+    target.parent.mkdir(parents=True)
+    target.symlink_to(model)
+
+
 @pytest.fixture
 def synthia(request: pytest.FixtureRequest, tmp_path: Path) -> Command:
     """Run the command line in `tmp_path`, as a user would; returns what it printed and its exit code.

@@ -414,6 +414,7 @@ def read_peak_memory(path: Path, rows: int) -> int:
     return peak_mib
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_file(write: Write) -> None:
     # 88 and 250 MiB of prompts, in row groups of 44 MiB.
     small, large = (

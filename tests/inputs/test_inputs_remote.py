@@ -151,6 +151,7 @@ def test_a_download_that_breaks_is_taken_up_and_whole_in_the_end(
     assert kept.read_bytes() == TEXT
 
 
+@pytest.mark.long
 def test_a_download_that_never_comes_whole_is_no_copy(synthia: Command, tmp_path: Path, web: Web) -> None:
     web.faults = [("", 0), *[("break", 0)] * 20]
     done = synthia("validate", f"{web.url}/q.jsonl", *ENGINE[:-3])

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, Command, write_jsonl
+from conftest import ROOT, Command, share_demo_model, write_jsonl
 from inside import call
 
 from synthia_batch.core.types import Message
@@ -613,7 +613,10 @@ def test_a_template_reads_just_the_columns_that_it_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["b.jsonl", "t.jsonl", "a.jsonl"])
-def test_init_drafts_a_job_of_every_shape(synthia: Command, tmp_path: Path, name: str) -> None:
+def test_init_drafts_a_job_of_every_shape(
+    synthia: Command, tmp_path: Path, demo_model: Path, name: str
+) -> None:
+    share_demo_model(demo_model, tmp_path / "cache")
     shutil.copy(EXAMPLE, tmp_path / "b.jsonl")
     write_jsonl(tmp_path / "t.jsonl", [{"conversations": TALK}])
     write_jsonl(tmp_path / "a.jsonl", [{"instruction": "Add.", "input": "1", "output": "o"}])

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_jsonl
+from conftest import share_demo_model, write_jsonl
 from inside import call
 
 from synthia_batch import Job
@@ -255,7 +255,8 @@ def test_the_prompt_ends_where_the_user_begins(prompt_format: Any, prompt: str) 
     assert prompt_format.write([Message("system", "Be kind."), Message("user", "")]) == prompt
 
 
-def test_reasoning_is_no_users_message(job: Path, capsys: Any) -> None:
+def test_reasoning_is_no_users_message(job: Path, demo_model: Path, capsys: Any) -> None:
+    share_demo_model(demo_model, job.parent / "cache")
     Path("think.j2").write_text(QWEN.replace("assistant\n{%", "assistant\n<think>\n{%") + "{# </think> #}")
     flags = ("--model", "demo", "--chat-template", "think.j2", "--set", "input.generate_role=user")
     done = call(capsys, "plan", "rows://5", *flags)
