@@ -39,7 +39,9 @@ TAKE_THE_MACHINE = ("tests/engine/", "test_random_kills", "_ray_", "[ray]")
 They are told by their names: that is all that the process which hands them out sees of them.
 """
 
-LONG_FILES = ("tests/faults/", "tests/stores/", "tests/runner/", "tests/cli/", "tests/results/")
+LONG_FILES = tuple(
+    f"tests/{name}/" for name in ("faults", "stores", "simulation", "runner", "cli", "results")
+)
 """Their files begin first, so that no long one is left to be waited for at the end."""
 
 NEED_AVX512 = {
