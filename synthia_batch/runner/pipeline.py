@@ -49,6 +49,7 @@ from synthia_batch.runner.pipeline_check import (
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.runner.run import run_resolved_job
 from synthia_batch.runner.selection import SelectResult, select_samples
+from synthia_batch.runner.take_over import find_earlier
 from synthia_batch.storage.atomic import make_directory
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.lock import RunLock
@@ -193,7 +194,8 @@ def run_pipeline(
                     raise refuse_stage(str(only), stage.name)
                 noted.note_run(number, place.name)  # Before it begins: `status` shows how far it is.
                 job = dataclasses.replace(job, output=place)
-                result = run_resolved_job(job, make_display(), force=force, engines=engines)
+                before = find_earlier(stage.name, job)
+                result = run_resolved_job(job, make_display(), force=force, engines=engines, earlier=before)
             noted.note_run(number, result.directory.name)
             if isinstance(result, SelectResult) or result.is_complete:
                 noted.note_made(number)

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from synthia_batch.core.console import Display
 from synthia_batch.core.events import EventBus
@@ -30,6 +31,7 @@ from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.runner.resolve.engine_spec import describe_job_cost
 from synthia_batch.runner.subset import SampleSubset
+from synthia_batch.runner.take_over import take_over
 from synthia_batch.scheduler.events import AttemptEnded, CommandTyped
 from synthia_batch.storage.atomic import make_directory, sync_directory
 from synthia_batch.storage.layout import RunDir
@@ -66,9 +68,17 @@ def run_job(
 
 
 def run_resolved_job(
-    job: ResolvedJob, display: Display, *, force: bool = False, engines: KeptEngines | None = None
+    job: ResolvedJob,
+    display: Display,
+    *,
+    force: bool = False,
+    engines: KeptEngines | None = None,
+    earlier: Path | None = None,
 ) -> RunResult:
-    """Generate every sample of `job` that its run directory does not have yet, with `engines` if given."""
+    """Generate every sample of `job` that its run directory does not have yet, with `engines` if given.
+
+    Those that the complete run in `earlier` has are taken over from there.
+    """
     started = time.monotonic()
     if (cost := describe_job_cost(job.engine)) is not None:
         _log.info(cost)
@@ -85,7 +95,7 @@ def run_resolved_job(
     events = EventBus()
     with follow_run(job, events) as report_end:
         with open_session(job, display, events, force=force, engines=engines) as session:
-            result = run_attempt(session, display)
+            result = run_attempt(session, display, earlier=earlier)
         report_if_complete(job)
         report_end(result.ending)
         return result
@@ -139,15 +149,19 @@ def run_attempt(
     *,
     subset: SampleSubset | None = None,
     reopen: FailureChoice | None = None,
+    earlier: Path | None = None,
 ) -> RunResult:
     """Open an inspected run and generate the missing samples; complete the run unless it drains.
 
     With `subset`, generate only those: the run is completed if nothing else was missing. With
-    `reopen`, the failed samples that it selects count as missing.
+    `reopen`, the failed samples that it selects count as missing; with `earlier`, those that the complete run
+    there has are not.
     """
     with session.begin(reopen) as store:
         _record_command(session.events)
         store.publish_filled()
+        if earlier is not None:
+            take_over(session, earlier)
         drained = generate(session, display, subset)
         if drained is None and (subset is None or next(store.unfinished, None) is None):
             _finish(session)

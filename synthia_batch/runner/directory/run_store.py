@@ -104,6 +104,13 @@ class RunStore:
             if current.ended == current.shard.samples:
                 self._publish(current)
 
+    def close_journals(self) -> None:
+        """Sync and close the open journals. Opened again, they list what was recorded until now as ended."""
+        for current in self._open.values():
+            current.journal.sync()
+            current.journal.close()
+        self._open.clear()
+
     def list_parts(self) -> tuple[ManifestPart, ...]:
         """Return every part of the run, in the order of shards, data before failed.
 
