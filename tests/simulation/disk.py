@@ -77,13 +77,11 @@ class _Model(Disk):
         found = [what for path, what in self._names.items() if path.endswith(".wal") and "/journal/" in path]
         return [(what, self._files[what]) for what in found if isinstance(what, int)]
 
-    def has_synced_name(self, file: int) -> bool:
-        """Whether the name of `file` is on the disk for certain: a rename before may be lost with the power."""
+    def is_being_renamed(self, file: int) -> bool:
+        """Whether `file` has its name by a rename that power loss may undo."""
         path = next(path for path, what in self._names.items() if what == file)
         parent, name = os.path.split(path)
-        directory = self._directories[parent]
-        is_changing = any(name in (changed, source) for changed, _, source in directory.unsynced)
-        return directory.synced.get(name) == file and not is_changing
+        return any(source and changed == name for changed, _, source in self._directories[parent].unsynced)
 
     def lose_writes(self, file: int, draw: Random) -> bytes:
         """Have a sync of `file` fail; return what it holds from now on.
@@ -171,11 +169,11 @@ class SimulatedDisk:
         return self._draw.randrange
 
     def list_journals(self, *, synced: bool) -> list[bytes]:
-        """Return the contents of the journals: what is synced, with their names, or all that was written."""
+        """Return the contents of the journals: what is synced, or all that the process wrote."""
         return [
             self._choose_content(number, file, synced=synced)
             for number, file in self._model.list_journals()
-            if not synced or self._model.has_synced_name(number)
+            if not synced or not self._model.is_being_renamed(number)
         ]
 
     def _choose_content(self, number: int, file: _File, *, synced: bool) -> bytes:
@@ -318,9 +316,7 @@ class SimulatedDisk:
         file = self._model.file_at(path)
         if file is not None and "/journal/" in path and file not in self.distrusted:
             self.on_journal_removed(bytes(self._model._files[file].content))
-        if (
-            os.path.basename(path) == "lock"
-        ):  # Of a run that has not begun: only empty directories go after it.
+        if os.path.basename(path) == "lock":  # The run has not begun: only empty directories go after it.
             self.has_owner = False
         self._apply("unlink", path=path)
 
