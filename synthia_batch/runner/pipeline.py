@@ -175,7 +175,7 @@ def run_pipeline(
     results: list[StageResult] = []
     drain = DrainRequest()
     reports = next((layer.values["report"] for layer in flags if "report" in layer.values), pipeline.report)
-    with drain.listen(), _lock(root), KeptEngines() as engines:
+    with drain.listen(), lock_root(root), KeptEngines() as engines:
         noted = StageList(root, [_record(stage) for stage in pipeline.stages])
         for stage in wanted:
             result: RunResult | SelectResult
@@ -253,7 +253,7 @@ def _announce(pipeline: Pipeline, number: int) -> str:
     return f"stage {number + 1} of {len(pipeline.stages)}, {pipeline.stages[number].name}"
 
 
-def _lock(root: Path) -> RunLock:
+def lock_root(root: Path) -> RunLock:
     """Return the lock of the pipeline in `root`, by which others see that it is going on."""
     make_directory(RunDir(root).hidden)
     return RunLock(RunDir(root), datetime.now().astimezone())

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
 from inside import Killed, call, dying_at
+
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.lock import RunLock
 
 FILE = """\
 name: judged
@@ -213,6 +217,24 @@ def test_preview_with_answers_shows_the_way_of_a_row_and_leaves_the_pipeline_to_
     rows = pq.read_table(whole["judge"] / "data").to_pylist()
     assert [row["messages"] for row in rows if row["id"] == way["id"]] == [way["messages"]]
     assert call(capsys, "verify", "out").code == 0
+
+
+@pytest.mark.parametrize("command", [("preview", "--answers"), ("plan", "--probe", "2")])
+def test_rows_are_not_tried_while_the_pipeline_is_run(
+    pipeline: Path, capsys: Any, command: tuple[str, ...]
+) -> None:
+    Path("out/.synthia").mkdir(parents=True)
+    with RunLock(RunDir(Path("out")), datetime.now().astimezone()):
+        told = call(capsys, command[0], "judged.yaml", *command[1:], "-o", "out")
+    assert (told.code, "error: out is in use by pid" in told.err) == (4, True), told.err
+    assert not [*Path("out/.synthia").glob("first-*")]
+    assert call(capsys, command[0], "judged.yaml", *command[1:], "-o", "out").code == 0
+
+
+def test_a_refused_trial_leaves_no_directory(pipeline: Path, capsys: Any) -> None:
+    Path("q.jsonl").unlink()
+    assert call(capsys, "preview", "judged.yaml", "--answers", "-o", "out").code == 2
+    assert not Path("out").exists()
 
 
 def test_a_way_that_ends_says_why(pipeline: Path, capsys: Any) -> None:
