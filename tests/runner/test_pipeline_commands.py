@@ -231,6 +231,17 @@ def test_rows_are_not_tried_while_the_pipeline_is_run(
     assert call(capsys, command[0], "judged.yaml", *command[1:], "-o", "out").code == 0
 
 
+@pytest.mark.parametrize("command", [("preview", "--answers"), ("plan", "--probe", "2"), ("run",)])
+def test_a_trial_of_which_every_sample_fails_exits_as_the_run(
+    pipeline: Path, capsys: Any, command: tuple[str, ...]
+) -> None:
+    pipeline.write_text(FILE.replace("num_samples: 2", "engine: {fail_every: 1}"))
+    told = call(capsys, command[0], "judged.yaml", *command[1:])
+    assert told.code == 3, told.err
+    if command != ("run",):
+        assert "every stage was reached: it ended in answer, where every sample failed: " in told.err
+
+
 def test_a_refused_trial_leaves_no_directory(pipeline: Path, capsys: Any) -> None:
     Path("q.jsonl").unlink()
     assert call(capsys, "preview", "judged.yaml", "--answers", "-o", "out").code == 2

@@ -1,6 +1,7 @@
 """`synthia-batch preview`: the exact prompts of some rows, optionally with answers."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -72,8 +73,8 @@ def preview(
         print_rows(job, found, full)
     if answers:
         _print_messages(found)
-    if found.drained is not None:
-        raise typer.Exit(found.drained.exit_code)
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
 
 
 def print_rows(job: "ResolvedJob", found: "JobPreview", full: bool) -> None:
@@ -150,6 +151,9 @@ def _print_messages(found: "JobPreview") -> None:
     else:
         done = f"{found.ended} of {found.total} samples are done"
         show(f"{done} in {found.directory}; `run` with the same flags generates the others", file=sys.stderr)
+    if found.drained is None and found.has_only_failures:
+        place = shlex.quote(str(found.directory))
+        show(f"each of these samples failed; what helps: synthia-batch failed {place}", file=sys.stderr)
 
 
 def preview_to_dict(job: "ResolvedJob", found: "JobPreview") -> dict[str, Any]:

@@ -81,6 +81,7 @@ def _preview_way(pipeline: "Pipeline", flags: "Sequence[Layer]", rows: int, choi
         for stage in made:
             _print_stage(stage, full=choice.full)
     _tell_end(trial)
+    exit_as_run(trial)
 
 
 def probe_stages(
@@ -93,6 +94,12 @@ def probe_stages(
     found = probe_pipeline(pipeline, flags, forecast, rows, Display)
     _tell_end(found.trial)
     return found
+
+
+def exit_as_run(trial: "Trial") -> None:
+    """Exit with the code of the run of these rows, unless it is 0."""
+    if trial.exit_code:
+        raise typer.Exit(trial.exit_code)
 
 
 def describe_stages(found: "PipelineProbe", rows: int) -> str:
