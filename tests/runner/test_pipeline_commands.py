@@ -178,6 +178,25 @@ def test_a_score_near_the_largest_number_does_not_lose_the_page(pipeline: Path, 
     assert (score["mean"], score["missing"]) == (5, ROWS)
 
 
+def test_a_pipeline_whose_selection_keeps_nothing_says_what_is_next_and_prints_its_json(
+    pipeline: Path, capsys: Any
+) -> None:
+    pipeline.write_text(FAILING.replace("topic != 'z'", "topic == 'none'"))
+    told = call(capsys, "run", "judged.yaml", "-q", "-o", "out", "--json")
+    assert told.code == 3
+    assert "change what is selected and run the command again" in told.err
+    found = json.loads(told.out)
+    assert (found["directory"], found["state"]) == ("out", "incomplete")
+    answer, judge, keep = found["stages"]
+    assert (answer["kept"], answer["failed"]) == (judge["kept"], 8)
+    counts = {"samples": judge["kept"], "kept": 0, "not_selected": judge["kept"], "failed": 0}
+    assert keep == {"name": "keep", "directory": None, "state": "nothing_selected", **counts}
+    told = call(capsys, "select", judge["directory"], "--where", "topic == 'none'", "--json")
+    assert told.code == 3
+    nothing = {"directory": None, "samples": judge["kept"], "kept": 0, "dropped": {"where": judge["kept"]}}
+    assert json.loads(told.out) == nothing
+
+
 def test_preview_shows_the_first_stage_and_what_the_others_ask(pipeline: Path, capsys: Any) -> None:
     told = call(capsys, "preview", "judged.yaml")
     assert told.code == 0, told.err
