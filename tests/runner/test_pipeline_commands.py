@@ -131,6 +131,11 @@ def test_a_stage_whose_directory_is_lost_is_named_by_every_command_that_lists_st
             True,
         )
     assert call(capsys, "report", "out").code == 0
+    page = Path("out/report.html").read_text()
+    assert "not begun" not in page
+    assert page.count("lost: its directory is not there") == page.count("Lost: keep. It was complete") == 1
+    told = json.loads(call(capsys, "report", "out", "--json").out)
+    assert (told["state"], told["lost"], told["not_begun"]) == ("incomplete", ["keep"], [])
 
 
 def test_a_retry_of_a_stage_writes_the_report_of_the_pipeline_anew(pipeline: Path, capsys: Any) -> None:
