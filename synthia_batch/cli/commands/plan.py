@@ -40,7 +40,8 @@ def plan(
             min=1,
             metavar="N",
             help="Generate N samples from across the job, and estimate the whole job from them. They "
-            "count as done when the run starts. Of a pipeline, carry its first N rows through all stages.",
+            "count as done when the run starts. Of a pipeline, carry its first N rows through all stages; "
+            "its run makes them anew.",
         ),
     ] = None,
     here: HereFlag = False,

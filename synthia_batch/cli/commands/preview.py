@@ -34,7 +34,9 @@ def preview(
     ] = False,
     answers: Annotated[
         bool,
-        typer.Option("--answers", help="Generate answers. They count as done when the run starts."),
+        typer.Option(
+            "--answers", help="Generate answers. They count as done when the run starts; a pipeline's do not."
+        ),
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="Show long texts in full.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
@@ -45,7 +47,7 @@ def preview(
     Takes the flags of `run`, except that -n is the number of rows. Writes nothing without --answers.
 
     Of a pipeline, shows the prompts of the first stage and what each later one asks or keeps; with --answers
-    the way of the first row through all stages.
+    the way of the first rows through all stages, which its run makes anew.
     """
     from synthia_batch.core.console import Display
     from synthia_batch.core.log import set_verbosity
