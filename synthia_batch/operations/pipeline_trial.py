@@ -24,7 +24,7 @@ from synthia_batch.runner.monitoring.result import RunResult
 from synthia_batch.runner.pipeline import PipelineResult, lock_root, name_root, run_pipeline
 from synthia_batch.runner.pipeline_check import check_pipeline
 from synthia_batch.runner.resolve import resolve_job
-from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.pipeline_file import name_trial
 
 _QUIET = {"report": False, "max_failures": None, "notify": None, "metrics_port": None}
 """What a pipeline of a few rows is not to do: write reports, end early, or tell anybody."""
@@ -68,7 +68,7 @@ def try_pipeline(
     root = check_pipeline(pipeline, flags)
     first = resolve_job([*flags, pipeline.stages[0].layer])  # Refused before there is a directory.
     root = root or name_root(pipeline, first)
-    place = RunDir(root).hidden / f"first-{rows}"
+    place = name_trial(root, rows)
     own = Layer(origin="the trial", values={**_QUIET, "output": str(place)})
     few = replace(pipeline, stages=tuple(_limit_rows(stage, rows) for stage in pipeline.stages))
     why: str | None = None

@@ -231,6 +231,14 @@ def test_preview_with_answers_shows_the_way_of_a_row_and_leaves_the_pipeline_to_
     assert "not_selected: not the best of its row" in told.out
     assert [path.name for path in Path("out").iterdir()] == [".synthia"]
     trial = Path("out/.synthia/first-1")
+    assert f"no part of the pipeline: rm -r {trial} removes them" in told.err
+    for command in ("status", "failed", "verify"):
+        early = call(capsys, command, "out")
+        assert early.code == 2
+        assert f"a pipeline that has not begun; rows of it were tried in {trial}" in early.err
+    assert call(capsys, "status", str(trial)).out.startswith("first-1  complete")
+    shutil.copytree("out", "outputs/tried")
+    assert call(capsys, "status").err.startswith("outputs/tried: a pipeline that has not begun; rows of it")
     stamps = {path: path.stat().st_mtime_ns for path in trial.glob("stages/*/data/*")}
     again = call(capsys, "preview", "judged.yaml", "--answers", "-q", "-o", "out", "--json")
     stages = json.loads(again.out)["stages"]
@@ -240,6 +248,12 @@ def test_preview_with_answers_shows_the_way_of_a_row_and_leaves_the_pipeline_to_
     way = stages[1]["samples"][0]
     rows = pq.read_table(whole["judge"] / "data").to_pylist()
     assert [row["messages"] for row in rows if row["id"] == way["id"]] == [way["messages"]]
+    assert call(capsys, "verify", "out").code == 0
+    status = call(capsys, "status", "out").out.splitlines()
+    assert f"tried     {trial}, no part of the pipeline: rm -r {trial} removes it" in status
+    assert json.loads(call(capsys, "status", "out", "--json").out)["trials"] == [str(trial)]
+    shutil.rmtree(trial)
+    assert json.loads(call(capsys, "status", "out", "--json").out)["trials"] == []
     assert call(capsys, "verify", "out").code == 0
 
 

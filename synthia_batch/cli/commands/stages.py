@@ -1,5 +1,6 @@
 """What `synthia-batch preview` and `plan --probe` print of the stages of a pipeline."""
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -132,6 +133,9 @@ def _tell_end(trial: "Trial") -> None:
     """Say on stderr why not every stage was reached; exit if a signal ended the trial."""
     if trial.why is not None:
         show(f"not every stage was reached: {trial.why}", file=sys.stderr)
+    place = trial.directory
+    kept = f"these rows are in {place} for the same command again, and no part of the pipeline"
+    show(f"{kept}: rm -r {shlex.quote(str(place))} removes them", file=sys.stderr)
     if trial.drained is not None:
         show(f"resume with: {describe_command()}", file=sys.stderr)
         raise typer.Exit(trial.drained.exit_code)
