@@ -91,6 +91,9 @@ def test_what_a_selection_drops_has_not_failed(pipeline: Path, capsys: Any) -> N
     page = Path(run, "report.html").read_text()
     assert f"samples are finished, {dropped} not selected." in page
     assert "failed: not_selected" not in page
+    listed = call(capsys, "failed", run)
+    assert listed.err.splitlines()[0] == f"{dropped} samples not selected (no failures)"
+    assert len(listed.out.splitlines()) == dropped
     stages = call(capsys, "status", "out").out.splitlines()
     assert stages[1] == "answer  complete 24/24 (100%), 8 failed"
     assert (
