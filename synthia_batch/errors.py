@@ -80,9 +80,20 @@ class ModelElsewhere(ModelUnavailable):
 
 
 class NothingSelected(SynthiaBatchError):
-    """A selection would keep no sample: there is no such dataset."""
+    """A selection would keep no sample: there is no such dataset.
+
+    Of the run's `samples`, `dropped` counts those that a step has dropped. If the selection is the `stage` of
+    a pipeline, `made` is the `PipelineResult` of those before it.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, samples: int, dropped: Mapping[str, int]) -> None:
+        super().__init__(message)
+        self.samples = samples
+        self.dropped = dropped
+        self.stage = ""
+        self.made: object = None
 
 
 class IdentityMismatch(SynthiaBatchError):

@@ -1,10 +1,11 @@
 """Some rows of a pipeline carried through all of its stages, for `preview --answers` and `plan --probe`.
 
 A stage reads complete runs, and what it keeps may depend on all of them. So these rows are a pipeline of
-their own: the same stages on the first rows alone, in the hidden directory of the pipeline itself. The same
-command again takes up what is there.
+their own: the same stages on the first rows alone, in the hidden directory of the pipeline itself, under the
+lock of both. The same command again takes up what is there; nothing else does.
 """
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +21,10 @@ from synthia_batch.results.read.run import open_run
 from synthia_batch.results.read.samples import FinishedSample
 from synthia_batch.results.read.stage_runs import StageRun, read_stage_runs
 from synthia_batch.runner.monitoring.result import RunResult
-from synthia_batch.runner.pipeline import PipelineResult, name_root, run_pipeline
+from synthia_batch.runner.pipeline import PipelineResult, lock_root, name_root, run_pipeline
 from synthia_batch.runner.pipeline_check import check_pipeline
 from synthia_batch.runner.resolve import resolve_job
-from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.pipeline_file import name_trial
 
 _QUIET = {"report": False, "max_failures": None, "notify": None, "metrics_port": None}
 """What a pipeline of a few rows is not to do: write reports, end early, or tell anybody."""
@@ -34,13 +35,15 @@ class Trial:
     """The first rows of a pipeline, of which `directory` has the stages.
 
     `why` says why not every stage has been reached, None if each is complete. `drained` is the signal that
-    ended it, if one did.
+    ended it, if one did. `exit_code` is that of the run of these rows; 0 if a selection keeps none of them,
+    which of a few rows is no fault.
     """
 
     directory: Path
     stages: Sequence[StageRun]
     why: str | None
     drained: DrainReason | None
+    exit_code: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,24 +62,31 @@ def try_pipeline(
     """Carry the first `rows` rows of `pipeline` through its stages, with their engines.
 
     Raises:
+        RunLocked: Another process runs the pipeline: two sets of engines would be loaded at a time.
         SynthiaBatchError: As for `run_pipeline`, but for a selection that keeps nothing.
     """
     root = check_pipeline(pipeline, flags)
-    root = root or name_root(pipeline, resolve_job([*flags, pipeline.stages[0].layer]))
-    place = RunDir(root).hidden / f"first-{rows}"
+    first = resolve_job([*flags, pipeline.stages[0].layer])  # Refused before there is a directory.
+    root = root or name_root(pipeline, first)
+    place = name_trial(root, rows)
     own = Layer(origin="the trial", values={**_QUIET, "output": str(place)})
     few = replace(pipeline, stages=tuple(_limit_rows(stage, rows) for stage in pipeline.stages))
     why: str | None = None
     drained: DrainReason | None = None
+    exit_code = 0
     try:
-        done = run_pipeline(few, [own, *flags], make_display)
+        with lock_root(root):
+            done = run_pipeline(few, [own, *flags], make_display)
     except NothingSelected as exc:
         why = str(exc)
     else:
-        drained = _find_drain(done)
+        drained, exit_code = _find_drain(done), done.exit_code
         if not done.is_complete:
             why = f"it ended in {done.stages[-1].name}"
-    return Trial(directory=place, stages=read_stage_runs(place) or (), why=why, drained=drained)
+            if exit_code == DrainReason.FAILURES.exit_code:
+                why += f", where every sample failed: synthia-batch failed {shlex.quote(str(place))}"
+    stages = read_stage_runs(place) or ()
+    return Trial(directory=place, stages=stages, why=why, drained=drained, exit_code=exit_code)
 
 
 def read_samples(trial: Trial) -> list[StageSamples]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from synthia_batch.core.console import Display
 from synthia_batch.core.shutdown import DrainReason
-from synthia_batch.core.types import Outcome, Sample
+from synthia_batch.core.types import Failed, Outcome, Sample
 from synthia_batch.errors import SampleRefused
 from synthia_batch.inputs import Scan, Source, open_files
 from synthia_batch.job.plan import expand_row, limit_answer
@@ -51,6 +51,19 @@ class JobPreview:
     ended: int | None = None
     is_complete: bool = False
     drained: DrainReason | None = None
+
+    @property
+    def has_only_failures(self) -> bool:
+        """Whether samples have ended, and none of them is finished."""
+        ended = [one.outcome for one in self.samples if one.outcome is not None]
+        return bool(ended) and all(isinstance(outcome, Failed) for outcome in ended)
+
+    @property
+    def exit_code(self) -> int:
+        """That of `run`: 3 if of these samples all failed."""
+        if self.drained is not None:
+            return self.drained.exit_code
+        return DrainReason.FAILURES.exit_code if self.has_only_failures else 0
 
 
 def preview_prompts(job: ResolvedJob, count: int, *, scattered: bool) -> JobPreview:

@@ -65,6 +65,18 @@ class Probe:
     left: Estimate
     data_bytes: int | None
 
+    @property
+    def has_only_failures(self) -> bool:
+        """Whether samples have ended, and none of them is finished."""
+        return 0 < self.known == sum(self.failures.values())
+
+    @property
+    def exit_code(self) -> int:
+        """That of `run`: 3 if of these samples all failed."""
+        if self.drained is not None:
+            return self.drained.exit_code
+        return DrainReason.FAILURES.exit_code if self.has_only_failures else 0
+
 
 def probe_job(job: ResolvedJob, count: int, display: Display) -> Probe:
     """Generate `count` samples from across `job`, and estimate the whole job from them.

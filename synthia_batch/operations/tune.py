@@ -11,6 +11,7 @@ from datetime import date
 from typing import Any
 
 from synthia_batch.core.events import Event
+from synthia_batch.core.formatting import format_count
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Record, Request
 from synthia_batch.errors import PoolFailed, SampleRefused, SynthiaBatchError, UsageError
@@ -81,7 +82,7 @@ def tune_job(job: ResolvedJob, budget_seconds: float, prompts: int | None = None
     to fill the engines. Ends early on the budget, Ctrl-C or SIGTERM.
 
     Raises:
-        UsageError: The input or the settings are invalid, or the budget allows no measurement.
+        UsageError: The input or the settings are invalid, or the budget or the prompts allow no measurement.
         PoolFailed: The engine does not work with the job's own settings.
     """
     job = _shrink(job)
@@ -172,12 +173,18 @@ class _SpeedSink:
         elif isinstance(event, Progress):
             self.progress = event
 
+    @property
+    def tokens(self) -> int:
+        """The number of tokens generated."""
+        return 0 if self.progress is None else self.progress.tokens
+
     def measure(self) -> float:
-        """Return the total tokens per second of all engines while they had requests."""
-        if self.progress is None:
-            return 0.0
-        busy = [worker.busy_seconds for worker in self.progress.workers]
-        return self.progress.tokens * len(busy) / sum(busy) if sum(busy) else 0.0
+        """Return the total tokens per second of all engines while they had requests.
+
+        0 if none were generated, or in less time than events tell, a millisecond.
+        """
+        busy = [worker.busy_seconds for worker in self.progress.workers] if self.progress else []
+        return self.tokens * len(busy) / sum(busy) if sum(busy) else 0.0
 
 
 def _try_all(bench: _Workbench, prompts: int) -> Iterator[Trial]:
@@ -200,19 +207,25 @@ def _try_all(bench: _Workbench, prompts: int) -> Iterator[Trial]:
 
 def _measure(bench: _Workbench, settings: Settings) -> Trial:
     try:
-        speed = _drive(bench, settings)
+        found = _drive(bench, settings)
     except SynthiaBatchError as exc:
         if not settings:
             raise
         return Trial(settings=settings, tokens_per_second=None, reason=_shorten(str(exc)))
-    if not speed:
-        if not settings:
-            raise PoolFailed("the engine generated no tokens; find out why with `synthia-batch run`")
-        return Trial(settings=settings, tokens_per_second=None, reason="every sample failed")
-    return Trial(settings=settings, tokens_per_second=round(speed, 1))
+    speed = found.measure()
+    if speed:
+        return Trial(settings=settings, tokens_per_second=round(speed, 1))
+    short = f"{format_count(found.tokens, 'token')} in less than a millisecond, too short to measure"
+    if settings:
+        reason = short if found.tokens else "every sample failed"
+        return Trial(settings=settings, tokens_per_second=None, reason=reason)
+    if not found.tokens:
+        raise PoolFailed("the engine generated no tokens; find out why with `synthia-batch run`")
+    waits = " or let it wait, --set engine.latency_ms=5" if bench.job.engine.kind == "scripted" else ""
+    raise UsageError(f"the engine generated {short}; give it more of the input with --prompts N{waits}")
 
 
-def _drive(bench: _Workbench, settings: Settings) -> float:
+def _drive(bench: _Workbench, settings: Settings) -> _SpeedSink:
     sink = _SpeedSink(drain=bench.drain)
     ad_hoc = AdHocRun(
         job=bench.job,
@@ -222,7 +235,7 @@ def _drive(bench: _Workbench, settings: Settings) -> float:
         settings=settings,
     )
     run_requests(ad_hoc, bench.requests)
-    return sink.measure()
+    return sink
 
 
 def _shrink(job: ResolvedJob) -> ResolvedJob:

@@ -13,7 +13,8 @@ guarantees hold by induction: the same command goes on with the stage that is no
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from synthia_batch.core.console import Display
 from synthia_batch.core.digest import digest_json
 from synthia_batch.core.log import show_log
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
-from synthia_batch.errors import UsageError
+from synthia_batch.errors import NothingSelected, UsageError
 from synthia_batch.job.accept_function import AcceptFunction
 from synthia_batch.job.keys import anchor_paths
 from synthia_batch.job.loading.errors import naming_fields
@@ -171,11 +172,10 @@ def run_pipeline(
     root = root or name_root(pipeline, first)
     if only is not None:
         refuse_incomplete(root, [_record(stage) for stage in wanted[:-1]], only)
-    directories: dict[str, Path] = {}
-    results: list[StageResult] = []
+    directories, results = dict[str, Path](), list[StageResult]()
     drain = DrainRequest()
     reports = next((layer.values["report"] for layer in flags if "report" in layer.values), pipeline.report)
-    with drain.listen(), _lock(root), KeptEngines() as engines:
+    with drain.listen(), lock_root(root), KeptEngines() as engines:
         noted = StageList(root, [_record(stage) for stage in pipeline.stages])
         for stage in wanted:
             result: RunResult | SelectResult
@@ -183,10 +183,11 @@ def run_pipeline(
             if stage is not wanted[0]:
                 _log.info(_announce(pipeline, number))
             if stage.select is not None and stage.reads is not None:
-                source = directories[stage.reads]
-                steps = complete_steps(stage.select, name_samples(read_facts(source)), pipeline)
-                within = RunDir(root).stages
-                result = select_samples(source, steps, within=within, called=stage.name, reports=reports)
+                with _adding_stages(stage, lambda: _conclude(root, wanted, results, drain.reason)):
+                    source = directories[stage.reads]
+                    steps = complete_steps(stage.select, name_samples(read_facts(source)), pipeline)
+                    within = RunDir(root).stages
+                    result = select_samples(source, steps, within=within, called=stage.name, reports=reports)
             else:
                 job = resolve_job([*flags, _add_input(stage, directories)]) if number else first
                 place = name_place(root, stage, job)
@@ -207,6 +208,16 @@ def run_pipeline(
     if reports and done.is_complete:
         try_report(root)
     return done
+
+
+@contextmanager
+def _adding_stages(stage: Stage, conclude: Callable[[], PipelineResult]) -> Iterator[None]:
+    """Add what was made before to the error that `stage` keeps nothing."""
+    try:
+        yield
+    except NothingSelected as exc:
+        exc.stage, exc.made = stage.name, conclude()
+        raise
 
 
 def _conclude(
@@ -253,7 +264,7 @@ def _announce(pipeline: Pipeline, number: int) -> str:
     return f"stage {number + 1} of {len(pipeline.stages)}, {pipeline.stages[number].name}"
 
 
-def _lock(root: Path) -> RunLock:
+def lock_root(root: Path) -> RunLock:
     """Return the lock of the pipeline in `root`, by which others see that it is going on."""
     make_directory(RunDir(root).hidden)
     return RunLock(RunDir(root), datetime.now().astimezone())

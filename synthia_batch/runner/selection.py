@@ -29,7 +29,7 @@ from synthia_batch.results.report.card import CardFacts, write_card
 from synthia_batch.results.report.page import try_report
 from synthia_batch.results.select.decide import Selector
 from synthia_batch.results.select.names import PLACE, name_samples
-from synthia_batch.results.select.verdicts import Decisions, Verdict
+from synthia_batch.results.select.verdicts import Decisions, Verdict, count_not_selected
 from synthia_batch.results.verify.facts import RunFacts, read_facts
 from synthia_batch.runner.directory.plan import describe_parts, refuse_identity
 from synthia_batch.runner.directory.session import read_time
@@ -69,7 +69,7 @@ class SelectResult:
     @property
     def not_selected(self) -> int:
         """How many samples a step has dropped, without those on which an expression failed."""
-        return sum(count for step, count in self.dropped.items() if step != Verdict.FAILED.name.lower())
+        return count_not_selected(self.dropped)
 
 
 def select_samples(
@@ -117,7 +117,9 @@ def select_samples(
         found += selector.describe_values(lambda columns: _iterate_finished(facts, columns))
         raise NothingSelected(
             f"{source}: none of its {len(decisions.verdicts)} samples is kept: {'; '.join([steps, *found])}\n"
-            "  change what is selected and run the command again: runs that are complete stay as they are"
+            "  change what is selected and run the command again: runs that are complete stay as they are",
+            samples=before.samples,
+            dropped=dropped,
         )
     plan = {**plan, "scan": _add_kept(plan["scan"], decisions.added)}
     named = _name_source(facts, source, None if called is None else within)

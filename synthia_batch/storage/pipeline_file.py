@@ -63,6 +63,17 @@ class StageList:
         publish_bytes(RunDir(self._directory).pipeline, listed)
 
 
+def name_trial(directory: Path, rows: int) -> Path:
+    """Return where the first `rows` rows of the pipeline in `directory` are tried: a pipeline of its own."""
+    return RunDir(directory).hidden / f"first-{rows}"
+
+
+def list_trials(directory: Path) -> list[Path]:
+    """Return the trials of the pipeline in `directory`, those of fewer rows first."""
+    found = [path for path in RunDir(directory).hidden.glob("first-*") if RunDir(path).pipeline.exists()]
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
 def _forget(stage: StageRecord) -> StageRecord:
     """Return the record of the stage as if it had not begun."""
     return replace(stage, directory=None, is_made=False)

@@ -8,6 +8,7 @@ from synthia_batch.core.checksummed_json import digest_of, encode_checksummed, r
 from synthia_batch.errors import IdentityMismatch, UsageError
 from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.pipeline_file import list_trials
 
 
 def plan_digest(plan: Mapping[str, Any]) -> str:
@@ -55,4 +56,7 @@ def no_run_error(directory: Path) -> UsageError:
     if (stages := RunDir(directory).stages).is_dir():
         names = ", ".join(sorted(path.name for path in stages.iterdir()))
         return UsageError(f"{directory}: a pipeline, whose stages are runs; name one in {stages}: {names}")
+    if trials := list_trials(directory):
+        names = ", ".join(map(str, trials))
+        return UsageError(f"{directory}: a pipeline that has not begun; rows of it were tried in {names}")
     return UsageError(f"{directory}: not a run directory; name one under outputs/")

@@ -193,6 +193,18 @@ def test_a_complete_run_shows_what_it_has_and_starts_nothing(
     assert not (tmp_path / "calls").exists()
 
 
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_preview_of_failures_alone_exits_as_a_run_of_them(
+    synthia: Any, questions: Path, flags: tuple[str, ...]
+) -> None:
+    fails = ("-o", "out", "--set", "engine.fail_every=1")
+    shown = synthia("preview", questions, *fails, "-n", "2", "--answers", *flags)
+    assert (shown.code, "what helps: synthia-batch failed out" in shown.err) == (3, True), shown.err
+    assert synthia("preview", questions, *fails, "-n", "2").code == 0
+    some = synthia("preview", questions, "-o", "some", "--set", "engine.fail_every=2", "-n", "2", "--answers")
+    assert some.code == 0
+
+
 def test_a_preview_of_all_rows_completes_the_run(synthia: Any, questions: Path, tmp_path: Path) -> None:
     shown = synthia("preview", questions, "-n", "100", "--answers", "-o", "out")
     assert shown.code == 0, shown.err

@@ -118,6 +118,11 @@ def test_a_probe_of_everything_completes_the_run(inside: Any, tmp_path: Path) ->
     assert read_bytes_of_data(tmp_path / "out") == read_bytes_of_data(tmp_path / "whole")
 
 
+def test_a_probe_of_failures_alone_exits_as_a_run_of_them(inside: Any) -> None:
+    found = inside("plan", "-o", "out", "--probe", "5", "--set", "engine.fail_every=1")
+    assert (found.code, "failures: 5 of 5, scripted_failure 5" in found.out) == (3, True), found.out
+
+
 def test_conversations_are_probed_whole(inside: Any, tmp_path: Path) -> None:
     write_jsonl(
         tmp_path / "q.jsonl",

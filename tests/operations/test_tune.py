@@ -6,15 +6,18 @@ import subprocess
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Command, command_of, make_environment, write_jsonl
+from inside import call
 
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.operations.tune import select_requests
 from synthia_batch.operations.tune_search import is_gain
 from synthia_batch.runner.resolve import resolve_job
 from synthia_batch.runner.resolve.tuned import Tuned, keep_tuned, read_tuned
+from synthia_batch.scheduler.events import Progress, WorkerProgress
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "--set", "engine.latency_ms=150")
 
@@ -75,6 +78,28 @@ def test_an_engine_that_does_not_work_as_the_job_says_is_an_error(synthia: Comma
     done = synthia("tune", source, *SCRIPTED, "--set", "engine.oom_above=2")
     assert done.returncode == 69
     assert "memory holds 2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tokens", "code", "why"),
+    [
+        (0, 69, "the engine generated no tokens"),
+        (101, 2, "generated 101 tokens in less than a millisecond, too short to measure; give it more"),
+    ],
+)
+def test_an_engine_that_answers_at_once_has_not_failed(
+    tokens: int, code: int, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    worker = WorkerProgress(worker=0, busy_seconds=0.0, heard_seconds=0.001, in_flight=0, steps=1)
+    told = Progress(
+        elapsed_seconds=0.002, samples=8, tokens=tokens, prompt_tokens=216, cached_prompt_tokens=0,
+        truncated=0, failures={}, workers=(worker,),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        "synthia_batch.operations.tune.run_requests", lambda ad_hoc, requests: ad_hoc.publish(told)
+    )
+    done = call(capsys, "tune", write_questions(tmp_path / "q.jsonl", 8), *SCRIPTED[:4])
+    assert (done.code, why in done.err) == (code, True), done.err
 
 
 def test_the_budget_ends_the_search_and_keeps_what_was_found(synthia: Command, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import pytest
 from conftest import Command, write_jsonl
 from terminals import open_terminal
 
+from synthia_batch.cli.picture import show_picture
 from synthia_batch.results.read.history import AttemptSummary, Interval, Loading, RunHistory
 from synthia_batch.results.report.picture import ASCII, UNICODE, Symbols, draw_picture
 from synthia_batch.results.report.summary import RunNumbers, read_report, read_run_numbers
+from synthia_batch.runner.monitoring.result import RunResult
 
 SCRIPTED = ("--engine", "scripted", "--pool", "local", "-o", "out", "--max-tokens", "12")
 HISTORY = RunHistory(
@@ -34,6 +36,25 @@ def numbers(tmp_path: Path, synthia: Command) -> RunNumbers:
     assert done.returncode == 0, done.stderr
     assert "median" not in done.stderr, "down a pipe goes no picture"
     return replace(read_run_numbers(tmp_path / "out"), history=RunHistory())
+
+
+@pytest.mark.parametrize("place", ["report.picture.draw_picture", "report.summary.read_run_numbers"])
+def test_an_interrupt_while_it_is_drawn_is_not_one_of_the_run(
+    place: str, numbers: RunNumbers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    counts = {"samples": 100, "finished": 100, "failed": 0, "made": 100, "seconds": 1.0}
+    result = RunResult(directory=tmp_path / "out", max_failures=None, drained=None, **counts)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(f"synthia_batch.results.{place}", interrupt)
+    show_picture(result)
+    monkeypatch.undo()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("synthia_batch.cli.picture._draw", lambda *_: ["a line"])
+    monkeypatch.setattr("synthia_batch.cli.picture.show", lambda *_, **__: interrupt())
+    show_picture(result)
 
 
 def make_attempt(tokens: int, seconds: float) -> AttemptSummary:

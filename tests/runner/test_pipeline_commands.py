@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
 from inside import Killed, call, dying_at
+
+from synthia_batch.storage.layout import RunDir
+from synthia_batch.storage.lock import RunLock
 
 FILE = """\
 name: judged
@@ -87,6 +91,9 @@ def test_what_a_selection_drops_has_not_failed(pipeline: Path, capsys: Any) -> N
     page = Path(run, "report.html").read_text()
     assert f"samples are finished, {dropped} not selected." in page
     assert "failed: not_selected" not in page
+    listed = call(capsys, "failed", run)
+    assert listed.err.splitlines()[0] == f"{dropped} samples not selected (no failures)"
+    assert len(listed.out.splitlines()) == dropped
     stages = call(capsys, "status", "out").out.splitlines()
     assert stages[1] == "answer  complete 24/24 (100%), 8 failed"
     assert (
@@ -127,6 +134,11 @@ def test_a_stage_whose_directory_is_lost_is_named_by_every_command_that_lists_st
             True,
         )
     assert call(capsys, "report", "out").code == 0
+    page = Path("out/report.html").read_text()
+    assert "not begun" not in page
+    assert page.count("lost: its directory is not there") == page.count("Lost: keep. It was complete") == 1
+    told = json.loads(call(capsys, "report", "out", "--json").out)
+    assert (told["state"], told["lost"], told["not_begun"]) == ("incomplete", ["keep"], [])
 
 
 def test_a_retry_of_a_stage_writes_the_report_of_the_pipeline_anew(pipeline: Path, capsys: Any) -> None:
@@ -174,6 +186,25 @@ def test_a_score_near_the_largest_number_does_not_lose_the_page(pipeline: Path, 
     assert (score["mean"], score["missing"]) == (5, ROWS)
 
 
+def test_a_pipeline_whose_selection_keeps_nothing_says_what_is_next_and_prints_its_json(
+    pipeline: Path, capsys: Any
+) -> None:
+    pipeline.write_text(FAILING.replace("topic != 'z'", "topic == 'none'"))
+    told = call(capsys, "run", "judged.yaml", "-q", "-o", "out", "--json")
+    assert told.code == 3
+    assert "change what is selected and run the command again" in told.err
+    found = json.loads(told.out)
+    assert (found["directory"], found["state"]) == ("out", "incomplete")
+    answer, judge, keep = found["stages"]
+    assert (answer["kept"], answer["failed"]) == (judge["kept"], 8)
+    counts = {"samples": judge["kept"], "kept": 0, "not_selected": judge["kept"], "failed": 0}
+    assert keep == {"name": "keep", "directory": None, "state": "nothing_selected", **counts}
+    told = call(capsys, "select", judge["directory"], "--where", "topic == 'none'", "--json")
+    assert told.code == 3
+    nothing = {"directory": None, "samples": judge["kept"], "kept": 0, "dropped": {"where": judge["kept"]}}
+    assert json.loads(told.out) == nothing
+
+
 def test_preview_shows_the_first_stage_and_what_the_others_ask(pipeline: Path, capsys: Any) -> None:
     told = call(capsys, "preview", "judged.yaml")
     assert told.code == 0, told.err
@@ -203,6 +234,14 @@ def test_preview_with_answers_shows_the_way_of_a_row_and_leaves_the_pipeline_to_
     assert "not_selected: not the best of its row" in told.out
     assert [path.name for path in Path("out").iterdir()] == [".synthia"]
     trial = Path("out/.synthia/first-1")
+    assert f"no part of the pipeline: rm -r {trial} removes them" in told.err
+    for command in ("status", "failed", "verify"):
+        early = call(capsys, command, "out")
+        assert early.code == 2
+        assert f"a pipeline that has not begun; rows of it were tried in {trial}" in early.err
+    assert call(capsys, "status", str(trial)).out.startswith("first-1  complete")
+    shutil.copytree("out", "outputs/tried")
+    assert call(capsys, "status").err.startswith("outputs/tried: a pipeline that has not begun; rows of it")
     stamps = {path: path.stat().st_mtime_ns for path in trial.glob("stages/*/data/*")}
     again = call(capsys, "preview", "judged.yaml", "--answers", "-q", "-o", "out", "--json")
     stages = json.loads(again.out)["stages"]
@@ -213,6 +252,41 @@ def test_preview_with_answers_shows_the_way_of_a_row_and_leaves_the_pipeline_to_
     rows = pq.read_table(whole["judge"] / "data").to_pylist()
     assert [row["messages"] for row in rows if row["id"] == way["id"]] == [way["messages"]]
     assert call(capsys, "verify", "out").code == 0
+    status = call(capsys, "status", "out").out.splitlines()
+    assert f"tried     {trial}, no part of the pipeline: rm -r {trial} removes it" in status
+    assert json.loads(call(capsys, "status", "out", "--json").out)["trials"] == [str(trial)]
+    shutil.rmtree(trial)
+    assert json.loads(call(capsys, "status", "out", "--json").out)["trials"] == []
+    assert call(capsys, "verify", "out").code == 0
+
+
+@pytest.mark.parametrize("command", [("preview", "--answers"), ("plan", "--probe", "2")])
+def test_rows_are_not_tried_while_the_pipeline_is_run(
+    pipeline: Path, capsys: Any, command: tuple[str, ...]
+) -> None:
+    Path("out/.synthia").mkdir(parents=True)
+    with RunLock(RunDir(Path("out")), datetime.now().astimezone()):
+        told = call(capsys, command[0], "judged.yaml", *command[1:], "-o", "out")
+    assert (told.code, "error: out is in use by pid" in told.err) == (4, True), told.err
+    assert not [*Path("out/.synthia").glob("first-*")]
+    assert call(capsys, command[0], "judged.yaml", *command[1:], "-o", "out").code == 0
+
+
+@pytest.mark.parametrize("command", [("preview", "--answers"), ("plan", "--probe", "2"), ("run",)])
+def test_a_trial_of_which_every_sample_fails_exits_as_the_run(
+    pipeline: Path, capsys: Any, command: tuple[str, ...]
+) -> None:
+    pipeline.write_text(FILE.replace("num_samples: 2", "engine: {fail_every: 1}"))
+    told = call(capsys, command[0], "judged.yaml", *command[1:])
+    assert told.code == 3, told.err
+    if command != ("run",):
+        assert "every stage was reached: it ended in answer, where every sample failed: " in told.err
+
+
+def test_a_refused_trial_leaves_no_directory(pipeline: Path, capsys: Any) -> None:
+    Path("q.jsonl").unlink()
+    assert call(capsys, "preview", "judged.yaml", "--answers", "-o", "out").code == 2
+    assert not Path("out").exists()
 
 
 def test_a_way_that_ends_says_why(pipeline: Path, capsys: Any) -> None:

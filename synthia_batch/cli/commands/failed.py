@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from synthia_batch.cli.run_location import RunLocation, open_location
-from synthia_batch.core.formatting import encode_json
+from synthia_batch.core.formatting import encode_json, format_count
 from synthia_batch.core.terminal import show
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def _summarize(shown: str, run: "Path", code: str | None, counts: Counter[str], 
     dropped = f", not selected: {counts[NOT_SELECTED]:,}" if counts[NOT_SELECTED] else ""
     lines = [f"failed: {counts.total() - counts[NOT_SELECTED]:,}{dropped}, by code:"]
     lines += [f"  {name:<24} {count:>9,}" for name, count in counts.most_common()]
+    if [*counts] == [NOT_SELECTED]:
+        lines = [f"{format_count(counts[NOT_SELECTED], 'sample')} not selected (no failures)"]
     if code is not None and code not in counts:
         lines.append(f"none with the code {code}")
         return "\n".join(lines)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from synthia_batch.operations.disk_usage import DiskUsage
     from synthia_batch.operations.forecast import Forecast, FoundRows
     from synthia_batch.operations.pipeline_forecast import PipelineForecast
+    from synthia_batch.operations.pipeline_probe import PipelineProbe
+    from synthia_batch.operations.probe import Probe
 
 
 MOST_FILES = 50
@@ -38,7 +40,8 @@ def plan(
             min=1,
             metavar="N",
             help="Generate N samples from across the job, and estimate the whole job from them. They "
-            "count as done when the run starts. Of a pipeline, carry its first N rows through all stages.",
+            "count as done when the run starts. Of a pipeline, carry its first N rows through all stages; "
+            "its run makes them anew.",
         ),
     ] = None,
     here: HereFlag = False,
@@ -105,6 +108,7 @@ def print_plan(
     values = forecast.to_dict()
     if not as_json:
         show(*_list_settings(forecast, shows_defaults), "", *_list_facts(forecast), sep="\n", flush=True)
+    found: Probe | None = None
     if probe_samples is not None:
         from synthia_batch.cli.commands.probe import describe_probe, probe, probe_to_dict
 
@@ -114,6 +118,8 @@ def print_plan(
             show(f"\n{describe_probe(found)}")
     if as_json:
         show(encode_json(values, indent=2))
+    if found is not None and found.exit_code:
+        raise typer.Exit(found.exit_code)
 
 
 def _print_stages(
@@ -138,6 +144,7 @@ def _print_stages(
     }
     if not as_json:
         _show_stages(found, shows_defaults)
+    probed: PipelineProbe | None = None
     if probe_rows is not None:
         from synthia_batch.cli.commands.stages import describe_stages, probe_stages, probe_to_dict
 
@@ -147,6 +154,10 @@ def _print_stages(
             show(f"\n{describe_stages(probed, probe_rows)}")
     if as_json:
         show(encode_json(values, indent=2))
+    if probed is not None:
+        from synthia_batch.cli.commands.stages import exit_as_run
+
+        exit_as_run(probed.trial)
 
 
 def _show_stages(found: "PipelineForecast", shows_defaults: bool) -> None:

@@ -1,6 +1,7 @@
 """`synthia-batch preview`: the exact prompts of some rows, optionally with answers."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -33,7 +34,9 @@ def preview(
     ] = False,
     answers: Annotated[
         bool,
-        typer.Option("--answers", help="Generate answers. They count as done when the run starts."),
+        typer.Option(
+            "--answers", help="Generate answers. They count as done when the run starts; a pipeline's do not."
+        ),
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="Show long texts in full.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
@@ -44,7 +47,7 @@ def preview(
     Takes the flags of `run`, except that -n is the number of rows. Writes nothing without --answers.
 
     Of a pipeline, shows the prompts of the first stage and what each later one asks or keeps; with --answers
-    the way of the first row through all stages.
+    the way of the first rows through all stages, which its run makes anew.
     """
     from synthia_batch.core.console import Display
     from synthia_batch.core.log import set_verbosity
@@ -72,8 +75,8 @@ def preview(
         print_rows(job, found, full)
     if answers:
         _print_messages(found)
-    if found.drained is not None:
-        raise typer.Exit(found.drained.exit_code)
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
 
 
 def print_rows(job: "ResolvedJob", found: "JobPreview", full: bool) -> None:
@@ -150,6 +153,9 @@ def _print_messages(found: "JobPreview") -> None:
     else:
         done = f"{found.ended} of {found.total} samples are done"
         show(f"{done} in {found.directory}; `run` with the same flags generates the others", file=sys.stderr)
+    if found.drained is None and found.has_only_failures:
+        place = shlex.quote(str(found.directory))
+        show(f"each of these samples failed; what helps: synthia-batch failed {place}", file=sys.stderr)
 
 
 def preview_to_dict(job: "ResolvedJob", found: "JobPreview") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from synthia_batch.cli.picture import show_picture
 from synthia_batch.cli.streams import OutputClosed
 from synthia_batch.core.formatting import encode_json
 from synthia_batch.core.terminal import show
-from synthia_batch.errors import StorageFailed, UsageError
+from synthia_batch.errors import NothingSelected, StorageFailed, UsageError
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from synthia_batch.job.loading.pipeline_file import Pipeline
     from synthia_batch.job.resolved import ResolvedJob
     from synthia_batch.runner.monitoring.result import RunResult
-    from synthia_batch.runner.pipeline import StageResult
+    from synthia_batch.runner.pipeline import PipelineResult, StageResult
 
 _log = logging.getLogger(__name__)
 
@@ -94,9 +94,14 @@ def _run_stages(
     """
     from synthia_batch.core.console import Display
     from synthia_batch.runner.monitoring.result import RunResult
-    from synthia_batch.runner.pipeline import run_pipeline
+    from synthia_batch.runner.pipeline import PipelineResult, run_pipeline
 
-    done = run_pipeline(pipeline, flags, lambda: Display(quiet=quiet), force=force, **wanted)
+    try:
+        done = run_pipeline(pipeline, flags, lambda: Display(quiet=quiet), force=force, **wanted)
+    except NothingSelected as exc:
+        if as_json and isinstance(exc.made, PipelineResult):
+            show(encode_json(_describe_pipeline(exc.made, _describe_nothing(exc))))
+        raise
     for stage in done.stages:
         counts = f"{stage.kept} of {stage.result.samples} samples kept"
         _log.info(f"{stage.name}: {counts}, {stage.result.directory}")
@@ -114,12 +119,17 @@ def _run_stages(
         first = f"once {last.name} is retried, " if is_made and last.exit_code else ""
         _log.info(f"the pipeline ended in {last.name}{why}; {first}resume with: {describe_command()}")
     if as_json:
-        stages = [_describe_stage(stage) for stage in done.stages]
-        state = "complete" if done.is_complete else "incomplete"
-        show(encode_json({"directory": str(done.directory), "state": state, "stages": stages}))
+        show(encode_json(_describe_pipeline(done)))
     elif done.is_done:
         show(last.result.directory)
     raise typer.Exit(done.exit_code)
+
+
+def _describe_pipeline(done: "PipelineResult", *more: dict[str, Any]) -> dict[str, Any]:
+    """Return what became of the stages, and of `more` behind them, as JSON-serializable values."""
+    stages = [*map(_describe_stage, done.stages), *more]
+    state = "complete" if done.is_complete else "incomplete"
+    return {"directory": str(done.directory), "state": state, "stages": stages}
 
 
 def _describe_stage(stage: "StageResult") -> dict[str, Any]:
@@ -138,6 +148,16 @@ def _describe_stage(stage: "StageResult") -> dict[str, Any]:
         "failed": result.samples - stage.kept - not_selected,
     }
     return {"name": stage.name, "directory": str(result.directory), "state": state, **counts}
+
+
+def _describe_nothing(exc: NothingSelected) -> dict[str, Any]:
+    """Return what became of a stage that keeps none of the samples before it; it has no directory."""
+    from synthia_batch.results.select.verdicts import count_not_selected
+
+    not_selected = count_not_selected(exc.dropped)
+    counts = {"samples": exc.samples, "kept": 0, "not_selected": not_selected}
+    counts["failed"] = exc.samples - not_selected
+    return {"name": exc.stage, "directory": None, "state": "nothing_selected", **counts}
 
 
 def print_result(result: "RunResult", as_json: bool, *, quiet: bool) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from synthia_batch.core.formatting import encode_json
 from synthia_batch.core.terminal import show
+from synthia_batch.errors import NothingSelected
 
 if TYPE_CHECKING:
     from synthia_batch.job.select import Select
@@ -64,7 +66,14 @@ def select(
     of_benchmark = {"against": against, "column": column, "ngram": ngram}
     given["decontaminate"] = _join("decontaminate", decontaminate, on=decontaminate, **of_benchmark)
     steps = _read_steps(given | {"limit": limit, "sample": sample, "seed": seed})
-    _show_result(select_samples(find_result(directory), steps, output), as_json=as_json, quiet=quiet)
+    try:
+        result = select_samples(find_result(directory), steps, output)
+    except NothingSelected as exc:
+        if as_json:
+            counts = {"samples": exc.samples, "kept": 0, "dropped": exc.dropped}
+            show(encode_json({"directory": None, **counts}))
+        raise
+    _show_result(result, as_json=as_json, quiet=quiet)
 
 
 def _join(name: str, value: str | None, **keys: Any) -> dict[str, Any] | None:
@@ -117,8 +126,6 @@ def _read_steps(given: dict[str, Any]) -> "Select":
 
 
 def _show_result(result: "SelectResult", *, as_json: bool, quiet: bool) -> None:
-    from synthia_batch.core.formatting import encode_json
-
     if as_json:
         values = {"directory": str(result.directory), "samples": result.samples, "kept": result.kept}
         show(encode_json({**values, "dropped": result.dropped}))

@@ -1,5 +1,6 @@
 """What `synthia-batch preview` and `plan --probe` print of the stages of a pipeline."""
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -81,6 +82,7 @@ def _preview_way(pipeline: "Pipeline", flags: "Sequence[Layer]", rows: int, choi
         for stage in made:
             _print_stage(stage, full=choice.full)
     _tell_end(trial)
+    exit_as_run(trial)
 
 
 def probe_stages(
@@ -93,6 +95,12 @@ def probe_stages(
     found = probe_pipeline(pipeline, flags, forecast, rows, Display)
     _tell_end(found.trial)
     return found
+
+
+def exit_as_run(trial: "Trial") -> None:
+    """Exit with the code of the run of these rows, unless it is 0."""
+    if trial.exit_code:
+        raise typer.Exit(trial.exit_code)
 
 
 def describe_stages(found: "PipelineProbe", rows: int) -> str:
@@ -125,6 +133,9 @@ def _tell_end(trial: "Trial") -> None:
     """Say on stderr why not every stage was reached; exit if a signal ended the trial."""
     if trial.why is not None:
         show(f"not every stage was reached: {trial.why}", file=sys.stderr)
+    place = trial.directory
+    kept = f"these rows are in {place} for the same command again, and no part of the pipeline"
+    show(f"{kept}: rm -r {shlex.quote(str(place))} removes them", file=sys.stderr)
     if trial.drained is not None:
         show(f"resume with: {describe_command()}", file=sys.stderr)
         raise typer.Exit(trial.drained.exit_code)

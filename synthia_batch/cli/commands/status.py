@@ -1,5 +1,6 @@
 """`synthia-batch status`: the progress of a run, as a page or as one line per update."""
 
+import shlex
 import sys
 import time
 from collections import Counter
@@ -86,7 +87,7 @@ def _list_runs(as_json: bool) -> None:
         try:
             found = open_status(path).read()
         except SynthiaBatchError as exc:
-            show(f"{path}: {str(exc).splitlines()[0]}", file=sys.stderr)
+            show(f"{path}: {str(exc).splitlines()[0].removeprefix(f'{path}: ')}", file=sys.stderr)
             continue
         if as_json:
             _print(found, as_json)
@@ -155,6 +156,10 @@ def _describe_pipeline(status: "PipelineStatus") -> list[str]:
         mark = "outdated: a stage before it has changed; " if name in status.outdated else ""
         absent = "lost: its directory is not there" if name in status.lost else "not begun"
         lines.append(f"{name:<{width}}{mark}{absent if found is None else describe_briefly(found)}")
+    lines += [
+        f"{'tried':<{_LABEL}}{path}, no part of the pipeline: rm -r {shlex.quote(path)} removes it"
+        for path in status.trials
+    ]
     latest = status.latest
     if latest is not None and latest.state != "complete" and not status.outdated:
         return [*lines, "", *describe_status(latest)]

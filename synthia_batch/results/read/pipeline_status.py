@@ -11,6 +11,7 @@ from synthia_batch.results.read.stage_runs import read_stage_runs
 from synthia_batch.results.read.status import RunStatus, StatusReader, describe_state
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.lock import find_running
+from synthia_batch.storage.pipeline_file import list_trials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class PipelineStatus:
 
     `owner` is the process that plays it as `pid@host`. `outdated` are the stages before which others have
     changed: they are to be made again. `lost` are those that were complete and whose directory is not there.
+    `trials` are the directories of rows that were tried, which are no part of it.
     """
 
     directory: str
@@ -28,6 +30,7 @@ class PipelineStatus:
     stages: Mapping[str, RunStatus | None]
     outdated: tuple[str, ...]
     lost: tuple[str, ...]
+    trials: tuple[str, ...] = ()
 
     @property
     def is_going_on(self) -> bool:
@@ -66,7 +69,13 @@ class PipelineStatus:
             }
             for name, found in self.stages.items()
         ]
-        return {"directory": self.directory, "state": self.state, "owner": self.owner, "stages": stages}
+        return {
+            "directory": self.directory,
+            "state": self.state,
+            "owner": self.owner,
+            "stages": stages,
+            "trials": [*self.trials],
+        }
 
 
 class PipelineStatusReader:
@@ -97,6 +106,7 @@ class PipelineStatusReader:
             stages=stages,
             outdated=outdated,
             lost=tuple(one.name for one in runs if one.lost is not None),
+            trials=tuple(map(str, list_trials(self._directory))),
         )
 
     def _read_run(self, run: Path) -> RunStatus | None:

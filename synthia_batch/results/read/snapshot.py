@@ -18,6 +18,7 @@ from synthia_batch.job.plan import read_shards
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.ledger import ShardEntry, read_ledger
 from synthia_batch.storage.lock import WriterEpoch, find_running, read_boot_id
+from synthia_batch.storage.pipeline_file import list_trials
 from synthia_batch.storage.plan_file import plan_digest, require_plan
 from synthia_batch.storage.recovery import Published, ShardState, inspect_shard
 
@@ -113,7 +114,7 @@ def open_snapshots(directory: Path) -> SnapshotReader:
         UsageError: `directory` is not a run directory.
     """
     run_dir = RunDir(directory)
-    if not run_dir.plan.exists() and run_dir.lock.exists():
+    if not run_dir.plan.exists() and run_dir.lock.exists() and not list_trials(directory):
         raise UsageError(
             f"{directory}: no run has started here yet; if one is reading its input, try again in a moment"
         )

@@ -19,6 +19,7 @@ from synthia_batch.storage.events import EventReader
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.lock import Owner, find_running, is_visible, read_owner
 from synthia_batch.storage.manifest import read_manifest
+from synthia_batch.storage.pipeline_file import list_trials
 from synthia_batch.storage.recovery import Published, ShardState
 
 
@@ -208,9 +209,16 @@ def _choose_next(directory: Path, state: str, history: AttemptHistory, *, has_fa
 
 
 def list_runs(parent: Path) -> list[Path]:
-    """Return the directories of runs and pipelines in `parent`, the one that was written to last first."""
+    """Return the directories of runs and pipelines in `parent`, the one that was written to last first.
+
+    Also those of pipelines of which only some rows were tried.
+    """
     paths = parent.iterdir() if parent.is_dir() else ()
-    found = [path for path in paths if RunDir(path).plan.exists() or RunDir(path).pipeline.exists()]
+    found = [
+        path
+        for path in paths
+        if RunDir(path).plan.exists() or RunDir(path).pipeline.exists() or list_trials(path)
+    ]
     return sorted(found, key=lambda path: (-_find_last_write(RunDir(path)), path))
 
 

@@ -56,7 +56,8 @@ class StageLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineReport:
-    """The content of a pipeline's report. `missing` are the stages that have not begun.
+    """The content of a pipeline's report. `missing` are the stages that have not begun, `lost` those that
+    were complete and whose directory is not there.
 
     The `pairs` are by the score `paired_by`, None if there are none.
     """
@@ -64,6 +65,7 @@ class PipelineReport:
     directory: str
     stages: Sequence[StageLine]
     missing: Sequence[str]
+    lost: Sequence[str]
     scores: Sequence[Distribution]
     paired_by: str | None
     pairs: Sequence[Pair]
@@ -71,7 +73,7 @@ class PipelineReport:
     @property
     def is_complete(self) -> bool:
         """Whether every stage is complete and made of what the one before it has now."""
-        return not self.missing and all(stage.state == "complete" for stage in self.stages)
+        return not (self.missing or self.lost) and all(stage.state == "complete" for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers of the page as JSON-serializable values."""
@@ -80,6 +82,7 @@ class PipelineReport:
             "state": "complete" if self.is_complete else "incomplete",
             "stages": [{**asdict(stage), "seconds": round(stage.seconds, 1)} for stage in self.stages],
             "not_begun": [*self.missing],
+            "lost": [*self.lost],
             "scores": [asdict(score) for score in self.scores],
         }
 
@@ -107,7 +110,8 @@ def read_pipeline_report(directory: Path) -> PipelineReport:
         # The name, not the path: the same pipeline gives the same page anywhere.
         directory=directory.resolve().name,
         stages=lines,
-        missing=[name for name, stage in found.items() if stage.run is None],
+        missing=[name for name, stage in found.items() if stage.run is None and stage.lost is None],
+        lost=[name for name, stage in found.items() if stage.lost is not None],
         scores=[values for score in scores if (values := read_distribution(score)) is not None],
         paired_by=paired[0] if paired else None,
         pairs=paired[1] if paired else (),

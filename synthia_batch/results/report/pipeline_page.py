@@ -41,9 +41,14 @@ def _assess(report: PipelineReport) -> Iterator[Sentence]:
         yield Sentence(level="good", text=f"Complete: of {rows}, {first.samples:,} samples; {kept}.")
     else:
         behind = [stage.name for stage in report.stages if stage.state != "complete"]
-        named = ", ".join([*behind, *report.missing])
+        named = ", ".join([*behind, *report.missing, *report.lost])
         yield Sentence(
             level="warn", text=f"Not complete: {named} to be made. The same command goes on with it."
+        )
+    if report.lost:
+        named = ", ".join(report.lost)
+        yield Sentence(
+            level="bad", text=f"Lost: {named}. It was complete, and its directory is not there: restore it."
         )
     for stage in report.stages:
         failed = sum(stage.failed.values())

@@ -31,6 +31,11 @@ class Verdict(IntEnum):
     NOT_DRAWN = 9
 
 
+def count_not_selected(dropped: Mapping[str, int]) -> int:
+    """Return how many samples a step has `dropped`, without those on which an expression failed."""
+    return sum(count for step, count in dropped.items() if step != Verdict.FAILED.name.lower())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decisions:
     """The verdict on each sample of a run that has finished, in their order.
