@@ -57,9 +57,6 @@ class JobFlags:
 
     def find_pipeline(self, layers: "Sequence[Layer]") -> "Pipeline | None":
         """Return the pipeline in the last of `layers`, None if there is no job file or it has a single job.
-
-        Raises:
-            UsageError: It cannot be run as it is.
         """
         from synthia_batch.job.loading.pipeline_file import STAGES, read_pipeline
 

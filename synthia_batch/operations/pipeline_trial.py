@@ -56,11 +56,7 @@ class StageSamples:
 def try_pipeline(
     pipeline: Pipeline, flags: Sequence[Layer], rows: int, make_display: Callable[[], Display]
 ) -> Trial:
-    """Carry the first `rows` rows of `pipeline` through its stages, with their engines.
-
-    Raises:
-        SynthiaBatchError: As for `run_pipeline`, but for a selection that keeps nothing.
-    """
+    """Carry the first `rows` rows of `pipeline` through its stages, with their engines."""
     root = check_pipeline(pipeline, flags)
     root = root or name_root(pipeline, resolve_job([*flags, pipeline.stages[0].layer]))
     place = RunDir(root).hidden / f"first-{rows}"

@@ -44,12 +44,7 @@ class RepairResult:
 
 
 def repair_run(directory: Path, on_progress: OnProgress) -> RepairResult:
-    """Remove damaged and leftover files from the run in `directory`. Keeps everything sound.
-
-    Raises:
-        UsageError: It is no run, or one of another format; nothing is changed.
-        RunLocked: Another process has the run.
-    """
+    """Remove damaged and leftover files from the run in `directory`. Keeps everything sound."""
     try:
         facts = read_facts(directory)
     except IntegrityError:

@@ -21,12 +21,7 @@ from synthia_batch.storage.plan_file import read_plan
 
 
 def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
-    """Return if `run_dir` belongs to this job or is free. Changes nothing.
-
-    Raises:
-        IdentityMismatch: It belongs to another job; every field that differs is named.
-        UsageError: It is a file, or a directory with other files.
-    """
+    """Return if `run_dir` belongs to this job or is free. Changes nothing."""
     refuse_identity(job.identity, run_dir)
 
 
@@ -54,11 +49,7 @@ def scan_input(
     on_progress: Callable[[int], None] | None = None,
     limit: int | None = None,
 ) -> Scan:
-    """Read the job's whole input once and check it, or only its first `limit` rows.
-
-    Raises:
-        UsageError: The input cannot be used, or lacks what the job's `accept` names.
-    """
+    """Read the job's whole input once and check it, or only its first `limit` rows."""
     selection = replace(select_rows(job.declared, job.prompt_template), first_rows=limit)
     with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
         scan = source.scan(selection, Path(scratch), on_progress)

@@ -116,11 +116,7 @@ class RunStore:
         return list_parts(self.shards, self.ledger.latest)
 
     def tick(self) -> None:
-        """Sync journals that are due.
-
-        Raises:
-            StorageFailed: The run directory was moved or removed.
-        """
+        """Sync journals that are due."""
         self.check()
         self._check_place()
         for current in self._open.values():

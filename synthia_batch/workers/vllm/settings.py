@@ -74,11 +74,7 @@ def _check_parser(setting: str, name: Any, known: list[str]) -> None:
 
 
 def list_reasoning_parsers() -> list[str]:
-    """Return the names of the installed vLLM's reasoning parsers.
-
-    Raises:
-        UsageError: vLLM is not installed, or lists them elsewhere.
-    """
+    """Return the names of the installed vLLM's reasoning parsers."""
     return _list_parsers("reasoning/__init__.py", "_REASONING_PARSERS_TO_REGISTER")
 
 
