@@ -202,7 +202,6 @@ class ReadingDisplay:
         self.close()
 
     def close(self) -> None:
-        """End the bar if there is one."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

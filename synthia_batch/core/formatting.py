@@ -1,6 +1,8 @@
 """Durations, sizes and text in a form fit for a terminal."""
 
+import difflib
 import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 MESSAGE_LENGTH = 160
@@ -60,6 +62,14 @@ def encode_json(value: Any, indent: int | None = None) -> str:
 def clip(text: str, length: int) -> str:
     """Return `text`, of which more than `length` characters are cut off."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def suggest_name(
+    name: str, known: Iterable[str], otherwise: str = "", spell: Callable[[str], str] = str
+) -> str:
+    """Return a question for the one of `known` that is closest to `name`, `otherwise` if none is close."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {spell(near[0])}?" if near else otherwise
 
 
 def shorten(text: str, length: int = MESSAGE_LENGTH) -> str:

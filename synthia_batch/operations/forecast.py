@@ -111,7 +111,6 @@ class Forecast:
         return (self.disk.warning,) if self.disk.warning else ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-serializable values."""
         return {**asdict(self), "directory": to_printable(self.directory), "warnings": list(self.warnings)}
 
 

@@ -28,7 +28,6 @@ class StageForecast:
     does: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON."""
         return {
             "name": self.name,
             "reads": self.reads,

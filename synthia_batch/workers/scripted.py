@@ -109,12 +109,10 @@ class ScriptedEngine:
         return ordinals
 
     def abort(self) -> None:
-        """Drop all requests."""
         self._waiting.clear()
         self._running.clear()
 
     def close(self) -> None:
-        """Close the call log."""
         if self._call_log is not None:
             os.close(self._call_log)
             self._call_log = None

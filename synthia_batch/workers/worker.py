@@ -72,7 +72,6 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
 
     def start(self) -> None:
-        """Start the loop."""
         self._thread.start()
 
     def feed(self, requests: Sequence[Request]) -> None:

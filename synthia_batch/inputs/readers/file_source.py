@@ -70,7 +70,6 @@ class FileSource(ABC):
         """Yield every row from `first` on."""
 
     def detect(self, selection: Selection) -> Columns:
-        """Return the columns; see `Source.detect`."""
         return detect_columns([self], selection).columns
 
     def check_kept(self, input_scan: InputScan, kept: Sequence[KeptColumn], rows: int) -> None:

@@ -95,7 +95,6 @@ class JsonlSource(FileSource):
         return columns
 
     def peek(self, count: int) -> list[dict[str, Any]]:
-        """Return the first records; see `Source.peek`."""
         faults, records = FaultList(), []
         with report_unreadable(self._shown), open_lines(self._path) as file:
             for line in islice(self._iterate_lines(file), count):
@@ -119,7 +118,6 @@ class JsonlSource(FileSource):
         self._watched.end_scan()
 
     def scan_into(self, input_scan: InputScan) -> FileScan:
-        """Add the results of one pass over the file; see `FileReader.scan_into`."""
         size = self._watched.begin_scan()
         input_scan.note_json(self._shown)
         scanner = _Scanner(self._shown, input_scan)

@@ -33,11 +33,9 @@ class ManySource:
         return self._sources[row.file].locate(row)
 
     def detect(self, selection: Selection) -> Columns:
-        """Return the columns; see `Source.detect`."""
         return detect_columns(self._sources, selection).columns
 
     def peek(self, count: int) -> list[dict[str, Any]]:
-        """Return the first records; see `Source.peek`."""
         records: list[dict[str, Any]] = []
         for source in self._sources:
             records += source.peek(count - len(records))

@@ -81,7 +81,6 @@ class ParquetSource(FileSource):
             return []
 
     def peek(self, count: int) -> list[dict[str, Any]]:
-        """Return the first records; see `Source.peek`."""
         records: list[dict[str, Any]] = []
         with self._refuse_damage():
             # A batch may end before, where texts are too long for one.
@@ -105,7 +104,6 @@ class ParquetSource(FileSource):
         self._watched.end_scan()
 
     def scan_into(self, input_scan: InputScan) -> FileScan:
-        """Add the results of one pass over the file; see `FileReader.scan_into`."""
         size = self._watched.begin_scan()
         with self._refuse_damage():
             file = open_parquet(self._path)
@@ -146,7 +144,6 @@ class ParquetSource(FileSource):
                         raise input_scan.refuse_types(own, self._shown)
 
     def locate_pair(self, row: Row, other: FileSource, earlier: Row) -> tuple[str, str]:
-        """Return the places of `row` and of an `earlier` one in this or another file."""
         place = f"{self._shown}: row {row.line}"
         return place, f"in row {earlier.line}" if other is self else f"at {other.locate(earlier)}"
 

@@ -52,7 +52,6 @@ class BucketStore:
         self._root = root
 
     def look(self, key: str) -> RemoteFile | None:
-        """Return the file of that key, None if there is none."""
         import obstore
 
         try:

@@ -53,11 +53,7 @@ def select_system_message(spec: str, *, folder: Path | None = None) -> SystemMes
 
 
 def load_system_message(name: str) -> SystemMessage:
-    """Return the library's system message `name`.
-
-    Raises:
-        UsageError: There is none with that name.
-    """
+    """Return the library's system message `name`. Raises UsageError if there is none with that name."""
     cards = _load_index()
     if name not in cards:
         raise UsageError(_describe_unknown(name, list(cards)))

@@ -49,7 +49,6 @@ class RunFacts:
 
 
 def read_facts(directory: Path) -> RunFacts:
-    """Return the facts about the run in `directory`."""
     run_dir = RunDir(directory)
     plan = require_plan(run_dir)
     return RunFacts(

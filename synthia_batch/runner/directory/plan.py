@@ -26,7 +26,12 @@ def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
 
 
 def refuse_identity(identity: Mapping[str, Any], run_dir: RunDir) -> None:
-    """Return if `run_dir` belongs to what has this identity or is free; otherwise as above."""
+    """Return if `run_dir` belongs to what has this identity or is free.
+
+    Raises:
+        IdentityMismatch: It belongs to another job; every field that differs is named.
+        UsageError: It is a file, or a directory with other files.
+    """
     plan = read_plan(run_dir.plan)
     if plan is not None:
         differences = compare_identities(plan["identity"], identity)

@@ -70,7 +70,6 @@ def add_preset(merged: Merged) -> ChosenPreset:
 
 
 def choose_device(job: Job) -> Device:
-    """Return the device of the job's engines."""
     return detect_device() if job.engine.device == "auto" else job.engine.device
 
 

@@ -127,11 +127,7 @@ class JournalReader:
     is_doubtful: bool = False
 
     def apply(self, frame: Frame) -> None:
-        """Add the content of a valid frame.
-
-        Raises:
-            JournalCorrupt: It does not belong in this journal.
-        """
+        """Add the content of a valid frame. Raises JournalCorrupt if it does not belong in this journal."""
         value = frame.value or {}
         try:
             if "finished" in value or "failed" in value:

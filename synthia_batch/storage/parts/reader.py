@@ -148,7 +148,6 @@ def list_missing(shard: Shard, made: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def describe_sample(grid: SampleGrid, ordinal: int) -> str:
-    """Return a description of the sample with that ordinal."""
     row, offset = divmod(ordinal, grid.samples_per_row)
     system, index = divmod(offset, grid.num_samples)
     return f"sample {ordinal} (row {row}, system {grid.systems[system]!r}, sample {index})"

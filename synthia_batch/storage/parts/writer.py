@@ -108,8 +108,6 @@ def open_data_part(part_format: PartFormat) -> PartEncoder[DataRecord]:
 
 
 def open_failed_part(part_format: PartFormat) -> PartEncoder[FailedRecord]:
-    """Return an encoder of failed samples."""
-
     def encode(records: Sequence[FailedRecord]) -> list[pa.Array]:
         return _encode_columns(FAILED_COLUMNS, records, part_format)
 
@@ -150,7 +148,6 @@ def describe_data(
 
 
 def describe_failed(metadata: Mapping[str, str]) -> pa.Schema:
-    """Return the schema of failed/ with `metadata`."""
     return failed_schema().with_metadata(dict(sorted(metadata.items())))
 
 

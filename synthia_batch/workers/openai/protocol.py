@@ -149,11 +149,7 @@ def read_answer(content: bytes, request: Request) -> tuple[Outcome, int]:
 
 
 def parse(shape: type[Shape], content: bytes) -> Shape:
-    """Return the JSON `content` as `shape`.
-
-    Raises:
-        BrokenAnswer: It does not match.
-    """
+    """Return the JSON `content` as `shape`. Raises BrokenAnswer if it does not match."""
     try:
         return shape.model_validate_json(content)
     except ValidationError as exc:

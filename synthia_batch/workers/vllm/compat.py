@@ -69,7 +69,7 @@ def check_cpu_patches(spec: EngineSpec, version: str) -> str | None:
 
 
 def patch_cpu(spec: EngineSpec, version: str) -> AbstractContextManager[None]:
-    """Patch the CPU engine of vLLM `version`, and return the context to load it in; see `check_cpu_patches`."""
+    """Patch the CPU engine of vLLM `version`; return the context to load it in. See `check_cpu_patches`."""
     check_cpu_patches(spec, version)
     if not has_cpu_patches(version):
         return nullcontext()
