@@ -63,11 +63,6 @@ def load_system_message(name: str) -> SystemMessage:
     return SystemMessage(name=name, text=text, source=cards[name]["url"])
 
 
-def list_system_messages() -> list[SystemMessage]:
-    """Return the whole library, in the order of library.toml."""
-    return [load_system_message(name) for name in _load_index()]
-
-
 def _load_index() -> dict[str, dict[str, str]]:
     return tomllib.loads(_read_data("library.toml"))
 

@@ -114,17 +114,8 @@ def open_failed_part(part_format: PartFormat) -> PartEncoder[FailedRecord]:
     return PartEncoder(_Layout(describe_failed(part_format.metadata), encode))
 
 
-def encode_data_part(records: Iterable[DataRecord], part_format: PartFormat) -> EncodedPart:
-    """Return the Parquet file of these finished samples, in their order."""
-    return _encode(open_data_part(part_format), records)
-
-
-def encode_failed_part(records: Iterable[FailedRecord], part_format: PartFormat) -> EncodedPart:
-    """Return the Parquet file of these failed samples, in their order."""
-    return _encode(open_failed_part(part_format), records)
-
-
-def _encode(encoder: PartEncoder[RecordT], records: Iterable[RecordT]) -> EncodedPart:
+def encode_part(encoder: PartEncoder[RecordT], records: Iterable[RecordT]) -> EncodedPart:
+    """Return the Parquet file of these samples, at least one, in their order."""
     for record in records:
         encoder.add(record)
     part = encoder.finish()
