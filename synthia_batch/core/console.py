@@ -44,7 +44,6 @@ class Display:
         self._width: int | None = None
 
     def observe(self, event: Event) -> None:
-        """Show `event` if it is a snapshot of the progress."""
         if isinstance(event, ProgressSnapshot):
             with suppress(OSError, ValueError):  # A terminal that is gone is no reason to stop.
                 self.show(event)

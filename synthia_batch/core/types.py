@@ -161,7 +161,6 @@ class Shard:
 
     @property
     def samples(self) -> int:
-        """The number of samples in the shard."""
         return self.stop - self.first
 
 

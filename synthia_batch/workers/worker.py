@@ -75,7 +75,6 @@ class Worker:
         self._thread.start()
 
     def feed(self, requests: Sequence[Request]) -> None:
-        """Queue `requests` for the engine."""
         with self._changed:
             self._inbox.extend(requests)
             self._unfinished += len(requests)

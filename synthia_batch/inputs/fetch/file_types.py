@@ -157,7 +157,6 @@ class RowFiles:
 
 
 def get_kind(name: str) -> InputKind:
-    """Return the entry of the format `name`."""
     return next(kind for kind in KINDS if kind.name == name)
 
 

@@ -87,7 +87,6 @@ class FileSource(ABC):
         return str(self._shown)
 
     def locate(self, row: Row) -> str:
-        """Return the place of `row`, as file:line."""
         return f"{self._shown}:{row.line}"
 
     def locate_pair(self, row: Row, other: "FileSource", earlier: Row) -> tuple[str, str]:

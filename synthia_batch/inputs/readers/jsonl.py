@@ -8,14 +8,7 @@ from typing import Any, BinaryIO
 
 from synthia_batch.core.types import Row
 from synthia_batch.errors import InputRefused
-from synthia_batch.inputs.base import (
-    CHECKPOINT_ROWS,
-    DETECT_ROWS,
-    Checkpoint,
-    Columns,
-    FileScan,
-    Scan,
-)
+from synthia_batch.inputs.base import CHECKPOINT_ROWS, DETECT_ROWS, Checkpoint, Columns, FileScan, Scan
 from synthia_batch.inputs.readers.detect import FirstNames
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed, report_unreadable
@@ -149,8 +142,6 @@ class JsonlSource(FileSource):
 
 
 class _Scanner:
-    """The state of one pass over one file."""
-
     def __init__(self, shown: Path | str, input_scan: InputScan) -> None:
         self.rows = 0
         self.checkpoints: list[Checkpoint] = []

@@ -47,7 +47,6 @@ def _convert(node: Node, unknown: str) -> pa.DataType:
 
 
 def parse_kept_type(column: KeptColumn) -> pa.DataType:
-    """Return the Arrow type of a kept column."""
     kind, _, serialized = column.type.partition(":")
     if kind == "arrow":
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(serialized))).field(0).type

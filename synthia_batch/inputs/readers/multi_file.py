@@ -29,7 +29,6 @@ class ManySource:
         return f"{self._sources[0].shown} and {len(self._sources) - 1} more"
 
     def locate(self, row: Row) -> str:
-        """Return where `row` stands, as file:line."""
         return self._sources[row.file].locate(row)
 
     def detect(self, selection: Selection) -> Columns:

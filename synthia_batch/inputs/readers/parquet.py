@@ -23,11 +23,7 @@ from synthia_batch.inputs.readers.arrow_types import (
 from synthia_batch.inputs.readers.detect import FirstNames
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed
-from synthia_batch.inputs.readers.kept_types import (
-    can_cast,
-    list_features,
-    make_kept_column,
-)
+from synthia_batch.inputs.readers.kept_types import can_cast, list_features, make_kept_column
 from synthia_batch.inputs.readers.parquet_batches import (
     LIBRARY_ERRORS,
     LocatedBatch,
@@ -180,11 +176,7 @@ class ParquetSource(FileSource):
                 is_turns if columns.shape == "ultrachat" else is_messages,
                 "a list of texts" if columns.shape == "ultrachat" else conversation,
             ),
-            (
-                columns.turns,
-                is_messages if columns.shape else is_turns,
-                "a list of strings, or of messages",
-            ),
+            (columns.turns, is_messages if columns.shape else is_turns, "a list of strings, or of messages"),
             (columns.system, is_text, "a string"),
             (columns.id, is_id, "a string or an integer"),
             (columns.sampling, is_object, "a struct, a map with text as keys, or JSON text"),
@@ -221,8 +213,6 @@ class ParquetSource(FileSource):
 
 
 class _Scanner:
-    """The state of one pass over one file."""
-
     def __init__(self, shown: Path | str, input_scan: InputScan, max_row_bytes: int) -> None:
         self.rows = 0
         self._max_row_bytes = max_row_bytes

@@ -64,7 +64,6 @@ class BucketStore:
         return RemoteFile(url=f"{self._root}/{key}", key=key, size=meta["size"], version=version)
 
     def list_keys(self, prefix: str) -> list[str]:
-        """Return the keys of all files below `prefix`."""
         import obstore
 
         try:

@@ -275,9 +275,5 @@ def _complete_chat(name: str, choices: Sequence[FinishedSample]) -> dict[str, An
             }
             for index, choice in enumerate(choices)
         ],
-        "usage": {
-            "prompt_tokens": prompt,
-            "completion_tokens": answers,
-            "total_tokens": prompt + answers,
-        },
+        "usage": {"prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers},
     }

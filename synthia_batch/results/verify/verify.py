@@ -176,10 +176,7 @@ def check_running(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
     ]
     findings = [found for check in unchanged for found in check.findings]
     return RunCheck(
-        manifest=None,
-        checks=tuple(unchanged),
-        temporary_files=(),
-        findings=(*before.findings, *findings),
+        manifest=None, checks=tuple(unchanged), temporary_files=(), findings=(*before.findings, *findings)
     )
 
 

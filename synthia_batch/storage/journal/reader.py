@@ -165,7 +165,6 @@ class JournalReader:
             raise self.refuse(damaged, "the frame fails its checksum, and the machine did not restart since")
 
     def refuse(self, frame: Frame, reason: str) -> JournalCorrupt:
-        """Return the error for this frame."""
         return JournalCorrupt(
             f"{self.path}: byte {frame.offset}: {reason}\n"
             "  run `synthia-batch verify DIR --repair`: it drops only the damaged frames; then run again",

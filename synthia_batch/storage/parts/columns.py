@@ -112,7 +112,6 @@ class _FileColumn:
 
 
 def refuse_part(path: Path, reason: str) -> IntegrityError:
-    """Return the error for a damaged part, which names its repair."""
     return IntegrityError(
         f"{path}: {reason}\n"
         "  `synthia-batch verify DIR --repair` drops a damaged part; the next run regenerates it",
@@ -138,7 +137,6 @@ def read_numbers(path: Path) -> PartNumbers:
 
 
 def read_codes(path: Path) -> PartCodes:
-    """Return the codes of the failed part at `path`."""
     code, codes = _encode(_read_small(path, ("code",))["code"])
     return PartCodes(code=code, codes=codes)
 

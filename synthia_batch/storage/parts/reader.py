@@ -48,12 +48,10 @@ class SampleGrid:
 
     @property
     def samples_per_row(self) -> int:
-        """Samples per row."""
         return len(self.systems) * self.num_samples
 
 
 def read_grid(identity: Mapping[str, Any]) -> SampleGrid:
-    """Return the grid of the job with this identity."""
     return SampleGrid(
         systems=tuple(name for name, _ in identity["system"]),
         num_samples=identity["num_samples"],
@@ -88,7 +86,6 @@ def place_data_rows(
 
 
 def place_failed_rows(path: Path, grid: SampleGrid, metadata: Mapping[str, str]) -> Places:
-    """Return the places of the rows of a failed part."""
     return _place_rows(path, grid, failed_schema(), metadata)
 
 

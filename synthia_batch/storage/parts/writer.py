@@ -54,7 +54,6 @@ class PartEncoder(Generic[RecordT]):
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, record: RecordT) -> None:
-        """Add the next row."""
         self.rows += 1
         self._waiting.append(record)
         if len(self._waiting) == ROW_GROUP_ROWS:
@@ -96,7 +95,6 @@ class _Layout(Generic[RecordT]):
 
 
 def open_data_part(part_format: PartFormat) -> PartEncoder[DataRecord]:
-    """Return an encoder of finished samples."""
     columns = list_data_columns(part_format.optional)
 
     def encode(records: Sequence[DataRecord]) -> list[pa.Array]:

@@ -77,7 +77,6 @@ class ServedModel(_Lenient):
     max_model_len: int | None = None
 
     def describe(self) -> str:
-        """Return the entry as text."""
         facts = {"of": self.owned_by, "root": self.root, "max_model_len": self.max_model_len}
         return ", ".join([self.id, *(f"{name} {value}" for name, value in facts.items() if value)])
 

@@ -24,7 +24,6 @@ class EngineShape:
 
     @property
     def gpus(self) -> int:
-        """GPUs of one engine."""
         return self.tensor_parallel * self.stages
 
 

@@ -92,11 +92,9 @@ class EngineActor:
             raise
 
     def feed(self, requests: Sequence[Request]) -> None:
-        """Queue `requests` for the engine."""
         self._loaded().feed(requests)
 
     def recall(self) -> None:
-        """Recall what the engine has not started."""
         self._loaded().recall()
 
     def collect(self, wait_seconds: float, epoch: int) -> Delivery:

@@ -33,7 +33,6 @@ def find_support(version: str) -> Support:
 
 
 def describe_range() -> str:
-    """Return the supported releases as text."""
     return " to ".join(f"{major}.{minor}" for major, minor in SUPPORTED)
 
 
