@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 MESSAGE_LENGTH = 160
@@ -29,6 +29,12 @@ def format_bytes(count: int) -> str:
 def format_count(count: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun: 1 row, 2,000 rows. `plural`: without it, an s is added."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def join_first(names: Sequence[str], most: int) -> str:
+    """Return the first `most` names, and how many others there are: a, b and 3 more."""
+    others = len(names) - most
+    return ", ".join(names[:most]) + (f" and {others} more" if others > 0 else "")
 
 
 def make_printable(text: str, keeps: str = "") -> str:
