@@ -56,11 +56,7 @@ class JobFlags:
         return [*layers, read_job_file(job_file)] if job_file else layers
 
     def find_pipeline(self, layers: "Sequence[Layer]") -> "Pipeline | None":
-        """Return the pipeline in the last of `layers`, None if there is no job file or it has a single job.
-
-        Raises:
-            UsageError: It cannot be run as it is.
-        """
+        """Return the pipeline in the last of `layers`, None if it is a single job or there is no job file."""
         from synthia_batch.job.loading.pipeline_file import STAGES, read_pipeline
 
         _, job_file = self._split_arguments()

@@ -125,11 +125,9 @@ class GroupedCommands(core.TyperGroup):
         super().__init__(**{**settings, "commands": self.table})
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of all commands by group."""
         return [name for names in COMMAND_GROUPS.values() for name in names]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write a section for each group."""
         for title, names in COMMAND_GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, self.table.summarize(name)) for name in names])

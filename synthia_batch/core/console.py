@@ -44,7 +44,6 @@ class Display:
         self._width: int | None = None
 
     def observe(self, event: Event) -> None:
-        """Show `event` if it is a snapshot of the progress."""
         if isinstance(event, ProgressSnapshot):
             with suppress(OSError, ValueError):  # A terminal that is gone is no reason to stop.
                 self.show(event)
@@ -202,7 +201,6 @@ class ReadingDisplay:
         self.close()
 
     def close(self) -> None:
-        """End the bar if there is one."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

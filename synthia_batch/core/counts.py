@@ -20,11 +20,9 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        """The number of failed samples."""
         return sum(self.failures.values())
 
     def __add__(self, other: "Tally") -> "Tally":
-        """Return the sums of both."""
         return Tally(
             finished=self.finished + other.finished,
             truncated=self.truncated + other.truncated,

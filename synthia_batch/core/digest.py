@@ -103,7 +103,6 @@ class DigestCache:
 
 
 def open_digest_cache() -> DigestCache:
-    """Return this user's digest cache."""
     return DigestCache(find_user_cache() / "digests")
 
 

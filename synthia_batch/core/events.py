@@ -42,7 +42,6 @@ class EventBus:
         self._subscribers.remove(subscriber)
 
     def publish(self, event: Event) -> None:
-        """Pass `event` to every subscriber."""
         for subscriber in self._subscribers:
             subscriber(event)
 

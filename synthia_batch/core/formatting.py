@@ -1,6 +1,8 @@
 """Durations, sizes and text in a form fit for a terminal."""
 
+import difflib
 import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 MESSAGE_LENGTH = 160
@@ -27,6 +29,12 @@ def format_bytes(count: int) -> str:
 def format_count(count: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun: 1 row, 2,000 rows. `plural`: without it, an s is added."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def join_first(names: Sequence[str], most: int) -> str:
+    """Return the first `most` names, and how many others there are: a, b and 3 more."""
+    others = len(names) - most
+    return ", ".join(names[:most]) + (f" and {others} more" if others > 0 else "")
 
 
 def make_printable(text: str, keeps: str = "") -> str:
@@ -60,6 +68,14 @@ def encode_json(value: Any, indent: int | None = None) -> str:
 def clip(text: str, length: int) -> str:
     """Return `text`, of which more than `length` characters are cut off."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def suggest_name(
+    name: str, known: Iterable[str], otherwise: str = "", spell: Callable[[str], str] = str
+) -> str:
+    """Return a question for the one of `known` that is closest to `name`, `otherwise` if none is close."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {spell(near[0])}?" if near else otherwise
 
 
 def shorten(text: str, length: int = MESSAGE_LENGTH) -> str:

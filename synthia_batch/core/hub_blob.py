@@ -28,10 +28,6 @@ def find_blob_damage(file: Path, cache: DigestCache) -> str | None:
     """Return what is wrong with `file` and what to do, None if it is as its blob's name says, or no blob.
 
     A large file is read once for each stamp.
-
-    Raises:
-        UsageError: It cannot be read.
-        OSError: Likewise.
     """
     blob = find_blob(file)
     if blob is None or _is_sound(blob, cache):

@@ -68,11 +68,7 @@ def render_limited(template: jinja2.Template, *args: Any, **values: Any) -> str:
 
 
 def evaluate_limited(expression: Callable[..., Any], *args: Any, **values: Any) -> Any:
-    """Return the value of a compiled expression of a `LimitedEnvironment` for these values.
-
-    Raises:
-        TemplateTooLong: It exceeds a limit.
-    """
+    """Return the value of a compiled expression of a `LimitedEnvironment` for these values."""
     with _measured():
         return expression(*args, **values)
 

@@ -54,7 +54,6 @@ class Message:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Message":
-        """Return the message from the result of `to_dict`."""
         extra = {key: value for key, value in values.items() if key not in ("role", "content")}
         return cls(values["role"], values["content"], extra or None)
 
@@ -162,7 +161,6 @@ class Shard:
 
     @property
     def samples(self) -> int:
-        """The number of samples in the shard."""
         return self.stop - self.first
 
 

@@ -174,7 +174,6 @@ class FileScan:
     checkpoints: tuple[Checkpoint, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         points = [[checkpoint.offset, checkpoint.line] for checkpoint in self.checkpoints]
         return {"rows": self.rows, "size": self.size, "checkpoints": points}
 

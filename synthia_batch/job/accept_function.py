@@ -21,11 +21,7 @@ class AcceptFunction(str):
     function: Callable[[Mapping[str, Any]], object]
 
     def __new__(cls, function: Callable[[Mapping[str, Any]], object]) -> "AcceptFunction":
-        """Read the source of `function`.
-
-        Raises:
-            UsageError: It has no source that stands for it.
-        """
+        """Read the source of `function`. Raises UsageError if it has no source that stands for it."""
         if not inspect.isfunction(function) or function.__name__ == "<lambda>":
             raise UsageError(f"accept: {function!r} has no source of its own; {_ADVICE}")
         if function.__closure__:

@@ -3,14 +3,16 @@
 It must be equal for a run to be resumed. The class of each key stands on its field in the schema.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
 from synthia_batch.core.digest import digest_json
 from synthia_batch.core.masking import change_secret_fields
+from synthia_batch.errors import IdentityMismatch
 from synthia_batch.job.dotted import flatten
 from synthia_batch.job.keys import walk_keys
 from synthia_batch.job.markers import IdentityClass, always, strict
@@ -96,14 +98,24 @@ def compare_identities(before: Mapping[str, Any], now: Mapping[str, Any]) -> tup
     )
 
 
-def describe_differences(differences: Sequence[Difference]) -> list[str]:
-    """Return a line for each of `differences`, and for what can be set as it was before."""
-    lines = [f"  {difference}" for difference in differences]
+def refuse_differences(
+    place: Path | str, before: Mapping[str, Any], now: Mapping[str, Any], advice: str
+) -> None:
+    """Return if both identities are equal: the run at `place` is that of the job.
+
+    Raises:
+        IdentityMismatch: It belongs to another job; every field that differs is named.
+    """
+    differences = compare_identities(before, now)
+    if not differences:
+        return
+    lines = [f"{place} belongs to another job; nothing was touched. What differs:"]
+    lines += [f"  {difference}" for difference in differences]
     if any(one.field == "engine.prefix_cuts" and one.before is None for one in differences):
         lines.append(
             "the run began without a prefix cache: it goes on with --set engine.enable_prefix_caching=false"
         )
-    return lines
+    raise IdentityMismatch("\n".join([*lines, advice]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,7 +67,6 @@ def is_section(field: FieldInfo | None) -> bool:
 
 
 def is_kind(annotation: Any, kind: type) -> bool:
-    """Whether the annotation is a class, and one of `kind`."""
     return isinstance(annotation, type) and issubclass(annotation, kind)
 
 

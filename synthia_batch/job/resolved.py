@@ -151,7 +151,6 @@ class PlanSpec:
 
     @property
     def samples_per_row(self) -> int:
-        """Samples per row."""
         return len(self.systems) * self.num_samples
 
 

@@ -3,12 +3,11 @@
 The others are in REFUSED, each with an alternative. A row may set the job's keys, and a seed.
 """
 
-import difflib
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from synthia_batch.core.formatting import clip
+from synthia_batch.core.formatting import clip, suggest_name
 from synthia_batch.core.types import RowSampling
 from synthia_batch.job.fields import Number, Section, Whole
 from synthia_batch.job.markers import Flag, IdentityClass, always
@@ -265,6 +264,5 @@ def _explain(place: tuple[int | str, ...], kind: str, message: str, value: objec
     name = str(place[-1])
     if name in REFUSED:
         return f"{key}: not supported in a row: {REFUSED[name]}"
-    near = difflib.get_close_matches(name, RowKeys.model_fields, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"a row may have {', '.join(RowKeys.model_fields)}"
+    hint = suggest_name(name, RowKeys.model_fields, f"a row may have {', '.join(RowKeys.model_fields)}", repr)
     return f"{name!r} is not a key of sampling; {hint}"

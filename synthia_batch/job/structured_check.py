@@ -76,11 +76,7 @@ def compile_regex(text: str) -> re.Pattern[str]:
 
 
 def read_schema(path: Path) -> Any:
-    """Return the JSON value in the file at `path`.
-
-    Raises:
-        UsageError: It cannot be read, or is not JSON.
-    """
+    """Return the JSON value in the file at `path`. Raises UsageError if it cannot be read, or is not JSON."""
     text = read_text(path)
     try:
         return json.loads(text)
@@ -91,11 +87,7 @@ def read_schema(path: Path) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of the file at `path`.
-
-    Raises:
-        UsageError: It cannot be read as UTF-8.
-    """
+    """Return the text of the file at `path`. Raises UsageError if it cannot be read as UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:

@@ -87,11 +87,7 @@ def parse_duration(value: Any) -> Any:
 
 
 def parse_clock(value: Any) -> str:
-    """Parse a time of day; return it as HH:MM on a 24-hour clock.
-
-    Raises:
-        ValueError: `value` is none.
-    """
+    """Parse a time of day; return it as HH:MM on a 24-hour clock. Raises ValueError if `value` is none."""
     found = re.fullmatch(CLOCK_PATTERN, value) if isinstance(value, str) else None
     if found is None:
         raise ValueError("Input should be a time of day such as 07:00 or 23:30")
@@ -100,11 +96,7 @@ def parse_clock(value: Any) -> str:
 
 
 def parse_failure_limit(value: Any) -> "int | Share":
-    """Parse a count or a share of failures: 500, "2K", "1%".
-
-    Raises:
-        ValueError: `value` is none.
-    """
+    """Parse a count or a share of failures: 500, "2K", "1%". Raises ValueError if `value` is none."""
     if isinstance(value, Share):
         return value
     if isinstance(value, str) and re.fullmatch(SHARE_PATTERN, value):

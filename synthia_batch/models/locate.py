@@ -118,9 +118,6 @@ def digest_model(path: Path, cache: DigestCache, *, gguf: Path | None = None) ->
     Of weights in several formats only the one that engines load counts: others in a shared cache do not
     change the model. A large file of the Hub's cache is identified by the SHA-256 in its name. `gguf` is
     the weights file if it is outside the directory.
-
-    Raises:
-        ModelUnavailable: A file of the Hub's cache is not what its name says.
     """
     weights: dict[str, str] = {} if gguf is None else {"gguf": _digest(gguf, cache)}
     tokenizer: dict[str, str] = {}

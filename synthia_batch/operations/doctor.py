@@ -82,7 +82,6 @@ class Diagnosis:
         return all(check.state != "bad" for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-serializable values."""
         return {"healthy": self.is_healthy, "checks": [asdict(check) for check in self.checks]}
 
 

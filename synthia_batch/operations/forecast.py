@@ -111,7 +111,6 @@ class Forecast:
         return (self.disk.warning,) if self.disk.warning else ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-serializable values."""
         return {**asdict(self), "directory": to_printable(self.directory), "warnings": list(self.warnings)}
 
 
@@ -184,12 +183,7 @@ class _Prompts:
     first_too_long: list[str] = field(default_factory=list)
 
     def add(
-        self,
-        row: Row,
-        samples: Sequence[Sample],
-        renderer: Renderer,
-        max_tokens: int,
-        longest: int,
+        self, row: Row, samples: Sequence[Sample], renderer: Renderer, max_tokens: int, longest: int
     ) -> bool:
         """Count the prompts of a row, one per system message; return whether any reaches `longest`."""
         self.hashes.append(hash((row.messages, row.system, row.follow_ups)))

@@ -13,11 +13,7 @@ from synthia_batch.runner.resolve.model_selection import add_preset, choose_devi
 
 
 def examine_stages(pipeline: Pipeline, flags: Sequence[Layer]) -> Diagnosis:
-    """Return the checks of each stage of `pipeline` that generates, behind those of the machine.
-
-    Raises:
-        UsageError: It cannot be run, as far as that can be known before its first stage has been.
-    """
+    """Return the checks of each stage of `pipeline` that generates, behind those of the machine."""
     output = check_pipeline(pipeline, flags) or Path("outputs")
     machine: list[Check] = []
     checks: list[Check] = []

@@ -28,7 +28,6 @@ class StageForecast:
     does: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON."""
         return {
             "name": self.name,
             "reads": self.reads,
@@ -48,11 +47,7 @@ class PipelineForecast:
 
 
 def forecast_pipeline(pipeline: Pipeline, flags: Sequence[Layer], *, needs_model: bool) -> PipelineForecast:
-    """Return the forecast of `pipeline`. Reads and tokenizes the whole input of its first stage.
-
-    Raises:
-        UsageError: It cannot be run, as far as that can be known before its first stage has been.
-    """
+    """Return the forecast of `pipeline`. Reads and tokenizes the whole input of its first stage."""
     root = check_pipeline(pipeline, flags)
     begin = resolve_job([*flags, pipeline.stages[0].layer], needs_model=needs_model)
     place = name_place(root or name_root(pipeline, begin), pipeline.stages[0], begin)

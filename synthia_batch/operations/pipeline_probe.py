@@ -60,11 +60,7 @@ def probe_pipeline(
     rows: int,
     make_display: Callable[[], Display],
 ) -> PipelineProbe:
-    """Carry the first `rows` rows through all stages, and estimate the whole of `forecast` from them.
-
-    Raises:
-        SynthiaBatchError: As for `try_pipeline`.
-    """
+    """Carry the first `rows` rows through all stages, and estimate the whole of `forecast` from them."""
     trial = try_pipeline(pipeline, flags, rows, make_display)
     made = {found.name: found for found in read_samples(trial)}
     planned = {stage.name: stage for stage in forecast.stages}

@@ -27,7 +27,7 @@ from synthia_batch.scheduler.throughput import Speed
 from synthia_batch.storage.events import read_events
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.parts.schema import DataRecord
-from synthia_batch.storage.parts.writer import encode_data_part
+from synthia_batch.storage.parts.writer import encode_part, open_data_part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +146,7 @@ def _predict_bytes(partial: PartialRun) -> int | None:
         return None
     ended = sum(one.outcome is not None for one in partial.samples)
     sizes = {
-        count: len(encode_data_part(records[:count], part_format).content)
+        count: len(encode_part(open_data_part(part_format), records[:count]).content)
         for count in {len(records), -(-len(records) // 2)}
     }
     return predict_bytes(sizes, partial.total * len(records) // ended, len(partial.session.shards))

@@ -1,11 +1,11 @@
 """Recipes: pipelines that are shipped, written for an input of the user's."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import synthia_batch
+from synthia_batch.core.formatting import suggest_name
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.columns import spell_name
 from synthia_batch.operations.init import JobProposal, quote, quote_paths, relate_paths
@@ -36,8 +36,7 @@ def write_recipe(name: str, proposal: JobProposal, file: Path) -> Mapping[Path, 
     """
     recipes = list_recipes()
     if name not in recipes:
-        near = difflib.get_close_matches(name, recipes, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(recipes)}"
+        hint = suggest_name(name, recipes, f"there are {', '.join(recipes)}")
         raise UsageError(f"--recipe {name}: there is no such recipe; {hint}")
     text = recipes[name].read_text(encoding="utf-8")
     prompt = proposal.columns.prompt

@@ -56,7 +56,6 @@ class SampleDifference:
         return f"sample {sample.ordinal}, {place}: {_describe_difference(self.before, self.now)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-serializable values."""
         return {
             "ordinal": self.sample.ordinal,
             "id": self.sample.row.id,

@@ -47,7 +47,8 @@ def _list_of_engine(job: ResolvedJob, environment: Mapping[str, str]) -> Iterato
             yield SecretUse(variable=KEY_VARIABLE, host=host, key="engine.base_url")
     for variable in REFERENCE.findall(str(settings.get("hf_token") or "")):
         yield SecretUse(variable=variable, host=hub, key="engine.hf_token")
-    for key, is_hub in (("model.name", job.model.repo_id is not None), ("input.path", _reads_hub(job))):
+    reads_hub = any(path.startswith("hf://") for path in job.declared.input.paths)
+    for key, is_hub in (("model.name", job.model.repo_id is not None), ("input.path", reads_hub)):
         for variable in _HUB_VARIABLES if is_hub else ():
             if environment.get(variable):
                 yield SecretUse(variable=variable, host=hub, key=key)
@@ -71,10 +72,6 @@ def _list_of_stores(job: ResolvedJob, environment: Mapping[str, str]) -> Iterato
         for variable in variables:
             if environment.get(variable):
                 yield SecretUse(variable=variable, host=host, key=key)
-
-
-def _reads_hub(job: ResolvedJob) -> bool:
-    return any(path.startswith("hf://") for path in job.declared.input.paths)
 
 
 def _find_host(url: str) -> str:

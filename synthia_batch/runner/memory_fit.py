@@ -54,7 +54,6 @@ class MemoryFit:
 
 
 def check_memory(need: EngineNeed, memory: MachineMemory) -> MemoryFit:
-    """Return whether engines with this `need` fit in `memory`."""
     too_many = _check_count(need, memory)
     if need.weights_bytes is None or (too_many is not None and memory.device == "cuda"):
         return too_many or MemoryFit(fits=None, reason="the size of the weights is unknown")

@@ -68,7 +68,6 @@ def read_required_call(sampling: RowSampling, outcome: Finished | Failed) -> Fin
 
 
 def find_fault(structure: Structure, response: str, *, is_cut: bool) -> str | None:
-    """Return the fault of `response`, None if it has none."""
     if structure.kind == "json_schema":
         return _find_json_fault(structure.text, response)
     if structure.kind == "regex":

@@ -80,7 +80,6 @@ class Dispatcher:
 
     @property
     def is_done(self) -> bool:
-        """Whether every sample has ended."""
         return self._ended == self.total
 
     @property

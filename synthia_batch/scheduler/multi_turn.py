@@ -278,7 +278,6 @@ class MultiTurnSession:
 
 
 def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:
-    """Return the session of `job`'s conversations."""
     context = Context(
         max_model_len=job.engine.max_model_len,
         max_tokens=job.engine.sampling.max_tokens,

@@ -94,11 +94,9 @@ class RestartPolicy:
 
     @property
     def statuses(self) -> dict[int, WorkerStatus]:
-        """The status of each worker."""
         return {worker: state.status for worker, state in self._states.items()}
 
     def register(self, worker: int) -> None:
-        """Add a worker that is starting."""
         self._states[worker] = _WorkerState()
 
     def mark_loading(self, worker: int, epoch: int, now: float) -> None:

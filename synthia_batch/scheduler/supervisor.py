@@ -48,7 +48,6 @@ class WorkerSupervisor:
         return max(1, self.policy.live_workers - self.pool.unplaced)
 
     def register(self) -> None:
-        """Add the workers that the pool starts with."""
         for worker in range(self.pool.size):
             self.policy.register(worker)
         self.publish(PoolStarted(workers=self.pool.size))

@@ -58,7 +58,6 @@ class ThroughputMeter:
         self._progress: Progress | None = None
 
     def observe(self, event: Event) -> None:
-        """Update the measurement with `event`."""
         match event:
             case OutcomesRecorded():
                 self._update()

@@ -74,7 +74,6 @@ def publish_bytes(path: Path, *chunks: Buffer) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """Return the content of `path`."""
     with storage_errors("read", path):
         return path.read_bytes()
 

@@ -48,7 +48,6 @@ class EventLog:
             self.append(event.kind, **event.fields)
 
     def close(self) -> None:
-        """Close the file."""
         with storage_errors("close", self._path):
             os.close(self._fd)
 

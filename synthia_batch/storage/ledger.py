@@ -42,7 +42,6 @@ class ShardEntry:
 
     @property
     def parts(self) -> tuple[PartEntry, ...]:
-        """The parts that the shard has."""
         return tuple(part for part in (self.data, self.failed) if part is not None)
 
 

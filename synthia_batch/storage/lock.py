@@ -53,11 +53,7 @@ class RunLock:
         # killed owner and does not work across hosts, so refuse instead.
         # The file must stay after the release, or two runs could lock two files of the same name.
         self._lock = FileLock(
-            run_dir.lock,
-            blocking=False,
-            thread_local=False,
-            fallback_to_soft=False,
-            preserve_lock_file=True,
+            run_dir.lock, blocking=False, thread_local=False, fallback_to_soft=False, preserve_lock_file=True
         )
 
     def acquire(self) -> Owner:

@@ -33,7 +33,6 @@ class ManifestPart:
 
     @property
     def entry(self) -> PartEntry:
-        """Its entry in the ledger."""
         return PartEntry(sha256=self.sha256, bytes=self.bytes, rows=self.rows, rows_digest=self.rows_digest)
 
 

@@ -89,11 +89,7 @@ def _list_behind(stages: Sequence[StageRecord], names: Sequence[str]) -> set[str
 
 
 def read_stages(directory: Path) -> list[StageRecord] | None:
-    """Return the stages of the pipeline in `directory`, None if it has none.
-
-    Raises:
-        IntegrityError: The file was altered.
-    """
+    """Return the stages of the pipeline in `directory`, None if it has none."""
     path = RunDir(directory).pipeline
     value = read_checksummed(path) if path.exists() else None
     return None if value is None else [StageRecord(**stage) for stage in value["stages"]]

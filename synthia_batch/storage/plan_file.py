@@ -52,7 +52,6 @@ def require_plan(run_dir: RunDir) -> dict[str, Any]:
 
 
 def no_run_error(directory: Path) -> UsageError:
-    """Return the error for a `directory` that holds no run."""
     if (stages := RunDir(directory).stages).is_dir():
         names = ", ".join(sorted(path.name for path in stages.iterdir()))
         return UsageError(f"{directory}: a pipeline, whose stages are runs; name one in {stages}: {names}")

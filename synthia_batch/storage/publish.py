@@ -41,10 +41,7 @@ def publish_shard(run_dir: RunDir, encoded: EncodedShard, journal: Journal, ledg
     # Once the ledger has the entry, the next run relies on these samples: they must be on disk.
     journal.sync()
     shard_entry = ShardEntry(
-        shard=shard.number,
-        epoch=ledger.epoch,
-        data=_describe(encoded.data),
-        failed=_describe(encoded.failed),
+        shard=shard.number, epoch=ledger.epoch, data=_describe(encoded.data), failed=_describe(encoded.failed)
     )
     ledger.append(shard_entry)
     # Failed samples first: once the data part of a shard is visible, the shard is complete.

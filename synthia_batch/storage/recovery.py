@@ -204,9 +204,7 @@ def _inspect_journal(
     if shard_entry is not None and is_older and _is_published(run_dir, shard, shard_entry):
         return Published(shard=shard, shard_entry=shard_entry, has_leftover_journal=True)
     return Unfinished(
-        shard=shard,
-        tally=tally_records(replayed.outcomes.values()),
-        dropped_bytes=replayed.dropped_bytes,
+        shard=shard, tally=tally_records(replayed.outcomes.values()), dropped_bytes=replayed.dropped_bytes
     )
 
 

@@ -10,7 +10,6 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
@@ -56,7 +55,8 @@ class ScriptedEngine:
         self._waiting: deque[Request] = deque()
         self._running: deque[tuple[float, Request]] = deque()
         self._batch = 0
-        self._call_log = _open_call_log(self._options.call_log)
+        call_log = self._options.call_log
+        self._call_log = None if call_log is None else open_to_append(call_log)
         time.sleep(self._options.load_seconds)
         self._hang_on_first_load()
 
@@ -109,12 +109,10 @@ class ScriptedEngine:
         return ordinals
 
     def abort(self) -> None:
-        """Drop all requests."""
         self._waiting.clear()
         self._running.clear()
 
     def close(self) -> None:
-        """Close the call log."""
         if self._call_log is not None:
             os.close(self._call_log)
             self._call_log = None
@@ -193,12 +191,6 @@ def _encode_ids(token_ids: Sequence[int]) -> bytes:
 def _encode_sampling(request: Request) -> bytes:
     """Return the row's own sampling as bytes; empty if it has none."""
     return f"\0{sorted(request.sampling.items())}".encode() if request.sampling else b""
-
-
-def _open_call_log(path: Path | None) -> int | None:
-    if path is None:
-        return None
-    return open_to_append(path)
 
 
 def write_structured(structure: Structure, digest: bytes) -> str | None:

@@ -72,11 +72,9 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
 
     def start(self) -> None:
-        """Start the loop."""
         self._thread.start()
 
     def feed(self, requests: Sequence[Request]) -> None:
-        """Queue `requests` for the engine."""
         with self._changed:
             self._inbox.extend(requests)
             self._unfinished += len(requests)

@@ -7,11 +7,7 @@ import pytest
 from synthia_batch.errors import UsageError
 from synthia_batch.job.plan import ROW_SYSTEM
 from synthia_batch.models.prompts import system_messages as library
-from synthia_batch.models.prompts.system_messages import (
-    list_system_messages,
-    load_system_message,
-    select_system_message,
-)
+from synthia_batch.models.prompts.system_messages import load_system_message, select_system_message
 from synthia_batch.runner.resolve import SYSTEM_COLUMN
 
 SYNTHIA = (
@@ -35,11 +31,12 @@ CARD_TEXTS = {
 
 
 def test_the_library_holds_the_texts_of_the_cards_to_the_letter() -> None:
-    assert {message.name: message.text for message in list_system_messages()} == CARD_TEXTS
+    assert list(library._load_index()) == list(CARD_TEXTS)
+    assert {name: load_system_message(name).text for name in CARD_TEXTS} == CARD_TEXTS
 
 
 def test_every_text_of_the_library_names_its_public_card() -> None:
-    for message in list_system_messages():
+    for message in map(load_system_message, CARD_TEXTS):
         if message.name != "none":
             assert message.source.startswith("https://huggingface.co/migtissera/Synthia-")
 

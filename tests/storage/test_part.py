@@ -22,7 +22,7 @@ from synthia_batch.storage.parts.schema import (
     data_schema,
     failed_schema,
 )
-from synthia_batch.storage.parts.writer import encode_data_part, encode_failed_part
+from synthia_batch.storage.parts.writer import encode_part, open_data_part, open_failed_part
 
 FORMAT = PartFormat(model="demo", source_file="inputs/q.jsonl", metadata={"plan": "c0ffee"})
 
@@ -62,7 +62,7 @@ def read_back(tmp_path, encoded):
 
 
 def test_a_finished_sample_is_one_row_with_the_whole_conversation(tmp_path):
-    table = read_back(tmp_path, encode_data_part([make_record(0), make_record(1)], FORMAT))
+    table = read_back(tmp_path, encode_part(open_data_part(FORMAT), [make_record(0), make_record(1)]))
 
     assert table.to_pylist()[1] == {
         "id": "id-1",
@@ -85,7 +85,7 @@ def test_a_finished_sample_is_one_row_with_the_whole_conversation(tmp_path):
 
 
 def test_a_failed_sample_is_one_row_with_its_reason_and_its_line(tmp_path):
-    table = read_back(tmp_path, encode_failed_part([make_failed(3)], FORMAT))
+    table = read_back(tmp_path, encode_part(open_failed_part(FORMAT), [make_failed(3)]))
 
     assert table.to_pylist() == [
         {
@@ -121,8 +121,8 @@ def test_the_columns_have_one_order_and_one_type_in_every_file(tmp_path):
         ("model", "string"),
     ]
     for encoded, schema in (
-        (encode_data_part([make_record(0)], FORMAT), data_schema([])),
-        (encode_failed_part([make_failed(0)], FORMAT), failed_schema()),
+        (encode_part(open_data_part(FORMAT), [make_record(0)]), data_schema([])),
+        (encode_part(open_failed_part(FORMAT), [make_failed(0)]), failed_schema()),
     ):
         table = read_back(tmp_path, encoded)
         assert table.schema.equals(schema)
@@ -145,8 +145,10 @@ def test_kept_columns_keep_their_types_also_where_all_values_are_missing(tmp_pat
     at = datetime(2026, 11, 21, tzinfo=UTC)
     values = {"topic": "a", "count": 2**40, "score": 0.5, "good": True, "extra": {"ö": [1]}, "at": at}
 
-    table = read_back(tmp_path, encode_data_part([make_record(0, values), make_record(1)], part_format))
-    empty = read_back(tmp_path, encode_data_part([make_record(0)], part_format))
+    table = read_back(
+        tmp_path, encode_part(open_data_part(part_format), [make_record(0, values), make_record(1)])
+    )
+    empty = read_back(tmp_path, encode_part(open_data_part(part_format), [make_record(0)]))
 
     assert table.select([column.name for column in kept]).to_pylist() == [
         {**values, "extra": '{"ö":[1]}'},
@@ -166,21 +168,21 @@ def test_a_kept_column_that_cannot_be_written_is_the_users_to_mend():
     count = KeptColumn(name="count", type="int64")
     part_format = PartFormat(model="demo", source_file="q", kept=(count,), metadata={})
     with pytest.raises(UsageError, match="'count' has a value that is no int64"):
-        encode_data_part([make_record(0, {"count": "many"})], part_format)
+        encode_part(open_data_part(part_format), [make_record(0, {"count": "many"})])
 
 
 def test_a_file_without_rows_is_never_made():
     with pytest.raises(ValueError, match="at least one row"):
-        encode_data_part([], FORMAT)
+        encode_part(open_data_part(FORMAT), [])
     with pytest.raises(ValueError, match="at least one row"):
-        encode_failed_part([], FORMAT)
+        encode_part(open_failed_part(FORMAT), [])
 
 
 def print_digest():
     records = [make_record(index) for index in range(12_000)]
     metadata = dict.fromkeys({"b", "a", "c"}, "x")
     part_format = PartFormat(model="demo", source_file="q", metadata=metadata)
-    print(hashlib.sha256(encode_data_part(records, part_format).content).hexdigest())
+    print(hashlib.sha256(encode_part(open_data_part(part_format), records).content).hexdigest())
 
 
 def test_the_same_rows_give_the_same_bytes_in_every_process():
@@ -202,7 +204,7 @@ def test_the_same_rows_give_the_same_bytes_in_every_process():
 
 
 def test_rows_are_in_groups_of_ten_thousand(tmp_path):
-    encoded = encode_data_part([make_record(index) for index in range(10_001)], FORMAT)
+    encoded = encode_part(open_data_part(FORMAT), [make_record(index) for index in range(10_001)])
     path = tmp_path / "part.parquet"
     path.write_bytes(encoded.content)
 
@@ -211,7 +213,7 @@ def test_rows_are_in_groups_of_ten_thousand(tmp_path):
 
 
 def test_no_flipped_bit_in_a_page_gives_other_rows(tmp_path):
-    encoded = encode_data_part([make_record(0), make_record(1)], FORMAT)
+    encoded = encode_part(open_data_part(FORMAT), [make_record(0), make_record(1)])
     path = tmp_path / "part.parquet"
     path.write_bytes(encoded.content)
     rows = read_part(path).to_pylist()

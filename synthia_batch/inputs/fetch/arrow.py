@@ -37,12 +37,7 @@ def list_dataset_files(directory: Path) -> list[Path]:
 
 
 def write_dataset(files: Sequence[Path], target: Path, shown: Path | str) -> None:
-    """Write the rows of the .arrow files as one Parquet file.
-
-    Raises:
-        InputRefused: One of them cannot be read, or is damaged.
-        OSError: The target cannot be written.
-    """
+    """Write the rows of the .arrow files as one Parquet file."""
     _write_batches((batch for file in files for batch in _read_batches(file, shown)), target, shown)
 
 

@@ -75,7 +75,6 @@ class _Lines:
         return [line.decode(errors="replace").removeprefix(_BOM) for line in self._ahead]
 
     def replace_first(self, line: bytes) -> None:
-        """Replace the first line of the sample."""
         self._ahead[0] = line
 
     def __iter__(self) -> Iterator[str]:

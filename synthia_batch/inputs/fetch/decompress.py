@@ -43,7 +43,6 @@ class _RefusingReader(io.RawIOBase):
         self._bytes_read = 0
 
     def readable(self) -> bool:
-        """Return that it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:

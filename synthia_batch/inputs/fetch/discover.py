@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, open_digest_cache
+from synthia_batch.core.formatting import join_first
 from synthia_batch.core.types import ANY_ROW_BYTES, MAX_ROW_BYTES, InputFile
 from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, is_copy
@@ -181,9 +182,8 @@ def _refuse_several_runs(directory: Path) -> None:
     """Refuse a pipeline's directory, or one of outputs: rows of several runs would be mixed."""
     runs = sorted(Path(folder) for folder, _, _ in os.walk(directory) if is_run(Path(folder)))
     if runs:
-        more = f" and {len(runs) - MOST_NAMED} more" if len(runs) > MOST_NAMED else ""
-        names = ", ".join(map(str, runs[:MOST_NAMED]))
-        raise UsageError(f"{directory}: holds runs, each an input of its own; name one: {names}{more}")
+        names = join_first([*map(str, runs)], MOST_NAMED)
+        raise UsageError(f"{directory}: holds runs, each an input of its own; name one: {names}")
 
 
 def _list_files(directory: Path) -> Iterator[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from synthia_batch.core.formatting import join_first
+
 _INPUTS = "synthia_batch.inputs"
 
 
@@ -147,17 +149,10 @@ class RowFiles:
 
     def describe_ignored(self) -> str:
         """Return a sentence about the files that are not read, empty if there are none."""
-        if not self.ignored:
-            return ""
-        shown = ", ".join(self.ignored[:MAX_NAMES_SHOWN])
-        more = (
-            f" and {len(self.ignored) - MAX_NAMES_SHOWN} more" if len(self.ignored) > MAX_NAMES_SHOWN else ""
-        )
-        return f"not read: {shown}{more}"
+        return f"not read: {join_first(self.ignored, MAX_NAMES_SHOWN)}" if self.ignored else ""
 
 
 def get_kind(name: str) -> InputKind:
-    """Return the entry of the format `name`."""
     return next(kind for kind in KINDS if kind.name == name)
 
 

@@ -97,10 +97,6 @@ def normalize_numbered(
     """Return a file of `rows` numbered rows, or as many as are taken, created if missing.
 
     `pools` are the files of samplers.
-
-    Raises:
-        UsageError: A sampler's file has no such column, too few records, or values that are no JSON.
-        InputRefused: It is damaged.
     """
     paths = [file.path for files in pools.values() for file in files]
     stamps = read_stamps(paths, found.shown)

@@ -6,12 +6,7 @@ from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json
 from synthia_batch.inputs.fetch.file_types import LocatedFile, get_kind
-from synthia_batch.inputs.fetch.normalize import (
-    VERSION,
-    NormalizedFile,
-    get_normalized_copy,
-    write_facts,
-)
+from synthia_batch.inputs.fetch.normalize import VERSION, NormalizedFile, get_normalized_copy, write_facts
 from synthia_batch.inputs.records.faults import FaultList, describe_long_row
 
 SUFFIX = ".txt"

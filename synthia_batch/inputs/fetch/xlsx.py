@@ -104,7 +104,6 @@ def _write_rows(rows: Iterator[list[Any]], target: BinaryIO, shown: Path | str, 
 
 
 def _convert(cell: Any) -> Any:
-    """Return the cell's value for JSON."""
     from openpyxl.utils.escape import unescape
 
     value = cell.value

@@ -69,7 +69,6 @@ def leave_out_nulls(value: Any) -> Any:
 
 
 def is_list(type_: pa.DataType) -> bool:
-    """Return whether values of this type are lists."""
     return bool(
         types.is_list(type_)
         or types.is_large_list(type_)

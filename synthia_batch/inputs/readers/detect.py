@@ -86,5 +86,4 @@ def detect_columns(readers: Sequence[ColumnReader], selection: Selection) -> Det
 
 
 def refuse_empty(place: Path | str, what: str) -> InputRefused:
-    """Return the error for an input without rows."""
     return InputRefused([f"{place}: there are no rows{what}"])

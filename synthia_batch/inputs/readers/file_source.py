@@ -70,7 +70,6 @@ class FileSource(ABC):
         """Yield every row from `first` on."""
 
     def detect(self, selection: Selection) -> Columns:
-        """Return the columns; see `Source.detect`."""
         return detect_columns([self], selection).columns
 
     def check_kept(self, input_scan: InputScan, kept: Sequence[KeptColumn], rows: int) -> None:
@@ -88,7 +87,6 @@ class FileSource(ABC):
         return str(self._shown)
 
     def locate(self, row: Row) -> str:
-        """Return the place of `row`, as file:line."""
         return f"{self._shown}:{row.line}"
 
     def locate_pair(self, row: Row, other: "FileSource", earlier: Row) -> tuple[str, str]:

@@ -39,7 +39,6 @@ class JsonShape:
         self._nodes = 1
 
     def take(self, value: Any) -> None:
-        """Add a value."""
         if self.root is not None and not self._fits(self.root, value, 0):
             self.root = None
 

@@ -8,14 +8,7 @@ from typing import Any, BinaryIO
 
 from synthia_batch.core.types import Row
 from synthia_batch.errors import InputRefused
-from synthia_batch.inputs.base import (
-    CHECKPOINT_ROWS,
-    DETECT_ROWS,
-    Checkpoint,
-    Columns,
-    FileScan,
-    Scan,
-)
+from synthia_batch.inputs.base import CHECKPOINT_ROWS, DETECT_ROWS, Checkpoint, Columns, FileScan, Scan
 from synthia_batch.inputs.readers.detect import FirstNames
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed, report_unreadable
@@ -95,7 +88,6 @@ class JsonlSource(FileSource):
         return columns
 
     def peek(self, count: int) -> list[dict[str, Any]]:
-        """Return the first records; see `Source.peek`."""
         faults, records = FaultList(), []
         with report_unreadable(self._shown), open_lines(self._path) as file:
             for line in islice(self._iterate_lines(file), count):
@@ -119,7 +111,6 @@ class JsonlSource(FileSource):
         self._watched.end_scan()
 
     def scan_into(self, input_scan: InputScan) -> FileScan:
-        """Add the results of one pass over the file; see `FileReader.scan_into`."""
         size = self._watched.begin_scan()
         input_scan.note_json(self._shown)
         scanner = _Scanner(self._shown, input_scan)
@@ -151,8 +142,6 @@ class JsonlSource(FileSource):
 
 
 class _Scanner:
-    """The state of one pass over one file."""
-
     def __init__(self, shown: Path | str, input_scan: InputScan) -> None:
         self.rows = 0
         self.checkpoints: list[Checkpoint] = []

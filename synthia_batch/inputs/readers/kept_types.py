@@ -4,7 +4,6 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 from pyarrow import types
@@ -48,7 +47,6 @@ def _convert(node: Node, unknown: str) -> pa.DataType:
 
 
 def parse_kept_type(column: KeptColumn) -> pa.DataType:
-    """Return the Arrow type of a kept column."""
     kind, _, serialized = column.type.partition(":")
     if kind == "arrow":
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(serialized))).field(0).type
@@ -104,24 +102,19 @@ def list_features(schema: pa.Schema) -> Mapping[str, str]:
     """Return the features that the datasets library wrote into the schema, as JSON, by column."""
     try:
         features = json.loads((schema.metadata or {})[_FEATURES])["info"]["features"]
-        return {name: _dump(feature) for name, feature in features.items()}
+        encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+        return {name: encode(feature) for name, feature in features.items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 def _serialize(name: str, type_: pa.DataType) -> str:
     fields = [pa.field(name, type_)]
-    storage = map_leaves(type_, lambda leaf: leaf.storage_type if isinstance(leaf, _EXTENSION) else leaf)
+    extension = pa.BaseExtensionType
+    storage = map_leaves(type_, lambda leaf: leaf.storage_type if isinstance(leaf, extension) else leaf)
     if storage != type_:
         fields.append(pa.field("storage", storage))
     return f"arrow:{base64.b64encode(pa.schema(fields).serialize().to_pybytes()).decode()}"
-
-
-_EXTENSION = pa.BaseExtensionType
 
 
 def _normalize(type_: pa.DataType) -> pa.DataType | None:
@@ -134,11 +127,11 @@ def _normalize(type_: pa.DataType) -> pa.DataType | None:
         return pa.binary()
     if isinstance(type_, pa.JsonType | pa.UuidType):
         return type_
-    if isinstance(type_, _EXTENSION):
+    if isinstance(type_, pa.BaseExtensionType):
         return _normalize(type_.storage_type)
     if is_list(type_) or types.is_struct(type_) or types.is_map(type_):
         return _normalize_nested(type_)
-    return type_ if _is_kept_as_it_is(type_) else None
+    return type_ if _find_family(type_) != "other" else None
 
 
 def _normalize_nested(type_: pa.DataType) -> pa.DataType | None:
@@ -159,10 +152,6 @@ def _normalize_nested(type_: pa.DataType) -> pa.DataType | None:
     return pa.large_list(value) if is_large else pa.list_(value)
 
 
-def _is_kept_as_it_is(type_: pa.DataType) -> bool:
-    return _find_family(type_) != "other"
-
-
 def _find_family(type_: pa.DataType) -> str:
     families = {
         "null": (types.is_null,),
@@ -178,7 +167,7 @@ def _find_family(type_: pa.DataType) -> str:
         "duration": (types.is_duration,),
     }
     found = (name for name, checks in families.items() if any(check(type_) for check in checks))
-    return type_.extension_name if isinstance(type_, _EXTENSION) else next(found, "other")
+    return type_.extension_name if isinstance(type_, pa.BaseExtensionType) else next(found, "other")
 
 
 def _is_lossless(type_: pa.DataType, unified: pa.DataType) -> bool:

@@ -79,5 +79,4 @@ def _skip_line(file: BinaryIO) -> int:
 
 
 def open_lines(path: Path) -> BinaryIO:
-    """Open the file for `iterate_lines`."""
     return path.open("rb", buffering=READ_BUFFER_BYTES)

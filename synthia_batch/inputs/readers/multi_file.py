@@ -29,15 +29,12 @@ class ManySource:
         return f"{self._sources[0].shown} and {len(self._sources) - 1} more"
 
     def locate(self, row: Row) -> str:
-        """Return where `row` stands, as file:line."""
         return self._sources[row.file].locate(row)
 
     def detect(self, selection: Selection) -> Columns:
-        """Return the columns; see `Source.detect`."""
         return detect_columns(self._sources, selection).columns
 
     def peek(self, count: int) -> list[dict[str, Any]]:
-        """Return the first records; see `Source.peek`."""
         records: list[dict[str, Any]] = []
         for source in self._sources:
             records += source.peek(count - len(records))

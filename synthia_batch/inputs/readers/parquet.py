@@ -23,11 +23,7 @@ from synthia_batch.inputs.readers.arrow_types import (
 from synthia_batch.inputs.readers.detect import FirstNames
 from synthia_batch.inputs.readers.file_source import FileSource
 from synthia_batch.inputs.readers.file_state import changed
-from synthia_batch.inputs.readers.kept_types import (
-    can_cast,
-    list_features,
-    make_kept_column,
-)
+from synthia_batch.inputs.readers.kept_types import can_cast, list_features, make_kept_column
 from synthia_batch.inputs.readers.parquet_batches import (
     LIBRARY_ERRORS,
     LocatedBatch,
@@ -81,7 +77,6 @@ class ParquetSource(FileSource):
             return []
 
     def peek(self, count: int) -> list[dict[str, Any]]:
-        """Return the first records; see `Source.peek`."""
         records: list[dict[str, Any]] = []
         with self._refuse_damage():
             # A batch may end before, where texts are too long for one.
@@ -105,7 +100,6 @@ class ParquetSource(FileSource):
         self._watched.end_scan()
 
     def scan_into(self, input_scan: InputScan) -> FileScan:
-        """Add the results of one pass over the file; see `FileReader.scan_into`."""
         size = self._watched.begin_scan()
         with self._refuse_damage():
             file = open_parquet(self._path)
@@ -146,7 +140,6 @@ class ParquetSource(FileSource):
                         raise input_scan.refuse_types(own, self._shown)
 
     def locate_pair(self, row: Row, other: FileSource, earlier: Row) -> tuple[str, str]:
-        """Return the places of `row` and of an `earlier` one in this or another file."""
         place = f"{self._shown}: row {row.line}"
         return place, f"in row {earlier.line}" if other is self else f"at {other.locate(earlier)}"
 
@@ -183,11 +176,7 @@ class ParquetSource(FileSource):
                 is_turns if columns.shape == "ultrachat" else is_messages,
                 "a list of texts" if columns.shape == "ultrachat" else conversation,
             ),
-            (
-                columns.turns,
-                is_messages if columns.shape else is_turns,
-                "a list of strings, or of messages",
-            ),
+            (columns.turns, is_messages if columns.shape else is_turns, "a list of strings, or of messages"),
             (columns.system, is_text, "a string"),
             (columns.id, is_id, "a string or an integer"),
             (columns.sampling, is_object, "a struct, a map with text as keys, or JSON text"),
@@ -224,8 +213,6 @@ class ParquetSource(FileSource):
 
 
 class _Scanner:
-    """The state of one pass over one file."""
-
     def __init__(self, shown: Path | str, input_scan: InputScan, max_row_bytes: int) -> None:
         self.rows = 0
         self._max_row_bytes = max_row_bytes

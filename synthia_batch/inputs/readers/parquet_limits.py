@@ -53,7 +53,6 @@ def find_long_group(metadata: parquet.FileMetaData, columns: Sequence[str], max_
 
 
 def measure_row(batch: pa.RecordBatch) -> int:
-    """Return the bytes of a batch of one row."""
     columns = [
         column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
         for column in batch.columns

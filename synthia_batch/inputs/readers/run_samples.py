@@ -21,7 +21,6 @@ class RunSource(ParquetSource):
         return dataclasses.replace(names, needs_prompt=True)
 
     def refine(self, columns: Columns) -> Columns:
-        """Return `columns` with that of the ids; see `FileSource.refine`."""
         refined = super().refine(dataclasses.replace(columns, id=columns.id or ID_COLUMN))
         unused = tuple(name for name in refined.unused if name != refined.id)
         return dataclasses.replace(refined, unused=unused)

@@ -12,7 +12,6 @@ class TextFolderSource(JsonlSource):
     """The rows of a folder: their ids are the names of the files, unless another column is named."""
 
     def refine(self, columns: Columns) -> Columns:
-        """Return `columns` with that of the ids; see `FileSource.refine`."""
         refined = dataclasses.replace(super().refine(columns), id=columns.id or ID_COLUMN)
         unused = tuple(name for name in refined.unused if name != refined.id)
         return dataclasses.replace(refined, unused=unused)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from synthia_batch.core.formatting import join_first
 from synthia_batch.core.types import MAX_ROW_BYTES
 from synthia_batch.errors import UsageError
 from synthia_batch.inputs.base import Columns, Selection
@@ -289,5 +290,4 @@ def spell_name(name: str) -> str:
 
 def show_names(names: Sequence[str]) -> str:
     """Return the names in one line, the first 30 of them."""
-    shown = ", ".join(ascii(name) if not name.isprintable() else name for name in names[:MAX_NAMES_SHOWN])
-    return f"{shown} and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else shown
+    return join_first([name if name.isprintable() else ascii(name) for name in names], MAX_NAMES_SHOWN)

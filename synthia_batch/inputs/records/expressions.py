@@ -106,11 +106,7 @@ class Expression:
     """The compiled expression of `key`, such as `where`. `columns` are those of the run that it reads."""
 
     def __init__(self, key: str, text: str, names: SampleNames) -> None:
-        """Compile `text`.
-
-        Raises:
-            UsageError: It is no expression, or names what a sample does not have.
-        """
+        """Compile `text`. Raises UsageError if it is no expression, or names what a sample does not have."""
         self.text = text
         environment = _make_environment()
         try:
@@ -275,7 +271,6 @@ def parse(text: Any) -> Any:
 
 
 def _split(text: Any) -> list[str]:
-    """Return the words of a text."""
     return text.split() if isinstance(text, str) else []
 
 

@@ -30,7 +30,6 @@ class FaultList:
         self._faults: list[str] = []
 
     def __len__(self) -> int:
-        """Return the number of faults."""
         return len(self._faults)
 
     def add(self, place: str, text: str) -> None:

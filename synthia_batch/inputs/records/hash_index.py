@@ -168,7 +168,6 @@ def _collect(numbers: NDArray[Any], directory: Path) -> DuplicateIndex:
 
 
 def _map_new_file(path: Path, length: int) -> NDArray[Any]:
-    """Return a mapped array of zeros."""
     size = length * NUMBER_DTYPE.itemsize
     with path.open("wb") as file:
         # A full disk must be an error here: writing to a mapped hole raises SIGBUS.

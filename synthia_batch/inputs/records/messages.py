@@ -47,9 +47,6 @@ def drop_final_answers(value: Any) -> tuple[Any, bool]:
     """Return the conversation in `value` without the answers at its end, and whether there were any.
 
     Such answers need not be readable.
-
-    Raises:
-        RowFault: It is text, but not JSON; or a list of several lists.
     """
     value = list_items(value)
     stop = len(value) if isinstance(value, list) else 0

@@ -40,7 +40,6 @@ class DuplicateIndex:
 
     @classmethod
     def none(cls) -> "DuplicateIndex":
-        """Return the index of rows that are all different."""
         return cls(np.empty(0, ROW_DTYPE), np.empty(0, NUMBER_DTYPE))
 
     @classmethod

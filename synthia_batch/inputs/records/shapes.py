@@ -70,13 +70,7 @@ SHAPES = {
             or_by=frozenset({"input", "context", "history", SYSTEM_COLUMN}),
             beside=("input", "context", "history", SYSTEM_COLUMN),
         ),
-        Shape(
-            name="ultrachat",
-            kind="messages",
-            text="data",
-            known_by=frozenset({"data"}),
-            is_last=True,
-        ),
+        Shape(name="ultrachat", kind="messages", text="data", known_by=frozenset({"data"}), is_last=True),
     )
 }
 
@@ -114,7 +108,6 @@ def parse_instruction(values: Mapping[str, Any], column: str) -> tuple[Message, 
 
 
 def read_system(values: Mapping[str, Any]) -> tuple[Message, ...]:
-    """Return the system message of a record, if it has one."""
     text = _read_text(values, SYSTEM_COLUMN)
     return () if text is None else (Message("system", text),)
 

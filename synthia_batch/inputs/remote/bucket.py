@@ -52,7 +52,6 @@ class BucketStore:
         self._root = root
 
     def look(self, key: str) -> RemoteFile | None:
-        """Return the file of that key, None if there is none."""
         import obstore
 
         try:
@@ -65,7 +64,6 @@ class BucketStore:
         return RemoteFile(url=f"{self._root}/{key}", key=key, size=meta["size"], version=version)
 
     def list_keys(self, prefix: str) -> list[str]:
-        """Return the keys of all files below `prefix`."""
         import obstore
 
         try:

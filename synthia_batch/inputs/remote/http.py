@@ -49,7 +49,6 @@ class WebStore:
         return []
 
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
-        """Yield the bytes of `file` from `start` on."""
         with _open(file.key, {"Range": f"bytes={start}-"} if start else {}) as answer:
             if _read_version(answer.headers) != file.version:
                 raise Changed("the file changed during the download")

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from synthia_batch.core.digest import open_digest_cache
-from synthia_batch.core.formatting import format_count
+from synthia_batch.core.formatting import format_count, join_first
 from synthia_batch.core.hub_blob import find_blob_damage
 from synthia_batch.core.telemetry import keep_private
 from synthia_batch.errors import InputRefused, UsageError
@@ -54,7 +54,8 @@ def fetch_dataset(url: str, *, makes: bool = True) -> list[LocatedFile]:
     listed = _list_files(address, asks_hub=makes)
     wanted = select_rows(listed.files, address.path)
     if not wanted:
-        raise UsageError(f"{url}: no such file of rows; the dataset has: {_shorten(listed.files)}")
+        names = join_first(sorted(listed.files), 10) or "none"
+        raise UsageError(f"{url}: no such file of rows; the dataset has: {names}")
     folder = _fetch(address, listed, wanted)
     cache = open_digest_cache()
     damages = [find_blob_damage(folder / name, cache) for name in wanted]
@@ -190,8 +191,3 @@ def _explain(address: HubAddress, error: Exception) -> str:
         first = str(error).strip().partition("\n")[0]
         why = f"{first[:300] or repr(error)}; check the network"
     return f"{address.url}: cannot be downloaded: {why}"
-
-
-def _shorten(names: Sequence[str]) -> str:
-    shown = ", ".join(sorted(names)[:10])
-    return f"{shown or 'none'}{f' and {len(names) - 10} more' if len(names) > 10 else ''}"

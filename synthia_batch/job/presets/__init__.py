@@ -4,7 +4,6 @@ Every value has the line of a model card that it comes from, or a reason if ther
 none. `tests/test_presets.py` holds the lines against the cards.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -12,6 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from synthia_batch.core.formatting import suggest_name
 from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import merge_values, nest
 from synthia_batch.job.loading.merge import Layer
@@ -107,21 +107,15 @@ class Preset:
 
 
 def list_presets() -> tuple[str, ...]:
-    """Return the names of the presets."""
     files = resources.files(__name__).iterdir()
     return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
 
 
 def read_preset(name: str) -> Preset:
-    """Return the preset `name`.
-
-    Raises:
-        UsageError: There is no such preset.
-    """
+    """Return the preset `name`. Raises UsageError if there is no such preset."""
     known = list_presets()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        hint = suggest_name(name, known, f"there are {', '.join(known)}")
         raise UsageError(f"--preset {name}: no such preset; {hint}")
     text = resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     values = YAML(typ="safe").load(text)

@@ -75,7 +75,6 @@ def continues(messages: Sequence[Message]) -> bool:
 
 
 def has_calls(message: Message) -> bool:
-    """Whether `message` calls tools."""
     return message.extra is not None and "tool_calls" in message.extra
 
 

@@ -53,11 +53,7 @@ def select_system_message(spec: str, *, folder: Path | None = None) -> SystemMes
 
 
 def load_system_message(name: str) -> SystemMessage:
-    """Return the library's system message `name`.
-
-    Raises:
-        UsageError: There is none with that name.
-    """
+    """Return the library's system message `name`. Raises UsageError if there is none with that name."""
     cards = _load_index()
     if name not in cards:
         raise UsageError(_describe_unknown(name, list(cards)))
@@ -65,11 +61,6 @@ def load_system_message(name: str) -> SystemMessage:
         return SystemMessage(name=name, text="", source="")
     text = _read_data(f"{name}.txt").removesuffix("\n")
     return SystemMessage(name=name, text=text, source=cards[name]["url"])
-
-
-def list_system_messages() -> list[SystemMessage]:
-    """Return the whole library, in the order of library.toml."""
-    return [load_system_message(name) for name in _load_index()]
 
 
 def _load_index() -> dict[str, dict[str, str]]:

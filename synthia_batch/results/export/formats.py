@@ -143,44 +143,27 @@ FORMATS: Mapping[str, ExportFormat] = {
     for one in (
         ExportFormat(name="messages", columns=("messages",), convert=to_messages),
         ExportFormat(
-            name="prompt-completion",
-            columns=("prompt", "completion"),
-            convert=to_prompt_completion,
+            name="prompt-completion", columns=("prompt", "completion"), convert=to_prompt_completion
         ),
         ExportFormat(name="sharegpt", columns=("conversations",), convert=to_sharegpt),
         ExportFormat(
-            name="alpaca",
-            columns=("instruction", "input", "output", "system", "history"),
-            convert=to_alpaca,
+            name="alpaca", columns=("instruction", "input", "output", "system", "history"), convert=to_alpaca
         ),
         ExportFormat(
-            name="openai-batch",
-            columns=("id", "custom_id", "response", "error"),
-            convert=to_openai_batch,
-            takes_failed=True,
-            takes_logprobs=True,
-            takes_columns=False,
+            name="openai-batch", columns=("id", "custom_id", "response", "error"), convert=to_openai_batch,
+            takes_failed=True, takes_logprobs=True, takes_columns=False,
         ),
         ExportFormat(
-            name="preference",
-            columns=("prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
-            convert=to_preference,
-            takes_columns=False,
-            takes_pairs=True,
+            name="preference", columns=("prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
+            convert=to_preference, takes_columns=False, takes_pairs=True,
         ),
         ExportFormat(
-            name="preference-messages",
-            columns=("messages", "chosen", "rejected"),
-            convert=to_preference_messages,
-            takes_columns=False,
-            takes_pairs=True,
+            name="preference-messages", columns=("messages", "chosen", "rejected"),
+            convert=to_preference_messages, takes_columns=False, takes_pairs=True,
         ),
         ExportFormat(
-            name="preference-sharegpt",
-            columns=("conversations", "chosen", "rejected"),
-            convert=to_preference_sharegpt,
-            takes_columns=False,
-            takes_pairs=True,
+            name="preference-sharegpt", columns=("conversations", "chosen", "rejected"),
+            convert=to_preference_sharegpt, takes_columns=False, takes_pairs=True,
         ),
         ExportFormat(name="synthia-jsonl", columns=("prompt", "answer"), convert=to_synthia),
         ExportFormat(name="csv", columns=_TABLE_COLUMNS, convert=to_table),
@@ -275,9 +258,5 @@ def _complete_chat(name: str, choices: Sequence[FinishedSample]) -> dict[str, An
             }
             for index, choice in enumerate(choices)
         ],
-        "usage": {
-            "prompt_tokens": prompt,
-            "completion_tokens": answers,
-            "total_tokens": prompt + answers,
-        },
+        "usage": {"prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers},
     }

@@ -45,11 +45,7 @@ class Pair:
 def open_pairer(
     directory: Path, score: str, per: str | None, *, min_gap: float = 0.0, drops_truncated: bool = False
 ) -> "Pairer":
-    """Return the pairer of the run in `directory`. `per` names the run whose answers are paired.
-
-    Raises:
-        UsageError: `score` is no expression about the run's samples, or there is no such run.
-    """
+    """Return the pairer of the run in `directory`. `per` names the run whose answers are paired."""
     names = name_samples(read_facts(directory))
     return Pairer(
         score=Expression("score", score, names),

@@ -57,7 +57,6 @@ def describe_use(name: str, path: Path) -> str:
 
 
 def load_with_datasets(name: str, path: Path) -> str:
-    """Return the Python that loads the file."""
     kind = "csv" if name == "csv" else "json"
     return f'datasets.load_dataset("{kind}", data_files={str(path)!r}, split="train")'
 

@@ -15,7 +15,6 @@ def list_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def find_calls(turn: Message) -> Sequence[Mapping[str, Any]]:
-    """Return the tool calls of a message."""
     return (turn.extra or {}).get("tool_calls") or ()
 
 

@@ -61,7 +61,6 @@ class Flagger:
 
 
 def create_flagger(job: Job) -> Flagger | None:
-    """Return the flagger of `job`, None if it requests no flags."""
     return Flagger(names=frozenset(job.flags), drops=job.drop_flagged) if job.flags else None
 
 

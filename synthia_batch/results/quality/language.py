@@ -14,11 +14,7 @@ MIN_LETTERS = 20
 
 
 def check_library() -> str:
-    """Return the library and its version.
-
-    Raises:
-        UsageError: py3langid is not installed.
-    """
+    """Return the library and its version. Raises UsageError if py3langid is not installed."""
     if find_spec("py3langid") is None:
         raise UsageError("--flag language needs py3langid; run: pip install 'synthia-batch[flags]'")
     return f"py3langid {version('py3langid')}"

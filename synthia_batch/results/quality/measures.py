@@ -48,7 +48,6 @@ class Quality:
 
 
 def assess_answer(text: str) -> Quality:
-    """Return the measures of an answer."""
     return Quality(
         is_empty=not text.strip(),
         repeated_share=measure_repeated_share(text),

@@ -75,9 +75,6 @@ class Combiner:
         """Compile the expressions about samples that belong together if they share the sample of `run`.
 
         If that is the job's own, they do if they share the row.
-
-        Raises:
-            UsageError: An expression is wrong.
         """
         self.expressions = {
             name: Expression(f"combine.{name}.{value.how}", value.text, names)

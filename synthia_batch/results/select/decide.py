@@ -59,11 +59,7 @@ class Selector:
     """Decides by the expressions of `select`. `names` are those behind it."""
 
     def __init__(self, select: Select, names: SampleNames) -> None:
-        """Compile the expressions, and find the benchmark.
-
-        Raises:
-            UsageError: An expression is wrong, or a file or library is missing.
-        """
+        """Compile the expressions, and find the benchmark."""
         self._select, combine = select, select.combine
         self._combiner = None
         if combine is not None:

@@ -15,7 +15,6 @@ PLACE = (ID, "system", "sample_index")
 
 
 def name_samples(facts: RunFacts) -> SampleNames:
-    """Return the names in the expressions of the run."""
     job, earlier = facts.plan["name"], list_runs(facts.kept)
     if job in [column.name for column in facts.kept]:
         raise UsageError(

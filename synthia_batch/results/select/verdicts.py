@@ -67,7 +67,6 @@ class Decisions:
 
     @property
     def added(self) -> tuple[KeptColumn, ...]:
-        """The columns that combined values have."""
         return () if self.combined is None else tuple(column.kept for column in self.combined.columns)
 
     def read(self, number: int) -> Mapping[str, Any]:

@@ -49,12 +49,6 @@ class RunFacts:
 
 
 def read_facts(directory: Path) -> RunFacts:
-    """Return the facts about the run in `directory`.
-
-    Raises:
-        UsageError: It is no run.
-        IntegrityError: Its plan was altered.
-    """
     run_dir = RunDir(directory)
     plan = require_plan(run_dir)
     return RunFacts(

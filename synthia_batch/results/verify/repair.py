@@ -13,12 +13,7 @@ from pathlib import Path
 
 from synthia_batch.core.types import Finished, Shard
 from synthia_batch.errors import IntegrityError
-from synthia_batch.results.verify.facts import (
-    RunFacts,
-    find_highest_epoch,
-    read_facts,
-    refuse_other_format,
-)
+from synthia_batch.results.verify.facts import RunFacts, find_highest_epoch, read_facts, refuse_other_format
 from synthia_batch.results.verify.findings import Finding, FindingKind
 from synthia_batch.results.verify.shard import ShardCheck
 from synthia_batch.results.verify.verify import OnProgress, RunCheck, check_run
@@ -44,12 +39,7 @@ class RepairResult:
 
 
 def repair_run(directory: Path, on_progress: OnProgress) -> RepairResult:
-    """Remove damaged and leftover files from the run in `directory`. Keeps everything sound.
-
-    Raises:
-        UsageError: It is no run, or one of another format; nothing is changed.
-        RunLocked: Another process has the run.
-    """
+    """Remove damaged and leftover files from the run in `directory`. Keeps everything sound."""
     try:
         facts = read_facts(directory)
     except IntegrityError:

@@ -46,9 +46,7 @@ def check_shard(facts: RunFacts, shard: Shard, shard_entry: ShardEntry | None) -
     journal = _check_journal(facts, shard)
     if shard_entry is None:
         return ShardCheck(
-            shard=shard,
-            is_published=False,
-            findings=(*journal.findings, *_find_foreign_parts(facts, shard)),
+            shard=shard, is_published=False, findings=(*journal.findings, *_find_foreign_parts(facts, shard))
         )
     if journal.exists and journal.epoch is not None and journal.epoch > shard_entry.epoch:
         # Reopened after publication: the journal replaces the parts.

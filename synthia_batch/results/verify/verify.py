@@ -98,9 +98,6 @@ def verify_run(directory: Path, on_progress: OnProgress, *, decodes_rows: bool =
 
     While the run is active, only published shards are checked. `decodes_rows` compares rows with their
     digest, at a fraction of the speed: beyond a file's SHA-256, this detects only encoder errors.
-
-    Raises:
-        UsageError: It is no run, or one of another format.
     """
     started = time.monotonic()
     try:
@@ -179,10 +176,7 @@ def check_running(facts: RunFacts, on_progress: OnProgress) -> RunCheck:
     ]
     findings = [found for check in unchanged for found in check.findings]
     return RunCheck(
-        manifest=None,
-        checks=tuple(unchanged),
-        temporary_files=(),
-        findings=(*before.findings, *findings),
+        manifest=None, checks=tuple(unchanged), temporary_files=(), findings=(*before.findings, *findings)
     )
 
 

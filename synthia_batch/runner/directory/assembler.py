@@ -95,9 +95,6 @@ class Assembler:
         """Return the parts of `shard`, all of whose samples have ended with `outcomes`.
 
         Memory is that of one row group and of the encoded files, whatever the size of the shard.
-
-        Raises:
-            IntegrityError: The input is no longer the one that was scanned.
         """
         self.source.check(self.scan)
         made, failed = open_data_part(self.part_format), open_failed_part(self.part_format)

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from synthia_batch.core.formatting import join_first
 from synthia_batch.job.input_section import Sampler
 from synthia_batch.job.presets import read_preset
 from synthia_batch.job.resolved import ResolvedJob
@@ -26,7 +27,7 @@ def make_card(session: RunSession, manifest: Manifest) -> None:
     facts = CardFacts(
         name=session.name,
         model=job.model.name,
-        source=describe_sources(session.source_files),
+        source=join_first(session.source_files, 1),
         command=shlex.join(_spell_command(job, session.source_files)),
         systems={system.name: system.text for system in job.plan.systems},
         identity=job.identity,
@@ -48,11 +49,6 @@ def find_licence(job: ResolvedJob) -> Licence | None:
     if known is None or known.value is None or not preset.knows(job.model.name):
         return None
     return Licence(name=str(known.value), source=preset.card or known.reason or f"preset {preset.name}")
-
-
-def describe_sources(names: Sequence[str]) -> str:
-    """Return the input's name, of several files the first and how many more there are."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _spell_command(job: ResolvedJob, source_files: Sequence[str]) -> Iterator[str]:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.errors import IdentityMismatch, UsageError
+from synthia_batch.errors import UsageError
 from synthia_batch.inputs import Scan, Source
-from synthia_batch.job.identity import compare_identities, describe_differences
+from synthia_batch.job.identity import refuse_differences
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.results.quality.flags import create_flagger
 from synthia_batch.runner.directory.assembler import Assembler
@@ -21,25 +21,21 @@ from synthia_batch.storage.plan_file import read_plan
 
 
 def refuse_other_identity(job: ResolvedJob, run_dir: RunDir) -> None:
-    """Return if `run_dir` belongs to this job or is free. Changes nothing.
-
-    Raises:
-        IdentityMismatch: It belongs to another job; every field that differs is named.
-        UsageError: It is a file, or a directory with other files.
-    """
+    """Return if `run_dir` belongs to this job or is free. Changes nothing."""
     refuse_identity(job.identity, run_dir)
 
 
 def refuse_identity(identity: Mapping[str, Any], run_dir: RunDir) -> None:
-    """Return if `run_dir` belongs to what has this identity or is free; otherwise as above."""
+    """Return if `run_dir` belongs to what has this identity or is free.
+
+    Raises:
+        IdentityMismatch: It belongs to another job.
+        UsageError: It is a file, or a directory with other files.
+    """
     plan = read_plan(run_dir.plan)
     if plan is not None:
-        differences = compare_identities(plan["identity"], identity)
-        if differences:
-            lines = [f"{run_dir.root} belongs to another job; nothing was touched. What differs:"]
-            lines += describe_differences(differences)
-            lines.append("run without -o for a new directory, or repeat the job as it was")
-            raise IdentityMismatch("\n".join(lines))
+        advice = "run without -o for a new directory, or repeat the job as it was"
+        refuse_differences(run_dir.root, plan["identity"], identity, advice)
     elif run_dir.pipeline.exists():
         raise UsageError(f"-o {run_dir.root}: expected a run or an empty directory, got a pipeline's")
     elif run_dir.root.exists() and not run_dir.root.is_dir():
@@ -54,11 +50,7 @@ def scan_input(
     on_progress: Callable[[int], None] | None = None,
     limit: int | None = None,
 ) -> Scan:
-    """Read the job's whole input once and check it, or only its first `limit` rows.
-
-    Raises:
-        UsageError: The input cannot be used, or lacks what the job's `accept` names.
-    """
+    """Read the job's whole input once and check it, or only its first `limit` rows."""
     selection = replace(select_rows(job.declared, job.prompt_template), first_rows=limit)
     with tempfile.TemporaryDirectory(prefix="synthia-batch-") as scratch:
         scan = source.scan(selection, Path(scratch), on_progress)

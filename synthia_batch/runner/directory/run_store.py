@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from synthia_batch.core.events import Subscriber, ignore_event
@@ -123,11 +122,7 @@ class RunStore:
         return list_parts(self.shards, self.ledger.latest)
 
     def tick(self) -> None:
-        """Sync journals that are due.
-
-        Raises:
-            StorageFailed: The run directory was moved or removed.
-        """
+        """Sync journals that are due."""
         self.check()
         self._check_place()
         for current in self._open.values():
@@ -136,9 +131,7 @@ class RunStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Sync and close every journal and the ledger."""
         try:
             # No sync on a disk that failed: its error would hide the one that matters.

@@ -18,12 +18,7 @@ from synthia_batch.inputs.records.row_ids import DuplicateIndex
 from synthia_batch.job.plan import read_shards
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.runner.directory.assembler import Assembler
-from synthia_batch.runner.directory.plan import (
-    make_assembler,
-    make_plan,
-    refuse_other_identity,
-    scan_input,
-)
+from synthia_batch.runner.directory.plan import make_assembler, make_plan, refuse_other_identity, scan_input
 from synthia_batch.runner.directory.reopen import FailureChoice, Reopener
 from synthia_batch.runner.directory.run_store import RunStore
 from synthia_batch.scheduler.events import AttemptStarted, FailedReopened
@@ -82,7 +77,6 @@ class RunSession:
 
     @property
     def scan(self) -> Scan:
-        """The scan of the input."""
         return self.assembler.scan
 
     @property

@@ -30,7 +30,6 @@ class RunCollector(Collector):
         self._snapshot: ProgressSnapshot | None = None
 
     def observe(self, event: Event) -> None:
-        """Keep `event` if it is a snapshot of the progress."""
         if isinstance(event, ProgressSnapshot):
             self._snapshot = event
 

@@ -53,7 +53,6 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the command."""
         if self.drained is not None:
             return self.drained.exit_code
         if self.finished + self.failed < self.samples:

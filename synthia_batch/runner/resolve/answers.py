@@ -110,11 +110,7 @@ def _check_tools(prompt_format: PromptFormat) -> None:
 
 
 def check_logprobs(job: Job, device: Device) -> None:
-    """Return if the job can have the log-probabilities that it requests.
-
-    Raises:
-        UsageError: It cannot.
-    """
+    """Return if the job can have the log-probabilities that it requests. Raises UsageError if it cannot."""
     count = job.sampling.logprobs
     if count is None:
         return
@@ -151,11 +147,7 @@ def _check_batch_invariance(what: str, determinism: Determinism, device: Device)
 
 
 def identify_acceptance(merged: Merged, *, plays_turns: bool) -> dict[str, Any]:
-    """Return the identity of `accept`, empty without it.
-
-    Raises:
-        UsageError: It cannot be used.
-    """
+    """Return the identity of `accept`, empty without it. Raises UsageError if it cannot be used."""
     job = merged.job
     if job.accept is None:
         if merged.is_explicit("max_candidates"):

@@ -14,14 +14,7 @@ from synthia_batch.core.hardware import detect_device, list_gpu_memory, total_me
 from synthia_batch.errors import ModelElsewhere, UsageError
 from synthia_batch.job.loading.merge import Layer, Merged
 from synthia_batch.job.presets import Preset, find_preset, list_presets, read_preset
-from synthia_batch.job.resolved import (
-    AdapterChoice,
-    Device,
-    FormatName,
-    LoraAdapter,
-    ModelRef,
-    PromptSpec,
-)
+from synthia_batch.job.resolved import AdapterChoice, Device, FormatName, LoraAdapter, ModelRef, PromptSpec
 from synthia_batch.job.schema import Job
 from synthia_batch.models.checkpoint import ModelFacts, Quantization, read_model_facts
 from synthia_batch.models.gguf import estimate_dequantized_bytes, parse_hub_name
@@ -70,7 +63,6 @@ def add_preset(merged: Merged) -> ChosenPreset:
 
 
 def choose_device(job: Job) -> Device:
-    """Return the device of the job's engines."""
     return detect_device() if job.engine.device == "auto" else job.engine.device
 
 

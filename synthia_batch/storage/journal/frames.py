@@ -25,7 +25,6 @@ class Frame(NamedTuple):
 
 
 def encode_frame(value: Mapping[str, Any]) -> bytes:
-    """Return the line for `value`."""
     return _make_line(_encode_json(value).encode())
 
 

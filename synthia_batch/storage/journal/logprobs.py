@@ -17,7 +17,6 @@ DIGITS = 9
 
 
 def encode_logprobs_json(logprobs: Logprobs) -> dict[str, Any]:
-    """Return `logprobs` as JSON values."""
     return {
         "width": logprobs.width,
         "ids": logprobs.ids.tolist(),

@@ -28,7 +28,6 @@ class JournaledOutcomes(Mapping[int, Outcome]):
         self._known: dict[int, Outcome | tuple[int, int]] = {}
 
     def add(self, frame: Frame, outcome: Outcome) -> None:
-        """Add the outcome that `frame` holds."""
         size_bytes = frame.stop - frame.offset
         self._memory_bytes += size_bytes
         if self._file is None or self._memory_bytes <= MEMORY_BYTES:

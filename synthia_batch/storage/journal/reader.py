@@ -127,11 +127,7 @@ class JournalReader:
     is_doubtful: bool = False
 
     def apply(self, frame: Frame) -> None:
-        """Add the content of a valid frame.
-
-        Raises:
-            JournalCorrupt: It does not belong in this journal.
-        """
+        """Add the content of a valid frame. Raises JournalCorrupt if it does not belong in this journal."""
         value = frame.value or {}
         try:
             if "finished" in value or "failed" in value:
@@ -169,7 +165,6 @@ class JournalReader:
             raise self.refuse(damaged, "the frame fails its checksum, and the machine did not restart since")
 
     def refuse(self, frame: Frame, reason: str) -> JournalCorrupt:
-        """Return the error for this frame."""
         return JournalCorrupt(
             f"{self.path}: byte {frame.offset}: {reason}\n"
             "  run `synthia-batch verify DIR --repair`: it drops only the damaged frames; then run again",

@@ -94,7 +94,6 @@ class Journal:
 
     @property
     def path(self) -> Path:
-        """The journal's file."""
         return self._file.path
 
     def append(self, records: Sequence[Record]) -> None:
@@ -160,12 +159,7 @@ def write_journal(path: Path, shard: Shard, writer: WriterEpoch, records: Iterab
 
 def _encode_header(shard: Shard, writer: WriterEpoch) -> bytes:
     return encode_frame(
-        {
-            "plan": writer.plan_digest,
-            "shard": shard.number,
-            "epoch": writer.epoch,
-            "boot": writer.boot,
-        }
+        {"plan": writer.plan_digest, "shard": shard.number, "epoch": writer.epoch, "boot": writer.boot}
     )
 
 

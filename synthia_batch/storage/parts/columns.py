@@ -112,7 +112,6 @@ class _FileColumn:
 
 
 def refuse_part(path: Path, reason: str) -> IntegrityError:
-    """Return the error for a damaged part, which names its repair."""
     return IntegrityError(
         f"{path}: {reason}\n"
         "  `synthia-batch verify DIR --repair` drops a damaged part; the next run regenerates it",
@@ -126,19 +125,18 @@ def read_numbers(path: Path) -> PartNumbers:
     system, systems = _encode(table["system"])
     reason, reasons = _encode(table["finish_reason"])
     return PartNumbers(
-        row=_to_numpy(table["row_index"]),
-        index=_to_numpy(table["sample_index"]),
+        row=to_numpy(table["row_index"]),
+        index=to_numpy(table["sample_index"]),
         system=system,
         reason=reason,
-        prompt_tokens=_to_numpy(table["prompt_tokens"]),
-        completion_tokens=_to_numpy(table["completion_tokens"]),
+        prompt_tokens=to_numpy(table["prompt_tokens"]),
+        completion_tokens=to_numpy(table["completion_tokens"]),
         systems=systems,
         reasons=reasons,
     )
 
 
 def read_codes(path: Path) -> PartCodes:
-    """Return the codes of the failed part at `path`."""
     code, codes = _encode(_read_small(path, ("code",))["code"])
     return PartCodes(code=code, codes=codes)
 
@@ -184,10 +182,11 @@ def _read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch
 
 def _encode(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     encoded = pc.fill_null(column.combine_chunks(), "").dictionary_encode()
-    return _to_numpy(encoded.indices), tuple(encoded.dictionary.to_pylist())
+    return to_numpy(encoded.indices), tuple(encoded.dictionary.to_pylist())
 
 
-def _to_numpy(column: Any) -> NDArray[np.int64]:
+def to_numpy(column: Any) -> NDArray[np.int64]:
+    """Return a column of integers as an array, nulls as 0."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     # Not to_numpy(): it imports pandas, which takes a second.
     values: NDArray[Any] = np.from_dlpack(pc.fill_null(array, 0))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from synthia_batch.core.types import Failed, Finished, KeptColumn, Message, Shard
 from synthia_batch.job.plan import ROW_SYSTEM
-from synthia_batch.storage.parts.columns import open_part, read_part, refuse_part
+from synthia_batch.storage.parts.columns import open_part, read_part, refuse_part, to_numpy
 from synthia_batch.storage.parts.logprobs import decode_logprobs
 from synthia_batch.storage.parts.schema import (
     RESULT_NAMES,
@@ -48,12 +48,10 @@ class SampleGrid:
 
     @property
     def samples_per_row(self) -> int:
-        """Samples per row."""
         return len(self.systems) * self.num_samples
 
 
 def read_grid(identity: Mapping[str, Any]) -> SampleGrid:
-    """Return the grid of the job with this identity."""
     return SampleGrid(
         systems=tuple(name for name, _ in identity["system"]),
         num_samples=identity["num_samples"],
@@ -88,7 +86,6 @@ def place_data_rows(
 
 
 def place_failed_rows(path: Path, grid: SampleGrid, metadata: Mapping[str, str]) -> Places:
-    """Return the places of the rows of a failed part."""
     return _place_rows(path, grid, failed_schema(), metadata)
 
 
@@ -148,7 +145,6 @@ def list_missing(shard: Shard, made: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def describe_sample(grid: SampleGrid, ordinal: int) -> str:
-    """Return a description of the sample with that ordinal."""
     row, offset = divmod(ordinal, grid.samples_per_row)
     system, index = divmod(offset, grid.num_samples)
     return f"sample {ordinal} (row {row}, system {grid.systems[system]!r}, sample {index})"
@@ -235,8 +231,8 @@ def _check_schema(path: Path, found: pa.Schema, wanted: pa.Schema, metadata: Map
 def _place(path: Path, table: pa.Table, grid: SampleGrid) -> Places:
     return Places(
         path=path,
-        row=_to_numpy(path, table["row_index"]),
-        index=_to_numpy(path, table["sample_index"]),
+        row=_read_places(path, table["row_index"]),
+        index=_read_places(path, table["sample_index"]),
         system=_place_systems(table["system"], grid) if "system" in table.column_names else None,
     )
 
@@ -253,12 +249,10 @@ def _place_systems(column: pa.ChunkedArray, grid: SampleGrid) -> NDArray[np.int6
     return places
 
 
-def _to_numpy(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64]:
+def _read_places(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64]:
     if column.null_count:
         raise refuse_part(path, "has a row without a row_index or a sample_index")
-    # Not to_numpy(): it imports pandas, which takes a second.
-    values: NDArray[Any] = np.from_dlpack(column.combine_chunks())
-    return values.astype(np.int64)
+    return to_numpy(column)
 
 
 def _name(places: Places, at: int) -> str:

@@ -71,7 +71,6 @@ def _feed_column(feed: _Feed, kind: pa.DataType, chunks: Chunks) -> None:
 
 
 def _feed_values(feed: _Feed, kind: pa.DataType, chunks: Chunks) -> None:
-    """Feed a column without nulls."""
     if _is_text(kind):
         for array in chunks:
             _feed_lengths(feed, pc.binary_length(array))

@@ -16,12 +16,7 @@ from numpy.typing import NDArray
 from synthia_batch.core.types import KeptColumn, Shard
 from synthia_batch.storage.layout import ROW_GROUP_ROWS, RunDir
 from synthia_batch.storage.parts.columns import digest_file, open_part, read_part
-from synthia_batch.storage.parts.reader import (
-    SampleGrid,
-    list_missing,
-    number_made,
-    place_data_rows,
-)
+from synthia_batch.storage.parts.reader import SampleGrid, list_missing, number_made, place_data_rows
 from synthia_batch.storage.parts.schema import DATA_NAMES, failed_schema, kept_type
 from synthia_batch.storage.parts.writer import describe_data, describe_failed, open_writer
 from synthia_batch.storage.publish import EncodedPart, EncodedShard

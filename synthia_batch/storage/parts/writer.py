@@ -54,7 +54,6 @@ class PartEncoder(Generic[RecordT]):
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, record: RecordT) -> None:
-        """Add the next row."""
         self.rows += 1
         self._waiting.append(record)
         if len(self._waiting) == ROW_GROUP_ROWS:
@@ -96,7 +95,6 @@ class _Layout(Generic[RecordT]):
 
 
 def open_data_part(part_format: PartFormat) -> PartEncoder[DataRecord]:
-    """Return an encoder of finished samples."""
     columns = list_data_columns(part_format.optional)
 
     def encode(records: Sequence[DataRecord]) -> list[pa.Array]:
@@ -108,25 +106,14 @@ def open_data_part(part_format: PartFormat) -> PartEncoder[DataRecord]:
 
 
 def open_failed_part(part_format: PartFormat) -> PartEncoder[FailedRecord]:
-    """Return an encoder of failed samples."""
-
     def encode(records: Sequence[FailedRecord]) -> list[pa.Array]:
         return _encode_columns(FAILED_COLUMNS, records, part_format)
 
     return PartEncoder(_Layout(describe_failed(part_format.metadata), encode))
 
 
-def encode_data_part(records: Iterable[DataRecord], part_format: PartFormat) -> EncodedPart:
-    """Return the Parquet file of these finished samples, in their order."""
-    return _encode(open_data_part(part_format), records)
-
-
-def encode_failed_part(records: Iterable[FailedRecord], part_format: PartFormat) -> EncodedPart:
-    """Return the Parquet file of these failed samples, in their order."""
-    return _encode(open_failed_part(part_format), records)
-
-
-def _encode(encoder: PartEncoder[RecordT], records: Iterable[RecordT]) -> EncodedPart:
+def encode_part(encoder: PartEncoder[RecordT], records: Iterable[RecordT]) -> EncodedPart:
+    """Return the Parquet file of these samples, at least one, in their order."""
     for record in records:
         encoder.add(record)
     part = encoder.finish()
@@ -150,7 +137,6 @@ def describe_data(
 
 
 def describe_failed(metadata: Mapping[str, str]) -> pa.Schema:
-    """Return the schema of failed/ with `metadata`."""
     return failed_schema().with_metadata(dict(sorted(metadata.items())))
 
 

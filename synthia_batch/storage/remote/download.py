@@ -43,7 +43,6 @@ class RemoteStatus:
 
     @property
     def state(self) -> str:
-        """The state in one word."""
         if self.is_complete:
             return "complete"
         return "unfinished" if self.owner is None or self.owner.is_free else "running"

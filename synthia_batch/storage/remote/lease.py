@@ -120,7 +120,6 @@ class Lease:
         raise _refuse(store, last)
 
     def start(self) -> None:
-        """Start renewing the lease."""
         self._thread.start()
 
     def check(self) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from synthia_batch.core.checksummed_json import decode_checksummed
 from synthia_batch.core.types import Shard
-from synthia_batch.errors import IdentityMismatch, IntegrityError, UsageError
-from synthia_batch.job.identity import compare_identities, describe_differences
+from synthia_batch.errors import IntegrityError, UsageError
+from synthia_batch.job.identity import refuse_differences
 from synthia_batch.job.plan import read_shards
 from synthia_batch.storage.atomic import make_directory, publish_bytes, remove_file
 from synthia_batch.storage.layout import KEYS, RunDir
@@ -49,17 +49,10 @@ def refuse_other_objects(store: ObjectStore) -> None:
 def refuse_other_remote_identity(
     store: ObjectStore, plan: Mapping[str, Any], identity: Mapping[str, Any]
 ) -> None:
-    """Return if the run in the store is the job with this identity.
-
-    Raises:
-        IdentityMismatch: It is another job; the message lists every field that differs.
-    """
-    differences = compare_identities(plan["identity"], identity)
-    if differences:
-        lines = [f"{store.url} belongs to another job; nothing was touched. What differs:"]
-        lines += describe_differences(differences)
-        lines.append("use another prefix with -o, or the job as it was")
-        raise IdentityMismatch("\n".join(lines))
+    """Return if the run in the store is the job with this identity. Raises IdentityMismatch."""
+    refuse_differences(
+        store.url, plan["identity"], identity, "use another prefix with -o, or the job as it was"
+    )
 
 
 def restore_run(store: ObjectStore, run_dir: RunDir, plan: Mapping[str, Any], epoch: int) -> None:

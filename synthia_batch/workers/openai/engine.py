@@ -111,7 +111,6 @@ class OpenAIEngine:
         self._loop.run_until_complete(self._cancel())
 
     def close(self) -> None:
-        """Close all connections."""
         self.abort()
         self._loop.run_until_complete(self._client.close())
         self._loop.close()

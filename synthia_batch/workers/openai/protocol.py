@@ -77,7 +77,6 @@ class ServedModel(_Lenient):
     max_model_len: int | None = None
 
     def describe(self) -> str:
-        """Return the entry as text."""
         facts = {"of": self.owned_by, "root": self.root, "max_model_len": self.max_model_len}
         return ", ".join([self.id, *(f"{name} {value}" for name, value in facts.items() if value)])
 
@@ -149,11 +148,7 @@ def read_answer(content: bytes, request: Request) -> tuple[Outcome, int]:
 
 
 def parse(shape: type[Shape], content: bytes) -> Shape:
-    """Return the JSON `content` as `shape`.
-
-    Raises:
-        BrokenAnswer: It does not match.
-    """
+    """Return the JSON `content` as `shape`. Raises BrokenAnswer if it does not match."""
     try:
         return shape.model_validate_json(content)
     except ValidationError as exc:

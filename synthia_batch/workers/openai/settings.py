@@ -17,11 +17,7 @@ from synthia_batch.job.sampling import Sampling
 from synthia_batch.job.schema import TEMPLATE_DATE, Determinism, Job
 from synthia_batch.workers.engine import read_settings
 
-DEFAULTS: Mapping[str, Any] = {
-    "sampling": {"top_k": 0},
-    "pool": {"kind": "local"},
-    "determinism": "fast",
-}
+DEFAULTS: Mapping[str, Any] = {"sampling": {"top_k": 0}, "pool": {"kind": "local"}, "determinism": "fast"}
 """Defaults of a job with an endpoint: only what OpenAI's API supports, no processes just to wait for answers,
 and no equal texts, which nobody can promise for a server."""
 _SERVER_COMPUTES = "the server decides how it computes"

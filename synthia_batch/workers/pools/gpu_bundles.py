@@ -24,7 +24,6 @@ class EngineShape:
 
     @property
     def gpus(self) -> int:
-        """GPUs of one engine."""
         return self.tensor_parallel * self.stages
 
 
@@ -47,12 +46,12 @@ def lay_out(gpus: Sequence[int], shape: EngineShape, cpus: int = 1) -> Layout:
     The engine gets one machine if any is large enough, or if it does not fit at all yet: Ray then waits for
     a large enough machine.
     """
+    own = {"CPU": cpus} if cpus else {}
     if _fits_machine(gpus, shape) or not _count_spread(gpus, shape):
         share = shape.gpus if shape.per_gpu == 1 else _PARTS_OF_A_GPU // shape.per_gpu / _PARTS_OF_A_GPU
-        first = {"GPU": share, **_some("CPU", cpus)}
-        return Layout(bundles=(first,), strategy="STRICT_PACK", spans_nodes=False)
+        return Layout(bundles=({"GPU": share, **own},), strategy="STRICT_PACK", spans_nodes=False)
     rest = ({"GPU": 1.0},) * (shape.gpus - 1)
-    return Layout(bundles=({"GPU": 1.0, **_some("CPU", cpus)}, *rest), strategy="PACK", spans_nodes=True)
+    return Layout(bundles=({"GPU": 1.0, **own}, *rest), strategy="PACK", spans_nodes=True)
 
 
 def count_engines(gpus: Sequence[int], shape: EngineShape) -> int:
@@ -76,10 +75,6 @@ def splits_a_stage(nodes: Sequence[str], tensor_parallel: int) -> bool:
     vLLM assigns GPUs machine by machine, so no stage is split if each machine has whole stages.
     """
     return any(nodes.count(node) % tensor_parallel for node in set(nodes))
-
-
-def _some(kind: str, count: int) -> dict[str, float]:
-    return {kind: count} if count else {}
 
 
 def _fits_machine(gpus: Sequence[int], shape: EngineShape) -> bool:

@@ -60,7 +60,6 @@ class LocalPool:
         self._holding_one: AbstractContextManager[object] = threading.Lock() if is_alone else nullcontext()
 
     def start(self) -> None:
-        """Start a thread for each worker."""
         if self._worker_spec.engine.kind == "vllm" and self.size > 1:
             raise UsageError("--pool local holds one vLLM engine; leave out --workers, or use --pool ray")
         if self._shares_gpus:
@@ -69,7 +68,6 @@ class LocalPool:
             self.restart(worker)
 
     def restart(self, worker: int, reduction: Reduction = NO_REDUCTION) -> None:
-        """Start a thread for `worker`."""
         self._start(worker, reduction)
 
     def _start(self, worker: int, reduction: Reduction, *, renews: bool = False) -> None:
@@ -105,11 +103,9 @@ class LocalPool:
             self._workers.pop(worker, None)
 
     def feed(self, worker: int, requests: Sequence[Request]) -> None:
-        """Add `requests` to the worker's inbox."""
         self._workers[worker].feed(requests)
 
     def recall(self, worker: int) -> None:
-        """Recall the worker's waiting requests."""
         self._workers[worker].recall()
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:
@@ -123,7 +119,6 @@ class LocalPool:
         return [event for event in events if isinstance(event, WorkerAdded) or event.epoch >= first]
 
     def abort(self) -> None:
-        """Make every worker drop its unfinished requests."""
         for worker in list(self._workers.values()):  # Worker threads add and remove themselves.
             worker.abort()
 

@@ -44,7 +44,6 @@ class EngineActor:
         self._guard = Guard(ENGINE_MARK)
 
     def locate(self) -> Location:
-        """Return the location of this process."""
         context = ray.get_runtime_context()
         gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", ())))
         return Location(node=context.get_node_id(), pid=os.getpid(), cores=list_cores(), gpus=gpus)
@@ -93,11 +92,9 @@ class EngineActor:
             raise
 
     def feed(self, requests: Sequence[Request]) -> None:
-        """Queue `requests` for the engine."""
         self._loaded().feed(requests)
 
     def recall(self) -> None:
-        """Recall what the engine has not started."""
         self._loaded().recall()
 
     def collect(self, wait_seconds: float, epoch: int) -> Delivery:

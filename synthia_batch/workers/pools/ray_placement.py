@@ -114,7 +114,7 @@ class Placer:
         """Reserve the resources of one engine. Does not wait for them."""
         if not self.takes_gpus:
             return Reservation(shape=self._shape)
-        machines = self._session.list_machines("GPU", "CPU")
+        machines = self._session.list_machines()
         gpus = [count for count, _ in machines if count]
         layout = lay_out(gpus, self._shape, count_cpus(machines, self._shape))
         group: PlacementGroup = placement_group(

@@ -124,7 +124,6 @@ class RayPool:
         self._handles[worker].actor.feed.remote(tuple(requests))
 
     def recall(self, worker: int) -> None:
-        """Recall the worker's waiting requests."""
         self._handles[worker].actor.recall.remote()
 
     def poll(self, timeout_seconds: float) -> Sequence[PoolEvent]:

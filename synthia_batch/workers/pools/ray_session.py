@@ -97,10 +97,10 @@ class RaySession:
         counts = [int(node["Resources"].get(kind, 0)) for node in self._list_nodes()]
         return [count for count in counts if count]
 
-    def list_machines(self, first: str, second: str) -> list[tuple[int, int]]:
-        """Return the numbers of two kinds of resources on each machine."""
+    def list_machines(self) -> list[tuple[int, int]]:
+        """Return the numbers of GPUs and CPUs of each machine."""
         machines = [node["Resources"] for node in self._list_nodes()]
-        return [(int(resources.get(first, 0)), int(resources.get(second, 0))) for resources in machines]
+        return [(int(resources.get("GPU", 0)), int(resources.get("CPU", 0))) for resources in machines]
 
     def is_alive(self, node: str) -> bool:
         """Whether the machine `node` is part of the cluster."""

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from synthia_batch.workers.pools.base import Pool, PoolEvent, WorkerLost, WorkerSpec, log_refusal
@@ -110,9 +109,7 @@ class PoolStarter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Stop the pool; on a second Ctrl-C, which arrives as KeyboardInterrupt, at once."""
         if self._thread is None:
             return

@@ -78,7 +78,6 @@ class KvBudget:
         return True
 
     def release(self, tokens: int, segments: Sequence[Segment] = ()) -> None:
-        """End the reservation for `tokens` and `segments`."""
         for segment in segments:
             self._users[segment.key] -= 1
             if not self._users[segment.key]:

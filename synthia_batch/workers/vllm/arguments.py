@@ -133,7 +133,6 @@ def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
 
 
 def override_sampling(sampling: Sampling, request: Request) -> Sampling:
-    """Return `sampling` with the overrides of `request`."""
     return sampling if request.sampling is None else sampling.model_copy(update=dict(request.sampling))
 
 

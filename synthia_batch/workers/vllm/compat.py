@@ -33,7 +33,6 @@ def find_support(version: str) -> Support:
 
 
 def describe_range() -> str:
-    """Return the supported releases as text."""
     return " to ".join(f"{major}.{minor}" for major, minor in SUPPORTED)
 
 
@@ -69,11 +68,7 @@ def check_cpu_patches(spec: EngineSpec, version: str) -> str | None:
 
 
 def patch_cpu(spec: EngineSpec, version: str) -> AbstractContextManager[None]:
-    """Patch the CPU engine of vLLM `version`, and return the context to load it in; see `check_cpu_patches`.
-
-    Raises:
-        UsageError: Without the patches its answers would be wrong.
-    """
+    """Patch the CPU engine of vLLM `version`; return the context to load it in. See `check_cpu_patches`."""
     check_cpu_patches(spec, version)
     if not has_cpu_patches(version):
         return nullcontext()

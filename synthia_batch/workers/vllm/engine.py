@@ -140,7 +140,6 @@ class VllmEngine:
         return ordinals
 
     def abort(self) -> None:
-        """Drop all requests."""
         if self._prefixes is not None:
             self._prefixes.abort()
         self._engine.abort_request(list(self._running))

@@ -60,9 +60,7 @@ _IN_STRICT: _Rules = {
 }
 _IN_STRICT_ON: Mapping[Device, _Rules] = {
     "cpu": {
-        "enforce_eager": _Only(
-            "a compiled model computes small batches differently from large ones", (True,)
-        ),
+        "enforce_eager": _Only("a compiled model computes small batches differently from large ones", (True,))
     },
     "cuda": {
         "enable_prefix_caching": _Only(
@@ -181,7 +179,6 @@ def _check(rules: _Rules, name: str, value: Any, remedy: str) -> None:
 
 
 def _list_keys(value: Any) -> Iterator[str]:
-    """Yield the keys of a mapping and of all nested mappings."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield key

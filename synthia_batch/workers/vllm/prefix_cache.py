@@ -27,7 +27,6 @@ class PrefixCache:
         self._computed = 0
 
     def split(self, request: Request) -> tuple[Segment, ...]:
-        """Return the segments of the prompt of `request`."""
         return split_prompt(request, self._block_size)
 
     def compute_missing(

@@ -4,12 +4,12 @@ Importing it takes 8 s and a device. Parsing the file with the fields in the ins
 """
 
 import ast
-import difflib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.formatting import suggest_name
 from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import Device, EngineSpec
 from synthia_batch.job.schema import Determinism
@@ -54,8 +54,7 @@ def check_settings(settings: Mapping[str, Any], device: Device, determinism: Det
         if name in _JOB_FLAGS:
             raise UsageError(f"engine.{name}: the job needs this value too; set it with {_JOB_FLAGS[name]}")
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean engine.{near[0]}?" if near else "see `vllm serve --help=all` for the list"
+            hint = suggest_name(name, fields, "see `vllm serve --help=all` for the list", "engine.{}".format)
             raise UsageError(f"engine.{name}: vLLM has no such setting; {hint}")
         if name == "reasoning_parser" and "reasoning_parser_plugin" not in settings:
             _check_parser(name, value, list_reasoning_parsers())
@@ -68,17 +67,12 @@ def check_settings(settings: Mapping[str, Any], device: Device, determinism: Det
 
 def _check_parser(setting: str, name: Any, known: list[str]) -> None:
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+        hint = suggest_name(str(name), known, f"it has {', '.join(known)}")
         raise UsageError(f"engine.{setting}: vLLM has no parser {name!r}; {hint}")
 
 
 def list_reasoning_parsers() -> list[str]:
-    """Return the names of the installed vLLM's reasoning parsers.
-
-    Raises:
-        UsageError: vLLM is not installed, or lists them elsewhere.
-    """
+    """Return the names of the installed vLLM's reasoning parsers."""
     return _list_parsers("reasoning/__init__.py", "_REASONING_PARSERS_TO_REGISTER")
 
 
