@@ -10,6 +10,7 @@ import typer
 
 from synthia_batch.cli.columns import fold, make_visible
 from synthia_batch.cli.commands.probe import format_duration, format_span
+from synthia_batch.cli.rows import preview_to_dict, print_rows
 from synthia_batch.core.formatting import encode_json
 from synthia_batch.core.terminal import show
 from synthia_batch.job.loading.command_line import describe_command
@@ -44,7 +45,6 @@ def preview_stages(pipeline: "Pipeline", flags: "Sequence[Layer]", rows: int, ch
 
 def _preview_first(pipeline: "Pipeline", flags: "Sequence[Layer]", rows: int, choice: PreviewChoice) -> None:
     """Print the prompts of the first stage, and what each later stage asks or keeps."""
-    from synthia_batch.cli.commands.preview import preview_to_dict, print_rows
     from synthia_batch.operations.pipeline_preview import describe_later
     from synthia_batch.operations.preview import preview_prompts
     from synthia_batch.runner.pipeline_check import check_pipeline
