@@ -291,6 +291,17 @@ def test_no_more_rows_are_written_than_the_job_takes(job: Path, capsys: Any) -> 
     assert [row["persona"] for row in read("whole")[:10]] == [row["persona"] for row in read("out")]
 
 
+def test_failed_rows_that_ask_nothing_have_no_system_message_of_a_column(job: Path, capsys: Any) -> None:
+    columns = "columns: {persona: {choice: [" + "long " * 60 + "]}}, system_column: persona"
+    job.write_text(
+        "input: {rows: 3, generate_role: user, " + columns + "}\nengine: {kind: scripted}\n"
+        "pool: {kind: local}\nmodel: {max_model_len: 100}\n"
+    )
+    assert call(capsys, "run", "rows.yaml", "-o", "out", "-q").code == 3
+    told = call(capsys, "failed", "out").err
+    assert "failed/ does not have the system messages of rows that ask nothing: run the whole job" in told
+
+
 def test_failed_rows_that_ask_nothing_are_run_with_the_flag_that_says_so(job: Path, capsys: Any) -> None:
     job.write_text("input: {rows: 3, generate_role: user}\nengine: {kind: scripted}\npool: {kind: local}\n")
     short = ("--set", "model.max_model_len=16", "-s", "A system message that is too long. " * 9)

@@ -16,6 +16,7 @@ from inside import call
 from synthia_batch.core.formatting import shorten
 from synthia_batch.core.log import PER_SAMPLE
 from synthia_batch.core.types import Failed, Finished, Record
+from synthia_batch.results.read.failed_rows import FailedRows
 from synthia_batch.results.read.failures import advise_on_failures, find_reasons, list_failures
 from synthia_batch.results.read.status import read_status
 from synthia_batch.runner.generate import FailureLog
@@ -61,8 +62,8 @@ def test_a_complete_run_lists_what_failed_with_its_place(
         "  prompt_too_long                  8",
         "  scripted_failure                 5",
         "fix the cause, then retry them: synthia-batch retry out --code scripted_failure",
-        "too long in this run, whose settings stay as they are; run those rows by themselves: "
-        "synthia-batch run out/failed --set engine.kind=scripted --set engine.fail_every=60 "
+        "too long in this run, whose settings stay as they are; run those rows, without their ids, by "
+        "themselves: synthia-batch run out/failed --set engine.kind=scripted --set engine.fail_every=60 "
         "--set pool.kind=local --set model.max_model_len=TOKENS",
     ]
 
@@ -257,11 +258,74 @@ def test_the_advice_is_a_way_that_can_help() -> None:
     (flagged,) = advise_on_failures("out", ["flagged_empty"])
     assert flagged.endswith("synthia-batch run out/failed --set seed=1")
     settings = {"model.name": "demo", "seed": 7, "sampling.stop": ["a b"]}
-    (flagged,) = advise_on_failures("out", ["flagged_empty"], settings)
+    (flagged,) = advise_on_failures("out", ["flagged_empty"], FailedRows(settings=settings))
     assert flagged.endswith("out/failed --set model.name=demo --set 'sampling.stop=[\"a b\"]' --set seed=1")
     several = advise_on_failures("out", ["engine_error", "prompt_too_long", "engine_crash"])
     assert several[0] == "fix the cause, then retry them: synthia-batch retry out"
     assert len(several) == 2
+
+
+LONG_TEXT = "long " * 60
+
+
+@pytest.mark.parametrize(
+    ("row", "flags", "lacking"),
+    [
+        ({"turns": ["a", LONG_TEXT, "c"]}, (), "the later turns"),
+        ({"prompt": LONG_TEXT, "t": []}, ("--tools-column", "t"), "the tools"),
+        ({"prompt": LONG_TEXT, "s": {"top_k": 3}}, ("--sampling-column", "s"), "the rows' own sampling"),
+    ],
+)
+def test_what_is_not_in_the_failed_rows_is_asked_by_the_whole_job(
+    row: dict[str, Any], flags: tuple[str, ...], lacking: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(Path("q.jsonl"), [row])
+    job = ("q.jsonl", "--engine", "scripted", "--pool", "local", "-q", *flags)
+    assert call(capsys, "run", *job, "--set", "model.max_model_len=200", "-o", "out").code == 3
+    (advice,) = [line for line in call(capsys, "failed", "out").err.splitlines() if "too long" in line]
+    assert f"failed/ does not have {lacking}" in advice
+    assert "run the whole job into another directory (-o) with --set model.max_model_len=TOKENS" in advice
+    assert call(capsys, "run", *job, "--set", "model.max_model_len=4K", "-o", "again").code == 0
+
+
+CONTINUED = [{"role": "user", "content": LONG_TEXT}, {"role": "assistant", "content": "I say"}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "left"),
+    [
+        ([{"prompt": ""}, {"prompt": LONG_TEXT}], ("--on-bad-row", "fail"), 1),
+        ([{"messages": CONTINUED}], ("--final-assistant", "continue"), 0),
+        (
+            [{"prompt": LONG_TEXT, "s": "Be brief.", "k": 1}],
+            ("--system-column", "s", "--keep-columns", "k"),
+            0,
+        ),
+    ],
+)
+def test_the_failed_rows_are_read_as_they_were_asked(
+    rows: list[dict[str, Any]],
+    flags: tuple[str, ...],
+    left: int,
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(Path("q.jsonl"), rows)
+    job = ("q.jsonl", "--engine", "scripted", "--pool", "local", "-q", *flags)
+    assert call(capsys, "run", *job, "--set", "model.max_model_len=200", "-o", "out").code == 3
+    (advice,) = [line for line in call(capsys, "failed", "out").err.splitlines() if "too long" in line]
+    assert ("without the kept columns k," in advice) == ("--keep-columns" in flags)
+    words = shlex.split(advice.partition("by themselves: ")[2].replace("TOKENS", "4K"))
+    done = call(capsys, *words[1:], "-o", "rest")
+    assert done.code == 0, done.err
+    assert json.loads(call(capsys, "status", "rest", "--json").out)["failed"] == left
+    (row,) = pq.read_table("rest/data").to_pylist()
+    call(capsys, "run", *job, "--set", "model.max_model_len=4K", "-o", "whole")
+    (same,) = pq.read_table("whole/data").to_pylist()
+    assert row["messages"][:-1] == same["messages"][:-1]
 
 
 def test_rows_that_were_too_long_are_run_by_themselves_as_advised(synthia: Command, tmp_path: Path) -> None:

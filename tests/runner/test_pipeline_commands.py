@@ -102,6 +102,18 @@ def test_what_a_selection_drops_has_not_failed(pipeline: Path, capsys: Any) -> N
     )
 
 
+def test_what_is_too_long_in_a_stage_is_for_the_pipelines_file(pipeline: Path, capsys: Any) -> None:
+    long = {"id": "long", "prompt": "long " * 60, "topic": "x"}
+    write_jsonl(Path("q.jsonl"), [{"id": "r", "prompt": "Say", "topic": "x"}, long])
+    short = "    num_samples: 2\n    model: {max_model_len: 200}"
+    pipeline.write_text(FILE.replace("    num_samples: 2", short))
+    answer = play(capsys)["answer"]
+    advice = "set model.max_model_len of this stage in the pipeline's file and run it again"
+    assert advice in call(capsys, "failed", str(answer)).err
+    pipeline.write_text(FILE)
+    assert json.loads(call(capsys, "status", str(play(capsys)["answer"]), "--json").out)["failed"] == 0
+
+
 def test_an_expression_that_fails_on_a_sample_is_a_failure_of_the_selection(
     pipeline: Path, capsys: Any
 ) -> None:

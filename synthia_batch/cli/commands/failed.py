@@ -64,7 +64,8 @@ def _summarize(shown: str, run: "Path", code: str | None, counts: Counter[str], 
     if not counts:
         return f"{shown}: no sample has failed"
     from synthia_batch.job.select import NOT_SELECTED
-    from synthia_batch.results.read.failures import advise_on_failures, list_settings
+    from synthia_batch.results.read.failed_rows import read_failed_rows
+    from synthia_batch.results.read.failures import advise_on_failures
 
     dropped = f", not selected: {counts[NOT_SELECTED]:,}" if counts[NOT_SELECTED] else ""
     lines = [f"failed: {counts.total() - counts[NOT_SELECTED]:,}{dropped}, by code:"]
@@ -78,4 +79,4 @@ def _summarize(shown: str, run: "Path", code: str | None, counts: Counter[str], 
         lines.append("a stage before it has changed: run the pipeline again, it makes this one anew")
         return "\n".join(lines)
     codes = [code] if code is not None else list(counts)
-    return "\n".join([*lines, *advise_on_failures(shown, codes, list_settings(run))])
+    return "\n".join([*lines, *advise_on_failures(shown, codes, read_failed_rows(run))])

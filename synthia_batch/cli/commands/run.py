@@ -220,7 +220,8 @@ def _format_loading(result: "RunResult") -> str:
 def _explain_failures(result: "RunResult") -> list[str]:
     """Return the most common reasons with examples, and what to do next."""
     from synthia_batch.core.formatting import shorten
-    from synthia_batch.results.read.failures import COMMONEST, advise_on_failures, find_reasons, list_settings
+    from synthia_batch.results.read.failed_rows import read_failed_rows
+    from synthia_batch.results.read.failures import COMMONEST, advise_on_failures, find_reasons
 
     lines = []
     if result.max_failures is not None and result.failed > result.max_failures:
@@ -231,7 +232,7 @@ def _explain_failures(result: "RunResult") -> list[str]:
         example = f"{shorten(reason.example.place)}: {shorten(reason.example.message)}"
         lines.append(f"  {reason.count:>7,} {reason.code}, such as {example}")
     codes = [reason.code for reason in reasons]
-    lines += advise_on_failures(str(result.directory), codes, list_settings(result.directory))
+    lines += advise_on_failures(str(result.directory), codes, read_failed_rows(result.directory))
     if result.drained is not None:
         lines.append("or continue: the same command with a higher --max-failures")
     return lines

@@ -4,39 +4,30 @@ The input is read only for the lines and ids of rows that failed in unpublished 
 """
 
 import glob
-import json
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from synthia_batch.core.types import Failed, Shard
 from synthia_batch.errors import IntegrityError
 from synthia_batch.inputs.fetch.cache import is_copy
-from synthia_batch.job.dotted import flatten
 from synthia_batch.job.select import ACCEPT_FAILED, EXPRESSION_FAILED, NOT_ACCEPTED, NOT_SELECTED
 from synthia_batch.results.quality.flags import CODE_PREFIX
+from synthia_batch.results.read.failed_rows import FailedRows
 from synthia_batch.results.read.input_rows import InputRows
 from synthia_batch.results.read.snapshot import MAX_READS, SnapshotReader, open_snapshots
 from synthia_batch.storage.journal.reader import replay
-from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.parts.columns import read_part
 from synthia_batch.storage.parts.schema import FAILED_NAMES
-from synthia_batch.storage.plan_file import require_plan
 from synthia_batch.storage.recovery import Published, ShardState
-from synthia_batch.storage.saved_job import read_job
 
 _BAD_ROWS = frozenset({"bad_row", "prompt_empty", "prompt_not_expressible", "adapter_unknown"})
 """Codes whose cause is in the row itself."""
 _BY_IDENTITY = frozenset({"prompt_too_long", "context_overflow"})
 """Codes whose cause is a setting of the run's identity: a retry, which keeps that, fails again."""
-_OF_ROWS = frozenset(
-    {"input", "output", "store", "name", "system", "replace_system", "num_samples", "report"}
-)
-"""Keys of a job that say what its rows are, or where its output goes, and how it is told of."""
 SELECT_CODES = frozenset({NOT_SELECTED, EXPRESSION_FAILED})
 ACCEPT_CODES = frozenset({NOT_ACCEPTED, ACCEPT_FAILED})
 COMMONEST = 3
@@ -103,38 +94,13 @@ def find_reasons(directory: Path) -> list[FailureReason]:
     ]
 
 
-def list_settings(directory: Path) -> dict[str, Any]:
-    """Return the dotted keys with which a run of the rows in failed/ is like the run in `directory`.
-
-    These rows are whole conversations, a sample each, with their system messages.
-
-    Raises:
-        UsageError: `directory` is not a run directory.
-        IntegrityError: Its saved job was altered.
-    """
-    run_dir = RunDir(directory)
-    identity = require_plan(run_dir)["identity"]
-    saved = read_job(run_dir.job, directory)
-    values = (
-        flatten({key: value for key, value in saved.values.items() if key not in _OF_ROWS}) if saved else {}
-    )
-    if identity["num_samples"] == len(identity["system"]) == 1:  # An id stands there once.
-        values["input.id_column"] = "id"
-    if identity["input"]["columns"].get("generate_role") == "user":
-        values["input.generate_role"] = "user"
-    return values | ({"system": "none"} if "preset" in values else {})
-
-
-def advise_on_failures(
-    place: str, codes: Collection[str], settings: Mapping[str, Any] = MappingProxyType({})
-) -> list[str]:
+def advise_on_failures(place: str, codes: Collection[str], failed: FailedRows | None = None) -> list[str]:
     """Return what helps against failures with these codes: the one place that says it.
 
     A run keeps its identity, so that every sample of a dataset was made alike. What only other settings or
-    other rows can change is a run of its own, of the failed rows alone, with the `settings` of this one: see
-    `list_settings`.
+    other rows can change is a run of its own, of the `failed` rows alone.
     """
-    here, rows = shlex.quote(place), place.rstrip("/") + "/failed"
+    here, rows = shlex.quote(place), failed or FailedRows()
     flagged = [code for code in codes if code.startswith(CODE_PREFIX)]
     by_row = _BAD_ROWS | _BY_IDENTITY | ACCEPT_CODES
     again = [code for code in codes if code not in by_row and code not in flagged]
@@ -146,8 +112,8 @@ def advise_on_failures(
         lines.append(f"fix the cause, then retry them: synthia-batch retry {here}{flag}")
     if _BY_IDENTITY.intersection(codes):
         lines.append(
-            "too long in this run, whose settings stay as they are; run those rows by themselves: "
-            + _spell_run(rows, settings, "model.max_model_len", "TOKENS")
+            "too long in this run, whose settings stay as they are; "
+            + rows.advise(place, "model.max_model_len", "TOKENS")
         )
     if _BAD_ROWS.intersection(codes):
         lines.append("bad rows fail again: correct them in a file of their own, and run that")
@@ -158,19 +124,10 @@ def advise_on_failures(
         )
     if flagged:
         lines.append(
-            "flagged answers come out the same again: run those rows by themselves with another --seed: "
-            + _spell_run(rows, settings, "seed", 1)
+            "flagged answers come out the same again, but not with another seed; "
+            + rows.advise(place, "seed", 1)
         )
     return lines
-
-
-def _spell_run(rows: str, settings: Mapping[str, Any], key: str, value: Any) -> str:
-    """Return the command that runs `rows` with the `settings`, but another `value` of `key`."""
-    changed = {name: said for name, said in settings.items() if name != key} | {key: value}
-    words = (
-        f"{name}={said if isinstance(said, str) else json.dumps(said)}" for name, said in changed.items()
-    )
-    return shlex.join(["synthia-batch", "run", rows, *(part for word in words for part in ("--set", word))])
 
 
 class _Reader:
