@@ -52,11 +52,7 @@ _meter = _Meter()
 
 
 def render_limited(template: jinja2.Template, *args: Any, **values: Any) -> str:
-    """Return the text that `template` renders from these values.
-
-    Raises:
-        TemplateTooLong: It exceeds a limit.
-    """
+    """Return the text that `template` renders from these values. Raises TemplateTooLong."""
     with _measured():
         parts, length = [], 0
         for part in template.generate(*args, **values):

@@ -38,11 +38,7 @@ class Share:
 
 
 def parse_count(value: Any, *, base: int = 1000) -> Any:
-    """Parse a whole number: 200, "1_000", "32K", "1.5M"; K is `base`.
-
-    Raises:
-        ValueError: `value` is none.
-    """
+    """Parse a whole number: 200, "1_000", "32K", "1.5M"; K is `base`. Raises ValueError."""
     refuse_bool(value)
     if not isinstance(value, str):
         return value
@@ -62,11 +58,7 @@ def parse_token_length(value: Any) -> Any:
 
 
 def parse_duration(value: Any) -> Any:
-    """Parse a duration in seconds: 90, "90s", "10m", "7h30m", "1d", "1.5h".
-
-    Raises:
-        ValueError: `value` is none.
-    """
+    """Parse a duration in seconds: 90, "90s", "10m", "7h30m", "1d", "1.5h". Raises ValueError."""
     refuse_bool(value)
     if not isinstance(value, str):
         return value

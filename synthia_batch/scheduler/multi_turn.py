@@ -8,7 +8,7 @@ tokens, so a resumed conversation continues with the same prompts.
 import dataclasses
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 
 from synthia_batch.core.types import (
@@ -60,6 +60,7 @@ def _choose_none(row: Row) -> None:
     """Return no adapter, for the base model."""
 
 
+@dataclass(slots=True)
 class MultiTurnSession:
     """Renders the requests of samples, parses the answers, and holds the conversations in between.
 
@@ -72,35 +73,22 @@ class MultiTurnSession:
     its row wants.
     """
 
-    def __init__(
-        self,
-        renderer: Renderer,
-        context: Context,
-        choose_adapter: Callable[[Row], str | None] = _choose_none,
-        structure: Structure | None = None,
-        *,
-        sends_messages: bool = False,
-        reads_reasoning: bool = True,
-        sends_tools: bool = False,
-        template_kwargs: Arguments = NO_ARGUMENTS,
-        cutter: PromptCutter | None = None,
-        acceptance: Acceptance | None = None,
-    ) -> None:
-        self._renderer = renderer
-        self._cutter = cutter
-        self._acceptance = acceptance
-        self._context = context
-        self._choose_adapter = choose_adapter
-        self._structure = structure
-        self._reads_reasoning = reads_reasoning
-        self._sends_tools = sends_tools
-        self._structures: dict[int, Structure] = {}
-        self._required_calls: dict[int, RowSampling] = {}
-        self._arguments: dict[int, Arguments] = {}
-        self._sends_messages = sends_messages
-        self._template_kwargs = template_kwargs
-        self._conversations: dict[int, Conversation] = {}
-        self._continued: set[int] = set()
+    renderer: Renderer
+    context: Context
+    choose_adapter: Callable[[Row], str | None] = _choose_none
+    structure: Structure | None = None
+    _: KW_ONLY
+    sends_messages: bool = False
+    reads_reasoning: bool = True
+    sends_tools: bool = False
+    template_kwargs: Arguments = field(default_factory=lambda: NO_ARGUMENTS)
+    cutter: PromptCutter | None = None
+    acceptance: Acceptance | None = None
+    _structures: dict[int, Structure] = field(default_factory=dict, init=False)
+    _required_calls: dict[int, RowSampling] = field(default_factory=dict, init=False)
+    _arguments: dict[int, Arguments] = field(default_factory=dict, init=False)
+    _conversations: dict[int, Conversation] = field(default_factory=dict, init=False)
+    _continued: set[int] = field(default_factory=set, init=False)
 
     def begin(self, sample: Sample, turns: Sequence[Turn] = ()) -> Request:
         """Return the first request for `sample`, or the one after the `turns` that are finished.
@@ -112,11 +100,11 @@ class MultiTurnSession:
             raise SampleRefused("bad_row", sample.row.fault)
         conversation = Conversation(sample, [])
         for turn in turns:
-            if self._cutter is not None:  # A prompt is cut where those before it were.
+            if self.cutter is not None:  # A prompt is cut where those before it were.
                 self._write_prompt(conversation)
             conversation.turns.append(turn)
         request = self._make_request(conversation)
-        if sample.row.follow_ups or self._acceptance is not None:
+        if sample.row.follow_ups or self.acceptance is not None:
             self._conversations[sample.ordinal] = conversation
         return request
 
@@ -133,7 +121,7 @@ class MultiTurnSession:
         conversation = self._conversations.get(outcome.ordinal)
         if conversation is None:
             return Step(record=outcome)
-        if self._acceptance is not None:
+        if self.acceptance is not None:
             step = Step(record=outcome) if answer is None else self._choose(conversation, answer, outcome)
         elif isinstance(outcome, Finished):
             step = self._answer(conversation, outcome)
@@ -148,12 +136,12 @@ class MultiTurnSession:
         if finished.ordinal in self._continued:  # It follows an answer: what it reasons, if so, came before.
             self._continued.discard(finished.ordinal)
             return finished
-        if self._renderer.thinks and not self._reads_reasoning:
+        if self.renderer.thinks and not self.reads_reasoning:
             return finished
-        return separate_reasoning(finished, lambda text: self._renderer.read(text, kwargs))
+        return separate_reasoning(finished, lambda text: self.renderer.read(text, kwargs))
 
     def _validate(self, finished: Finished) -> Outcome:
-        structure = self._structures.pop(finished.ordinal, self._structure)
+        structure = self._structures.pop(finished.ordinal, self.structure)
         required = self._required_calls.pop(finished.ordinal, None)
         outcome = finished if structure is None else validate_answer(structure, finished)
         return outcome if required is None else read_required_call(required, outcome)
@@ -167,7 +155,7 @@ class MultiTurnSession:
         try:
             return Step(record=turn, request=self._make_request(conversation))
         except SampleRefused as refused:
-            if refused.code == CONTEXT_OVERFLOW and self._context.on_overflow == "stop":
+            if refused.code == CONTEXT_OVERFLOW and self.context.on_overflow == "stop":
                 stopped = sum_up(conversation, finished.reasoning)
                 return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
             failed = Failed(ordinal=finished.ordinal, code=refused.code, message=str(refused))
@@ -179,9 +167,9 @@ class MultiTurnSession:
         `outcome` is the answer, or failed if it lacks the structure that is required of it.
         """
         number = len(conversation.turns)
-        if self._acceptance is None:
+        if self.acceptance is None:
             raise ValueError("every answer is accepted")
-        ended = self._acceptance.judge(conversation.sample.row, answer, outcome, number + 1)
+        ended = self.acceptance.judge(conversation.sample.row, answer, outcome, number + 1)
         if ended is not None:
             return Step(record=ended)
         turn = make_turn(answer, number, answer.finish_reason, is_candidate=True)
@@ -192,7 +180,7 @@ class MultiTurnSession:
         """Return the step after a failed turn. Only a server may know that a prompt is too long."""
         if not conversation.turns or failed.code != PROMPT_TOO_LONG:
             return Step(record=fail_turn(conversation, failed))
-        if self._context.on_overflow == "stop":
+        if self.context.on_overflow == "stop":
             stopped = sum_up(conversation, None)
             return Step(record=dataclasses.replace(stopped, finish_reason=CONTEXT_OVERFLOW))
         return Step(record=fail_turn(conversation, dataclasses.replace(failed, code=CONTEXT_OVERFLOW)))
@@ -201,7 +189,7 @@ class MultiTurnSession:
         """Return the request for the next turn, or raise SampleRefused."""
         number, sample = len(conversation.turns), conversation.sample
         token_ids = self._write_prompt(conversation)
-        if sample.prefill and (self._acceptance is not None or not number):
+        if sample.prefill and (self.acceptance is not None or not number):
             self._continued.add(sample.ordinal)
         if sample.row.template_kwargs:
             self._arguments[sample.ordinal] = sample.row.template_kwargs
@@ -210,33 +198,33 @@ class MultiTurnSession:
             token_ids=token_ids,
             seed=derive_turn_seed(sample.seed, number),
             turn=number,
-            adapter=self._choose_adapter(sample.row),
-            template_kwargs={**self._template_kwargs, **sample.row.template_kwargs} or None,
-            messages=sample.join(conversation.previous_answers) if self._sends_messages else (),
-            tools=sample.row.tools if self._sends_tools else (),
+            adapter=self.choose_adapter(sample.row),
+            template_kwargs={**self.template_kwargs, **sample.row.template_kwargs} or None,
+            messages=sample.join(conversation.previous_answers) if self.sends_messages else (),
+            tools=sample.row.tools if self.sends_tools else (),
             cuts=conversation.prompt.cuts if conversation.prompt is not None else (),
         )
         return request if sample.row.sampling is None else self._set_sampling(request, sample.row)
 
     def _write_prompt(self, conversation: Conversation) -> Sequence[int]:
         """Return the prompt of the next turn, or raise SampleRefused."""
-        number = 0 if self._acceptance is not None else len(conversation.turns)
-        longest, left_out = self._context.limit_prompt(conversation.sample.row), 0
+        number = 0 if self.acceptance is not None else len(conversation.turns)
+        longest, left_out = self.context.limit_prompt(conversation.sample.row), 0
         token_ids = self._render(conversation, left_out)
-        if number and self._context.on_overflow == "truncate-oldest" and len(token_ids) > longest:
+        if number and self.context.on_overflow == "truncate-oldest" and len(token_ids) > longest:
             left_out = bisect_left(
                 range(number), True, key=lambda n: len(self._render(conversation, n)) <= longest
             )
             token_ids = self._render(conversation, left_out)
-        if number and len(token_ids) >= self._context.max_model_len:  # the engine refuses a first one
+        if number and len(token_ids) >= self.context.max_model_len:  # the engine refuses a first one
             raise SampleRefused(
                 CONTEXT_OVERFLOW,
-                f"the prompt has {len(token_ids)} tokens; max_model_len is {self._context.max_model_len}",
+                f"the prompt has {len(token_ids)} tokens; max_model_len is {self.context.max_model_len}",
             )
         conversation.is_truncated = left_out > 0
-        if self._cutter is not None:
+        if self.cutter is not None:
             is_last = number + 1 == conversation.questions
-            conversation.prompt = self._cutter.cut(
+            conversation.prompt = self.cutter.cut(
                 conversation.sample, token_ids, conversation.prompt, is_last=is_last
             )
         return token_ids
@@ -249,7 +237,7 @@ class MultiTurnSession:
         own = row.sampling or RowSampling()
         explicit = dict(own.values)
         if "stop" in explicit:
-            explicit["stop"] = tuple(dict.fromkeys((*explicit["stop"], *self._renderer.stop)))
+            explicit["stop"] = tuple(dict.fromkeys((*explicit["stop"], *self.renderer.stop)))
         explicit.pop("max_tokens", None)
         if own.structure is not None:
             self._structures[request.ordinal] = own.structure
@@ -257,7 +245,7 @@ class MultiTurnSession:
             self._required_calls[request.ordinal] = own
         return dataclasses.replace(
             request,
-            max_tokens=limit_answer(row, self._context.max_tokens),
+            max_tokens=limit_answer(row, self.context.max_tokens),
             sampling=explicit or None,
             structure=own.structure,
             logprobs=own.logprobs,
@@ -270,11 +258,11 @@ class MultiTurnSession:
         system = len(conversation.sample.messages) - 1
         kept = (*messages[:system], *messages[system + 2 * left_out :])
         row = conversation.sample.row
-        if row.tools and self._sends_messages:
+        if row.tools and self.sends_messages:
             raise SampleRefused("prompt_not_expressible", "tools are not sent to a server")
-        if row.template_kwargs and self._sends_messages:
+        if row.template_kwargs and self.sends_messages:
             raise SampleRefused("prompt_not_expressible", "chat_template_kwargs are not sent to a server")
-        return self._renderer.render(kept, row.tools, row.template_kwargs)
+        return self.renderer.render(kept, row.tools, row.template_kwargs)
 
 
 def open_multi_turn(job: ResolvedJob) -> MultiTurnSession:

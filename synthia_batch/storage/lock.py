@@ -163,11 +163,7 @@ def find_pipeline(run: Path) -> RunDir | None:
 
 
 def read_owner(path: Path) -> Owner | None:
-    """Return the lock's current or last owner; None if it never had one.
-
-    Raises:
-        IntegrityError: The record was altered.
-    """
+    """Return the lock's current or last owner; None if it never had one. Raises IntegrityError."""
     try:
         value = read_checksummed(path)
         return None if value is None else Owner(**value)

@@ -35,10 +35,7 @@ def write_job(path: Path, job: Job) -> None:
 def read_job(path: Path, output: Path) -> Layer | None:
     """Return the explicitly set keys of the job saved at `path`, with `output` as its run directory.
 
-    None if no job is saved.
-
-    Raises:
-        IntegrityError: The file was altered.
+    None if no job is saved. Raises IntegrityError.
     """
     value = read_checksummed(path)
     if value is None:

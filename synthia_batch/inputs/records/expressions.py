@@ -136,11 +136,7 @@ class Expression:
         self._run = template.root_render_func
 
     def evaluate(self, values: Mapping[str, Any]) -> Any:
-        """Return the value for a sample with these `columns`.
-
-        Raises:
-            ExpressionFailed: It has none, for the reason in the message.
-        """
+        """Return the value for a sample with these `columns`. Raises ExpressionFailed."""
         row = self._row
         for name in self._plain:
             row[name] = NOTHING if (value := values[name]) is None else value

@@ -67,10 +67,7 @@ def parse_messages(value: Any, unread: set[str] | None = None) -> tuple[Message,
 
     A message has role and content, or from and value; `list_items` has other forms. Content is a string, or a
     list of parts. It may be blank only beside tool calls and as a tool's result. Roles may follow each other
-    in any order.
-
-    Raises:
-        RowFault: It is anything else.
+    in any order. Raises RowFault.
     """
     value = list_items(value)
     if not isinstance(value, list):

@@ -18,10 +18,7 @@ def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
 
     Each is an object with `type` `function` and a `function` with a name, and optionally a description
     and parameters: a JSON Schema; or such a function on its own. Other keys are passed to the chat
-    template unchanged.
-
-    Raises:
-        RowFault: It is anything else.
+    template unchanged. Raises RowFault.
     """
     if isinstance(value, str):
         value = None if is_blank(value) else parse_json_text(value, "tools")

@@ -113,11 +113,7 @@ def read_system(values: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def add_system(messages: tuple[Message, ...], values: Mapping[str, Any]) -> tuple[Message, ...]:
-    """Return `messages` after the system message of their record, which they may repeat.
-
-    Raises:
-        RowFault: They begin with another one.
-    """
+    """Return `messages` after the system message of their record, which they may repeat. Raises RowFault."""
     system = read_system(values)
     if not system or messages[0].role != "system":
         return (*system, *messages)

@@ -48,10 +48,7 @@ def check_encodable(name: str, value: Any) -> None:
 def parse_json_text(text: str, name: str, *, subject: str | None = None) -> Any:
     """Return the value of a field `name` that is JSON within a string.
 
-    `subject` begins the message of a fault; the default is the name.
-
-    Raises:
-        RowFault: It is not strict JSON.
+    `subject` begins the message of a fault; the default is the name. Raises RowFault.
     """
     subject = f"{name} " if subject is None else subject
     try:

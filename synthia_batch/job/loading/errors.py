@@ -42,11 +42,7 @@ _MENTION = re.compile(r"`[^`]*`|(?<![\w-])(?:-\w/)?--(?P<flag>[a-z][a-z-]*)(?: (
 
 
 def refuse_faults(faults: Sequence[str]) -> None:
-    """Return if there are none.
-
-    Raises:
-        UsageError: There are; names them all.
-    """
+    """Return if there are none. Raises UsageError otherwise."""
     if faults:
         lines = [f"  {fault}" for fault in sorted(faults, key=_order)]
         advice = "`synthia-batch run --help` lists the flags, `synthia-batch schema` the keys of a job file"

@@ -92,11 +92,7 @@ _FAST = "use --determinism fast, which guarantees everything except equal tokens
 
 
 def check_not_refused(name: str, value: Any, device: Device, determinism: Determinism) -> None:
-    """Check that a job on `device` may set vLLM's `name` to `value`.
-
-    Raises:
-        UsageError: It may not; the message gives the reason.
-    """
+    """Check that a job on `device` may set vLLM's `name` to `value`. Raises UsageError otherwise."""
     if device == "cpu":
         _check(_ON_CPUS, name, value, "leave it out")
     if determinism == "fast":
