@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from synthia_batch.errors import SynthiaBatchError
+    from synthia_batch.core.errors import SynthiaBatchError
     from synthia_batch.job.schema import Job
     from synthia_batch.job.select import Select
     from synthia_batch.results.read.failures import FailedSample
@@ -49,7 +49,7 @@ _HOMES = {
     "RunStatistics": "synthia_batch.results.read.run",
     "Select": "synthia_batch.job.select",
     "SelectResult": "synthia_batch.runner.selection",
-    "SynthiaBatchError": "synthia_batch.errors",
+    "SynthiaBatchError": "synthia_batch.core.errors",
     "open_run": "synthia_batch.results.read.run",
     "run_job": "synthia_batch.runner.run",
     "run_stages": "synthia_batch.runner.pipeline",

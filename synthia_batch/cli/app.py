@@ -34,10 +34,10 @@ from synthia_batch.cli.commands.verify import verify
 from synthia_batch.cli.help import WIDTH, CommandTable, GroupedCommands
 from synthia_batch.cli.process import reports_interrupts, tolerates_closed_output
 from synthia_batch.cli.streams import guard_streams
+from synthia_batch.core.errors import SynthiaBatchError, UsageError
 from synthia_batch.core.log import show_log
 from synthia_batch.core.process_title import hide_arguments
 from synthia_batch.core.terminal import show
-from synthia_batch.errors import SynthiaBatchError, UsageError
 from synthia_batch.job.loading.command_line import mask_arguments
 
 EXIT_BUG = 1

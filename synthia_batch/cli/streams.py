@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
-from synthia_batch.errors import StorageFailed
+from synthia_batch.core.errors import StorageFailed
 
 
 class OutputClosed(Exception):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.digest import canonical_json
-from synthia_batch.errors import IntegrityError
+from synthia_batch.core.errors import IntegrityError
 
 _DIGEST = "digest"
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from blake3 import blake3
 
 from synthia_batch.core.cache import find_user_cache, replace_cached
-from synthia_batch.errors import IntegrityError, UsageError
+from synthia_batch.core.errors import IntegrityError, UsageError
 
 SETTLE_SECONDS = 2.0
 """A file modified this recently may change again without a new time stamp: clocks are coarse."""

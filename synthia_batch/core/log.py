@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from synthia_batch.core.errors import SynthiaBatchError
 from synthia_batch.core.files import open_to_append
 from synthia_batch.core.terminal import clean_message
-from synthia_batch.errors import SynthiaBatchError
 
 PACKAGE = "synthia_batch"
 PER_SAMPLE = 15

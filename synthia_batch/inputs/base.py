@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from synthia_batch.core.errors import IntegrityError
 from synthia_batch.core.types import MAX_ROW_BYTES, KeptColumn, Row
-from synthia_batch.errors import IntegrityError
 from synthia_batch.job.input_section import BadRow, FinalAssistant, GenerateRole
 
 if TYPE_CHECKING:  # It imports numpy, which a command without input does not need.

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 
 _ADVICE = "give `accept` a function that is made with def in a file or a notebook's cell"
 

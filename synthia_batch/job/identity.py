@@ -11,8 +11,8 @@ from typing import Any
 from blake3 import blake3
 
 from synthia_batch.core.digest import digest_json
+from synthia_batch.core.errors import IdentityMismatch
 from synthia_batch.core.masking import change_secret_fields
-from synthia_batch.errors import IdentityMismatch
 from synthia_batch.job.dotted import flatten
 from synthia_batch.job.keys import walk_keys
 from synthia_batch.job.markers import IdentityClass, always, strict

@@ -8,8 +8,8 @@ from typing import Any
 
 from blake3 import blake3
 
+from synthia_batch.core.errors import SampleRefused
 from synthia_batch.core.types import Message, Row, Sample, Shard
-from synthia_batch.errors import SampleRefused
 from synthia_batch.job.resolved import AdapterChoice, PlanSpec, SystemText
 
 ROWS_STEP = 1000

@@ -11,9 +11,9 @@ from jsonschema.exceptions import SchemaError
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.formatting import clip
 from synthia_batch.core.types import Structure
-from synthia_batch.errors import UsageError
 
 MOST_NESTED = 64
 """Levels of objects and arrays in a schema: vLLM refuses more (sampling_params.py of 0.32.0)."""

@@ -9,7 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from synthia_batch.errors import ModelUnavailable
+from synthia_batch.core.errors import ModelUnavailable
 from synthia_batch.models.tokenizer_file import find_tokenizer_file
 
 CARD_NAME = "README.md"

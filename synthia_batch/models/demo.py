@@ -22,8 +22,8 @@ from typing import Any
 from tqdm import tqdm
 
 from synthia_batch.core.cache import DIGESTS_NAME, KeptDirectory, find_user_cache, measure
+from synthia_batch.core.errors import ModelUnavailable
 from synthia_batch.core.terminal import show
-from synthia_batch.errors import ModelUnavailable
 from synthia_batch.models.gguf_convert import convert_gguf, require_converter
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from synthia_batch.core.cache import KeptDirectory, find_user_cache
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json, measure_once
-from synthia_batch.errors import ModelUnavailable
+from synthia_batch.core.errors import ModelUnavailable
 from synthia_batch.models.gguf_convert import convert_gguf, require_converter
 from synthia_batch.models.gguf_header import GgufHeader
 

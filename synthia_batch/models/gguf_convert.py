@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.errors import ModelUnavailable
 from synthia_batch.core.vision import hide_other_builds
-from synthia_batch.errors import ModelUnavailable
 
 _LOADED = "loaded"
 _WITHOUT_WEIGHTS = "--without-weights"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache
+from synthia_batch.core.errors import ModelElsewhere, ModelUnavailable
 from synthia_batch.core.hub_blob import find_blob_damage
 from synthia_batch.core.hub_network import find_network_fault
-from synthia_batch.errors import ModelElsewhere, ModelUnavailable
 
 DESCRIPTION_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.py", "README.md")
 """Downloaded with the weights. The card names the licence."""

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json, open_digest_cache
+from synthia_batch.core.errors import ModelUnavailable
 from synthia_batch.core.hub_blob import SHA256_DIGITS, find_blob
 from synthia_batch.core.telemetry import keep_private
-from synthia_batch.errors import ModelUnavailable
 from synthia_batch.job.sections import DEMO_MODEL
 from synthia_batch.models.checkpoint import read_template
 from synthia_batch.models.demo import prepare_demo_model

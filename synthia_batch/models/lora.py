@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json
-from synthia_batch.errors import ModelUnavailable
+from synthia_batch.core.errors import ModelUnavailable
 from synthia_batch.job.resolved import LoraAdapter
 
 CONFIG_NAME = "adapter_config.json"

@@ -7,9 +7,9 @@ from filelock import FileLock
 
 from synthia_batch.core.cache import find_user_cache, replace_cached
 from synthia_batch.core.digest import digest_file, digest_json
+from synthia_batch.core.errors import ModelUnavailable
 from synthia_batch.core.files import make_private_directories
 from synthia_batch.core.vision import hide_other_builds
-from synthia_batch.errors import ModelUnavailable
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from synthia_batch.core.errors import ModelUnavailable
 from synthia_batch.core.telemetry import keep_private
-from synthia_batch.errors import ModelUnavailable
 from synthia_batch.job.sections import DEMO_MODEL
 from synthia_batch.models.demo import demo_model_path
 from synthia_batch.models.gguf import (

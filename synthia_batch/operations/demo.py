@@ -3,7 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
 
 SAMPLE_NAME = "questions.jsonl"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.cache import find_user_cache
+from synthia_batch.core.errors import SynthiaBatchError
 from synthia_batch.core.hardware import (
     detect_device,
     installed_vllm,
@@ -22,7 +23,6 @@ from synthia_batch.core.hardware import (
     total_memory_bytes,
 )
 from synthia_batch.core.masking import mask_if_address
-from synthia_batch.errors import SynthiaBatchError
 from synthia_batch.inputs import draw_columns, open_files, resolve_inputs
 from synthia_batch.job.fields import ADDRESS, STDIN
 from synthia_batch.job.loading.merge import Layer, merge_layers

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy
 
+from synthia_batch.core.errors import SampleRefused
 from synthia_batch.core.types import Row, Sample
-from synthia_batch.errors import SampleRefused
 from synthia_batch.inputs import Scan, Source, open_files
 from synthia_batch.job.plan import expand_row, limit_answer, plan_shards
 from synthia_batch.job.resolved import UNKNOWN_LENGTH, ResolvedJob

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from synthia_batch.errors import InputRefused, UsageError
+from synthia_batch.core.errors import InputRefused, UsageError
 from synthia_batch.inputs import Columns, Scan, Selection, Source, open_files, resolve_inputs
 from synthia_batch.inputs.fetch.numbered_rows import count_numbered
 from synthia_batch.inputs.records.columns import CONTEXT_NAMES, ID_NAMES, SYSTEM_NAMES, TOOL_NAMES

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from synthia_batch.core.console import Display
+from synthia_batch.core.errors import NothingSelected
 from synthia_batch.core.shutdown import DrainReason
-from synthia_batch.errors import NothingSelected
 from synthia_batch.job.dotted import merge_values
 from synthia_batch.job.loading.layer import Layer
 from synthia_batch.job.loading.pipeline_file import Pipeline, Stage

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.console import Display
+from synthia_batch.core.errors import SampleRefused
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.core.types import Failed, Outcome, Sample
-from synthia_batch.errors import SampleRefused
 from synthia_batch.inputs import Scan, Source, open_files
 from synthia_batch.job.plan import expand_row, limit_answer
 from synthia_batch.job.resolved import EngineSpec, ResolvedJob

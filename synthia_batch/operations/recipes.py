@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import synthia_batch
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.formatting import suggest_name
-from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.columns import spell_name
 from synthia_batch.operations.init import JobProposal, quote, quote_paths, relate_paths
 

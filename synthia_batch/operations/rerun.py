@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.console import Display
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request, Sample, Turn
-from synthia_batch.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.schema import Determinism
 from synthia_batch.operations.tune_search import usual_batch

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from synthia_batch.core.errors import PoolFailed, SampleRefused, SynthiaBatchError, UsageError
 from synthia_batch.core.events import Event
 from synthia_batch.core.formatting import format_count
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Record, Request
-from synthia_batch.errors import PoolFailed, SampleRefused, SynthiaBatchError, UsageError
 from synthia_batch.inputs import open_files
 from synthia_batch.job.plan import expand_row
 from synthia_batch.job.resolved import PoolSpec, ResolvedJob

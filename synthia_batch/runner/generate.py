@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from synthia_batch.core.console import Display
 from synthia_batch.core.counts import CUT_OFF
+from synthia_batch.core.errors import SampleRefused, SynthiaBatchError
 from synthia_batch.core.events import Event
 from synthia_batch.core.formatting import shorten
 from synthia_batch.core.log import PER_SAMPLE
 from synthia_batch.core.shutdown import DrainReason
 from synthia_batch.core.types import Failed, Finished, InputFile, Request
-from synthia_batch.errors import SampleRefused, SynthiaBatchError
 from synthia_batch.inputs import Scan, open_files
 from synthia_batch.job.units import count_allowed
 from synthia_batch.runner.directory.canary_record import check_canary, find_change

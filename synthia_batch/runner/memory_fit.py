@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.hardware import list_cores, list_gpu_memory, total_memory_bytes
-from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import Device, ResolvedJob
 from synthia_batch.models.weights import weigh_model
 from synthia_batch.workers.vllm.arguments import CPU_KV_CACHE_BYTES, GPU_MEMORY_SHARE, GPU_OVERHEAD_BYTES

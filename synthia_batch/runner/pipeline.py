@@ -22,9 +22,9 @@ from typing import Any
 
 from synthia_batch.core.console import Display
 from synthia_batch.core.digest import digest_json
+from synthia_batch.core.errors import NothingSelected, UsageError
 from synthia_batch.core.log import show_log
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
-from synthia_batch.errors import NothingSelected, UsageError
 from synthia_batch.job.accept_function import AcceptFunction
 from synthia_batch.job.keys import anchor_paths
 from synthia_batch.job.loading.errors import naming_fields

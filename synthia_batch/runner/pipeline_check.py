@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.inputs.records.expressions import SampleNames, suggest
 from synthia_batch.inputs.records.template import PromptTemplate
 from synthia_batch.job.loading.layer import Layer

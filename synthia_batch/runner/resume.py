@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.loading.trust import drop_outward, refuse_masked, require_trust
 from synthia_batch.job.resolved import ResolvedJob

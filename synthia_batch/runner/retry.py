@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.console import Display
+from synthia_batch.core.errors import StorageFailed
 from synthia_batch.core.events import EventBus
-from synthia_batch.errors import StorageFailed
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.results.report.page import try_report

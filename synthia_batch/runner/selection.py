@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from synthia_batch.core.errors import IntegrityError, NothingSelected, UsageError
 from synthia_batch.core.events import EventBus
 from synthia_batch.core.types import KeptColumn, Shard
-from synthia_batch.errors import IntegrityError, NothingSelected, UsageError
 from synthia_batch.job.identity import digest_text, fingerprint
 from synthia_batch.job.loading.command_line import read_command
 from synthia_batch.job.select import NO_STEPS, Select

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from synthia_batch.core.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.core.formatting import format_count
 from synthia_batch.core.types import Finished, Sample, Shard
-from synthia_batch.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.results.verify.facts import RunFacts, read_facts
 from synthia_batch.runner.directory.session import RunSession

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.formatting import shorten
 from synthia_batch.core.types import Failed, Finished, Outcome, Row
-from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.expressions import (
     JSON,
     Expression,

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from synthia_batch.core.errors import PoolFailed
 from synthia_batch.core.events import Subscriber, ignore_event
 from synthia_batch.core.formatting import format_count, format_seconds
 from synthia_batch.core.shutdown import DrainReason, DrainRequest
 from synthia_batch.core.types import Failed, Finished, Outcome, Record, Request
-from synthia_batch.errors import PoolFailed
 from synthia_batch.scheduler.crash_bisection import fail_quarantined
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.events import OutcomesRecorded, SampleQuarantined

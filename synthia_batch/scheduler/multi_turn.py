@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 
+from synthia_batch.core.errors import SampleRefused
 from synthia_batch.core.types import (
     Failed,
     Finished,
@@ -23,7 +24,6 @@ from synthia_batch.core.types import (
     Structure,
     Turn,
 )
-from synthia_batch.errors import SampleRefused
 from synthia_batch.job.plan import choose_row_adapter, derive_turn_seed, limit_answer
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.prompts.formats import NO_ARGUMENTS, Arguments

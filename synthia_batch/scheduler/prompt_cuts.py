@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 
+from synthia_batch.core.errors import SampleRefused
 from synthia_batch.core.types import Message, Sample
-from synthia_batch.errors import SampleRefused
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer
 

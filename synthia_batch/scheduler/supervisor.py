@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from synthia_batch.core.errors import DeterminismBroken, PoolFailed
 from synthia_batch.core.events import Subscriber
-from synthia_batch.errors import DeterminismBroken, PoolFailed
 from synthia_batch.scheduler.dispatcher import Dispatcher
 from synthia_batch.scheduler.events import EngineLoading, EngineLost, EngineReady, PoolStarted, WorkerJoined
 from synthia_batch.scheduler.restart_policy import RestartPolicy

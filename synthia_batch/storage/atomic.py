@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from synthia_batch.core.errors import StorageFailed
 from synthia_batch.core.files import create_file
-from synthia_batch.errors import StorageFailed
 
 Buffer = bytes | memoryview
 _NOTHING_LOST = "nothing finished is lost: run the same command again to resume"

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from synthia_batch.errors import IntegrityError
+from synthia_batch.core.errors import IntegrityError
 from synthia_batch.storage.atomic import publish_bytes, storage_errors
 from synthia_batch.storage.journal.append_file import UNSYNCED, AppendFile
 from synthia_batch.storage.journal.frames import Frame, encode_frame, scan_frames

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from synthia_batch.core.checksummed_json import encode_checksummed, read_checksummed
-from synthia_batch.errors import IntegrityError, RunLocked
+from synthia_batch.core.errors import IntegrityError, RunLocked
 from synthia_batch.storage.atomic import publish_bytes, storage_errors
 from synthia_batch.storage.layout import RunDir
 

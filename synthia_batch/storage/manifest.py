@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.checksummed_json import encode_checksummed, read_checksummed
+from synthia_batch.core.errors import IntegrityError
 from synthia_batch.core.types import Shard
-from synthia_batch.errors import IntegrityError
 from synthia_batch.storage.atomic import publish_bytes, remove_file, sync_directory
 from synthia_batch.storage.layout import KEYS, RunDir
 from synthia_batch.storage.ledger import PartEntry, ShardEntry

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.checksummed_json import digest_of, encode_checksummed, read_checksummed
-from synthia_batch.errors import IdentityMismatch, UsageError
+from synthia_batch.core.errors import IdentityMismatch, UsageError
 from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.pipeline_file import list_trials

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.counts import Tally, tally_records
+from synthia_batch.core.errors import IntegrityError
 from synthia_batch.core.types import Shard
-from synthia_batch.errors import IntegrityError
 from synthia_batch.storage.atomic import remove_file, storage_errors, temporary_path
 from synthia_batch.storage.journal.reader import read_journal
 from synthia_batch.storage.layout import RunDir

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from synthia_batch.core.checksummed_json import encode_checksummed, read_checksummed
-from synthia_batch.errors import IntegrityError
+from synthia_batch.core.errors import IntegrityError
 from synthia_batch.job.keys import anchor_paths
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.loading.secrets import drop_written_secrets

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from synthia_batch.core.errors import PoolFailed, SynthiaBatchError
 from synthia_batch.core.formatting import shorten
-from synthia_batch.errors import PoolFailed, SynthiaBatchError
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import Engine, Placement
 from synthia_batch.workers.environment import compiles, prepare_environment

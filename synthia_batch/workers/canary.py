@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
+from synthia_batch.core.errors import DeterminismBroken, UsageError
 from synthia_batch.core.types import Failed, Finished, Outcome, Request
-from synthia_batch.errors import DeterminismBroken, UsageError
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import Engine, EngineFacts
 

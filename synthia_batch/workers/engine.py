@@ -6,8 +6,8 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from synthia_batch.core.errors import SampleRefused, UsageError
 from synthia_batch.core.types import Outcome, Request
-from synthia_batch.errors import SampleRefused, UsageError
 from synthia_batch.job.resolved import EngineSpec
 
 

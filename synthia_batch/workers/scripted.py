@@ -14,9 +14,9 @@ from typing import Any
 
 from blake3 import blake3
 
+from synthia_batch.core.errors import EngineOutOfMemory, UsageError
 from synthia_batch.core.files import open_to_append
 from synthia_batch.core.types import Failed, Finished, Logprobs, Outcome, Request, Structure
-from synthia_batch.errors import EngineOutOfMemory, UsageError
 from synthia_batch.job.engine_settings import ScriptedOptions
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import EngineFacts, Placement, check_prompt_length, read_settings

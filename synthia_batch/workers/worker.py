@@ -13,8 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
+from synthia_batch.core.errors import EngineOutOfMemory, SampleRefused
 from synthia_batch.core.types import Failed, Outcome, Request
-from synthia_batch.errors import EngineOutOfMemory, SampleRefused
 from synthia_batch.workers.engine import Engine
 
 Result = TypeVar("Result")

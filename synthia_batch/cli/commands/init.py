@@ -28,9 +28,9 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented job file for an input's columns. It runs as written."""
+    from synthia_batch.core.errors import UsageError
     from synthia_batch.core.files import create_file
     from synthia_batch.core.formatting import format_count
-    from synthia_batch.errors import UsageError
     from synthia_batch.inputs.fetch.file_types import split_name
     from synthia_batch.operations.init import format_proposal, propose_job
     from synthia_batch.operations.recipes import write_recipe
@@ -70,7 +70,7 @@ def _has(path: Path, text: str) -> bool:
 
 
 def _refuse_to_overwrite(files: list[Path]) -> None:
-    from synthia_batch.errors import UsageError
+    from synthia_batch.core.errors import UsageError
 
     for file in files:
         if file.exists():

@@ -13,9 +13,9 @@ import typer
 from synthia_batch.cli.flags import JobFlags
 from synthia_batch.cli.picture import show_picture
 from synthia_batch.cli.streams import OutputClosed
+from synthia_batch.core.errors import NothingSelected, StorageFailed, UsageError
 from synthia_batch.core.formatting import encode_json
 from synthia_batch.core.terminal import show
-from synthia_batch.errors import NothingSelected, StorageFailed, UsageError
 from synthia_batch.job.loading.command_line import describe_command
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from synthia_batch.core.errors import NothingSelected
 from synthia_batch.core.formatting import encode_json
 from synthia_batch.core.terminal import show
-from synthia_batch.errors import NothingSelected
 
 if TYPE_CHECKING:
     from synthia_batch.job.select import Select
@@ -78,7 +78,7 @@ def select(
 
 def _join(name: str, value: str | None, **keys: Any) -> dict[str, Any] | None:
     """Return the keys of a step whose flag `name` has this value. Raises UsageError for one without it."""
-    from synthia_batch.errors import UsageError
+    from synthia_batch.core.errors import UsageError
 
     if value is not None:
         return {key: one for key, one in keys.items() if one is not None}
@@ -90,7 +90,7 @@ def _join(name: str, value: str | None, **keys: Any) -> dict[str, Any] | None:
 
 def _read_combine(texts: Sequence[str], per: str | None) -> dict[str, Any] | None:
     """Return the step of NAME=HOW:EXPRESSION, given several times. Raises UsageError."""
-    from synthia_batch.errors import UsageError
+    from synthia_batch.core.errors import UsageError
     from synthia_batch.job.select import Combined
 
     if not texts:
@@ -111,7 +111,7 @@ def _read_steps(given: dict[str, Any]) -> "Select":
     """Return the steps with these values, of which None are not given. Raises UsageError."""
     from pydantic import ValidationError
 
-    from synthia_batch.errors import UsageError
+    from synthia_batch.core.errors import UsageError
     from synthia_batch.job.select import Select
 
     try:

@@ -73,7 +73,7 @@ def status(
 
 def _list_runs(as_json: bool) -> None:
     """Print the runs in OUTPUTS, the newest first, one line each."""
-    from synthia_batch.errors import SynthiaBatchError
+    from synthia_batch.core.errors import SynthiaBatchError
     from synthia_batch.results.read.pipeline_status import open_status
     from synthia_batch.results.read.status import list_runs
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from synthia_batch.errors import InputRefused
+from synthia_batch.core.errors import InputRefused
 
 ROWS_PER_GROUP = 10_000
 ROWS_PER_BATCH = 1000

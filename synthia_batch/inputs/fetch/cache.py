@@ -13,7 +13,7 @@ from pathlib import Path
 
 from synthia_batch.core.cache import KeptDirectory, find_user_cache
 from synthia_batch.core.digest import measure_once
-from synthia_batch.errors import StorageFailed
+from synthia_batch.core.errors import StorageFailed
 
 KEPT_DAYS = 30
 """How long an unused copy is kept."""

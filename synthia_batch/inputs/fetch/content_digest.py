@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.types import InputFile
-from synthia_batch.errors import UsageError
 from synthia_batch.inputs.fetch.stamps import read_stamps, refuse_changed
 
 

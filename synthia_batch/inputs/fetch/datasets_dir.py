@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.types import MAX_ROW_BYTES
-from synthia_batch.errors import UsageError
 from synthia_batch.inputs.fetch.file_types import LocatedFile
 from synthia_batch.inputs.fetch.normalize import VERSION, NormalizedFile, get_normalized_copy, write_facts
 from synthia_batch.inputs.fetch.stamps import check_unchanged, read_stamps

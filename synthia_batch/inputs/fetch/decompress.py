@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from synthia_batch.errors import InputRefused
+from synthia_batch.core.errors import InputRefused
 from synthia_batch.inputs.fetch.file_types import Compression
 
 CHUNK_BYTES = 1024 * 1024

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, open_digest_cache
+from synthia_batch.core.errors import InputRefused, UsageError
 from synthia_batch.core.formatting import join_first
 from synthia_batch.core.types import ANY_ROW_BYTES, MAX_ROW_BYTES, InputFile
-from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, is_copy
 from synthia_batch.inputs.fetch.datasets_dir import is_dataset, normalize_dataset, refuse_splits
 from synthia_batch.inputs.fetch.file_types import FORMATS, LocatedFile, RowFiles, choose_row_files, split_name

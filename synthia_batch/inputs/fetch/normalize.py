@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 from blake3 import blake3
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json
+from synthia_batch.core.errors import InputRefused, UsageError
 from synthia_batch.core.types import ANY_ROW_BYTES, InputFile
-from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import FACTS_NAME, find_copy, keep_copy
 from synthia_batch.inputs.fetch.decompress import CHUNK_BYTES, open_decompressed
 from synthia_batch.inputs.fetch.file_types import InputKind, LocatedFile, split_name

@@ -15,8 +15,8 @@ from typing import Any
 from blake3 import blake3
 
 from synthia_batch.core.digest import DigestCache, digest_file, digest_json
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.types import InputFile
-from synthia_batch.errors import UsageError
 from synthia_batch.inputs.fetch.file_types import LocatedFile, get_kind
 from synthia_batch.inputs.fetch.normalize import NormalizedFile, get_normalized_copy, write_facts
 from synthia_batch.inputs.fetch.stamps import check_unchanged, read_stamps

@@ -14,8 +14,8 @@ from typing import Any
 
 from synthia_batch.core.checksummed_json import read_checksummed
 from synthia_batch.core.digest import digest_json
+from synthia_batch.core.errors import InputRefused, IntegrityError, UsageError
 from synthia_batch.core.formatting import format_count
-from synthia_batch.errors import InputRefused, IntegrityError, UsageError
 from synthia_batch.inputs.fetch.file_types import LocatedFile, get_kind
 from synthia_batch.inputs.fetch.normalize import NormalizedFile, get_normalized_copy, write_facts
 

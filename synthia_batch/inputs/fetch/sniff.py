@@ -7,7 +7,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.errors import InputRefused, UsageError
+from synthia_batch.core.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.decompress import open_decompressed
 from synthia_batch.inputs.fetch.file_types import (
     COMPRESSIONS,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from synthia_batch.core.digest import FileStamp, read_stamp
-from synthia_batch.errors import InputRefused, UsageError
+from synthia_batch.core.errors import InputRefused, UsageError
 
 
 def read_stamps(paths: Sequence[Path], shown: Path | str) -> dict[Path, FileStamp]:

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 from blake3 import blake3
 
+from synthia_batch.core.errors import InputRefused, UsageError
 from synthia_batch.core.files import make_private_directories
-from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copies, keep_copy, report_disk
 from synthia_batch.inputs.fetch.decompress import CHUNK_BYTES
 from synthia_batch.inputs.fetch.sniff import sniff_file

@@ -9,7 +9,7 @@ from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from synthia_batch.errors import InputRefused, UsageError
+from synthia_batch.core.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.csv_lines import read_header
 from synthia_batch.inputs.fetch.json_list import ByteReader
 from synthia_batch.inputs.records.faults import FaultList, RowFault, describe_long_row

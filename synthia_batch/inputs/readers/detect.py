@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from synthia_batch.errors import InputRefused, UsageError
+from synthia_batch.core.errors import InputRefused, UsageError
 from synthia_batch.inputs.base import Columns, Selection
 from synthia_batch.inputs.records.columns import resolve_columns, spell_name
 

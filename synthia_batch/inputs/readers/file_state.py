@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 from synthia_batch.core.digest import FileStamp, digest_file, is_touched
+from synthia_batch.core.errors import InputRefused, IntegrityError, UsageError
 from synthia_batch.core.types import Row
-from synthia_batch.errors import InputRefused, IntegrityError, UsageError
 from synthia_batch.inputs.base import Scan
 from synthia_batch.inputs.fetch.stamps import read_stamps, refuse_changed
 

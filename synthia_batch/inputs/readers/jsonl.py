@@ -6,8 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from synthia_batch.core.errors import InputRefused
 from synthia_batch.core.types import Row
-from synthia_batch.errors import InputRefused
 from synthia_batch.inputs.base import CHECKPOINT_ROWS, DETECT_ROWS, Checkpoint, Columns, FileScan, Scan
 from synthia_batch.inputs.readers.detect import FirstNames
 from synthia_batch.inputs.readers.file_source import FileSource

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from synthia_batch.core.errors import InputRefused, UsageError
 from synthia_batch.core.types import KeptColumn, Row
-from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.base import DETECT_ROWS, Columns, FileScan, Scan
 from synthia_batch.inputs.readers.arrow_types import (
     is_id,

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from synthia_batch.core.errors import InputRefused, UsageError
 from synthia_batch.core.types import KeptColumn, Row
-from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.base import PROGRESS_ROWS, Columns, FileScan, Scan, Selection
 from synthia_batch.inputs.readers.detect import ColumnReader, Detected, detect_columns
 from synthia_batch.inputs.readers.json_types import KindTracker

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.formatting import join_first
 from synthia_batch.core.types import MAX_ROW_BYTES
-from synthia_batch.errors import UsageError
 from synthia_batch.inputs.base import Columns, Selection
 from synthia_batch.inputs.fetch.file_types import split_name
 from synthia_batch.inputs.records.faults import REWRITE_LISTS

@@ -17,9 +17,9 @@ import jinja2
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.sandbox import make_sandbox, refuse_chance
 from synthia_batch.core.template_limits import LimitedEnvironment, evaluate_limited
-from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.columns import spell_name
 from synthia_batch.inputs.records.faults import RowFault
 from synthia_batch.inputs.records.patterns import check_patterns, compile_pattern

@@ -2,7 +2,7 @@
 
 from typing import NoReturn
 
-from synthia_batch.errors import InputRefused
+from synthia_batch.core.errors import InputRefused
 
 MAX_FAULTS = 10
 REWRITE_LISTS = "If each line is the messages of one row, name them: `jq -c '{messages: .}' OLD > NEW.jsonl`"

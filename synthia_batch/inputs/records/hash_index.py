@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synthia_batch.errors import StorageFailed
+from synthia_batch.core.errors import StorageFailed
 from synthia_batch.inputs.records.row_ids import HASH_BYTES, NUMBER_DTYPE, ROW_DTYPE, DuplicateIndex
 
 BLOCK_ROWS = 1 << 19

@@ -15,8 +15,8 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from synthia_batch.core.errors import IntegrityError
 from synthia_batch.core.types import Row
-from synthia_batch.errors import IntegrityError
 from synthia_batch.inputs.records.faults import MAX_FAULTS
 
 HASH_BYTES = 8

@@ -14,10 +14,10 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.sandbox import make_sandbox, refuse_addresses
 from synthia_batch.core.template_limits import render_limited
 from synthia_batch.core.types import Message
-from synthia_batch.errors import UsageError
 from synthia_batch.inputs.records.faults import RowFault
 
 ROW = "row"

@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.store_endpoints import find_endpoint
-from synthia_batch.errors import UsageError
 from synthia_batch.inputs.remote.transport import Broken, RemoteFile
 
 CHUNK_BYTES = 16 * 1024 * 1024

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from synthia_batch.core.backoff import Backoff, BackoffPolicy
 from synthia_batch.core.cache import measure
 from synthia_batch.core.digest import digest_json
+from synthia_batch.core.errors import InputRefused, UsageError
 from synthia_batch.core.masking import remember_address, strip_address
-from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.cache import find_copy, keep_copy, report_disk
 from synthia_batch.inputs.fetch.file_types import LocatedFile, choose_row_files
 from synthia_batch.inputs.fetch.normalize import VERSION

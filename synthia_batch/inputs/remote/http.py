@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 from synthia_batch.core.backoff import parse_retry_after
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.masking import (
     mask_address,
     mask_text,
@@ -16,7 +17,6 @@ from synthia_batch.core.masking import (
     remember_secret,
     strip_address,
 )
-from synthia_batch.errors import UsageError
 from synthia_batch.inputs.remote.transport import Broken, Changed, EndUnknown, RemoteFile
 
 TIMEOUT_SECONDS = 60

@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from synthia_batch.core.digest import open_digest_cache
+from synthia_batch.core.errors import InputRefused, UsageError
 from synthia_batch.core.formatting import format_count, join_first
 from synthia_batch.core.hub_blob import find_blob_damage
 from synthia_batch.core.telemetry import keep_private
-from synthia_batch.errors import InputRefused, UsageError
 from synthia_batch.inputs.fetch.file_types import LocatedFile, choose_row_files, list_row_endings
 from synthia_batch.inputs.remote.fetch import match_names
 

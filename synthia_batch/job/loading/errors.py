@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from synthia_batch.core.errors import SynthiaBatchError, UsageError
 from synthia_batch.core.formatting import clip
-from synthia_batch.errors import SynthiaBatchError, UsageError
 from synthia_batch.job.dotted import drop_numbers, flatten, spell_key
 from synthia_batch.job.keys import Key, list_kinds, suggest_key, walk_keys
 from synthia_batch.job.loading.layer import Layer, Place, find_layer, walk_texts

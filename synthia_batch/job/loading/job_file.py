@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.job.keys import anchor_paths, is_section
 from synthia_batch.job.loading.merge import Layer
 from synthia_batch.job.loading.trust import is_own_file

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.job.dotted import flatten, merge_values, nest
 from synthia_batch.job.keys import wants_text
 from synthia_batch.job.loading.errors import explain_faults, find_odd_values, find_references, refuse_faults

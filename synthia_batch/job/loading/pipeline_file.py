@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.job.dotted import merge_values
 from synthia_batch.job.loading.errors import explain_faults, refuse_faults
 from synthia_batch.job.loading.layer import Layer

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.masking import (
     HIDDEN,
     change_secret_fields,
@@ -16,7 +17,6 @@ from synthia_batch.core.masking import (
     remember_address,
     remember_secret,
 )
-from synthia_batch.errors import UsageError
 
 SECRET_KEYS = frozenset({"notify", "engine.hf_token", "engine.api_key"})
 """The keys that may hold a password or a token. None of them is part of a job's identity."""

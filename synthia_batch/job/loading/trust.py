@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.masking import is_masked
-from synthia_batch.errors import UsageError
 from synthia_batch.job.fields import ADDRESS, NUMBERED_ROWS
 from synthia_batch.job.keys import walk_keys
 from synthia_batch.job.loading.layer import Layer, find_layer, look_up, walk_texts

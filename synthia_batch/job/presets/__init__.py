@@ -11,8 +11,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.formatting import suggest_name
-from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import merge_values, nest
 from synthia_batch.job.loading.merge import Layer
 

@@ -11,8 +11,8 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from synthia_batch.core.errors import SampleRefused
 from synthia_batch.core.sandbox import make_sandbox
-from synthia_batch.errors import SampleRefused
 
 CLOCK = "strftime_now"
 """The function by which a template asks for today."""

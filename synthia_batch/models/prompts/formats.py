@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import jinja2
 from jinja2 import meta, nodes
 
+from synthia_batch.core.errors import SampleRefused, UsageError
 from synthia_batch.core.sandbox import refuse_addresses, refuse_chance
 from synthia_batch.core.template_limits import render_limited
 from synthia_batch.core.types import Message
-from synthia_batch.errors import SampleRefused, UsageError
 from synthia_batch.job.schema import TEMPLATE_DATE
 from synthia_batch.models.prompts.dialect import CLOCK, cut_after, describe_failure, make_environment, to_json
 

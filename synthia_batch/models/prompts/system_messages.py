@@ -12,7 +12,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 
 NO_SYSTEM_MESSAGE = "none"
 LITERAL_PREFIX = "text:"

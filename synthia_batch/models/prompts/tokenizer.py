@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from synthia_batch.core.errors import ModelUnavailable, SampleRefused
 from synthia_batch.core.types import Message
-from synthia_batch.errors import ModelUnavailable, SampleRefused
 from synthia_batch.job.resolved import PromptSpec
 from synthia_batch.models.prompts.formats import (
     NO_ARGUMENTS,

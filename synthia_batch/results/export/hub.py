@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synthia_batch.core.backoff import Backoff, BackoffPolicy, parse_retry_after
+from synthia_batch.core.errors import StoreUnreachable, UsageError
 from synthia_batch.core.formatting import format_count
-from synthia_batch.errors import StoreUnreachable, UsageError
 from synthia_batch.results.export.hub_dataset import PushedFile
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.storage.atomic import storage_errors
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import read_manifest

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from synthia_batch.core.errors import StorageFailed, UsageError
 from synthia_batch.core.files import create_file
-from synthia_batch.errors import StorageFailed, UsageError
 from synthia_batch.storage.atomic import temporary_path
 
 _MARK = "\ufeff"

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.types import Failed, Finished, Outcome, Sample
-from synthia_batch.errors import UsageError
 from synthia_batch.job.schema import FlagName, Job
 from synthia_batch.results.quality.language import check_library, detect_language
 from synthia_batch.results.quality.measures import assess_answer, digest_answer

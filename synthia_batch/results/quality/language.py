@@ -5,7 +5,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 
 CONFIDENCE = 0.7
 """Minimum confidence. Sentences in European languages mostly exceed it; code and numbers have about 0.1."""

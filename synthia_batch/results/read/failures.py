@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.errors import IntegrityError
 from synthia_batch.core.types import Failed, Shard
-from synthia_batch.errors import IntegrityError
 from synthia_batch.inputs.fetch.cache import is_copy
 from synthia_batch.job.select import ACCEPT_FAILED, EXPRESSION_FAILED, NOT_ACCEPTED, NOT_SELECTED
 from synthia_batch.results.quality.flags import CODE_PREFIX

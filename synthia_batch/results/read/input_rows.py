@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from synthia_batch.core.digest import open_digest_cache
+from synthia_batch.core.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.core.types import ANY_ROW_BYTES, Row
-from synthia_batch.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.inputs import Scan, digest_contents, digest_files, open_files, resolve_inputs
 from synthia_batch.inputs.base import CHECKPOINT_ROWS, Source
 from synthia_batch.inputs.fetch.numbered_rows import NO_COLUMNS, read_drawn

@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.results.read.stage_runs import read_stage_runs
 from synthia_batch.results.read.status import RunStatus, StatusReader, describe_state
 from synthia_batch.storage.layout import RunDir

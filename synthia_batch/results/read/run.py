@@ -7,8 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.types import Message
-from synthia_batch.errors import UsageError
 from synthia_batch.job.schema import Job
 from synthia_batch.results.read.counts import RunCounts
 from synthia_batch.results.read.failures import FailedSample, list_failures

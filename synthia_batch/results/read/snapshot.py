@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.counts import CUT_OFF, Tally
+from synthia_batch.core.errors import IntegrityError, UsageError
 from synthia_batch.core.types import Shard
-from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.job.plan import read_shards
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.ledger import ShardEntry, read_ledger

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.digest import digest_json
-from synthia_batch.errors import SynthiaBatchError, UsageError
+from synthia_batch.core.errors import SynthiaBatchError, UsageError
 from synthia_batch.inputs.fetch.run_directory import digest_run
 from synthia_batch.storage.layout import RunDir
 from synthia_batch.storage.manifest import Manifest, read_manifest

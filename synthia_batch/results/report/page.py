@@ -14,8 +14,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.formatting import format_bytes, format_seconds
-from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import flatten
 from synthia_batch.results.quality import measures
 from synthia_batch.results.report.answers import MARKS

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.inputs.records.expressions import Expression, ExpressionFailed, read_number
 from synthia_batch.results.export.pairs import Pair, open_pairer
 from synthia_batch.results.read.run import open_run

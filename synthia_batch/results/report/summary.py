@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from synthia_batch.errors import IntegrityError
+from synthia_batch.core.errors import IntegrityError
 from synthia_batch.job.select import NOT_SELECTED
 from synthia_batch.results.read.counts import RunCounts, find_limit
 from synthia_batch.results.read.history import AttemptSummary, RunHistory, list_attempts, read_history

@@ -20,7 +20,7 @@ from jinja2 import Undefined
 from numpy.typing import NDArray
 
 from synthia_batch.core.digest import open_digest_cache
-from synthia_batch.errors import InputRefused, UsageError
+from synthia_batch.core.errors import InputRefused, UsageError
 from synthia_batch.inputs import digest_contents, digest_files, open_file, resolve_inputs
 from synthia_batch.inputs.base import DETECT_ROWS
 from synthia_batch.inputs.records.expressions import ExpressionFailed, suggest

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.inputs.records.expressions import ID, SampleNames
 from synthia_batch.job.select import Combine
 from synthia_batch.results.verify.facts import RunFacts

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 
 SHINGLE_LETTERS = 5
 SIGNATURE_NUMBERS = 128

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.checksummed_json import read_checksummed
+from synthia_batch.core.errors import IntegrityError, UsageError
 from synthia_batch.core.types import KeptColumn, Shard
-from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.job.identity import OUTPUT_FORMAT
 from synthia_batch.job.plan import read_shards
 from synthia_batch.storage.atomic import storage_errors

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.errors import IntegrityError
+from synthia_batch.core.errors import IntegrityError
 
 
 class FindingKind(StrEnum):

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from synthia_batch.core.errors import IntegrityError
 from synthia_batch.core.types import Finished, Shard
-from synthia_batch.errors import IntegrityError
 from synthia_batch.results.verify.facts import RunFacts, find_highest_epoch, read_facts, refuse_other_format
 from synthia_batch.results.verify.findings import Finding, FindingKind
 from synthia_batch.results.verify.shard import ShardCheck

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from synthia_batch.core.checksummed_json import read_checksummed
-from synthia_batch.errors import IntegrityError
+from synthia_batch.core.errors import IntegrityError
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
 from synthia_batch.results.verify.facts import RunFacts
 from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error

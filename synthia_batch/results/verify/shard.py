@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from synthia_batch.core.errors import IntegrityError, JournalCorrupt
 from synthia_batch.core.types import Shard
-from synthia_batch.errors import IntegrityError, JournalCorrupt
 from synthia_batch.results.verify.facts import RunFacts
 from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error
 from synthia_batch.storage.journal.reader import find_damage, find_last_epoch, read_journal

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.errors import IntegrityError
 from synthia_batch.core.types import Shard
-from synthia_batch.errors import IntegrityError
 from synthia_batch.results.verify.facts import RunFacts, read_facts, refuse_other_format
 from synthia_batch.results.verify.findings import Finding, FindingKind, explain_error
 from synthia_batch.results.verify.run_files import (

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from synthia_batch.core.checksummed_json import encode_checksummed, read_checksummed
+from synthia_batch.core.errors import DeterminismBroken
 from synthia_batch.core.types import Request
-from synthia_batch.errors import DeterminismBroken
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.models.prompts.tokenizer import Renderer, open_renderer
 from synthia_batch.storage.atomic import publish_bytes

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.inputs import Scan, Source
 from synthia_batch.job.identity import refuse_differences
 from synthia_batch.job.resolved import ResolvedJob

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
+from synthia_batch.core.errors import StorageFailed
 from synthia_batch.core.events import Subscriber, ignore_event
 from synthia_batch.core.masking import mask_known
 from synthia_batch.core.types import Failed, Record, Shard, Turn
-from synthia_batch.errors import StorageFailed
 from synthia_batch.runner.directory.assembler import Assembler
 from synthia_batch.scheduler.events import ShardPublished
 from synthia_batch.storage.journal.reader import replay

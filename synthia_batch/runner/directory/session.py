@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from synthia_batch.core.errors import IntegrityError, RunLocked
 from synthia_batch.core.events import EventBus
 from synthia_batch.core.log import keep_log
 from synthia_batch.core.shutdown import DrainRequest
 from synthia_batch.core.types import Shard
-from synthia_batch.errors import IntegrityError, RunLocked
 from synthia_batch.inputs import Scan, open_files
 from synthia_batch.inputs.records.row_ids import DuplicateIndex
 from synthia_batch.job.plan import read_shards

@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from synthia_batch.core.errors import SynthiaBatchError
 from synthia_batch.core.events import EventBus
 from synthia_batch.core.formatting import format_seconds
 from synthia_batch.core.shutdown import DrainRequest
-from synthia_batch.errors import SynthiaBatchError
 from synthia_batch.job.loading.command_line import read_command
 from synthia_batch.job.resolved import ResolvedJob
 from synthia_batch.job.schema import Job

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.events import Event, Subscriber
 from synthia_batch.core.snapshot import ProgressSnapshot, WorkerSnapshot
-from synthia_batch.errors import UsageError
 
 HOST = "127.0.0.1"
 """From another machine: ssh -L 9400:127.0.0.1:9400 HOST. The metrics have no password."""

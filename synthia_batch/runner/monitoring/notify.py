@@ -6,7 +6,7 @@ An address may hold a password, so it is never shown, logged or saved; only its 
 import logging
 from collections.abc import Mapping, Sequence
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.job.loading.secrets import mask, reveal
 
 _log = logging.getLogger(__name__)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.types import Structure
-from synthia_batch.errors import UsageError
 from synthia_batch.job.accept_function import AcceptFunction
 from synthia_batch.job.loading.merge import Merged
 from synthia_batch.job.resolved import Device, EngineSpec

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.hardware import installed_vllm, list_capabilities, name_cpu, name_gpus
 from synthia_batch.core.strict_cost import describe_strict_cost
-from synthia_batch.errors import UsageError
 from synthia_batch.job.identity import Numerics
 from synthia_batch.job.loading.layer import find_layer
 from synthia_batch.job.loading.merge import Merged

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.inputs import Columns
 from synthia_batch.job.schema import Job
 

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from synthia_batch.errors import ModelElsewhere
+from synthia_batch.core.errors import ModelElsewhere
 from synthia_batch.inputs import Columns
 from synthia_batch.inputs.records.columns import describe_unused
 from synthia_batch.job.resolved import ModelRef

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache
+from synthia_batch.core.errors import ModelElsewhere, UsageError
 from synthia_batch.core.hardware import detect_device, list_gpu_memory, total_memory_bytes
-from synthia_batch.errors import ModelElsewhere, UsageError
 from synthia_batch.job.loading.merge import Layer, Merged
 from synthia_batch.job.presets import Preset, find_preset, list_presets, read_preset
 from synthia_batch.job.resolved import AdapterChoice, Device, FormatName, LoraAdapter, ModelRef, PromptSpec

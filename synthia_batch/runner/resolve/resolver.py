@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthia_batch.core.digest import DigestCache, open_digest_cache
-from synthia_batch.errors import ModelElsewhere, UsageError
+from synthia_batch.core.errors import ModelElsewhere, UsageError
 from synthia_batch.inputs import (
     NUMBER,
     Columns,

@@ -2,7 +2,7 @@
 
 import logging
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.inputs import Columns
 from synthia_batch.job.loading.merge import Merged
 from synthia_batch.job.resolved import PlanSpec, SystemText

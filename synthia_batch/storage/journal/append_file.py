@@ -5,8 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from synthia_batch.core.errors import StorageFailed
 from synthia_batch.core.files import open_to_append
-from synthia_batch.errors import StorageFailed
 from synthia_batch.storage.atomic import storage_errors, sync_directory, sync_file_data, write_all
 from synthia_batch.storage.journal.frames import encode_frame
 

@@ -5,8 +5,8 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
+from synthia_batch.core.errors import IntegrityError
 from synthia_batch.core.types import Failed, Finished, Message, Outcome, Turn
-from synthia_batch.errors import IntegrityError
 from synthia_batch.storage.journal.frames import Frame, decode_line
 from synthia_batch.storage.journal.logprobs import decode_logprobs_json
 

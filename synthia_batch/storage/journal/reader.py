@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.errors import JournalCorrupt
 from synthia_batch.core.types import Finished, Outcome, Record, Shard, Turn
-from synthia_batch.errors import JournalCorrupt
 from synthia_batch.storage.atomic import storage_errors
 from synthia_batch.storage.journal.append_file import UNSYNCED
 from synthia_batch.storage.journal.frames import Frame, scan_frames

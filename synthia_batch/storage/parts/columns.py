@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from synthia_batch.errors import IntegrityError
+from synthia_batch.core.errors import IntegrityError
 from synthia_batch.storage.parts.row_digest import digest_columns
 
 TEXT_BATCH_ROWS = 256

@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.types import Failed, Finished, KeptColumn, Message, Sample
-from synthia_batch.errors import UsageError
 from synthia_batch.storage.parts.logprobs import LOGPROBS
 
 _TEXT, _INT, _LONG = pa.string(), pa.int32(), pa.int64()

@@ -13,8 +13,8 @@ from typing import Any, Generic
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.types import KeptColumn, Message
-from synthia_batch.errors import UsageError
 from synthia_batch.storage.layout import ROW_GROUP_ROWS
 from synthia_batch.storage.parts.columns import digest_file
 from synthia_batch.storage.parts.logprobs import LOGPROBS, encode_logprobs

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from synthia_batch.core.checksummed_json import encode_checksummed, read_checksummed
-from synthia_batch.errors import IntegrityError, SynthiaBatchError
+from synthia_batch.core.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.job.resolved import Remote
 from synthia_batch.storage.atomic import publish_bytes
 from synthia_batch.storage.layout import RunDir

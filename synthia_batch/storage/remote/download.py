@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synthia_batch.core.checksummed_json import decode_checksummed
-from synthia_batch.errors import IntegrityError, UsageError
+from synthia_batch.core.errors import IntegrityError, UsageError
 from synthia_batch.job.plan import read_shards
 from synthia_batch.storage.atomic import make_directory, publish_bytes, read_file
 from synthia_batch.storage.layout import KEYS, PART_FOLDERS, RunDir

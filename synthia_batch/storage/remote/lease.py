@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Self
 
-from synthia_batch.errors import IntegrityError, LeaseLost, RunLocked, StorageFailed, UsageError
+from synthia_batch.core.errors import IntegrityError, LeaseLost, RunLocked, StorageFailed, UsageError
 from synthia_batch.storage.remote.object_metadata import Version
 from synthia_batch.storage.remote.object_store import ObjectStore
 

@@ -17,8 +17,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from synthia_batch.core.errors import IntegrityError, StorageFailed, StoreUnreachable, SynthiaBatchError
 from synthia_batch.core.types import Shard
-from synthia_batch.errors import IntegrityError, StorageFailed, StoreUnreachable, SynthiaBatchError
 from synthia_batch.storage.atomic import read_file
 from synthia_batch.storage.layout import PART_FOLDERS, RunDir
 from synthia_batch.storage.ledger import PartEntry, ShardEntry

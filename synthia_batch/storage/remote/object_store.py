@@ -16,8 +16,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from synthia_batch.core.backoff import Backoff, BackoffPolicy
+from synthia_batch.core.errors import StorageFailed, StoreUnreachable, UsageError
 from synthia_batch.core.store_endpoints import find_endpoint
-from synthia_batch.errors import StorageFailed, StoreUnreachable, UsageError
 from synthia_batch.storage.remote.object_metadata import StoredObject, Version
 
 _log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from synthia_batch.core.checksummed_json import decode_checksummed
+from synthia_batch.core.errors import IntegrityError, UsageError
 from synthia_batch.core.types import Shard
-from synthia_batch.errors import IntegrityError, UsageError
 from synthia_batch.job.identity import refuse_differences
 from synthia_batch.job.plan import read_shards
 from synthia_batch.storage.atomic import make_directory, publish_bytes, remove_file

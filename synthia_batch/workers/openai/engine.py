@@ -16,8 +16,8 @@ import httpx2
 import openai
 
 from synthia_batch.core.backoff import Backoff
+from synthia_batch.core.errors import PoolFailed, SampleRefused, UsageError
 from synthia_batch.core.types import Failed, Message, Outcome, Request
-from synthia_batch.errors import PoolFailed, SampleRefused, UsageError
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import EngineFacts, Placement
 from synthia_batch.workers.openai.errors import RequestFailed, ServerAway, api_errors

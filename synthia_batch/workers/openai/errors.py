@@ -7,7 +7,7 @@ import httpx2
 import openai
 
 from synthia_batch.core.backoff import parse_retry_after
-from synthia_batch.errors import SampleRefused, UsageError
+from synthia_batch.core.errors import SampleRefused, UsageError
 from synthia_batch.workers.openai.protocol import CONTENT_FILTER, BrokenAnswer
 
 REFUSED = frozenset({400, 413, 422})

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from synthia_batch.core.errors import SampleRefused
 from synthia_batch.core.types import Failed, Finished, Outcome, Request, Structure
-from synthia_batch.errors import SampleRefused
 from synthia_batch.job.engine_settings import EndpointSettings
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.openai.settings import NEUTRAL, list_extra

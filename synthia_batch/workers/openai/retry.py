@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from synthia_batch.core.backoff import Backoff, BackoffPolicy
-from synthia_batch.errors import PoolFailed
+from synthia_batch.core.errors import PoolFailed
 from synthia_batch.job.engine_settings import EndpointSettings
 from synthia_batch.workers.openai.errors import RequestFailed, ServerAway
 

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.types import Structure
-from synthia_batch.errors import UsageError
 from synthia_batch.job.dotted import drop_numbers
 from synthia_batch.job.engine_settings import Api, EndpointSettings
 from synthia_batch.job.loading.layer import walk_texts

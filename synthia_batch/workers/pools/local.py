@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+from synthia_batch.core.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError, UsageError
 from synthia_batch.core.files import open_to_append
 from synthia_batch.core.types import Request
-from synthia_batch.errors import EngineOutOfMemory, PoolFailed, SynthiaBatchError, UsageError
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.workers import load_engine
 from synthia_batch.workers.canary import adopt_spec, run_canaries

@@ -3,7 +3,7 @@
 import os
 import socket
 
-from synthia_batch.errors import PoolFailed, UsageError
+from synthia_batch.core.errors import PoolFailed, UsageError
 
 PROBE_SECONDS = 5.0
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
 
-from synthia_batch.errors import EngineOutOfMemory, SynthiaBatchError
+from synthia_batch.core.errors import EngineOutOfMemory, SynthiaBatchError
 from synthia_batch.workers.engine import Reduction
 from synthia_batch.workers.pools.base import Cause, WorkerLost
 from synthia_batch.workers.pools.process_tree import kill_descendants

@@ -13,8 +13,8 @@ from typing import Any
 
 import ray
 
+from synthia_batch.core.errors import PoolFailed
 from synthia_batch.core.types import Request
-from synthia_batch.errors import PoolFailed
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.workers.canary import Loaded
 from synthia_batch.workers.engine import NO_REDUCTION, Placement, Reduction

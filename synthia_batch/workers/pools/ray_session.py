@@ -21,8 +21,8 @@ from ray._private.node import Node
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
+from synthia_batch.core.errors import PoolFailed, SynthiaBatchError
 from synthia_batch.core.hardware import list_cores
-from synthia_batch.errors import PoolFailed, SynthiaBatchError
 from synthia_batch.job.resolved import PoolSpec
 from synthia_batch.workers.pools.guard import Guard
 from synthia_batch.workers.pools.ray_address import check_form, probe_head

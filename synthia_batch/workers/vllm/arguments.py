@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.hardware import list_gpu_memory, total_memory_bytes
 from synthia_batch.core.types import Request
-from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import CPU_BLOCK_SIZE, EngineSpec
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.workers.engine import Placement, Reduction

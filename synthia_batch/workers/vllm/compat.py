@@ -8,7 +8,7 @@ import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.job.resolved import EngineSpec
 
 SUPPORTED = ((0, 26), (0, 33))

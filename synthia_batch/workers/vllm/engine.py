@@ -17,9 +17,9 @@ from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 
+from synthia_batch.core.errors import DeterminismBroken
 from synthia_batch.core.hardware import name_cpu, name_driver, name_gpus
 from synthia_batch.core.types import Failed, Finished, Outcome, Request
-from synthia_batch.errors import DeterminismBroken
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.workers.engine import EngineFacts, Placement, check_prompt_length
 from synthia_batch.workers.environment import describe_environment

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from synthia_batch.errors import EngineOutOfMemory, UsageError
+from synthia_batch.core.errors import EngineOutOfMemory, UsageError
 from synthia_batch.workers.engine import describe_refusal
 from synthia_batch.workers.process_log import ProcessLog
 from synthia_batch.workers.vllm.compat import client_errors

@@ -12,8 +12,8 @@ from vllm.outputs import CompletionOutput
 from vllm.reasoning import ReasoningParser, ReasoningParserManager
 from vllm.tokenizers import get_tokenizer
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.types import Failed, Finished, Logprobs, Request
-from synthia_batch.errors import UsageError
 
 NOT_PARSED = "reasoning_not_parsed"
 """Failure code of an answer that the reasoning parser could not read."""

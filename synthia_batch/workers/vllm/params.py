@@ -7,8 +7,8 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind, StructuredOutputsParams
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.types import Request, Structure
-from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import EngineSpec
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.workers.vllm.arguments import (

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.job.resolved import Device, EngineSpec
 from synthia_batch.job.schema import Determinism
 from synthia_batch.workers.vllm.arguments import CLEAN_ATTENTION_BACKENDS, MLA_ATTENTION_BACKEND

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from synthia_batch.errors import UsageError
+from synthia_batch.core.errors import UsageError
 from synthia_batch.job.sampling import Sampling
 from synthia_batch.workers.vllm.arguments import STRUCTURES, sampling_arguments, structures_config
 from synthia_batch.workers.vllm.settings import find_class

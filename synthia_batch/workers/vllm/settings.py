@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.formatting import suggest_name
-from synthia_batch.errors import UsageError
 from synthia_batch.job.resolved import Device, EngineSpec
 from synthia_batch.job.schema import Determinism
 from synthia_batch.workers.vllm.arguments import SERVER_SETTINGS

@@ -8,8 +8,8 @@ from typing import Any
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.tool_parsers import ToolParser, ToolParserManager
 
+from synthia_batch.core.errors import UsageError
 from synthia_batch.core.types import Failed, Finished, Message, Request
-from synthia_batch.errors import UsageError
 from synthia_batch.workers.vllm.outputs import load_tokenizer
 
 NOT_PARSED = "tool_calls_not_parsed"
