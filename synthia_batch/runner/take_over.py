@@ -128,7 +128,9 @@ def _read_shard(facts: RunFacts, shard: Shard) -> dict[int, tuple[Finished, Any]
 
 
 def _has_messages(sample: Sample, finished: Finished, messages: Any) -> bool:
-    """Return whether the sample's conversation with this answer is the one that was written."""
+    """Return whether the sample's conversation with this answer is the one written, to its end."""
+    if len(finished.earlier) != len(sample.row.follow_ups):
+        return False
     whole = sample.complete(finished.earlier, finished.response)
     return [(turn.role, turn.content) for turn in whole] == [
         (turn["role"], turn["content"]) for turn in messages
