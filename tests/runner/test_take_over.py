@@ -1,6 +1,7 @@
 """Samples whose rows are unchanged are taken over when a stage before theirs has got more samples."""
 
 import json
+import os
 import shutil
 from itertools import count
 from pathlib import Path
@@ -112,6 +113,46 @@ def test_of_a_damaged_run_nothing_is_taken_over(pipeline: Path, capsys: Any) -> 
     done = call(capsys, "run", "judged.yaml", "-o", "before")
     assert (done.code, "nothing is taken over from before/stages/judge-" in done.err) == (0, True), done.err
     assert len(Path("calls").read_text().split()) == 2 * ROWS
+    made, whole = read_files(Path("before")), read_files(Path("whole"))
+    assert {name: made[name] for name in whole} == whole
+
+
+def test_damage_that_kept_size_and_time_is_found(pipeline: Path, capsys: Any) -> None:
+    (part,) = Path("before/stages").glob("judge-*/data/*.parquet")
+    times, content = part.stat(), bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    os.utime(part, ns=(times.st_atime_ns, times.st_mtime_ns))
+    done = call(capsys, "run", "judged.yaml", "-o", "before")
+    assert (done.code, "nothing is taken over from before/stages/judge-" in done.err) == (0, True), done.err
+    assert len(Path("calls").read_text().split()) == 2 * ROWS
+
+
+@pytest.mark.parametrize("content", [None, b"{}"])
+def test_without_the_canary_answers_of_its_engines_nothing_is_taken_over(
+    pipeline: Path, capsys: Any, content: bytes | None
+) -> None:
+    (canary,) = Path("before/stages").glob("judge-*/.synthia/canary.json")
+    canary.unlink() if content is None else canary.write_bytes(content)
+    done = call(capsys, "run", "judged.yaml", "-o", "before")
+    assert (done.code, "nothing is taken over from before/stages/judge-" in done.err) == (0, True), done.err
+    assert len(Path("calls").read_text().split()) == 2 * ROWS
+
+
+def test_a_conversation_that_goes_on_longer_is_generated(capsys: Any) -> None:
+    def write_turns(rows: list[list[str]]) -> None:
+        write_jsonl(Path("q.jsonl"), [{"id": f"r{n}", "turns": turns} for n, turns in enumerate(rows)])
+
+    stage = "{name: ask, input: {path: q.jsonl, id_column: id, turns_column: turns}}"
+    head = "name: asked\nengine: {kind: scripted, call_log: calls}\npool: {kind: local}\n"
+    select = "{name: keep, select: {best: ask.completion_tokens}}"
+    Path("asked.yaml").write_text(f"{head}stages: [{stage}, {select}]\n")
+    write_turns([["One?", "Two?"], ["Three?"], ["Four?"]])
+    assert call(capsys, "run", "asked.yaml", "-q", "-o", "before").code == 0
+    write_turns([["One?", "Two?"], ["Three?", "And then?"], ["Four?"]])
+    assert call(capsys, "run", "asked.yaml", "-q", "-o", "whole").code == 0
+    done = call(capsys, "run", "asked.yaml", "-o", "before")
+    assert (done.code, "2 samples taken over" in done.err) == (0, True), done.err
     made, whole = read_files(Path("before")), read_files(Path("whole"))
     assert {name: made[name] for name in whole} == whole
 
