@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthia_batch.core.checksummed_json import encode_checksummed, read_checksummed
+from synthia_batch.core.errors import IntegrityError, SynthiaBatchError
 from synthia_batch.core.formatting import format_count
 from synthia_batch.core.types import Finished, Sample, Shard
 from synthia_batch.job.resolved import ResolvedJob
