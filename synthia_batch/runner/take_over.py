@@ -147,7 +147,11 @@ def _open_earlier(session: RunSession, earlier: Path) -> _EarlierRun:
         now = read_checksummed(session.run_dir.canary)
         if before is None and (now is not None or session.job.engine.determinism == "strict"):
             raise _NotUsable("its engines' answers to the canary prompts are missing")
-        if now is not None and any(before[key] != now[key] for key in ("texts", "bits")):
+        if (
+            before is not None
+            and now is not None
+            and any(before[key] != now[key] for key in ("texts", "bits"))
+        ):
             raise _NotUsable("its engines answered the canary prompts otherwise")
         for part in manifest.parts:
             check_part(facts.run_dir.root / part.path, part.entry)
