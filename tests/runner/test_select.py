@@ -503,6 +503,9 @@ def test_what_gives_patterns_their_meaning_is_part_of_the_identity(answers: Path
         ("answers.response == 'So.' and answers.json.x is not defined", True),
         ('row["answers"].row_index', 7),
         ('row["row"] == "R" and row["topic"] == "x" and row["my col"] == 1', True),
+        ("score is defined", False),
+        ("score is not defined and topic is defined", True),
+        ("judged.system == 'none'", True),
     ],
 )
 def test_expressions(text: str, value: Any) -> None:
@@ -530,6 +533,10 @@ def test_expressions(text: str, value: Any) -> None:
         ("row.topic()", "where: row.topic(): row can only be used as row"),
         ("topic | random", "where: topic | random: "),
         ('row["topc"]', "did you mean topic"),
+        ("topic is none", "null is nothing, which no comparison finds: ask with `is defined`"),
+        ("not (topic is not none)", "ask with `is defined`"),
+        ("none != topic", "ask with `is defined`"),
+        ("topic == null", "there is no null"),
     ],
 )
 def test_a_wrong_expression_is_refused_with_what_is_meant(text: str, fault: str) -> None:

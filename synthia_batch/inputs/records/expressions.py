@@ -113,6 +113,7 @@ class Expression:
             environment.compile_expression(text)  # Nothing but an expression.
             tree = environment.parse(f"{{{{ ({text}\n) }}}}")
             refuse_chance(tree)
+            _refuse_null(tree)
             check_patterns(tree)
             template = environment.from_string(f"{{% set {_VALUE} = ({text}\n) %}}")
         except jinja2.TemplateError as exc:
@@ -155,6 +156,18 @@ class Expression:
         value = self._context.vars.pop(_VALUE)
         # What filters such as `map` give is lazy: always true, and equal to nothing but itself.
         return list(value) if isinstance(value, Iterator) else value
+
+
+def _refuse_null(tree: nodes.Template) -> None:
+    """Raise TemplateSyntaxError where null is asked for: a value that is null is nothing."""
+    asked = [node.lineno for node in tree.find_all(nodes.Test) if node.name == "none"]
+    for node in tree.find_all(nodes.Compare):
+        values = (node.expr, *(operand.expr for operand in node.ops))
+        asked += [node.lineno for one in values if isinstance(one, nodes.Const) and one.value is None]
+    if asked:
+        raise jinja2.TemplateSyntaxError(
+            "null is nothing, which no comparison finds: ask with `is defined` or `is not defined`", asked[0]
+        )
 
 
 class _Environment(LimitedEnvironment):
