@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from synthia_batch.core.hardware import name_driver
+from synthia_batch.workers.vllm.compat import advise_on_import
 
 MIN_DRIVERS = {12: 525, 13: 580}
 """Oldest driver of each CUDA release: https://docs.nvidia.com/deploy/cuda-compatibility/"""
@@ -158,5 +159,5 @@ def check_import(program: str, timeout_seconds: float = IMPORT_SECONDS) -> Check
         version = done.stdout.split()[-1] if done.stdout.split() else ""
         return Check(name="vllm", state="ok", text=f"{version} and its kernels load")
     reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
-    text = f"import fails: {reason.strip()}; install vLLM and torch of matching releases again"
+    text = f"import fails: {reason.strip()}; {advise_on_import(reason)}"
     return Check(name="vllm", state="bad", text=text)

@@ -79,6 +79,8 @@ def test_vllm_and_its_kernels_are_really_imported() -> None:
     broken = check_import("import sys; sys.exit('ImportError: libcudart.so.13: cannot open')")
     assert broken.state == "bad"
     assert "libcudart.so.13" in broken.text
+    beside = check_import("import sys; sys.exit('RuntimeError: operator torchvision::nms does not exist')")
+    assert "needs none of torchvision, torchaudio, torchcodec: uninstall them" in beside.text
     assert check_import("import time; time.sleep(60)", timeout_seconds=0.5).state == "unknown"
 
 

@@ -107,6 +107,25 @@ def test_a_shortage_that_vllm_reports_as_a_value_is_memory_and_no_setting() -> N
         raise ValueError(CONTEXT)
 
 
+@NEEDS_VLLM
+def test_code_of_a_model_that_cannot_be_imported_is_no_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from synthia_batch.workers.vllm import errors
+
+    unread = ValueError("Value error, Model architectures ['LlamaForCausalLM'] failed to be inspected.")
+    with pytest.raises(UsageError, match="cannot start with these settings"), errors.setting_errors():
+        raise unread
+    name = "torchvision_of_this_test"
+    (tmp_path / f"{name}.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(errors, "BESIDE_TORCH", ("no_such_module", name))
+    with pytest.raises(UsageError, match="cannot import the model's code") as found, errors.setting_errors():
+        raise unread
+    assert "operator torchvision::nms does not exist; generating text needs none of" in str(found.value)
+
+
 PROGRAM = """
 import subprocess, sys
 from synthia_batch.workers.process_log import ProcessLog

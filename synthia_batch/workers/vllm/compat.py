@@ -15,6 +15,8 @@ SUPPORTED = ((0, 26), (0, 33))
 """The oldest and the newest supported release: 0.26 for torch 2.11, 0.33 for new models."""
 CPU_PATCHED = frozenset({(0, 32)})
 """The releases on which the tests of this package's patches of the CPU engine have run."""
+BESIDE_TORCH = ("torchvision", "torchaudio", "torchcodec")
+"""Packages whose build for CUDA, beside a torch for CPUs, fails the import of transformers."""
 Support = Literal["supported", "older", "newer"]
 
 
@@ -83,6 +85,16 @@ def patch_cpu(spec: EngineSpec, version: str) -> AbstractContextManager[None]:
     if spec.adapters:
         skip_rows_without_adapter()
     return lazy_zeros()
+
+
+def advise_on_import(reason: str) -> str:
+    """Return what helps if vLLM, or the code of a model, cannot be imported for this `reason`."""
+    if any(name in reason for name in BESIDE_TORCH):
+        return (
+            f"generating text needs none of {', '.join(BESIDE_TORCH)}: uninstall them, or install the builds "
+            "that belong to this torch"
+        )
+    return "install vLLM and torch of matching releases again"
 
 
 def client_errors() -> tuple[type[Exception], ...]:

@@ -6,6 +6,8 @@ EngineDeadError): its reason is in the log that it shares with this process.
 
 import functools
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +17,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from synthia_batch.core.errors import EngineOutOfMemory, UsageError
 from synthia_batch.workers.engine import describe_refusal
 from synthia_batch.workers.process_log import ProcessLog
-from synthia_batch.workers.vllm.compat import client_errors
+from synthia_batch.workers.vllm.compat import BESIDE_TORCH, advise_on_import, client_errors
 
 _SHORTAGE = re.compile(
     r"OutOfMemoryError|CUDA out of memory|Free memory on device|No available memory for the cache blocks"
@@ -25,6 +27,8 @@ _SHORTAGE = re.compile(
 memory on a GPU. Those of vLLM are ValueErrors, which have no type of their own."""
 _SETTING = re.compile(r"(?:\bValueError|\bValidationError): (?P<message>.*(?:\n.*){0,2})")
 """The last line of the traceback of an invalid setting; Pydantic's messages have two more."""
+_NOT_IMPORTED = "failed to be inspected"
+"""vLLM imports a model's code in a process of its own, and says this of any error (models/registry.py)."""
 _OF_PACKED_WEIGHTS = "cpu_gemm_wna16"
 _MORE_THAN_ANY_MACHINE_HAS = 2**62
 
@@ -51,6 +55,10 @@ def setting_errors() -> Iterator[None]:
     except refusals as exc:
         if is_gpu_shortage(str(exc)):
             raise EngineOutOfMemory(str(exc)) from exc
+        if _NOT_IMPORTED in str(exc) and (broken := find_broken_import()) is not None:
+            raise UsageError(
+                f"vLLM cannot import the model's code: {broken}; {advise_on_import(broken)}"
+            ) from exc
         raise UsageError(_explain_setting(describe_refusal(exc))) from exc
 
 
@@ -82,6 +90,19 @@ def explain_core(printed: str, *, is_loading: bool) -> EngineOutOfMemory | Usage
     if last is None or not is_loading:
         return None
     return UsageError(_explain_setting(last["message"].strip()))
+
+
+def find_broken_import() -> str | None:
+    """Return the error of a package beside torch that is there and cannot be imported, None if all can.
+
+    It is looked for and imported in a new process: in this one that may have been tried.
+    """
+    for name in BESIDE_TORCH:
+        program = f"import importlib.util\nif importlib.util.find_spec({name!r}): import {name}"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        if done.returncode:
+            return f"{name}: {done.stderr.strip().splitlines()[-1]}"
+    return None
 
 
 def check_kernels(device: str, quantization: str | None) -> None:
