@@ -63,6 +63,8 @@ def take_over(session: RunSession, earlier: Path) -> None:
     try:
         known = _open_earlier(session, earlier)
         for state in list(store.unfinished):
+            if session.drain.reason is not None:
+                break
             ended = store.list_ended(state.shard)
             samples = [
                 sample

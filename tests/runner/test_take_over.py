@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
 from inside import Killed, call, dying_at
+
+from synthia_batch.runner.take_over import _EarlierRun
 
 ROWS = 6
 FILE = """\
@@ -153,6 +157,25 @@ def test_a_conversation_that_goes_on_longer_is_generated(capsys: Any) -> None:
     assert call(capsys, "run", "asked.yaml", "-q", "-o", "whole").code == 0
     done = call(capsys, "run", "asked.yaml", "-o", "before")
     assert (done.code, "2 samples taken over" in done.err) == (0, True), done.err
+    made, whole = read_files(Path("before")), read_files(Path("whole"))
+    assert {name: made[name] for name in whole} == whole
+
+
+def test_a_signal_is_heeded_between_two_files(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = "{prompt_template: judge.j2}"
+    run_before(capsys, FILE.replace(keys, keys + "\n    samples_per_file: 3"))
+    find = _EarlierRun.find
+
+    def find_and_signal(self: Any, sample: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return find(self, sample)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_EarlierRun, "find", find_and_signal)
+        done = call(capsys, "run", "judged.yaml", "-o", "before")
+    assert (done.code, Path("calls").exists()) == (75, False), done.err
+    assert re.search(r"\b[123] samples? taken over", done.err), done.err
+    assert call(capsys, "run", "judged.yaml", "-q", "-o", "before").code == 0
     made, whole = read_files(Path("before")), read_files(Path("whole"))
     assert {name: made[name] for name in whole} == whole
 
