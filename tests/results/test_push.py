@@ -185,7 +185,8 @@ def test_what_shall_be_private_is_not_pushed_in_public(
 
 def test_a_run_that_is_not_complete_is_refused(synthia: Command, hub: FakeHub, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "q.jsonl", [{"question": "Why?"}, {"question": "How?"}])
-    assert synthia("preview", "q.jsonl", "-n", "1", "--answers", *RUN, "-o", "out").returncode == 0
+    # Its one sample fails.
+    assert synthia("preview", "q.jsonl", "-n", "1", "--answers", *RUN, "-o", "out").returncode == 3
     done = synthia("push", "out", REPOSITORY, **hub.environment)
     assert done.returncode == 2, done.stderr
     assert "out: only a complete run can be pushed" in done.stderr
