@@ -128,6 +128,7 @@ def _open_shell(home: Path) -> Iterator["pexpect.spawn[str]"]:
         env={**kept, "PATH": path, "PS1": PROMPT, "TERM": "xterm", "LC_ALL": "C.UTF-8"},
         dimensions=(LINES, COLUMNS),
         encoding="utf-8",
+        use_poll=True,  # select() takes no file descriptor over 1023, which a long test run reaches.
     )
     try:
         yield shell
