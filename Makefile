@@ -21,7 +21,7 @@ test: setup  ## every test but the longest; a part of them: make test ARGS="test
 
 # Without an engine, Ray and real kills. Of a change, most is seen here; `make test` has the rest.
 FAST := tests/core tests/inputs tests/job tests/models tests/scheduler tests/storage tests/test_imports.py
-test-fast: setup  ## tests without engines, Ray and kills: three minutes on two cores
+test-fast: setup  ## tests without engines, Ray and kills: four minutes on two cores
 	@tools/test.sh -m "not machine and not long" $(FAST) $(ARGS)
 
 test-long: setup  ## what `make test` says that it skips: about an hour on two cores
